@@ -1,0 +1,108 @@
+# Every target makes the environment it needs, works alone from a fresh clone, and does nothing twice.
+# `make help` lists the targets. What may be set on the command line:
+#
+#   PYTHON       the interpreter that makes the environment               make test PYTHON=python3.12
+#   VENV         where the environment is                                 make lab VENV=~/minimoe-env
+#   TORCH_INDEX  take torch from this package index (once, at set-up)     see README.md, 'Installing'
+#   JOBS         how many tests run side by side                          make test JOBS=8
+#   LAB_ARGS, STUDY_ARGS, TRAIN_ARGS, TEST_ARGS                           handed on as they are
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= course,dev,hf
+JOBS ?= 2
+TORCH_INDEX ?=
+LAB_ARGS ?=
+STUDY_ARGS ?=
+TRAIN_ARGS ?=
+TEST_ARGS ?=
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The environment is up to date while the files that define it, and this folder, are what they were when
+# it was made. Their checksum is in the stamp's name; their dates, which a checkout changes, do not matter.
+STAMP := $(VENV)/.minimoe-$(shell { cat pyproject.toml constraints.txt; echo "$(EXTRAS) $(CURDIR)"; } | cksum | tr ' ' '-')
+PY := $(VENV)/bin/python
+
+# In `test` and `lint` one failure does not hide the next: each part runs, and any of them decides.
+# Tests and lessons are small and many: one thread each beats several that fight over two cores.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
+
+.PHONY: help lab test test-slow study train corpus book lint format notebooks env text clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lab: $(STAMP) text ## fetch the text and open the lessons in JupyterLab
+	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
+
+study: $(STAMP) text ## the routing study of the shipped model: one HTML report, in study/
+	$(PY) -m minimoe study $(STUDY_ARGS)
+
+train: $(STAMP) ## train a model (TRAIN_ARGS="--preset nano")
+	$(PY) -m minimoe train $(TRAIN_ARGS)
+
+corpus: $(STAMP) ## fetch the text and list its domains, sizes and licences
+	$(PY) -m minimoe corpus fetch
+	$(PY) -m minimoe corpus
+
+test: $(STAMP) text ## unit tests, then every lesson
+	@failed=0; \
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile $(TEST_ARGS) tests || failed=1; \
+	$(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile notebooks || failed=1; \
+	exit $$failed
+
+test-slow: $(STAMP) text ## the tests that take minutes: fuzzing, killed and resumed training
+	$(TEST_ENV) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile $(TEST_ARGS) tests
+
+lint: $(STAMP) ## ruff, its formatter, and pyright
+	@failed=0; \
+	$(VENV)/bin/ruff check . || failed=1; \
+	$(VENV)/bin/ruff format --check . || failed=1; \
+	$(VENV)/bin/pyright --pythonpath $(PY) || failed=1; \
+	exit $$failed
+
+format: $(STAMP) ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+notebooks: $(STAMP) text ## run every lesson and store its outputs in normal form
+	$(TEST_ENV) $(PY) book/lessons.py run $(LESSONS)
+
+book: $(STAMP) ## build the book from the stored outputs; warnings are errors
+	$(VENV)/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml -W --keep-going
+	$(PY) book/check_pages.py _build/html
+
+env: $(STAMP) ## only make the environment
+	@:
+
+# Fetching is quick when the text is there. Without a network a reader can still do most things, and what
+# cannot be done says so itself; in continuous integration a missing text is an error.
+text: $(STAMP)
+	@$(PY) -m minimoe corpus fetch || \
+	if [ "$$CI" = true ]; then echo "make: the text could not be fetched, and CI is true" >&2; exit 1; \
+	else echo "make: going on without the whole text; what needs it will be skipped and say so" >&2; fi
+
+# A torch that is already there and recent enough is kept, whatever its build; otherwise constraints.txt decides.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "make: minimoe needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.minimoe-*
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+	$(PY) -m pip install --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" --index-url "$(TORCH_INDEX)"; fi
+	@if $(PY) -c 'import importlib.metadata as m, sys; sys.exit(tuple(map(int, m.version("torch").split(".")[:2])) < (2, 11))' \
+	2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]' -c $(VENV)/constraints.txt
+	@touch $@
+
+clean: ## remove built pages and caches; reports, runs and the environment stay
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)

@@ -1,0 +1,147 @@
+"""Run the lessons and store their outputs in one normal form, so that a diff shows what changed and nothing else.
+
+python book/lessons.py run [NOTEBOOK ...]      execute in place; all of notebooks/ when none is named
+python book/lessons.py check [NOTEBOOK ...]    say which are not in normal form; exit code 1 if any
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
+SECONDS_PER_CELL = 120
+
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# Without the version of the interpreter, which differs between the people who run a lesson.
+LANGUAGE_INFO = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+}
+
+
+def normalise(notebook: Any) -> None:
+    """Bring a notebook into the form in which it is committed, in place.
+
+    The kernel is the plain `python3` of whichever environment runs it; cells number from 1; what the kernel
+    sent to one stream in several pieces is one piece; times of execution are dropped.
+    """
+    notebook.metadata["kernelspec"] = dict(KERNELSPEC)
+    notebook.metadata["language_info"] = dict(LANGUAGE_INFO)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    number = 0
+    for index, cell in enumerate(notebook.cells):
+        # A cell's id is its address in the file: by its place, so that two runs give the same file.
+        cell["id"] = f"cell-{index:03d}"
+        for state in ("execution", "collapsed", "ExecuteTime"):
+            cell.metadata.pop(state, None)
+        if cell.cell_type != "code":
+            continue
+        if cell.get("execution_count") is not None:
+            number += 1
+            cell["execution_count"] = number
+        cell["outputs"] = merge_streams(cell.get("outputs", []))
+        for output in cell["outputs"]:
+            if output.output_type == "execute_result":
+                output["execution_count"] = cell["execution_count"]
+
+
+def merge_streams(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell with neighbouring pieces of the same stream put together."""
+    merged: list[Any] = []
+    for output in outputs:
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and output.output_type == last.output_type == "stream"
+            and output.name == last.name
+        ):
+            last["text"] += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def is_normal(path: Path) -> bool:
+    """Whether a notebook is stored as `normalise` would store it."""
+    notebook: Any = nbformat.read(path, as_version=4)
+    before = nbformat.writes(notebook)
+    normalise(notebook)
+    return nbformat.writes(notebook) == before
+
+
+def write(notebook: Any, path: Path) -> None:
+    """Replace a notebook at once: whoever stops the run half-way keeps the old one whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            nbformat.write(notebook, file)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def run(path: Path) -> float:
+    """Execute one lesson in its own folder and store it; returns the seconds that it took.
+
+    Raises:
+        CellExecutionError, CellTimeoutError: a cell failed; the file is left as it was.
+    """
+    notebook: Any = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_PER_CELL,
+        kernel_name=KERNELSPEC["name"],
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    started = time.perf_counter()
+    client.execute()
+    seconds = time.perf_counter() - started
+    normalise(notebook)
+    nbformat.validate(notebook)
+    write(notebook, path)
+    return seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Run the lessons, or check the form they are stored in."
+    )
+    parser.add_argument("action", choices=("run", "check"))
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="default: every lesson in notebooks/"
+    )
+    options = parser.parse_args(arguments)
+    paths: list[Path] = options.notebooks or sorted(LESSONS.glob("*.ipynb"))
+    failed = 0
+    for path in paths:
+        if options.action == "check":
+            if not is_normal(path):
+                print(f"{path}: not in normal form; run `make notebooks`", file=sys.stderr)
+                failed += 1
+            continue
+        try:
+            print(f"{path.name}: {run(path):.1f} s", flush=True)
+        except (CellExecutionError, CellTimeoutError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Grouped-query attention with rotary positions and a key/value cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimoe.config import ModelConfig
+from minimoe.linear import Linear
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, one pair a layer: [B, kv heads, S, head size] each."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+
+    def __len__(self) -> int:
+        """Tokens held."""
+        first = self.keys[0]
+        return 0 if first is None else first.shape[2]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values to layer `layer` and return all of them."""
+        old_key, old_value = self.keys[layer], self.values[layer]
+        if old_key is not None and old_value is not None:
+            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
+        self.keys[layer], self.values[layer] = key, value
+        return key, value
+
+
+def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
+    exponent = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    angle = position[:, None, :, None].float() * theta**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + d/2) of x [B, H, S, d] by the given angles (the pairing of Llama and Mixtral weights)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023): H query heads share fewer key/value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        wide, narrow = config.num_attention_heads * self.head_size, config.num_key_value_heads * self.head_size
+        self.q_proj = Linear(config.hidden_size, wide)
+        self.k_proj = Linear(config.hidden_size, narrow)
+        self.v_proj = Linear(config.hidden_size, narrow)
+        self.o_proj = Linear(wide, config.hidden_size)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            nn.init.normal_(projection.weight, std=config.initializer_range)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x [B, S, D] -> [B, S, D]. `mask` [B, 1, S, S_all] bool, True where attention is allowed; None: causal."""
+        b, s, _ = x.shape
+        q, k, v = (
+            projection(x).view(b, s, -1, self.head_size).transpose(1, 2)  # [B, heads, S, d]
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and s > 1, enable_gqa=k.shape[1] != q.shape[1]
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(b, s, -1))

@@ -1,0 +1,1 @@
+"""Benchmarks: they print ratios and write JSON; they never assert a time."""

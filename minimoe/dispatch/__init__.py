@@ -1,0 +1,38 @@
+"""Dispatchers: multiply by a routing. All have one signature, dispatch(x, routing, experts) -> y, and one meaning.
+
+    y[t] = Σ over the kept assignments n of token t of weight[n] · expert[n](x[t])
+
+`loop` is that sentence as code and the definition; every other dispatcher must equal it, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from minimoe.dispatch.grouped import grouped
+from minimoe.dispatch.loop import loop
+from minimoe.dispatch.plan import Plan, plan
+from minimoe.errors import ConfigError
+from minimoe.experts import Experts
+from minimoe.routing import Routing
+
+Dispatcher = Callable[[Tensor, Routing, Experts], Tensor]
+
+DISPATCHERS: dict[str, Dispatcher] = {"loop": loop, "grouped": grouped}
+
+
+def get_dispatcher(name: str) -> Dispatcher:
+    """The dispatcher of this name; 'auto' takes the fastest one there is.
+
+    Raises:
+        ConfigError: no dispatcher of this name.
+    """
+    name = "grouped" if name == "auto" else name
+    if name not in DISPATCHERS:
+        raise ConfigError(f"unknown dispatcher {name!r}; known are auto, {', '.join(DISPATCHERS)}")
+    return DISPATCHERS[name]
+
+
+__all__ = ["DISPATCHERS", "Dispatcher", "Plan", "get_dispatcher", "grouped", "loop", "plan"]

@@ -1,0 +1,41 @@
+"""Sort the tokens by expert, run each expert once on its rows, gather the results back with their weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimoe.dispatch.plan import plan
+from minimoe.experts import Experts, swiglu
+from minimoe.routing import Routing
+
+
+def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
+
+    Reads the E counts on the host. Sums in float32, returns x's type.
+    """
+    num_tokens = x.shape[0]
+    if routing.num_assignments == 0:
+        # still a function of every input, so that gradients are zero and not missing
+        return x * 0 + 0 * (experts.gate_up_proj.sum() + experts.down_proj.sum() + routing.weight.sum())
+    order = plan(routing)
+    rows = x.index_select(0, order.token)  # [N, D], sorted by expert
+    counts: list[int] = order.counts.tolist()
+    # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed
+    weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
+    # an expert without tokens still runs, on no rows: its gradient is zero, not None
+    outs = [swiglu(part, w13, w2) for part, (w13, w2) in zip(rows.split(counts), weights, strict=True)]
+    out = torch.cat(outs)  # [N, D], sorted
+    weight = routing.weight if routing.kept is None else routing.weight * routing.kept
+    if routing.k is not None:
+        # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
+        inverse = order.inverse.view(num_tokens, routing.k)
+        weight = weight.view(num_tokens, routing.k)
+        total = torch.promote_types(out.dtype, torch.float32)
+        y = F.embedding_bag(inverse, out.to(total), mode="sum", per_sample_weights=weight.to(total))
+    else:
+        gathered = out.index_select(0, order.inverse) * weight[:, None]  # [N, D], in routing order
+        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device).index_add(0, routing.token, gathered)
+    return y.to(x.dtype)

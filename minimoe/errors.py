@@ -1,0 +1,25 @@
+"""The errors that minimoe raises on purpose.
+
+Each message names what was given, what was expected and what to do, so that the command line can print
+it as one line. Each class also derives from the built-in error that a Python reader would expect.
+"""
+
+
+class MinimoeError(Exception):
+    """Something the user can put right. The command line prints it without a traceback, exit code 2."""
+
+
+class ConfigError(MinimoeError, ValueError):
+    """A configuration, preset or argument that cannot work."""
+
+
+class CorpusError(MinimoeError, RuntimeError):
+    """Text that is missing, withdrawn, damaged or unknown."""
+
+
+class CheckpointError(MinimoeError, ValueError):
+    """A checkpoint that is truncated, foreign or does not fit its configuration."""
+
+
+class TraceError(MinimoeError, ValueError):
+    """A routing trace that is damaged or does not fit what is asked of it."""

@@ -1,0 +1,84 @@
+"""Matrix products with weights, through the faster of torch's two CPU backends.
+
+In float32 torch multiplies through MKL, which on AMD processors with AVX-512 reaches about half of what oneDNN does.
+The choice is made by what the processor offers, never by a timing, so that runs repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@functools.cache
+def onednn_available() -> bool:
+    """Whether float32 products go through oneDNN: it is built in, and the processor has AVX-512."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def cpu_backend() -> str:
+    """Name of the backend of float32 products on this processor, for logs: 'onednn' or 'mkl'."""
+    return "onednn" if onednn_available() else "mkl"
+
+
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, D] · weight [F, D]ᵀ -> [T, F] in float32, exact products."""
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (dy,) = grads
+        x, weight = ctx.saved_tensors
+        # an expanded gradient (the one of y.sum()) has strides of 0, which oneDNN does not read
+        dy = dy.contiguous()
+        dx = _multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dw = None
+        if ctx.needs_input_grad[1]:
+            # dW = dyᵀ x; oneDNN reorders a transposed right-hand side, so the narrower matrix goes there
+            wide = dy.shape[1] > x.shape[1]
+            dw = _multiply(x.t(), dy.t()).t() if wide else _multiply(dy.t(), x.t())
+        return dx, dw
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., D] times weight [F, D] transposed -> [..., F]; the same function as `F.linear` without a bias."""
+    fast = (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and weight.dtype == torch.float32
+        and x.numel() > 0
+        and onednn_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+    if not fast:
+        return F.linear(x, weight)
+    rows = x.reshape(-1, x.shape[-1])
+    y = cast(Tensor, _OneDNNLinear.apply(rows, weight))  # pyright: ignore[reportUnknownMemberType]
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+class Linear(nn.Linear):
+    """A linear map without bias; weight [out, in]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [..., in] -> [..., out]."""
+        return linear(input, self.weight)

@@ -1,0 +1,314 @@
+"""MixtralModel: a decoder whose feed-forward blocks are mixtures of experts; and generate()."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimoe.attention import Attention, KVCache, rotary
+from minimoe.balance import switch_loss, z_loss
+from minimoe.config import ModelConfig
+from minimoe.errors import MinimoeError
+from minimoe.experts import MLP
+from minimoe.layers import MoELayer, RMSNorm
+from minimoe.linear import Linear
+from minimoe.routing import Routing
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a forward pass returns.
+
+    Attributes:
+        logits [B, S, V]: next-token scores.
+        routings: one Routing for each sparse layer, in order; tokens are [B, S] flattened row by row.
+        loss: what training minimises: `lm_loss`, and in training also the weighted balance terms; None without labels.
+        lm_loss: mean next-token cross-entropy in nats over the labels that are not −100.
+        aux_loss: Switch balancing loss, mean over sparse layers, unweighted; None without sparse layers.
+        z_loss: router z-loss, mean over sparse layers, unweighted; None without sparse layers.
+    """
+
+    logits: Tensor
+    routings: tuple[Routing, ...]
+    loss: Tensor | None = None
+    lm_loss: Tensor | None = None
+    aux_loss: Tensor | None = None
+    z_loss: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + experts(norm(x))."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: MoELayer | MLP = (
+            MoELayer(config)
+            if config.is_sparse(index)
+            else MLP(config.hidden_size, config.intermediate_size, initializer_range=config.initializer_range)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        token_ids: Tensor,
+        sequence: Tensor,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, Routing | None]:
+        """x [B, S, D] -> (x [B, S, D], routing or None for a dense layer)."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, self.index)
+        h = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MLP):
+            return x + self.mlp(h), None
+        y, routing = self.mlp(h.flatten(0, 1), token_ids=token_ids, sequence=sequence, valid=valid)
+        return x + y.view_as(x), routing
+
+
+class MixtralModel(nn.Module):
+    """The architecture of Mixtral 8x7B (Jiang et al. 2024), in any size.
+
+    Embedding, L blocks of grouped-query attention and sparse SwiGLU experts, RMSNorm, output projection.
+    Parameter names are those of transformers 5 without its `model.` prefix.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        nn.init.normal_(self.embed_tokens.weight, std=config.initializer_range)
+        nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        # projections into the residual stream start smaller, so that its variance does not grow with depth
+        # (Radford et al. 2019, section 2.3)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj")):
+                    parameter.mul_((2 * config.num_hidden_layers) ** -0.5)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> ModelOutput:
+        """Run the model.
+
+        Args:
+            input_ids [B, S]: int64, each in [0, V).
+            labels [B, S]: the same ids; position s is predicted from the tokens before it. −100 is ignored, and so is
+                every label whose own position is padding.
+            attention_mask [B, S_all]: True or 1 for tokens, False or 0 for padding, on either side. With a cache it
+                covers the cached tokens too.
+            cache: keys and values of earlier tokens, extended in place.
+
+        Raises:
+            MinimoeError: wrong shape or type, ids out of range, a sequence beyond `max_position_embeddings`.
+        """
+        self._check(input_ids, labels, attention_mask, cache)
+        b, s = input_ids.shape
+        past = len(cache) if cache is not None else 0
+        device = input_ids.device
+        padding = None if attention_mask is None else attention_mask.bool()  # [B, S_all]
+        valid = None if padding is None else padding[:, past:].reshape(-1)  # [T]
+        if padding is None:
+            position = torch.arange(past, past + s, device=device).expand(b, s)
+        else:
+            position = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
+        cos, sin = rotary(position, self.config.head_size, self.config.rope_theta)
+        mask = _attention_mask(padding, past, s, device)
+        sequence = torch.arange(b, device=device).repeat_interleave(s)
+        x = self.embed_tokens(input_ids)  # [B, S, D]
+        routings: list[Routing] = []
+        for block in self.layers:
+            x, routing = block(x, cos, sin, mask, cache, input_ids.reshape(-1), sequence, valid)
+            if routing is not None:
+                routings.append(routing)
+        logits = self.lm_head(self.norm(x))  # [B, S, V]
+
+        aux = torch.stack([switch_loss(r) for r in routings]).mean() if routings else None
+        z = torch.stack([z_loss(r) for r in routings]).mean() if routings else None
+        lm_loss = loss = None
+        if labels is not None:
+            # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
+            target = F.pad(labels[:, 1:], (0, 1), value=-100)
+            if padding is not None:
+                target = target.masked_fill(~F.pad(padding[:, past + 1 :], (0, 1)), -100)
+            lm_loss = next_token_loss(logits, target)
+            loss = lm_loss
+            if self.training and aux is not None and z is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux + self.config.router_z_loss_coef * z
+        return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z)
+
+    def num_parameters(self, *, active: bool = False) -> int:
+        """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer; shared weights once."""
+        total = sum(p.numel() for p in self.parameters())
+        if active:
+            idle = self.config.num_experts - self.config.num_experts_per_tok
+            sparse = sum(isinstance(block.mlp, MoELayer) for block in self.layers)
+            total -= sparse * idle * 3 * self.config.hidden_size * self.config.expert_size
+        return total
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        attention_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """Continue input_ids [B, S] by up to `max_new_tokens` ids; returns [B, S + new].
+
+        Args:
+            attention_mask [B, S]: prompts of different length are padded on the left.
+            temperature: 0 takes the most likely token; otherwise logits are divided by it.
+            top_p: sample from the smallest set of tokens whose probability reaches this (Holtzman et al. 2020).
+            seed: makes sampling repeatable; None draws from torch's global generator.
+            eos_token_id: stop when every sequence has produced it; later places of an ended sequence repeat it.
+
+        Raises:
+            MinimoeError: an argument out of range, a router that is not causal, or too many tokens for the model.
+        """
+        if input_ids.ndim == 2 and input_ids.shape[1] == 0:
+            raise MinimoeError("generate needs a prompt of at least one token; input_ids has none")
+        if not temperature >= 0:
+            raise MinimoeError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
+        if not 0 < top_p <= 1:
+            raise MinimoeError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        if max_new_tokens < 0:
+            raise MinimoeError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+        for block in self.layers:
+            router = getattr(block.mlp, "gate", None)
+            if router is not None and not router.is_causal:
+                raise MinimoeError(
+                    f"{type(router).__name__} is not causal (a token's experts depend on later tokens), "
+                    "so text cannot be generated token by token with it"
+                )
+        total = input_ids.shape[1] + max_new_tokens
+        if total > self.config.max_position_embeddings:
+            raise MinimoeError(
+                f"prompt and continuation are {total} tokens, but the model has positions for "
+                f"{self.config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
+            )
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(device=input_ids.device).manual_seed(seed)
+        training = self.training
+        self.eval()
+        try:
+            cache = KVCache(self.config.num_hidden_layers)
+            ids, new, mask = input_ids, input_ids, attention_mask
+            ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+            for _ in range(max_new_tokens):
+                logits = self(new, attention_mask=mask, cache=cache).logits[:, -1].float()  # [B, V]
+                new = sample(logits, temperature, top_p, generator)[:, None]
+                if eos_token_id is not None:
+                    new = torch.where(ended[:, None], torch.full_like(new, eos_token_id), new)
+                    ended = ended | (new[:, 0] == eos_token_id)
+                ids = torch.cat([ids, new], dim=1)
+                if mask is not None:
+                    mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+                if bool(ended.all()):
+                    break
+            return ids
+        finally:
+            self.train(training)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> MixtralModel:
+        """Load 'mini' (shipped with the library) or a folder written by `save_pretrained`; in eval mode.
+
+        Raises:
+            CheckpointError: no such model, or a file that is missing, truncated, or does not fit its configuration.
+        """
+        from minimoe.checkpoint import load_model
+
+        return load_model(name_or_path, dtype=dtype, device=device)
+
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors to the folder `path`, each atomically; `dtype` rounds the weights."""
+        from minimoe.checkpoint import save_model
+
+        save_model(self, path, dtype=dtype)
+
+    def _check(
+        self, input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None, cache: KVCache | None
+    ) -> None:
+        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise MinimoeError(
+                f"input_ids has shape {tuple(input_ids.shape)} and type {input_ids.dtype}; expected integers [B, S]"
+            )
+        s = input_ids.shape[1]
+        total = s + (len(cache) if cache is not None else 0)
+        if total > self.config.max_position_embeddings:
+            raise MinimoeError(
+                f"the sequence has {total} tokens, but the model has positions for "
+                f"{self.config.max_position_embeddings}: cut it or raise max_position_embeddings"
+            )
+        if labels is not None and labels.shape != input_ids.shape:
+            raise MinimoeError(f"labels have shape {tuple(labels.shape)}; expected {tuple(input_ids.shape)}")
+        if attention_mask is not None and tuple(attention_mask.shape) != (input_ids.shape[0], total):
+            raise MinimoeError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(input_ids.shape[0], total)}"
+            )
+        # on a GPU this test would stop the host until the device has caught up; there the embedding itself asserts
+        if input_ids.device.type == "cpu" and input_ids.numel():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise MinimoeError(
+                    f"input_ids hold ids from {low} to {high}, but the vocabulary has ids 0 to "
+                    f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
+                )
+
+
+def next_token_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of logits [B, S, V] against target [B, S]; −100 is ignored; 0 where nothing is left."""
+    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), reduction="sum")
+    return total / (target != -100).sum().clamp_min(1)
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """One id [B] from logits [B, V]: the largest at temperature 0, else drawn from the nucleus of mass `top_p`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probs = (logits / temperature).softmax(dim=-1)
+    if top_p < 1:
+        ordered, index = probs.sort(dim=-1, descending=True)
+        # a token stays if the mass before it is below top_p; the first one always does
+        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0)
+        probs = torch.zeros_like(probs).scatter(-1, index, ordered)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def _attention_mask(padding: Tensor | None, past: int, s: int, device: torch.device) -> Tensor | None:
+    """[B or 1, 1, S, past + S] bool, True where a query may look; None when plain causal attention says it all."""
+    if padding is None and (past == 0 or s == 1):
+        return None
+    query = torch.arange(past, past + s, device=device)[:, None]
+    key = torch.arange(past + s, device=device)[None, :]
+    allowed = (key <= query)[None, None]
+    if padding is not None:
+        # a padded query sees itself, so that its softmax is not over nothing
+        allowed = allowed & (padding[:, None, None, :] | (key == query))
+    return allowed

@@ -1,0 +1,119 @@
+"""Routing: the sparse matrix tokens x experts that every part of the library shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimoe.errors import MinimoeError
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which token goes to which expert with which weight: N assignments of T tokens to E experts.
+
+    N is fixed by the router (T·K for token choice), never by the data, so no step waits for the device.
+
+    Attributes:
+        token [N]: int64, the token of each assignment.
+        expert [N]: int64, its expert.
+        weight [N]: float32, its combine weight; differentiable.
+        shape: (T, E).
+        kept [N]: bool, False where capacity dropped the assignment; None: dropless.
+        k: token choice with K experts for every token, in token-major order, so that every [N] is a free [T, K]
+            view; None for other routers.
+        valid [T]: bool, False for padding, which no loss and no statistic counts; None: every token is valid.
+        sequence [T]: int64, the sequence of each token; None: unknown.
+        logits [T, E]: float32 raw scores; None for routers without any.
+        probs [T, E]: float32, the full distribution, which balancing losses use; None for routers without any.
+    """
+
+    token: Tensor
+    expert: Tensor
+    weight: Tensor
+    shape: tuple[int, int]
+    kept: Tensor | None = None
+    k: int | None = None
+    valid: Tensor | None = None
+    sequence: Tensor | None = None
+    logits: Tensor | None = None
+    probs: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.shape[1]
+
+    @property
+    def num_assignments(self) -> int:
+        """N."""
+        return self.token.shape[0]
+
+    def counted(self) -> Tensor:
+        """[N] bool: assignments of valid tokens, dropped ones included (load is what the router asked for)."""
+        if self.valid is None:
+            return torch.ones_like(self.token, dtype=torch.bool)
+        return self.valid[self.token]
+
+    def load(self) -> Tensor:
+        """[E] int64: assignments per expert, over valid tokens, before any drop."""
+        counts = self.token.new_zeros(self.num_experts)
+        return counts.index_add_(0, self.expert, self.counted().to(counts.dtype))
+
+    def detach(self) -> Routing:
+        """The same routing without gradients."""
+        return self._map(torch.Tensor.detach)
+
+    def to(self, device: torch.device | str) -> Routing:
+        """The same routing on another device."""
+        return self._map(lambda t: t.to(device))
+
+    def dense(self) -> Tensor:
+        """[T, E] float32: the matrix itself, zero where no assignment (or a dropped one) stands."""
+        weight = self.weight if self.kept is None else self.weight * self.kept
+        matrix = weight.new_zeros(self.shape)
+        return matrix.index_put((self.token, self.expert), weight, accumulate=True)
+
+    def check(self) -> Routing:
+        """Validate shapes, types and ranges; returns itself. Synchronises with the device: not for the hot path.
+
+        Raises:
+            MinimoeError: names the field, what it is and what was expected.
+        """
+        t, e = self.shape
+        n = self.token.shape[0]
+        for name, shape in (("token", (n,)), ("expert", (n,)), ("weight", (n,)), ("kept", (n,)), ("valid", (t,)),
+                            ("sequence", (t,)), ("logits", (t, e)), ("probs", (t, e))):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise MinimoeError(f"routing.{name} has shape {tuple(value.shape)}; expected {shape}")
+        for name, high in (("token", t), ("expert", e)):
+            ids = getattr(self, name)
+            if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
+                raise MinimoeError(
+                    f"routing.{name} holds ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {high - 1}"
+                )
+        if not bool(torch.isfinite(self.weight).all()):
+            raise MinimoeError("routing.weight holds values that are not finite")
+        if self.k is not None:
+            expected = torch.arange(t, device=self.token.device).repeat_interleave(self.k)
+            if n != t * self.k or not torch.equal(self.token, expected):
+                raise MinimoeError(f"routing.k is {self.k}, but the assignments are not {self.k} per token in order")
+        return self
+
+    def _map(self, function: object) -> Routing:
+        assert callable(function)
+        changes = {
+            f.name: function(value)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **changes)

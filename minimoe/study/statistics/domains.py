@@ -1,0 +1,175 @@
+"""How much the load of one kind of text differs from the load of all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import TraceError
+from minimoe.study.statistics.counts import By, Ints, choices, document_counts, document_labels
+from minimoe.study.statistics.measures import (
+    Floats,
+    jensen_shannon,
+    max_over_min,
+    shares,
+    total_variation,
+)
+from minimoe.study.statistics.resampling import (
+    MIN_DOCUMENTS,
+    bootstrap_documents,
+    holm,
+    percentile,
+    permutation_p,
+    permuted_tables,
+    reverse_percentile,
+)
+from minimoe.study.statistics.results import Result
+from minimoe.study.trace import RoutingTrace
+
+
+@dataclass(frozen=True, eq=False)
+class DomainLoad(Result):
+    """share(e | domain) of one layer for D domains or topics.
+
+    The null of each is its own: as many documents as it has, drawn from the pool without regard to their label (all
+    labels dealt out anew). The pool is every labelled document, the domain's own among them. Where documents of one
+    label are much longer than those of another, the draw has other numbers of tokens: compare labels of one source.
+
+    Attributes:
+        few_documents: [D] fewer than 50 documents: intervals are NaN, and `notes` says so; the null is given.
+        share, share_low, share_high: [D, E], document bootstrap. null_low, null_high: [D, E] band of each expert.
+        ratio...: [D] max/min, interval as in `Load`. tv...: [D] total variation to the pooled load, interval reflected
+            likewise; tv_p: P(null >= observed), tv_p_holm adjusted for D labels.
+        jsd: [D] Jensen-Shannon divergence to the pooled load, bits. *_null_high is the 95 % quantile of the null for
+            tv and jsd, the upper end of the central 95 % band for ratio.
+    """
+
+    layer: int
+    by: str
+    names: tuple[str, ...]
+    documents: Ints
+    tokens: Ints
+    few_documents: npt.NDArray[np.bool_]
+    pooled: Floats
+    share: Floats
+    share_low: Floats
+    share_high: Floats
+    null_low: Floats
+    null_high: Floats
+    ratio: Floats
+    ratio_low: Floats
+    ratio_high: Floats
+    ratio_null_low: Floats
+    ratio_null_high: Floats
+    ratio_p: Floats
+    tv: Floats
+    tv_low: Floats
+    tv_high: Floats
+    tv_null_high: Floats
+    tv_p: Floats
+    tv_p_holm: Floats
+    jsd: Floats
+    jsd_null_high: Floats
+    notes: tuple[str, ...]
+
+
+def domain_load(
+    trace: RoutingTrace, layer: int, *, by: By = "domain", resamples: int = 500, seed: int = 0
+) -> DomainLoad:
+    """Load of `layer` within each domain or topic.
+
+    Raises:
+        TraceError: no document of the trace has a label.
+    """
+    c = choices(trace, layer)
+    rng = np.random.default_rng(seed)
+    names, all_labels = document_labels(trace, by)
+    label = all_labels[c.source]
+    used = np.flatnonzero(np.bincount(label[label >= 0], minlength=len(names)))
+    if not len(used):
+        raise TraceError(f"no document of the trace has a {by}; there is nothing to compare")
+    names = tuple(names[i] for i in used)
+    rows = label >= 0
+    label = np.searchsorted(used, label[rows])
+    counts = document_counts(c)[rows]
+    tokens = np.bincount(c.document, minlength=c.num_documents)[rows]
+
+    table = _by_label(counts, label, len(names))
+    pooled = shares(counts.sum(axis=0))
+    share, ratio = shares(table), max_over_min(table)
+    tv, jsd = total_variation(share, pooled), jensen_shannon(share, pooled)
+    documents = np.bincount(label, minlength=len(names))
+    few = documents < MIN_DOCUMENTS
+
+    null = permuted_tables(counts, label, len(names), resamples, rng)
+    null_share, null_ratio = shares(null), max_over_min(null)
+    null_low, null_high = percentile(null_share)
+    ratio_null_low, ratio_null_high = percentile(null_ratio)
+    null_tv = total_variation(null_share, pooled)
+    tv_p = permutation_p(tv, null_tv)
+
+    drawn = np.stack(
+        [
+            bootstrap_documents(
+                counts[label == d], np.zeros(documents[d], np.int64), resamples, rng
+            )
+            for d in range(len(names))
+        ],
+        axis=1,
+    )
+    drawn_share = shares(drawn)
+    drawn_pool = shares(drawn.sum(axis=1))[:, None]
+    share_low, share_high = _unless(few, *percentile(drawn_share))
+    log_low, log_high = reverse_percentile(np.log(ratio), np.log(max_over_min(drawn)), floor=0.0)
+    ratio_low, ratio_high = _unless(few, np.exp(log_low), np.exp(log_high))
+    tv_low, tv_high = _unless(
+        few, *reverse_percentile(tv, total_variation(drawn_share, drawn_pool), floor=0.0)
+    )
+    return DomainLoad(
+        layer=layer,
+        by=by,
+        names=names,
+        documents=documents,
+        tokens=np.bincount(label, weights=tokens, minlength=len(names)).astype(np.int64),
+        few_documents=few,
+        pooled=pooled,
+        share=share,
+        share_low=share_low,
+        share_high=share_high,
+        null_low=null_low,
+        null_high=null_high,
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        ratio_null_low=ratio_null_low,
+        ratio_null_high=ratio_null_high,
+        ratio_p=permutation_p(ratio, null_ratio),
+        tv=tv,
+        tv_low=tv_low,
+        tv_high=tv_high,
+        tv_null_high=np.quantile(null_tv, 0.95, axis=0),
+        tv_p=tv_p,
+        tv_p_holm=holm(tv_p),
+        jsd=jsd,
+        jsd_null_high=np.quantile(jensen_shannon(null_share, pooled), 0.95, axis=0),
+        notes=tuple(
+            f"{name}: {n} documents, fewer than {MIN_DOCUMENTS}: no bootstrap interval"
+            for name, n in zip(names, documents, strict=True)
+            if n < MIN_DOCUMENTS
+        ),
+    )
+
+
+def _by_label(counts: Ints, label: Ints, num_labels: int) -> Ints:
+    table = np.zeros((num_labels, counts.shape[1]), dtype=np.int64)
+    np.add.at(table, label, counts)
+    return table
+
+
+def _unless(missing: npt.NDArray[np.bool_], *arrays: Floats) -> tuple[Floats, ...]:
+    """The arrays with NaN in the rows of `missing`."""
+    return tuple(
+        np.where(missing.reshape(-1, *[1] * (array.ndim - 1)), np.nan, array) for array in arrays
+    )

@@ -1,0 +1,172 @@
+"""Resampling whole documents: tokens of one document are alike, so a token is not an independent observation.
+
+Everything here works on one row of counts a document ([G, ...]), never on tokens. Letters: R resamples, G documents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LEVEL = 0.95
+MIN_DOCUMENTS = 50
+"""With fewer documents a bootstrap interval is too short to be worth printing; none is given."""
+
+
+def bootstrap_weights(strata: Ints, resamples: int, rng: np.random.Generator) -> Floats:
+    """[R, G] weights of documents: n - 1 of the n of each stratum drawn with replacement, scaled by n / (n - 1).
+
+    Drawing one fewer and scaling up makes the variance of a mean unbiased in small strata, where the usual bootstrap
+    gives (n - 1)/n of it (Rao and Wu 1988, 'Resampling inference with complex survey data'). Strata are kept as they
+    are because the mix of domains is a decision of the study, not something drawn. A stratum of one document always has
+    weight 1: it tells nothing about how documents of its kind differ.
+    """
+    weights = np.ones((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        n = len(members)
+        if n < 2:
+            continue
+        drawn = rng.integers(0, n, size=(resamples, n - 1)) + n * np.arange(resamples)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
+        weights[:, members] = counts * (n / (n - 1))
+    return weights
+
+
+def bootstrap_documents(
+    counts: npt.NDArray[Any], strata: Ints, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """[R, ...] sums over resampled documents of [G, ...] counts."""
+    weights = bootstrap_weights(strata, resamples, rng)
+    flat = counts.reshape(len(counts), -1).astype(np.float64)
+    return (weights @ flat).reshape(resamples, *counts.shape[1:])
+
+
+def permuted_tables(
+    counts: npt.NDArray[Any],
+    labels: Ints,
+    num_labels: int,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """[R, D, E] counts a label of [G, E] counts a document when the labels are dealt out to the documents anew."""
+    table = np.empty((resamples, num_labels, counts.shape[1]))
+    one_hot = np.eye(num_labels)[labels].T.copy()
+    rows = counts.astype(np.float64)
+    for r in range(resamples):
+        table[r] = one_hot @ rows[rng.permutation(len(rows))]
+    return table
+
+
+def random_groups(strata: Ints, groups: int, rng: np.random.Generator) -> Ints:
+    """[G] group of each document: shuffled within its stratum, then dealt out in turn, so groups are alike in mix."""
+    order = np.lexsort((rng.random(len(strata)), strata))
+    assigned = np.empty(len(strata), dtype=np.int64)
+    assigned[order] = np.arange(len(strata)) % groups
+    return assigned
+
+
+@dataclass(frozen=True, eq=False)
+class Jackknife:
+    """Bias-corrected value and interval, arrays of the statistic's shape; `low` and `high` are NaN below 2 groups."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+    error: Floats
+
+
+def jackknife(statistic: npt.ArrayLike, leave_one_out: npt.ArrayLike) -> Jackknife:
+    """Delete-a-group jackknife from the statistic of everything and of everything but each of g groups ([g, ...]).
+
+    Value g·θ − (g − 1)·mean(θ₍ⱼ₎), standard error √((g − 1)/g · Σ(θ₍ⱼ₎ − mean)²), interval by Student's t with g − 1
+    degrees of freedom. Used for information, where a percentile bootstrap adds the plug-in bias a second time.
+    """
+    theta, parts = (
+        np.asarray(statistic, dtype=np.float64),
+        np.asarray(leave_one_out, dtype=np.float64),
+    )
+    g = len(parts)
+    if g < 2:
+        nothing = np.full(theta.shape, np.nan)
+        return Jackknife(theta, nothing, nothing, nothing)
+    mean = parts.mean(axis=0)
+    value = g * theta - (g - 1) * mean
+    error = np.sqrt((g - 1) / g * ((parts - mean) ** 2).sum(axis=0))
+    half = student_quantile(0.5 + LEVEL / 2, g - 1) * error
+    return Jackknife(value, value - half, value + half, error)
+
+
+def percentile(draws: npt.NDArray[Any], level: float = LEVEL) -> tuple[Floats, Floats]:
+    """Central interval of draws over the first axis (infinite draws allowed)."""
+    # no interpolation: between a finite and an infinite draw it would give NaN
+    low = np.quantile(draws, (1 - level) / 2, axis=0, method="inverted_cdf")
+    high = np.quantile(draws, (1 + level) / 2, axis=0, method="inverted_cdf")
+    return low, high
+
+
+def reverse_percentile(
+    value: npt.ArrayLike, draws: npt.NDArray[Any], floor: float
+) -> tuple[Floats, Floats]:
+    """Interval 2θ − q₀.₉₇₅ to 2θ − q₀.₀₂₅, cut at the least value the statistic can have.
+
+    For statistics that noise can only raise (max/min, total variation): the resample is as far above the estimate as
+    the estimate is above the truth, so the percentiles themselves would count the bias twice; reflected they undo it.
+    """
+    theta = np.asarray(value, dtype=np.float64)
+    low, high = percentile(draws)
+    with np.errstate(invalid="ignore"):  # an infinite estimate has no interval: NaN
+        return np.maximum(2 * theta - high, floor), np.maximum(2 * theta - low, floor)
+
+
+def permutation_p(observed: npt.ArrayLike, draws: npt.NDArray[Any]) -> Floats:
+    """P(null >= observed), with the observed value counted among the draws, so it is never 0."""
+    at_least = (draws >= np.asarray(observed) * (1 - 1e-12)).sum(axis=0)
+    return (1.0 + at_least) / (1.0 + len(draws))
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """p-values adjusted for their number (Holm 1979): reject those below α and all errors together stay below α."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    raised = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(raised, 1.0)
+    return adjusted
+
+
+def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Wilson's 95 % interval for a proportion (1927); NaN without trials. Assumes independent trials."""
+    k, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = k / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def student_quantile(p: float, degrees: int) -> float:
+    """Quantile of Student's t: exact for 1 and 2 degrees, beyond to four digits."""
+    if degrees == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if degrees == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z, n = NormalDist().inv_cdf(p), float(degrees)
+    # Cornish-Fisher expansion of the quantile in 1/n (Abramowitz and Stegun 26.7.5)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / n**i for i, term in enumerate(terms))

@@ -1,0 +1,373 @@
+"""What the routers of a model did with every token of some documents: the one input of every statistic.
+
+Letters: N tokens, L recorded layers, K choices a token, G documents.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import TraceError
+from minimoe.io import atomic_write
+
+FORMAT = "minimoe-routing-trace"
+VERSION = 1
+_ARRAYS = {
+    "token": np.int32,
+    "document": np.int32,
+    "position": np.int32,
+    "expert": np.int16,
+    "weight": np.float32,
+}
+_CHUNK = re.compile(r"chunk-(\d{6})\.npz")
+
+
+@dataclass(frozen=True)
+class TraceDocument:
+    """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none."""
+
+    domain: str
+    id: str
+    topic: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """The choices of every router for every token.
+
+    Attributes:
+        token: [N] int32, token ids; -1 for padding.
+        document: [N] int32, index into `documents`.
+        position: [N] int32, place of the token in its document; neighbours differ by 1.
+        expert: [N, L, K] int16, 0-based, first choice first; -1 where there is none.
+        weight: [N, L, K] float32, what each choice was weighted with.
+        documents: one record a document, each (domain, id) once.
+        num_experts: E.
+        layers: the model's layer numbers of the L columns, counted from 1, increasing.
+        meta: whatever describes the run (model, date, split).
+
+    Raises:
+        TraceError: shapes that do not fit, or an index out of range.
+    """
+
+    token: npt.NDArray[np.int32]
+    document: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int32]
+    expert: npt.NDArray[np.int16]
+    weight: npt.NDArray[np.float32]
+    documents: tuple[TraceDocument, ...]
+    num_experts: int
+    layers: tuple[int, ...]
+    meta: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        for name, kind in _ARRAYS.items():
+            object.__setattr__(self, name, _as_kind(name, getattr(self, name), kind))
+        object.__setattr__(self, "documents", tuple(self.documents))
+        object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        self._check_shapes()
+        self._check_ranges()
+
+    def _check_shapes(self) -> None:
+        if self.token.ndim != 1:
+            raise TraceError(f"token has shape {self.token.shape}, expected [N]")
+        n = len(self.token)
+        for name in ("document", "position"):
+            if getattr(self, name).shape != (n,):
+                raise TraceError(
+                    f"{name} has shape {getattr(self, name).shape}, expected ({n},) like token"
+                )
+        if (
+            self.expert.ndim != 3
+            or self.expert.shape[:2] != (n, len(self.layers))
+            or self.expert.shape[2] < 1
+        ):
+            raise TraceError(
+                f"expert has shape {self.expert.shape}, expected ({n}, {len(self.layers)}, K >= 1)"
+            )
+        if self.weight.shape != self.expert.shape:
+            raise TraceError(
+                f"weight has shape {self.weight.shape}, expected {self.expert.shape} like expert"
+            )
+
+    def _check_ranges(self) -> None:
+        if not self.layers or self.layers[0] < 1 or any(b <= a for a, b in pairwise(self.layers)):
+            raise TraceError(f"layers are {self.layers}, expected increasing numbers from 1 on")
+        if not 1 <= self.num_experts <= np.iinfo(np.int16).max:
+            raise TraceError(
+                f"num_experts is {self.num_experts}, expected 1 to {np.iinfo(np.int16).max}"
+            )
+        if self.experts_per_token > self.num_experts:
+            raise TraceError(
+                f"{self.experts_per_token} choices a token among {self.num_experts} experts"
+            )
+        if len({(d.domain, d.id) for d in self.documents}) != len(self.documents):
+            raise TraceError(
+                "two documents share a domain and an id; ids are unique within a domain"
+            )
+        _check_range("expert", self.expert, -1, self.num_experts)
+        _check_range("document", self.document, 0, len(self.documents))
+        _check_range("token", self.token, -1, np.iinfo(np.int32).max)
+        _check_range("position", self.position, 0, np.iinfo(np.int32).max)
+        ordered = np.sort(self.expert, axis=2)
+        if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+            raise TraceError(
+                "a token chose one expert twice in a layer; the K choices must be distinct"
+            )
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def experts_per_token(self) -> int:
+        """K."""
+        return self.expert.shape[2]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains in order of appearance among the documents."""
+        return tuple(dict.fromkeys(d.domain for d in self.documents))
+
+    @property
+    def domain(self) -> npt.NDArray[np.int64]:
+        """[N] index into `domains` of every token."""
+        index = {name: i for i, name in enumerate(self.domains)}
+        return np.array([index[d.domain] for d in self.documents], dtype=np.int64)[self.document]
+
+    def column(self, layer: int) -> int:
+        """The column that holds model layer `layer` (counted from 1)."""
+        if layer not in self.layers:
+            raise TraceError(f"layer {layer} is not in the trace, which holds layers {self.layers}")
+        return self.layers.index(layer)
+
+    def layer(self, layer: int) -> npt.NDArray[np.int16]:
+        """[N, K] choices in model layer `layer` (counted from 1)."""
+        return self.expert[:, self.column(layer)]
+
+    def select(
+        self,
+        domains: Iterable[str] | None = None,
+        topics: Iterable[str] | None = None,
+        documents: npt.ArrayLike | None = None,
+    ) -> RoutingTrace:
+        """The part of the trace in these domains, of these topics and in this [G] mask of documents, renumbered.
+
+        Raises:
+            TraceError: an unknown domain or topic, or a mask of another length.
+        """
+        keep = np.ones(len(self.documents), dtype=bool)
+        if domains is not None:
+            keep &= _named("domain", domains, [d.domain for d in self.documents])
+        if topics is not None:
+            keep &= _named("topic", topics, [d.topic for d in self.documents])
+        if documents is not None:
+            mask = np.asarray(documents)
+            if mask.dtype != np.bool_ or mask.shape != keep.shape:
+                raise TraceError(
+                    f"documents is {mask.dtype} {mask.shape}, expected a boolean mask of {len(keep)} documents"
+                )
+            keep &= mask
+        rows = keep[self.document]
+        return RoutingTrace(
+            token=self.token[rows],
+            document=(np.cumsum(keep) - 1)[self.document[rows]].astype(np.int32),
+            position=self.position[rows],
+            expert=self.expert[rows],
+            weight=self.weight[rows],
+            documents=tuple(d for d, kept in zip(self.documents, keep, strict=True) if kept),
+            num_experts=self.num_experts,
+            layers=self.layers,
+            meta=self.meta,
+        )
+
+    @staticmethod
+    def concat(traces: Sequence[RoutingTrace]) -> RoutingTrace:
+        """Traces of one model, one after the other; a document in several of them becomes one document.
+
+        Of `meta`, what all of them agree on is kept.
+
+        Raises:
+            TraceError: nothing to join, or other experts, layers or choices a token.
+        """
+        if not traces:
+            raise TraceError("no trace to join")
+        head = traces[0]
+        index: dict[TraceDocument, int] = {}
+        renumbered: list[npt.NDArray[np.int32]] = []
+        for trace in traces:
+            if _kind(trace) != _kind(head):
+                raise TraceError(
+                    f"cannot join traces of {_describe(trace)} and of {_describe(head)}"
+                )
+            numbers = [index.setdefault(d, len(index)) for d in trace.documents]
+            renumbered.append(np.array(numbers, dtype=np.int32)[trace.document])
+        shared = set(head.meta.items()).intersection(*(trace.meta.items() for trace in traces))
+        return RoutingTrace(
+            token=np.concatenate([t.token for t in traces]),
+            document=np.concatenate(renumbered),
+            position=np.concatenate([t.position for t in traces]),
+            expert=np.concatenate([t.expert for t in traces]),
+            weight=np.concatenate([t.weight for t in traces]),
+            documents=tuple(index),
+            num_experts=head.num_experts,
+            layers=head.layers,
+            meta={key: value for key, value in head.meta.items() if (key, value) in shared},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all."""
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "num_experts": self.num_experts,
+            "layers": self.layers,
+            "meta": self.meta,
+            "documents": [[d.domain, d.id, d.topic] for d in self.documents],
+        }
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, header=text, **arrays)
+
+    @staticmethod
+    def load(path: str | Path) -> RoutingTrace:
+        """Read what `save` wrote.
+
+        Raises:
+            TraceError: naming the file: it is absent, truncated, foreign or of another version.
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                header: Any = json.loads(bytes(stored["header"]).decode())
+                arrays = {name: stored[name] for name in _ARRAYS}
+        except FileNotFoundError:
+            raise TraceError(f"{path}: there is no such file; record a trace first") from None
+        except (
+            Exception
+        ) as error:  # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
+            raise TraceError(
+                f"{path}: not a routing trace, or damaged ({error}); record it again"
+            ) from error
+        try:
+            if header["format"] != FORMAT or header["version"] != VERSION:
+                raise TraceError(
+                    f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
+                )
+            documents = tuple(
+                TraceDocument(domain, name, topic) for domain, name, topic in header["documents"]
+            )
+            return RoutingTrace(
+                **arrays,
+                documents=documents,
+                num_experts=int(header["num_experts"]),
+                layers=tuple(header["layers"]),
+                meta=dict(header["meta"]),
+            )
+        except (TraceError, KeyError, TypeError, ValueError) as error:
+            raise TraceError(
+                f"{path}: not a routing trace that can be read ({error}); record it again"
+            ) from error
+
+
+class TraceWriter:
+    """A trace written while it is recorded, as numbered chunks in a folder: a crash loses one chunk at most.
+
+    A folder that holds chunks already is continued, so an interrupted recording can go on.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        chunks = _chunks(self.folder)
+        self.written = len(chunks)
+        self._first = RoutingTrace.load(chunks[0]) if chunks else None
+
+    def append(self, chunk: RoutingTrace) -> Path:
+        """Write one more chunk; it is on disk when this returns.
+
+        Raises:
+            TraceError: the chunk is of another model than those before it.
+        """
+        if self._first is not None and _kind(self._first) != _kind(chunk):
+            raise TraceError(
+                f"{self.folder} holds {_describe(self._first)}; the new chunk is {_describe(chunk)}"
+            )
+        path = self.folder / f"chunk-{self.written:06d}.npz"
+        chunk.save(path)
+        self._first = self._first or chunk.select(
+            documents=np.zeros(len(chunk.documents), dtype=bool)
+        )
+        self.written += 1
+        return path
+
+    @staticmethod
+    def read(folder: str | Path) -> RoutingTrace:
+        """All chunks of `folder` as one trace.
+
+        Raises:
+            TraceError: no chunk there, one missing in between, or one that cannot be read.
+        """
+        chunks = _chunks(Path(folder))
+        if not chunks:
+            raise TraceError(f"{folder}: holds no chunk of a routing trace")
+        return RoutingTrace.concat([RoutingTrace.load(path) for path in chunks])
+
+
+def _chunks(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise TraceError(f"{folder}: there is no such folder")
+    paths = sorted(path for path in folder.iterdir() if _CHUNK.fullmatch(path.name))
+    for number, path in enumerate(paths):
+        if path.name != f"chunk-{number:06d}.npz":
+            raise TraceError(f"{folder}: chunk {number} is missing; the trace would have a hole")
+    return paths
+
+
+def _as_kind(name: str, values: object, kind: type[np.generic]) -> npt.NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype == kind:
+        return array
+    if np.issubdtype(kind, np.integer):
+        if array.size and not np.issubdtype(array.dtype, np.integer):
+            raise TraceError(f"{name} is {array.dtype}, expected integers")
+        bounds = np.iinfo(kind)  # type: ignore[arg-type]
+        _check_range(name, array, bounds.min, bounds.max + 1)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise TraceError(f"{name} is {array.dtype}, expected floating point")
+    return array.astype(kind)
+
+
+def _check_range(name: str, values: npt.NDArray[Any], low: int, end: int) -> None:
+    if values.size and not (low <= int(values.min()) and int(values.max()) < end):
+        raise TraceError(
+            f"{name} runs from {values.min()} to {values.max()}, expected {low} to {end - 1}"
+        )
+
+
+def _named(
+    kind: str, wanted: Iterable[str], present: Sequence[str | None]
+) -> npt.NDArray[np.bool_]:
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    unknown = names.difference(name for name in present if name is not None)
+    if unknown:
+        known = ", ".join(dict.fromkeys(name for name in present if name is not None)) or "none"
+        raise TraceError(f"unknown {kind} {', '.join(sorted(unknown))}; the trace has: {known}")
+    return np.array([name in names for name in present], dtype=bool)
+
+
+def _kind(trace: RoutingTrace) -> tuple[int, tuple[int, ...], int]:
+    return trace.num_experts, trace.layers, trace.experts_per_token
+
+
+def _describe(trace: RoutingTrace) -> str:
+    return f"{trace.experts_per_token} of {trace.num_experts} experts in layers {trace.layers}"

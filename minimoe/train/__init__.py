@@ -1,0 +1,1 @@
+"""Text by domain, tokens, batches and the training loop."""

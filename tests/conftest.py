@@ -1,0 +1,38 @@
+"""What every test has: few threads, a cache that cannot be spoilt, and a reason where the text is missing."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports torch: several test processes run side by side on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+from tests.text_cache import in_ci, missing_text  # noqa: E402
+
+
+@pytest.fixture
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this test's own, for tests that write to the cache or need it empty."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MINIMOE_CACHE", str(folder))
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `corpus` where its text is missing, saying why; in CI let it fail by itself."""
+    if item.get_closest_marker("corpus") and not in_ci() and (reason := missing_text()):
+        pytest.skip(reason)

@@ -1,0 +1,292 @@
+"""The lessons as they are stored: run to the end, without errors, in normal form, every figure described."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXERCISES = sorted((ROOT / "exercises").glob("*.ipynb"))
+PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
+SHORTEST_DESCRIPTION = 20
+
+
+def name(path: Path) -> str:
+    """A notebook's file name, for test ids."""
+    return path.name
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook as the JSON that it is."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    """The code cells that are not empty."""
+    return [
+        c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()
+    ]
+
+
+def load(path: str) -> ModuleType:
+    """A script of the project as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what a stored lesson must be ----------------------------------------------------------------
+
+
+def unfinished(notebook: dict[str, Any]) -> list[str]:
+    """Cells not run, run out of order, failed or noisy; and what the metadata lacks. One line each."""
+    found: list[str] = []
+    if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernel is not python3")
+    if notebook["metadata"].get("language_info", {}).get("name") != "python":
+        found.append("language_info is missing")
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        where = f"code cell {number}"
+        if cell["execution_count"] != number:
+            found.append(f"{where}: execution count {cell['execution_count']}")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                found.append(f"{where}: {output['ename']}")
+            if output.get("name") == "stderr":
+                found.append(f"{where}: writes to stderr: {''.join(output['text'])[:60]!r}")
+        # With nothing stored there is nothing to compare with, and nbval would pass whatever came.
+        if "nbval-check-output" in cell["metadata"].get("tags", []) and not cell["outputs"]:
+            found.append(f"{where}: nbval-check-output, but no output is stored")
+    return found
+
+
+class Pictures(HTMLParser):
+    """Pictures in HTML that no text describes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.silent: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img" and values.get("alt") is None:
+            self.silent.append("img without alt")
+        described = {"aria-label", "aria-labelledby"} & values.keys() or values.get(
+            "aria-hidden"
+        ) == "true"
+        if tag == "svg" and not described:
+            self.silent.append("svg without aria-label")
+
+
+def undescribed(notebook: dict[str, Any]) -> list[str]:
+    """Figures without alternative text: in outputs, in outputs of HTML and in the text. One line each.
+
+    The text of a figure that a cell draws is in the cell's metadata: {"mystnb": {"image": {"alt": "..."}}}.
+    """
+    found: list[str] = []
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        drawn = [
+            kind
+            for output in cell["outputs"]
+            for kind in output.get("data", {})
+            if kind in PICTURES
+        ]
+        alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+        if drawn and len(alt) < SHORTEST_DESCRIPTION:
+            found.append(
+                f"code cell {number} draws a figure and has no mystnb.image.alt that says what is seen"
+            )
+        if len(drawn) > 1:
+            found.append(
+                f"code cell {number} draws {len(drawn)} figures, of which one text can describe one"
+            )
+        for output in cell["outputs"]:
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            found += [f"code cell {number}: {problem}" for problem in Pictures(html).silent]
+    for number, cell in enumerate(notebook["cells"], start=1):
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            found += [
+                f"cell {number}: {picture} says nothing"
+                for picture in re.findall(r"!\[\s*\]\([^)]*\)", text)
+            ]
+            found += [f"cell {number}: {problem}" for problem in Pictures(text).silent]
+    return found
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_lesson_is_stored_as_it_ran(path: Path) -> None:
+    assert unfinished(read(path)) == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_every_figure_of_a_lesson_is_described(path: Path) -> None:
+    assert undescribed(read(path)) == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_lesson_is_in_normal_form(path: Path) -> None:
+    assert load("book/lessons.py").is_normal(path), "run `make notebooks`"
+
+
+def test_exercises_come_without_outputs() -> None:
+    kept = [
+        f"{path.name}: {cell['id']}"
+        for path in EXERCISES
+        for cell in code_cells(read(path))
+        if cell["outputs"] or cell["execution_count"]
+    ]
+    assert kept == []
+
+
+def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
+    contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
+    pages: list[str] = [contents["root"]]
+    for part in contents["parts"]:
+        pages += [chapter["file"] for chapter in part["chapters"]]
+    missing = [
+        page
+        for page in pages
+        if not any((ROOT / (page + end)).exists() for end in (".md", ".ipynb"))
+    ]
+    assert missing == []
+    assert {f"notebooks/{path.stem}" for path in LESSONS} <= set(pages)
+
+
+def test_every_citation_has_an_entry() -> None:
+    entries = re.findall(
+        r"^@\w+\{([^,\s]+),",
+        (ROOT / "book/references.bib").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(entries) == len(set(entries))
+    cited: set[str] = set()
+    for path in [*LESSONS, *(ROOT / "book").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
+            cited |= {key.strip() for key in group.split(",")}
+    assert cited <= set(entries)
+
+
+# --- that the checks above see what they should --------------------------------------------------
+
+
+def notebook_of(*cells: Any) -> Any:
+    """A notebook with the metadata that a lesson has."""
+    scripts = load("book/lessons.py")
+    notebook: Any = nbformat.v4.new_notebook(cells=list(cells))
+    scripts.normalise(notebook)
+    return notebook
+
+
+def code(source: str, *outputs: Any, count: int | None = 1, **metadata: Any) -> Any:
+    """A code cell with stored outputs."""
+    return nbformat.v4.new_code_cell(
+        source, execution_count=count, outputs=list(outputs), metadata=metadata
+    )
+
+
+def picture(alt: str = "") -> Any:
+    """A cell that has drawn a figure."""
+    output = nbformat.v4.new_output("display_data", data={"image/png": "aGVsbG8="})
+    return code("plot()", output, mystnb={"image": {"alt": alt}})
+
+
+def test_a_clean_lesson_passes() -> None:
+    stream = nbformat.v4.new_output("stream", name="stdout", text="1\n")
+    notebook = notebook_of(
+        code("print(1)", stream, tags=["nbval-check-output"]),
+        picture("Bars of equal height, one an expert."),
+    )
+    assert unfinished(notebook) == []
+    assert undescribed(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (code("1", count=None), "execution count None"),
+        (
+            code(
+                "1/0",
+                nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="", traceback=[]),
+            ),
+            "ZeroDivision",
+        ),
+        (code("f()", nbformat.v4.new_output("stream", name="stderr", text="a warning")), "stderr"),
+        (code("x = 1", tags=["nbval-check-output"]), "no output is stored"),
+    ],
+)
+def test_an_unfinished_lesson_is_found(cell: Any, message: str) -> None:
+    assert [message in line for line in unfinished(notebook_of(cell))] == [True]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        picture(),
+        picture("figure"),
+        nbformat.v4.new_markdown_cell("![](load.png)"),
+        nbformat.v4.new_markdown_cell('<img src="load.png">'),
+        code("f()", nbformat.v4.new_output("display_data", data={"text/html": "<svg></svg>"})),
+    ],
+)
+def test_a_figure_without_words_is_found(cell: Any) -> None:
+    assert len(undescribed(notebook_of(cell))) == 1
+
+
+def test_normal_form_is_one_form(tmp_path: Path) -> None:
+    pieces = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a", "b\n")]
+    notebook: Any = nbformat.v4.new_notebook(
+        cells=[code("print('ab')", *pieces, count=7, execution={"at": "noon"})]
+    )
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(notebook, path)
+    scripts = load("book/lessons.py")
+    assert not scripts.is_normal(path)
+    scripts.normalise(notebook)
+    scripts.write(notebook, path)
+    assert scripts.is_normal(path)
+    cell = read(path)["cells"][0]
+    assert cell["execution_count"] == 1
+    assert "".join(cell["outputs"][0]["text"]) == "ab\n"
+    assert cell["metadata"] == {}
+
+
+def test_a_lesson_that_fails_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[code("1/0", count=None)]), path)
+    before = path.read_bytes()
+    command = [sys.executable, str(ROOT / "book/lessons.py"), "run", str(path)]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "ZeroDivisionError" in failed.stderr
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lesson.ipynb"]
+
+
+def test_built_pages_are_read(tmp_path: Path) -> None:
+    pages = load("book/check_pages.py")
+    (tmp_path / "good.html").write_text(
+        '<h1 id="top">x</h1><a href="#top">up</a><img src="a.png" alt="Two bars">'
+    )
+    assert pages.problems(tmp_path) == []
+    (tmp_path / "bad.html").write_text(
+        '<img src="_images/a.png" alt="_images/a.png"><img src="b.png">'
+        '<a href="gone.html">x</a><a href="good.html#no">y</a>'
+    )
+    assert len(pages.problems(tmp_path)) == 4
+    assert pages.problems(tmp_path / "empty") != []

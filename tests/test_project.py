@@ -1,0 +1,564 @@
+"""What has to hold for the project as a whole: its floors, its files, its versions and its set-up."""
+
+import ast
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+FOLDERS = {"book", "notebooks", "minimoe", "exercises", "solutions", "tests", ".ci", ".github"}
+FILES = {
+    ".gitattributes",
+    ".gitignore",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "LICENSE-TEXT.md",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "environment.yml",
+    "pyproject.toml",
+}
+# What make and the tools leave in the root; git ignores it.
+LEFTOVERS = re.compile(
+    r"^(_build|runs|study|dist|\.git|\.venv.*|\.\w+_cache|\.hypothesis|\.coverage|\.DS_Store)$|^\.\w+-\w*\.tmp$"
+)
+
+WINGS = {"train", "study", "bench", "widgets", "check"}
+# Wings that other wings may use.
+SHARED_WINGS = {"train"}
+# Packages that are slow, large or optional: imported where they are used.
+LATE = {
+    "matplotlib",
+    "transformers",
+    "triton",
+    "scipy",
+    "ipywidgets",
+    "anywidget",
+    "datasets",
+    "pandas",
+    "IPython",
+}
+
+
+def project_files() -> list[Path]:
+    """The files of the project: those git knows or would take; without git, all but the leftovers."""
+    if (ROOT / ".git").exists():
+        command = [
+            "git",
+            "-C",
+            str(ROOT),
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "-z",
+        ]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if listed.returncode == 0:
+            return [
+                ROOT / name
+                for name in listed.stdout.split("\0")
+                if name and (ROOT / name).is_file()
+            ]
+    return [
+        path
+        for path in sorted(ROOT.rglob("*"))
+        if path.is_file()
+        and not LEFTOVERS.match(path.relative_to(ROOT).parts[0])
+        and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+    ]
+
+
+PROJECT_FILES = project_files()
+PACKAGE_FILES = [
+    path
+    for path in PROJECT_FILES
+    if path.suffix == ".py" and path.relative_to(ROOT).parts[0] == "minimoe"
+]
+
+
+def relative(path: Path) -> str:
+    """A file's name from the root, for messages and test ids."""
+    return path.relative_to(ROOT).as_posix()
+
+
+# --- floors --------------------------------------------------------------------------------------
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """Which part of the house a module of minimoe is in: a wing's name, 'roof' or 'core'."""
+    parts = module.split(".")
+    if len(parts) > 1 and parts[1] in WINGS:
+        return parts[1]
+    return "roof" if parts[1:2] == ["__main__"] else "core"
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """Every import of a file: the module's dotted name, whether it runs on import of the file, and its line.
+
+    `from package import name` counts as `package.name`, since `name` may be a module.
+    """
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+
+    def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[str, bool, int]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, at_import, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{source}.{alias.name}", at_import, node.lineno
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from walk(child, at_import)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, at_import and not inside)
+
+    return walk(ast.parse(path.read_text(encoding="utf-8")), True)
+
+
+def broken_floors(path: Path) -> list[str]:
+    """The imports of a file of minimoe that do not point down, one line each."""
+    here = room(module_name(path))
+    found: list[str] = []
+    for name, at_import, line in imports(path):
+        place = f"{relative(path)}:{line}"
+        top = name.split(".")[0]
+        if top in LATE and at_import and not (here != "core" and top == "matplotlib"):
+            found.append(f"{place}: {top} is imported where it is used, not when the module is")
+        if top != "minimoe":
+            continue
+        there = room(name)
+        if there == here:
+            continue
+        allowed = (
+            {"core"}
+            | (SHARED_WINGS if here != "core" else set())
+            | (WINGS if here == "roof" else set())
+        )
+        if here != "roof" and there == "roof":
+            found.append(f"{place}: nothing imports the roof, {name}")
+        elif there == "check":
+            found.append(f"{place}: only tests and learners import {name}")
+        elif there not in allowed:
+            found.append(f"{place}: {here} may not import {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=relative)
+def test_imports_point_down_only(path: Path) -> None:
+    assert broken_floors(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "message"),
+    [
+        (
+            "minimoe/model.py",
+            "from minimoe.train.corpus import load_corpus",
+            "core may not import minimoe.train",
+        ),
+        (
+            "minimoe/model.py",
+            "def f():\n    from minimoe import study",
+            "core may not import minimoe.study",
+        ),
+        ("minimoe/model.py", "from .study import trace", "core may not import minimoe.study"),
+        (
+            "minimoe/dispatch/loop.py",
+            "from ..bench import floors",
+            "core may not import minimoe.bench",
+        ),
+        (
+            "minimoe/model.py",
+            "import matplotlib.pyplot as plt",
+            "matplotlib is imported where it is used",
+        ),
+        (
+            "minimoe/model.py",
+            "try:\n    import triton\nexcept ImportError:\n    pass",
+            "triton is imported where",
+        ),
+        (
+            "minimoe/study/report.py",
+            "import minimoe.bench.tables",
+            "study may not import minimoe.bench",
+        ),
+        (
+            "minimoe/train/loop.py",
+            "from minimoe.study.trace import RoutingTrace",
+            "train may not import",
+        ),
+        (
+            "minimoe/__main__.py",
+            "from minimoe.check import routing",
+            "only tests and learners import",
+        ),
+        ("minimoe/cost.py", "from minimoe.__main__ import main", "nothing imports the roof"),
+    ],
+)
+def test_a_wrong_import_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, code: str, message: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert [message in line for line in broken_floors(path)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        (
+            "minimoe/model.py",
+            "import torch\nfrom minimoe.layers import MoELayer\nfrom .routing import Routing",
+        ),
+        ("minimoe/model.py", "def f():\n    import matplotlib.pyplot"),
+        (
+            "minimoe/study/report.py",
+            "from minimoe import Routing\nfrom minimoe.train import corpus\nfrom . import trace",
+        ),
+        ("minimoe/__main__.py", "def main():\n    from minimoe.study.report import run_study"),
+        (
+            "minimoe/model.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import matplotlib",
+        ),
+    ],
+)
+def test_a_right_import_is_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, code: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert broken_floors(path) == []
+
+
+def test_importing_minimoe_brings_nothing_optional() -> None:
+    code = f"import sys, minimoe; print(sorted({LATE!r} & set(sys.modules)))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_top_level_is_the_agreed_one() -> None:
+    present = {path.relative_to(ROOT).parts for path in PROJECT_FILES}
+    assert {parts[0] for parts in present if len(parts) > 1} <= FOLDERS
+    assert {parts[0] for parts in present if len(parts) == 1} == FILES
+
+
+def test_files_are_small() -> None:
+    def limit(path: Path) -> float:
+        return 10e6 if relative(path).startswith("minimoe/weights/") else 1e6
+
+    large = {
+        relative(path): path.stat().st_size
+        for path in PROJECT_FILES
+        if path.stat().st_size >= limit(path)
+    }
+    assert large == {}
+
+
+# Written in pieces, so that this file does not name what it looks for.
+FORBIDDEN = {
+    "a package registry's host": re.compile(
+        "|".join(
+            re.escape(host)
+            for host in (
+                "py" + "pi.org",
+                "python" + "hosted.org",
+                "download." + "pytorch.org",
+                "npm" + "js.org",
+                "npm" + "js.com",
+                "deb." + "debian.org",
+                "ana" + "conda.org",
+                "ana" + "conda.com",
+                "un" + "pkg.com",
+            )
+        ),
+        re.IGNORECASE,
+    ),
+    "an absolute path of one machine": re.compile(
+        r"(?<![\w.~$}/])/(?:"
+        + "|".join(("root", "ho" + r"me/\w+", "Us" + r"ers/\w+", "wo" + r"rk/\w+", "opt/wheels"))
+        + r")\b"
+        r"|\b[A-Z]:\\+Us" + r"ers\\"
+    ),
+}
+
+
+def test_no_file_names_a_registry_host_or_a_path_of_one_machine() -> None:
+    found: list[str] = []
+    for path in PROJECT_FILES:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for what, pattern in FORBIDDEN.items():
+            found += [f"{relative(path)}: {what}: {match[0]}" for match in pattern.finditer(text)]
+    assert found == []
+
+
+def test_every_python_file_says_what_it_is() -> None:
+    silent = [
+        relative(path)
+        for path in PROJECT_FILES
+        if path.suffix == ".py"
+        and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
+
+
+def test_nothing_is_left_to_be_done() -> None:
+    pattern = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X")))
+    found = [
+        f"{relative(path)}: {line.strip()[:80]}"
+        for path in PROJECT_FILES
+        if path.suffix in {".py", ".md", ".yml", ".toml", ".ipynb", ".cfg", ".css"}
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line) and len(line) < 2000
+    ]
+    assert found == []
+
+
+def test_ci_script_can_be_run() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+# --- versions and set-up -------------------------------------------------------------------------
+
+
+def test_versions_agree() -> None:
+    version = PYPROJECT["project"]["version"]
+    init = (ROOT / "minimoe" / "__init__.py").read_text()
+    assert re.findall(r'^__version__ = "(.+)"$', init, re.MULTILINE) == [version]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(
+        rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """The dependencies of pyproject.toml, with those of the named extras."""
+    lines: list[str] = list(PYPROJECT["project"]["dependencies"])
+    for extra in extras:
+        lines += PYPROJECT["project"]["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+def bounds(specifier: str) -> set[str]:
+    """A version specifier as a set of its bounds."""
+    return {part.strip() for part in specifier.split(",") if part.strip()}
+
+
+def test_environment_yml_agrees_with_pyproject() -> None:
+    rattler = pytest.importorskip("rattler")
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    lines = [line for line in environment["dependencies"] if isinstance(line, str)]
+    from_pip = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    conda: dict[str, set[str]] = {}
+    for line in lines:
+        spec = rattler.MatchSpec(line, strict=True)
+        name = getattr(spec.name, "normalized", None) or str(spec.name)
+        assert name not in conda, f"{name} is named twice"
+        conda[name] = bounds(str(spec.version or ""))
+    # The two names that differ between the package index and conda-forge, and what only conda has to name.
+    expected = {
+        {"torch": "pytorch"}.get(r.name, r.name): bounds(str(r.specifier))
+        for r in requirements("course", "dev", "hf")
+    }
+    expected |= {"python": bounds(PYPROJECT["project"]["requires-python"]), "pip": set()}
+    assert conda == expected
+    assert environment["name"] == "minimoe"
+    assert environment["channels"] == ["conda-forge"]
+    assert from_pip == [["-e ."]]
+
+
+def pins() -> dict[str, str]:
+    """constraints.txt as names and exact versions."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = [
+        re.fullmatch(r"([\w.\-]+)==([\w.]+)", line)
+        for line in lines
+        if line and not line.startswith("#")
+    ]
+    assert all(exact), (
+        "constraints.txt holds exact versions only, without a local part such as +cpu"
+    )
+    return {normal(match[1]): match[2] for match in exact if match}
+
+
+def normal(name: str) -> str:
+    """A distribution's name in its normal form."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_constraints_fix_every_requirement_within_its_range() -> None:
+    exact = pins()
+    for requirement in requirements("course", "dev", "teacher", "hf"):
+        version = exact.get(normal(requirement.name))
+        assert version, f"constraints.txt does not fix {requirement.name}"
+        assert requirement.specifier.contains(version), (
+            f"{requirement} excludes the {version} of constraints.txt"
+        )
+
+
+def test_constraints_fix_what_the_requirements_bring() -> None:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    exact = pins()
+    queue = [normal(r.name) for r in requirements("course", "dev", "hf")]
+    seen: set[str] = set()
+    loose: set[str] = set()
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            needed = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:
+            continue
+        if name not in exact:
+            loose.add(name)
+        queue += [
+            normal(r.name) for r in needed if not r.marker or r.marker.evaluate({"extra": ""})
+        ]
+    # A build of torch for GPUs brings packages that the CPU build of CI does not have.
+    assert {name for name in loose if not name.startswith(("nvidia-", "cuda-", "triton"))} == set()
+
+
+def test_python_version_is_the_same_everywhere() -> None:
+    assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py311"
+    assert PYPROJECT["tool"]["pyright"]["pythonVersion"] == "3.11"
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    assert "3.11" in workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+
+
+# --- make ----------------------------------------------------------------------------------------
+
+TARGETS = {
+    "lab",
+    "test",
+    "test-slow",
+    "study",
+    "book",
+    "lint",
+    "format",
+    "notebooks",
+    "corpus",
+    "train",
+    "clean",
+    "help",
+}
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    listed = {line.split()[1] for line in shown.stdout.splitlines() if line.startswith("  make ")}
+    assert listed >= TARGETS
+
+
+def planned(*arguments: str, environment: Path) -> str:
+    """What make would run, with the environment in the given folder."""
+    command = ["make", "-n", f"VENV={environment}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS - {"clean", "help"}))
+def test_each_target_makes_its_environment_once(target: str, tmp_path: Path) -> None:
+    environment = tmp_path / "env"
+    first = planned(target, environment=environment)
+    assert f"-m venv {environment}" in first
+    stamp = re.search(r"touch (\S+)", first)
+    assert stamp
+    environment.mkdir()
+    Path(stamp[1]).touch()
+    assert "pip install" not in planned(target, environment=environment)
+
+
+def test_an_old_python_is_refused_with_the_reason(tmp_path: Path) -> None:
+    old = tmp_path / "python3.10"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = ["make", "env", f"PYTHON={old}", f"VENV={tmp_path / 'env'}"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "needs Python 3.11 or newer" in refused.stderr
+    assert not (tmp_path / "env").exists()
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 2), ("", 0)])
+def test_a_text_that_cannot_be_fetched_stops_ci_only(tmp_path: Path, ci: str, code: int) -> None:
+    """A failing `corpus fetch` is stood in for by an interpreter that always fails."""
+    environment = tmp_path / "env"
+    (environment / "bin").mkdir(parents=True)
+    stamp = re.search(r"touch (\S+)", planned("text", environment=environment))
+    assert stamp
+    Path(stamp[1]).touch()
+    python = environment / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 2\n")
+    python.chmod(0o755)
+    command = ["make", "text", f"VENV={environment}", f"CI={ci}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "text" in done.stderr
+
+
+# --- README ---------------------------------------------------------------------------------------
+
+
+def test_the_code_in_the_readme_runs(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert blocks
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_the_readme_names_files_and_targets_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)\)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)) <= TARGETS | {"env"}
