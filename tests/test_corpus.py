@@ -344,17 +344,14 @@ def test_readers_on_synthetic_wheels(index: Index) -> None:
 @pytest.mark.parametrize("name", TIER_0)
 def test_domains_that_need_no_network(name: str) -> None:
     found = read_domain(name)
-    assert len(found) > 10 and {d.domain for d in found} == {name}
-    assert len({d.id for d in found}) == len(found)
+    assert len(found) > 3 and {d.domain for d in found} == {name}
+    names = {d.id for d in found}
+    assert len(names) == len(found)
     assert all(d.text.strip() and len(d.text) <= documents.MAX_DOCUMENT_CHARACTERS for d in found)
-
-
-def test_code_is_the_library_without_its_tests() -> None:
-    names = {d.id for d in read_domain("code")}
-    assert {"argparse.py", "json/decoder.py"} <= names
-    assert not [
-        n for n in names if "/test" in n or n.startswith(("test", "encodings", "pydoc_data"))
-    ]
+    if name == "code":  # the library without its tests and tables
+        assert {"argparse.py", "json/decoder.py"} <= names
+        left_out = ("test", "encodings", "pydoc_data", "site-packages")
+        assert not [n for n in names if "/test" in n or n.startswith(left_out)]
 
 
 def test_clean_text() -> None:

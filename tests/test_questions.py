@@ -220,6 +220,7 @@ def test_mmlu_that_cannot_be_had_says_why(
 def test_real_mmlu_questions() -> None:
     questions = mmlu_dev_questions()
     assert len(questions) == 282 and len({q.topic for q in questions}) == 57
+    assert read_domain("mmlu") == questions
     for question in questions:
         assert question.text.startswith("Question: ") and question.text.endswith("\nAnswer:")
         assert "think step by step" not in question.text and "The answer is" not in question.text

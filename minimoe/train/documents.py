@@ -24,7 +24,7 @@ SHINGLE_WORDS = 8
 # Questions are made from articles, so they follow the split of the articles.
 _SPLIT_WITH = {"questions": "wiki_en"}
 # Never trained on, whatever the hash says.
-_ALWAYS_HELD_OUT = frozenset({"mmlu"})
+ALWAYS_HELD_OUT = frozenset({"mmlu"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _hash(domain: str, key: str) -> int:
 
 def is_held_out(domain: str, work: str) -> bool:
     """Whether a work is held out: one in ten, by sha256 of domain and work, so it never changes."""
-    if domain in _ALWAYS_HELD_OUT:
+    if domain in ALWAYS_HELD_OUT:
         return True
     return _hash(_SPLIT_WITH.get(domain, domain), work) < HELD_OUT_SHARE * 2**64
 

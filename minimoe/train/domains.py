@@ -8,7 +8,7 @@ from functools import partial
 
 from minimoe.errors import CorpusError
 from minimoe.train import sources
-from minimoe.train.documents import Document, drop_exact_copies, drop_near_copies
+from minimoe.train.documents import ALWAYS_HELD_OUT, Document, drop_exact_copies, drop_near_copies
 from minimoe.train.fetch import PACKAGES, Package
 from minimoe.train.questions import generated_questions, read_mmlu
 
@@ -252,11 +252,13 @@ def read_domain(name: str) -> list[Document]:
     """
     domain = DOMAINS[resolve([name])[0]]
     try:
-        documents = drop_exact_copies(domain.read())
+        documents = domain.read()
     except (KeyError, ValueError, OSError, sqlite3.Error) as error:
         raise CorpusError(
             f"cannot read the domain {name!r}: {type(error).__name__}: {error}"
         ) from error
+    if name not in ALWAYS_HELD_OUT:  # a published set of questions stays as it was published
+        documents = drop_exact_copies(documents)
     if domain.max_overlap is not None:
         documents = drop_near_copies(documents, domain.max_overlap)
     if not documents:

@@ -20,6 +20,7 @@ from minimoe.study.statistics.resampling import (
     MIN_DOCUMENTS,
     bootstrap_documents,
     holm,
+    interval_of_ratio,
     percentile,
     permutation_p,
     permuted_tables,
@@ -122,8 +123,8 @@ def domain_load(
     drawn_share = shares(drawn)
     drawn_pool = shares(drawn.sum(axis=1))[:, None]
     share_low, share_high = _unless(few, *percentile(drawn_share))
-    log_low, log_high = reverse_percentile(np.log(ratio), np.log(max_over_min(drawn)), floor=0.0)
-    ratio_low, ratio_high = _unless(few, np.exp(log_low), np.exp(log_high))
+    ratio_ends = np.array([interval_of_ratio(table[d], drawn[:, d]) for d in range(len(names))])
+    ratio_low, ratio_high = _unless(few, ratio_ends[:, 0], ratio_ends[:, 1])
     tv_low, tv_high = _unless(
         few, *reverse_percentile(tv, total_variation(drawn_share, drawn_pool), floor=0.0)
     )

@@ -13,9 +13,10 @@ from minimoe.study.statistics.measures import Floats, max_over_min, shares
 from minimoe.study.statistics.resampling import (
     MIN_DOCUMENTS,
     bootstrap_documents,
+    interval_of_maximum,
+    interval_of_ratio,
     percentile,
     permutation_p,
-    reverse_percentile,
 )
 from minimoe.study.statistics.results import Estimate, Null, Result
 from minimoe.study.trace import RoutingTrace
@@ -29,8 +30,8 @@ class Load(Result):
 
     Attributes:
         share, share_low, share_high: [E] of all assignments (sum 1), with document-bootstrap interval.
-        ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so the interval is the percentile one
-            reflected about the estimate (on the logarithm, cut at 1), which takes the bias off instead of doubling it.
+        ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest
+            ratio of any two experts, by a simultaneous band over all pairs, not the percentiles of the draws.
         ratio_corrected: max/min less its bootstrap bias, on the logarithm, at least 1.
         max_violation: MaxVio = E·max − 1 (Wang et al. 2024): how far the busiest expert is above its fair share.
         cv2: population variance of the shares over their squared mean.
@@ -70,15 +71,12 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
     draws = bootstrap_documents(counts, c.strata, resamples, rng)
     drawn_shares = shares(draws)
     low, high = percentile(drawn_shares) if enough else (np.full(len(share), np.nan),) * 2
-    with np.errstate(divide="ignore"):
-        ratio_low, ratio_high, corrected = _ratio_interval(
-            math.log(ratio), np.log(max_over_min(draws))
-        )
+    ratio_low, ratio_high = interval_of_ratio(total, draws)
     violation = len(share) * share.max() - 1
-    violation_low, violation_high = reverse_percentile(
-        violation, len(share) * drawn_shares.max(axis=1) - 1, floor=0.0
+    violation_low, violation_high = (
+        len(share) * end - 1 for end in interval_of_maximum(share, drawn_shares)
     )
-    method = "document bootstrap, reflected" if enough else f"none: {c.num_documents} documents"
+    method = "document bootstrap, simultaneous" if enough else f"none: {c.num_documents} documents"
 
     equal = equal_load_ratios(len(c.token), c.num_experts, c.k, draws=resamples, seed=seed)
     # the documents' own scatter about the pooled load, put on top of equal loads
@@ -95,9 +93,9 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
         share_low=low,
         share_high=high,
         ratio=_estimate(ratio, ratio_low, ratio_high, method, enough),
-        ratio_corrected=corrected if enough else math.nan,
+        ratio_corrected=_less_bias(ratio, max_over_min(draws)) if enough else math.nan,
         max_violation=_estimate(
-            violation, float(violation_low), float(violation_high), method, enough
+            violation, max(violation_low, 0.0), violation_high, method, enough
         ),
         cv2=float(share.var() / share.mean() ** 2),
         ratio_null=_null(ratio, equal, "equal loads, independent tokens"),
@@ -134,15 +132,10 @@ def all_sets(num_experts: int, k: int) -> Ints:
     return np.array(list(combinations(range(num_experts), k)), dtype=np.int64)
 
 
-def _ratio_interval(log_ratio: float, log_draws: Floats) -> tuple[float, float, float]:
-    low, high = reverse_percentile(log_ratio, log_draws, floor=0.0)
-    # the median, since a resample without some expert has an infinite ratio
-    corrected = (
-        max(2 * log_ratio - float(np.median(log_draws)), 0.0)
-        if math.isfinite(log_ratio)
-        else math.inf
-    )
-    return float(np.exp(low)), float(np.exp(high)), math.exp(corrected)
+def _less_bias(ratio: float, draws: Floats) -> float:
+    """The ratio less, on the logarithm, what a resample adds to it (the median: without some expert it is infinite)."""
+    middle = float(np.median(draws))
+    return max(ratio * ratio / middle, 1.0) if math.isfinite(middle) else math.nan
 
 
 def _estimate(value: float, low: float, high: float, method: str, enough: bool) -> Estimate:
