@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="minimoe", description="Mixture-of-Experts language models, small and whole.")
+    parser = argparse.ArgumentParser(
+        prog="minimoe", description="Mixture-of-Experts language models, small and whole."
+    )
     parser.add_argument("--version", action="version", version=f"minimoe {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -49,8 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.add_argument("--domains", help="comma-separated; default: all of the training mix")
-    train.add_argument("--tokenizer", help="folder or tokenizer.json to use instead of training one")
-    train.add_argument("--threads", type=int, help="CPU threads (part of what makes a run repeat exactly)")
+    train.add_argument(
+        "--tokenizer", help="folder or tokenizer.json to use instead of training one"
+    )
+    train.add_argument(
+        "--threads", type=int, help="CPU threads (part of what makes a run repeat exactly)"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, kind in (("steps", int), ("batch-size", int), ("seq-len", int), ("lr", float), ("warmup", int),
                        ("seed", int), ("eval-every", int), ("save-every", int)):  # fmt: skip
@@ -68,15 +74,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     study = commands.add_parser("study", help="run the routing study and write its report")
     study.add_argument("--checkpoint", default="mini", help="'mini' or a folder (default: mini)")
-    study.add_argument("--out", type=Path, default=Path("study"), help="folder of the report (default: study)")
-    study.add_argument("--train", action="store_true", help="train the mini preset first and study that model")
+    study.add_argument(
+        "--out", type=Path, default=Path("study"), help="folder of the report (default: study)"
+    )
+    study.add_argument(
+        "--train", action="store_true", help="train the mini preset first and study that model"
+    )
     study.add_argument("--domains", help="comma-separated; default: all of the training mix")
-    study.add_argument("--max-tokens", type=int, default=None, help="held-out tokens per domain (default: all)")
+    study.add_argument(
+        "--max-tokens", type=int, default=None, help="held-out tokens per domain (default: all)"
+    )
     study.add_argument("--seed", type=int, default=0)
     study.set_defaults(run=run_study_command)
 
     bench = commands.add_parser("bench", help="measure and print ratios")
-    bench.add_argument("--train", action="store_true", help="training rate against a dense model of equal active size")
+    bench.add_argument(
+        "--train",
+        action="store_true",
+        help="training rate against a dense model of equal active size",
+    )
     bench.add_argument("--rounds", type=int, default=7)
     bench.add_argument("--threads", type=int)
     bench.add_argument("--json", type=Path, help="write the measurement to this file")
@@ -91,7 +107,9 @@ def run_corpus(args: argparse.Namespace) -> None:
     domains = split_names(args.domains)
     if args.action == "fetch":
         report = corpus.fetch(domains)
-        print(f"fetched: {', '.join(report.fetched) or 'nothing'}; there already: {', '.join(report.cached) or 'nothing'}")
+        print(
+            f"fetched: {', '.join(report.fetched) or 'nothing'}; there already: {', '.join(report.cached) or 'nothing'}"
+        )
         for name, reason in report.skipped.items():
             print(f"left out: {name}: {reason}")
         return
@@ -111,7 +129,16 @@ def run_train(args: argparse.Namespace) -> None:
     model = ModelConfig.preset(args.preset)
     options = {
         name: getattr(args, name)
-        for name in ("steps", "batch_size", "seq_len", "lr", "warmup", "seed", "eval_every", "save_every")
+        for name in (
+            "steps",
+            "batch_size",
+            "seq_len",
+            "lr",
+            "warmup",
+            "seed",
+            "eval_every",
+            "save_every",
+        )
         if getattr(args, name) is not None
     }
     config = dataclasses.replace(TRAIN_PRESETS[args.preset], **options)
@@ -119,8 +146,12 @@ def run_train(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     out = args.out or Path("runs") / args.preset
-    tokenizer = args.tokenizer or (out if args.resume and (out / "tokenizer.json").exists() else None)
-    loaded = load_corpus(split_names(args.domains), tokenizer=tokenizer, vocab_size=model.vocab_size)
+    tokenizer = args.tokenizer or (
+        out if args.resume and (out / "tokenizer.json").exists() else None
+    )
+    loaded = load_corpus(
+        split_names(args.domains), tokenizer=tokenizer, vocab_size=model.vocab_size
+    )
     run = Run(out, model, config, loaded, device=device, resume=args.resume, name=args.preset)
     held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
     print(
@@ -161,9 +192,22 @@ def run_study_command(args: argparse.Namespace) -> None:
     checkpoint: Any = args.checkpoint
     if args.train:
         checkpoint = args.out / "model"
-        main(["train", "--preset", "mini", "--out", str(checkpoint), *(["--resume"] if checkpoint.exists() else [])])
+        main(
+            [
+                "train",
+                "--preset",
+                "mini",
+                "--out",
+                str(checkpoint),
+                *(["--resume"] if checkpoint.exists() else []),
+            ]
+        )
     report = run_study(
-        checkpoint, args.out, domains=split_names(args.domains), max_tokens=args.max_tokens, seed=args.seed
+        checkpoint,
+        args.out,
+        domains=split_names(args.domains),
+        max_tokens=args.max_tokens,
+        seed=args.seed,
     )
     print(report)
 

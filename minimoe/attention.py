@@ -33,7 +33,9 @@ class KVCache:
 
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
-    exponent = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    exponent = (
+        torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    )
     angle = position[:, None, :, None].float() * theta**-exponent
     return angle.cos(), angle.sin()
 
@@ -50,7 +52,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
-        wide, narrow = config.num_attention_heads * self.head_size, config.num_key_value_heads * self.head_size
+        wide, narrow = (
+            config.num_attention_heads * self.head_size,
+            config.num_key_value_heads * self.head_size,
+        )
         self.q_proj = Linear(config.hidden_size, wide)
         self.k_proj = Linear(config.hidden_size, narrow)
         self.v_proj = Linear(config.hidden_size, narrow)
@@ -77,6 +82,11 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and s > 1, enable_gqa=k.shape[1] != q.shape[1]
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and s > 1,
+            enable_gqa=k.shape[1] != q.shape[1],
         )
         return self.o_proj(y.transpose(1, 2).reshape(b, s, -1))

@@ -25,14 +25,18 @@ def switch_loss(routing: Routing) -> Tensor:
         MinimoeError: the router has no probabilities (hash, uniform).
     """
     if routing.probs is None:
-        raise MinimoeError("switch_loss needs a router with probabilities; this routing has probs=None")
+        raise MinimoeError(
+            "switch_loss needs a router with probabilities; this routing has probs=None"
+        )
     load = routing.load().to(torch.float32)  # [E]
     f = load / load.sum().clamp_min(1)
     return routing.num_experts * (f * _masked_mean(routing.probs, routing.valid)).sum()
 
 
 def z_loss(routing: Routing) -> Tensor:
-    """Router z-loss of one layer, a float32 scalar: mean over valid tokens of logsumexp(logits)² (Zoph et al. 2022, eq. 5).
+    """Router z-loss of one layer, a float32 scalar (Zoph et al. 2022, eq. 5).
+
+    The mean over valid tokens of logsumexp(logits)².
 
     Raises:
         MinimoeError: the router has no logits.
@@ -78,7 +82,9 @@ class Load:
         counts = counts.detach().double().cpu()
         total = float(counts.sum())
         if total <= 0:
-            raise MinimoeError("the load of zero assignments is not defined: route at least one valid token")
+            raise MinimoeError(
+                "the load of zero assignments is not defined: route at least one valid token"
+            )
         share = counts / total
         high, low = float(share.max()), float(share.min())
         mean = 1 / len(share)

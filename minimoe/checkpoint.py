@@ -34,7 +34,9 @@ def pretrained_path(name_or_path: str | Path) -> Path:
         )
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
-            raise CheckpointError(f"the folder {path} has no {name}; a checkpoint holds config.json and model.safetensors")
+            raise CheckpointError(
+                f"the folder {path} has no {name}; a checkpoint holds config.json and model.safetensors"
+            )
     return path
 
 
@@ -49,7 +51,9 @@ def read_config(path: Path) -> ModelConfig:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object of configuration fields")
+        raise CheckpointError(
+            f"{path} holds {type(values).__name__}, expected an object of configuration fields"
+        )
     try:
         return ModelConfig.from_dict(values)
     except (ConfigError, TypeError) as error:
@@ -71,7 +75,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write one safetensors file atomically: on a full disk the old file survives.
 
     Raises:
@@ -81,7 +87,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         with atomic_write(path) as temporary:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be written ({error}); what was there before is unchanged") from error
+        raise CheckpointError(
+            f"{path} could not be written ({error}); what was there before is unchanged"
+        ) from error
 
 
 def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -100,11 +108,17 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], source: str) -
     ]
     problems = [
         f"{what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''} ({len(names)})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", shapes),
+        )
         if names
     ]
     if problems:
-        raise CheckpointError(f"{source} does not fit the configuration beside it; " + "; ".join(problems))
+        raise CheckpointError(
+            f"{source} does not fit the configuration beside it; " + "; ".join(problems)
+        )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
@@ -121,7 +135,14 @@ def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
 def restore_model(model: MixtralModel, tensors: dict[str, Tensor], source: str) -> None:
     """The inverse of `model_tensors`, into an existing model."""
     if model.config.tie_word_embeddings and "embed_tokens.weight" in tensors:
-        tensors = {**tensors, "lm_head.weight": tensors["embed_tokens.weight"]}
+        embedding = tensors["embed_tokens.weight"]
+        # other libraries may store the shared matrix twice; two different ones do not fit one place
+        if not torch.equal(tensors.get("lm_head.weight", embedding), embedding):
+            raise CheckpointError(
+                f"{source} holds an lm_head.weight of its own, but tie_word_embeddings is true in the configuration "
+                "beside it: set it to false, or save the weights tied"
+            )
+        tensors = {**tensors, "lm_head.weight": embedding}
     load_into(model, tensors, source)
 
 
@@ -134,13 +155,18 @@ def save_model(model: MixtralModel, path: str | Path, *, dtype: torch.dtype | No
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"the folder {path} cannot be made ({error}); give one that can be written") from error
+        raise CheckpointError(
+            f"the folder {path} cannot be made ({error}); give one that can be written"
+        ) from error
     write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
     write_text(path / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> MixtralModel:
     """Read a folder written by `save_model` (see `MixtralModel.from_pretrained`)."""
     path = pretrained_path(name_or_path)

@@ -59,6 +59,8 @@ class ModelConfig:
     experts_implementation: str = "auto"
 
     def __post_init__(self) -> None:
+        # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
+        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         for name in (
             "vocab_size",
             "hidden_size",
@@ -75,8 +77,12 @@ class ModelConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
         for name in ("moe_intermediate_size", "head_dim"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; it must be None or an integer of at least 1")
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
+                raise ConfigError(
+                    f"{name} is {value!r}; it must be None or an integer of at least 1"
+                )
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok} but num_experts is {self.num_experts}; "
@@ -108,7 +114,9 @@ class ModelConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or positive")
         if self.router_jitter_noise >= 1:
-            raise ConfigError(f"router_jitter_noise is {self.router_jitter_noise!r}; it must be below 1")
+            raise ConfigError(
+                f"router_jitter_noise is {self.router_jitter_noise!r}; it must be below 1"
+            )
         if self.experts_implementation not in EXPERTS_IMPLEMENTATIONS:
             raise ConfigError(
                 f"experts_implementation is {self.experts_implementation!r}; "
@@ -135,7 +143,9 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -148,12 +158,13 @@ class ModelConfig:
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
+                hint = (
+                    f"; did you mean {near[0]}?"
+                    if near
+                    else f"; known are {', '.join(sorted(known))}"
+                )
                 raise ConfigError(f"unknown configuration field {name!r}{hint}")
-        fields = dict(values)
-        if "mlp_only_layers" in fields:
-            fields["mlp_only_layers"] = tuple(fields["mlp_only_layers"])
-        return cls(**fields)
+        return cls(**values)
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:

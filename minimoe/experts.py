@@ -21,10 +21,16 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 class MLP(nn.Module):
     """A dense feed-forward block: one SwiGLU MLP for every token. 3·D·F parameters."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, initializer_range: float = 0.02) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, *, initializer_range: float = 0.02
+    ) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.randn(2 * intermediate_size, hidden_size) * initializer_range)
-        self.down_proj = nn.Parameter(torch.randn(hidden_size, intermediate_size) * initializer_range)
+        self.gate_up_proj = nn.Parameter(
+            torch.randn(2 * intermediate_size, hidden_size) * initializer_range
+        )
+        self.down_proj = nn.Parameter(
+            torch.randn(hidden_size, intermediate_size) * initializer_range
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
@@ -39,14 +45,21 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, num_experts: int, hidden_size: int, intermediate_size: int, *, initializer_range: float = 0.02
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.gate_up_proj = nn.Parameter(
             torch.randn(num_experts, 2 * intermediate_size, hidden_size) * initializer_range
         )
-        self.down_proj = nn.Parameter(torch.randn(num_experts, hidden_size, intermediate_size) * initializer_range)
+        self.down_proj = nn.Parameter(
+            torch.randn(num_experts, hidden_size, intermediate_size) * initializer_range
+        )
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
         """Run expert `expert` on x [T, D] -> [T, D]."""

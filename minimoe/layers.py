@@ -43,7 +43,10 @@ class MoELayer(nn.Module):
             initializer_range=config.initializer_range,
         )
         self.experts = Experts(
-            config.num_experts, config.hidden_size, config.expert_size, initializer_range=config.initializer_range
+            config.num_experts,
+            config.hidden_size,
+            config.expert_size,
+            initializer_range=config.initializer_range,
         )
         self.dispatch = get_dispatcher(config.experts_implementation)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @functools.cache
@@ -41,6 +42,7 @@ class _OneDNNLinear(torch.autograd.Function):
         return _multiply(x, weight)
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused; it would silently be zero
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (dy,) = grads
         x, weight = ctx.saved_tensors

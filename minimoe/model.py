@@ -52,7 +52,11 @@ class Block(nn.Module):
         self.mlp: MoELayer | MLP = (
             MoELayer(config)
             if config.is_sparse(index)
-            else MLP(config.hidden_size, config.intermediate_size, initializer_range=config.initializer_range)
+            else MLP(
+                config.hidden_size,
+                config.intermediate_size,
+                initializer_range=config.initializer_range,
+            )
         )
 
     def forward(
@@ -146,17 +150,24 @@ class MixtralModel(nn.Module):
         lm_loss = loss = None
         if labels is not None:
             # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
-            target = F.pad(labels[:, 1:], (0, 1), value=-100)
+            target = F.pad(labels[:, 1:].long(), (0, 1), value=-100)
             if padding is not None:
                 target = target.masked_fill(~F.pad(padding[:, past + 1 :], (0, 1)), -100)
             lm_loss = next_token_loss(logits, target)
             loss = lm_loss
             if self.training and aux is not None and z is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux + self.config.router_z_loss_coef * z
+                loss = (
+                    loss
+                    + self.config.router_aux_loss_coef * aux
+                    + self.config.router_z_loss_coef * z
+                )
         return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z)
 
     def num_parameters(self, *, active: bool = False) -> int:
-        """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer; shared weights once."""
+        """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer.
+
+        A tied output projection counts once.
+        """
         total = sum(p.numel() for p in self.parameters())
         if active:
             idle = self.config.num_experts - self.config.num_experts_per_tok
@@ -188,8 +199,14 @@ class MixtralModel(nn.Module):
         Raises:
             MinimoeError: an argument out of range, a router that is not causal, or too many tokens for the model.
         """
-        if input_ids.ndim == 2 and input_ids.shape[1] == 0:
-            raise MinimoeError("generate needs a prompt of at least one token; input_ids has none")
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise MinimoeError(
+                f"input_ids has shape {tuple(input_ids.shape)}; generate needs a prompt [B, S] of at least one token"
+            )
+        if attention_mask is not None and not bool(attention_mask[..., -1].all()):
+            raise MinimoeError(
+                "attention_mask ends in padding, but generate continues the last token: pad shorter prompts on the left"
+            )
         if not temperature >= 0:
             raise MinimoeError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
         if not 0 < top_p <= 1:
@@ -235,7 +252,11 @@ class MixtralModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> MixtralModel:
         """Load 'mini' (shipped with the library) or a folder written by `save_pretrained`; in eval mode.
 
@@ -253,7 +274,11 @@ class MixtralModel(nn.Module):
         save_model(self, path, dtype=dtype)
 
     def _check(
-        self, input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None, cache: KVCache | None
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: KVCache | None,
     ) -> None:
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise MinimoeError(
@@ -267,32 +292,52 @@ class MixtralModel(nn.Module):
                 f"{self.config.max_position_embeddings}: cut it or raise max_position_embeddings"
             )
         if labels is not None and labels.shape != input_ids.shape:
-            raise MinimoeError(f"labels have shape {tuple(labels.shape)}; expected {tuple(input_ids.shape)}")
-        if attention_mask is not None and tuple(attention_mask.shape) != (input_ids.shape[0], total):
+            raise MinimoeError(
+                f"labels have shape {tuple(labels.shape)}; expected {tuple(input_ids.shape)}"
+            )
+        if attention_mask is not None and tuple(attention_mask.shape) != (
+            input_ids.shape[0],
+            total,
+        ):
             raise MinimoeError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(input_ids.shape[0], total)}"
             )
         # on a GPU this test would stop the host until the device has caught up; there the embedding itself asserts
-        if input_ids.device.type == "cpu" and input_ids.numel():
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise MinimoeError(
-                    f"input_ids hold ids from {low} to {high}, but the vocabulary has ids 0 to "
-                    f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
-                )
+        if input_ids.device.type == "cpu":
+            self._check_ids("input_ids", input_ids)
+            if labels is not None and labels is not input_ids:
+                self._check_ids("labels", labels[labels != -100])
+
+    def _check_ids(self, name: str, ids: Tensor) -> None:
+        if not ids.numel():
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise MinimoeError(
+                f"{name} hold ids from {low} to {high}, but the vocabulary has ids 0 to "
+                f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
+            )
 
 
 def next_token_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of logits [B, S, V] against target [B, S]; −100 is ignored; 0 where nothing is left."""
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), reduction="sum")
+    """Mean cross-entropy in nats of logits [B, S, V] against target [B, S] int64.
+
+    −100 is ignored; the result is 0 where nothing else is left.
+    """
+    total = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), reduction="sum"
+    )
     return total / (target != -100).sum().clamp_min(1)
 
 
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+def sample(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
     """One id [B] from logits [B, V]: the largest at temperature 0, else drawn from the nucleus of mass `top_p`."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probs = (logits / temperature).softmax(dim=-1)
+    # the largest logit becomes 0 first, so that a tiny temperature gives -inf and 0, not inf and NaN
+    probs = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     if top_p < 1:
         ordered, index = probs.sort(dim=-1, descending=True)
         # a token stays if the mass before it is below top_p; the first one always does
@@ -301,7 +346,9 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def _attention_mask(padding: Tensor | None, past: int, s: int, device: torch.device) -> Tensor | None:
+def _attention_mask(
+    padding: Tensor | None, past: int, s: int, device: torch.device
+) -> Tensor | None:
     """[B or 1, 1, S, past + S] bool, True where a query may look; None when plain causal attention says it all."""
     if padding is None and (past == 0 or s == 1):
         return None

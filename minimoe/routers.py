@@ -44,12 +44,16 @@ class TopKRouter(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= num_experts_per_tok <= num_experts:
-            raise ConfigError(f"num_experts_per_tok is {num_experts_per_tok}; expected 1 to {num_experts}")
+            raise ConfigError(
+                f"num_experts_per_tok is {num_experts_per_tok}; expected 1 to {num_experts}"
+            )
         self.num_experts = num_experts
         self.k = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob
         self.jitter_noise = jitter_noise
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)  # [E, D]
+        self.weight = nn.Parameter(
+            torch.randn(num_experts, hidden_size) * initializer_range
+        )  # [E, D]
 
     def forward(
         self,

@@ -94,7 +94,21 @@ class Routing:
                             ("sequence", (t,)), ("logits", (t, e)), ("probs", (t, e))):  # fmt: skip
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
-                raise MinimoeError(f"routing.{name} has shape {tuple(value.shape)}; expected {shape}")
+                raise MinimoeError(
+                    f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
+                )
+        for name, types in (
+            ("token", (torch.int64,)),
+            ("expert", (torch.int64,)),
+            ("weight", (torch.float32, torch.float64)),
+            ("kept", (torch.bool,)),
+            ("valid", (torch.bool,)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value.dtype not in types:
+                raise MinimoeError(
+                    f"routing.{name} has type {value.dtype}; expected {' or '.join(map(str, types))}"
+                )
         for name, high in (("token", t), ("expert", e)):
             ids = getattr(self, name)
             if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
@@ -106,7 +120,9 @@ class Routing:
         if self.k is not None:
             expected = torch.arange(t, device=self.token.device).repeat_interleave(self.k)
             if n != t * self.k or not torch.equal(self.token, expected):
-                raise MinimoeError(f"routing.k is {self.k}, but the assignments are not {self.k} per token in order")
+                raise MinimoeError(
+                    f"routing.k is {self.k}, but the assignments are not {self.k} per token in order"
+                )
         return self
 
     def _map(self, function: object) -> Routing:

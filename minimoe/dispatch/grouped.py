@@ -19,14 +19,18 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     num_tokens = x.shape[0]
     if routing.num_assignments == 0:
         # still a function of every input, so that gradients are zero and not missing
-        return x * 0 + 0 * (experts.gate_up_proj.sum() + experts.down_proj.sum() + routing.weight.sum())
+        return x * 0 + 0 * (
+            experts.gate_up_proj.sum() + experts.down_proj.sum() + routing.weight.sum()
+        )
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
     # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed
     weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
     # an expert without tokens still runs, on no rows: its gradient is zero, not None
-    outs = [swiglu(part, w13, w2) for part, (w13, w2) in zip(rows.split(counts), weights, strict=True)]
+    outs = [
+        swiglu(part, w13, w2) for part, (w13, w2) in zip(rows.split(counts), weights, strict=True)
+    ]
     out = torch.cat(outs)  # [N, D], sorted
     weight = routing.weight if routing.kept is None else routing.weight * routing.kept
     if routing.k is not None:
@@ -37,5 +41,7 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         y = F.embedding_bag(inverse, out.to(total), mode="sum", per_sample_weights=weight.to(total))
     else:
         gathered = out.index_select(0, order.inverse) * weight[:, None]  # [N, D], in routing order
-        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device).index_add(0, routing.token, gathered)
+        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device).index_add(
+            0, routing.token, gathered
+        )
     return y.to(x.dtype)

@@ -46,7 +46,9 @@ class RoutingRecorder:
 
     def __init__(self, model: MixtralModel) -> None:
         self.model = model
-        self.layers = tuple(i + 1 for i in range(model.config.num_hidden_layers) if model.config.is_sparse(i))
+        self.layers = tuple(
+            i + 1 for i in range(model.config.num_hidden_layers) if model.config.is_sparse(i)
+        )
         if not self.layers:
             raise TraceError("the model has no sparse layer, so there is no routing to record")
         self._recordings: list[Recording] = []
@@ -57,7 +59,10 @@ class RoutingRecorder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._handle is not None:
             self._handle.remove()
@@ -70,10 +75,18 @@ class RoutingRecorder:
             TraceError: there is none.
         """
         if not self._recordings:
-            raise TraceError("nothing recorded yet: call the model inside the recorder's context first")
+            raise TraceError(
+                "nothing recorded yet: call the model inside the recorder's context first"
+            )
         return self._recordings.pop(0)
 
-    def _hook(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: ModelOutput) -> None:
+    def _hook(
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: ModelOutput,
+    ) -> None:
         ids: Tensor = args[0] if args else kwargs["input_ids"]
         self._recordings.append(record_routings(ids, out.routings))
 
@@ -86,7 +99,9 @@ def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording
     """
     k = routings[0].k
     if k is None or any(r.k != k for r in routings):
-        raise TraceError("only routers that give every token the same number K of experts can be recorded")
+        raise TraceError(
+            "only routers that give every token the same number K of experts can be recorded"
+        )
     expert = torch.stack([r.expert.view(r.num_tokens, k) for r in routings], dim=1)  # [T, L, K]
     weight = torch.stack([r.weight.view(r.num_tokens, k) for r in routings], dim=1)
     valid = routings[0].valid
@@ -160,12 +175,21 @@ def record_documents(
     parts = [slice(at + w.context, at + len(w.tokens)) for w, _, at in rows]
     return RoutingTrace(
         token=np.concatenate([w.tokens[w.context :] for w, _, _ in rows]).astype(np.int32),
-        document=np.concatenate([np.full(len(w.tokens) - w.context, w.document, np.int32) for w, _, _ in rows]),
-        position=np.concatenate(
-            [np.arange(w.start, w.start + len(w.tokens) - w.context, dtype=np.int32) for w, _, _ in rows]
+        document=np.concatenate(
+            [np.full(len(w.tokens) - w.context, w.document, np.int32) for w, _, _ in rows]
         ),
-        expert=np.concatenate([r.expert[part] for (_, r, _), part in zip(rows, parts, strict=True)]),
-        weight=np.concatenate([r.weight[part] for (_, r, _), part in zip(rows, parts, strict=True)]),
+        position=np.concatenate(
+            [
+                np.arange(w.start, w.start + len(w.tokens) - w.context, dtype=np.int32)
+                for w, _, _ in rows
+            ]
+        ),
+        expert=np.concatenate(
+            [r.expert[part] for (_, r, _), part in zip(rows, parts, strict=True)]
+        ),
+        weight=np.concatenate(
+            [r.weight[part] for (_, r, _), part in zip(rows, parts, strict=True)]
+        ),
         documents=tuple(documents),
         num_experts=model.config.num_experts,
         layers=RoutingRecorder(model).layers,
@@ -196,7 +220,9 @@ def record_split(
         if wanted is not None and info.domain not in wanted:
             continue
         ids = split.tokens[starts[i] : starts[i + 1] - 1]  # without its end-of-text
-        if len(ids) == 0 or (max_tokens is not None and used.get(info.domain, 0) + len(ids) > max_tokens):
+        if len(ids) == 0 or (
+            max_tokens is not None and used.get(info.domain, 0) + len(ids) > max_tokens
+        ):
             continue
         used[info.domain] = used.get(info.domain, 0) + len(ids)
         documents.append(TraceDocument(info.domain, info.id, info.topic))
@@ -206,7 +232,9 @@ def record_split(
     )
 
 
-def _windows(document: int, tokens: npt.NDArray[Any], size: int, end_of_text: int) -> Iterator[_Window]:
+def _windows(
+    document: int, tokens: npt.NDArray[Any], size: int, end_of_text: int
+) -> Iterator[_Window]:
     ids = np.concatenate([[end_of_text], tokens]).astype(np.int64)
     for start in range(0, len(tokens), size - 1):
         # ids[start] is the token before tokens[start]

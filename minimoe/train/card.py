@@ -21,12 +21,16 @@ def write_card(folder: str | Path) -> str:
     folder = Path(folder)
     try:
         recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        log: list[dict[str, Any]] = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+        log: list[dict[str, Any]] = [
+            json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()
+        ]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no complete training run: {error}") from error
     final = [r for r in log if "heldout" in r]
     if not final:
-        raise CheckpointError(f"{folder / 'log.jsonl'} holds no validation; let the run reach one first")
+        raise CheckpointError(
+            f"{folder / 'log.jsonl'} holds no validation; let the run reach one first"
+        )
     last = final[-1]
     config = ModelConfig.from_dict(recipe["model"])
     training, environment, data = recipe["training"], recipe["environment"], recipe["data"]

@@ -1,4 +1,4 @@
-"""The training loop: batches, schedule, log, validation by domain, and checkpoints from which a killed run resumes exactly.
+"""The training loop: batches, schedule, log, validation by domain, and checkpoints that a killed run resumes from.
 
 Nothing in the state of a run is hidden: the batch of step n is a function of (seed, n), and so is its noise, so the
 weights and the optimiser's moments after step n determine all that follows.
@@ -13,11 +13,14 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -71,9 +74,23 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "eval_every", "eval_windows", "save_every", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "seq_len",
+            "eval_every",
+            "eval_windows",
+            "save_every",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seq_len < 2:
+            raise ConfigError("seq_len is 1; a token is predicted from those before it, so give at least 2")
+        if self.warmup < 0:
+            raise ConfigError(f"warmup is {self.warmup}; it must be 0 or more steps")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         if not self.lr > 0 or not self.clip > 0:
             raise ConfigError(f"lr is {self.lr} and clip is {self.clip}; both must be positive")
 
@@ -84,7 +101,9 @@ class TrainConfig:
 
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
-    "nano": TrainConfig(steps=60, batch_size=8, seq_len=64, lr=5e-3, warmup=10, eval_every=30, save_every=20),
+    "nano": TrainConfig(
+        steps=60, batch_size=8, seq_len=64, lr=5e-3, warmup=10, eval_every=30, save_every=20
+    ),
     "mini": TrainConfig(steps=7500, batch_size=16, seq_len=256),
     "small": TrainConfig(steps=6000, batch_size=64, seq_len=512, lr=1e-3, warmup=200),
 }
@@ -95,7 +114,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.lr * (
+        config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 class Batches:
@@ -105,7 +126,7 @@ class Batches:
         self.config = config
         self.streams = [split.tokens[split.domain_slice(name)] for name in domains]
         for name, stream in zip(domains, self.streams, strict=True):
-            if len(stream) <= config.seq_len:
+            if len(stream) < config.seq_len:
                 raise ConfigError(
                     f"domain {name} has {len(stream)} training tokens, fewer than one sequence of {config.seq_len}: "
                     "leave it out or lower seq_len"
@@ -146,36 +167,49 @@ def evaluate(
 
     Text is read in windows of `seq_len` that follow each other; every token but the first of a window is predicted.
     Nats per byte multiply nats per token by the domain's tokens per byte.
+
+    Raises:
+        ConfigError: a domain has no held-out text.
     """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     losses: dict[str, DomainLoss] = {}
     counts: list[Tensor] = []
-    for name in domains:
-        stream = split.tokens[split.domain_slice(name)]
-        s = min(seq_len, len(stream))
-        starts = list(range(0, len(stream) - s + 1, s))
-        if max_windows is not None and len(starts) > max_windows:
-            # spread over the whole stream, so that few windows still see many documents
-            starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
-        nats, tokens = 0.0, 0
-        for i in range(0, len(starts), batch_size):
-            ids = np.stack([stream[a : a + s] for a in starts[i : i + batch_size]]).astype(np.int64)
-            x = torch.from_numpy(ids).to(device)
-            with autocast(device):
-                out = model(x)
-            n = x.shape[0] * (s - 1)
-            nats += float(next_token_loss(out.logits[:, :-1], x[:, 1:])) * n
-            tokens += n
-            loads = [routing.load() for routing in out.routings]
-            counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
-        total = [d for d in split.documents if d.domain == name]
-        tokens_per_byte = sum(d.tokens for d in total) / max(1, sum(d.bytes for d in total))
-        per_token = nats / max(tokens, 1)
-        losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
-    model.train(training)
+    try:
+        for name in domains:
+            stream = split.tokens[split.domain_slice(name)]
+            _require_heldout(name, len(stream))
+            s = min(seq_len, len(stream))
+            starts = list(range(0, len(stream) - s + 1, s))
+            if max_windows is not None and len(starts) > max_windows:
+                # spread over the whole stream, so that few windows still see many documents
+                starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
+            nats, tokens = 0.0, 0
+            for i in range(0, len(starts), batch_size):
+                windows = [stream[a : a + s] for a in starts[i : i + batch_size]]
+                x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
+                with autocast(device):
+                    out = model(x)
+                n = x.shape[0] * (s - 1)
+                nats += float(next_token_loss(out.logits[:, :-1], x[:, 1:])) * n
+                tokens += n
+                loads = [routing.load() for routing in out.routings]
+                counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
+            total = [d for d in split.documents if d.domain == name]
+            tokens_per_byte = sum(d.tokens for d in total) / max(1, sum(d.bytes for d in total))
+            per_token = nats / tokens
+            losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
+    finally:
+        model.train(training)
     return losses, tuple(Load.from_counts(c) for c in counts)
+
+
+def _require_heldout(domain: str, tokens: int) -> None:
+    if tokens < 2:
+        raise ConfigError(
+            f"domain {domain} has {tokens} held-out tokens, so nothing to validate on: leave it out"
+        )
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -197,16 +231,23 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not one that training uses; give auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device {name!r} was asked for, but this torch ({torch.__version__}) finds no CUDA GPU; "
             "use --device cpu, or install a CUDA build of torch and a driver"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, "
+            "numbered from 0"
+        )
     return device
 
 
 @contextlib.contextmanager
-def fast_cpu() -> Iterator[None]:
+def fast_cpu() -> Generator[None]:
     """Two settings of the process that make small models train faster on a CPU; neither changes a normal number.
 
     Buffers as large as the logits are otherwise returned to the system after each step and zeroed by it again at the
@@ -222,6 +263,23 @@ def fast_cpu() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+@contextlib.contextmanager
+def unbroken() -> Generator[None]:
+    """Hold Ctrl-C back until the block is done: in the middle of an update it would leave weights of two steps."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield  # signals reach Python's main thread only
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        previous(*held[0])
 
 
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
@@ -275,6 +333,9 @@ class Run:
             )
         self.recipe = make_recipe(name, model_config, config, corpus, self.device)
         self.batches = Batches(corpus.train, corpus.domains, config)
+        for domain in corpus.domains:
+            held_out = corpus.heldout.domain_slice(domain)
+            _require_heldout(domain, held_out.stop - held_out.start)
         torch.manual_seed(config.seed)
         self.model = MixtralModel(model_config).to(self.device).train()
         self.optimizer = make_optimizer(self.model, config)
@@ -284,23 +345,36 @@ class Run:
         if resume:
             self._restore(state)
         elif state.exists():
-            raise ConfigError(f"{self.out} holds a run already: add --resume to go on with it, or choose another --out")
+            raise ConfigError(
+                f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
+            )
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / "recipe.json", json.dumps(self.recipe, indent=2, ensure_ascii=False) + "\n")
+            write_text(
+                self.out / "recipe.json",
+                json.dumps(self.recipe, indent=2, ensure_ascii=False) + "\n",
+            )
         except OSError as error:
-            raise ConfigError(f"cannot write to {self.out} ({error}); choose another --out") from error
+            raise ConfigError(
+                f"cannot write to {self.out} ({error}); choose another --out"
+            ) from error
         write_text(self.out / "tokenizer.json", corpus.tokenizer.to_str())
         self._trim_log()
 
-    def train(self, *, progress: bool = True, stop_after: int | None = None) -> dict[str, DomainLoss]:
+    def train(
+        self, *, progress: bool = True, stop_after: int | None = None
+    ) -> dict[str, DomainLoss]:
         """Train to the end (or for `stop_after` steps) and return the last validation.
 
         An interrupt (Ctrl-C) writes a checkpoint and is raised again.
         """
         from tqdm import tqdm
 
-        last = self.config.steps if stop_after is None else min(self.config.steps, self.step + stop_after)
+        last = (
+            self.config.steps
+            if stop_after is None
+            else min(self.config.steps, self.step + stop_after)
+        )
         per_step = self.config.batch_size * self.config.seq_len
         losses: dict[str, DomainLoss] = {}
         bar = tqdm(
@@ -346,7 +420,12 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        record: dict[str, Any] = {"step": self.step, "tokens": self.step * ids.numel(), "lr": lr, "norm": float(norm)}
+        record: dict[str, Any] = {
+            "step": self.step,
+            "tokens": self.step * ids.numel(),
+            "lr": lr,
+            "norm": float(norm),
+        }
         for key in ("lm_loss", "aux_loss", "z_loss"):
             value = getattr(out, key)
             if value is not None:
@@ -377,19 +456,34 @@ class Run:
     def _probe(self, windows: int = 1) -> None:
         """Store the experts of the same few held-out tokens at each validation: the routing's history."""
         s = self.config.seq_len
-        streams = [self.corpus.heldout.tokens[self.corpus.heldout.domain_slice(n)] for n in self.corpus.domains]
-        ids = np.stack([t[i * s : (i + 1) * s] for t in streams for i in range(windows) if len(t) >= s * (i + 1)])
+        streams = [
+            self.corpus.heldout.tokens[self.corpus.heldout.domain_slice(n)]
+            for n in self.corpus.domains
+        ]
+        ids = np.stack(
+            [
+                t[i * s : (i + 1) * s]
+                for t in streams
+                for i in range(windows)
+                if len(t) >= s * (i + 1)
+            ]
+        )
         self.model.eval()
         with autocast(self.device):
             out = self.model(torch.from_numpy(ids.astype(np.int64)).to(self.device))
         self.model.train()
         if not out.routings:
             return
-        expert = torch.stack([r.expert.view(r.num_tokens, -1) for r in out.routings], dim=1)  # [T, L, K]
+        expert = torch.stack(
+            [r.expert.view(r.num_tokens, -1) for r in out.routings], dim=1
+        )  # [T, L, K]
         folder = self.out / "probe"
         write_tensors(
             folder / f"{self.step:06d}.safetensors",
-            {"expert": expert.to(torch.uint8).cpu(), "token": torch.from_numpy(ids.astype(np.int32))},
+            {
+                "expert": expert.to(torch.uint8).cpu(),
+                "token": torch.from_numpy(ids.astype(np.int32)),
+            },
         )
 
     def save(self) -> None:
@@ -402,13 +496,19 @@ class Run:
         for i, p in enumerate(self.model.parameters()):
             for key, value in self.optimizer.state[p].items():
                 tensors[f"optimizer.{i}.{key}"] = value
-        metadata = {"step": str(self.step), "seconds": repr(self.seconds), "recipe": fingerprint(self.recipe)}
+        metadata = {
+            "step": str(self.step),
+            "seconds": repr(self.seconds),
+            "recipe": fingerprint(self.recipe),
+        }
         write_tensors(self.out / STATE, {k: v.cpu() for k, v in tensors.items()}, metadata)
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)
 
     def _restore(self, path: Path) -> None:
         if not path.exists():
-            raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
+            raise CheckpointError(
+                f"nothing to resume: {path} does not exist; start without --resume"
+            )
         tensors = read_tensors(path)
         with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
@@ -459,8 +559,8 @@ def make_recipe(
             "sha256": corpus.sha256,
             "domains": {
                 d: {
-                    "train_tokens": int(len(corpus.train.tokens[corpus.train.domain_slice(d)])),
-                    "heldout_tokens": int(len(corpus.heldout.tokens[corpus.heldout.domain_slice(d)])),
+                    "train_tokens": len(corpus.train.tokens[corpus.train.domain_slice(d)]),
+                    "heldout_tokens": len(corpus.heldout.tokens[corpus.heldout.domain_slice(d)]),
                 }
                 for d in corpus.domains
             },
@@ -498,5 +598,3 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys: list[str] = sorted(set(old) | set(new))  # pyright: ignore
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}{k}.")]  # pyright: ignore
     return [] if old == new else [f"{prefix[:-1]} was {old!r}, is {new!r}"]
-
-

@@ -20,11 +20,11 @@ from minimoe.study.statistics.resampling import (
     MIN_DOCUMENTS,
     bootstrap_documents,
     holm,
+    interval_of_distance,
     interval_of_ratio,
     percentile,
     permutation_p,
     permuted_tables,
-    reverse_percentile,
 )
 from minimoe.study.statistics.results import Result
 from minimoe.study.trace import RoutingTrace
@@ -41,8 +41,8 @@ class DomainLoad(Result):
     Attributes:
         few_documents: [D] fewer than 50 documents: intervals are NaN, and `notes` says so; the null is given.
         share, share_low, share_high: [D, E], document bootstrap. null_low, null_high: [D, E] band of each expert.
-        ratio...: [D] max/min, interval as in `Load`. tv...: [D] total variation to the pooled load, interval reflected
-            likewise; tv_p: P(null >= observed), tv_p_holm adjusted for D labels.
+        ratio...: [D] max/min, interval as in `Load`. tv...: [D] total variation to the pooled load, interval made for a
+            distance (`interval_of_distance`); tv_p: P(null >= observed), tv_p_holm adjusted for D labels.
         jsd: [D] Jensen-Shannon divergence to the pooled load, bits. *_null_high is the 95 % quantile of the null for
             tv and jsd, the upper end of the central 95 % band for ratio.
     """
@@ -125,9 +125,9 @@ def domain_load(
     share_low, share_high = _unless(few, *percentile(drawn_share))
     ratio_ends = np.array([interval_of_ratio(table[d], drawn[:, d]) for d in range(len(names))])
     ratio_low, ratio_high = _unless(few, ratio_ends[:, 0], ratio_ends[:, 1])
-    tv_low, tv_high = _unless(
-        few, *reverse_percentile(tv, total_variation(drawn_share, drawn_pool), floor=0.0)
-    )
+    moved = total_variation(drawn_share - drawn_pool, share - pooled)
+    tv_ends = interval_of_distance(tv, total_variation(drawn_share, drawn_pool), moved)
+    tv_low, tv_high = _unless(few, *tv_ends)
     return DomainLoad(
         layer=layer,
         by=by,

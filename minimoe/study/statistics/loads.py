@@ -94,9 +94,7 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
         share_high=high,
         ratio=_estimate(ratio, ratio_low, ratio_high, method, enough),
         ratio_corrected=_less_bias(ratio, max_over_min(draws)) if enough else math.nan,
-        max_violation=_estimate(
-            violation, max(violation_low, 0.0), violation_high, method, enough
-        ),
+        max_violation=_estimate(violation, max(violation_low, 0.0), violation_high, method, enough),
         cv2=float(share.var() / share.mean() ** 2),
         ratio_null=_null(ratio, equal, "equal loads, independent tokens"),
         ratio_null_documents=_null(

@@ -135,7 +135,7 @@ def interval_of_maximum(values: Floats, draws: Floats) -> tuple[float, float]:
 
 
 def interval_of_ratio(counts: npt.NDArray[Any], draws: Floats) -> tuple[float, float]:
-    """Interval for max/min of [E] counts from [R, E] draws: that of the largest of all log-ratios of two; at least 1."""
+    """Interval for max/min of [E] counts from [R, E] draws, that of the largest log-ratio of any two; at least 1."""
     if counts.min() <= 0 or len(counts) < 2:
         return math.nan, math.nan
     i, j = np.nonzero(~np.eye(len(counts), dtype=bool))
@@ -144,17 +144,18 @@ def interval_of_ratio(counts: npt.NDArray[Any], draws: Floats) -> tuple[float, f
     return max(math.exp(low), 1.0), max(math.exp(high), 1.0)
 
 
-def reverse_percentile(
-    value: npt.ArrayLike, draws: npt.NDArray[Any], floor: float
-) -> tuple[Floats, Floats]:
-    """Interval 2θ − q₀.₉₇₅ to 2θ − q₀.₀₂₅, cut at the least value the statistic can have.
+def interval_of_distance(value: Floats, draws: Floats, moved: Floats) -> tuple[Floats, Floats]:
+    """Interval for distances d(p, q), [D] estimates, from [R, D] draws of them and of `moved`, how far the draw of
+    p − q lies from its estimate by the same measure.
 
-    For distances, which noise can only raise: the resample is as far above the estimate as the estimate is above the
-    truth, so the percentiles themselves would count the bias twice; reflected they undo it.
+    Noise only adds to a distance, so the percentiles of the draws would count the bias twice. By the triangle
+    inequality the estimate exceeds the truth by at most its own error: the lower end is the estimate less the 95 %
+    quantile of `moved`, at least 0. The upper end is the 2.5 % quantile of the draws reflected about
+    the estimate, 2θ − q.
     """
-    theta = np.asarray(value, dtype=np.float64)
-    low, high = percentile(draws)
-    return np.maximum(2 * theta - high, floor), np.maximum(2 * theta - low, floor)
+    low = value - np.quantile(moved, LEVEL, axis=0)
+    high = 2 * value - np.quantile(draws, (1 - LEVEL) / 2, axis=0)
+    return np.maximum(low, 0.0), np.maximum(high, np.maximum(low, 0.0))
 
 
 def permutation_p(observed: npt.ArrayLike, draws: npt.NDArray[Any]) -> Floats:
