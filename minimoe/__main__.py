@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe import __version__
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,7 +143,9 @@ def run_train(args: argparse.Namespace) -> None:
     }
     config = dataclasses.replace(TRAIN_PRESETS[args.preset], **options)
     device = resolve_device(args.device)
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads is {args.threads}; it must be at least 1")
         torch.set_num_threads(args.threads)
     out = args.out or Path("runs") / args.preset
     tokenizer = args.tokenizer or (
@@ -192,16 +194,13 @@ def run_study_command(args: argparse.Namespace) -> None:
     checkpoint: Any = args.checkpoint
     if args.train:
         checkpoint = args.out / "model"
-        main(
-            [
-                "train",
-                "--preset",
-                "mini",
-                "--out",
-                str(checkpoint),
-                *(["--resume"] if checkpoint.exists() else []),
-            ]
-        )
+        command = ["train", "--preset", "mini", "--out", str(checkpoint)]
+        if (checkpoint / "state.safetensors").exists():
+            command.append("--resume")
+        if args.domains:
+            command += ["--domains", args.domains]
+        # not main(): an error or Ctrl-C in the training must end the study too
+        run_train(build_parser().parse_args(command))
     report = run_study(
         checkpoint,
         args.out,
@@ -219,7 +218,12 @@ def run_bench(args: argparse.Namespace) -> None:
 
     result = bench_train(rounds=args.rounds, threads=args.threads)
     if args.json:
-        write_text(args.json, json.dumps(result, indent=2) + "\n")
+        try:
+            write_text(args.json, json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{args.json} cannot be written ({error}); give another --json"
+            ) from error
 
 
 def split_names(text: str | None) -> list[str] | None:

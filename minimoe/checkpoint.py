@@ -159,7 +159,10 @@ def save_model(model: MixtralModel, path: str | Path, *, dtype: torch.dtype | No
             f"the folder {path} cannot be made ({error}); give one that can be written"
         ) from error
     write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
-    write_text(path / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")
+    try:
+        write_text(path / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path / 'config.json'} could not be written ({error})") from error
 
 
 def load_model(

@@ -10,7 +10,7 @@ from typing import Any
 
 from minimoe.errors import ConfigError
 
-EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "grouped")
+EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped")
 
 
 @dataclass(frozen=True)

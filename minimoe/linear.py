@@ -42,8 +42,10 @@ class _OneDNNLinear(torch.autograd.Function):
         return _multiply(x, weight)
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused; it would silently be zero
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    @once_differentiable  # a second derivative is refused: oneDNN's product has none
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         (dy,) = grads
         x, weight = ctx.saved_tensors
         # an expanded gradient (the one of y.sum()) has strides of 0, which oneDNN does not read

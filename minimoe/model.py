@@ -116,7 +116,7 @@ class MixtralModel(nn.Module):
         Args:
             input_ids [B, S]: int64, each in [0, V).
             labels [B, S]: the same ids; position s is predicted from the tokens before it. −100 is ignored, and so is
-                every label whose own position is padding.
+                every label whose own position is padding, or the position before it.
             attention_mask [B, S_all]: True or 1 for tokens, False or 0 for padding, on either side. With a cache it
                 covers the cached tokens too.
             cache: keys and values of earlier tokens, extended in place.
@@ -152,7 +152,9 @@ class MixtralModel(nn.Module):
             # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
             target = F.pad(labels[:, 1:].long(), (0, 1), value=-100)
             if padding is not None:
-                target = target.masked_fill(~F.pad(padding[:, past + 1 :], (0, 1)), -100)
+                # padding on the left must not predict the first token, nor padding on the right be predicted
+                both = padding[:, past:] & F.pad(padding[:, past + 1 :], (0, 1))
+                target = target.masked_fill(~both, -100)
             lm_loss = next_token_loss(logits, target)
             loss = lm_loss
             if self.training and aux is not None and z is not None:
@@ -211,6 +213,8 @@ class MixtralModel(nn.Module):
             raise MinimoeError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
         if not 0 < top_p <= 1:
             raise MinimoeError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            raise MinimoeError(f"seed is {seed}; it must fit into 64 bits")
         if max_new_tokens < 0:
             raise MinimoeError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
         for block in self.layers:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from minimoe.dispatch.capacity import capacity
 from minimoe.dispatch.grouped import grouped
 from minimoe.dispatch.loop import loop
 from minimoe.dispatch.plan import Plan, plan
@@ -20,7 +21,7 @@ from minimoe.routing import Routing
 
 Dispatcher = Callable[[Tensor, Routing, Experts], Tensor]
 
-DISPATCHERS: dict[str, Dispatcher] = {"loop": loop, "grouped": grouped}
+DISPATCHERS: dict[str, Dispatcher] = {"loop": loop, "capacity": capacity, "grouped": grouped}
 
 
 def get_dispatcher(name: str) -> Dispatcher:
@@ -35,4 +36,13 @@ def get_dispatcher(name: str) -> Dispatcher:
     return DISPATCHERS[name]
 
 
-__all__ = ["DISPATCHERS", "Dispatcher", "Plan", "get_dispatcher", "grouped", "loop", "plan"]
+__all__ = [
+    "DISPATCHERS",
+    "Dispatcher",
+    "Plan",
+    "capacity",
+    "get_dispatcher",
+    "grouped",
+    "loop",
+    "plan",
+]

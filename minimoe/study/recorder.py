@@ -149,6 +149,8 @@ def record_documents(
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
     device = next(model.parameters()).device
     size = model.config.max_position_embeddings
+    if size < 2:
+        raise TraceError("the model has one position, so no token can be read with one of context")
     windows = [w for i, ids in enumerate(tokens) for w in _windows(i, ids, size, end_of_text)]
     if not windows:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
@@ -209,7 +211,8 @@ def record_split(
 ) -> RoutingTrace:
     """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
 
-    Documents stand in an order that their hash gives, so the first ones are a random sample.
+    Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
+    domain is recorded even if it is longer than `max_tokens`, so that no domain is missing.
     """
     wanted = None if domains is None else set(domains)
     starts = np.searchsorted(split.document, np.arange(len(split.documents) + 1))
@@ -220,11 +223,13 @@ def record_split(
         if wanted is not None and info.domain not in wanted:
             continue
         ids = split.tokens[starts[i] : starts[i + 1] - 1]  # without its end-of-text
-        if len(ids) == 0 or (
-            max_tokens is not None and used.get(info.domain, 0) + len(ids) > max_tokens
-        ):
+        if len(ids) == 0:
             continue
-        used[info.domain] = used.get(info.domain, 0) + len(ids)
+        total = used.get(info.domain, 0) + len(ids)
+        # a domain ends at the first document that does not fit: going on would fill the rest with short ones
+        used[info.domain] = total
+        if max_tokens is not None and total > max_tokens and total > len(ids):
+            continue
         documents.append(TraceDocument(info.domain, info.id, info.topic))
         tokens.append(ids)
     return record_documents(

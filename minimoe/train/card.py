@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
 from minimoe.io import write_text
 from minimoe.train.corpus import attributions
+from minimoe.train.documents import MAX_HELDOUT_CHARACTERS
 
 
 def write_card(folder: str | Path) -> str:
@@ -41,38 +43,58 @@ def write_card(folder: str | Path) -> str:
         f"{loss['nats_per_byte']:.3f} |"
         for name, loss in heldout.items()
     )
-    text = f"""# {recipe["preset"]}: a small Mixtral-like language model
-
-A decoder of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, with {config.num_experts} SwiGLU experts of
-width {config.expert_size} in every layer, of which each token uses {config.num_experts_per_tok}; made to study routing, not to
-answer questions. It continues text in the manner of what it read, and invents facts.
-
-## Recipe
-
-`python -m minimoe train --preset {recipe["preset"]}` · seed {training["seed"]} · {last["step"]:,} steps ·
-{last["tokens"]:,} tokens (windows of {training["seq_len"]}, {training["batch_size"]} a step, domains in equal shares) · AdamW, peak
-rate {training["lr"]}, cosine to {training["final_lr"]} of it, weight decay {training["weight_decay"]} · Switch balancing loss
-{config.router_aux_loss_coef} per layer, z-loss {config.router_z_loss_coef} · {last["seconds"] / 60:.0f} minutes of optimiser
-steps on {environment["hardware"]} ({environment["threads"]} threads, {environment["device"]}, torch {environment["torch"]},
-Python {environment["python"]}, CPU products through {environment["cpu_products"]}).
-The weights are stored and used as bf16. Training text: sha256 `{data["sha256"]}` over the token arrays.
-`recipe.json` holds every setting, `log.jsonl` every tenth step and every validation.
-
-## Held-out loss
-
-Mean over domains: {mean:.3f} nats per byte, measured on text of whole works that training never saw
-({"all of it" if last["full"] else "a sample"}), in windows of {training["seq_len"]} tokens.
-
-| domain | training tokens | held-out tokens | nats per token | nats per byte |
-|---|---|---|---|---|
-{rows}
-
-## Licence
-
-CC BY-SA 4.0 for the weights, since they are trained on encyclopaedia text under that licence; the library's code is MIT.
-No text is contained; the sources were:
-
-{attributions(list(heldout))}
-"""
-    write_text(folder / "README.md", text)
+    intro = (
+        f"A decoder of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, with "
+        f"{config.num_experts} SwiGLU experts of width {config.expert_size} in every layer, of which each token uses "
+        f"{config.num_experts_per_tok}; made to study routing, not to answer questions. It continues text in the "
+        "manner of what it read, and invents facts."
+    )
+    how = (
+        f"`python -m minimoe train --preset {recipe['preset']}`: seed {training['seed']}, {last['step']:,} steps, "
+        f"{last['tokens']:,} tokens (windows of {training['seq_len']}, {training['batch_size']} a step, domains in "
+        f"equal shares), AdamW, peak rate {training['lr']}, cosine to {training['final_lr']} of it, weight decay "
+        f"{training['weight_decay']}, Switch balancing loss {config.router_aux_loss_coef} (mean over layers), z-loss "
+        f"{config.router_z_loss_coef}; {last['seconds'] / 60:.0f} minutes of optimiser steps on "
+        f"{environment['hardware']} ({environment['threads']} thread(s), {environment['device']}, torch "
+        f"{environment['torch']}, Python {environment['python']}, CPU products through "
+        f"{environment['cpu_products']}). The weights are stored and used as bf16."
+    )
+    what = (
+        f"Training text: sha256 `{data['sha256']}` over the token arrays. Two of the domains come with the Python "
+        "installation (its standard library and SymPy), so another version of them gives other tokens and another "
+        "hash. `recipe.json` holds every setting, `log.jsonl` every tenth step and every validation."
+    )
+    measured = (
+        f"Mean over domains: {mean:.3f} nats per byte, measured on text of whole works that training never saw "
+        f"({'all of it' if last['full'] else 'a sample'}), in windows of {training['seq_len']} tokens. Of long "
+        f"held-out documents only the first {MAX_HELDOUT_CHARACTERS:,} characters are read, so their beginnings weigh "
+        "more than their ends."
+    )
+    licence = (
+        "CC BY-SA 4.0 for the weights, since they are trained on encyclopaedia text under that licence; the library's "
+        "code is MIT. No text is contained. What was read:"
+    )
+    sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
+    text = "\n\n".join(
+        [
+            f"# {recipe['preset']}: a small Mixtral-like language model",
+            fill(intro),
+            "## Recipe",
+            fill(how),
+            fill(what),
+            "## Held-out loss",
+            fill(measured),
+            "| domain | training tokens | held-out tokens | nats per token | nats per byte |\n|---|---|---|---|---|\n"
+            + rows,
+            "## Licence",
+            fill(licence),
+            sources,
+        ]
+    )
+    write_text(folder / "README.md", text + "\n")
     return text
+
+
+def fill(paragraph: str) -> str:
+    """The paragraph in lines of at most 110 characters."""
+    return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)

@@ -86,7 +86,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seq_len < 2:
-            raise ConfigError("seq_len is 1; a token is predicted from those before it, so give at least 2")
+            raise ConfigError(
+                "seq_len is 1; a token is predicted from those before it, so give at least 2"
+            )
         if self.warmup < 0:
             raise ConfigError(f"warmup is {self.warmup}; it must be 0 or more steps")
         if not 0 <= self.seed < 2**32:
@@ -349,17 +351,11 @@ class Run:
                 f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
             )
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(
-                self.out / "recipe.json",
-                json.dumps(self.recipe, indent=2, ensure_ascii=False) + "\n",
-            )
+            self._prepare_folder()
         except OSError as error:
             raise ConfigError(
                 f"cannot write to {self.out} ({error}); choose another --out"
             ) from error
-        write_text(self.out / "tokenizer.json", corpus.tokenizer.to_str())
-        self._trim_log()
 
     def train(
         self, *, progress: bool = True, stop_after: int | None = None
@@ -367,6 +363,9 @@ class Run:
         """Train to the end (or for `stop_after` steps) and return the last validation.
 
         An interrupt (Ctrl-C) writes a checkpoint and is raised again.
+
+        Raises:
+            CheckpointError: the gradient is not finite, or the disk is full; the last checkpoint is as it was.
         """
         from tqdm import tqdm
 
@@ -383,6 +382,9 @@ class Run:
         )  # fmt: skip
         try:
             with fast_cpu(), bar:
+                if self._validation_due():
+                    # the run was stopped between a step and its validation, or is complete
+                    losses = self._logged_validation() or self._validate()
                 while self.step < last:
                     started = time.perf_counter()
                     record = self._one_step()
@@ -391,12 +393,14 @@ class Run:
                     if self.step % self.config.log_every == 0 or self.step == last:
                         bar.set_postfix(loss=f"{record['lm_loss']:.3f}", refresh=False)
                         self._log(record)
-                    ended = self.step == self.config.steps
-                    if self.step % self.config.eval_every == 0 or ended:
-                        losses = self._validate(full=ended)
+                    if self._validation_due():
+                        losses = self._validate()
                     if self.step % self.config.save_every == 0 or self.step == last:
                         self.save()
         except KeyboardInterrupt:
+            # gradients of a step that was not finished must not reach the next one
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.train()
             self.save()
             raise
         return losses
@@ -415,11 +419,12 @@ class Run:
         if not bool(torch.isfinite(norm)):
             raise CheckpointError(
                 f"the gradient of step {self.step} is not finite; the last checkpoint in {self.out} is from before it: "
-                "resume with a lower --lr"
+                "start anew in another folder with a lower --lr"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        with unbroken():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
         record: dict[str, Any] = {
             "step": self.step,
             "tokens": self.step * ids.numel(),
@@ -434,11 +439,27 @@ class Run:
         record["seconds"] = self.seconds
         return record
 
-    def _validate(self, *, full: bool) -> dict[str, DomainLoss]:
+    def _validation_due(self) -> bool:
+        ended = self.step == self.config.steps
+        return ended or (self.step > 0 and self.step % self.config.eval_every == 0)
+
+    def _logged_validation(self) -> dict[str, DomainLoss] | None:
+        """The validation of the present step, if the log holds it."""
+        path = self.out / "log.jsonl"
+        if path.exists():
+            for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+                record = json.loads(line)
+                if record["step"] == self.step and "heldout" in record:
+                    return {name: DomainLoss(**loss) for name, loss in record["heldout"].items()}
+        return None
+
+    def _validate(self) -> dict[str, DomainLoss]:
+        full = self.step == self.config.steps
         losses, loads = evaluate(
             self.model, self.corpus.heldout, self.corpus.domains, seq_len=self.config.seq_len,
             max_windows=None if full else self.config.eval_windows,
         )  # fmt: skip
+        self._probe()
         self._log(
             {
                 "step": self.step,
@@ -449,34 +470,31 @@ class Run:
                 "load": [list(load.share) for load in loads],
             }
         )
-        self._probe()
         return losses
 
     @torch.no_grad()
     def _probe(self, windows: int = 1) -> None:
         """Store the experts of the same few held-out tokens at each validation: the routing's history."""
         s = self.config.seq_len
-        streams = [
-            self.corpus.heldout.tokens[self.corpus.heldout.domain_slice(n)]
-            for n in self.corpus.domains
+        heldout, domains = self.corpus.heldout, self.corpus.domains
+        streams = [heldout.tokens[heldout.domain_slice(name)] for name in domains]
+        rows = [
+            stream[i * s : (i + 1) * s]
+            for stream in streams
+            for i in range(windows)
+            if len(stream) >= s * (i + 1)
         ]
-        ids = np.stack(
-            [
-                t[i * s : (i + 1) * s]
-                for t in streams
-                for i in range(windows)
-                if len(t) >= s * (i + 1)
-            ]
-        )
+        if not rows:
+            return  # no domain holds out a whole window
+        ids = np.stack(rows)
         self.model.eval()
         with autocast(self.device):
             out = self.model(torch.from_numpy(ids.astype(np.int64)).to(self.device))
         self.model.train()
         if not out.routings:
             return
-        expert = torch.stack(
-            [r.expert.view(r.num_tokens, -1) for r in out.routings], dim=1
-        )  # [T, L, K]
+        chosen = [r.expert.view(r.num_tokens, -1) for r in out.routings]
+        expert = torch.stack(chosen, dim=1)  # [T, L, K]
         folder = self.out / "probe"
         write_tensors(
             folder / f"{self.step:06d}.safetensors",
@@ -512,26 +530,58 @@ class Run:
         tensors = read_tensors(path)
         with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
-        recipe = self.out / "recipe.json"
-        if metadata.get("recipe") != fingerprint(self.recipe):
-            old = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
+        if "recipe" not in metadata:
+            raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
+        if metadata["recipe"] != fingerprint(self.recipe):
+            different = ", ".join(_differences(self._old_recipe(), self.recipe)) or "unknown"
             raise CheckpointError(
-                f"{path} belongs to another run; different: {', '.join(_differences(old, self.recipe)) or 'unknown'}. "
+                f"{path} belongs to another run; different: {different}. "
                 "Resume with the same options and text, or start anew in another folder"
             )
         restore_model(
             self.model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, str(path)
         )
-        for i, p in enumerate(self.model.parameters()):
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"optimizer.{i}.{key}"]
-                # fused AdamW keeps its step counts beside the parameters
-                self.optimizer.state[p][key] = value.to(p.device)
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        try:
+            self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+            if self.step > 0:  # before the first step there are no moments
+                for i, p in enumerate(self.model.parameters()):
+                    for key, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)):
+                        # fused AdamW keeps its step counts beside the parameters
+                        value = tensors[f"optimizer.{i}.{key}"].reshape(shape)
+                        self.optimizer.state[p][key] = value.to(p.device)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} is not a whole state of this run ({error}); start anew in another folder"
+            ) from error
+
+    def _old_recipe(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.out / "recipe.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return self.recipe  # nothing to compare with
 
     def _log(self, record: dict[str, Any]) -> None:
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self.out / "log.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} could not be written ({error}); the last checkpoint is as it was, resume from it"
+            ) from error
+
+    def _prepare_folder(self) -> None:
+        """Write what describes the run, and remove what a killed run left half-written or after its checkpoint."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        recipe = json.dumps(self.recipe, indent=2, ensure_ascii=False)
+        write_text(self.out / "recipe.json", recipe + "\n")
+        write_text(self.out / "tokenizer.json", self.corpus.tokenizer.to_str())
+        for temporary in [*self.out.glob(".*.tmp"), *self.out.glob("probe/.*.tmp")]:
+            temporary.unlink()
+        for probe in self.out.glob("probe/*.safetensors"):
+            if not probe.stem.isdigit() or int(probe.stem) > self.step:
+                probe.unlink()
+        self._trim_log()
 
     def _trim_log(self) -> None:
         """Drop what a killed run logged after its last checkpoint, and half-written lines."""

@@ -21,7 +21,7 @@ from minimoe.study.statistics.resampling import (
 )
 from minimoe.study.statistics.results import Estimate, Result
 
-_STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
+_STRENGTHS = (0.01, 0.1, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
 
 
 @dataclass(frozen=True, eq=False)

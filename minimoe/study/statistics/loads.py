@@ -101,7 +101,7 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
             ratio, scattered, "equal loads, documents scattered as observed"
         ),
         design_effect=effect,
-        effective_tokens=len(c.token) / effect,
+        effective_tokens=len(c.token) / effect if effect else math.inf,
     )
 
 

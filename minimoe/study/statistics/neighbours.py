@@ -68,6 +68,7 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
         raise TraceError(f"no two tokens of layer {layer} follow each other in a document")
     first = expert[:, 0] + 1
     sets, members = set_codes(expert)
+    masks = _masks(expert)
     e, k = c.num_experts, c.k
     first_counts = np.bincount(first, minlength=e + 1).astype(np.float64)
     same = np.eye(e + 1)
@@ -85,30 +86,37 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
         overlap=met.repetition(
             sets,
             meets,
-            _overlap(expert[1:], expert[:-1]),
+            _overlap(masks[1:], masks[:-1]),
             1 - math.comb(e - k, k) / math.comb(e, k),
-            _overlap_chance(sets, meets, expert, seed),
+            _overlap_chance(sets, meets, masks, seed),
             resamples,
             seed,
-            expert,
+            masks,
         ),
     )
 
 
+def _masks(expert: Ints) -> Ints:
+    """[n, words] the set of each row of [n, K] as bits, 62 experts a word."""
+    words = int(expert.max(initial=0)) // 62 + 1
+    masks = np.zeros((len(expert), words), dtype=np.int64)
+    for column in expert.T:
+        rows = np.flatnonzero(column >= 0)
+        masks[rows, column[rows] // 62] |= np.int64(1) << (column[rows] % 62)
+    return masks
+
+
 def _overlap(a: Ints, b: Ints) -> npt.NDArray[np.bool_]:
-    found = np.zeros(len(a), dtype=bool)
-    for column in a.T:
-        found |= ((b == column[:, None]) & (column[:, None] >= 0)).any(axis=1)
-    return found
+    return ((a & b) != 0).any(axis=1)
 
 
-def _overlap_chance(sets: Ints, meets: Floats | None, expert: Ints, seed: int) -> float:
+def _overlap_chance(sets: Ints, meets: Floats | None, masks: Ints, seed: int) -> float:
     if meets is not None:
         p = np.bincount(sets) / len(sets)
         return float(p @ meets @ p)
     rng = np.random.default_rng(seed)
     one, other = rng.integers(0, len(sets), size=(2, _SAMPLED_PAIRS))
-    return float(_overlap(expert[one], expert[other]).mean())
+    return float(_overlap(masks[one], masks[other]).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +136,9 @@ class _Order:
         chance_loads: float,
         resamples: int,
         seed: int,
-        expert: Ints | None = None,
+        masks: Ints | None = None,
     ) -> Repetition:
-        """Rate and null of pairs whose kinds ([n] numbers) match ([U, U] 0/1; None: too many, compare `expert`)."""
+        """Rate and null of pairs whose kinds ([n] numbers) match ([U, U] 0/1; None: too many, compare `masks`)."""
         g = self.choices.num_documents
         where = self.document[1:]
         pairs = np.bincount(where[self.joined], minlength=g)
@@ -149,8 +157,8 @@ class _Order:
         if match is not None:
             mean, variance = self._moments(kind, match)
         else:
-            assert expert is not None
-            mean, variance = self._shuffled(expert, seed)
+            assert masks is not None
+            mean, variance = self._shuffled(masks, seed)
         sd = math.sqrt(max(variance, 0.0))
         half = NormalDist().inv_cdf(0.5 + LEVEL / 2) * sd
         beyond = rate - mean
@@ -199,11 +207,11 @@ class _Order:
         variance = mean + 2 * s * b + (m * (m - 1) - 2 * s) * c - mean**2
         return float(mean.sum() / m.sum()), float(variance.sum() / m.sum() ** 2)
 
-    def _shuffled(self, expert: Ints, seed: int) -> tuple[float, float]:
+    def _shuffled(self, masks: Ints, seed: int) -> tuple[float, float]:
         """Mean and variance of the overlap rate from shuffles, where there are too many sets to count exactly."""
         rng = np.random.default_rng(seed)
         rates: list[float] = []
         for _ in range(_SHUFFLES):
-            mixed = expert[np.lexsort((rng.random(len(expert)), self.document))]
+            mixed = masks[np.argsort(self.document + rng.random(len(masks)))]
             rates.append(float(_overlap(mixed[1:], mixed[:-1])[self.joined].mean()))
         return float(np.mean(rates)), float(np.var(rates, ddof=1))

@@ -141,7 +141,8 @@ def interval_of_ratio(counts: npt.NDArray[Any], draws: Floats) -> tuple[float, f
     i, j = np.nonzero(~np.eye(len(counts), dtype=bool))
     logs, drawn = np.log(counts), np.log(np.maximum(draws, 0.5))
     low, high = interval_of_maximum(logs[i] - logs[j], drawn[:, i] - drawn[:, j])
-    return max(math.exp(low), 1.0), max(math.exp(high), 1.0)
+    with np.errstate(over="ignore"):  # where draws lack an expert the upper end may be infinite
+        return max(float(np.exp(low)), 1.0), max(float(np.exp(high)), 1.0)
 
 
 def interval_of_distance(value: Floats, draws: Floats, moved: Floats) -> tuple[Floats, Floats]:

@@ -1,0 +1,35 @@
+"""Keeping experts evenly used: losses, statistics, the bias controller, capacity and replicas.
+
+One layer at a time; a model averages over its layers.
+"""
+
+from minimoe.balance.controllers import BiasController, SparsityController
+from minimoe.balance.load import GlobalLoad, Load
+from minimoe.balance.losses import (
+    importance_loss,
+    l1_loss,
+    load_loss,
+    sequence_loss,
+    switch_loss,
+    z_loss,
+)
+from minimoe.balance.replicas import ReplicaPlan, plan_replicas
+from minimoe.capacity import DropStats, expert_capacity, limit_capacity
+
+__all__ = [
+    "BiasController",
+    "DropStats",
+    "GlobalLoad",
+    "Load",
+    "ReplicaPlan",
+    "SparsityController",
+    "expert_capacity",
+    "importance_loss",
+    "l1_loss",
+    "limit_capacity",
+    "load_loss",
+    "plan_replicas",
+    "sequence_loss",
+    "switch_loss",
+    "z_loss",
+]

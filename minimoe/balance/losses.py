@@ -1,0 +1,163 @@
+"""Losses that pull a router towards even use of its experts; each is a scalar of one layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minimoe.errors import MinimoeError
+from minimoe.routers import NoisyRouting
+from minimoe.routing import Routing
+
+
+def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
+    """Balancing loss of one layer, a float32 scalar (Fedus et al. 2021, eq. 4-6, for K >= 1).
+
+        loss = E · Σ_e f_e P_e
+
+    f_e is the share of the valid assignments that expert e received (no gradient), P_e the mean of the *full*
+    softmax over valid tokens. Even routing gives 1, all tokens on one expert with certainty gives E (at K = 1). It can
+    fall below 1 where f and P disagree, so 1 is not a bound. Padding changes nothing. Implementations that sum f over
+    the K choices report K times this value.
+
+    Args:
+        counts [E]: assignments per expert over the global batch, from `GlobalLoad` (Qiu et al. 2025); None: those of
+            this routing. The loss is linear in P, so the mean of these losses over ranks and steps of equally many
+            tokens is exactly the loss of the global batch, which the mean of losses with local counts is not.
+
+    Raises:
+        MinimoeError: the router has no probabilities (hash, uniform), or counts are not one per expert.
+    """
+    if routing.probs is None:
+        raise MinimoeError(
+            "switch_loss needs a router with probabilities; this routing has probs=None"
+        )
+    if counts is None:
+        counts = routing.load()
+    elif tuple(counts.shape) != (routing.num_experts,):
+        raise MinimoeError(
+            f"counts have shape {tuple(counts.shape)}; expected {(routing.num_experts,)}"
+        )
+    load = counts.detach().to(torch.float32)  # [E]
+    f = load / load.sum().clamp_min(1)
+    return routing.num_experts * (f * _masked_mean(routing.probs, routing.valid)).sum()
+
+
+def sequence_loss(routing: Routing) -> Tensor:
+    """Balance within each sequence, a float32 scalar (DeepSeek-AI 2024, DeepSeek-V3, eq. 17-20, without its α).
+
+    For every sequence E · Σ_e f_e P_e, with f and P over its own valid tokens, then the mean over sequences that have
+    any. Even routing gives 1. Without `routing.sequence` the whole batch is one sequence. Finds the number of
+    sequences on the host.
+
+    Raises:
+        MinimoeError: the router has no probabilities.
+    """
+    if routing.probs is None:
+        raise MinimoeError(
+            "sequence_loss needs a router with probabilities; this routing has probs=None"
+        )
+    probs, num_experts = routing.probs, routing.num_experts
+    if routing.num_tokens == 0:
+        return probs.sum()
+    row = torch.zeros(routing.num_tokens, dtype=torch.int64, device=probs.device)
+    if routing.sequence is not None:
+        row = torch.unique(routing.sequence, return_inverse=True)[1]  # [T], 0 to B - 1
+    b = int(row.max()) + 1
+    valid = torch.ones_like(row, dtype=torch.bool) if routing.valid is None else routing.valid
+    tokens = probs.new_zeros(b).index_add(0, row, valid.to(probs.dtype))
+    probs = torch.where(valid[:, None], probs, torch.zeros_like(probs))
+    p = probs.new_zeros(b, num_experts).index_add(0, row, probs)
+    p = p / tokens.clamp_min(1)[:, None]
+    load = probs.new_zeros(b * num_experts)
+    place = row[routing.token] * num_experts + routing.expert
+    load = load.index_add(0, place, routing.counted().to(probs.dtype)).view(b, num_experts)
+    f = load / load.sum(dim=1, keepdim=True).clamp_min(1)
+    return num_experts * (f * p).sum() / (tokens > 0).sum().clamp_min(1)
+
+
+def importance_loss(routing: Routing) -> Tensor:
+    """CV² of the importance, a float32 scalar (Shazeer et al. 2017, eq. 6-7, without its coefficient).
+
+    The importance of an expert is the sum of its weights over valid tokens, before any drop; CV² = Var/Mean² with the
+    population variance; 0 is even, E - 1 everything on one expert. It says nothing of how many tokens an expert gets.
+    """
+    weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
+    importance = weight.new_zeros(routing.num_experts).index_add(0, routing.expert, weight)
+    return _cv2(importance)
+
+
+def load_loss(routing: Routing) -> Tensor:
+    """CV² of a smooth estimate of the load, a float32 scalar (Shazeer et al. 2017, eq. 8-11, without its coefficient).
+
+        P(t, e) = Φ((clean[t, e] − the K-th largest noisy logit of t without e) / noise_std[t, e])
+
+    is the probability that e would be among the K best if only its own noise were drawn anew; the load is its sum
+    over valid tokens. Population variance, as in `importance_loss`. With K = E the load is even: 0.
+
+    Raises:
+        MinimoeError: the routing was made without noise (another router, or outside training).
+    """
+    if not isinstance(routing, NoisyRouting) or routing.clean is None or routing.noise_std is None:
+        raise MinimoeError(
+            "load_loss needs the noise of NoisyTopKRouter in training; "
+            f"this is a {type(routing).__name__} without it: use importance_loss or switch_loss"
+        )
+    noisy, k = routing.logits, routing.k
+    assert noisy is not None and k is not None
+    if k == routing.num_experts:
+        return noisy.sum() * 0
+    best = noisy.topk(k + 1, dim=-1).values  # [T, K + 1]
+    kth, next_best = best[:, k - 1 : k], best[:, k:]
+    # without one of the K best, the K-th best of the others is the (K + 1)-th of all
+    bar = torch.where(noisy >= kth, next_best, kth)
+    probability = torch.special.ndtr((routing.clean - bar) / routing.noise_std)  # [T, E]
+    if routing.valid is not None:
+        probability = torch.where(
+            routing.valid[:, None], probability, torch.zeros_like(probability)
+        )
+    return _cv2(probability.sum(dim=0))
+
+
+def l1_loss(routing: Routing) -> Tensor:
+    """Penalty on the weights of ReLU routing, balanced by load, a float32 scalar (Wang et al. 2024, section 3.2).
+
+        loss = Σ_e f_e · (1/T) Σ_t weight[t, e],   f_e = E · load_e / Σ load
+
+    over valid tokens: the L1 norm of a token's weights, in which busy experts cost more than idle ones. Without the
+    factor f (no gradient) it would thin all experts alike. `SparsityController` sets its coefficient.
+    """
+    load = routing.load().to(routing.weight.dtype)
+    f = routing.num_experts * load / load.sum().clamp_min(1)
+    weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
+    tokens = routing.num_tokens if routing.valid is None else routing.valid.sum()
+    return (f[routing.expert] * weight).sum() / torch.as_tensor(tokens).clamp_min(1)
+
+
+def z_loss(routing: Routing) -> Tensor:
+    """Router z-loss of one layer, a float32 scalar (Zoph et al. 2022, eq. 5).
+
+    The mean over valid tokens of logsumexp(logits)².
+
+    Raises:
+        MinimoeError: the router has no logits.
+    """
+    if routing.logits is None:
+        raise MinimoeError("z_loss needs a router with logits; this routing has logits=None")
+    squared = routing.logits.logsumexp(dim=-1).square()  # [T]
+    return _masked_mean(squared[:, None], routing.valid)[0]
+
+
+def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the rows of values [T, ...] that are valid; 0 where none is."""
+    if valid is None:
+        return values.sum(0) / max(values.shape[0], 1)
+    # where, not a product: a padded row may hold anything, and 0 · inf is not 0
+    values = torch.where(valid[:, None], values, torch.zeros_like(values))
+    return values.sum(0) / valid.sum().clamp_min(1)
+
+
+def _cv2(values: Tensor) -> Tensor:
+    """Var/Mean² of values [E] with the population variance; 0 where all are 0."""
+    mean = values.mean()
+    return values.var(correction=0) / mean.square().clamp_min(torch.finfo(values.dtype).tiny)

@@ -1,0 +1,122 @@
+"""What all routers share: their signature, what they promise, and the arithmetic around it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.routing import Routing
+
+
+class Router(nn.Module):
+    """Builds the sparse matrix tokens x experts.
+
+    Attributes:
+        num_experts: E.
+        is_causal: at inference, a token's experts and weights do not depend on later tokens, nor on how many there
+            are; text can be generated token by token.
+        is_batch_invariant: at inference, they do not depend on the other sequences of the batch either.
+        is_causal_in_training: the same as `is_causal` in training mode, where some routers balance over the batch.
+    """
+
+    is_causal: bool = True
+    is_batch_invariant: bool = True
+    is_causal_in_training: bool = True
+    num_experts: int
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        token_ids: Tensor | None = None,
+        sequence: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Routing:
+        """Route x [T, D].
+
+        Args:
+            token_ids [T]: int64; for routers that look at the token itself.
+            sequence [T]: int64, which sequence a token belongs to.
+            valid [T]: bool, False for padding.
+        """
+        raise NotImplementedError
+
+
+def check_choice(k: int, num_experts: int) -> None:
+    """Raises ConfigError unless 1 <= K <= E."""
+    if not 1 <= k <= num_experts:
+        raise ConfigError(f"num_experts_per_tok is {k}; expected 1 to {num_experts}")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64: near ties between experts flip in shorter types."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def scores(x: Tensor, weight: Tensor) -> Tensor:
+    """Logits x [T, D] · weight [E, D]ᵀ -> [T, E] in float32 (float64 for float64 input). Call with autocast off."""
+    x = at_least_float32(x)
+    return F.linear(x, weight.to(x.dtype))
+
+
+def token_choice(
+    expert: Tensor,
+    weight: Tensor,
+    num_experts: int,
+    *,
+    sequence: Tensor | None,
+    valid: Tensor | None,
+    logits: Tensor | None = None,
+    probs: Tensor | None = None,
+) -> Routing:
+    """The routing of T tokens with K experts each: expert [T, K] and weight [T, K], first choice first."""
+    num_tokens, k = expert.shape
+    return Routing(
+        token=torch.arange(num_tokens, device=expert.device).repeat_interleave(k),
+        expert=expert.reshape(-1),
+        weight=weight.reshape(-1),
+        shape=(num_tokens, num_experts),
+        k=k,
+        valid=valid,
+        sequence=sequence,
+        logits=logits,
+        probs=probs,
+    )
+
+
+def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
+    """(B, S) of T = B·S tokens whose sequences lie one after the other; one sequence where none are named.
+
+    Reads the lengths on the host.
+
+    Raises:
+        MinimoeError: the sequences differ in length (pad them, and say so with `valid`).
+    """
+    if sequence is None or num_tokens == 0:
+        return 1, num_tokens
+    lengths = torch.unique_consecutive(sequence, return_counts=True)[1]
+    low, high = int(lengths.min()), int(lengths.max())
+    if low != high:
+        raise MinimoeError(
+            f"sequences of {low} to {high} tokens cannot be routed sequence by sequence: "
+            "pad them to one length and mark the padding in `valid`"
+        )
+    return lengths.shape[0], low
+
+
+def positions(
+    num_tokens: int, sequence: Tensor | None, valid: Tensor | None, device: torch.device
+) -> Tensor:
+    """Place [T] int64 of each valid token in its sequence, from 0; padding is passed over (and gets any place)."""
+    counted = torch.ones(num_tokens, dtype=torch.bool, device=device) if valid is None else valid
+    if sequence is None:
+        return (counted.cumsum(0) - 1).clamp_min(0)
+    ordered, order = sequence.sort(stable=True)
+    running = counted[order].cumsum(0)
+    first = torch.searchsorted(ordered, ordered)  # where each sequence begins
+    before = running[first] - counted[order][first].to(running.dtype)
+    position = torch.empty_like(running)
+    position[order] = (running - before - 1).clamp_min(0)
+    return position

@@ -1,0 +1,239 @@
+"""What all figures share: one palette, sizes for a page 700 pixels wide, and a figure that carries its own words."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import MinimoeError
+from minimoe.io import atomic_write
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+except ImportError as error:
+    raise MinimoeError(
+        f'the figures need matplotlib ({error}); install it with: pip install "minimoe[course]"'
+    ) from error
+
+Floats = npt.NDArray[np.float64]
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color), safe for the common kinds of colour blindness. Blue is what was
+# measured, grey is what chance would give, vermillion is what is to be noticed; the others tell series apart.
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+SKY, PURPLE, BLACK = "#56B4E9", "#CC79A7", "#222222"
+CHANCE, PALE, LINE = "#C9C9C9", "#A9CCE3", "#666666"
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+
+WIDTH = 7.0
+"""Inches. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
+DPI = 160
+SMALL, NORMAL = 9, 10
+
+_STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": SMALL,
+    "axes.titlesize": SMALL,
+    "axes.labelsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": BLACK,
+    "text.color": BLACK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A drawing with its words: `caption` stands under it, `alt` says in numbers what is to be seen.
+
+    `name` is a file name without ending; `figure` is matplotlib's. At the end of a notebook's cell it shows itself,
+    alternative text included.
+    """
+
+    name: str
+    figure: Canvas
+    caption: str
+    alt: str
+
+    def png(self, dpi: int = DPI) -> bytes:
+        """The drawing as PNG, the same bytes for the same numbers."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def save(self, path: str | Path, dpi: int = DPI) -> None:
+        """Write the PNG atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(self.png(dpi))
+
+    def to_html(self, dpi: int = DPI) -> str:
+        """A <figure> that needs no other file."""
+        data = base64.b64encode(self.png(dpi)).decode()
+        width, height = self.figure.get_size_inches()
+        return (
+            f'<figure id="{html.escape(self.name)}"><div class="sheet">'
+            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
+            f'width="{width * 100:.0f}" height="{height * 100:.0f}"></div>'
+            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/html": self.to_html(), "text/plain": f"{self.caption}\n{self.alt}"}
+
+
+def panels(
+    rows: int, columns: int, *, height: float, share_x: bool = False, share_y: bool = False
+) -> tuple[Canvas, list[list[Axes]]]:
+    """A figure of the page's width with rows × columns axes; `height` in inches of one row."""
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=(WIDTH, height * rows), layout="constrained")
+        axes = canvas.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
+    return canvas, axes.tolist()
+
+
+def of_layers(layer: int, layers: int | None) -> str:
+    """'layer 3 of 6', or 'layer 3' where the number of layers is not known."""
+    return f"layer {layer}" if layers is None else f"layer {layer} of {layers}"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.1234 -> '12.3 %'."""
+    return "–" if np.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def times(value: float | None) -> str:
+    """A factor: '1.42', '13.1', '140'; '∞' where an expert got nothing at all."""
+    if value is None or np.isnan(value):
+        return "–"
+    if np.isinf(value):
+        return "∞"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def bracket(low: float | None, high: float | None, write: Any = times) -> str:
+    """' [low–high]', or nothing where there is no interval."""
+    if low is None or high is None or np.isnan(low) or np.isnan(high):
+        return ""
+    return f" [{write(low)}–{write(high)}]"
+
+
+def listed(words: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def expert_panel(
+    ax: Axes,
+    share: Floats,
+    low: Floats,
+    high: Floats,
+    band_low: Floats,
+    band_high: Floats,
+    *,
+    title: str,
+) -> None:
+    """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
+
+    The experts are numbered from 1, as the article numbers them.
+    """
+    number = np.arange(1, len(share) + 1)
+    ax.bar(
+        number,
+        100 * (band_high - band_low),
+        bottom=100 * band_low,
+        width=0.96,
+        color=CHANCE,
+        zorder=1,
+    )
+    outside = (share < band_low) | (share > band_high)
+    ax.bar(
+        number,
+        100 * share,
+        width=0.62,
+        zorder=2,
+        alpha=0.9,
+        color=[BLUE if out else PALE for out in outside],
+    )
+    # the band must be seen through a tall bar as well
+    for end in (band_low, band_high):
+        ax.hlines(100 * end, number - 0.48, number + 0.48, color=LINE, linewidth=0.8, zorder=3)
+    known = ~np.isnan(low)
+    if known.any():
+        ends = np.clip(np.stack([share - low, high - share])[:, known], 0, None)
+        ax.errorbar(
+            number[known],
+            100 * share[known],
+            100 * ends,
+            fmt="none",
+            ecolor=BLACK,
+            elinewidth=1.1,
+            capsize=2,
+            zorder=4,
+        )
+    put_title(ax, title)
+    ax.set_xticks(number if len(share) <= 10 else [1, *range(8, len(share) + 1, 8)])
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(0.3, len(share) + 0.7)
+
+
+def put_title(ax: Axes, text: str) -> None:
+    """A small title at the left."""
+    ax.set_title(text, fontsize=SMALL, loc="left")
+
+
+def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names (y, text, colour) to the right of lines, moved apart where they would overlap; call it last.
+
+    The layout makes room for them.
+    """
+    height = (
+        ax.figure.get_size_inches()[1] / _rows_of(ax) * 0.62
+    )  # inches that the axes are high, about
+    line = 1.25 * SMALL / 72 / height  # of the axes' height
+    to_axes = ax.transData + ax.transAxes.inverted()
+    placed: list[tuple[float, float, str, str]] = []
+    bottom = -np.inf
+    for y, text, colour in sorted(ends):
+        half = line * (text.count("\n") + 1) / 2
+        at = max(float(to_axes.transform((x, y))[1]), bottom + half)
+        bottom = at + half
+        placed.append((at, y, text, colour))
+    for at, _, text, colour in placed:
+        ax.annotate(
+            text, (1.02, at), xycoords="axes fraction", color=colour, va="center", fontsize=SMALL, linespacing=0.95,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _rows_of(ax: Axes) -> int:
+    place = ax.get_subplotspec()
+    return 1 if place is None else place.get_gridspec().nrows
+
+
+def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
+    """The x label under the lowest axes of each column, the y label at the first of each row."""
+    for column in zip(*axes, strict=True):
+        [ax for ax in column if ax.axison][-1].set_xlabel(x)
+    for row in axes:
+        row[0].set_ylabel(y)

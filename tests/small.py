@@ -1,0 +1,127 @@
+"""Small models, texts and training runs that several test files share; nothing here needs the fetched text."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimoe.config import ModelConfig
+from minimoe.model import MixtralModel
+from minimoe.routing import Routing
+from minimoe.train.corpus import Corpus, Document, digest, encode, train_tokenizer
+from minimoe.train.loop import Run, TrainConfig
+
+TINY = ModelConfig(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_experts=5,
+    num_experts_per_tok=2,
+    max_position_embeddings=32,
+    initializer_range=0.2,
+)
+
+# a step is a few milliseconds; validation at 4, 8 and 10, checkpoints at 3, 6, 9 and 10
+TRAIN = TrainConfig(
+    steps=10, batch_size=3, seq_len=16, lr=5e-3, warmup=3, eval_every=4, eval_windows=2, save_every=3, log_every=1
+)  # fmt: skip
+
+
+def tiny_model(seed: int = 0, **changes: object) -> MixtralModel:
+    """A model of random weights, in eval mode."""
+    torch.manual_seed(seed)
+    return MixtralModel(TINY.replace(**changes)).eval()
+
+
+def random_ids(batch: int, length: int, seed: int = 0, vocab: int = TINY.vocab_size) -> Tensor:
+    """[B, S] random ids that do not depend on the state of torch."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (batch, length), generator=generator)
+
+
+def topk_routing(
+    choice: list[list[int]] | Tensor,
+    weight: Tensor | None = None,
+    num_experts: int = 4,
+    *,
+    kept: Tensor | None = None,
+    valid: Tensor | None = None,
+    probs: Tensor | None = None,
+    logits: Tensor | None = None,
+) -> Routing:
+    """A token-choice routing from experts [T, K]."""
+    expert = torch.as_tensor(choice, dtype=torch.int64)
+    t, k = expert.shape
+    if weight is None:
+        weight = torch.full((t, k), 1 / k)
+    return Routing(
+        token=torch.arange(t).repeat_interleave(k),
+        expert=expert.reshape(-1),
+        weight=weight.reshape(-1),
+        shape=(t, num_experts),
+        k=k,
+        kept=kept,
+        valid=valid,
+        probs=probs,
+        logits=logits,
+    )
+
+
+def text_corpus(
+    domains: tuple[str, ...] = ("rain", "snow", "wind"), vocab_size: int = 300
+) -> Corpus:
+    """Made-up text of a few domains, each with its own words."""
+    train: list[Document] = []
+    heldout: list[Document] = []
+    for name in domains:
+        for i in range(8):
+            words = [f"{name[:2]}{(i * 7 + j * j) % 53}" for j in range(60)]
+            side = heldout if i < 2 else train
+            side.append(Document(name, f"{name}{i}", " ".join(words)))
+    tokenizer = train_tokenizer((d.text for d in train), vocab_size)
+    splits = encode(tokenizer, train), encode(tokenizer, heldout)
+    return Corpus(domains, tokenizer, *splits, digest(*splits), {})
+
+
+def tiny_run(
+    out: Path,
+    corpus: Corpus,
+    *,
+    resume: bool = False,
+    model: dict[str, object] | None = None,
+    **options: object,
+) -> Run:
+    """A run of TRAIN on a tiny model whose router draws noise, so that the noise must be resumed too."""
+    config = TINY.replace(**{"vocab_size": 300, "router_jitter_noise": 0.1} | (model or {}))
+    return Run(
+        out, config, dataclasses.replace(TRAIN, **options), corpus, resume=resume, name="tiny"
+    )
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 of all weights, bit for bit."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Generator[None]:
+    """No file of this process can grow beyond `size` bytes: writing fails as it does on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX systems")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,0 +1,134 @@
+"""Attention: rotary positions, shared key/value heads, causality, masks and the cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimoe.attention import Attention, KVCache, rotary, rotate
+from tests.small import TINY
+
+
+def attention(**changes: object) -> Attention:
+    torch.manual_seed(0)
+    return Attention(TINY.replace(**changes))
+
+
+def angles(b: int, s: int, head: int = 4, start: int = 0) -> tuple[Tensor, Tensor]:
+    return rotary(torch.arange(start, start + s).expand(b, s), head, 10_000.0)
+
+
+def by_hand(layer: Attention, x: Tensor) -> Tensor:
+    """Causal attention of one sequence [S, D], query head by query head and position by position."""
+    s, d, groups = x.shape[0], layer.head_size, 2
+    heads: list[Tensor] = []
+    for h in range(4):
+        q = x @ layer.q_proj.weight[h * d : (h + 1) * d].T
+        g = h // groups  # two query heads share one key/value head
+        k = x @ layer.k_proj.weight[g * d : (g + 1) * d].T
+        v = x @ layer.v_proj.weight[g * d : (g + 1) * d].T
+        out = torch.zeros(s, d)
+        for i in range(s):
+            scores = torch.tensor(
+                [float(turn(q[i], i) @ turn(k[j], j)) / d**0.5 for j in range(i + 1)]
+            )
+            out[i] = scores.softmax(0) @ v[: i + 1]
+        heads.append(out)
+    return torch.cat(heads, dim=-1) @ layer.o_proj.weight.T
+
+
+def turn(x: Tensor, position: int) -> Tensor:
+    """Pairs (i, i + d/2) as complex numbers, turned by position · θ^(−2i/d)."""
+    half = x.shape[0] // 2
+    frequency = torch.tensor([10_000.0 ** (-2 * i / x.shape[0]) for i in range(half)])
+    turned = torch.complex(x[:half], x[half:]) * torch.exp(1j * position * frequency)
+    return torch.cat([turned.real, turned.imag])
+
+
+@torch.no_grad()
+def test_equals_the_sums_written_out() -> None:
+    layer = attention()
+    x = torch.randn(6, 16)
+    y = layer(x[None], *angles(1, 6))
+    torch.testing.assert_close(y[0], by_hand(layer, x), atol=1e-5, rtol=1e-5)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(i: int, j: int) -> Tensor:
+        at = [rotary(torch.tensor([[p]]), 8, 10_000.0) for p in (i, j)]
+        return (rotate(q, *at[0]) * rotate(k, *at[1])).sum()
+
+    torch.testing.assert_close(score(7, 3), score(24, 20), atol=1e-5, rtol=1e-4)
+    assert abs(float(score(7, 3) - score(7, 4))) > 1e-3
+    torch.testing.assert_close(rotate(q, *rotary(torch.tensor([[9]]), 8, 1e4)).norm(), q.norm())
+    torch.testing.assert_close(rotate(q, *rotary(torch.tensor([[0]]), 8, 1e4)), q)
+
+
+@torch.no_grad()
+def test_a_position_sees_nothing_later() -> None:
+    layer = attention()
+    x = torch.randn(2, 8, 16)
+    y = layer(x, *angles(2, 8))
+    changed = x.clone()
+    changed[:, 5:] = torch.randn(2, 3, 16)
+    z = layer(changed, *angles(2, 8))
+    torch.testing.assert_close(z[:, :5], y[:, :5])
+    assert not torch.allclose(z[:, 5:], y[:, 5:])
+
+
+@torch.no_grad()
+def test_a_causal_mask_equals_no_mask() -> None:
+    layer = attention()
+    x = torch.randn(2, 8, 16)
+    mask = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(layer(x, *angles(2, 8), mask), layer(x, *angles(2, 8)))
+
+
+@torch.no_grad()
+def test_the_cache_gives_what_the_whole_sequence_gives() -> None:
+    layer = attention()
+    x = torch.randn(2, 8, 16)
+    whole = layer(x, *angles(2, 8))
+    cache = KVCache(1)
+    parts = [layer(x[:, :5], *angles(2, 5), None, cache)]
+    for s in range(5, 8):
+        parts.append(layer(x[:, s : s + 1], *angles(2, 1, start=s), None, cache))
+        assert len(cache) == s + 1
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+    assert cache.keys[0] is not None
+    assert cache.keys[0].shape == (2, 2, 8, 4)  # key/value heads are stored, not query heads
+
+
+@torch.no_grad()
+def test_shared_heads_equal_repeated_ones() -> None:
+    shared, full = attention(), attention(num_key_value_heads=4)
+    for a, b in ((shared.k_proj, full.k_proj), (shared.v_proj, full.v_proj)):
+        b.weight.copy_(a.weight.view(2, 4, 16).repeat_interleave(2, dim=0).view(16, 16))
+    full.q_proj.weight.copy_(shared.q_proj.weight)
+    full.o_proj.weight.copy_(shared.o_proj.weight)
+    x = torch.randn(2, 6, 16)
+    torch.testing.assert_close(full(x, *angles(2, 6)), shared(x, *angles(2, 6)))
+
+
+def test_rotary_angles_are_float32_for_long_texts() -> None:
+    cos, sin = rotary(torch.tensor([[100_000]]), 4, 10_000.0)
+    exact = torch.tensor([100_000.0, 100_000.0 / 100], dtype=torch.float64)
+    assert cos.dtype == torch.float32
+    torch.testing.assert_close(cos[0, 0, 0].double(), exact.cos(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(sin[0, 0, 0].double(), exact.sin(), atol=1e-2, rtol=0)
+
+
+def test_rms_norm_is_its_formula() -> None:
+    from minimoe.layers import RMSNorm
+
+    norm = RMSNorm(6, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1.0, 7.0))
+    x = torch.randn(3, 6)
+    expected = x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    # in float32, also for bf16: a sum of squares in bf16 would be off by more than the last bit
+    half = x.bfloat16()
+    wide = F.rms_norm(half.float(), (6,), norm.weight, 1e-3).bfloat16()
+    assert torch.equal(norm(half), wide)

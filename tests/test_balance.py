@@ -1,0 +1,174 @@
+"""Balancing losses and load, against closed forms and hand-computed cases."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimoe import Routing
+from minimoe.balance import Load, switch_loss, z_loss
+from minimoe.errors import MinimoeError
+from minimoe.layers import MoELayer
+from minimoe.routers import TopKRouter
+from tests.small import random_ids, tiny_model, topk_routing
+
+
+def even(t: int, e: int, k: int) -> Routing:
+    choice = (torch.arange(t * k) % e).view(t, k)
+    return topk_routing(choice, num_experts=e, probs=torch.full((t, e), 1 / e))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_trap_3_uniform_routing_gives_one_for_every_k(k: int) -> None:
+    torch.testing.assert_close(switch_loss(even(8, 4, k)), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("e", [2, 8])
+def test_trap_3_collapse_gives_the_number_of_experts(e: int) -> None:
+    probs = torch.zeros(6, e)
+    probs[:, 1] = 1
+    routing = topk_routing([[1]] * 6, num_experts=e, probs=probs)
+    torch.testing.assert_close(switch_loss(routing), torch.tensor(float(e)))
+
+
+def test_trap_3_one_is_not_a_lower_bound() -> None:
+    # three tokens lean to expert 0 by a hair; one leans to 1 by a lot: f and P disagree
+    probs = torch.tensor([[0.51, 0.49]] * 3 + [[0.01, 0.99]])
+    routing = topk_routing([[0], [0], [0], [1]], num_experts=2, probs=probs)
+    share = (3 * 0.51 + 0.01) / 4
+    expected = 2 * (0.75 * share + 0.25 * (1 - share))
+    assert expected < 1
+    torch.testing.assert_close(switch_loss(routing), torch.tensor(expected))
+
+
+def test_trap_3_gradient_flows_through_probabilities_only() -> None:
+    torch.manual_seed(0)
+    gate = TopKRouter(8, 4, 1, initializer_range=1.0)
+    x = torch.randn(50, 8)
+    routing = gate(x)
+    switch_loss(routing).backward()
+    f = torch.bincount(routing.expert, minlength=4) / 50
+    own = gate.weight.detach().clone().requires_grad_()
+    (4 * (f * (x @ own.T).softmax(-1).mean(0)).sum()).backward()
+    assert own.grad is not None
+    assert gate.weight.grad is not None
+    torch.testing.assert_close(gate.weight.grad, own.grad)
+    # the full softmax gives a gradient at K = 1; a renormalised one would not
+    assert float(gate.weight.grad.abs().max()) > 1e-4
+
+
+def test_trap_4_layers_are_averaged_not_pooled() -> None:
+    model = tiny_model(num_experts=2, num_experts_per_tok=1)
+    with torch.no_grad():
+        for i, layer in enumerate(model.layers):
+            mlp = layer.mlp
+            assert isinstance(mlp, MoELayer)
+            # the router sees one coordinate, which is always positive: every token of layer i goes to expert i
+            mlp.gate.weight.zero_()
+            mlp.gate.weight[i, 0] = 1e4
+            mlp.gate.weight[1 - i, 0] = -1e4
+            layer.post_attention_layernorm.weight.zero_()
+            layer.post_attention_layernorm.weight[0] = 1
+        model.embed_tokens.weight[:, 0] = 5.0
+    out = model(random_ids(2, 8))
+    loads = [r.load().tolist() for r in out.routings]
+    assert loads == [[16, 0], [0, 16]]  # opposite directions: pooled, they would look even
+    assert out.aux_loss is not None
+    torch.testing.assert_close(out.aux_loss, torch.tensor(2.0))
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_trap_5_padding_changes_no_loss_and_no_statistic(
+    before: int, after: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gate = TopKRouter(8, 5, 2, initializer_range=1.0)
+    x = torch.randn(7, 8, generator=generator)
+    junk = [torch.randn(n, 8, generator=generator) * 9 for n in (before, after)]
+    valid = torch.tensor([False] * before + [True] * 7 + [False] * after)
+    alone, padded = gate(x), gate(torch.cat([junk[0], x, junk[1]]), valid=valid)
+    torch.testing.assert_close(switch_loss(padded), switch_loss(alone))
+    torch.testing.assert_close(z_loss(padded), z_loss(alone))
+    assert padded.load().tolist() == alone.load().tolist()
+    assert Load.of(padded) == Load.of(alone)
+
+
+def test_trap_5_padding_that_holds_nan_or_inf_is_not_counted() -> None:
+    logits = torch.tensor([[1.0, 2.0], [float("inf"), 0.0], [float("nan"), 0.0]])
+    valid = torch.tensor([True, False, False])
+    routing = topk_routing(
+        [[1], [0], [0]], num_experts=2, logits=logits, probs=logits.softmax(-1), valid=valid
+    )
+    loss = z_loss(routing)
+    torch.testing.assert_close(loss, torch.tensor(math.log(math.e + math.e**2)) ** 2)
+    assert math.isfinite(float(switch_loss(routing)))
+
+
+def test_trap_5_zeroed_logits_would_still_add() -> None:
+    # four experts, all logits zero: the loss of a *valid* token is (ln 4)²
+    routing = topk_routing([[0]], logits=torch.zeros(1, 4))
+    torch.testing.assert_close(z_loss(routing), torch.tensor(math.log(4) ** 2))
+
+
+def test_losses_of_nothing_are_zero() -> None:
+    valid = torch.zeros(3, dtype=torch.bool)
+    routing = topk_routing(
+        [[0], [1], [2]], valid=valid, probs=torch.rand(3, 4), logits=torch.rand(3, 4)
+    )
+    assert float(switch_loss(routing)) == 0
+    assert float(z_loss(routing)) == 0
+
+
+def test_a_router_without_scores_is_refused_by_name() -> None:
+    routing = topk_routing([[0]])
+    with pytest.raises(MinimoeError, match="probs=None"):
+        switch_loss(routing)
+    with pytest.raises(MinimoeError, match="logits=None"):
+        z_loss(routing)
+
+
+def test_trap_25_balance_terms_are_in_the_loss_when_training() -> None:
+    ids = random_ids(2, 12)
+    model = tiny_model(router_aux_loss_coef=0.5, router_z_loss_coef=0.25)
+    out = model(ids, labels=ids)
+    assert torch.equal(out.loss, out.lm_loss)
+    out = model.train()(ids, labels=ids)
+    torch.testing.assert_close(out.loss, out.lm_loss + 0.5 * out.aux_loss + 0.25 * out.z_loss)
+    assert bool(out.loss > out.lm_loss + 0.4)
+
+
+def test_load_of_a_hand_computed_case() -> None:
+    load = Load.from_counts(torch.tensor([6, 2, 0, 0]))
+    assert load.share == (0.75, 0.25, 0.0, 0.0)
+    assert load.max_min == math.inf
+    assert load.max_vio == pytest.approx(2.0)  # (6 - 2) / 2
+    # population variance of 6, 2, 0, 0 is (16 + 0 + 4 + 4) / 4 = 6; the mean is 2
+    assert load.cv2 == pytest.approx(1.5)
+    assert Load.from_counts(torch.tensor([4, 2])).max_min == 2.0
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=9))
+def test_trap_22_cv2_is_the_population_variance_over_the_squared_mean(counts: list[int]) -> None:
+    load = Load.from_counts(torch.tensor(counts))
+    mean = sum(counts) / len(counts)
+    variance = sum((c - mean) ** 2 for c in counts) / len(counts)
+    assert load.cv2 == pytest.approx(variance / mean**2, abs=1e-12)
+    assert sum(load.share) == pytest.approx(1)
+
+
+def test_trap_22_no_zero_over_zero() -> None:
+    with pytest.raises(MinimoeError, match="zero assignments"):
+        Load.from_counts(torch.zeros(4))
+    assert (
+        Load.from_counts(torch.tensor([3])).cv2 == 0
+    )  # one expert: no deviation, where a sample variance has none
+
+
+def test_aux_loss_is_absent_without_sparse_layers() -> None:
+    ids = random_ids(1, 6)
+    out = tiny_model(mlp_only_layers=(0, 1)).train()(ids, labels=ids)
+    assert (out.aux_loss, out.z_loss, out.routings) == (None, None, ())
+    assert torch.equal(out.loss, out.lm_loss)

@@ -1,0 +1,100 @@
+"""ModelConfig: presets, what it refuses and how, and its way to JSON and back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from minimoe import ModelConfig
+from minimoe.checkpoint import read_config
+from minimoe.config import PRESETS
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.model import MixtralModel
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_survive_json(name: str) -> None:
+    config = ModelConfig.preset(name)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_mini_has_the_size_that_the_documentation_names() -> None:
+    model = MixtralModel(ModelConfig.preset("mini"))
+    assert 3.5e6 < model.num_parameters() < 4.5e6
+    # what one token uses: all but the six experts that it does not choose, in six layers
+    idle = 6 * 6 * 3 * 128 * 160
+    assert model.num_parameters(active=True) == model.num_parameters() - idle
+
+
+def test_a_list_of_dense_layers_becomes_a_tuple() -> None:
+    given: Any = [0, 2]
+    config = ModelConfig(mlp_only_layers=given)
+    assert config == ModelConfig(mlp_only_layers=(0, 2))
+    assert hash(config) == hash(ModelConfig(mlp_only_layers=(0, 2)))
+    assert [config.is_sparse(i) for i in range(4)] == [False, True, False, True]
+
+
+def test_expert_and_head_sizes_have_defaults() -> None:
+    config = ModelConfig(hidden_size=64, num_attention_heads=4, intermediate_size=100)
+    assert (config.head_size, config.expert_size) == (16, 100)
+    config = config.replace(head_dim=10, moe_intermediate_size=7)
+    assert (config.head_size, config.expert_size) == (10, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
+        ({"num_experts": 0}, "num_experts is 0"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
+        ({"num_experts": 2.0}, "num_experts is 2.0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"hidden_size": 130}, "hidden_size is 130"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "head size is 3"),
+        ({"head_dim": 7}, "head size is 7"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"head_dim": True}, "head_dim is True"),
+        ({"moe_intermediate_size": -1}, "moe_intermediate_size is -1"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads = 3"),
+        ({"mlp_only_layers": (4,)}, "mlp_only_layers names layers [4]"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef is -0.1"),
+        ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef is nan"),
+        ({"router_jitter_noise": 1.0}, "router_jitter_noise is 1.0"),
+        ({"experts_implementation": "fast"}, "experts_implementation is 'fast'"),
+    ],
+)
+def test_impossible_configurations_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig().replace(**changes)
+    assert named in str(caught.value)
+
+
+def test_unknown_fields_and_presets_suggest_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean num_experts_per_tok"):
+        ModelConfig.from_dict({"num_expert_per_token": 2})
+    with pytest.raises(ConfigError, match="did you mean mini"):
+        ModelConfig.preset("minni")
+    with pytest.raises(ConfigError, match="known are nano, mini, small"):
+        ModelConfig.preset("gigantic")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "holds list"),
+        ('{"num_experts": 2, "num_experts_per_tok": 3}', "num_experts_per_tok is 3"),
+        ('{"rope_theta": "big"}', "config.json"),
+        ('{"mlp_only_layers": null}', "config.json"),
+        ('{"architectures": ["Other"]}', "architectures"),
+    ],
+)
+def test_a_bad_config_file_names_itself(tmp_path: Any, text: str, named: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        read_config(path)
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)

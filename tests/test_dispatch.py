@@ -1,0 +1,331 @@
+"""Dispatchers: every one equals the sum that defines them, forward and for every gradient."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe import linear as linear_module
+from minimoe.config import EXPERTS_IMPLEMENTATIONS
+from minimoe.dispatch import DISPATCHERS, get_dispatcher, plan
+from minimoe.errors import ConfigError
+from minimoe.experts import MLP, Experts
+from minimoe.linear import linear, onednn_available
+from minimoe.routers import TopKRouter
+from minimoe.routing import Routing
+from tests.small import topk_routing
+
+D, FF = 8, 6
+NAMES = sorted(DISPATCHERS)
+every = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(params=["as torch", "as here"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to multiply: torch's own, and the one that this processor is given."""
+    if request.param == "as torch":
+        monkeypatch.setattr(linear_module, "onednn_available", lambda: False)
+    elif not onednn_available():
+        pytest.skip("this processor multiplies as torch does")
+
+
+def make_experts(e: int, dtype: torch.dtype = torch.float64) -> Experts:
+    torch.manual_seed(1)
+    return Experts(e, D, FF, initializer_range=0.5).to(dtype)
+
+
+def definition(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    """y[t] = Σ weight · expert(x[t]), one assignment at a time, with F.linear and nothing of the library."""
+    rows = [torch.zeros(D, dtype=x.dtype) for _ in range(x.shape[0])]
+    for n in range(routing.num_assignments):
+        if routing.kept is not None and not routing.kept[n]:
+            continue
+        t, e = int(routing.token[n]), int(routing.expert[n])
+        gate = F.linear(x[t], experts.gate_up_proj[e, :FF])
+        up = F.linear(x[t], experts.gate_up_proj[e, FF:])
+        rows[t] = rows[t] + routing.weight[n] * F.linear(F.silu(gate) * up, experts.down_proj[e])
+    nothing = 0 * (
+        x.sum() + routing.weight.sum()
+    )  # so that no assignment at all still has a gradient
+    return (torch.stack(rows) if rows else x.new_zeros(0, D)) + nothing
+
+
+def gradients(
+    dispatch: Callable[[Tensor, Routing, Experts], Tensor],
+    x: Tensor,
+    routing: Routing,
+    experts: Experts,
+    upstream: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """y and every gradient: of x, of the combine weights and of both expert weights."""
+    leaf = x.detach().requires_grad_()
+    weight = routing.weight.detach().requires_grad_()
+    experts.zero_grad(set_to_none=True)
+    own = Routing(
+        routing.token, routing.expert, weight, routing.shape, kept=routing.kept, k=routing.k
+    )
+    y = dispatch(leaf, own, experts)
+    upstream(y).backward()
+    grads = {"y": y.detach(), "x": leaf.grad, "weight": weight.grad}
+    grads |= {n: p.grad for n, p in experts.named_parameters()}
+    zeros = {"y": y, "x": x, "weight": weight, **dict(experts.named_parameters())}
+    return {n: torch.zeros_like(zeros[n]) if g is None else g.clone() for n, g in grads.items()}
+
+
+def agree(
+    name: str,
+    x: Tensor,
+    routing: Routing,
+    experts: Experts,
+    upstream: Callable[[Tensor], Tensor] | None = None,
+    *,
+    atol: float = 1e-11,
+) -> dict[str, Tensor]:
+    mixing = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(x.dtype)
+    upstream = upstream or (lambda y: (y * mixing).sum())
+    expected = gradients(definition, x, routing, experts, upstream)
+    actual = gradients(DISPATCHERS[name], x, routing, experts, upstream)
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            actual[key], value, atol=atol, rtol=atol, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    return actual
+
+
+def random_topk(t: int, e: int, k: int, seed: int = 0) -> Routing:
+    torch.manual_seed(seed)
+    logits = torch.randn(t, e)
+    choice = logits.topk(k, dim=-1).indices
+    weight = torch.rand(t, k, dtype=torch.float64)
+    return topk_routing(choice, weight, e)
+
+
+@every
+@pytest.mark.parametrize(
+    ("t", "e", "k"),
+    [(10, 4, 2), (1, 4, 2), (0, 4, 2), (6, 3, 3), (9, 5, 1), (7, 6, 4), (1, 1, 1), (3, 16, 2)],
+)
+def test_trap_17_equals_the_definition(name: str, t: int, e: int, k: int) -> None:
+    x = torch.randn(t, D, dtype=torch.float64)
+    agree(name, x, random_topk(t, e, k), make_experts(e))
+
+
+@every
+def test_trap_17_an_empty_expert_has_exactly_zero_gradient(name: str) -> None:
+    experts = make_experts(5, torch.float32)
+    routing = topk_routing([[0, 4], [4, 0], [0, 1]], torch.rand(3, 2), 5)
+    # freed memory full of NaN: a gradient that is allocated and not written would show it
+    poison = [torch.full((5, 2 * FF, D), float("nan")) for _ in range(64)]
+    del poison
+    experts.zero_grad(set_to_none=True)
+    DISPATCHERS[name](torch.randn(3, D), routing, experts).sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad[2:4], torch.zeros_like(parameter.grad[2:4]))
+        assert bool((parameter.grad[[0, 1, 4]] != 0).any(dim=(1, 2)).all())
+
+
+@every
+def test_trap_17_no_token_gives_zero_gradients_and_not_none(name: str) -> None:
+    experts = make_experts(3)
+    x = torch.zeros(0, D, dtype=torch.float64, requires_grad=True)
+    y = DISPATCHERS[name](x, random_topk(0, 3, 2), experts)
+    assert y.shape == (0, D)
+    y.sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+@every
+def test_trap_17_tokens_without_any_assignment_give_zero(name: str) -> None:
+    empty = torch.zeros(0, dtype=torch.int64)
+    routing = Routing(empty, empty, torch.zeros(0), shape=(4, 3))
+    y = DISPATCHERS[name](torch.randn(4, D), routing, make_experts(3, torch.float32))
+    assert torch.equal(y, torch.zeros(4, D))
+
+
+@every
+def test_trap_17_one_expert_with_everything(name: str) -> None:
+    routing = topk_routing([[2]] * 9, torch.rand(9, 1, dtype=torch.float64), 4)
+    agree(name, torch.randn(9, D, dtype=torch.float64), routing, make_experts(4))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trap_17_and_26_strides_of_every_kind(name: str, dtype: torch.dtype) -> None:
+    routing, experts = random_topk(10, 4, 2), make_experts(4, dtype)
+    atol = 1e-11 if dtype == torch.float64 else 1e-5
+    torch.manual_seed(2)
+    transposed = torch.randn(D, 10, dtype=dtype).t()
+    strided = torch.randn(10, 2 * D, dtype=dtype)[:, ::2]
+    expanded = torch.randn(1, D, dtype=dtype).expand(10, D)
+    for x in (transposed, strided, expanded):
+        assert not x.is_contiguous()
+        agree(name, x, routing, experts, atol=atol)
+        # the gradient of a sum is expanded: all its strides are 0
+        agree(name, x, routing, experts, Tensor.sum, atol=atol)
+        agree(name, x, routing, experts, lambda y: y.t().contiguous().pow(2).sum(), atol=atol)
+
+
+@every
+def test_trap_14_a_dropped_assignment_gives_zero_and_no_gradient(name: str) -> None:
+    t, k = 6, 2
+    kept = torch.tensor([True, False] * t)
+    kept[:2] = False  # the first token loses both
+    routing = random_topk(t, 4, k)
+    routing = Routing(routing.token, routing.expert, routing.weight, routing.shape, kept=kept, k=k)
+    actual = agree(name, torch.randn(t, D, dtype=torch.float64), routing, make_experts(4))
+    assert not actual["y"][0].any()
+    assert not actual["weight"][~kept].any()
+    assert bool((actual["weight"][kept] != 0).all())
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+@every
+def test_trap_17_any_routing(name: str, data: st.DataObject) -> None:
+    """Assignments in any order, any number per token, the same pair twice, some dropped (as expert choice makes)."""
+    t, e, n = (data.draw(st.integers(*r)) for r in ((1, 6), (1, 5), (0, 12)))
+    numbers = st.lists(st.integers(0, 10**6), min_size=n, max_size=n)
+    token, expert = (torch.tensor(data.draw(numbers), dtype=torch.int64) for _ in range(2))
+    kept = data.draw(st.none() | st.lists(st.booleans(), min_size=n, max_size=n))
+    weight = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    routing = Routing(
+        token % t, expert % e, weight, (t, e),
+        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
+    )  # fmt: skip
+    x = torch.randn(t, D, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
+    agree(name, x, routing, make_experts(e))
+
+
+@every
+def test_gradcheck_in_float64(name: str) -> None:
+    experts = make_experts(3)
+    routing = random_topk(4, 3, 2)
+
+    def function(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        own = Experts(3, D, FF)
+        del own.gate_up_proj, own.down_proj
+        own.gate_up_proj, own.down_proj = gate_up, down  # pyright: ignore[reportAttributeAccessIssue]
+        return DISPATCHERS[name](
+            x, Routing(routing.token, routing.expert, weight, routing.shape, k=2), own
+        )
+
+    inputs = [torch.randn(4, D, dtype=torch.float64), routing.weight]
+    inputs += [p.detach() for p in experts.parameters()]
+    assert torch.autograd.gradcheck(function, tuple(i.clone().requires_grad_() for i in inputs))
+
+
+def test_the_router_gets_the_same_gradient_from_every_dispatcher() -> None:
+    torch.manual_seed(0)
+    gate, experts = TopKRouter(D, 5, 2, initializer_range=1.0), make_experts(5, torch.float32)
+    x = torch.randn(20, D)
+    grads: list[Tensor] = []
+    for name in NAMES:
+        gate.zero_grad(set_to_none=True)
+        DISPATCHERS[name](x, gate(x), experts).pow(2).sum().backward()
+        assert gate.weight.grad is not None
+        grads.append(gate.weight.grad)
+    assert float(grads[0].abs().max()) > 1e-2
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad, grads[0], atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_trap_18_identical_experts_equal_one_dense_mlp(name: str) -> None:
+    torch.manual_seed(0)
+    dense = MLP(D, FF, initializer_range=0.5)
+    experts = make_experts(4, torch.float32)
+    with torch.no_grad():
+        experts.gate_up_proj.copy_(dense.gate_up_proj.expand(4, -1, -1))
+        experts.down_proj.copy_(dense.down_proj.expand(4, -1, -1))
+    x = torch.randn(12, D)
+    routing = TopKRouter(D, 4, 3, initializer_range=1.0)(x)
+    torch.testing.assert_close(DISPATCHERS[name](x, routing, experts), dense(x))
+    # without normalised weights the sum is a scaled one
+    plain = TopKRouter(D, 4, 3, initializer_range=1.0, norm_topk_prob=False)(x)
+    assert not torch.allclose(DISPATCHERS[name](x, plain, experts), dense(x), atol=1e-3)
+
+
+@every
+def test_trap_19_combine_accumulates_in_float32(name: str) -> None:
+    e = 8
+    experts = make_experts(e, torch.bfloat16)
+    with torch.no_grad():  # every expert computes the same
+        experts.gate_up_proj.copy_(experts.gate_up_proj[:1].clone().expand_as(experts.gate_up_proj))
+        experts.down_proj.copy_(experts.down_proj[:1].clone().expand_as(experts.down_proj))
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(3)).bfloat16()
+    # 256 + 1 is 256 in bf16: a sum kept in bf16 would lose the seven small terms
+    weight = torch.ones(5, e)
+    weight[:, 0] = 256
+    routing = topk_routing(torch.arange(e).repeat(5, 1), weight, e)
+    y = DISPATCHERS[name](x, routing, experts)
+    assert y.dtype == torch.bfloat16
+    one = experts(x, 0).float()
+    assert torch.equal(y, (one * 263).bfloat16())
+    assert not torch.equal(y, (one * 256).bfloat16())
+
+
+def test_plan_sorts_stably_and_knows_the_way_back() -> None:
+    routing = topk_routing([[2, 0], [0, 1], [2, 1]])
+    p = plan(routing)
+    assert p.order.tolist() == [1, 2, 3, 5, 0, 4]
+    assert p.token.tolist() == [0, 1, 1, 2, 0, 2]
+    assert p.counts.tolist() == [2, 2, 2, 0]
+    assert torch.equal(p.order[p.inverse], torch.arange(6))
+
+
+def test_names_of_dispatchers() -> None:
+    assert get_dispatcher("auto") in DISPATCHERS.values()
+    assert set(EXPERTS_IMPLEMENTATIONS) == {"auto", *DISPATCHERS}
+    with pytest.raises(ConfigError, match="unknown dispatcher 'magic'; known are auto, loop"):
+        get_dispatcher("magic")
+
+
+@pytest.mark.parametrize("rows", ["plain", "transposed", "strided", "expanded"])
+@pytest.mark.parametrize(("d", "f"), [(8, 5), (5, 8), (1, 3), (16, 16)])
+def test_linear_equals_torch_for_every_stride(rows: str, d: int, f: int) -> None:
+    torch.manual_seed(0)
+    x = {
+        "plain": torch.randn(7, d),
+        "transposed": torch.randn(d, 7).t(),
+        "strided": torch.randn(7, 3 * d)[:, ::3],
+        "expanded": torch.randn(1, d).expand(7, d),
+    }[rows]
+    weight = torch.randn(f, d)
+    grads: list[tuple[Tensor | None, ...]] = []
+    for function in (F.linear, linear):
+        a, b = x.detach().requires_grad_(), weight.clone().requires_grad_()
+        y = function(a, b)
+        y.pow(2).sum().backward()
+        c, w = x.detach().requires_grad_(), weight.clone().requires_grad_()
+        function(c, w).sum().backward()
+        grads.append((y.detach(), a.grad, b.grad, c.grad, w.grad))
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_linear_keeps_leading_dimensions_and_types() -> None:
+    weight = torch.randn(3, 4)
+    assert linear(torch.randn(2, 5, 4), weight).shape == (2, 5, 3)
+    assert linear(torch.randn(0, 4), weight).shape == (0, 3)
+    assert linear(torch.randn(2, 4).double(), weight.double()).dtype == torch.float64
+    assert linear(torch.randn(2, 4).bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(2, 4), weight).dtype == torch.bfloat16
+
+
+def test_a_second_derivative_of_the_fast_product_is_refused_not_wrong() -> None:
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(linear(x, weight).pow(2).sum(), x, create_graph=True)
+    if linear_module.onednn_available():
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+    else:
+        grad.sum().backward()
+        assert weight.grad is not None

@@ -1,0 +1,195 @@
+"""generate(): greedy, sampled, with nucleus, cache, padding and seeds; and what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimoe.attention import KVCache
+from minimoe.errors import MinimoeError
+from minimoe.layers import MoELayer
+from minimoe.model import sample
+from tests.small import random_ids, tiny_model
+
+
+def test_temperature_0_takes_the_most_likely_token_of_the_full_forward() -> None:
+    model = tiny_model()
+    ids = random_ids(3, 5)
+    out = model.generate(ids, 10, temperature=0)
+    assert torch.equal(out[:, :5], ids)
+    expected = ids
+    with torch.no_grad():
+        for _ in range(10):
+            nxt = model(expected).logits[:, -1].argmax(-1, keepdim=True)
+            expected = torch.cat([expected, nxt], dim=1)
+    assert torch.equal(out, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 1, 5], [3, 4, 5], [11, 1]])
+def test_trap_21_cached_decoding_equals_the_full_forward_routing_included(
+    chunks: list[int],
+) -> None:
+    model = tiny_model()
+    ids = random_ids(2, 12)
+    whole = model(ids)
+    cache, at = KVCache(2), 0
+    for n in chunks:
+        part = model(ids[:, at : at + n], cache=cache)
+        torch.testing.assert_close(part.logits, whole.logits[:, at : at + n], atol=1e-5, rtol=1e-5)
+        for a, b in zip(part.routings, whole.routings, strict=True):
+            expected = b.expert.view(2, 12, 2)[:, at : at + n]
+            assert torch.equal(a.expert.view(2, n, 2), expected)
+            torch.testing.assert_close(
+                a.weight.view(2, n, 2),
+                b.weight.view(2, 12, 2)[:, at : at + n],
+                atol=1e-5,
+                rtol=1e-5,
+            )
+        at += n
+
+
+@torch.no_grad()
+def test_trap_21_with_left_padding() -> None:
+    model = tiny_model()
+    ids = random_ids(2, 10)
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    mask[1, :4] = False
+    whole = model(ids, attention_mask=mask)
+    cache = KVCache(2)
+    first = model(ids[:, :7], attention_mask=mask[:, :7], cache=cache).logits
+    second = model(ids[:, 7:9], attention_mask=mask[:, :9], cache=cache).logits
+    third = model(ids[:, 9:], attention_mask=mask, cache=cache).logits
+    both = torch.cat([first, second, third], dim=1)
+    torch.testing.assert_close(both[mask], whole.logits[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_left_padded_prompts_continue_as_they_do_alone() -> None:
+    model = tiny_model()
+    long, short = random_ids(1, 9)[0], random_ids(1, 4, seed=1)[0]
+    ids = torch.stack([long, torch.cat([torch.full((5,), 63), short])])
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[1, :5] = 0
+    both = model.generate(ids, 8, attention_mask=mask, temperature=0)
+    assert torch.equal(both[0], model.generate(long[None], 8, temperature=0)[0])
+    assert torch.equal(both[1, 5:], model.generate(short[None], 8, temperature=0)[0])
+
+
+def test_a_seed_repeats_and_leaves_the_global_generator_alone() -> None:
+    model = tiny_model()
+    ids = random_ids(2, 3)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a = model.generate(ids, 20, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a, model.generate(ids, 20, seed=7))
+    assert not torch.equal(a, model.generate(ids, 20, seed=8))
+    torch.manual_seed(1)
+    free = model.generate(ids, 20)
+    assert not torch.equal(free, model.generate(ids, 20))
+
+
+@given(
+    st.lists(st.floats(-4, 4), min_size=2, max_size=12, unique=True),
+    st.floats(0.05, 1.0),
+    st.floats(0.3, 3.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(
+    scores: list[float], top_p: float, temperature: float
+) -> None:
+    logits = torch.tensor([scores], dtype=torch.float64)
+    probs = (logits[0] / temperature).softmax(0)
+    order = probs.argsort(descending=True).tolist()
+    nucleus: set[int] = set()
+    mass = 0.0
+    for i in order:
+        # rounding may decide a tie between mass and top_p either way
+        if mass >= top_p + 1e-9:
+            break
+        nucleus.add(i)
+        mass += float(probs[i])
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(logits.expand(400, -1), temperature, top_p, generator)
+    assert set(drawn.tolist()) <= nucleus
+
+
+def test_sampling_follows_the_renormalised_nucleus() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(logits.expand(20_000, -1), 1.0, 0.7, generator)
+    share = torch.bincount(drawn, minlength=4) / 20_000
+    torch.testing.assert_close(share, torch.tensor([0.625, 0.375, 0, 0]), atol=0.015, rtol=0)
+    # at temperature 2, probabilities go with their square roots
+    drawn = sample(logits.expand(20_000, -1), 2.0, 1.0, generator)
+    root = torch.tensor([0.5, 0.3, 0.15, 0.05]).sqrt()
+    share = torch.bincount(drawn, minlength=4) / 20_000
+    torch.testing.assert_close(share, root / root.sum(), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-3])
+def test_a_tiny_temperature_is_greedy_and_never_nan(temperature: float) -> None:
+    logits = torch.tensor([[3.0, 5.0, -2.0], [100.0, -100.0, 99.0]])
+    assert sample(logits, temperature, 1.0, None).tolist() == [1, 0]
+
+
+def test_an_ended_sequence_repeats_the_end_and_all_ended_stops() -> None:
+    model = tiny_model()
+    ids = random_ids(2, 4)
+    free = model.generate(ids, 12, temperature=0)
+    end = int(free[0, 6])
+    out = model.generate(ids, 12, temperature=0, eos_token_id=end)
+    first = free[0, 4:].tolist().index(end) + 4
+    assert torch.equal(out[0, : first + 1], free[0, : first + 1])
+    assert set(out[0, first:].tolist()) == {end}
+    alone = model.generate(ids[:1], 12, temperature=0, eos_token_id=end)
+    assert alone.shape[1] == first + 1
+
+
+def test_generate_uses_no_noise_and_restores_the_mode() -> None:
+    model = tiny_model(router_jitter_noise=0.5).train()
+    ids = random_ids(1, 4)
+    out = model.generate(ids, 6, temperature=0)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert torch.equal(out, model.eval().generate(ids, 6, temperature=0))
+    assert not model.training
+
+
+def test_no_new_token_returns_the_prompt() -> None:
+    ids = random_ids(2, 4)
+    assert torch.equal(tiny_model().generate(ids, 0), ids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"max_new_tokens": 29}, "33 tokens, but the model has positions for 32"),
+        ({"seed": 2**64}, "64 bits"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "at least one token"),
+        ({"input_ids": torch.zeros(3, dtype=torch.int64)}, "shape (3,)"),
+        ({"input_ids": torch.tensor([[1, 64]])}, "ids from 1 to 64"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0]])}, "pad shorter prompts on the left"),
+        ({"attention_mask": torch.ones(1, 3)}, "attention_mask has shape (1, 3)"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(MinimoeError) as caught:
+        tiny_model().generate(**{"input_ids": random_ids(1, 4), "max_new_tokens": 4} | arguments)
+    assert named in str(caught.value)
+
+
+def test_trap_15_a_router_that_is_not_causal_is_refused() -> None:
+    model = tiny_model()
+    mlp = model.layers[1].mlp
+    assert isinstance(mlp, MoELayer)
+    mlp.gate.is_causal = False
+    with pytest.raises(MinimoeError, match="TopKRouter is not causal"):
+        model.generate(random_ids(1, 3), 2)

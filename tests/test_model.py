@@ -1,0 +1,320 @@
+"""MixtralModel: losses, padding, causality, bad input; and parity with the reference implementation of Mixtral."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimoe import MixtralModel
+from minimoe.errors import MinimoeError
+from minimoe.layers import MoELayer
+from minimoe.model import next_token_loss
+from tests.small import TINY, random_ids, tiny_model
+
+
+def moe_layers(model: MixtralModel) -> list[MoELayer]:
+    return [block.mlp for block in model.layers if isinstance(block.mlp, MoELayer)]
+
+
+@torch.no_grad()
+def test_shapes_and_routings() -> None:
+    ids = random_ids(3, 7)
+    out = tiny_model()(ids)
+    assert out.logits.shape == (3, 7, 64)
+    assert (out.loss, out.lm_loss) == (None, None)
+    assert len(out.routings) == 2
+    for routing in out.routings:
+        routing.check()
+        assert routing.shape == (21, 5)
+        assert routing.k == 2
+        assert routing.sequence is not None
+        assert routing.sequence.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    dense = tiny_model(mlp_only_layers=(0,))(ids)
+    assert len(dense.routings) == 1
+
+
+@torch.no_grad()
+def test_lm_loss_is_the_mean_next_token_cross_entropy() -> None:
+    model = tiny_model()
+    ids = random_ids(2, 6)
+    out = model(ids, labels=ids)
+    logs = out.logits.log_softmax(-1)
+    expected = -sum(logs[b, s, ids[b, s + 1]] for b in range(2) for s in range(5)) / 10
+    torch.testing.assert_close(out.lm_loss, expected)
+    # −100 is left out
+    labels = ids.clone()
+    labels[:, 3] = -100
+    masked = model(ids, labels=labels)
+    expected = -sum(logs[b, s, ids[b, s + 1]] for b in range(2) for s in (0, 1, 3, 4)) / 8
+    torch.testing.assert_close(masked.lm_loss, expected)
+    assert float(next_token_loss(out.logits, torch.full_like(ids, -100))) == 0
+
+
+@torch.no_grad()
+def test_trap_5_padding_on_either_side_changes_nothing() -> None:
+    model = tiny_model().train()  # the loss holds the balance terms
+    rows = [random_ids(1, n, seed=n)[0] for n in (9, 5)]
+    alone = [model(row[None], labels=row[None]) for row in rows]
+    for side in ("left", "right"):
+        ids, mask = pad(rows, side, fill=7)
+        out = model(ids, labels=ids, attention_mask=mask)
+        for b, row in enumerate(rows):
+            torch.testing.assert_close(
+                out.logits[b][mask[b]], alone[b].logits[0], atol=1e-5, rtol=1e-5
+            )
+            for layer, routing in enumerate(out.routings):
+                mine = routing.expert.view(2, 9, 2)[b][mask[b]]
+                assert torch.equal(mine, alone[b].routings[layer].expert.view(len(row), 2))
+        load = sum(r.load() for r in out.routings)
+        assert torch.equal(load, sum(r.load() for a in alone for r in a.routings))
+        expected = sum(a.lm_loss * (len(row) - 1) for a, row in zip(alone, rows, strict=True)) / 12
+        torch.testing.assert_close(out.lm_loss, expected)
+    # a batch of one, so that every loss must be the same
+    wide, mask = pad([rows[1], rows[0]], "right")
+    out = model(wide[:1], labels=wide[:1], attention_mask=mask[:1])
+    for key in ("loss", "lm_loss", "aux_loss", "z_loss"):
+        torch.testing.assert_close(getattr(out, key), getattr(alone[1], key))
+
+
+def pad(rows: list[Tensor], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """ids and mask [B, S] of rows of different length."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), fill)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        at = slice(width - len(row), None) if side == "left" else slice(0, len(row))
+        ids[b, at], mask[b, at] = row, True
+    return ids, mask
+
+
+@torch.no_grad()
+def test_a_wholly_padded_row_stays_finite() -> None:
+    ids = random_ids(2, 4)
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    out = tiny_model()(ids, labels=ids, attention_mask=mask)
+    assert bool(torch.isfinite(out.logits).all())
+    alone = tiny_model()(ids[:1], labels=ids[:1])
+    torch.testing.assert_close(out.lm_loss, alone.lm_loss)
+
+
+@torch.no_grad()
+def test_trap_15_appended_tokens_change_no_earlier_output() -> None:
+    model = tiny_model()
+    ids = random_ids(2, 20)
+    whole = model(ids)
+    for s in (1, 6, 19):
+        start = model(ids[:, :s])
+        torch.testing.assert_close(start.logits, whole.logits[:, :s], atol=1e-5, rtol=1e-5)
+        for a, b in zip(start.routings, whole.routings, strict=True):
+            assert torch.equal(a.expert.view(2, s, 2), b.expert.view(2, 20, 2)[:, :s])
+
+
+@torch.no_grad()
+def test_trap_16_a_row_alone_equals_the_row_in_its_batch() -> None:
+    model = tiny_model()
+    ids = random_ids(6, 10)
+    whole = model(ids).logits
+    for b in range(6):
+        # products of other shapes add in another order: equal up to float32 rounding
+        torch.testing.assert_close(model(ids[b : b + 1]).logits[0], whole[b], atol=1e-5, rtol=1e-5)
+
+
+def test_dispatchers_give_the_same_model() -> None:
+    ids = random_ids(2, 12)
+    outs: list[tuple[Tensor, dict[str, Tensor | None]]] = []
+    for name in ("loop", "grouped", "auto"):
+        model = tiny_model(experts_implementation=name).train()
+        out = model(ids, labels=ids)
+        assert out.loss is not None
+        out.loss.backward()
+        outs.append((out.loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    for loss, grads in outs[1:]:
+        torch.testing.assert_close(loss, outs[0][0])
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, outs[0][1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    ids = random_ids(4, 16)
+    model = tiny_model(tie_word_embeddings=False, mlp_only_layers=(1,)).train()
+    out = model(ids, labels=ids)
+    assert out.loss is not None
+    out.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()), name
+
+
+def test_a_few_steps_learn_a_sequence() -> None:
+    ids = random_ids(2, 16)
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    first = last = 0.0
+    for step in range(30):
+        out = model(ids, labels=ids)
+        assert out.loss is not None
+        assert out.lm_loss is not None
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        last = float(out.lm_loss)
+        first = first if step else last
+    assert last < first / 4
+
+
+def test_initial_residual_projections_are_smaller_with_depth() -> None:
+    torch.manual_seed(0)
+    model = MixtralModel(TINY.replace(hidden_size=64, num_hidden_layers=8, initializer_range=0.02))
+    block = model.layers[0]
+    assert float(block.self_attn.q_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(block.self_attn.o_proj.weight.std()) == pytest.approx(0.02 / 4, rel=0.1)
+    assert float(moe_layers(model)[0].experts.down_proj.std()) == pytest.approx(0.02 / 4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"input_ids": torch.tensor([[0, 64]])}, "ids from 0 to 64, but the vocabulary has ids 0 to 63"),
+        ({"input_ids": torch.tensor([[-1, 3]])}, "ids from -1"),
+        ({"input_ids": torch.tensor([1, 2])}, "shape (2,)"),
+        ({"input_ids": torch.ones(1, 2)}, "torch.float32"),
+        ({"input_ids": torch.zeros(1, 33, dtype=torch.int64)}, "33 tokens"),
+        ({"input_ids": random_ids(2, 3), "labels": random_ids(2, 4)}, "labels have shape (2, 4)"),
+        ({"input_ids": random_ids(1, 3), "labels": torch.tensor([[0, 99, 1]])}, "labels hold ids from 0 to 99"),
+        ({"input_ids": random_ids(1, 3), "labels": torch.tensor([[0, -1, 1]])}, "labels hold ids from -1"),
+        ({"input_ids": random_ids(2, 3), "attention_mask": torch.ones(2, 4)}, "attention_mask has shape (2, 4)"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(MinimoeError) as caught:
+        tiny_model()(**arguments)
+    assert named in str(caught.value)
+
+
+@torch.no_grad()
+def test_int32_ids_and_labels_work() -> None:
+    ids = random_ids(2, 6)
+    model = tiny_model()
+    short = model(ids.int(), labels=ids.int(), attention_mask=torch.ones(2, 6, dtype=torch.int32))
+    torch.testing.assert_close(short.loss, model(ids, labels=ids).loss)
+
+
+@torch.no_grad()
+def test_bf16_weights_run_and_route_in_float32() -> None:
+    out = tiny_model().bfloat16()(random_ids(2, 6))
+    assert out.logits.dtype == torch.bfloat16
+    assert out.routings[0].weight.dtype == torch.float32
+
+
+# The reference: transformers' implementation of the same architecture.
+
+
+def reference(model: MixtralModel, **options: Any) -> Any:
+    """Their model with our weights; the names agree after adding `model.`."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    c = model.config
+    config = transformers.MixtralConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.expert_size,
+        num_hidden_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads,
+        head_dim=c.head_size,
+        num_local_experts=c.num_experts,
+        num_experts_per_tok=c.num_experts_per_tok,
+        max_position_embeddings=c.max_position_embeddings,
+        rms_norm_eps=c.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        tie_word_embeddings=c.tie_word_embeddings,
+        sliding_window=None,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        **options,
+    )
+    theirs = transformers.MixtralForCausalLM(config).eval()
+    weights = {
+        k if k == "lm_head.weight" else f"model.{k}": v for k, v in model.state_dict().items()
+    }
+    theirs.load_state_dict(weights, strict=True)
+    return theirs
+
+
+PARITY = {"tie_word_embeddings": False, "rope_theta": 500.0, "rms_norm_eps": 1e-3}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_parity_of_logits_and_router_logits(tied: bool) -> None:
+    model = tiny_model(**PARITY | {"tie_word_embeddings": tied})
+    theirs = reference(model)
+    ids = random_ids(3, 20)
+    ours, expected = model(ids), theirs(ids, output_router_logits=True)
+    torch.testing.assert_close(ours.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    for routing, logits in zip(ours.routings, expected.router_logits, strict=True):
+        assert routing.logits is not None
+        # transformers 5 may hand out scores or probabilities, by version; both order the experts alike
+        if not torch.allclose(logits, routing.logits, atol=1e-5):
+            assert routing.probs is not None
+            torch.testing.assert_close(logits, routing.probs, atol=1e-5, rtol=1e-5)
+    labels = model(ids, labels=ids)
+    torch.testing.assert_close(labels.lm_loss, theirs(ids, labels=ids).loss, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_parity_of_padded_batches(side: str) -> None:
+    model = tiny_model(**PARITY)
+    theirs = reference(model)
+    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (12, 3, 8)], side)
+    ours = model(ids, attention_mask=mask).logits
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    expected = theirs(ids, attention_mask=mask.long(), position_ids=position).logits
+    torch.testing.assert_close(ours[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_parity_of_greedy_generation() -> None:
+    model = tiny_model(**PARITY)
+    theirs = reference(model)
+    rows = [random_ids(1, n, seed=n)[0] for n in (9, 4)]
+    ids, mask = pad(rows, "left")
+    ours = model.generate(ids, 12, attention_mask=mask, temperature=0)
+    expected = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=12, do_sample=False)
+    assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_trap_20_swapped_gate_and_up_fail_the_parity_test() -> None:
+    model = tiny_model(**PARITY)
+    theirs = reference(model)
+    ids = random_ids(2, 10)
+    for layer in moe_layers(model):
+        w1, w3 = layer.experts.gate_up_proj.chunk(2, dim=1)
+        layer.experts.gate_up_proj.copy_(torch.cat([w3, w1], dim=1).clone())
+    assert not torch.allclose(model(ids).logits, theirs(ids).logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_trap_3_their_auxiliary_loss_is_k_times_ours_for_one_layer() -> None:
+    """They sum f over the K choices (uniform gives K) and pool the layers; so one layer is compared."""
+    model = tiny_model(**PARITY | {"num_hidden_layers": 1})
+    theirs = reference(model, output_router_logits=True)
+    ids = random_ids(3, 20)
+    ours, expected = model(ids), theirs(ids, output_router_logits=True)
+    assert ours.aux_loss is not None
+    torch.testing.assert_close(2 * ours.aux_loss, expected.aux_loss, atol=1e-4, rtol=1e-4)
+    # pooled over two layers it is another number than the mean of the layers
+    model = tiny_model(**PARITY)
+    ours, expected = model(ids), reference(model)(ids, output_router_logits=True)
+    assert ours.aux_loss is not None
+    pooled_probs = torch.cat([r.logits.softmax(-1) for r in ours.routings if r.logits is not None])
+    pooled_load = sum(F.one_hot(r.expert, 5).float().sum(0) for r in ours.routings) / len(
+        pooled_probs
+    )
+    pooled = 5 * (pooled_probs.mean(0) * pooled_load).sum()
+    torch.testing.assert_close(expected.aux_loss, pooled, atol=1e-4, rtol=1e-4)
+    assert abs(float(2 * ours.aux_loss - expected.aux_loss)) > 1e-3

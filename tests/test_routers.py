@@ -1,0 +1,130 @@
+"""The top-k router: norm order, K = 1, float32, noise, causality and invariance to the batch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe.errors import ConfigError
+from minimoe.routers import TopKRouter
+
+
+def router(d: int = 8, e: int = 6, k: int = 2, **options: float) -> TopKRouter:
+    torch.manual_seed(0)
+    return TopKRouter(d, e, k, initializer_range=1.0, **options)  # pyright: ignore[reportArgumentType]
+
+
+def tokens(t: int, d: int = 8, seed: int = 1) -> Tensor:
+    return torch.randn(t, d, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 12), st.integers(1, 9), st.data())
+@settings(max_examples=40, deadline=None)
+def test_choices_are_the_k_largest_in_order(t: int, e: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, e))
+    gate = router(e=e, k=k)
+    x = tokens(t, seed=t)
+    routing = gate(x).check()
+    logits = x @ gate.weight.T
+    assert routing.logits is not None
+    torch.testing.assert_close(routing.logits, logits)
+    order = logits.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    assert torch.equal(routing.expert.view(t, k), order)
+    weight = routing.weight.view(t, k)
+    assert bool((weight[:, :-1] >= weight[:, 1:]).all())
+
+
+def test_trap_1_softmax_topk_renormalise_equals_topk_softmax() -> None:
+    gate = router()
+    x = tokens(20)
+    logits = x @ gate.weight.T
+    top = logits.topk(2, dim=-1).values
+    weight = gate(x).weight.view(20, 2)
+    torch.testing.assert_close(weight, top.softmax(dim=-1))
+    # and both differ from weights that are not renormalised
+    plain = router(norm_topk_prob=False)(x).weight.view(20, 2)
+    torch.testing.assert_close(plain, logits.softmax(dim=-1).topk(2, dim=-1).values)
+    assert bool((weight > plain).all())
+    assert bool((plain.sum(-1) < 1).all())
+
+
+def test_trap_2_one_renormalised_choice_gives_the_router_no_gradient() -> None:
+    x = tokens(10)
+    value = torch.randn(10)
+    gate = router(k=1)
+    routing = gate(x)
+    assert torch.equal(routing.weight, torch.ones(10))
+    (routing.weight * value).sum().backward()
+    assert gate.weight.grad is not None
+    assert float(gate.weight.grad.abs().max()) < 1e-7
+    # the full probability, as Switch has it, does
+    gate = router(k=1, norm_topk_prob=False)
+    (gate(x).weight * value).sum().backward()
+    assert gate.weight.grad is not None
+    assert float(gate.weight.grad.abs().max()) > 1e-2
+
+
+def test_trap_11_arithmetic_is_float32_whatever_comes_in() -> None:
+    gate = router(d=256, e=8)
+    # two experts whose logits differ by less than bf16 can tell
+    with torch.no_grad():
+        gate.weight[1] = gate.weight[0] * 1.0005
+    x = tokens(64, 256)
+    exact = gate(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = gate(x)
+    assert under.logits is not None
+    assert under.logits.dtype == under.weight.dtype == torch.float32
+    assert torch.equal(under.expert, exact.expert)
+    half = gate(x.bfloat16())
+    assert half.logits is not None
+    assert half.logits.dtype == torch.float32
+    torch.testing.assert_close(half.logits, x.bfloat16().float() @ gate.weight.T)
+    # what the trap is: the same product in bf16 flips some choices
+    flipped = (x.bfloat16() @ gate.weight.bfloat16().T).float().topk(2, dim=-1).indices.reshape(-1)
+    assert not torch.equal(flipped, half.expert)
+
+
+def test_trap_12_noise_in_training_only() -> None:
+    gate = router(jitter_noise=0.3)
+    x = tokens(30)
+    gate.train()
+    torch.manual_seed(3)
+    first, second = gate(x), gate(x)
+    assert first.logits is not None
+    assert second.logits is not None
+    assert not torch.equal(first.logits, second.logits)
+    torch.manual_seed(3)
+    again = gate(x)
+    assert again.logits is not None
+    assert torch.equal(again.logits, first.logits)
+    gate.eval()
+    calm = gate(x)
+    assert calm.logits is not None
+    torch.testing.assert_close(calm.logits, x @ gate.weight.T)
+
+
+def test_trap_15_and_16_a_choice_depends_on_its_token_alone() -> None:
+    gate = router()
+    x = tokens(40)
+    whole = gate(x)
+    start = gate(x[:7])
+    assert torch.equal(whole.expert.view(40, 2)[:7], start.expert.view(7, 2))
+    torch.testing.assert_close(whole.weight.view(40, 2)[:7], start.weight.view(7, 2))
+    assert gate.is_causal
+    assert gate.is_batch_invariant
+
+
+def test_padding_and_sequences_are_passed_on() -> None:
+    valid = torch.tensor([True, False, True])
+    sequence = torch.tensor([0, 0, 1])
+    routing = router()(tokens(3), valid=valid, sequence=sequence)
+    assert routing.valid is valid
+    assert routing.sequence is sequence
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_impossible_k_is_refused(k: int) -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 6"):
+        router(k=k)

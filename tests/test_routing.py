@@ -1,0 +1,107 @@
+"""Routing: the sparse matrix, its column sums, and what check() finds."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe import Routing
+from minimoe.errors import MinimoeError
+from tests.small import topk_routing
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> Routing:
+    """Assignments in any order, with or without padding and drops."""
+    t, e, n = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(st.integers(0, 20))
+    ids = st.lists(st.integers(0, 10**6), min_size=n, max_size=n)
+    flags = st.lists(st.booleans(), min_size=n, max_size=n)
+
+    def numbers(high: int) -> Tensor:
+        return torch.tensor(draw(ids), dtype=torch.int64) % high
+
+    valid = draw(st.none() | st.lists(st.booleans(), min_size=t, max_size=t))
+    kept = draw(st.none() | flags)
+    return Routing(
+        token=numbers(t),
+        expert=numbers(e),
+        weight=torch.tensor([1.0 + i for i in range(n)]),
+        shape=(t, e),
+        valid=None if valid is None else torch.tensor(valid),
+        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
+    )
+
+
+@given(routings())
+@settings(max_examples=60, deadline=None)
+def test_load_and_dense_are_sums_over_the_assignments(routing: Routing) -> None:
+    routing.check()
+    load = [0] * routing.num_experts
+    matrix = torch.zeros(routing.shape)
+    for n in range(routing.num_assignments):
+        t, e = int(routing.token[n]), int(routing.expert[n])
+        load[e] += routing.valid is None or bool(routing.valid[t])
+        matrix[t, e] += routing.weight[n] * (routing.kept is None or bool(routing.kept[n]))
+    assert routing.load().tolist() == load
+    torch.testing.assert_close(routing.dense(), matrix)
+
+
+def test_trap_7_load_counts_before_capacity_drops() -> None:
+    kept = torch.tensor([True, False, True, False, False, True])
+    routing = topk_routing([[0, 1], [0, 2], [0, 1]], kept=kept, num_experts=3)
+    assert routing.load().tolist() == [3, 2, 1]
+    assert int((routing.dense() > 0).sum()) == 3
+
+
+def test_detach_and_to_change_every_tensor_and_nothing_else() -> None:
+    weight = torch.rand(3, 2, requires_grad=True)
+    probs = torch.rand(3, 4, requires_grad=True)
+    routing = topk_routing([[0, 1], [2, 3], [1, 0]], weight, probs=probs)
+    free = routing.detach()
+    assert routing.weight.requires_grad
+    assert not free.weight.requires_grad
+    assert free.probs is not None
+    assert not free.probs.requires_grad
+    assert (free.shape, free.k) == (routing.shape, routing.k)
+    moved = routing.to("meta")
+    tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved)]
+    assert {x.device.type for x in tensors if isinstance(x, Tensor)} == {"meta"}
+
+
+def test_a_routing_is_frozen() -> None:
+    routing: Any = topk_routing([[0, 1]])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        routing.k = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"expert": torch.tensor([0, 1, 2])}, "routing.expert has shape (3,)"),
+        ({"expert": torch.tensor([0, 1, 4, 0])}, "routing.expert holds ids from 0 to 4; expected 0 to 3"),
+        ({"token": torch.tensor([-1, 0, 1, 1])}, "routing.token holds ids from -1"),
+        ({"expert": torch.tensor([0, 1, 2, 3], dtype=torch.int32)}, "routing.expert has type torch.int32"),
+        ({"weight": torch.tensor([0.5, float("nan"), 0.5, 0.5])}, "not finite"),
+        ({"weight": torch.ones(4, dtype=torch.bfloat16)}, "routing.weight has type torch.bfloat16"),
+        ({"kept": torch.ones(4, dtype=torch.int64)}, "routing.kept has type torch.int64"),
+        ({"valid": torch.ones(4, dtype=torch.bool)}, "routing.valid has shape (4,)"),
+        ({"probs": torch.ones(2, 3)}, "routing.probs has shape (2, 3); expected (2, 4)"),
+        ({"token": torch.tensor([0, 1, 0, 1])}, "routing.k is 2"),
+        ({"k": 3}, "routing.k is 3"),
+    ],
+)  # fmt: skip
+def test_check_names_what_is_wrong(changes: dict[str, Any], named: str) -> None:
+    routing = topk_routing([[0, 1], [2, 3]]).check()
+    with pytest.raises(MinimoeError) as caught:
+        dataclasses.replace(routing, **changes).check()
+    assert named in str(caught.value)
+
+
+def test_an_empty_routing_is_valid() -> None:
+    routing = topk_routing(torch.zeros(0, 2, dtype=torch.int64)).check()
+    assert routing.load().tolist() == [0, 0, 0, 0]
+    assert routing.dense().shape == (0, 4)
