@@ -11,6 +11,7 @@ from minimoe import Routing
 from minimoe.balance import Load, switch_loss, z_loss
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
+from minimoe.model import Block
 from minimoe.routers import TopKRouter
 from tests.small import random_ids, tiny_model, topk_routing
 
@@ -63,6 +64,7 @@ def test_trap_4_layers_are_averaged_not_pooled() -> None:
     model = tiny_model(num_experts=2, num_experts_per_tok=1)
     with torch.no_grad():
         for i, layer in enumerate(model.layers):
+            assert isinstance(layer, Block)
             mlp = layer.mlp
             assert isinstance(mlp, MoELayer)
             # the router sees one coordinate, which is always positive: every token of layer i goes to expert i

@@ -181,8 +181,9 @@ def test_no_new_token_returns_the_prompt() -> None:
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    call: dict[str, Any] = {"input_ids": random_ids(1, 4), "max_new_tokens": 4} | arguments
     with pytest.raises(MinimoeError) as caught:
-        tiny_model().generate(**{"input_ids": random_ids(1, 4), "max_new_tokens": 4} | arguments)
+        tiny_model().generate(**call)
     assert named in str(caught.value)
 
 

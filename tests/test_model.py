@@ -10,7 +10,7 @@ from torch import Tensor
 from minimoe import MixtralModel
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
-from minimoe.model import next_token_loss
+from minimoe.model import Block, ModelOutput, next_token_loss
 from tests.small import TINY, random_ids, tiny_model
 
 
@@ -67,8 +67,8 @@ def test_trap_5_padding_on_either_side_changes_nothing() -> None:
             for layer, routing in enumerate(out.routings):
                 mine = routing.expert.view(2, 9, 2)[b][mask[b]]
                 assert torch.equal(mine, alone[b].routings[layer].expert.view(len(row), 2))
-        load = sum(r.load() for r in out.routings)
-        assert torch.equal(load, sum(r.load() for a in alone for r in a.routings))
+        loads = torch.stack([r.load() for r in out.routings])
+        assert torch.equal(loads, sum_of_loads(alone))
         expected = sum(a.lm_loss * (len(row) - 1) for a, row in zip(alone, rows, strict=True)) / 12
         torch.testing.assert_close(out.lm_loss, expected)
     # a batch of one, so that every loss must be the same
@@ -76,6 +76,11 @@ def test_trap_5_padding_on_either_side_changes_nothing() -> None:
     out = model(wide[:1], labels=wide[:1], attention_mask=mask[:1])
     for key in ("loss", "lm_loss", "aux_loss", "z_loss"):
         torch.testing.assert_close(getattr(out, key), getattr(alone[1], key))
+
+
+def sum_of_loads(outs: list[ModelOutput]) -> Tensor:
+    """[L, E]: assignments per layer and expert, over several forward passes."""
+    return torch.stack([torch.stack([r.load() for r in out.routings]) for out in outs]).sum(0)
 
 
 def pad(rows: list[Tensor], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -168,6 +173,7 @@ def test_initial_residual_projections_are_smaller_with_depth() -> None:
     torch.manual_seed(0)
     model = MixtralModel(TINY.replace(hidden_size=64, num_hidden_layers=8, initializer_range=0.02))
     block = model.layers[0]
+    assert isinstance(block, Block)
     assert float(block.self_attn.q_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
     assert float(block.self_attn.o_proj.weight.std()) == pytest.approx(0.02 / 4, rel=0.1)
     assert float(moe_layers(model)[0].experts.down_proj.std()) == pytest.approx(0.02 / 4, rel=0.1)
@@ -243,7 +249,7 @@ def reference(model: MixtralModel, **options: Any) -> Any:
     return theirs
 
 
-PARITY = {"tie_word_embeddings": False, "rope_theta": 500.0, "rms_norm_eps": 1e-3}
+PARITY: dict[str, Any] = {"tie_word_embeddings": False, "rope_theta": 500.0, "rms_norm_eps": 1e-3}
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class ExpertChoiceRouter(Router):
     tokens it competes with, later ones included, so the router is not causal.
 
     N = E · C follows from the shape of the batch. Padding competes for nothing: C counts valid tokens only, and
-    the places that this leaves empty are not kept.
+    the places that this leaves empty name a padding token and are not kept.
 
     Args:
         hidden_size: D.
@@ -84,21 +84,21 @@ class ExpertChoiceRouter(Router):
             best = wanted.topk(c, dim=-1).indices  # [B, E, C]
             token = (best + torch.arange(b, device=x.device)[:, None, None] * s).reshape(-1)
             expert = torch.arange(e, device=x.device)[:, None].expand(b, e, c).reshape(-1)
-            weight = probs[token, expert]
         kept = None
-        if valid is not None:
+        if valid is not None and t:
             top, bottom = capacity_ratio(e, 1, self.capacity_factor)
             present = valid.view(b, s).sum(dim=1)  # [B]
-            limit = -(
-                (-present * top) // bottom
-            )  # places for the valid tokens; all are taken by valid ones
+            limit = -((-present * top) // bottom)  # C of the valid tokens; they come first
             limit = torch.minimum(limit.clamp_min(1), present)
             kept = torch.arange(c, device=x.device) < limit[:, None, None]
             kept = kept.expand(b, e, c).reshape(-1)
+            # a place that is left over is nobody's request: it names a padding token, which is not counted
+            spare = valid.view(b, s).int().argmin(dim=1) + torch.arange(b, device=x.device) * s
+            token = torch.where(kept, token, spare[:, None, None].expand(b, e, c).reshape(-1))
         return Routing(
             token=token,
             expert=expert,
-            weight=weight,
+            weight=probs[token, expert],
             shape=(t, e),
             kept=kept,
             valid=valid,

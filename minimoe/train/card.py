@@ -88,10 +88,13 @@ def write_card(folder: str | Path) -> str:
             + rows,
             "## Licence",
             fill(licence),
-            sources,
+            sources + "\n",
         ]
     )
-    write_text(folder / "README.md", text + "\n")
+    try:
+        write_text(folder / "README.md", text)
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'README.md'} could not be written ({error})") from error
     return text
 
 

@@ -91,8 +91,8 @@ def information(
         name,
         canvas,
         "What one expert of a token tells about the token and about the domain of its text, in bits; at most "
-        f"log2(E/K) = {limit:.2f}. Values and 95 % intervals by jackknife over documents; 'beyond the token' is the gain "
-        "in held-out log-loss. Grey: 95 % of the values when the domains are dealt out to the documents anew.",
+        f"log2(E/K) = {limit:.2f}. Values and 95 % intervals by jackknife over documents; 'beyond the token' is the "
+        "gain in held-out log-loss. Grey: 95 % of the values when the domains are dealt out to the documents anew.",
         f"Lines by layer, in bits of at most {limit:.2f}: {said}.{inside} Chance reaches {max(nulls, default=0):.4f}.",
     )
 
@@ -177,8 +177,8 @@ def coactivation(
         )
         ax.set_xlabel("the other expert")
         said.append(
-            f"{layer}: the strongest pair is expert {i + 1} with {j + 1}, {percent(one.maximum)} of the former's tokens, "
-            f"where the loads alone would give at most {percent(one.maximum_null.high)}"
+            f"{layer}: the strongest pair is expert {i + 1} with {j + 1}, {percent(one.maximum)} of the former's "
+            f"tokens, where the loads alone would give at most {percent(one.maximum_null.high)}"
         )
     axes[0][0].set_ylabel("expert")
     if image is not None:

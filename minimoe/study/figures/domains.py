@@ -129,9 +129,8 @@ def skew(
         )
         low, high = one.ratio_null_low[order], one.ratio_null_high[order]
         finite = np.isfinite(low) & np.isfinite(high)
-        bottom.barh(
-            y[finite], (high - low)[finite], left=low[finite], height=0.8, color=CHANCE, zorder=1
-        )
+        width = high[finite] - low[finite]
+        bottom.barh(y[finite], width, left=low[finite], height=0.8, color=CHANCE, zorder=1)
         outside = (one.ratio[order] > high) | (one.ratio[order] < low)
         _dots(bottom, y, one.ratio[order], one.ratio_low[order], one.ratio_high[order], outside)
         bottom.set_xscale("log")
@@ -154,7 +153,7 @@ def skew(
         top.set_xlabel("moved assignments, %")
         bottom.set_xlabel("busiest / least busy")
     for row in axes:
-        row[0].set_yticks(y, [(titles or {}).get(label, label) for label in names])
+        row[0].set_yticks(y, [str((titles or {}).get(label, label)) for label in names])
         row[0].set_ylim(-0.6, len(names) - 0.1)
     last = loads[-1]
     outside = [label for label, p in zip(last.names, last.tv_p_holm, strict=True) if p < 0.05]
@@ -216,7 +215,7 @@ def _dots(ax: Axes, y: Any, value: Floats, low: Floats, high: Floats, marked: An
     ax.tick_params(axis="y", length=0)
 
 
-def _factor_ticks(ax) -> None:
+def _factor_ticks(ax: Axes) -> None:
     top = ax.get_xlim()[1]
     ladder = (
         (1, 1.2, 1.5, 2, 3)

@@ -39,7 +39,7 @@ WIDTH = 7.0
 DPI = 160
 SMALL, NORMAL = 9, 10
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": SMALL,
     "axes.titlesize": SMALL,
@@ -95,7 +95,9 @@ class Figure:
             f'<figure id="{html.escape(self.name)}"><div class="sheet">'
             f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
             f'width="{width * 100:.0f}" height="{height * 100:.0f}"></div>'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>".replace(
+                " %", "\u00a0%"
+            )
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
@@ -207,9 +209,8 @@ def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> No
 
     The layout makes room for them.
     """
-    height = (
-        ax.figure.get_size_inches()[1] / _rows_of(ax) * 0.62
-    )  # inches that the axes are high, about
+    # of a row's height about this much is axes, the rest labels and title
+    height = 0.62 * ax.figure.bbox.height / ax.figure.dpi / _rows_of(ax)
     line = 1.25 * SMALL / 72 / height  # of the axes' height
     to_axes = ax.transData + ax.transAxes.inverted()
     placed: list[tuple[float, float, str, str]] = []

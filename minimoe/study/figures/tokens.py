@@ -101,8 +101,8 @@ def ranked_tokens(
         name,
         canvas,
         f"Tokens in {layer}. Blue: the most frequent of each expert, larger the more of its assignments they are. "
-        "Orange: the most characteristic, by the z-score of their log-odds against all text (Monroe et al. 2008), in at "
-        f"least five documents. ␣ is a space, ↵ a new line.{kept} Counterpart of the article's Fig. 7.",
+        "Orange: the most characteristic, by the z-score of their log-odds against all text (Monroe et al. 2008), in "
+        f"at least five documents. ␣ is a space, ↵ a new line.{kept} Counterpart of the article's Fig. 7.",
         f"Ranked tokens of the experts in {layer}, the three first of each with their share of its assignments. "
         + ". ".join(said)
         + ".",
@@ -202,9 +202,9 @@ def token_choice(
         name,
         canvas,
         f"Experts of the token {text}: {first.occurrences[i]:,} times in {first.documents[i]:,} documents. Bars: how "
-        "often each expert is one of those chosen; dark above what the largest of all bars reaches by chance (grey, 95 %). "
-        "Vermillion ticks: all tokens together. Whiskers: 95 %, documents resampled (Wilson where too few documents "
-        f"hold the token).{extra}",
+        "often each expert is one of those chosen; dark above what the largest of all bars reaches by chance (grey, "
+        "95 %). Vermillion ticks: all tokens together. Whiskers: 95 %, documents resampled (Wilson where too few "
+        f"documents hold the token).{extra}",
         f"Bar charts of the experts that the token {text} gets, {first.occurrences[i]:,} occurrences. "
         + "; ".join(said)
         + ".",

@@ -1,0 +1,193 @@
+"""Training rate of the mini model beside a dense model of equal active size."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.linear import cpu_backend
+from minimoe.model import MixtralModel
+from minimoe.train.loop import TRAIN_PRESETS, TrainConfig, fast_cpu, make_optimizer, processor_name
+
+GOAL = 0.85
+
+
+def dense_counterpart(config: ModelConfig) -> ModelConfig:
+    """The same model with one dense MLP of width K·F in place of each sparse layer.
+
+    A token then passes through as many parameters as in the sparse model, less the router's.
+    """
+    return config.replace(
+        mlp_only_layers=tuple(range(config.num_hidden_layers)),
+        intermediate_size=config.num_experts_per_tok * config.expert_size,
+        moe_intermediate_size=None,
+    )
+
+
+def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> Callable[[], None]:
+    """One whole training step on random ids: forward, backward, clipping, optimiser; as the training loop does it."""
+    torch.manual_seed(seed)
+    model = MixtralModel(config).train()
+    optimizer = make_optimizer(model, training)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (training.batch_size, training.seq_len)
+
+    def step() -> None:
+        # new ids each time: a model that learns one batch by heart would route it in its own way
+        ids: Tensor = torch.randint(config.vocab_size, shape, generator=generator)
+        out = model(ids, labels=ids)
+        assert out.loss is not None
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, `rounds` times, in turn and each time in the other order.
+
+    What disturbs the machine for longer than a step then disturbs all alike. One untimed call of each goes before.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for i in range(rounds):
+        for name in sorted(steps, reverse=i % 2 == 1):
+            started = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def bench_train(
+    rounds: int = 7,
+    threads: int | None = None,
+    *,
+    preset: str = "mini",
+    steps_per_round: int = 2,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Measure tokens per second of training on the CPU, sparse beside dense, print a table and return the numbers.
+
+    A round is `steps_per_round` steps of each model. The rate is the median over rounds; the ratio is the median of
+    the rounds' own ratios, since the two models of one round ran under the same conditions.
+
+    Args:
+        rounds: how often each model is timed.
+        threads: CPU threads (None: as torch is set).
+        preset: whose configuration and batch.
+        batch_size: sequences a step (None: as the preset trains).
+
+    Returns:
+        JSON-ready: rates in tokens per second with lowest and highest round, the ratio, and what it ran on.
+
+    Raises:
+        ConfigError: rounds or threads below 1, or an unknown preset.
+    """
+    for name, value in (
+        ("rounds", rounds),
+        ("threads", threads),
+        ("steps_per_round", steps_per_round),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    sparse = ModelConfig.preset(preset)
+    training = TRAIN_PRESETS[preset]
+    if batch_size is not None:
+        training = TrainConfig(
+            steps=training.steps, batch_size=batch_size, seq_len=training.seq_len
+        )
+    dense = dense_counterpart(sparse)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with fast_cpu():
+            steps = {
+                name: repeated(training_step(config, training), steps_per_round)
+                for name, config in (("dense", dense), ("sparse", sparse))
+            }
+            seconds = measure(steps, rounds)
+        used = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    tokens = training.batch_size * training.seq_len * steps_per_round
+    rates = {name: [tokens / s for s in values] for name, values in seconds.items()}
+    ratios = [s / d for s, d in zip(rates["sparse"], rates["dense"], strict=True)]
+    result: dict[str, Any] = {
+        "suite": "train",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": processor_name(),
+        "threads": used,
+        "torch": torch.__version__,
+        "cpu_products": cpu_backend(),
+        "preset": preset,
+        "batch": [training.batch_size, training.seq_len],
+        "rounds": rounds,
+        "tokens_per_round": tokens,
+        "models": {
+            name: {
+                "parameters": parameters(config),
+                "active_parameters": parameters(config, active=True),
+                "tokens_per_second": spread(rates[name]),
+            }
+            for name, config in (("sparse", sparse), ("dense", dense))
+        },
+        "ratio": spread(ratios),
+        "goal": GOAL,
+    }
+    print(table(result))
+    return result
+
+
+def repeated(function: Callable[[], None], times: int) -> Callable[[], None]:
+    """`function`, called `times` times."""
+
+    def call() -> None:
+        for _ in range(times):
+            function()
+
+    return call
+
+
+def parameters(config: ModelConfig, *, active: bool = False) -> int:
+    """Parameters of a model of this configuration, without allocating them."""
+    with torch.device("meta"):
+        return MixtralModel(config).num_parameters(active=active)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurement as a few lines of text."""
+    batch, length = result["batch"]
+    lines = [
+        f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
+        f"{result['hardware']}; torch {result['torch']}, float32 products through {result['cpu_products']}; "
+        f"{result['date']}",
+        f"{'model':8s} {'held':>12s} {'active':>12s} {'tokens/s':>10s}   lowest to highest",
+    ]
+    for name, model in result["models"].items():
+        rate = model["tokens_per_second"]
+        lines.append(
+            f"{name:8s} {model['parameters']:>12,} {model['active_parameters']:>12,} {rate['median']:>10,.0f}"
+            f"   {rate['low']:,.0f} to {rate['high']:,.0f}"
+        )
+    ratio = result["ratio"]
+    lines.append(
+        f"sparse / dense: goal {result['goal']:.2f} measured {ratio['median']:.2f} "
+        f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+    )
+    return "\n".join(lines)

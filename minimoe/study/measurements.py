@@ -1,0 +1,281 @@
+"""Every number of the report, computed from traces: what the figures draw and the findings judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minimoe.study import statistics as st
+from minimoe.study.trace import RoutingTrace, TraceDocument
+
+ENCYCLOPAEDIA = "wiki_en"
+QUESTIONS = "questions"
+
+# Chosen before any result was seen: of the topics of the encyclopaedia with fifty held-out documents, one each of
+# nature, of things made and of people living together. Where they are absent, the three largest topics.
+TOPICS = ("Biology and health sciences", "Technology", "Society and social sciences")
+# The subjects of the article's Figs. 4 to 6.
+SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
+# The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space.
+TOKENS = {
+    "colon": (":", "Ġ:"),
+    "full-stop": (".", "Ġ."),
+    "what": ("What", "ĠWhat"),
+    "who": ("Who", "ĠWho"),
+}
+# With 57 subjects the smallest p-value, 1 / (draws + 1), must stay below .05 / 57, or Holm's correction says nothing.
+SUBJECT_DRAWS = 4000
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class StudiedToken(st.Result):
+    """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most.
+
+    `variants` counts every spelling: natural text, generated questions.
+    """
+
+    name: str
+    text: str
+    token: int
+    apart_text: str
+    apart_token: int
+    variants: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements(st.Result):
+    """All results. Tuples over `layers` (first, middle, last) or, where said, over every layer.
+
+    Attributes:
+        load: by kind of text, every layer.
+        topics: of the encyclopaedia; domains: the packages; subjects: of the real questions.
+        questions_against_text: load of 'text', 'questions' and 'mmlu' against all three together.
+        information, information_topics, repeats, preferred: every layer. paths: first choices, sets.
+        tokens, shares, apart: the article's tokens on natural text, and on generated questions.
+    """
+
+    layers: tuple[int, ...]
+    num_layers: int
+    load: dict[str, tuple[st.Load, ...]]
+    domains: tuple[st.DomainLoad, ...]
+    topics: tuple[st.DomainLoad, ...]
+    subjects: tuple[st.DomainLoad, ...]
+    questions_against_text: tuple[st.DomainLoad, ...]
+    information: tuple[st.Information, ...]
+    information_topics: tuple[st.Information, ...]
+    repeats: tuple[st.Repeats, ...]
+    preferred: tuple[st.PreferredExperts, ...]
+    tokens: tuple[StudiedToken, ...]
+    shares: tuple[st.TokenShares, ...]
+    apart: tuple[st.TokenShares, ...]
+    frequent: tuple[st.ExpertTokens, ...]
+    characteristic: tuple[st.ExpertTokens, ...]
+    coactivation: tuple[st.CoActivation, ...]
+    paths: tuple[st.Paths, ...]
+    dependence: st.LayerDependence
+
+
+TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
+
+
+def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """First, middle and last: of 32 layers the article's 1, 16 and 32."""
+    count = len(layers)
+    return tuple(dict.fromkeys((layers[0], layers[max(count // 2 - 1, 0)], layers[-1])))
+
+
+def first_tokens(trace: RoutingTrace, limit: int | None) -> RoutingTrace:
+    """The first documents of each domain up to `limit` tokens: domains in nearly equal shares, as in training."""
+    if limit is None:
+        return trace
+    length = np.bincount(trace.document, minlength=len(trace.documents))
+    keep = np.zeros(len(trace.documents), dtype=bool)
+    used: dict[str, int] = {}
+    for i, document in enumerate(trace.documents):
+        total = used.get(document.domain, 0) + int(length[i])
+        # a domain has at least one document, however long
+        if total <= limit or document.domain not in used:
+            used[document.domain] = total
+            keep[i] = True
+    return trace.select(documents=keep)
+
+
+def measure(
+    heldout: RoutingTrace,
+    mmlu: RoutingTrace | None,
+    tokenizer: Tokenizer,
+    *,
+    equal_tokens: int | None,
+    seed: int = 0,
+    say: Progress = lambda _: None,
+) -> Measurements:
+    """Compute everything.
+
+    Args:
+        heldout: held-out text, generated questions among it.
+        mmlu: the real questions, or None where they could not be had.
+        equal_tokens: tokens a domain for whatever is said about all text together.
+    """
+    natural = heldout.select(domains=[d for d in heldout.domains if d != QUESTIONS])
+    generated = heldout.select(domains=[QUESTIONS]) if QUESTIONS in heldout.domains else None
+    text = first_tokens(natural, equal_tokens)
+    every = heldout.layers
+    layers = three_layers(every)
+
+    say("load")
+    kinds = {TEXT: text, GENERATED: generated, MMLU: mmlu}
+    load = {
+        kind: tuple(st.expert_load(trace, x, seed=seed) for x in every)
+        for kind, trace in kinds.items()
+        if trace is not None
+    }
+    say("domains and topics")
+    articles = natural.select(domains=[ENCYCLOPAEDIA]) if ENCYCLOPAEDIA in natural.domains else None
+    with_topics = articles is not None and any(d.topic for d in articles.documents)
+    topics = (
+        tuple(st.domain_load(articles, x, by="topic", resamples=2000, seed=seed) for x in layers)
+        if articles is not None and with_topics
+        else ()
+    )
+    subjects = (
+        tuple(
+            st.domain_load(mmlu, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed) for x in layers
+        )
+        if mmlu
+        else ()
+    )
+    sides = [
+        _renamed(t, name)
+        for t, name in ((text, "text"), (generated, "questions"), (mmlu, "mmlu"))
+        if t
+    ]
+    against = RoutingTrace.concat(sides) if len(sides) > 1 else None
+
+    say("information")
+    information = st.information(text, seed=seed)
+    within = (
+        st.information(articles, by="topic", seed=seed)
+        if articles is not None and with_topics
+        else ()
+    )
+    say("tokens")
+    tokens = studied_tokens(natural, generated, tokenizer)
+    ids = [t.token for t in tokens]
+    apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
+    say("neighbours, co-activation and paths")
+    return Measurements(
+        layers=layers,
+        num_layers=every[-1],
+        load=load,
+        domains=tuple(st.domain_load(text, x, seed=seed) for x in layers),
+        topics=topics,
+        subjects=subjects,
+        questions_against_text=tuple(st.domain_load(against, x, seed=seed) for x in layers)
+        if against
+        else (),
+        information=information,
+        information_topics=within,
+        repeats=tuple(st.repeats(text, x, seed=seed) for x in every),
+        preferred=tuple(st.preferred_experts(text, x, min_count=10, seed=seed) for x in every),
+        tokens=tokens,
+        shares=tuple(st.token_shares(natural, x, ids, seed=seed) for x in layers) if ids else (),
+        apart=tuple(st.token_shares(generated, x, apart_ids, seed=seed) for x in layers)
+        if ids and generated
+        else (),
+        frequent=tuple(st.frequent_tokens(text, x, seed=seed) for x in layers),
+        characteristic=tuple(st.characteristic_tokens(text, x, seed=seed) for x in layers),
+        coactivation=tuple(st.coactivation(text, x, seed=seed) for x in layers),
+        paths=(st.paths(text, seed=seed), st.paths(text, kind="set", seed=seed)),
+        dependence=st.layer_dependence(text, seed=seed),
+    )
+
+
+def _renamed(trace: RoutingTrace, domain: str) -> RoutingTrace:
+    """The trace as one domain."""
+    documents = tuple(TraceDocument(domain, f"{d.domain}/{d.id}", None) for d in trace.documents)
+    return dataclasses.replace(trace, documents=documents)
+
+
+def studied_tokens(
+    natural: RoutingTrace, generated: RoutingTrace | None, tokenizer: Tokenizer
+) -> tuple[StudiedToken, ...]:
+    """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
+    found: list[StudiedToken] = []
+    for name, spellings in TOKENS.items():
+        ids = {s: int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None}
+        here = {s: int((natural.token == i).sum()) for s, i in ids.items()}
+        there = {
+            s: 0 if generated is None else int((generated.token == i).sum()) for s, i in ids.items()
+        }
+        if not here or not max(here.values()):
+            continue
+        best, apart = max(here, key=lambda s: here[s]), max(there, key=lambda s: there[s])
+        shown = {s: f"'{s.replace('Ġ', ' ')}'" for s in ids}
+        found.append(
+            StudiedToken(
+                name,
+                shown[best],
+                ids[best],
+                shown[apart],
+                ids[apart],
+                {shown[s]: (here[s], there[s]) for s in ids},
+            )
+        )
+    return tuple(found)
+
+
+def chosen_topics(topics: Mapping[str, int], count: int = 3) -> tuple[str, ...]:
+    """TOPICS where they all exist, else the largest ones; `topics` gives each its number of documents."""
+    if all(name in topics for name in TOPICS):
+        return TOPICS[:count]
+    return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:count])
+
+
+@dataclass(frozen=True, eq=False)
+class Headline(st.Result):
+    """The few numbers that the control is compared by, for `layers`, on one and the same text."""
+
+    layers: tuple[int, ...]
+    tokens: int
+    load: tuple[st.Load, ...]
+    topics_beyond: tuple[int, ...]
+    topics: int
+    domains_beyond: tuple[int, ...]
+    domains: int
+    information: tuple[st.Information, ...]
+    repeats: tuple[st.Repeats, ...]
+    preferred: tuple[tuple[st.Estimate, float], ...]
+    paths: st.Paths
+
+
+def headline(trace: RoutingTrace, *, equal_tokens: int | None, seed: int = 0) -> Headline:
+    """The reduced study of `trace`, which holds natural text alone."""
+    layers = three_layers(trace.layers)
+    text = first_tokens(trace, equal_tokens)
+    articles = trace.select(domains=[ENCYCLOPAEDIA]) if ENCYCLOPAEDIA in trace.domains else None
+    topics = (
+        [st.domain_load(articles, x, by="topic", resamples=2000, seed=seed) for x in layers]
+        if articles is not None and any(d.topic for d in articles.documents)
+        else []
+    )
+    domains = [st.domain_load(text, x, seed=seed) for x in layers]
+    preferred = [st.preferred_experts(text, x, min_count=10, seed=seed) for x in layers]
+    return Headline(
+        layers=layers,
+        tokens=len(text),
+        load=tuple(st.expert_load(text, x, seed=seed) for x in layers),
+        topics_beyond=tuple(int((x.tv_p_holm < 0.05).sum()) for x in topics),
+        topics=len(topics[0].names) if topics else 0,
+        domains_beyond=tuple(int((x.tv_p_holm < 0.05).sum()) for x in domains),
+        domains=len(domains[0].names),
+        information=st.information(text, layers=layers, seed=seed),
+        repeats=tuple(st.repeats(text, x, seed=seed) for x in layers),
+        preferred=tuple((x.mean_share, x.mean_chance) for x in preferred),
+        paths=st.paths(text, kind="set", seed=seed),
+    )

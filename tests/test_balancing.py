@@ -1,0 +1,440 @@
+"""Losses, controllers and replica plans beyond the Switch loss of one batch."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe.balance import (
+    BiasController,
+    GlobalLoad,
+    Load,
+    SparsityController,
+    importance_loss,
+    l1_loss,
+    limit_capacity,
+    load_loss,
+    plan_replicas,
+    sequence_loss,
+    switch_loss,
+)
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.routers import (
+    NoisyRouting,
+    NoisyTopKRouter,
+    ReLURouter,
+    SigmoidRouter,
+    TopKRouter,
+)
+from minimoe.routing import Routing
+from tests.small import topk_routing
+from tests.zoo import SPREAD, D, E, K, build
+
+
+def batch(t: int, seed: int = 0) -> Tensor:
+    """x [T, D] with a common part, so that the load is uneven."""
+    return torch.randn(t, D, generator=torch.Generator().manual_seed(seed)) + 0.5 * (seed % 3)
+
+
+def parts(router: TopKRouter, sizes: tuple[int, ...]) -> list[Routing]:
+    return [router(batch(t, i)) for i, t in enumerate(sizes)]
+
+
+def counted(routings: list[Routing]) -> GlobalLoad:
+    load = GlobalLoad(E)
+    for routing in routings:
+        load.add(routing.detach())
+    return load
+
+
+def test_trap_6_global_counts_give_the_loss_and_gradient_of_the_whole_batch() -> None:
+    router = TopKRouter(D, E, K, initializer_range=SPREAD)
+    pieces = parts(router, (20, 20, 20))
+    counts = counted(pieces).counts
+    whole = router(torch.cat([batch(20, i) for i in range(3)]))
+    assert torch.equal(counts, whole.load())
+    accumulated = torch.stack([switch_loss(r, counts) for r in pieces]).mean()
+    torch.testing.assert_close(accumulated, switch_loss(whole))
+    (a,) = torch.autograd.grad(accumulated, router.weight)
+    (b,) = torch.autograd.grad(switch_loss(whole), router.weight)
+    torch.testing.assert_close(a, b)
+    local = torch.stack([switch_loss(r) for r in pieces]).mean()
+    assert abs(float((local - accumulated).detach())) > 0.01, "the mean of local losses is another"
+
+
+def test_own_counts_are_the_default() -> None:
+    routing = TopKRouter(D, E, K, initializer_range=SPREAD)(batch(30))
+    torch.testing.assert_close(switch_loss(routing, routing.load()), switch_loss(routing))
+    # counts of another batch that says the opposite
+    assert float(switch_loss(routing.detach(), routing.load().flip(0))) != float(
+        switch_loss(routing.detach())
+    )
+    with pytest.raises(MinimoeError, match="counts have shape"):
+        switch_loss(routing, torch.ones(E + 1))
+    with pytest.raises(MinimoeError, match="has 6 experts; counted are 5"):
+        GlobalLoad(5).add(routing)
+
+
+def test_counts_are_integers_that_do_not_change_under_a_holder() -> None:
+    load = counted([topk_routing([[0, 1]], num_experts=E)])
+    before = load.counts
+    load.add(topk_routing([[0, 1]], num_experts=E))
+    load.all_reduce()  # no process group: this rank is the world
+    assert before.tolist() == [1, 1, 0, 0, 0, 0] and load.counts.tolist() == [2, 2, 0, 0, 0, 0]
+    assert load.counts.dtype == torch.int64
+    load.reset()
+    assert load.counts.sum() == 0
+
+
+def rank_counts(rank: int, folder: str) -> None:
+    """One of two ranks: counts its own routing, sums, and moves a bias by the sum."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    try:
+        controller = BiasController(SigmoidRouter(D, 4, 1).train(), rate=0.5)
+        routing = topk_routing([[0], [0], [rank + 1]], num_experts=4)
+        load = GlobalLoad(4)
+        load.add(routing)
+        load.all_reduce()
+        controller.observe(routing)
+        controller.step()
+        bias = controller.router.e_score_correction_bias
+        saved = {"counts": load.counts, "bias": bias}
+        torch.save(saved, Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
+def test_trap_6_counts_are_summed_over_ranks(tmp_path: Path) -> None:
+    mp.start_processes(rank_counts, (str(tmp_path),), nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
+    for rank in range(2):
+        saved = torch.load(tmp_path / f"{rank}.pt")
+        assert saved["counts"].tolist() == [4, 1, 1, 0]
+        assert saved["bias"].tolist() == [-0.5, 0.5, 0.5, 0.5]  # mean 1.5
+
+
+def test_sequence_loss_is_the_mean_of_the_sequences() -> None:
+    router = build("sigmoid")
+    x = torch.cat([batch(7, i) for i in range(3)])
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(0))
+    sequence = torch.arange(3).repeat_interleave(7)
+    each: list[Tensor] = []
+    for i in range(3):
+        routing = router(x[sequence == i])
+        assert routing.probs is not None
+        s = routing.logits.sigmoid() if routing.logits is not None else None
+        assert s is not None
+        f = E / (K * 7) * routing.load()  # eq. 18
+        p = (s / s.sum(1, keepdim=True)).mean(0)  # eq. 19-20
+        each.append((f * p).sum())  # eq. 17
+    mixed = router(x[order], sequence=sequence[order] * 5 + 2)
+    torch.testing.assert_close(sequence_loss(mixed), torch.stack(each).mean())
+    torch.testing.assert_close(sequence_loss(router(x)), switch_loss(router(x)))
+
+
+def test_sequence_loss_sees_what_the_batch_hides() -> None:
+    """Two sequences, each on one expert of its own: balance in the batch, collapse in each sequence."""
+    choice = torch.tensor([[0]] * 5 + [[1]] * 5)
+    probs = torch.nn.functional.one_hot(choice[:, 0], 2).float()
+    routing = topk_routing(choice, num_experts=2, probs=probs)
+    assert float(switch_loss(routing)) == pytest.approx(1)
+    object.__setattr__(routing, "sequence", torch.arange(2).repeat_interleave(5))
+    assert float(sequence_loss(routing)) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss])
+def test_trap_5_padding_changes_no_loss(loss: object) -> None:
+    assert callable(loss)
+    x = batch(12)
+    router = build("relu" if loss is l1_loss else "top-k")
+    if loss is load_loss:
+        router = NoisyTopKRouter(D, E, K, initializer_range=SPREAD).train()
+    sequence = torch.arange(2).repeat_interleave(6)
+    torch.manual_seed(0)
+    plain = router(x, sequence=sequence)
+    if isinstance(plain, NoisyRouting):  # its noise too is padded by hand
+        padded = pad(plain)
+    else:
+        far = torch.full((4, D), 30.0)
+        padded = router(
+            torch.cat([x, far]),
+            sequence=torch.cat([sequence, torch.tensor([1, 1, 2, 2])]),
+            valid=torch.arange(16) < 12,
+        )
+    torch.testing.assert_close(loss(padded), loss(plain))
+
+
+def pad(routing: NoisyRouting) -> NoisyRouting:
+    """The same routing with four tokens of padding that hold infinities."""
+    assert routing.logits is not None and routing.clean is not None and routing.k is not None
+    assert routing.noise_std is not None
+    t, e = routing.shape
+    wild = torch.full((4, e), math.inf)
+    return NoisyRouting(
+        token=torch.arange(t + 4).repeat_interleave(routing.k),
+        expert=torch.cat([routing.expert, torch.zeros(4 * routing.k, dtype=torch.int64)]),
+        weight=torch.cat([routing.weight, torch.ones(4 * routing.k)]),
+        shape=(t + 4, e),
+        k=routing.k,
+        valid=torch.arange(t + 4) < t,
+        logits=torch.cat([routing.logits, wild]),
+        clean=torch.cat([routing.clean, wild]),
+        noise_std=torch.cat([routing.noise_std, torch.ones(4, e)]),
+    )
+
+
+@pytest.mark.parametrize("loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss])
+def test_losses_of_nothing_are_zero(loss: object) -> None:
+    assert callable(loss)
+    router = build("relu") if loss is l1_loss else NoisyTopKRouter(D, E, K).train()
+    for t in (0, 3):
+        routing = router(batch(t), valid=torch.zeros(t, dtype=torch.bool))
+        value = loss(routing)
+        value.backward()
+        assert float(value.detach()) == 0.0
+
+
+def test_trap_22_importance_is_cv2_with_population_variance() -> None:
+    weight = torch.tensor([[0.7, 0.3], [0.6, 0.4], [1.0, 0.0]], requires_grad=True)
+    routing = topk_routing([[0, 1], [1, 2], [0, 3]], weight, num_experts=4)
+    importance = torch.tensor([1.7, 0.9, 0.4, 0.0])
+    expected = importance.var(correction=0) / importance.mean() ** 2
+    torch.testing.assert_close(importance_loss(routing), expected)
+    torch.testing.assert_close(importance_loss(limit_capacity(routing, 0)), expected)
+    importance_loss(routing).backward()
+    assert weight.grad is not None and bool((weight.grad != 0).any())
+    one = topk_routing([[2]] * 5, num_experts=4)
+    assert float(importance_loss(one)) == pytest.approx(3)  # E - 1
+    assert float(importance_loss(one)) == pytest.approx(Load.of(one).cv2)
+
+
+def test_load_loss_counts_the_probability_of_being_chosen() -> None:
+    """P(t, e) of eq. 8 by drawing: the noise of one expert anew, the others' kept."""
+    router = NoisyTopKRouter(D, E, K, initializer_range=0.3).train()
+    torch.manual_seed(1)
+    x = batch(4)
+    routing = router(x)
+    assert isinstance(routing, NoisyRouting) and routing.logits is not None
+    assert routing.clean is not None and routing.noise_std is not None
+    draws = 4000
+    probability = torch.zeros(4, E)
+    with torch.no_grad():
+        for e in range(E):
+            h = routing.logits.expand(draws, 4, E).clone()
+            h[:, :, e] = routing.clean[:, e] + torch.randn(draws, 4) * routing.noise_std[:, e]
+            chosen = h.topk(K, dim=-1).indices
+            probability[:, e] = (chosen == e).any(-1).float().mean(0)
+    load = probability.sum(0)
+    expected = load.var(correction=0) / load.mean() ** 2
+    assert float(load_loss(routing).detach()) == pytest.approx(float(expected), abs=0.03)
+    (grad,) = torch.autograd.grad(load_loss(routing), router.noise_weight)
+    assert bool((grad != 0).any())
+
+
+def test_load_loss_needs_noise() -> None:
+    router = NoisyTopKRouter(D, E, K)
+    for routing in (router.eval()(batch(3)), build("top-k")(batch(3))):
+        with pytest.raises(MinimoeError, match="NoisyTopKRouter in training"):
+            load_loss(routing)
+    every = NoisyTopKRouter(D, E, E).train()
+    assert float(load_loss(every(batch(3)))) == 0.0
+
+
+@pytest.mark.parametrize("loss", [switch_loss, sequence_loss])
+def test_losses_name_what_is_missing(loss: object) -> None:
+    assert callable(loss)
+    with pytest.raises(MinimoeError, match="probs=None"):
+        loss(build("uniform round robin")(batch(3)))
+
+
+@pytest.mark.parametrize("name", ["importance", "load", "switch", "sequence"])
+def test_gradcheck_of_losses(name: str) -> None:
+    losses = {
+        "importance": importance_loss,
+        "load": load_loss,
+        "switch": switch_loss,
+        "sequence": sequence_loss,
+    }
+    router = NoisyTopKRouter(D, E, K, initializer_range=SPREAD).double().train()
+    x = batch(5).double().requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        # f is counted in float32, exactly
+        return losses[name](router(x, sequence=torch.tensor([0, 0, 1, 1, 1])))
+
+    assert torch.autograd.gradcheck(loss, (x,))
+
+
+def test_trap_8_bias_moves_once_a_step_by_the_sign() -> None:
+    router = SigmoidRouter(D, 4, 1).train()
+    controller = BiasController(router, rate=0.01)
+    controller.observe(topk_routing([[0], [0]]))
+    controller.observe(topk_routing([[0], [1]]))  # a second step of accumulation
+    router.eval()
+    controller.observe(topk_routing([[3]] * 100))  # evaluation is not load
+    router.train()
+    assert router.e_score_correction_bias.tolist() == [0, 0, 0, 0]
+    controller.step()
+    # counts 3, 1, 0, 0; mean 1
+    assert router.e_score_correction_bias.tolist() == pytest.approx([-0.01, 0, 0.01, 0.01])
+    controller.step()  # nothing observed since: nothing moves
+    assert router.e_score_correction_bias.tolist() == pytest.approx([-0.01, 0, 0.01, 0.01])
+    assert "e_score_correction_bias" in router.state_dict()
+
+
+def test_trap_8_padding_does_not_move_the_bias_and_drops_do() -> None:
+    router = SigmoidRouter(D, 4, 1).train()
+    controller = BiasController(router, rate=1.0)
+    valid = torch.tensor([True, True, False, False])
+    routing = limit_capacity(topk_routing([[0], [0], [1], [1]], valid=valid), 1)
+    controller.observe(routing)
+    assert controller.load.counts.tolist() == [2, 0, 0, 0]
+    controller.step()
+    assert router.e_score_correction_bias.tolist() == [-1, 1, 1, 1]
+
+
+def test_trap_8_recomputation_counts_once() -> None:
+    """Activation checkpointing runs the forward pass twice; what is observed is what was returned."""
+    from torch.utils.checkpoint import checkpoint
+
+    router = SigmoidRouter(D, E, K, initializer_range=SPREAD).train()
+    controller = BiasController(router)
+    calls: list[Routing] = []
+
+    def layer(x: Tensor) -> Tensor:
+        calls.append(router(x))
+        return calls[-1].dense()
+
+    x = batch(10).requires_grad_()
+    y = checkpoint(layer, x, use_reentrant=False)
+    assert isinstance(y, Tensor)
+    controller.observe(calls[0])
+    y.square().sum().backward()
+    assert len(calls) == 2
+    assert int(controller.load.counts.sum()) == 10 * K
+
+
+def test_bias_balances_a_skewed_router() -> None:
+    torch.manual_seed(0)
+    router = SigmoidRouter(D, E, K, initializer_range=SPREAD).train()
+    controller, x = BiasController(router, rate=0.005), batch(400, 2)
+    before = Load.of(router(x)).max_vio
+    for _ in range(200):
+        controller.observe(router(x))
+        controller.step()
+    assert before > 0.5
+    assert Load.of(router(x)).max_vio < 0.1
+
+
+def test_bias_controller_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ConfigError, match="rate"):
+        BiasController(SigmoidRouter(D, E, K), rate=0)
+    controller = BiasController(SigmoidRouter(D, E, K).bfloat16())
+    with pytest.raises(MinimoeError, match=r"bfloat16.*float32"):
+        controller.step()
+
+
+def test_l1_loss_costs_busy_experts_more() -> None:
+    router = build("relu")
+    assert isinstance(router, ReLURouter)
+    x = batch(50, 1)
+    gate = (x @ router.weight.T).relu()
+    share = (gate > 0).sum(0) / (gate > 0).sum()
+    expected = (E * share * gate.mean(0)).sum()
+    torch.testing.assert_close(l1_loss(router(x)), expected)
+
+
+def test_sparsity_controller_presses_until_its_target_is_met() -> None:
+    torch.manual_seed(0)
+    router = ReLURouter(D, E, initializer_range=SPREAD)
+    router.train()
+    optimiser = torch.optim.SGD(router.parameters(), lr=0.05)
+    controller = SparsityController(1.0, coefficient=0.01)
+    # without a common part in x no scale of the weights would change a sign
+    x = batch(200, 2)
+    before = int(router(x).load().sum()) / 200
+    active: list[float] = []
+    for _ in range(150):
+        routing = router(x)
+        loss = controller.step(routing) * l1_loss(routing)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        active.append(int(routing.load().sum()) / 200)
+    assert before > 2
+    assert min(active) < 1
+    assert controller.coefficient < 0.01, "below the target the pressure falls"
+    empty = router(x[:0])
+    assert controller.step(empty) == controller.coefficient
+    with pytest.raises(ConfigError, match="factor"):
+        SparsityController(1.0, factor=1.0)
+
+
+loads = st.lists(st.integers(0, 1000), min_size=1, max_size=12)
+
+
+@given(loads, st.integers(1, 4), st.integers(0, 3))
+def test_replica_plan_is_consistent(load: list[int], devices: int, more: int) -> None:
+    places = -(-len(load) // devices) + more
+    plan = plan_replicas(load, places * devices, devices)
+    held = list(itertools.chain.from_iterable(plan.placement))
+    assert tuple(held.count(e) for e in range(len(load))) == plan.replicas
+    assert min(plan.replicas) >= 1
+    assert {len(experts) for experts in plan.placement} == {places}
+    served = [sum(load[e] / plan.replicas[e] for e in experts) for experts in plan.placement]
+    assert plan.device_load == pytest.approx(served)
+    assert plan.max_load == pytest.approx(max(served))
+    assert sum(served) == pytest.approx(sum(load))
+    mean = sum(load) / devices
+    assert plan.imbalance == pytest.approx(max(served) / mean if mean else 1)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=4), st.integers(0, 5))
+def test_greedy_replication_minimises_the_hottest_copy(load: list[int], extra: int) -> None:
+    total = len(load) + extra
+    plan = plan_replicas(load, total, 1)
+    best = min(
+        max(v / n for v, n in zip(load, copies, strict=True))
+        for copies in itertools.product(range(1, total + 1), repeat=len(load))
+        if sum(copies) == total
+    )
+    assert max(v / n for v, n in zip(load, plan.replicas, strict=True)) == pytest.approx(best)
+
+
+def test_replicas_of_a_hot_expert_halve_the_step() -> None:
+    load = torch.tensor([80, 10, 10, 10, 10, 10, 10, 30])
+    without = plan_replicas(load, 8, 4)
+    plan = plan_replicas(load, 12, 4)
+    assert without.max_load >= 80
+    assert plan.replicas == (4, 1, 1, 1, 1, 1, 1, 2)
+    assert plan.max_load <= 45  # of 42.5 on average
+    assert all(len(set(experts)) == len(experts) for experts in plan.placement)
+
+
+@pytest.mark.parametrize(
+    ("load", "replicas", "devices", "message"),
+    [
+        ([1, 2, 3], 4, 3, "do not divide"),
+        ([1, 2, 3], 2, 2, "too few for 3 experts"),
+        ([], 2, 2, "one finite number"),
+        ([1, -1], 2, 2, "one finite number"),
+        ([1, math.nan], 2, 2, "one finite number"),
+        ([1, 2], 2, 0, "0 devices"),
+    ],
+)
+def test_impossible_plans_are_refused(
+    load: list[float], replicas: int, devices: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_replicas(load, replicas, devices)

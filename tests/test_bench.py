@@ -1,0 +1,91 @@
+"""The training benchmark: that it measures what it says; never how fast this machine is."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from minimoe import MixtralModel, ModelConfig
+from minimoe.bench import train as bench
+from minimoe.errors import ConfigError
+from tests.small import TRAIN
+
+
+def test_the_dense_model_uses_as_many_parameters_per_token() -> None:
+    sparse = ModelConfig.preset("mini")
+    dense = bench.dense_counterpart(sparse)
+    routers = sparse.num_hidden_layers * sparse.num_experts * sparse.hidden_size
+    assert bench.parameters(sparse, active=True) - bench.parameters(dense) == routers
+    assert bench.parameters(dense) == bench.parameters(dense, active=True)
+    assert bench.parameters(sparse) == MixtralModel(sparse).num_parameters()
+    assert not MixtralModel(dense)(torch.zeros(1, 4, dtype=torch.int64)).routings
+
+
+def test_a_step_trains() -> None:
+    config = ModelConfig.preset("nano")
+    seen: list[MixtralModel] = []
+    make = bench.make_optimizer
+
+    def watch(model: MixtralModel, training: object) -> torch.optim.AdamW:
+        seen.append(model)
+        return make(model, TRAIN)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "make_optimizer", watch)
+        step = bench.training_step(config, TRAIN)
+    before = {n: p.detach().clone() for n, p in seen[0].named_parameters()}
+    step()
+    assert all(not torch.equal(p, before[n]) for n, p in seen[0].named_parameters())
+    assert all(p.grad is None for p in seen[0].parameters())
+
+
+def test_rounds_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    now = [0.0]
+
+    def step(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            calls.append(name)
+            now[0] += seconds
+
+        return call
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    seconds = bench.measure({"a": step("a", 2.0), "b": step("b", 3.0)}, rounds=3)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert seconds == {"a": [2.0] * 3, "b": [3.0] * 3}
+
+
+def test_the_result_is_json_and_the_table_says_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
+    rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
+    monkeypatch.setattr(bench, "measure", lambda steps, n: rounds)
+    result = bench.bench_train(rounds=3, threads=1, preset="nano", steps_per_round=1)
+    assert json.loads(json.dumps(result)) == result
+    assert result["ratio"] == {"median": 0.5, "low": 0.25, "high": 1.0}
+    rate = result["models"]["sparse"]["tokens_per_second"]
+    assert rate == {"median": 256.0, "low": 128.0, "high": 512.0}  # 8 × 64 tokens a round
+    assert result["threads"] == 1
+    for key in ("hardware", "torch", "date", "cpu_products"):
+        assert result[key]
+    assert "goal 0.85 measured 0.50 (0.25 to 1.00)" in capsys.readouterr().out
+
+
+def test_a_real_measurement_runs_and_restores_the_threads() -> None:
+    before = torch.get_num_threads()
+    result = bench.bench_train(rounds=1, threads=2, preset="nano", steps_per_round=1, batch_size=1)
+    assert torch.get_num_threads() == before
+    assert result["threads"] == 2
+    assert result["batch"] == [1, 64]
+    assert result["ratio"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"rounds": 0}, {"threads": 0}, {"steps_per_round": 0}, {"preset": "x"}]
+)
+def test_bad_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        bench.bench_train(**options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,249 @@
+"""Capacity: the formula, who is dropped, and what the `capacity` dispatcher makes of it."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe.capacity import DropStats, expert_capacity, limit_capacity, places
+from minimoe.dispatch import capacity, get_dispatcher, loop
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
+from minimoe.routing import Routing
+from tests.small import TINY, topk_routing
+from tests.zoo import D, E, big_experts, build
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "k", "factor", "minimum", "expected"),
+    [
+        (64, 8, 2, 1.0, 1, 16),
+        (64, 8, 2, 1.25, 1, 20),
+        (1, 8, 1, 1.0, 1, 1),  # int() would give 0, and drop the only token
+        (1, 8, 2, 1.0, 1, 1),
+        (0, 8, 2, 1.0, 1, 1),
+        (0, 8, 2, 1.0, 0, 0),
+        (10, 8, 2, 1.0, 4, 4),
+        (100, 1, 1, 1.1, 1, 110),  # 1.1 · 100 is 110.00000000000001 in binary
+        (7, 3, 2, 1.0, 1, 5),
+    ],
+)
+def test_trap_13_capacity_is_rounded_up(
+    tokens: int, experts: int, k: int, factor: float, minimum: int, expected: int
+) -> None:
+    assert expert_capacity(tokens, experts, k, factor, minimum) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.integers(1, 8), st.integers(1, 400))
+def test_capacity_holds_an_even_load_and_not_a_place_more(
+    t: int, e: int, k: int, hundredths: int
+) -> None:
+    c = expert_capacity(t, e, k, hundredths / 100, minimum=0)
+    assert (c - 1) * e * 100 < hundredths * t * k <= c * e * 100
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_factors_are_refused(factor: float) -> None:
+    with pytest.raises(ConfigError, match="capacity factor"):
+        expert_capacity(4, 2, 1, factor)
+    with pytest.raises(ConfigError, match="capacity is -1"):
+        limit_capacity(topk_routing([[0]]), -1)
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> Routing:
+    """Any routing: assignments in any order, some padding, some dropped before."""
+    t, e = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+    n = draw(st.integers(0, 30))
+    flags = st.lists(st.booleans(), min_size=t, max_size=t)
+    token = torch.tensor(draw(st.lists(st.integers(0, t - 1), min_size=n, max_size=n)))
+    expert = torch.tensor(draw(st.lists(st.integers(0, e - 1), min_size=n, max_size=n)))
+    kept = draw(st.none() | st.lists(st.booleans(), min_size=n, max_size=n))
+    valid = draw(st.none() | flags)
+    return Routing(
+        token=token.long(),
+        expert=expert.long(),
+        weight=torch.ones(n),
+        shape=(t, e),
+        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
+        valid=None if valid is None else torch.tensor(valid),
+    )
+
+
+@given(routings(), st.integers(0, 6))
+def test_trap_23_first_come_first_served(routing: Routing, c: int) -> None:
+    limited = limit_capacity(routing, c).check()
+    assert limited.kept is not None
+    taken = [0] * routing.num_experts
+    order = sorted(range(routing.num_assignments), key=lambda n: (int(routing.token[n]), n))
+    for n in order:
+        e = int(routing.expert[n])
+        there = routing.kept is None or bool(routing.kept[n])
+        if routing.valid is not None:
+            there &= bool(routing.valid[routing.token[n]])
+        assert bool(limited.kept[n]) == (there and taken[e] < c)
+        taken[e] += there
+    assert torch.equal(limited.load(), routing.load()), "load is what was asked for"
+    on_device = limit_capacity(routing, torch.tensor(c)).kept
+    assert on_device is not None and torch.equal(on_device, limited.kept)
+    assert routing.token is limited.token and routing.weight is limited.weight
+
+
+@given(routings(), st.integers(0, 6))
+def test_drop_statistics_count_drops(routing: Routing, c: int) -> None:
+    routing = limit_capacity(dataclasses.replace(routing, kept=None), c)
+    stats = DropStats.of(routing)
+    counts = routing.load()
+    lost = (counts - c).clamp_min(0)
+    assert stats.by_expert == tuple(lost.tolist())
+    assert stats.dropped == sum(stats.by_expert)
+    assert stats.assignments == int(counts.sum())
+    assert stats.share == (stats.dropped / stats.assignments if stats.assignments else 0)
+    asked = set(routing.token[routing.counted()].tolist())
+    assert routing.kept is not None
+    served = set(routing.token[routing.kept].tolist())
+    assert stats.tokens_lost == len(asked - served)
+
+
+def test_drop_statistics_of_a_dropless_routing() -> None:
+    assert DropStats.of(topk_routing([[0, 1], [0, 2]])) == DropStats(4, 0, 0.0, 0, (0, 0, 0, 0))
+
+
+def test_trap_7_load_is_taken_before_the_drop() -> None:
+    routing = topk_routing([[0], [0], [0], [1]])
+    limited = limit_capacity(routing, 1)
+    assert limited.load().tolist() == [3, 1, 0, 0]
+    assert limited.kept is not None and limited.kept.tolist() == [True, False, False, True]
+    assert routing.kept is None
+
+
+def test_trap_5_padding_takes_no_place() -> None:
+    valid = torch.tensor([False, True, False, True])
+    limited = limit_capacity(topk_routing([[0], [0], [0], [0]], valid=valid), 1)
+    assert limited.kept is not None
+    assert limited.kept.tolist() == [False, True, False, False]
+    assert DropStats.of(limited).dropped == 1
+
+
+@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
+def test_trap_14_what_is_dropped_contributes_nothing(name: str) -> None:
+    experts = big_experts()
+    x = torch.randn(4, D, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.full((4, 2), 0.5, requires_grad=True)
+    routing = topk_routing([[0, 1], [0, 2], [0, 1], [3, 0]], weight, E)
+    limited = limit_capacity(routing, 1)
+    y = get_dispatcher(name)(x, limited, experts)
+    torch.testing.assert_close(y[1], 0.5 * experts(x[1:2], 2)[0])  # not rescaled to 1
+    assert torch.equal(y[2], torch.zeros(D))  # no pass-through: the residual carries the token
+    y.sum().backward()
+    assert x.grad is not None and weight.grad is not None
+    assert torch.equal(x.grad[2], torch.zeros(D))
+    assert (weight.grad != 0).tolist() == [
+        [True, True],
+        [False, True],
+        [False, False],
+        [True, False],
+    ]
+
+
+def test_places_count_up_per_expert() -> None:
+    expert = torch.tensor([2, 0, 2, 2, 0, 1])
+    takes = torch.tensor([True, True, False, True, True, True])
+    assert places(expert, takes, 3)[takes].tolist() == [0, 0, 1, 1, 0]
+    assert places(expert[:0], takes[:0], 3).shape == (0,)
+
+
+def test_capacity_dispatcher_takes_or_refuses_a_given_capacity() -> None:
+    experts, x = big_experts(), torch.randn(6, D, generator=torch.Generator().manual_seed(0))
+    routing = build("top-k")(x)
+    busiest = int(routing.load().max())
+    y = loop(x, routing, experts)
+    for c in (None, busiest, busiest + 3, 6):
+        torch.testing.assert_close(capacity(x, routing, experts, c), y)
+    with pytest.raises(MinimoeError, match=f"{busiest} kept assignments but {busiest - 1} places"):
+        capacity(x, routing, experts, busiest - 1)
+    limited = limit_capacity(routing, busiest - 1)
+    torch.testing.assert_close(
+        capacity(x, limited, experts, busiest - 1), loop(x, limited, experts)
+    )
+
+
+def test_capacity_dispatcher_runs_kept_rows_only() -> None:
+    """The rows of the padded product follow `kept`, not the load: one expert with everything, limited to one place."""
+    experts, x = big_experts(), torch.ones(1000, D)
+    limited = limit_capacity(topk_routing([[0]] * 1000, num_experts=E), 1)
+    rows: list[int] = []
+    product = torch.bmm
+
+    def counting(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        rows.append(a.shape[1])
+        return product(a, b)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "bmm", counting)
+        capacity(x, limited, experts)
+    assert rows == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
+def test_layer_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    layer = MoELayer(TINY.replace(experts_implementation=name))
+    x = torch.randn(20, TINY.hidden_size, requires_grad=True)
+    y, routing = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast, other = layer(x)
+    assert cast.dtype == torch.float32
+    assert torch.equal(routing.expert, other.expert) and other.weight.dtype == torch.float32
+    torch.testing.assert_close(cast, y, atol=0.02 * float(y.detach().abs().max()), rtol=0.05)
+    cast.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def compare_compiled(name: str, backend: str, sizes: tuple[int, ...]) -> None:
+    """A layer and its compiled self: the same outputs, choices and gradients for every T in `sizes`."""
+    torch.manual_seed(0)
+    layer = MoELayer(TINY.replace(experts_implementation=name))
+    compiled = torch.compile(layer, backend=backend)
+    for t in sizes:
+        x = torch.randn(t, TINY.hidden_size, requires_grad=True)
+        y, routing = layer(x)
+        other, again = compiled(x)
+        torch.testing.assert_close(other, y)
+        assert torch.equal(routing.expert, again.expert)
+        upstream = torch.randn_like(y)
+        inputs = (x, *layer.parameters())
+        expected = torch.autograd.grad(y, inputs, upstream)
+        for a, b in zip(torch.autograd.grad(other, inputs, upstream), expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# the choice of the backend of products is cached, and traced through
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("loop", (20,)), ("capacity", (20,)), ("grouped", (20, 7))]
+)
+def test_layer_under_compile(name: str, sizes: tuple[int, ...]) -> None:
+    """Traced forward and backward, with graph breaks where counts are read; no code is generated."""
+    compare_compiled(name, "aot_eager", sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
+def test_layer_under_compile_with_generated_code(name: str) -> None:
+    compare_compiled(name, "inductor", (20, 7))
+
+
+def test_model_with_the_capacity_dispatcher() -> None:
+    torch.manual_seed(0)
+    model = MixtralModel(TINY)
+    ids = torch.randint(TINY.vocab_size, (2, 9))
+    expected = model(ids, labels=ids)
+    other = MixtralModel(TINY.replace(experts_implementation="capacity"))
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(ids, labels=ids).loss, expected.loss)

@@ -1,0 +1,296 @@
+"""python -m minimoe: bad input is one line and exit code 2; good input does what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimoe import MixtralModel, ModelConfig, __version__
+from minimoe import __main__ as cli
+from minimoe.__main__ import main, split_names
+from minimoe.train import loop
+
+NANO = ["train", "--preset", "nano", "--domains", "help", "--threads", "1", "--device", "cpu", "--quiet"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One cache for this file, empty at first; its text is what the Python installation brings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("CI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """A run of eight steps through the command line."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*NANO, "--out", str(out), "--steps", "8", "--eval-every", "4"]) == 0
+    return out
+
+
+def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The one line of an error: what every refusal looks like."""
+    assert code == 2
+    captured = capsys.readouterr()
+    lines = [x for x in captured.err.splitlines() if not x.startswith("read help:")]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("minimoe: ")
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--preset", "huge"], "unknown preset 'huge'; known are nano, mini, small"),
+        (["train", "--preset", "minii"], "did you mean mini?"),
+        ([*NANO, "--domains", "lawn"], "unknown domain 'lawn' (did you mean 'law'?)"),
+        ([*NANO, "--domains", ","], "no domain was given"),
+        ([*NANO, "--device", "gpu"], "unknown device 'gpu'"),
+        ([*NANO, "--device", "meta"], "give auto, cpu or cuda"),
+        ([*NANO, "--steps", "0"], "steps is 0"),
+        ([*NANO, "--seq-len", "4096"], "seq_len is 4096, but the model has positions for 128"),
+        ([*NANO, "--seed", "-1"], "seed is -1"),
+        ([*NANO, "--warmup", "-5"], "warmup is -5"),
+        ([*NANO, "--lr", "nan"], "lr is nan"),
+        ([*NANO, "--threads", "0"], "--threads is 0"),
+        ([*NANO, "--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
+        ([*NANO, "--resume", "--out", "nowhere"], "nothing to resume"),
+        (["corpus", "--domains", "pets"], "unknown domain 'pets'"),
+        (["corpus", "fetch", "--domains", "pets"], "unknown domain 'pets'"),
+        (["generate", "Hello", "--checkpoint", "nowhere"], "'nowhere' is neither a shipped model"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named in one_line(capsys, main(arguments))
+    # nothing is left behind by a run that could not begin
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_cuda_asked_for_and_absent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = one_line(capsys, main([*NANO, "--device", "cuda"]))
+    assert "finds no CUDA GPU; use --device cpu" in line
+
+
+def test_an_output_folder_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = one_line(capsys, main([*NANO, "--out", str(tmp_path / "file" / "run")]))
+    assert f"cannot write to {tmp_path / 'file' / 'run'}" in line
+
+
+def test_a_run_is_not_overwritten_and_names_what_differs(
+    capsys: pytest.CaptureFixture[str], trained: Path
+) -> None:
+    before = (trained / "state.safetensors").read_bytes()
+    line = one_line(capsys, main([*NANO, "--out", str(trained), "--steps", "8"]))
+    assert "add --resume" in line
+    line = one_line(capsys, main([*NANO, "--out", str(trained), "--resume", "--steps", "9"]))
+    assert "training.steps was 8, is 9" in line
+    assert (trained / "state.safetensors").read_bytes() == before
+
+
+def broken(trained: Path, tmp_path: Path, config: dict[str, Any] | None = None) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    if config:
+        whole = json.loads((folder / "config.json").read_text()) | config
+        (folder / "config.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5 but num_experts is 4"),
+        ({"num_experts": 0}, "num_experts is 0"),
+        ({"head_dim": 15}, "head size is 15"),
+        ({"num_experts": 6}, "wrong shape"),
+        ({"vocab_size": 100}, "wrong shape"),
+        ({"topk": 2}, "unknown configuration field 'topk'"),
+    ],
+)
+def test_a_checkpoint_with_an_impossible_configuration(
+    capsys: pytest.CaptureFixture[str],
+    trained: Path,
+    tmp_path: Path,
+    config: dict[str, Any],
+    named: str,
+) -> None:
+    folder = broken(trained, tmp_path, config)
+    capsys.readouterr()
+    assert named in one_line(capsys, main(["generate", "a", "--checkpoint", str(folder)]))
+
+
+def test_a_damaged_checkpoint(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
+) -> None:
+    folder = broken(trained, tmp_path)
+    capsys.readouterr()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = one_line(capsys, main(["generate", "a", "--checkpoint", str(folder)]))
+    assert "not a complete safetensors file" in line
+    (folder / "tokenizer.json").unlink()
+    weights.write_bytes((trained / "model.safetensors").read_bytes())
+    line = one_line(capsys, main(["generate", "a", "--checkpoint", str(folder)]))
+    assert "no tokenizer at" in line
+
+
+def test_generate_continues_the_prompt_and_repeats_with_a_seed(
+    capsys: pytest.CaptureFixture[str], trained: Path
+) -> None:
+    capsys.readouterr()
+    command = ["generate", "The class statement", "--checkpoint", str(trained), "--tokens", "20"]
+    outs: list[str] = []
+    for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--temperature", "0"]):
+        assert main([*command, *more]) == 0
+        outs.append(capsys.readouterr().out)
+    assert all(text.startswith("The class statement") for text in outs)
+    assert outs[0] == outs[1] != outs[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (["--tokens", "200"], "the model has positions for 128"),
+        (["--tokens", "-1"], "max_new_tokens is -1"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--seed", str(2**70)], "64 bits"),
+    ],
+)
+def test_generate_refuses_what_cannot_work(
+    capsys: pytest.CaptureFixture[str], trained: Path, option: list[str], named: str
+) -> None:
+    capsys.readouterr()
+    assert named in one_line(capsys, main(["generate", "a", "--checkpoint", str(trained), *option]))
+
+
+def test_train_leaves_a_model_with_a_card(
+    capsys: pytest.CaptureFixture[str], trained: Path
+) -> None:
+    assert MixtralModel.from_pretrained(trained).config == ModelConfig.preset("nano")
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert "PSF-2.0" in card
+    capsys.readouterr()
+    # a complete run resumes into its own result
+    assert (
+        main([*NANO, "--out", str(trained), "--resume", "--steps", "8", "--eval-every", "4"]) == 0
+    )
+    captured = capsys.readouterr()
+    assert "nats/byte on" in captured.out
+    assert "from step 8" in captured.err
+
+
+def test_ctrl_c_is_exit_code_130_and_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    step = loop.Run._one_step
+
+    def interrupted(self: loop.Run) -> dict[str, Any]:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(loop.Run, "_one_step", interrupted)
+    out = tmp_path / "run"
+    assert main([*NANO, "--out", str(out), "--steps", "6"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("minimoe: interrupted")
+    monkeypatch.undo()
+    assert (out / "state.safetensors").exists()
+
+
+@pytest.fixture
+def no_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Calls of the study, which is not run."""
+    report = pytest.importorskip("minimoe.study.report")
+    calls: list[Any] = []
+    monkeypatch.setattr(report, "run_study", lambda *args, **kwargs: calls.append((args, kwargs)))
+    return calls
+
+
+def test_study_train_ends_where_its_training_ends(
+    no_study: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(args: Any) -> None:
+        assert (args.preset, args.resume, args.out) == ("mini", False, tmp_path / "model")
+        assert args.domains == "help"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_train", interrupted)
+    command = ["study", "--train", "--out", str(tmp_path), "--domains", "help"]
+    assert main(command) == 130
+    assert no_study == []
+    monkeypatch.setattr(cli, "run_train", lambda args: None)
+    assert main(command) == 0
+    assert no_study[0][0][0] == tmp_path / "model"
+
+
+def test_corpus_lists_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpus", "--domains", "help"]) == 0
+    out = capsys.readouterr().out
+    assert "help" in out
+    assert "PSF-2.0" in out
+
+
+def test_bench_writes_its_json_or_says_why_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from minimoe.bench import train as bench
+
+    monkeypatch.setattr(bench, "bench_train", lambda **options: {"ratio": 0.9, **options})
+    path = tmp_path / "a" / "bench.json"
+    assert main(["bench", "--train", "--json", str(path), "--rounds", "2"]) == 0
+    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2, "threads": None}
+    (tmp_path / "file").write_text("in the way")
+    line = one_line(capsys, main(["bench", "--train", "--json", str(tmp_path / "file" / "x.json")]))
+    assert "cannot be written" in line
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code in (
+        (["--version"], 0),
+        ([], 2),
+        (["fly"], 2),
+        (["train", "--steps", "x"], 2),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == code
+    assert __version__ in capsys.readouterr().out
+
+
+def test_names_are_split_at_commas() -> None:
+    assert split_names(None) is None
+    assert split_names(" a, b ,,c") == ["a", "b", "c"]
+
+
+def test_the_module_runs_as_a_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "minimoe", "train", "--preset", "none"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "minimoe: unknown preset 'none'; known are nano, mini, small\n"

@@ -1,0 +1,248 @@
+"""Figures: each draws from results of a small trace, and its words hold the numbers that it shows."""
+
+import html
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+
+from minimoe.study import figures
+from minimoe.study import statistics as st
+from minimoe.study.figures.loads import equal_band
+from minimoe.study.figures.style import SMALL, Figure, bracket, listed, percent, times
+from minimoe.study.trace import RoutingTrace, TraceDocument
+
+EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
+
+
+def make_trace(documents=60, tokens=30, experts=EXPERTS, seed=0) -> RoutingTrace:
+    """Documents of two domains; a token prefers expert token % E, the more so the higher the layer."""
+    rng = np.random.default_rng(seed)
+    kinds = [
+        TraceDocument(
+            "wiki_en" if i % 2 else "law", str(i), ("Arts", "History", "Geography")[i % 3]
+        )
+        for i in range(documents)
+    ]
+    token = rng.integers(0, VOCABULARY, documents * tokens)
+    logits = rng.gumbel(size=(len(token), len(LAYERS), experts))
+    for column in range(len(LAYERS)):
+        logits[np.arange(len(token)), column, token % experts] += column
+    return RoutingTrace(
+        token=token,
+        document=np.repeat(np.arange(documents), tokens),
+        position=np.tile(np.arange(tokens), documents),
+        expert=np.argsort(-logits, axis=2)[..., :K],
+        weight=np.full((len(token), len(LAYERS), K), 0.5),
+        documents=tuple(kinds),
+        num_experts=experts,
+        layers=LAYERS,
+    )
+
+
+TRACE = make_trace()
+FEW = {"resamples": 60}
+
+
+def loads(trace=TRACE):
+    return [st.expert_load(trace, x, **FEW) for x in LAYERS]
+
+
+def topics():
+    return [st.domain_load(TRACE, x, by="topic", **FEW) for x in LAYERS]
+
+
+def decode(token: int) -> str:
+    return f" t{token}"
+
+
+def all_figures() -> dict[str, Figure]:
+    shares = [st.token_shares(TRACE, x, [0, 1], **FEW) for x in LAYERS]
+    information = st.information(TRACE, groups=6, **FEW)
+    made = [
+        figures.load(loads(), num_layers=3),
+        figures.load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
+        figures.label_load(topics(), ["Arts", "History"], num_layers=3),
+        figures.labels_at(topics()[-1], num_layers=3),
+        figures.skew(topics(), num_layers=3),
+        figures.ranked_tokens(
+            st.frequent_tokens(TRACE, 3, top=5, **FEW),
+            st.characteristic_tokens(TRACE, 3, top=5, groups=6),
+            decode,
+        ),
+        figures.token_choice(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
+        figures.information(information, within=information),
+        figures.repeats([st.repeats(TRACE, x, **FEW) for x in LAYERS]),
+        figures.coactivation([st.coactivation(TRACE, x, permutations=10, **FEW) for x in LAYERS]),
+        figures.paths(
+            [
+                st.paths(TRACE, permutations=5, **FEW),
+                st.paths(TRACE, kind="set", permutations=5, **FEW),
+            ]
+        ),
+    ]
+    return {figure.name: figure for figure in made}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    return all_figures()
+
+
+NAMES = (
+    "load", "load-by-depth", "topics", "domains", "skew", "tokens", "token", "information", "repeats", "coactivation",
+    "paths",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_at_page_width_and_has_words(drawn, name):
+    figure = drawn[name]
+    png = figure.png(dpi=50)
+    assert png.startswith(b"\x89PNG")
+    assert figure.figure.get_size_inches()[0] == 7.0
+    assert len(figure.alt) > 60 and len(figure.caption) > 60
+    assert re.search(r"\d", figure.alt)
+    assert "nan" not in figure.alt.lower() and "nan" not in figure.caption.lower()
+    assert "None" not in figure.alt + figure.caption
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_letters_are_legible_and_axes_have_units(drawn, name):
+    figure = drawn[name]
+    for ax in figure.figure.axes:
+        texts = [
+            ax.title,
+            ax.xaxis.label,
+            ax.yaxis.label,
+            *ax.texts,
+            *ax.get_xticklabels(),
+            *ax.get_yticklabels(),
+        ]
+        assert all(text.get_fontsize() >= SMALL for text in texts if text.get_text())
+        left = ax.get_title(loc="left")
+        assert not left or ax._left_title.get_fontsize() >= SMALL
+    if name != "tokens":
+        assert any(ax.get_xlabel() for ax in figure.figure.axes)
+
+
+def test_the_same_numbers_give_the_same_bytes():
+    again = figures.load(loads(), num_layers=3)
+    assert again.png(dpi=50) == figures.load(loads(), num_layers=3).png(dpi=50)
+
+
+def test_drawing_leaves_global_state_alone():
+    before = dict(matplotlib.rcParams)
+    all_figures()["load"].png(dpi=40)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_alt_of_load_holds_its_numbers():
+    results = loads()
+    alt = figures.load(results, num_layers=3).alt
+    for one in results:
+        assert percent(one.share.max()) in alt and percent(one.share.min()) in alt
+        assert times(one.ratio.value) + bracket(one.ratio.low, one.ratio.high) in alt
+        assert f"expert {int(one.share.argmax()) + 1}" in alt
+
+
+def test_alt_of_labels_holds_ratio_and_chance():
+    results = topics()
+    alt = figures.label_load(results, ["Arts"], num_layers=3).alt
+    i = results[0].names.index("Arts")
+    for one in results:
+        assert f"max/min {times(one.ratio[i])}, chance up to {times(one.ratio_null_high[i])}" in alt
+
+
+def test_alt_of_a_token_holds_share_and_interval():
+    shares = [st.token_shares(TRACE, 3, [5], **FEW)]
+    alt = figures.token_choice(shares, 5, "'.'").alt
+    best = int(shares[0].share[0].argmax())
+    assert f"expert {best + 1} {percent(shares[0].share[0, best], 0)}" in alt
+    assert f"{shares[0].occurrences[0]:,} occurrences" in alt
+
+
+def test_alt_of_skew_counts_the_labels_beyond_chance():
+    results = topics()
+    beyond = int((results[-1].tv_p_holm < 0.05).sum())
+    assert f"{beyond} of 3 lie beyond their null" in figures.skew(results).alt
+
+
+def test_few_documents_have_no_whiskers_and_say_so():
+    small = make_trace(documents=12)
+    figure = figures.load([st.expert_load(small, 1, **FEW)])
+    assert "Only 12 documents: no intervals" in figure.caption
+    assert figure.png(dpi=40)
+
+
+def test_an_expert_without_tokens_is_drawn():
+    rows = TRACE.expert.copy()
+    rows[rows == 3] = -1
+    silent = RoutingTrace(
+        TRACE.token,
+        TRACE.document,
+        TRACE.position,
+        rows,
+        TRACE.weight,
+        TRACE.documents,
+        EXPERTS,
+        LAYERS,
+    )
+    results = [st.domain_load(silent, x, by="topic", **FEW) for x in LAYERS]
+    figure = figures.skew(results)
+    assert figure.png(dpi=40) and "∞" in figure.alt
+
+
+def test_many_experts_fit():
+    many = make_trace(experts=64)
+    assert figures.load([st.expert_load(many, x, **FEW) for x in LAYERS]).png(dpi=40)
+    ranked = figures.ranked_tokens(
+        st.frequent_tokens(many, 1, top=3, **FEW),
+        st.characteristic_tokens(many, 1, top=3, groups=6),
+        decode,
+    )
+    assert "12 of 64 experts are shown" in ranked.caption
+
+
+def test_equal_band_covers_equal_loads():
+    """Under equal loads and independent tokens about 95 % of the shares lie in the band."""
+    inside = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        n = 4000
+        expert = np.argsort(rng.random((n, 1, 8)), axis=2)[..., :2]
+        documents = tuple(TraceDocument("law", str(i)) for i in range(100))
+        document, position = np.repeat(np.arange(100), 40), np.tile(np.arange(40), 100)
+        trace = RoutingTrace(
+            np.zeros(n, np.int32), document, position, expert, np.full((n, 1, 2), 0.5), documents, 8, (1,)
+        )
+        one = st.expert_load(trace, 1, **FEW)
+        low, high = equal_band(one)
+        inside += list((one.share >= low) & (one.share <= high))
+    assert 0.85 <= np.mean(inside) <= 1.0
+
+
+def test_shows_itself_in_a_notebook_with_its_words(drawn):
+    bundle = drawn["load"]._repr_mimebundle_()
+    assert "data:image/png;base64," in bundle["text/html"]
+    assert f'alt="{html.escape(drawn["load"].alt)}"' in bundle["text/html"]
+    assert drawn["load"].alt in bundle["text/plain"]
+
+
+def test_saves_atomically(drawn, tmp_path):
+    drawn["load"].save(tmp_path / "load.png", dpi=40)
+    assert [p.name for p in tmp_path.iterdir()] == ["load.png"]
+
+
+def test_tokens_are_written_so_that_spaces_show():
+    assert figures.shown(" the") == "␣the"
+    assert figures.shown("\n") == "↵"
+    assert figures.shown("international", longest=8) == "interna…"
+    assert figures.shown("$x$") == r"\$x\$"
+
+
+def test_words():
+    assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
+    assert times(float("inf")) == "∞" and times(float("nan")) == "–" and times(13.12) == "13.1"
+    assert bracket(None, 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"

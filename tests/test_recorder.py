@@ -1,0 +1,180 @@
+"""Recording: what the routers chose for every token of every document, each document by itself."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from minimoe import MixtralModel
+from minimoe.errors import TraceError
+from minimoe.study.recorder import RoutingRecorder, record_documents, record_routings, record_split
+from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.train.corpus import Corpus
+from tests.small import random_ids, text_corpus, tiny_model, topk_routing
+
+
+def texts(*lengths: int) -> tuple[list[TraceDocument], list[npt.NDArray[Any]]]:
+    documents = [TraceDocument("abc"[i % 3], str(i)) for i in range(len(lengths))]
+    ids = [random_ids(1, n, seed=i)[0].numpy().astype(np.uint16) for i, n in enumerate(lengths)]
+    return documents, ids
+
+
+@torch.no_grad()
+def by_hand(model: MixtralModel, tokens: npt.NDArray[Any]) -> tuple[Any, Any]:
+    """Experts and weights [n, L, K] of one document: windows with one token of context, one at a time."""
+    size = model.config.max_position_embeddings
+    ids = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(tokens.astype(np.int64))])
+    experts: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
+    for start in range(0, len(tokens), size - 1):
+        out = model(ids[None, start : start + size])
+        experts.append(torch.stack([r.expert.view(-1, 2) for r in out.routings], 1)[1:])
+        weights.append(torch.stack([r.weight.view(-1, 2) for r in out.routings], 1)[1:])
+    return torch.cat(experts).numpy(), torch.cat(weights).numpy()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 200, 8192])
+def test_every_token_is_recorded_once_with_its_own_choices(batch_tokens: int) -> None:
+    model = tiny_model()
+    # one token, a window exactly, one more, several windows
+    documents, tokens = texts(1, 31, 32, 5, 100, 63)
+    trace = record_documents(model, documents, tokens, batch_tokens=batch_tokens)
+    assert trace.layers == (1, 2)
+    assert trace.num_experts == 5
+    assert trace.documents == tuple(documents)
+    for i, ids in enumerate(tokens):
+        mine = trace.document == i
+        assert trace.token[mine].tolist() == ids.tolist()
+        assert trace.position[mine].tolist() == list(range(len(ids)))
+        expert, weight = by_hand(model, ids)
+        assert (trace.expert[mine] == expert).all()
+        np.testing.assert_allclose(trace.weight[mine], weight, atol=1e-5)
+
+
+def test_layers_are_numbered_from_1_and_dense_ones_left_out() -> None:
+    documents, tokens = texts(6)
+    model = tiny_model(num_hidden_layers=3, mlp_only_layers=(1,))
+    assert record_documents(model, documents, tokens).layers == (1, 3)
+    with pytest.raises(TraceError, match="no sparse layer"):
+        record_documents(tiny_model(mlp_only_layers=(0, 1)), documents, tokens)
+
+
+def test_recording_changes_neither_outputs_nor_mode() -> None:
+    model = tiny_model(router_jitter_noise=0.3).train()
+    documents, tokens = texts(20, 7)
+    first = record_documents(model, documents, tokens)
+    assert model.training
+    second = record_documents(model, documents, tokens)
+    assert (first.expert == second.expert).all()  # and no noise, though the model is training
+    ids = random_ids(2, 8)
+    model.eval()
+    with torch.no_grad():
+        plain = model(ids).logits
+        with RoutingRecorder(model) as recorder:
+            seen = model(input_ids=ids).logits
+        assert torch.equal(plain, seen)
+        model(ids)  # outside the context nothing is recorded
+    recording = recorder.pop()
+    assert recording.input_ids.tolist() == ids.reshape(-1).tolist()
+    assert recording.valid.all()
+    with pytest.raises(TraceError, match="nothing recorded yet"):
+        recorder.pop()
+
+
+def test_padding_is_marked() -> None:
+    model = tiny_model()
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    with torch.no_grad(), RoutingRecorder(model) as recorder:
+        model(random_ids(2, 5), attention_mask=mask)
+    assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
+
+
+def test_the_recorder_lets_go_after_an_error() -> None:
+    model = tiny_model()
+    recorder = RoutingRecorder(model)
+    with pytest.raises(ZeroDivisionError), recorder:
+        _ = 1 / 0
+    assert not model._forward_hooks
+
+
+def test_routers_without_k_choices_are_refused() -> None:
+    routing = topk_routing([[0, 1]])
+    free = type(routing)(routing.token, routing.expert, routing.weight, routing.shape)
+    with pytest.raises(TraceError, match="same number K"):
+        record_routings(torch.zeros(1, 1, dtype=torch.int64), [free])
+
+
+def test_nothing_to_record_is_refused() -> None:
+    documents, tokens = texts(0)
+    with pytest.raises(TraceError, match="no tokens"):
+        record_documents(tiny_model(), documents, tokens)
+    with pytest.raises(TraceError, match="1 documents but 0 token arrays"):
+        record_documents(tiny_model(), documents, [])
+    with pytest.raises(TraceError, match="one position"):
+        record_documents(tiny_model(max_position_embeddings=1), *texts(3))
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return text_corpus()
+
+
+@pytest.fixture(scope="module")
+def reader() -> MixtralModel:
+    return tiny_model(vocab_size=300)
+
+
+def test_a_split_is_recorded_without_its_end_marks(corpus: Corpus, reader: MixtralModel) -> None:
+    trace = record_split(reader, corpus.heldout, meta={"split": "heldout"})
+    assert trace.meta == {"split": "heldout"}
+    assert [(d.domain, d.id) for d in trace.documents] == [
+        (d.domain, d.id) for d in corpus.heldout.documents
+    ]
+    assert len(trace.token) == len(corpus.heldout.tokens) - len(corpus.heldout.documents)
+    assert 0 not in trace.token
+    some = record_split(reader, corpus.heldout, domains=["snow"])
+    assert {d.domain for d in some.documents} == {"snow"}
+    assert isinstance(some, RoutingTrace)
+    with pytest.raises(TraceError, match="no tokens"):
+        record_split(reader, corpus.heldout, domains=["hail"])
+
+
+def test_max_tokens_takes_the_first_documents_of_each_domain(
+    corpus: Corpus, reader: MixtralModel
+) -> None:
+    split = corpus.train
+    lengths = [d.tokens - 1 for d in split.documents if d.domain == "rain"]
+    assert len(lengths) == 6
+    budget = lengths[0] + lengths[1] + 1
+    trace = record_split(reader, split, max_tokens=budget, domains=["rain"])
+    assert [d.id for d in trace.documents] == [d.id for d in split.documents if d.domain == "rain"][
+        :2
+    ]
+    # a budget below the first document still gives that one, so that no domain is missing
+    trace = record_split(reader, split, max_tokens=3)
+    assert [d.domain for d in trace.documents] == ["rain", "snow", "wind"]
+
+
+def test_a_trace_survives_the_disk(corpus: Corpus, reader: MixtralModel, tmp_path: Path) -> None:
+    trace = record_split(reader, corpus.heldout)
+    trace.save(tmp_path / "trace.npz")
+    back = RoutingTrace.load(tmp_path / "trace.npz")
+    assert (back.expert == trace.expert).all()
+    assert back.documents == trace.documents
+
+
+def test_progress_sees_every_batch(reader: MixtralModel) -> None:
+    seen: list[int] = []
+
+    def progress(batches: Any) -> Any:
+        for batch in batches:
+            seen.append(len(batch))
+            yield batch
+
+    documents, tokens = texts(10, 10, 10, 40)
+    record_documents(reader, documents, tokens, batch_tokens=22, progress=progress)
+    assert sum(seen) == 5
+    assert seen == [2, 2, 1]  # lengths 10 and 11, 11 and 11, 32

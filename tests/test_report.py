@@ -1,0 +1,479 @@
+"""The study from end to end on a tiny model and corpus, and the rules that reach its verdicts."""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from minimoe.checkpoint import save_model
+from minimoe.config import ModelConfig
+from minimoe.errors import CheckpointError, CorpusError, MinimoeError
+from minimoe.model import MixtralModel
+from minimoe.study import findings as judged
+from minimoe.study import report
+from minimoe.study import statistics as st
+from minimoe.study.findings.domains import subjects
+from minimoe.study.findings.load import balance, imbalance, questions
+from minimoe.study.findings.paths import paths
+from minimoe.study.findings.tokens import frequent_tokens, preferred
+from minimoe.study.measurements import (
+    MMLU,
+    TEXT,
+    chosen_topics,
+    first_tokens,
+    headline,
+    measure,
+    three_layers,
+)
+from minimoe.study.report import run_study
+from minimoe.study.trace import RoutingTrace
+from minimoe.train.corpus import Corpus, Document, encode, train_tokenizer
+
+WORDS = ["the", "of", "and", "a", "in", "expert", "river", "king", "music", "cell", "stone", "law", "shall", "may", "not", "What", "Who", "is", "was", ":", ".", "?", "bridge", "star"]
+TOPICS = (
+    "Arts",
+    "History",
+    "Biology and health sciences",
+    "Technology",
+    "Society and social sciences",
+)
+
+
+def documents(domain: str, count: int, seed: int, topics: tuple[str, ...] = ()) -> list[Document]:
+    rng = np.random.default_rng(seed)
+    made: list[Document] = []
+    for i in range(count):
+        weight = np.ones(len(WORDS))
+        weight[(seed * 5 + i % 3) % len(WORDS)] = 8
+        words = rng.choice(WORDS, size=40, p=weight / weight.sum())
+        text = "What is it: Who knows? " + " ".join(words)
+        made.append(
+            Document(domain, f"{domain}-{i}", text, topics[i % len(topics)] if topics else None)
+        )
+    return made
+
+
+TEXTS = [
+    *documents("law", 55, 1),
+    *documents("drama", 20, 2),
+    *documents("wiki_en", 60, 3, TOPICS),
+    *documents("questions", 55, 4, TOPICS),
+]
+REAL = documents("mmlu", 57, 5, ("abstract_algebra", "professional_law", "world_religions"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([d.text for d in TEXTS], 400)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer) -> Corpus:
+    heldout = encode(tokenizer, TEXTS)
+    names = ("law", "drama", "wiki_en", "questions")
+    return Corpus(
+        names, tokenizer, heldout, heldout, "0" * 64, {"math": "the package was withdrawn"}
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    config = ModelConfig.preset("nano")
+    torch.manual_seed(0)
+    save_model(MixtralModel(config), folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch, corpus):
+    """A corpus of four small domains in place of the fetched one, and fewer draws."""
+    monkeypatch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
+    monkeypatch.setattr(report, "mmlu_dev_questions", lambda: list(REAL))
+    monkeypatch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
+
+
+@pytest.fixture(scope="module")
+def studied(checkpoint, corpus, tmp_path_factory):
+    """One run, read by several tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
+        patch.setattr(report, "mmlu_dev_questions", lambda: list(REAL))
+        patch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
+        out = tmp_path_factory.mktemp("study") / "new" / "folder"
+        path = run_study(checkpoint, out, max_tokens=2000, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(studied, tokenizer):
+    heldout = RoutingTrace.load(studied.parent / "trace.npz")
+    return measure(heldout, None, tokenizer, equal_tokens=2000)
+
+
+def test_writes_everything_and_nothing_else(studied):
+    names = {p.name for p in studied.parent.iterdir()}
+    assert studied.name == "report.html"
+    assert {
+        "report.html",
+        "summary.json",
+        "trace.npz",
+        "load.png",
+        "load-by-depth.png",
+        "topics.png",
+        "skew.png",
+    } <= names
+    assert {
+        "colon.png",
+        "full-stop.png",
+        "information.png",
+        "coactivation.png",
+        "paths.png",
+        "repeats.png",
+    } <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_the_page_needs_no_other_file(studied):
+    page = studied.read_text(encoding="utf-8")
+    assert not re.findall(r'src="(?!data:image/png;base64,)', page)
+    assert (
+        "<script" not in page
+        and "@import" not in page
+        and "<link" not in page
+        and "url(" not in page
+    )
+    links = re.findall(r'href="([^"]+)"', page)
+    assert all(
+        link.startswith(("#", "https://arxiv.org/", "https://developer.nvidia.com/"))
+        for link in links
+    )
+    assert all(f'id="{link[1:]}"' in page for link in links if link.startswith("#"))
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) >= 12
+    assert all(len(re.search(r'alt="([^"]*)"', image)[1]) > 60 for image in images)
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+
+def test_the_page_says_what_it_must(studied):
+    page = studied.read_text(encoding="utf-8")
+    for claim in ("C10", "C11", "C12", "C13", "C14", "C15", "C16"):
+        assert f'id="{claim}"' in page
+    assert "Control: untrained weights" in page
+    assert "math: the package was withdrawn" in page
+    assert "fewer than 50 documents: no intervals" in page
+    assert str(studied.parent) not in page
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
+
+
+def test_summary_is_plain_json(studied):
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} in summary.json")
+
+    text = (studied.parent / "summary.json").read_text(encoding="utf-8")
+    summary = json.loads(text, parse_constant=refuse)
+    assert len(summary["checkpoint_sha256"]) == 64 and summary["data_sha256"] == "0" * 64
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", summary["date"])
+    assert summary["hardware"] and summary["torch"]
+    assert {f["claim"] for f in summary["findings"]} >= {"C10", "C12", "C13", "C15", "C16"}
+    verdicts = {f["verdict"] for f in summary["findings"]}
+    assert verdicts <= {"agrees", "disagrees", "cannot be told"}
+    loads = summary["measurements"]["load"][TEXT]
+    assert sum(loads[0]["share"]) == pytest.approx(1, abs=1e-4)
+    assert summary["control"]["untrained"]["load"]
+    assert str(studied.parent) not in text
+
+
+def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
+    recorded: list[str] = []
+    real = report.record_split
+
+    def counting(model, split, **options):
+        recorded.extend(options.get("domains") or [])
+        return real(model, split, **options)
+
+    monkeypatch.setattr(report, "record_split", counting)
+    stage = report._Stages(True)
+    model = MixtralModel.from_pretrained(checkpoint)
+    trace = studied.parent / "trace.npz"
+    meta = RoutingTrace.load(trace).meta
+    same = report._recorded(model, report.load_corpus(), trace, 2000, dict(meta), stage)
+    assert recorded == [] and len(same) > 0
+    copy = trace.with_name("copy.npz")
+    copy.write_bytes(trace.read_bytes())
+    report._recorded(
+        model, report.load_corpus(), copy, 2000, {**meta, "data_sha256": "1" * 64}, stage
+    )
+    assert recorded == ["law", "drama", "wiki_en", "questions"]
+    copy.write_bytes(b"not a trace")
+    report._recorded(model, report.load_corpus(), copy, 2000, dict(meta), stage)
+    assert len(recorded) == 8
+    copy.unlink()
+
+
+def test_without_mmlu_the_page_says_why(checkpoint, offline, monkeypatch, tmp_path, capsys):
+    def missing():
+        raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")
+
+    monkeypatch.setattr(report, "mmlu_dev_questions", missing)
+    path = run_study(checkpoint, tmp_path, max_tokens=600)
+    assert (
+        "The real MMLU questions are left out: the MMLU questions need lm-eval"
+        in path.read_text(encoding="utf-8")
+    )
+    stages = capsys.readouterr().err.splitlines()
+    assert len(stages) >= 8 and all(line.startswith("[") for line in stages)
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        report, "load_corpus", lambda *_, **__: pytest.fail("worked before looking at the folder")
+    )
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(MinimoeError, match="file"):
+        run_study(checkpoint, blocked / "study", progress=False)
+
+
+def test_bad_input(tmp_path, checkpoint):
+    with pytest.raises(CheckpointError):
+        run_study("no-such-model", tmp_path, progress=False)
+    with pytest.raises(MinimoeError, match="max_tokens"):
+        run_study(checkpoint, tmp_path, max_tokens=0, progress=False)
+
+
+def test_three_layers_and_topics():
+    assert three_layers(tuple(range(1, 33))) == (1, 16, 32)
+    assert three_layers((1, 2, 3, 4, 5, 6)) == (1, 3, 6)
+    assert three_layers((1, 2)) == (1, 2) and three_layers((4,)) == (4,)
+    assert chosen_topics(dict.fromkeys(TOPICS, 60)) == TOPICS[2:]
+    assert chosen_topics({"A": 3, "B": 9, "C": 9, "D": 1}) == ("B", "C", "A")
+
+
+def test_first_tokens_keeps_every_domain(studied):
+    trace = RoutingTrace.load(studied.parent / "trace.npz")
+    few = first_tokens(trace, 1)
+    assert few.domains == trace.domains and len(few.documents) == len(trace.domains)
+    part = first_tokens(trace, 500)
+    assert np.bincount(part.domain).max() <= 500
+    assert first_tokens(trace, None) is trace
+
+
+def test_headline_of_the_same_trace_is_the_same(studied):
+    natural = RoutingTrace.load(studied.parent / "trace.npz").select(
+        domains=["law", "drama", "wiki_en"]
+    )
+    assert (
+        headline(natural, equal_tokens=500).to_dict()
+        == headline(natural, equal_tokens=500).to_dict()
+    )
+
+
+# The rules
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.45, 1.55, "agrees"),
+        (1.3, 1.5, "cannot be told"),
+        (1.1, 1.39, "disagrees"),
+        (1.61, 2.0, "disagrees"),
+        (None, None, "cannot be told"),
+        (math.nan, math.nan, "cannot be told"),
+    ],
+)
+def test_inside(low, high, verdict):
+    assert judged.inside(low, high, 1.4, 1.6) == verdict
+
+
+def test_together():
+    assert judged.together(["agrees", "agrees"]) == "agrees"
+    assert judged.together(["agrees", "disagrees", "cannot be told"]) == "disagrees"
+    assert judged.together(["agrees", "cannot be told"]) == "cannot be told"
+    assert judged.together([]) == "cannot be told"
+
+
+def with_load(m, kind=TEXT, **changes):
+    return dataclasses.replace(
+        m, load={kind: tuple(dataclasses.replace(x, **changes) for x in m.load[TEXT])}
+    )
+
+
+def estimate(value, low, high):
+    return st.Estimate(value, low, high, "given")
+
+
+def test_balance_flips_with_the_interval(measured):
+    assert balance(with_load(measured, ratio=estimate(1.5, 1.42, 1.58))).verdict == "agrees"
+    assert balance(with_load(measured, ratio=estimate(2.2, 2.1, 2.3))).verdict == "disagrees"
+    assert balance(with_load(measured, ratio=estimate(1.5, None, None))).verdict == "cannot be told"
+
+
+def test_the_articles_own_material_decides_with_the_text(measured):
+    good = with_load(measured, ratio=estimate(1.5, 1.42, 1.58)).load[TEXT]
+    bad = with_load(measured, ratio=estimate(5.0, 4.5, 5.5)).load[TEXT]
+    both = balance(dataclasses.replace(measured, load={TEXT: good, MMLU: bad}))
+    assert both.verdict == "disagrees"
+    assert both.remarks == (f"On {TEXT}: agrees.", f"On {MMLU}: disagrees.")
+
+
+def test_imbalance_flips_against_its_null(measured):
+    null = st.Null(1.05, 1.0, 1.1, 0.5, "given")
+    assert (
+        imbalance(
+            with_load(measured, ratio=estimate(1.5, 1.4, 1.6), ratio_null_documents=null)
+        ).verdict
+        == "agrees"
+    )
+    assert (
+        imbalance(
+            with_load(measured, ratio=estimate(1.05, 1.0, 1.2), ratio_null_documents=null)
+        ).verdict
+        == "disagrees"
+    )
+    assert (
+        imbalance(
+            with_load(measured, ratio=estimate(1.2, 1.0, 1.4), ratio_null_documents=null)
+        ).verdict
+        == "cannot be told"
+    )
+
+
+def test_paths_flip_and_know_a_shallow_model(measured):
+    def judge(value, low, high, chance):
+        one = dataclasses.replace(
+            measured.paths[1],
+            tokens=1000,
+            repeated=estimate(value, low, high),
+            expected_loads=st.Null(1000 * (1 - chance), 0, 0, 0, "given"),
+        )
+        return paths(dataclasses.replace(measured, paths=(measured.paths[0], one))).verdict
+
+    assert judge(0.01, 0.005, 0.02, 0.001) == "agrees"
+    assert judge(0.6, 0.55, 0.65, 0.001) == "disagrees"
+    assert judge(0.05, 0.04, 0.06, 0.001) == "cannot be told"
+    assert judge(0.6, 0.55, 0.65, 0.3) == "cannot be told"
+
+
+def test_subjects_flip_with_the_last_layer(measured):
+    def judge(p, few=False):
+        changed = [
+            dataclasses.replace(
+                x, tv_p_holm=np.full(len(x.names), 1.0), few_documents=np.full(len(x.names), few)
+            )
+            for x in measured.topics
+        ]
+        changed[-1] = dataclasses.replace(
+            changed[-1], tv_p_holm=np.array([p, *np.ones(len(TOPICS) - 1)])
+        )
+        return subjects(dataclasses.replace(measured, topics=tuple(changed)), {}).verdict
+
+    assert judge(0.01) == "agrees"
+    assert judge(0.2) == "disagrees"
+    assert judge(0.2, few=True) == "cannot be told"
+
+
+def test_fivefold_must_be_beyond_chance(measured):
+    def judge(low, high, null_high):
+        n = len(TOPICS)
+        last = dataclasses.replace(
+            measured.topics[-1],
+            ratio=np.full(n, (low + high) / 2),
+            ratio_low=np.full(n, low),
+            ratio_high=np.full(n, high),
+            ratio_null_high=np.full(n, null_high),
+        )
+        found = subjects(dataclasses.replace(measured, topics=(*measured.topics[:-1], last)), {})
+        return next(p.verdict for p in found.parts if p.what.startswith("fivefold"))
+
+    assert judge(5.5, 7.0, 3.0) == "agrees"
+    assert judge(5.5, 7.0, 9.0) == "cannot be told"
+    assert judge(2.0, 3.0, 1.5) == "disagrees"
+
+
+def test_questions_flip_with_the_permutation(studied, tokenizer, measured):
+    names = ("text", "questions", "mmlu")
+    base = measured.questions_against_text[0]
+
+    def judge(p, few):
+        pad = np.resize
+        one = dataclasses.replace(
+            base,
+            names=names,
+            share=pad(base.share, (3, base.share.shape[1])),
+            documents=np.full(3, 60),
+            tokens=np.full(3, 999),
+            few_documents=np.array([False, False, few]),
+            tv_p_holm=np.array([1.0, 1.0, p]),
+        )
+        load = {**measured.load, MMLU: measured.load[TEXT]}
+        layers = tuple(dataclasses.replace(one, layer=x) for x in measured.layers)
+        return questions(
+            dataclasses.replace(measured, load=load, questions_against_text=layers)
+        ).verdict
+
+    assert judge(0.5, False) == "agrees"
+    assert judge(0.001, False) == "disagrees"
+    assert judge(0.001, True) == "cannot be told"
+
+
+def test_token_rules_flip(measured):
+    def informed(low):
+        return tuple(
+            dataclasses.replace(x, token=dataclasses.replace(x.token, low=low, high=low + 0.1))
+            for x in measured.information
+        )
+
+    assert (
+        frequent_tokens(dataclasses.replace(measured, information=informed(0.2))).verdict
+        == "agrees"
+    )
+    assert (
+        frequent_tokens(dataclasses.replace(measured, information=informed(-0.1))).verdict
+        == "disagrees"
+    )
+
+    def first_part(low, chance):
+        shares = []
+        for one in measured.shares:
+            p = one.preferred
+            n = len(p.token)
+            p = dataclasses.replace(
+                p,
+                n=np.full(n, 50),
+                share=np.full(n, 0.7),
+                low=np.full(n, low),
+                high=np.full(n, 0.9),
+                chance=np.full(n, chance),
+                apparent=np.full(n, 0.8),
+                null_high=np.full(n, 0.5),
+            )
+            shares.append(dataclasses.replace(one, preferred=p))
+        return preferred(dataclasses.replace(measured, shares=tuple(shares))).parts[0].verdict
+
+    assert first_part(0.6, 0.5) == "agrees"
+    assert first_part(0.4, 0.5) == "disagrees"
+
+
+def test_a_rare_token_tells_nothing(measured):
+    shares = tuple(
+        dataclasses.replace(
+            x, preferred=dataclasses.replace(x.preferred, n=np.full(len(x.token), 3))
+        )
+        for x in measured.shares
+    )
+    part = preferred(dataclasses.replace(measured, shares=shares)).parts[0]
+    assert part.verdict == "cannot be told" and "too few" in part.found
+
+
+def test_no_claim_is_lost_on_a_model_of_two_layers(measured):
+    made = judged.findings(measured)
+    assert [f.claim for f in made] == ["C10", "C11", "C12", "C13", "C14", "C15", "C16"]
+    assert all(f.short and f.rule and f.parts for f in made if f.claim != "C11")
+    assert sum(int(n) for n in re.findall(r"\d+", judged.counted(made))) == 7

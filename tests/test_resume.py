@@ -1,0 +1,404 @@
+"""Resuming: a run that was interrupted, killed or starved of disk goes on to the very same weights."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from minimoe import MixtralModel
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.train.corpus import Corpus
+from minimoe.train.loop import STATE, Run, unbroken
+from tests.small import small_disk, text_corpus, tiny_run, weights_digest
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return text_corpus()
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nothing interrupted."""
+    run = tiny_run(tmp_path_factory.mktemp("whole") / "run", corpus)
+    run.train(progress=False)
+    return run
+
+
+def log_of(folder: Path, *, timed: bool = False) -> list[dict[str, Any]]:
+    """The log, without its clock unless `timed`."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return records if timed else [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def moments(run: Run) -> list[torch.Tensor]:
+    return [v for p in run.model.parameters() for _, v in sorted(run.optimizer.state[p].items())]
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    assert run.step == whole.step
+    assert weights_digest(run.model) == weights_digest(whole.model)
+    for a, b in zip(moments(run), moments(whole), strict=True):
+        assert torch.equal(a, b)
+    assert log_of(run.out) == log_of(whole.out)
+    for name in ("model.safetensors", "config.json", "recipe.json", "tokenizer.json"):
+        assert (run.out / name).read_bytes() == (whole.out / name).read_bytes()
+    probes = [sorted(p.name for p in (r.out / "probe").iterdir()) for r in (run, whole)]
+    assert probes[0] == probes[1]
+    for name in probes[0]:
+        assert (run.out / "probe" / name).read_bytes() == (whole.out / "probe" / name).read_bytes()
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [7], [3, 4], [1, 2, 3, 4]])
+def test_a_resumed_run_is_bit_identical(
+    corpus: Corpus, whole: Run, tmp_path: Path, stops: list[int]
+) -> None:
+    for i, steps in enumerate(stops):
+        torch.manual_seed(99)
+        run = tiny_run(tmp_path, corpus, resume=i > 0)
+        run.train(progress=False, stop_after=steps)
+    torch.manual_seed(98)
+    last = tiny_run(tmp_path, corpus, resume=True)
+    assert last.step == sum(stops)
+    losses = last.train(progress=False)
+    assert_same(last, whole)
+    assert set(losses) == set(corpus.domains)
+
+
+def copy_as_if_killed(corpus: Corpus, out: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Run until step `at` and drop everything, as a SIGKILL does: no checkpoint, the log beyond the last one."""
+
+    class Killed(BaseException):
+        pass
+
+    run = tiny_run(out, corpus)
+    one_step = run._one_step
+
+    def step() -> dict[str, Any]:
+        if run.step == at:
+            raise Killed
+        return one_step()
+
+    monkeypatch.setattr(run, "_one_step", step)
+    with pytest.raises(Killed):
+        run.train(progress=False)
+
+
+@pytest.mark.parametrize("at", [3, 5, 8])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    corpus: Corpus, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    copy_as_if_killed(corpus, tmp_path, monkeypatch, at)
+    logged = log_of(tmp_path)
+    assert logged[-1]["step"] == at
+    # half of a line, a stray temporary file, and a probe from after the checkpoint
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "tok')
+    (tmp_path / ".state.safetensors.abc.tmp").write_bytes(b"half")
+    run = tiny_run(tmp_path, corpus, resume=True)
+    assert run.step == at // 3 * 3
+    assert [r["step"] for r in log_of(tmp_path) if "lm_loss" in r] == list(range(1, run.step + 1))
+    assert all(int(p.stem) <= run.step for p in tmp_path.glob("probe/*"))
+    assert not list(tmp_path.glob(".*.tmp"))
+    run.train(progress=False)
+    assert_same(run, whole)
+
+
+def interrupt_in(run: Run, monkeypatch: pytest.MonkeyPatch, where: str, at: int) -> None:
+    """Send this process a real Ctrl-C when step `at` reaches `where`."""
+    target: Any = run.optimizer if where == "step" else run
+    name = {"step": "step", "batch": "batches", "validation": "_probe", "log": "_log"}[where]
+    original = getattr(target, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        due = run.step == at
+        if due and where != "step":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        result = original(*args, **kwargs)
+        if due and where == "step":  # weights are new, the step is not counted yet
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return result
+
+    monkeypatch.setattr(target, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [("batch", 0), ("batch", 5), ("step", 0), ("step", 4), ("log", 5), ("validation", 4), ("validation", 10)],
+)  # fmt: skip
+def test_ctrl_c_writes_a_checkpoint_that_goes_on_exactly(
+    corpus: Corpus, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, at: int
+) -> None:
+    # every step is logged by the interrupted run too, except the one interrupted before its log
+    run = tiny_run(tmp_path, corpus)
+    interrupt_in(run, monkeypatch, where, at)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(progress=False)
+    monkeypatch.undo()
+    again = tiny_run(tmp_path, corpus, resume=True)
+    assert again.step == run.step == at + (where == "step")
+    losses = again.train(progress=False)
+    assert set(losses) == set(corpus.domains)
+    assert weights_digest(again.model) == weights_digest(whole.model)
+    # every validation is there once, whatever was interrupted
+    checks = [r for r in log_of(tmp_path) if "heldout" in r]
+    assert checks == [r for r in log_of(whole.out) if "heldout" in r]
+
+
+def test_after_ctrl_c_the_same_object_goes_on_exactly(
+    corpus: Corpus, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path, corpus)
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if run.step == 5:  # gradients are there, the weights not yet updated
+            raise KeyboardInterrupt
+        return clip(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(progress=False)
+    monkeypatch.undo()
+    run.train(progress=False)
+    assert weights_digest(run.model) == weights_digest(whole.model)
+
+
+def test_unbroken_holds_an_interrupt_back_to_its_end() -> None:
+    done: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), unbroken():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append("the rest of the block")
+    assert done
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ZeroDivisionError), unbroken():
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGINT) is before
+    # elsewhere than in the main thread there is nothing to hold back, and nothing to break
+    thread = threading.Thread(
+        target=lambda: [done.append("thread") for _ in [0] if not unbroken().__enter__()]
+    )
+    thread.start()
+    thread.join()
+    assert done[-1] == "thread"
+
+
+def test_a_finished_run_gives_its_validation_again(corpus: Corpus, whole: Run) -> None:
+    before = (whole.out / "log.jsonl").read_text()
+    run = tiny_run(whole.out, corpus, resume=True)
+    losses = run.train(progress=False)
+    assert (whole.out / "log.jsonl").read_text() == before
+    assert {k: dataclasses.asdict(v) for k, v in losses.items()} == log_of(whole.out)[-1]["heldout"]
+
+
+def test_a_full_disk_during_a_checkpoint_leaves_the_old_one(
+    corpus: Corpus, whole: Run, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path, corpus)
+    run.train(progress=False, stop_after=3)
+    before = {n: (tmp_path / n).read_bytes() for n in (STATE, "model.safetensors")}
+    # the log still fits, the state does not
+    assert len(before[STATE]) > 40_000
+    with small_disk(40_000), pytest.raises(CheckpointError, match="could not be written"):
+        run.train(progress=False)
+    assert {n: (tmp_path / n).read_bytes() for n in before} == before
+    assert not list(tmp_path.glob(".*.tmp"))
+    MixtralModel.from_pretrained(tmp_path)
+    again = tiny_run(tmp_path, corpus, resume=True)
+    assert again.step == 3
+    again.train(progress=False)
+    assert_same(again, whole)
+
+
+def test_a_full_disk_during_the_log_says_so(corpus: Corpus, whole: Run, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, corpus)
+    run.train(progress=False, stop_after=3)
+    room = (tmp_path / "log.jsonl").stat().st_size + 20
+    with small_disk(room), pytest.raises(CheckpointError, match=r"log\.jsonl could not be wri"):
+        run.train(progress=False)
+    again = tiny_run(tmp_path, corpus, resume=True)
+    again.train(progress=False)
+    assert_same(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "named"),
+    [
+        ({"lr": 1e-3}, {}, "training.lr was 0.005, is 0.001"),
+        ({"seed": 3}, {}, "training.seed was 0, is 3"),
+        ({}, {"num_experts": 4}, "model.num_experts was 5, is 4"),
+    ],
+)
+def test_other_options_are_refused_and_named(
+    corpus: Corpus, whole: Run, options: dict[str, Any], model: dict[str, Any], named: str
+) -> None:
+    recipe = (whole.out / "recipe.json").read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        tiny_run(whole.out, corpus, resume=True, model=model, **options)
+    assert f"different: {named}." in str(caught.value)
+    assert (whole.out / "recipe.json").read_bytes() == recipe
+
+
+def test_other_text_and_other_threads_are_named(
+    whole: Run, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match=r"data\.sha256 was"):
+        tiny_run(whole.out, text_corpus(("rain", "snow", "hail")), resume=True)
+    now = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + 1)
+    with pytest.raises(CheckpointError, match=rf"environment\.threads was {now}, is {now + 1}"):
+        tiny_run(whole.out, corpus, resume=True)
+
+
+def test_a_run_is_not_started_over_another(corpus: Corpus, whole: Run) -> None:
+    with pytest.raises(ConfigError, match="holds a run already: add --resume"):
+        tiny_run(whole.out, corpus)
+
+
+def test_nothing_to_resume(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        tiny_run(tmp_path / "new", corpus, resume=True)
+
+
+def stopped(corpus: Corpus, out: Path) -> Path:
+    tiny_run(out, corpus).train(progress=False, stop_after=3)
+    return out / STATE
+
+
+@pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
+def test_a_truncated_state_is_refused(corpus: Corpus, tmp_path: Path, keep: float) -> None:
+    state = stopped(corpus, tmp_path)
+    data = state.read_bytes()
+    state.write_bytes(data[: int(len(data) * keep) if 0 < keep < 1 else int(keep)])
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        tiny_run(tmp_path, corpus, resume=True)
+
+
+def test_a_state_that_lacks_a_part_or_is_something_else_is_refused(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    state = stopped(corpus, tmp_path)
+    tensors = load_file(state)
+    with safe_open(state, "pt") as file:
+        metadata = file.metadata()
+
+    def refused(named: str, parts: dict[str, Any], about: dict[str, str] | None) -> None:
+        save_file(parts, state, about)
+        with pytest.raises(CheckpointError, match=named):
+            tiny_run(tmp_path, corpus, resume=True)
+
+    refused("names no recipe", tensors, None)
+    refused("different: unknown", tensors, metadata | {"recipe": "0" * 64})
+    refused(
+        r"optimizer\.3\.exp_avg",
+        {k: v for k, v in tensors.items() if k != "optimizer.3.exp_avg"},
+        metadata,
+    )
+    refused("not a whole state", tensors | {"optimizer.0.exp_avg": torch.zeros(3)}, metadata)
+    refused(
+        "missing: norm.weight",
+        {k: v for k, v in tensors.items() if k != "model.norm.weight"},
+        metadata,
+    )
+    refused("not a whole state", tensors, {k: v for k, v in metadata.items() if k != "step"})
+    (tmp_path / "recipe.json").write_text("{ half")
+    refused("different: unknown", tensors, metadata | {"recipe": "0" * 64})
+    # and the whole one still resumes
+    save_file(tensors, state, metadata)
+    assert tiny_run(tmp_path, corpus, resume=True).step == 3
+
+
+# Through the command line, in processes of their own.
+
+TRAIN = ["--preset", "nano", "--domains", "help", "--threads", "1", "--device", "cpu", "--steps", "40",
+         "--save-every", "5", "--eval-every", "15", "--quiet"]  # fmt: skip
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "minimoe", "train", *TRAIN, "--out", str(out), *more]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"MINIMOE_CACHE": str(cache), "OMP_NUM_THREADS": "1", "CI": ""}
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, step: int) -> None:
+    """Until the log has reached `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists():
+            lines = path.read_text().splitlines()
+            steps = [json.loads(x)["step"] for x in lines if x.endswith("}")]
+            if steps and max(steps) >= step:
+                return
+        time.sleep(0.005)
+    pytest.fail(f"the run did not reach step {step}")
+
+
+def start(out: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(out, *more),
+        env=environment(cache),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_sigkill_and_ctrl_c_through_the_command_line(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def finish(out: Path, *more: str) -> None:
+        done = subprocess.run(
+            command(out, *more), env=environment(cache), text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    straight = tmp_path / "straight"
+    finish(straight)
+    # killed twice, at different places, then resumed to the end
+    killed = tmp_path / "killed"
+    for more, step in ([], 10), (["--resume"], 20):
+        process = start(killed, cache, *more)
+        wait_for(process, killed / "log.jsonl", step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        assert (killed / STATE).exists()
+    finish(killed, "--resume")
+    # Ctrl-C: a checkpoint at the very step, one line, exit code 130
+    stopped_run = tmp_path / "stopped"
+    process = start(stopped_run, cache)
+    wait_for(process, stopped_run / "log.jsonl", 10)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("minimoe: interrupted")
+    with safe_open(stopped_run / STATE, "pt") as file:
+        assert 10 <= int(file.metadata()["step"]) < 40
+    finish(stopped_run, "--resume")
+    for out in (killed, stopped_run):
+        for name in ("model.safetensors", "recipe.json"):
+            assert (out / name).read_bytes() == (straight / name).read_bytes()
+        ours, theirs = load_file(out / STATE), load_file(straight / STATE)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert log_of(killed) == log_of(straight)

@@ -1,0 +1,584 @@
+"""Every router: what it declares is measured, what its paper says is computed another way."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from minimoe.balance import DropStats, Load
+from minimoe.capacity import expert_capacity, limit_capacity
+from minimoe.dispatch import loop
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.routers import (
+    BaseRouter,
+    DenseRouter,
+    ExpertChoiceRouter,
+    HashRouter,
+    MeanBinningRouter,
+    NoisyRouting,
+    NoisyTopKRouter,
+    ReLURouter,
+    SigmoidRouter,
+    SinkhornRouter,
+    SwitchRouter,
+    TopKRouter,
+    UniformRouter,
+    balanced_assignment,
+    sinkhorn,
+)
+from minimoe.soft import SoftMoELayer
+from tests.zoo import LEARNT, SPREAD, ZOO, D, E, K, V, big_experts, build, route
+
+SEEDS = range(4)
+
+
+def tokens(b: int, s: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """x [B, S, D] and ids [B, S]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(b, s, D, generator=generator), torch.randint(V, (b, s), generator=generator)
+
+
+def looks_causal(name: str, *, training: bool = False) -> bool:
+    """Whether appending tokens changed no output at an earlier place, for several texts."""
+    for seed in SEEDS:
+        router = build(name, seed).train(training)
+        experts = big_experts()
+        x, ids = tokens(1, 14, seed)
+        full = route(router, x, ids, experts)
+        for s in (1, 5, 9):
+            if not torch.allclose(
+                route(router, x[:, :s], ids[:, :s], experts), full[:, :s], atol=1e-5
+            ):
+                return False
+    return True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ZOO)
+def test_trap_15_causality_is_as_declared(name: str) -> None:
+    assert looks_causal(name) == build(name).is_causal
+
+
+# noise is drawn for all tokens at once, so training with noise cannot be compared draw by draw
+@torch.no_grad()
+@pytest.mark.parametrize("name", [n for n in ZOO if n != "noisy top-k"])
+def test_trap_15_causality_in_training_is_as_declared(name: str) -> None:
+    assert looks_causal(name, training=True) == build(name).is_causal_in_training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ZOO)
+def test_trap_16_batch_invariance_is_as_declared(name: str) -> None:
+    equal = True
+    for seed in SEEDS:
+        router, experts = build(name, seed), big_experts()
+        x, ids = tokens(4, 7, seed)
+        together = route(router, x, ids, experts)
+        for row in range(4):
+            alone = route(router, x[row : row + 1], ids[row : row + 1], experts)
+            equal &= torch.allclose(alone[0], together[row], atol=1e-5)
+    assert equal == build(name).is_batch_invariant
+
+
+def capacity_layer(x: Tensor, kind: str) -> Tensor:
+    """One expert per token of a layer with capacity, in one of four ways; x [1, S, D] -> [S, D]."""
+    router = build("top-k")
+    routing = router(x[0])
+    t = x.shape[1]
+    if kind == "from T":
+        routing = limit_capacity(routing, expert_capacity(t, E, K, 0.75))
+    elif kind == "fixed":
+        routing = limit_capacity(routing, 3)
+    else:
+        # order of service: first choices of all tokens first, or the surest tokens first
+        first = -routing.weight if kind == "batch priority" else torch.arange(t * K) % K
+        order = first.argsort(stable=True)
+        expert = routing.expert[order]
+        place = torch.stack([(expert[:i] == expert[i]).sum() for i in range(len(expert))])
+        kept = torch.empty(t * K, dtype=torch.bool)
+        kept[order] = place < 3
+        routing = type(routing)(
+            routing.token, routing.expert, routing.weight, routing.shape, kept, K
+        )
+    return loop(x[0], routing.check(), big_experts())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "causal"),
+    [("from T", False), ("fixed", True), ("k-major", False), ("batch priority", False)],
+)
+def test_trap_15_capacity_and_order_of_service(kind: str, causal: bool) -> None:
+    equal = True
+    for seed in range(6):
+        x, _ = tokens(1, 16, seed)
+        full = capacity_layer(x, kind)
+        for s in (6, 11):
+            equal &= torch.allclose(capacity_layer(x[:, :s], kind), full[:s], atol=1e-5)
+    assert equal == causal
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (3, 5)])
+def test_every_router_gives_a_routing(name: str, training: bool, shape: tuple[int, int]) -> None:
+    router = build(name).train(training)
+    b, s = shape
+    x, ids = tokens(b, s)
+    sequence = torch.arange(b).repeat_interleave(s)
+    routing = router(x.reshape(-1, D), token_ids=ids.reshape(-1), sequence=sequence).check()
+    assert routing.shape == (b * s, E)
+    assert routing.weight.dtype == torch.float32
+    assert routing.token.dtype == routing.expert.dtype == torch.int64
+    if routing.k is not None:
+        weight = routing.weight.view(b * s, routing.k)
+        assert bool((weight.diff(dim=1) <= 0).all()), "first choice first"
+        experts = routing.expert.view(b * s, routing.k).sort(dim=1).values
+        assert bool((experts.diff(dim=1) > 0).all()), "K different experts"
+    if routing.probs is not None:
+        torch.testing.assert_close(routing.probs.sum(1), torch.ones(b * s))
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if n not in ("uniform random", "noisy top-k")])
+@pytest.mark.parametrize("training", [False, True])
+def test_trap_5_appended_padding_changes_no_choice(name: str, training: bool) -> None:
+    router = build(name).train(training)
+    x, ids = tokens(3, 7)
+    padded = torch.cat([x, torch.full((3, 4, D), 9.0)], dim=1)
+    padded_ids = torch.cat([ids, torch.zeros(3, 4, dtype=torch.int64)], dim=1)
+    valid = torch.arange(11).expand(3, 11) < 7
+    routing = router(
+        x.reshape(-1, D),
+        token_ids=ids.reshape(-1),
+        sequence=torch.arange(3).repeat_interleave(7),
+    )
+    other = router(
+        padded.reshape(-1, D),
+        token_ids=padded_ids.reshape(-1),
+        sequence=torch.arange(3).repeat_interleave(11),
+        valid=valid.reshape(-1),
+    ).check()
+    torch.testing.assert_close(other.dense().view(3, 11, E)[:, :7].reshape(-1, E), routing.dense())
+    assert torch.equal(other.load(), routing.load())
+    assert DropStats.of(other).dropped == 0
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("b", [0, 2])
+def test_padding_alone_is_no_load(name: str, training: bool, b: int) -> None:
+    router = build(name).train(training)
+    x, ids = tokens(b, 4)
+    routing = router(
+        x.reshape(-1, D),
+        token_ids=ids.reshape(-1),
+        sequence=torch.arange(b).repeat_interleave(4),
+        valid=torch.zeros(b * 4, dtype=torch.bool),
+    ).check()
+    assert int(routing.load().sum()) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if n != "uniform random"])
+def test_trap_12_inference_draws_nothing(name: str) -> None:
+    router = build(name)
+    x, ids = tokens(1, 9)
+    before = torch.get_rng_state()
+    router(x[0], token_ids=ids[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_trap_11_arithmetic_is_float32_under_autocast(name: str) -> None:
+    router = build(name)
+    x, ids = tokens(1, 9)
+    plain = router(x[0], token_ids=ids[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = router(x[0], token_ids=ids[0])
+    if name != "uniform random":
+        assert torch.equal(plain.dense(), cast.dense())
+    assert cast.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("training", [False, True])
+def test_gradcheck_of_every_learnt_router(name: str, training: bool) -> None:
+    """Weights and probabilities as functions of x and of every parameter, in float64."""
+    router = build(name).double().train(training)
+    names = [n for n, _ in router.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in router.parameters()]
+    x = tokens(1, 5)[0][0].double().requires_grad_()
+
+    def outputs(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(3)  # the same noise at every call
+        routing = torch.func.functional_call(
+            router, dict(zip(names, parameters, strict=True)), (x,)
+        )
+        assert routing.logits is not None
+        parts = (routing.dense(), routing.logits, routing.probs)
+        return tuple(p for p in parts if p is not None)
+
+    assert torch.autograd.gradcheck(outputs, (x, *values))
+
+
+def test_trap_1_norm_order() -> None:
+    x = tokens(1, 50)[0][0]
+    normalised, plain = build("top-k"), build("top-k unnormalised")
+    a, b = normalised(x), plain(x)
+    assert a.logits is not None
+    best = a.logits.topk(K, dim=-1)
+    torch.testing.assert_close(a.weight.view(-1, K), best.values.softmax(-1))
+    assert torch.equal(a.expert.view(-1, K), best.indices)
+    assert torch.equal(a.expert, b.expert)
+    assert bool((b.weight.view(-1, K).sum(1) < 1).all())
+    # the noisy router takes top-k first; without noise it is the normalised one
+    noisy = build("noisy top-k")
+    assert isinstance(noisy, NoisyTopKRouter)
+    noisy.weight.data.copy_(normalised.get_parameter("weight"))
+    torch.testing.assert_close(noisy(x).dense(), a.dense())
+
+
+def test_trap_2_one_renormalised_expert_teaches_the_router_nothing() -> None:
+    # in float64: w / w has a rounding error, which a large upstream gradient shows
+    x, experts = tokens(1, 20)[0][0].double(), big_experts().double()
+    for router, learns in (
+        (TopKRouter(D, E, 1), False),
+        (SwitchRouter(D, E), True),
+        (SinkhornRouter(D, E), True),
+        (BaseRouter(D, E), True),
+    ):
+        loop(x, router.double()(x), experts).square().sum().backward()
+        weight = router.get_parameter("weight")
+        assert weight.grad is not None
+        assert (float(weight.grad.norm()) > 1e-6) == learns, type(router).__name__
+
+
+def test_noise_is_as_declared_and_in_training_only() -> None:
+    router = build("noisy top-k")
+    assert isinstance(router, NoisyTopKRouter)
+    router.noise_weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    x = tokens(1, 4000)[0][0]
+    assert not isinstance(router(x), NoisyRouting)
+    routing = router.train()(x)
+    assert isinstance(routing, NoisyRouting)
+    assert routing.clean is not None and routing.noise_std is not None
+    assert routing.logits is not None
+    torch.testing.assert_close(routing.clean, x @ router.weight.T)
+    std = (x @ router.noise_weight.T).exp().log1p()
+    torch.testing.assert_close(routing.noise_std, std)
+    noise = (routing.logits - routing.clean) / std
+    noise = noise.detach()
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
+    assert isinstance(routing.detach(), NoisyRouting)
+
+
+def test_uniform_is_uniform() -> None:
+    x = torch.zeros(6000, D)
+    torch.manual_seed(0)
+    load = UniformRouter(E, K)(x).load()
+    # each expert is one of K with probability K/E; five standard deviations
+    deviation = (6000 * (K / E) * (1 - K / E)) ** 0.5
+    assert bool(((load - 6000 * K / E).abs() < 5 * deviation).all())
+    sequence = torch.arange(2).repeat_interleave(3)
+    turns = UniformRouter(E, K, order="round_robin")(x[:6], sequence=sequence)
+    assert turns.expert.tolist() == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_round_robin_passes_over_padding_and_mixed_sequences() -> None:
+    router = UniformRouter(4, 1, order="round_robin")
+    sequence = torch.tensor([7, 3, 7, 3, 7, 7])
+    valid = torch.tensor([False, True, True, True, False, True])
+    assert router(torch.zeros(6, D), sequence=sequence, valid=valid).expert[valid].tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+
+
+def test_mean_binning_bins_means() -> None:
+    router = MeanBinningRouter(4, 1)
+    assert router.edges.tolist() == pytest.approx([-0.6745, 0, 0.6745], abs=1e-4)
+    x = torch.tensor([[-2.0, -2.0], [-1.0, 0.5], [0.0, 0.8], [3.0, 9.0]])
+    assert router(x).expert.tolist() == [0, 1, 2, 3]
+    two = MeanBinningRouter(4, 2)(x).expert.view(4, 2)
+    assert two.tolist() == [[0, 1], [1, 2], [2, 3], [3, 2]]
+    values = torch.randn(1000, D, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    router.fit(values)
+    assert Load.of(router(values)).max_vio < 0.01
+    with pytest.raises(MinimoeError, match="has none"):
+        router.fit(values[:0])
+
+
+def test_dense_is_the_whole_mixture() -> None:
+    x, experts = tokens(1, 9)[0][0], big_experts()
+    router = DenseRouter(D, E, initializer_range=SPREAD)
+    assert isinstance(router.weight, Tensor)
+    outputs = torch.stack([experts(x, e) for e in range(E)], dim=1)  # [T, E, D]
+    share = (x @ router.weight.T).softmax(-1)
+    torch.testing.assert_close(
+        loop(x, router(x), experts), torch.einsum("te,ted->td", share, outputs)
+    )
+    average = DenseRouter(D, E, average=True)
+    torch.testing.assert_close(loop(x, average(x), experts), outputs.mean(1))
+    assert not list(average.parameters())
+
+
+def test_hash_depends_on_the_token_id_alone() -> None:
+    router = HashRouter(V, E, K)
+    ids = torch.tensor([3, 7, 3, 39])
+    expert = router(torch.randn(4, D), token_ids=ids).expert.view(4, K)
+    assert torch.equal(expert[0], expert[2])
+    assert torch.equal(expert, router.table[ids])
+    assert torch.equal(HashRouter(V, E, K).table, router.table)
+    assert not torch.equal(HashRouter(V, E, K, seed=1).table, router.table)
+    assert "table" in router.state_dict()
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 6), st.integers(1, 3)
+)
+def test_balanced_hash_table_is_dealt_by_frequency(counts: list[int], e: int, k: int) -> None:
+    k = min(k, e)
+    table = HashRouter(len(counts), e, k, table="balanced", counts=torch.tensor(counts)).table
+    load = torch.zeros(e, dtype=torch.int64)
+    for i, row in enumerate(table.tolist()):
+        assert len(set(row)) == k
+        load[row] += counts[i]
+    # greedy: the fullest expert had at most the mean before its last id came
+    if k == 1:
+        assert int(load.max()) <= sum(counts) / e + max(counts)
+
+
+def test_hash_names_what_is_missing() -> None:
+    with pytest.raises(MinimoeError, match="token_ids are None"):
+        HashRouter(V, E)(torch.zeros(3, D))
+    with pytest.raises(ConfigError, match="counts are None"):
+        HashRouter(V, E, table="balanced")
+
+
+@pytest.mark.parametrize("per_sequence", [False, True])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 6.0])
+def test_expert_choice_takes_the_best_tokens_of_each_expert(
+    per_sequence: bool, factor: float
+) -> None:
+    router = ExpertChoiceRouter(
+        D, E, capacity_factor=factor, per_sequence=per_sequence, initializer_range=SPREAD
+    )
+    x = tokens(3, 7)[0].reshape(-1, D)
+    sequence = torch.arange(3).repeat_interleave(7)
+    dense = router(x, sequence=sequence).check().dense()
+    probs = (x @ router.weight.T).softmax(-1)
+    parts = [slice(7 * i, 7 * i + 7) for i in range(3)] if per_sequence else [slice(0, 21)]
+    for part in parts:
+        p, c = probs[part], expert_capacity(len(probs[part]), E, 1, factor)
+        bar = p.sort(dim=0, descending=True).values[c - 1]
+        torch.testing.assert_close(dense[part], torch.where(p >= bar, p, 0))
+
+
+def test_expert_choice_refuses_sequences_of_different_length() -> None:
+    with pytest.raises(MinimoeError, match="1 to 2 tokens"):
+        ExpertChoiceRouter(D, E)(torch.zeros(3, D), sequence=torch.tensor([0, 0, 1]))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 10_000))
+def test_sinkhorn_plan_is_balanced(t: int, e: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(t, e, generator=generator)
+    valid = torch.rand(t, generator=generator) < 0.8
+    plan = sinkhorn(scores, 200, valid)
+    assert bool(torch.isfinite(plan).all())
+    if bool(valid.any()):
+        count = int(valid.sum())
+        torch.testing.assert_close(plan[valid].sum(0), torch.full((e,), count / e))
+        torch.testing.assert_close(plan[valid].sum(1), torch.ones(count), atol=1e-2, rtol=0)
+        torch.testing.assert_close(plan[valid], sinkhorn(scores[valid], 200))
+
+
+def test_balancing_routers_balance_in_training_and_choose_plainly_after() -> None:
+    x = tokens(1, 600)[0][0] + 0.7  # a common part that favours some experts
+    for name, bound in (("sinkhorn", 0.35), ("base", 0.0)):
+        router = build(name)
+        plain, balanced = router(x), router.train()(x)
+        assert plain.logits is not None and plain.k is not None
+        best = plain.logits.topk(plain.k, dim=-1).indices
+        assert torch.equal(plain.expert.view(-1, plain.k), best), name
+        assert Load.of(plain).max_vio > 0.8, name
+        assert Load.of(balanced).max_vio <= bound + 1e-6, name
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 14), st.integers(1, 5), st.integers(0, 10_000), st.booleans())
+def test_base_assignment_is_nearly_the_best(t: int, e: int, seed: int, ties: bool) -> None:
+    scores = torch.randn(t, e, generator=torch.Generator().manual_seed(seed)).double()
+    if ties:
+        scores = scores.round()
+    expert = balanced_assignment(scores, 1e-4)
+    places = -(-t // e)
+    assert t == 0 or int(torch.bincount(expert, minlength=e).max()) <= places
+    if t:
+        columns = scores.repeat_interleave(places, dim=1)  # one column per place
+        rows, best = linear_sum_assignment(columns.numpy(), maximize=True)
+        total = float(scores.gather(1, expert[:, None]).sum())
+        spread = float(scores.max() - scores.min())
+        assert total >= float(columns[rows, best].sum()) - places * e * 1e-4 * spread - 1e-9
+
+
+def test_base_refuses_scores_without_a_best_assignment() -> None:
+    scores = torch.zeros(4, 2)
+    scores[1, 1] = float("nan")
+    with pytest.raises(MinimoeError, match="finite"):
+        balanced_assignment(scores, 0.1)
+
+
+def test_trap_8_bias_selects_and_does_not_weigh() -> None:
+    router = build("sigmoid")
+    assert isinstance(router, SigmoidRouter)
+    x = tokens(1, 200)[0][0]
+    plain = router(x).dense()
+    router.e_score_correction_bias += 5.0
+    torch.testing.assert_close(router(x).dense(), plain)  # a constant changes nothing
+    router.e_score_correction_bias[2] += 10.0
+    routing = router(x)
+    s = (x @ router.weight.T).sigmoid()
+    assert bool((routing.expert.view(-1, K) == 2).any(1).all())
+    chosen = s.gather(1, routing.expert.view(-1, K))
+    torch.testing.assert_close(routing.weight.view(-1, K), chosen / chosen.sum(1, keepdim=True))
+    assert routing.logits is not None
+    routing.weight.sum().backward()
+    assert router.e_score_correction_bias.grad is None
+
+
+def test_trap_9_groups_are_masked_with_minus_infinity() -> None:
+    router = build("sigmoid groups")
+    assert isinstance(router, SigmoidRouter)
+    x = tokens(1, 300)[0][0]
+    for bias in (0.0, -3.0):  # s + b below 0: a mask of zeros would let the forbidden experts win
+        router.e_score_correction_bias.fill_(bias)
+        routing = router(x)
+        s = (x @ router.weight.T).sigmoid()
+        groups = (s + bias).view(-1, 3, 2).sum(-1).topk(2, dim=-1).indices  # of two experts each
+        mine = routing.expert.view(-1, K, 1) // 2
+        assert bool((mine == groups[:, None]).any(-1).all())
+        allowed = torch.zeros(len(x), 3).scatter(1, groups, 1.0).repeat_interleave(2, dim=1)
+        best = (s * allowed).topk(K, dim=-1)
+        assert torch.equal(best.indices.sort(1).values, routing.expert.view(-1, K).sort(1).values)
+        torch.testing.assert_close(routing.weight.view(-1, K).sum(1), torch.full((300,), 2.5))
+
+
+def test_trap_10_scores_that_underflow_are_not_nan() -> None:
+    router = build("sigmoid")
+    assert isinstance(router, SigmoidRouter)
+    router.weight.data.fill_(-100.0)
+    x = torch.ones(3, D, requires_grad=True)
+    routing = router(x).check()
+    assert routing.probs is not None
+    assert routing.weight.tolist() == [0.0] * 6
+    (routing.weight.sum() + routing.probs.sum()).backward()
+    assert x.grad is not None and bool(torch.isfinite(x.grad).all())
+
+
+def test_relu_counts_and_keeps_what_is_positive() -> None:
+    router, experts = build("relu"), big_experts()
+    assert isinstance(router, ReLURouter)
+    x = tokens(1, 30)[0][0]
+    routing = router(x).check()
+    gate = (x @ router.weight.T).relu()
+    assert routing.num_assignments == 30 * E
+    torch.testing.assert_close(routing.dense(), gate)
+    assert torch.equal(routing.load(), (gate > 0).sum(0))
+    assert routing.kept is not None and torch.equal(routing.kept, routing.weight > 0)
+    assert DropStats.of(routing).dropped == 0
+    limited = DropStats.of(limit_capacity(routing, 4))
+    assert limited.assignments == int((gate > 0).sum())
+    assert limited.by_expert == tuple(((gate > 0).sum(0) - 4).clamp_min(0).tolist())
+    outputs = torch.stack([experts(x, e) for e in range(E)], dim=1)
+    torch.testing.assert_close(loop(x, routing, experts), torch.einsum("te,ted->td", gate, outputs))
+
+
+def soft_layer(normalise: bool = True) -> SoftMoELayer:
+    torch.manual_seed(0)
+    return SoftMoELayer(D, E, 6, 2, normalise=normalise, initializer_range=SPREAD)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_soft_moe_is_its_formula(normalise: bool) -> None:
+    layer = soft_layer(normalise)
+    x = tokens(2, 5)[0]
+    y, routing = layer(x.reshape(-1, D), sequence=torch.arange(2).repeat_interleave(5))
+    assert routing is None
+    for row in range(2):
+        a, phi = x[row], layer.gate.weight
+        if normalise:
+            a, phi = a / a.norm(dim=1, keepdim=True), phi / phi.norm(dim=1, keepdim=True)
+        logits = a @ phi.T
+        slots = logits.softmax(0).T @ x[row]
+        results = torch.cat([layer.experts(slots[2 * e : 2 * e + 2], e) for e in range(E)])
+        torch.testing.assert_close(y.view(2, 5, D)[row], logits.softmax(1) @ results)
+
+
+@torch.no_grad()
+def test_soft_moe_is_batch_invariant_and_not_causal() -> None:
+    layer = soft_layer()
+    x = tokens(3, 6)[0]
+    y = layer(x.reshape(-1, D), sequence=torch.arange(3).repeat_interleave(6))[0].view(3, 6, D)
+    alone = layer(x[1])[0]
+    assert layer.gate.is_batch_invariant and not layer.gate.is_causal
+    torch.testing.assert_close(alone, y[1])
+    assert not torch.allclose(layer(x[1, :4])[0], y[1, :4], atol=1e-3)
+
+
+@torch.no_grad()
+def test_soft_moe_passes_over_padding_and_nothing() -> None:
+    layer = soft_layer()
+    x = tokens(2, 5)[0]
+    padded = torch.cat([x, torch.full((2, 3, D), 50.0)], dim=1)
+    valid = (torch.arange(8) < 5).expand(2, 8).clone()
+    sequence = torch.arange(2).repeat_interleave(8)
+    y = layer(padded.reshape(-1, D), sequence=sequence, valid=valid.reshape(-1))[0]
+    plain = layer(x.reshape(-1, D), sequence=torch.arange(2).repeat_interleave(5))[0]
+    torch.testing.assert_close(y.view(2, 8, D)[:, :5], plain.view(2, 5, D))
+    valid[1] = False
+    y = layer(padded.reshape(-1, D), sequence=sequence, valid=valid.reshape(-1))[0]
+    assert bool(torch.isfinite(y).all())
+    assert layer(x.reshape(-1, D)[:0])[0].shape == (0, D)
+
+
+def test_soft_moe_gradcheck() -> None:
+    layer = soft_layer().double()
+    x = tokens(1, 4)[0][0].double().requires_grad_()
+    names = [n for n, _ in layer.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+
+    def output(x: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, named, (x,))[0]
+
+    assert torch.autograd.gradcheck(output, (x, *values))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UniformRouter(2, 3), "num_experts_per_tok is 3"),
+        (lambda: UniformRouter(2, 1, order=cast(Any, "both")), "order is 'both'"),
+        (lambda: MeanBinningRouter(2, scale=0), "scale is 0"),
+        (lambda: HashRouter(4, 2, table=cast(Any, "best")), "table is 'best'"),
+        (lambda: NoisyTopKRouter(D, 2, 0), "num_experts_per_tok is 0"),
+        (lambda: ExpertChoiceRouter(D, 2, capacity_factor=3), "capacity_factor is 3"),
+        (lambda: SinkhornRouter(D, 2, temperature=0), "temperature is 0"),
+        (lambda: BaseRouter(D, 2, tolerance=0), "tolerance is 0"),
+        (lambda: SigmoidRouter(D, 6, 2, n_group=4), "n_group is 4"),
+        (lambda: SigmoidRouter(D, 6, 2, n_group=2, topk_group=3), "topk_group is 3"),
+        (lambda: SigmoidRouter(D, 6, 3, n_group=3, topk_group=1), "expected 1 to 2"),
+        (lambda: SoftMoELayer(D, 2, 4, 0), "slots is 0"),
+    ],
+)
+def test_impossible_routers_are_refused(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,76 @@
+"""One of every router, small, for tests that hold for all of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minimoe.dispatch import loop
+from minimoe.experts import Experts
+from minimoe.routers import (
+    BaseRouter,
+    DenseRouter,
+    ExpertChoiceRouter,
+    HashRouter,
+    MeanBinningRouter,
+    NoisyTopKRouter,
+    ReLURouter,
+    Router,
+    SigmoidRouter,
+    SinkhornRouter,
+    SwitchRouter,
+    TopKRouter,
+    UniformRouter,
+)
+
+V, D, E, K, FF = 40, 8, 6, 2, 6  # E is not a power of two
+SPREAD = 0.7  # of router weights, so that choices are clear
+
+ZOO: dict[str, Callable[[], Router]] = {
+    "uniform random": lambda: UniformRouter(E, K),
+    "uniform round robin": lambda: UniformRouter(E, K, order="round_robin"),
+    "mean binning": lambda: MeanBinningRouter(E, K, scale=D**-0.5),
+    "dense": lambda: DenseRouter(D, E, initializer_range=SPREAD),
+    "dense average": lambda: DenseRouter(D, E, average=True),
+    "hash": lambda: HashRouter(V, E, K),
+    "top-k": lambda: TopKRouter(D, E, K, initializer_range=SPREAD),
+    "top-k unnormalised": lambda: TopKRouter(
+        D, E, K, norm_topk_prob=False, initializer_range=SPREAD
+    ),
+    "noisy top-k": lambda: NoisyTopKRouter(D, E, K, initializer_range=SPREAD),
+    "switch": lambda: SwitchRouter(D, E, initializer_range=SPREAD),
+    "expert choice": lambda: ExpertChoiceRouter(D, E, initializer_range=SPREAD),
+    "expert choice batch": lambda: ExpertChoiceRouter(
+        D, E, capacity_factor=1.5, per_sequence=False, initializer_range=SPREAD
+    ),
+    "sinkhorn": lambda: SinkhornRouter(D, E, K, initializer_range=SPREAD),
+    "base": lambda: BaseRouter(D, E, initializer_range=SPREAD),
+    "sigmoid": lambda: SigmoidRouter(D, E, K, initializer_range=SPREAD),
+    "sigmoid groups": lambda: SigmoidRouter(
+        D, E, K, n_group=3, topk_group=2, routed_scaling_factor=2.5, initializer_range=SPREAD
+    ),
+    "relu": lambda: ReLURouter(D, E, initializer_range=SPREAD),
+}
+LEARNT = [name for name in ZOO if any(True for _ in ZOO[name]().parameters())]
+
+
+def build(name: str, seed: int = 0) -> Router:
+    """The router of this name, in eval mode, its weights from `seed`."""
+    torch.manual_seed(seed)
+    return ZOO[name]().eval()
+
+
+def big_experts(num_experts: int = E, seed: int = 1) -> Experts:
+    """Experts whose outputs are of the size of their inputs, so that a difference shows."""
+    torch.manual_seed(seed)
+    return Experts(num_experts, D, FF, initializer_range=0.7)
+
+
+def route(router: Router, x: Tensor, ids: Tensor, experts: Experts, seed: int = 0) -> Tensor:
+    """Output [B, S, D] of a layer of this router on x [B, S, D] with token ids [B, S]; draws are from `seed`."""
+    b, s, d = x.shape
+    sequence = torch.arange(b).repeat_interleave(s)
+    torch.manual_seed(seed)
+    flat = x.reshape(b * s, d)
+    routing = router(flat, token_ids=ids.reshape(-1), sequence=sequence).check()
+    return loop(flat, routing, experts).view(b, s, d)
