@@ -30,13 +30,18 @@ LANGUAGE_INFO = {
     "pygments_lexer": "ipython3",
 }
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def normalise(notebook: Any) -> None:
     """Bring a notebook into the form in which it is committed, in place.
 
     The kernel is the plain `python3` of whichever environment runs it; cells number from 1; what the kernel
-    sent to one stream in several pieces is one piece; times of execution are dropped.
+    sent to one stream in several pieces is one piece; times of execution are dropped. So are widgets and their
+    state: without a kernel they are dead, their ids change with every run, and a page with them loads scripts
+    from elsewhere. What a widget shows has its static picture beside it.
     """
+    notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = dict(KERNELSPEC)
     notebook.metadata["language_info"] = dict(LANGUAGE_INFO)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -51,7 +56,8 @@ def normalise(notebook: Any) -> None:
         if cell.get("execution_count") is not None:
             number += 1
             cell["execution_count"] = number
-        cell["outputs"] = merge_streams(cell.get("outputs", []))
+        live = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
+        cell["outputs"] = merge_streams(live)
         for output in cell["outputs"]:
             if output.output_type == "execute_result":
                 output["execution_count"] = cell["execution_count"]

@@ -198,7 +198,7 @@ def test_losses_of_nothing_are_zero(loss: object) -> None:
     router = build("relu") if loss is l1_loss else NoisyTopKRouter(D, E, K).train()
     for t in (0, 3):
         routing = router(batch(t), valid=torch.zeros(t, dtype=torch.bool))
-        value = loss(routing)
+        value = torch.as_tensor(loss(routing))
         value.backward()
         assert float(value.detach()) == 0.0
 
@@ -246,7 +246,7 @@ def test_load_loss_needs_noise() -> None:
         with pytest.raises(MinimoeError, match="NoisyTopKRouter in training"):
             load_loss(routing)
     every = NoisyTopKRouter(D, E, E).train()
-    assert float(load_loss(every(batch(3)))) == 0.0
+    assert float(load_loss(every(batch(3))).detach()) == 0.0
 
 
 @pytest.mark.parametrize("loss", [switch_loss, sequence_loss])
@@ -383,6 +383,7 @@ def test_sparsity_controller_presses_until_its_target_is_met() -> None:
 loads = st.lists(st.integers(0, 1000), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(loads, st.integers(1, 4), st.integers(0, 3))
 def test_replica_plan_is_consistent(load: list[int], devices: int, more: int) -> None:
     places = -(-len(load) // devices) + more
@@ -399,7 +400,7 @@ def test_replica_plan_is_consistent(load: list[int], devices: int, more: int) ->
     assert plan.imbalance == pytest.approx(max(served) / mean if mean else 1)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=4), st.integers(0, 5))
 def test_greedy_replication_minimises_the_hottest_copy(load: list[int], extra: int) -> None:
     total = len(load) + extra

@@ -33,7 +33,24 @@ from minimoe.study.report import run_study
 from minimoe.study.trace import RoutingTrace
 from minimoe.train.corpus import Corpus, Document, encode, train_tokenizer
 
-WORDS = ["the", "of", "and", "a", "in", "expert", "river", "king", "music", "cell", "stone", "law", "shall", "may", "not", "What", "Who", "is", "was", ":", ".", "?", "bridge", "star"]
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "a",
+    "in",
+    "river",
+    "king",
+    "music",
+    "cell",
+    "law",
+    "shall",
+    "What",
+    "Who",
+    "is",
+    ":",
+    ".",
+]
 TOPICS = (
     "Arts",
     "History",

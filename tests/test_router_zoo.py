@@ -338,6 +338,7 @@ def test_hash_depends_on_the_token_id_alone() -> None:
     assert "table" in router.state_dict()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 6), st.integers(1, 3)
 )
@@ -384,7 +385,7 @@ def test_expert_choice_refuses_sequences_of_different_length() -> None:
         ExpertChoiceRouter(D, E)(torch.zeros(3, D), sequence=torch.tensor([0, 0, 1]))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 10_000))
 def test_sinkhorn_plan_is_balanced(t: int, e: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -411,7 +412,7 @@ def test_balancing_routers_balance_in_training_and_choose_plainly_after() -> Non
         assert Load.of(balanced).max_vio <= bound + 1e-6, name
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 14), st.integers(1, 5), st.integers(0, 10_000), st.booleans())
 def test_base_assignment_is_nearly_the_best(t: int, e: int, seed: int, ties: bool) -> None:
     scores = torch.randn(t, e, generator=torch.Generator().manual_seed(seed)).double()

@@ -198,25 +198,36 @@ def balanced_assignment(scores: Tensor, tolerance: float) -> Tensor:
     spread = float(scores.max() - scores.min())
     if not math.isfinite(spread):
         raise MinimoeError("balanced_assignment needs finite scores; these hold NaN or infinity")
-    epsilon = spread * tolerance or 1.0  # of equal scores any assignment is the best
     # dummy tokens that no expert prefers fill the last places, so that a full market is the end
     value = scores.new_zeros(num_experts, places * num_experts, dtype=torch.float64)  # [E, T']
     value[:, :num_tokens] = scores.t()
     price = torch.zeros(value.shape[1], dtype=torch.float64, device=device)
-    owner = torch.full((value.shape[1],), -1, dtype=torch.int64, device=device)
-    while bool((owner < 0).any()):
-        bids = torch.full_like(value, -math.inf)
-        for e in range(num_experts):
-            mine = owner == e
-            free = places - int(mine.sum())
-            if free == 0:
-                continue
+    owner = torch.zeros(value.shape[1], dtype=torch.int64, device=device)
+    # coarse bids first find prices from which few fine ones are needed
+    epsilon, last = spread / 4, spread * tolerance
+    while True:
+        epsilon = max(epsilon, last) or 1.0  # of equal scores any assignment is the best
+        owner.fill_(-1)
+        while bool((owner < 0).any()):
+            price, owner = _bid(value, price, owner, places, epsilon)
+        if epsilon <= last or spread == 0:
+            return owner[:num_tokens]
+        epsilon /= 5
+
+
+def _bid(
+    value: Tensor, price: Tensor, owner: Tensor, places: int, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """One round of the auction: new prices [T'] and owners [T'], from value [E, T']."""
+    bids = torch.full_like(value, -math.inf)
+    for e in range(value.shape[0]):
+        mine = owner == e
+        free = places - int(mine.sum())
+        if free:
             profit = (value[e] - price).masked_fill(mine, -math.inf)
             # the best token it goes without sets how much the others are worth to it
             top, token = profit.topk(free + 1)
             bids[e, token[:-1]] = price[token[:-1]] + (top[:-1] - top[-1]) + epsilon
-        highest, bidder = bids.max(dim=0)
-        sold = highest > -math.inf
-        price = torch.where(sold, highest, price)
-        owner = torch.where(sold, bidder, owner)
-    return owner[:num_tokens]
+    highest, bidder = bids.max(dim=0)
+    sold = highest > -math.inf
+    return torch.where(sold, highest, price), torch.where(sold, bidder, owner)
