@@ -82,7 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--domains", help="comma-separated; default: all of the training mix")
     study.add_argument(
-        "--max-tokens", type=int, default=None, help="held-out tokens per domain (default: all)"
+        "--max-tokens",
+        type=int,
+        default=None,
+        help="held-out tokens per domain (default: 40,000, more where a question needs it)",
     )
     study.add_argument("--seed", type=int, default=0)
     study.set_defaults(run=run_study_command)

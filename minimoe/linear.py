@@ -30,8 +30,8 @@ def cpu_backend() -> str:
     return "onednn" if onednn_available() else "mkl"
 
 
-def _multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, D] · weight [F, D]ᵀ -> [T, F] in float32, exact products."""
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, D] · weight [F, D]ᵀ -> [T, F] in float32 through oneDNN; no gradient. Only where `fast_product` says so."""
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
 
 
@@ -39,7 +39,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight)
+        return multiply(x, weight)
 
     @staticmethod
     @once_differentiable  # a second derivative is refused: oneDNN's product has none
@@ -50,18 +50,18 @@ class _OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         # an expanded gradient (the one of y.sum()) has strides of 0, which oneDNN does not read
         dy = dy.contiguous()
-        dx = _multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dx = multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
         dw = None
         if ctx.needs_input_grad[1]:
             # dW = dyᵀ x; oneDNN reorders a transposed right-hand side, so the narrower matrix goes there
             wide = dy.shape[1] > x.shape[1]
-            dw = _multiply(x.t(), dy.t()).t() if wide else _multiply(dy.t(), x.t())
+            dw = multiply(x.t(), dy.t()).t() if wide else multiply(dy.t(), x.t())
         return dx, dw
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., D] times weight [F, D] transposed -> [..., F]; the same function as `F.linear` without a bias."""
-    fast = (
+def fast_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of these two goes through oneDNN here and now."""
+    return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and weight.dtype == torch.float32
@@ -70,7 +70,11 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-    if not fast:
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., D] times weight [F, D] transposed -> [..., F]; the same function as `F.linear` without a bias."""
+    if not fast_product(x, weight):
         return F.linear(x, weight)
     rows = x.reshape(-1, x.shape[-1])
     y = cast(Tensor, _OneDNNLinear.apply(rows, weight))  # pyright: ignore[reportUnknownMemberType]

@@ -22,6 +22,7 @@ from minimoe.balance import (
     limit_capacity,
     load_loss,
     plan_replicas,
+    selection_probability,
     sequence_loss,
     switch_loss,
 )
@@ -233,6 +234,9 @@ def test_load_loss_counts_the_probability_of_being_chosen() -> None:
             h[:, :, e] = routing.clean[:, e] + torch.randn(draws, 4) * routing.noise_std[:, e]
             chosen = h.topk(K, dim=-1).indices
             probability[:, e] = (chosen == e).any(-1).float().mean(0)
+    torch.testing.assert_close(
+        selection_probability(routing).detach(), probability, atol=0.04, rtol=0
+    )  # five standard deviations
     load = probability.sum(0)
     expected = load.var(correction=0) / load.mean() ** 2
     assert float(load_loss(routing).detach()) == pytest.approx(float(expected), abs=0.03)
@@ -411,6 +415,12 @@ def test_greedy_replication_minimises_the_hottest_copy(load: list[int], extra: i
         if sum(copies) == total
     )
     assert max(v / n for v, n in zip(load, plan.replicas, strict=True)) == pytest.approx(best)
+
+
+def test_heavy_copies_are_packed_first() -> None:
+    plan = plan_replicas([6, 2, 2, 2, 0, 0], 6, 2)
+    assert plan.device_load == (6, 6)
+    assert [sorted(experts) for experts in plan.placement] == [[0, 4, 5], [1, 2, 3]]
 
 
 def test_replicas_of_a_hot_expert_halve_the_step() -> None:

@@ -2,6 +2,7 @@
 
 import html
 import re
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,11 +31,11 @@ def make_trace(documents=60, tokens=30, experts=EXPERTS, seed=0) -> RoutingTrace
     for column in range(len(LAYERS)):
         logits[np.arange(len(token)), column, token % experts] += column
     return RoutingTrace(
-        token=token,
-        document=np.repeat(np.arange(documents), tokens),
-        position=np.tile(np.arange(tokens), documents),
-        expert=np.argsort(-logits, axis=2)[..., :K],
-        weight=np.full((len(token), len(LAYERS), K), 0.5),
+        token=token.astype(np.int32),
+        document=np.repeat(np.arange(documents, dtype=np.int32), tokens),
+        position=np.tile(np.arange(tokens, dtype=np.int32), documents),
+        expert=np.argsort(-logits, axis=2)[..., :K].astype(np.int16),
+        weight=np.full((len(token), len(LAYERS), K), 0.5, np.float32),
         documents=tuple(kinds),
         num_experts=experts,
         layers=LAYERS,
@@ -42,7 +43,7 @@ def make_trace(documents=60, tokens=30, experts=EXPERTS, seed=0) -> RoutingTrace
 
 
 TRACE = make_trace()
-FEW = {"resamples": 60}
+FEW: Any = {"resamples": 60}
 
 
 def loads(trace=TRACE):
@@ -211,15 +212,18 @@ def test_equal_band_covers_equal_loads():
     for seed in range(12):
         rng = np.random.default_rng(seed)
         n = 4000
-        expert = np.argsort(rng.random((n, 1, 8)), axis=2)[..., :2]
+        expert = np.argsort(rng.random((n, 1, 8)), axis=2)[..., :2].astype(np.int16)
         documents = tuple(TraceDocument("law", str(i)) for i in range(100))
-        document, position = np.repeat(np.arange(100), 40), np.tile(np.arange(40), 100)
+        document, position = (
+            np.repeat(np.arange(100, dtype=np.int32), 40),
+            np.tile(np.arange(40, dtype=np.int32), 100),
+        )
         trace = RoutingTrace(
             np.zeros(n, np.int32),
             document,
             position,
             expert,
-            np.full((n, 1, 2), 0.5),
+            np.full((n, 1, 2), 0.5, np.float32),
             documents,
             8,
             (1,),

@@ -88,12 +88,28 @@ def importance_loss(routing: Routing) -> Tensor:
 
 
 def load_loss(routing: Routing) -> Tensor:
-    """CV² of a smooth estimate of the load, a float32 scalar (Shazeer et al. 2017, eq. 8-11, without its coefficient).
+    """CV² of a smooth estimate of the load, a float32 scalar (Shazeer et al. 2017, eq. 10-11, without its coefficient).
+
+    The load of an expert is the sum of its `selection_probability` over valid tokens. Population variance, as in
+    `importance_loss`. With K = E the load is even: 0.
+
+    Raises:
+        MinimoeError: the routing was made without noise (another router, or outside training).
+    """
+    probability = selection_probability(routing)
+    if routing.valid is not None:
+        probability = torch.where(
+            routing.valid[:, None], probability, torch.zeros_like(probability)
+        )
+    return _cv2(probability.sum(dim=0))
+
+
+def selection_probability(routing: Routing) -> Tensor:
+    """Probability [T, E] that an expert would be among the K best if its noise were drawn anew (the same, eq. 8-9).
 
         P(t, e) = Φ((clean[t, e] − the K-th largest noisy logit of t without e) / noise_std[t, e])
 
-    is the probability that e would be among the K best if only its own noise were drawn anew; the load is its sum
-    over valid tokens. Population variance, as in `importance_loss`. With K = E the load is even: 0.
+    It is differentiable where the choice itself is not.
 
     Raises:
         MinimoeError: the routing was made without noise (another router, or outside training).
@@ -106,17 +122,12 @@ def load_loss(routing: Routing) -> Tensor:
     noisy, k = routing.logits, routing.k
     assert noisy is not None and k is not None
     if k == routing.num_experts:
-        return noisy.sum() * 0
+        return noisy * 0 + 1
     best = noisy.topk(k + 1, dim=-1).values  # [T, K + 1]
     kth, next_best = best[:, k - 1 : k], best[:, k:]
     # without one of the K best, the K-th best of the others is the (K + 1)-th of all
     bar = torch.where(noisy >= kth, next_best, kth)
-    probability = torch.special.ndtr((routing.clean - bar) / routing.noise_std)  # [T, E]
-    if routing.valid is not None:
-        probability = torch.where(
-            routing.valid[:, None], probability, torch.zeros_like(probability)
-        )
-    return _cv2(probability.sum(dim=0))
+    return torch.special.ndtr((routing.clean - bar) / routing.noise_std)
 
 
 def l1_loss(routing: Routing) -> Tensor:

@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.dispatch.fused import fused_grouped
 from minimoe.dispatch.plan import plan
 from minimoe.experts import Experts, swiglu
+from minimoe.linear import fast_product
 from minimoe.routing import Routing
 
 
 def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
 
-    Reads the E counts on the host. Sums in float32, returns x's type.
+    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU with AVX-512 `fused_grouped`
+    does the work; what stands here is the same function in plain operations.
     """
     num_tokens = x.shape[0]
     if routing.num_assignments == 0:
@@ -22,6 +25,10 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         return x * 0 + 0 * (
             experts.gate_up_proj.sum() + experts.down_proj.sum() + routing.weight.sum()
         )
+    weight = routing.weight if routing.kept is None else routing.weight * routing.kept
+    plain = routing.k is None or weight.dtype != torch.float32
+    if not plain and fast_product(x, experts.gate_up_proj):
+        return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
@@ -32,7 +39,6 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         swiglu(part, w13, w2) for part, (w13, w2) in zip(rows.split(counts), weights, strict=True)
     ]
     out = torch.cat(outs)  # [N, D], sorted
-    weight = routing.weight if routing.kept is None else routing.weight * routing.kept
     if routing.k is not None:
         # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
         inverse = order.inverse.view(num_tokens, routing.k)

@@ -31,6 +31,6 @@ def plan(routing: Routing) -> Plan:
     """Sort the assignments by expert. Dropped ones keep their place (N is known on the host); their weight is zero."""
     order = routing.expert.argsort(stable=True)
     inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.shape[0], device=order.device)
+    inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     counts = torch.bincount(routing.expert, minlength=routing.num_experts)
     return Plan(order=order, token=routing.token[order], counts=counts, inverse=inverse)
