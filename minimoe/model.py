@@ -110,6 +110,8 @@ class MixtralModel(nn.Module):
         labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        logits_to_keep: int = 0,
     ) -> ModelOutput:
         """Run the model.
 
@@ -120,11 +122,17 @@ class MixtralModel(nn.Module):
             attention_mask [B, S_all]: True or 1 for tokens, False or 0 for padding, on either side. With a cache it
                 covers the cached tokens too.
             cache: keys and values of earlier tokens, extended in place.
+            logits_to_keep: compute logits for this many last positions only (0: all); who wants routings or the next
+                token alone saves most of the work of the output projection. Not together with labels.
 
         Raises:
             MinimoeError: wrong shape or type, ids out of range, a sequence beyond `max_position_embeddings`.
         """
         self._check(input_ids, labels, attention_mask, cache)
+        if logits_to_keep < 0 or (logits_to_keep and labels is not None):
+            raise MinimoeError(
+                f"logits_to_keep is {logits_to_keep}; it must be 0 (all positions) or more, and 0 with labels"
+            )
         b, s = input_ids.shape
         past = len(cache) if cache is not None else 0
         device = input_ids.device
@@ -143,7 +151,7 @@ class MixtralModel(nn.Module):
             x, routing = block(x, cos, sin, mask, cache, input_ids.reshape(-1), sequence, valid)
             if routing is not None:
                 routings.append(routing)
-        logits = self.lm_head(self.norm(x))  # [B, S, V]
+        logits = self.lm_head(self.norm(x[:, -logits_to_keep:]))  # [B, S, V]; -0: all positions
 
         aux = torch.stack([switch_loss(r) for r in routings]).mean() if routings else None
         z = torch.stack([z_loss(r) for r in routings]).mean() if routings else None
@@ -240,7 +248,11 @@ class MixtralModel(nn.Module):
             ids, new, mask = input_ids, input_ids, attention_mask
             ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
             for _ in range(max_new_tokens):
-                logits = self(new, attention_mask=mask, cache=cache).logits[:, -1].float()  # [B, V]
+                logits = (
+                    self(new, attention_mask=mask, cache=cache, logits_to_keep=1)
+                    .logits[:, -1]
+                    .float()
+                )  # [B, V]
                 new = sample(logits, temperature, top_p, generator)[:, None]
                 if eos_token_id is not None:
                     new = torch.where(ended[:, None], torch.full_like(new, eos_token_id), new)

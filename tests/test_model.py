@@ -174,9 +174,11 @@ def test_initial_residual_projections_are_smaller_with_depth() -> None:
     model = MixtralModel(TINY.replace(hidden_size=64, num_hidden_layers=8, initializer_range=0.02))
     block = model.layers[0]
     assert isinstance(block, Block)
-    assert float(block.self_attn.q_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
-    assert float(block.self_attn.o_proj.weight.std()) == pytest.approx(0.02 / 4, rel=0.1)
-    assert float(moe_layers(model)[0].experts.down_proj.std()) == pytest.approx(0.02 / 4, rel=0.1)
+    assert float(block.self_attn.q_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert float(block.self_attn.o_proj.weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.1)
+    assert float(moe_layers(model)[0].experts.down_proj.detach().std()) == pytest.approx(
+        0.02 / 4, rel=0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,3 +326,19 @@ def test_trap_3_their_auxiliary_loss_is_k_times_ours_for_one_layer() -> None:
     pooled = 5 * (pooled_probs.mean(0) * pooled_load).sum()
     torch.testing.assert_close(expected.aux_loss, pooled, atol=1e-4, rtol=1e-4)
     assert abs(float(2 * ours.aux_loss - expected.aux_loss)) > 1e-3
+
+
+def test_logits_to_keep_leaves_out_positions_and_nothing_else() -> None:
+    model, ids = tiny_model(), random_ids(2, 9)
+    whole, last = model(ids), model(ids, logits_to_keep=2)
+    assert last.logits.shape == (2, 2, TINY.vocab_size)
+    torch.testing.assert_close(last.logits, whole.logits[:, -2:])
+    for a, b in zip(whole.routings, last.routings, strict=True):
+        assert torch.equal(a.expert, b.expert)
+
+
+@pytest.mark.parametrize(("keep", "labelled"), [(-1, False), (1, True)])
+def test_logits_to_keep_that_cannot_be_is_refused(keep: int, labelled: bool) -> None:
+    ids = random_ids(1, 4)
+    with pytest.raises(MinimoeError, match="logits_to_keep"):
+        tiny_model()(ids, labels=ids if labelled else None, logits_to_keep=keep)

@@ -22,7 +22,7 @@ from minimoe.routing import Routing
 
 
 def block_size(assignments: int, num_experts: int) -> int:
-    """Rows that each stretch is filled up to a multiple of; it costs half a block per expert, so few rows get small ones."""
+    """Each stretch is filled up to a multiple of this. It costs half of it per expert, so few rows get a small one."""
     mean = assignments // num_experts
     return 64 if mean >= 256 else 16 if mean >= 32 else 1
 

@@ -168,7 +168,8 @@ def record_documents(
                     ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
                     mask[row, : len(window.tokens)] = True
                 full = bool(mask.all())
-                model(ids.to(device), attention_mask=None if full else mask.to(device))
+                given = None if full else mask.to(device)
+                model(ids.to(device), attention_mask=given, logits_to_keep=1)
                 recording = recorder.pop()
                 rows += [(window, recording, row * width) for row, window in enumerate(batch)]
     finally:
