@@ -14,7 +14,8 @@ from minimoe.config import ModelConfig
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
 from minimoe.train.corpus import Corpus, Document, digest, encode, train_tokenizer
-from minimoe.train.loop import Run, TrainConfig
+from minimoe.train.loop import Run
+from minimoe.train.settings import TrainConfig
 
 TINY = ModelConfig(
     vocab_size=64,

@@ -14,7 +14,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.model import MixtralModel
 from minimoe.study import findings as judged
-from minimoe.study import report
+from minimoe.study import recordings, report
 from minimoe.study import statistics as st
 from minimoe.study.findings.domains import subjects
 from minimoe.study.findings.load import balance, imbalance, questions
@@ -30,6 +30,7 @@ from minimoe.study.measurements import (
     three_layers,
 )
 from minimoe.study.report import run_study
+from minimoe.study.stages import Stages
 from minimoe.study.trace import RoutingTrace
 from minimoe.train.corpus import Corpus, Document, encode, train_tokenizer
 
@@ -111,7 +112,7 @@ def checkpoint(tokenizer, tmp_path_factory):
 def offline(monkeypatch, corpus):
     """A corpus of four small domains in place of the fetched one, and fewer draws."""
     monkeypatch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
-    monkeypatch.setattr(report, "mmlu_dev_questions", lambda: list(REAL))
+    monkeypatch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
     monkeypatch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
 
 
@@ -120,7 +121,7 @@ def studied(checkpoint, corpus, tmp_path_factory):
     """One run, read by several tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
-        patch.setattr(report, "mmlu_dev_questions", lambda: list(REAL))
+        patch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
         patch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
         out = tmp_path_factory.mktemp("study") / "new" / "folder"
         path = run_study(checkpoint, out, max_tokens=2000, progress=False)
@@ -208,27 +209,27 @@ def test_summary_is_plain_json(studied):
 
 def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
     recorded: list[str] = []
-    real = report.record_split
+    real = recordings.record_split
 
     def counting(model, split, **options):
         recorded.extend(options.get("domains") or [])
         return real(model, split, **options)
 
-    monkeypatch.setattr(report, "record_split", counting)
-    stage = report._Stages(True)
+    monkeypatch.setattr(recordings, "record_split", counting)
+    stage = Stages(quiet=True)
     model = MixtralModel.from_pretrained(checkpoint)
     trace = studied.parent / "trace.npz"
     meta = RoutingTrace.load(trace).meta
-    same = report._recorded(model, report.load_corpus(), trace, 2000, dict(meta), stage)
+    same = recordings.recorded_heldout(model, report.load_corpus(), trace, 2000, dict(meta), stage)
     assert recorded == [] and len(same) > 0
     copy = trace.with_name("copy.npz")
     copy.write_bytes(trace.read_bytes())
-    report._recorded(
+    recordings.recorded_heldout(
         model, report.load_corpus(), copy, 2000, {**meta, "data_sha256": "1" * 64}, stage
     )
     assert recorded == ["law", "drama", "wiki_en", "questions"]
     copy.write_bytes(b"not a trace")
-    report._recorded(model, report.load_corpus(), copy, 2000, dict(meta), stage)
+    recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage)
     assert len(recorded) == 8
     copy.unlink()
 
@@ -237,7 +238,7 @@ def test_without_mmlu_the_page_says_why(checkpoint, offline, monkeypatch, tmp_pa
     def missing():
         raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")
 
-    monkeypatch.setattr(report, "mmlu_dev_questions", missing)
+    monkeypatch.setattr(recordings, "mmlu_dev_questions", missing)
     path = run_study(checkpoint, tmp_path, max_tokens=600)
     assert (
         "The real MMLU questions are left out: the MMLU questions need lm-eval"

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from minimoe import MixtralModel
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.train.corpus import Corpus
-from minimoe.train.loop import STATE, Run, unbroken
+from minimoe.train.environment import unbroken
+from minimoe.train.loop import Run
+from minimoe.train.state import STATE
 from tests.small import small_disk, text_corpus, tiny_run, weights_digest
 
 

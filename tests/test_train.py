@@ -12,19 +12,13 @@ import torch
 
 from minimoe import MixtralModel, ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.train.batches import Batches
 from minimoe.train.card import write_card
 from minimoe.train.corpus import Corpus, Document, digest, encode
-from minimoe.train.loop import (
-    TRAIN_PRESETS,
-    Batches,
-    TrainConfig,
-    evaluate,
-    fast_cpu,
-    learning_rate,
-    make_optimizer,
-    processor_name,
-    resolve_device,
-)
+from minimoe.train.environment import fast_cpu, processor_name, resolve_device
+from minimoe.train.optimizer import learning_rate, make_optimizer
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
+from minimoe.train.validation import evaluate
 from tests.small import TRAIN, small_disk, text_corpus, tiny_model, tiny_run, weights_digest
 
 

@@ -15,7 +15,9 @@ from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.linear import cpu_backend
 from minimoe.model import MixtralModel
-from minimoe.train.loop import TRAIN_PRESETS, TrainConfig, fast_cpu, make_optimizer, processor_name
+from minimoe.train.environment import fast_cpu, processor_name
+from minimoe.train.optimizer import make_optimizer
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 
 GOAL = 0.85
 

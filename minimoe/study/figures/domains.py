@@ -251,4 +251,5 @@ def _sizes(load: DomainLoad, names: Sequence[str]) -> str:
     d, t = load.documents[rows], load.tokens[rows]
     if len(rows) == 1:
         return f"{d[0]} documents, {t[0]:,} tokens"
-    return f"{d.min()} to {d.max()} documents, {t.min():,} to {t.max():,} tokens each"
+    documents = f"{d.min()}" if d.min() == d.max() else f"{d.min()} to {d.max()}"
+    return f"{documents} documents, {t.min():,} to {t.max():,} tokens each"

@@ -1,0 +1,131 @@
+"""Validation on held-out text: the loss by domain, the load of the experts, and the routing of a few fixed tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimoe.balance import Load
+from minimoe.errors import ConfigError
+from minimoe.model import MixtralModel, next_token_loss
+from minimoe.train.environment import autocast
+from minimoe.train.tokens import TokenSplit
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """Held-out loss of one domain: nats per token, nats per byte of text, and the tokens it was measured on."""
+
+    nats_per_token: float
+    nats_per_byte: float
+    tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: MixtralModel,
+    split: TokenSplit,
+    domains: tuple[str, ...],
+    *,
+    seq_len: int,
+    max_windows: int | None = None,
+    batch_size: int = 16,
+) -> tuple[dict[str, DomainLoss], tuple[Load, ...]]:
+    """Held-out loss by domain, and the load of each sparse layer over all of them.
+
+    Text is read in windows of `seq_len` that follow each other; every token but the first of a window is predicted.
+    Nats per byte multiply nats per token by the domain's tokens per byte.
+
+    Raises:
+        ConfigError: a domain has no held-out text.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    losses: dict[str, DomainLoss] = {}
+    counts: list[Tensor] = []
+    try:
+        for name in domains:
+            stream = split.tokens[split.domain_slice(name)]
+            require_heldout(name, len(stream))
+            s = min(seq_len, len(stream))
+            starts = list(range(0, len(stream) - s + 1, s))
+            if max_windows is not None and len(starts) > max_windows:
+                # spread over the whole stream, so that few windows still see many documents
+                starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
+            nats, tokens = 0.0, 0
+            for i in range(0, len(starts), batch_size):
+                windows = [stream[a : a + s] for a in starts[i : i + batch_size]]
+                x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
+                with autocast(device):
+                    out = model(x)
+                n = x.shape[0] * (s - 1)
+                nats += float(next_token_loss(out.logits[:, :-1], x[:, 1:])) * n
+                tokens += n
+                loads = [routing.load() for routing in out.routings]
+                counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
+            total = [d for d in split.documents if d.domain == name]
+            tokens_per_byte = sum(d.tokens for d in total) / max(1, sum(d.bytes for d in total))
+            per_token = nats / tokens
+            losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
+    finally:
+        model.train(training)
+    return losses, tuple(Load.from_counts(c) for c in counts)
+
+
+def require_heldout(domain: str, tokens: int) -> None:
+    """Refuse a domain with too little held-out text to predict a token of it.
+
+    Raises:
+        ConfigError: fewer than two tokens.
+    """
+    if tokens < 2:
+        raise ConfigError(
+            f"domain {domain} has {tokens} held-out tokens, so nothing to validate on: leave it out"
+        )
+
+
+@torch.no_grad()
+def probe(
+    model: MixtralModel,
+    split: TokenSplit,
+    domains: tuple[str, ...],
+    *,
+    seq_len: int,
+    windows: int = 1,
+) -> dict[str, Tensor] | None:
+    """The experts of the same few held-out tokens each time: repeated as a model trains, the routing's history.
+
+    Reads the first `windows` windows of each domain that has them, and leaves the model in training mode.
+
+    Returns:
+        `expert` [T, L, K] uint8 and `token` [rows, S] int32; None where no domain holds out a whole window, or no
+        layer is sparse.
+    """
+    s = seq_len
+    streams = [split.tokens[split.domain_slice(name)] for name in domains]
+    rows = [
+        stream[i * s : (i + 1) * s]
+        for stream in streams
+        for i in range(windows)
+        if len(stream) >= s * (i + 1)
+    ]
+    if not rows:
+        return None
+    ids = np.stack(rows)
+    device = next(model.parameters()).device
+    model.eval()
+    with autocast(device):
+        out = model(torch.from_numpy(ids.astype(np.int64)).to(device))
+    model.train()
+    if not out.routings:
+        return None
+    chosen = [r.expert.view(r.num_tokens, -1) for r in out.routings]
+    expert = torch.stack(chosen, dim=1)  # [T, L, K]
+    return {
+        "expert": expert.to(torch.uint8).cpu(),
+        "token": torch.from_numpy(ids.astype(np.int32)),
+    }
