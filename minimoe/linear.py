@@ -32,7 +32,7 @@ def cpu_backend() -> str:
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x [T, D] · weight [F, D]ᵀ -> [T, F] in float32 through oneDNN; no gradient. Only where `fast_product` says so."""
-    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], ""))
 
 
 class _OneDNNLinear(torch.autograd.Function):

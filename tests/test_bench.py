@@ -53,7 +53,8 @@ def test_rounds_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     seconds = bench.measure({"a": step("a", 2.0), "b": step("b", 3.0)}, rounds=3)
-    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    warm_up = "a" * bench.WARM_UP + "b" * bench.WARM_UP
+    assert "".join(calls) == warm_up + "ab" + "ba" + "ab"
     assert seconds == {"a": [2.0] * 3, "b": [3.0] * 3}
 
 

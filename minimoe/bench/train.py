@@ -20,6 +20,7 @@ from minimoe.train.optimizer import make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 
 GOAL = 0.85
+WARM_UP = 5  # calls
 
 
 def dense_counterpart(config: ModelConfig) -> ModelConfig:
@@ -58,11 +59,13 @@ def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> 
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each function, `rounds` times, in turn and each time in the other order.
 
-    What disturbs the machine for longer than a step then disturbs all alike. One untimed call of each goes before.
+    What disturbs the machine for longer than a step then disturbs all alike. Untimed calls of each go before: oneDNN
+    compiles a kernel for each new shape, and a training run is long enough to have met all that come back.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
-        step()
+        for _ in range(WARM_UP):
+            step()
     for i in range(rounds):
         for name in sorted(steps, reverse=i % 2 == 1):
             started = time.perf_counter()

@@ -2,8 +2,8 @@
 
 Three things make it fast. oneDNN compiles a kernel for every new shape, which costs as much as the product itself, so
 each expert's rows are filled up to whole blocks and shapes come back. Forward and backward are written by hand,
-one expert at a time, so that what an expert needs stays in the cache. And nothing is saved but the tokens and the
-projections H; the activations are computed again.
+one expert at a time, so that what an expert needs stays in the cache. And silu, the slow part of the activation, is
+kept for the backward pass instead of computed twice: on a CPU time is scarcer than memory.
 """
 
 from __future__ import annotations
@@ -83,16 +83,21 @@ class _FusedExperts(torch.autograd.Function):
         sizes: list[int],
         k: int,
     ) -> Tensor:
-        projected: list[Tensor] = []  # H = X W13ᵀ of each expert, [rows, 2F]
+        kept: list[
+            Tensor
+        ] = []  # of each expert X [rows, D], H = X W13ᵀ [rows, 2F], silu of the gate half [rows, F]
         outs: list[Tensor] = []
-        for e, part in enumerate(token.split(sizes)):
-            h = multiply(x.index_select(0, part), gate_up_proj[e]) if len(part) else None
-            if h is not None:
+        weights = zip(gate_up_proj.unbind(0), down_proj.unbind(0), strict=True)
+        for part, (w13, w2) in zip(token.split(sizes), weights, strict=True):
+            if part.numel():
+                rows = x.index_select(0, part)
+                h = multiply(rows, w13)
                 gate, up = h.chunk(2, dim=-1)
-                projected.append(h)
-                outs.append(multiply(F.silu(gate).mul_(up), down_proj[e]))
+                silu = F.silu(gate)
+                kept += [rows, h, silu]
+                outs.append(multiply(silu * up, w2))
         y = _combine(torch.cat(outs), row, k, weight)
-        ctx.save_for_backward(x, weight, gate_up_proj, down_proj, token, row, *projected)
+        ctx.save_for_backward(weight, gate_up_proj, down_proj, token, row, *kept)
         ctx.sizes, ctx.k = sizes, k
         return y
 
@@ -108,23 +113,21 @@ class _FusedExperts(torch.autograd.Function):
         """
         (dy,) = grads
         dy = dy.contiguous()
-        x, weight, gate_up_proj, down_proj, token, row, *projected = ctx.saved_tensors
+        weight, gate_up_proj, down_proj, token, row, *kept = ctx.saved_tensors
         row_weight = weight.new_zeros(len(token)).scatter_(0, row, weight)
         d_row_weight = torch.empty_like(row_weight)
         d_gate_up, d_down = torch.empty_like(gate_up_proj), torch.empty_like(down_proj)
         d_rows: list[Tensor] = []
-        saved, start = iter(projected), 0
+        saved, start = iter(kept), 0
         for e, part in enumerate(token.split(ctx.sizes)):
             if not len(part):
                 d_gate_up[e].zero_()
                 d_down[e].zero_()
                 continue
             place = slice(start, start := start + len(part))
-            h = next(saved)
+            rows, h, silu = next(saved), next(saved), next(saved)
             gate, up = h.chunk(2, dim=-1)
             w = row_weight[place, None]  # 0 for filling rows, which so add nothing to any gradient
-            sigmoid = torch.sigmoid(gate)
-            silu = gate * sigmoid
             a = silu * up
             do = dy.index_select(0, part)
             da = multiply(do, down_proj[e].t())  # before the weight
@@ -134,10 +137,9 @@ class _FusedExperts(torch.autograd.Function):
             dh = torch.empty_like(h)
             d_gate, d_up = dh.chunk(2, dim=-1)
             torch.mul(da, silu, out=d_up)
-            # silu'(g) = σ(g) + silu(g)·(1 − σ(g))
-            torch.mul(da.mul_(up), silu.mul_(1 - sigmoid).add_(sigmoid), out=d_gate)
+            torch.ops.aten.silu_backward.grad_input(da.mul_(up), gate, grad_input=d_gate)
             # oneDNN reorders a transposed right-hand side, so the narrower matrix goes there
-            d_gate_up[e] = multiply(x.index_select(0, part).t(), dh.t()).t()
+            d_gate_up[e] = multiply(rows.t(), dh.t()).t()
             d_rows.append(multiply(dh, gate_up_proj[e].t()))
         dx = _combine(torch.cat(d_rows), row, ctx.k, None)
         return dx, d_row_weight[row], d_gate_up, d_down, None, None, None, None
