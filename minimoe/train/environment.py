@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 import signal
@@ -61,9 +62,7 @@ def fast_cpu() -> Generator[None]:
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+            _keep_memory(ctypes.CDLL(None))
     torch.set_flush_denormal(True)
     try:
         yield
@@ -95,3 +94,19 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _keep_memory(libc: ctypes.CDLL, reserve: int = 512 << 20) -> None:
+    """Have malloc keep what is freed, and fill the first `reserve` bytes of the heap with huge pages where the system
+    gives them: a step touches a few hundred megabytes, and faulting them in page by page costs more than some products.
+    """
+    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.malloc(reserve)  # nothing of it is touched, so nothing is taken yet
+    if start:
+        first = (start + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+        libc.madvise(first, reserve - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+        libc.free(start)
