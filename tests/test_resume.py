@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE
 from tests.small import small_disk, text_corpus, tiny_run, weights_digest
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Generator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored, as background jobs are."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
