@@ -48,7 +48,7 @@ class _OneDNNLinear(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None]:
         (dy,) = grads
         x, weight = ctx.saved_tensors
-        # an expanded gradient (the one of y.sum()) has strides of 0, which oneDNN does not read
+        # an expanded gradient (the one of y.sum()) has strides of 0: do not rest on oneDNN reading those
         dy = dy.contiguous()
         dx = multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
         dw = None

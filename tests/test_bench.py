@@ -72,7 +72,7 @@ def test_the_result_is_json_and_the_table_says_the_same(
     assert result["threads"] == 1
     for key in ("hardware", "torch", "date", "cpu_products"):
         assert result[key]
-    assert "goal 0.85 measured 0.50 (0.25 to 1.00)" in capsys.readouterr().out
+    assert "goal 0.85 measured 0.500 (0.250 to 1.000)" in capsys.readouterr().out
 
 
 def test_a_real_measurement_runs_and_restores_the_threads() -> None:

@@ -192,7 +192,7 @@ def table(result: dict[str, Any]) -> str:
         )
     ratio = result["ratio"]
     lines.append(
-        f"sparse / dense: goal {result['goal']:.2f} measured {ratio['median']:.2f} "
-        f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+        f"sparse / dense: goal {result['goal']:.2f} measured {ratio['median']:.3f} "
+        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
     )
     return "\n".join(lines)

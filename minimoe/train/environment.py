@@ -55,10 +55,11 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def fast_cpu() -> Generator[None]:
-    """Two settings of the process that make small models train faster on a CPU; neither changes a normal number.
+    """Settings of the process that make small models train faster on a CPU; none changes a normal number.
 
     Buffers as large as the logits are otherwise returned to the system after each step and zeroed by it again at the
-    next; and numbers below 1e-38, which the tails of a softmax produce, are computed in slow microcode.
+    next; and numbers below 1e-38, which the tails of a softmax produce, are computed in slow microcode. What malloc is
+    told stays for the life of the process.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
