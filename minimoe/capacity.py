@@ -43,6 +43,20 @@ def capacity_ratio(num_experts: int, k: int, factor: float) -> tuple[int, int]:
     return (Fraction(str(factor)) * k / num_experts).as_integer_ratio()
 
 
+def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
+    """C of a routing of token choice: `expert_capacity` of its valid tokens. On the device where there is padding.
+
+    Raises:
+        ConfigError: the routing does not give every token K experts, so that C does not follow from T.
+    """
+    if routing.k is None:
+        raise ConfigError("a capacity factor is for routers that give every token K experts")
+    if routing.valid is None:
+        return expert_capacity(routing.num_tokens, routing.num_experts, routing.k, factor)
+    top, bottom = capacity_ratio(routing.num_experts, routing.k, factor)
+    return (-((-routing.valid.sum() * top) // bottom)).clamp_min(1)
+
+
 def places(expert: Tensor, takes: Tensor, num_experts: int) -> Tensor:
     """Place of each assignment in its expert's queue, from 0: how many before it go to the same expert.
 

@@ -1,4 +1,4 @@
-"""ModelConfig: every number that determines a model, under the field's standard names, and presets."""
+"""ModelConfig: every number that determines a model, under the field's standard names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,31 @@ from typing import Any
 from minimoe.errors import ConfigError
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped")
+ROUTER_TYPES = (
+    "top_k", "noisy_top_k", "switch", "sigmoid", "expert_choice", "sinkhorn", "base", "relu",
+    "dense", "average", "uniform", "round_robin", "mean_binning", "hash", "soft",
+)  # fmt: skip
+BALANCE_TYPES = ("switch", "sequence", "importance", "importance_load", "l1", "none")
+ATTENTION_TYPES = ("gqa", "switchhead", "moa", "mla")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+
+_POSITIVE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "num_experts", "num_experts_per_tok", "max_position_embeddings", "n_group", "topk_group",
+    "slots_per_expert", "attention_num_experts", "attention_num_experts_per_tok",
+)  # fmt: skip
+_OPTIONAL = (
+    "moe_intermediate_size", "shared_expert_intermediate_size", "head_dim", "sliding_window", "q_lora_rank",
+    "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+)  # fmt: skip
+_CHOICES = {
+    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
+    "router_type": ROUTER_TYPES,
+    "router_aux_loss_type": BALANCE_TYPES,
+    "attention_type": ATTENTION_TYPES,
+    "hidden_act": ACTIVATIONS,
+    "qk_norm": (None, "head", "full"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,14 +48,41 @@ class ModelConfig:
 
     Attributes:
         intermediate_size: width of a dense MLP, and of each expert unless `moe_intermediate_size` is given.
-        moe_intermediate_size: width F of one expert (None: `intermediate_size`, as Mixtral has it).
-        head_dim: width of one attention head (None: D / H).
-        norm_topk_prob: renormalise the K selected probabilities to sum to 1 (Mixtral always does).
+        hidden_act: activation of the gate half of every MLP.
         mlp_only_layers: indices (0-based) of layers that keep a dense MLP instead of experts.
-        router_aux_loss_coef: weight of the Switch balancing loss, averaged over layers (Fedus et al. 2021, eq. 4).
+        head_dim: width of one attention head (None: D / H).
+        attention_bias: biases on the projections of queries, keys and values (Qwen2-MoE has them).
+        qk_norm: RMSNorm of queries and keys before the rotation, over each head ('head', Qwen3) or over all heads
+            together ('full', OLMoE); None: none.
+        tie_word_embeddings: the output projection is the embedding.
+
+        moe_intermediate_size: width F of one expert (None: `intermediate_size`, as Mixtral has it).
+        router_type: how tokens meet experts, one of `ROUTER_TYPES`; `minimoe.routers.make_router` builds it. 'soft'
+            makes each sparse layer a soft MoE.
+        norm_topk_prob: renormalise the K selected probabilities to sum to 1 (Mixtral always does).
+        n_group, topk_group, routed_scaling_factor: of the sigmoid router (DeepSeek-V3).
+        slots_per_expert: of soft MoE.
+        n_shared_experts: experts that every token passes through, each as wide as a routed one unless
+            `shared_expert_intermediate_size` is given (DeepSeekMoE: Dai et al. 2024, eq. 9).
+        shared_expert_gate: scale the shared experts' output by σ(w·x) (Qwen2-MoE).
+        capacity_factor: places per expert as a multiple of the fair share, in training only; None: dropless. Of the
+            expert-choice router it scales the K experts that a token has on average, always.
+
+        attention_type: 'gqa'; 'switchhead' (experts in the value and output projections: Csordás et al. 2023) or
+            'moa' (mixture of attention heads: Zhang et al. 2022), with `attention_num_experts` experts of which
+            `attention_num_experts_per_tok` are used; 'mla' is known to `minimoe.cost` only.
+
+        router_aux_loss_type: which balancing loss `router_aux_loss_coef` weighs, one of `BALANCE_TYPES`.
+        router_aux_loss_coef: weight of the balancing loss, averaged over layers (Fedus et al. 2021, eq. 4).
         router_z_loss_coef: weight of the router z-loss (Zoph et al. 2022, eq. 5).
         router_jitter_noise: multiplicative input noise U(1-j, 1+j) of the router, in training only.
+        router_bias_update_rate: step of the bias that balances the sigmoid router without a loss; the training loop
+            moves it, 0: never.
         experts_implementation: name of the dispatcher; 'auto' takes the fastest one that the device has.
+
+        mlp_bias, router_bias, attention_sinks, sliding_window and the MLA sizes (`q_lora_rank`,
+            `kv_lora_rank`, `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`) complete the published configurations
+            that `minimoe.cost` counts; `unsupported()` lists what `MixtralModel` cannot build.
 
     Raises:
         ConfigError: a size is impossible; the message names the field, its value and what is expected.
@@ -39,55 +91,89 @@ class ModelConfig:
     vocab_size: int = 4096
     hidden_size: int = 128
     intermediate_size: int = 256
-    moe_intermediate_size: int | None = None
+    hidden_act: str = "silu"
     num_hidden_layers: int = 4
+    mlp_only_layers: tuple[int, ...] = ()
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int | None = None
-    num_experts: int = 8
-    num_experts_per_tok: int = 2
-    norm_topk_prob: bool = True
-    mlp_only_layers: tuple[int, ...] = ()
+    attention_bias: bool = False
+    qk_norm: str | None = None
     max_position_embeddings: int = 256
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
+    # experts
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    router_type: str = "top_k"
+    norm_topk_prob: bool = True
+    n_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
+    slots_per_expert: int = 1
+    n_shared_experts: int = 0
+    shared_expert_intermediate_size: int | None = None
+    shared_expert_gate: bool = False
+    capacity_factor: float | None = None
+    # experts in attention
+    attention_type: str = "gqa"
+    attention_num_experts: int = 4
+    attention_num_experts_per_tok: int = 2
+    # training
+    router_aux_loss_type: str = "switch"
     router_aux_loss_coef: float = 0.01
     router_z_loss_coef: float = 0.001
     router_jitter_noise: float = 0.0
+    router_bias_update_rate: float = 0.0
     experts_implementation: str = "auto"
+    # published architectures that are counted, not built
+    mlp_bias: bool = False
+    router_bias: bool = False
+    attention_sinks: bool = False
+    sliding_window: int | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "num_experts",
-            "num_experts_per_tok",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
-        for name in ("moe_intermediate_size", "head_dim"):
-            value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
+        for name in _POSITIVE:
+            _check_count(name, getattr(self, name), 1)
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1, "None or an integer")
+        _check_count("n_shared_experts", self.n_shared_experts, 0)
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
                 raise ConfigError(
-                    f"{name} is {value!r}; it must be None or an integer of at least 1"
+                    f"{name} is {getattr(self, name)!r}; known are {', '.join(map(str, known))}"
                 )
-        if self.num_experts_per_tok > self.num_experts:
+        for few, many in (
+            ("num_experts_per_tok", "num_experts"),
+            ("attention_num_experts_per_tok", "attention_num_experts"),
+        ):
+            if getattr(self, few) > getattr(self, many):
+                raise ConfigError(
+                    f"{few} is {getattr(self, few)} but {many} is {getattr(self, many)}; "
+                    "a token cannot choose more experts than there are: lower the first or raise the second"
+                )
+        self._check_heads()
+        bad = [i for i in self.mlp_only_layers if not 0 <= i < self.num_hidden_layers]
+        if bad:
             raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok} but num_experts is {self.num_experts}; "
-                "a token cannot choose more experts than there are: lower the first or raise the second"
+                f"mlp_only_layers names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
             )
+        if not self.rope_theta > 0 or not self.rms_norm_eps > 0 or not self.initializer_range > 0:
+            raise ConfigError("rope_theta, rms_norm_eps and initializer_range must be positive")
+        self._check_routing()
+
+    def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads is {self.num_attention_heads}, no multiple of "
@@ -103,24 +189,55 @@ class ModelConfig:
                 f"the head size is {self.head_size}, which is odd; rotary embeddings turn pairs of coordinates, "
                 "so head_dim (or hidden_size / num_attention_heads) must be even"
             )
-        bad = [i for i in self.mlp_only_layers if not 0 <= i < self.num_hidden_layers]
-        if bad:
-            raise ConfigError(
-                f"mlp_only_layers names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
-            )
-        if not self.rope_theta > 0 or not self.rms_norm_eps > 0 or not self.initializer_range > 0:
-            raise ConfigError("rope_theta, rms_norm_eps and initializer_range must be positive")
-        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise"):
+
+    def _check_routing(self) -> None:
+        for name in (
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "router_jitter_noise",
+            "router_bias_update_rate",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or positive")
         if self.router_jitter_noise >= 1:
             raise ConfigError(
                 f"router_jitter_noise is {self.router_jitter_noise!r}; it must be below 1"
             )
-        if self.experts_implementation not in EXPERTS_IMPLEMENTATIONS:
+        if self.router_bias_update_rate and self.router_type != "sigmoid":
             raise ConfigError(
-                f"experts_implementation is {self.experts_implementation!r}; "
-                f"known are {', '.join(EXPERTS_IMPLEMENTATIONS)}"
+                f"router_bias_update_rate is {self.router_bias_update_rate!r}, but router_type is "
+                f"{self.router_type!r}: only 'sigmoid' has a selection bias to move"
+            )
+        if self.capacity_factor is not None and not 0 < self.capacity_factor < float("inf"):
+            raise ConfigError(
+                f"capacity_factor is {self.capacity_factor!r}; it must be None (dropless) or positive"
+            )
+        if not self.routed_scaling_factor > 0:
+            raise ConfigError(
+                f"routed_scaling_factor is {self.routed_scaling_factor!r}; it must be positive"
+            )
+        if self.shared_expert_gate and not self.n_shared_experts:
+            raise ConfigError(
+                "shared_expert_gate is true, but n_shared_experts is 0: there is nothing to gate"
+            )
+        if (
+            self.router_type in ("dense", "average")
+            and self.num_experts_per_tok != self.num_experts
+        ):
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token "
+                f"all num_experts = {self.num_experts}"
+            )
+        single = ("switch", "base")
+        if self.router_type in single and self.num_experts_per_tok != 1:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token 1"
+            )
+        every = ("dense", "average", "relu")
+        if self.router_type in every and self.capacity_factor is not None:
+            raise ConfigError(
+                f"capacity_factor is {self.capacity_factor!r}, but the {self.router_type!r} router offers every token "
+                "to every expert: leave it None"
             )
 
     @property
@@ -133,9 +250,24 @@ class ModelConfig:
         """Width F of one expert."""
         return self.moe_intermediate_size or self.intermediate_size
 
+    @property
+    def shared_size(self) -> int:
+        """Width of all shared experts together, which are one MLP; 0 without any."""
+        return self.n_shared_experts * (self.shared_expert_intermediate_size or self.expert_size)
+
     def is_sparse(self, layer: int) -> bool:
         """Whether layer `layer` (0-based) has experts."""
         return layer not in self.mlp_only_layers
+
+    def unsupported(self) -> list[str]:
+        """What `MixtralModel` cannot build of this configuration, as 'field = value'; empty for most."""
+        plain = {f.name: f.default for f in dataclasses.fields(self)}
+        counted = (
+            "mlp_bias", "router_bias", "attention_sinks", "sliding_window", "q_lora_rank", "kv_lora_rank",
+            "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        )  # fmt: skip
+        found = [f"{n} = {v!r}" for n in counted if (v := getattr(self, n)) != plain[n]]
+        return [*found, "attention_type = 'mla'"] if self.attention_type == "mla" else found
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, validated again."""
@@ -168,11 +300,13 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """One of `PRESETS`.
+        """One of `minimoe.presets.PRESETS`.
 
         Raises:
             ConfigError: no preset of this name.
         """
+        from minimoe.presets import PRESETS
+
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -180,21 +314,6 @@ class ModelConfig:
         return PRESETS[name]
 
 
-PRESETS: dict[str, ModelConfig] = {
-    # seconds on one core: for tests and first steps
-    "nano": ModelConfig(
-        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_experts=4,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128,
-    ),
-    # about 4M parameters held, 1.6M used per token: the model that ships with the library
-    "mini": ModelConfig(
-        vocab_size=4096, hidden_size=128, intermediate_size=160, num_hidden_layers=6, num_experts=8,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        initializer_range=0.06, router_aux_loss_coef=0.02,
-    ),
-    # about 50M parameters held: minutes on a GPU
-    "small": ModelConfig(
-        vocab_size=4096, hidden_size=384, intermediate_size=512, num_hidden_layers=10, num_experts=8,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512,
-    ),
-}  # fmt: skip
+def _check_count(name: str, value: object, least: int, kind: str = "an integer") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be {kind} of at least {least}")

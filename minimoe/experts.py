@@ -1,30 +1,60 @@
-"""The SwiGLU MLP and a stack of E of them."""
+"""The gated MLP and a stack of E of them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimoe.errors import ConfigError
 from minimoe.linear import linear
 
+Activation = Callable[[Tensor], Tensor]
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One SwiGLU MLP (Shazeer 2020, eq. 6): (silu(x W_gateᵀ) ⊙ (x W_upᵀ)) W_downᵀ.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def get_activation(name: str) -> Activation:
+    """The activation of this name.
+
+    Raises:
+        ConfigError: no activation of this name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act is {name!r}; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def glu(x: Tensor, gate_up: Tensor, down: Tensor, activation: Activation = F.silu) -> Tensor:
+    """One gated MLP (Shazeer 2020, eq. 6; with silu it is SwiGLU): (act(x W_gateᵀ) ⊙ (x W_upᵀ)) W_downᵀ.
 
     x [T, D]; gate_up [2F, D], rows [:F] gate, [F:] up; down [D, F]; returns [T, D].
     """
     gate, up = linear(x, gate_up).chunk(2, dim=-1)  # [T, F] each
-    return linear(F.silu(gate) * up, down)
+    return linear(activation(gate) * up, down)
 
 
 class MLP(nn.Module):
-    """A dense feed-forward block: one SwiGLU MLP for every token. 3·D·F parameters."""
+    """A dense feed-forward block: one gated MLP for every token. 3·D·F parameters."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, *, initializer_range: float = 0.02
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        hidden_act: str = "silu",
+        initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
+        self.activation = get_activation(hidden_act)
         self.gate_up_proj = nn.Parameter(
             torch.randn(2 * intermediate_size, hidden_size) * initializer_range
         )
@@ -34,11 +64,45 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        return swiglu(x, self.gate_up_proj, self.down_proj)
+        return glu(x, self.gate_up_proj, self.down_proj, self.activation)
 
 
-class Experts(nn.Module):
-    """E SwiGLU MLPs with stacked weights; 3·E·D·F parameters.
+class ExpertBank(nn.Module):
+    """E gated MLPs of one shape, wherever and in whatever type their weights lie; a dispatcher runs them.
+
+    Attributes:
+        num_experts: E.
+        hidden_size: D.
+        intermediate_size: F.
+        hidden_act: name of the activation.
+    """
+
+    def __init__(
+        self, num_experts: int, hidden_size: int, intermediate_size: int, hidden_act: str = "silu"
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.activation = get_activation(hidden_act)
+
+    def weights(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert, ready to multiply with."""
+        raise NotImplementedError
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """gate_up [E, 2F, D] and down [E, D, F] of all experts at once."""
+        gate_up, down = zip(*(self.weights(e) for e in range(self.num_experts)), strict=True)
+        return torch.stack(gate_up), torch.stack(down)
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        """Run expert `expert` on x [T, D] -> [T, D]."""
+        return glu(x, *self.weights(expert), self.activation)
+
+
+class Experts(ExpertBank):
+    """E gated MLPs with stacked weights; 3·E·D·F parameters.
 
     `gate_up_proj` [E, 2F, D] (rows [:F] gate, w1; rows [F:] up, w3) and `down_proj` [E, D, F] (w2), as transformers 5
     holds them. The module owns weights; a dispatcher decides which rows meet which expert.
@@ -50,10 +114,10 @@ class Experts(nn.Module):
         hidden_size: int,
         intermediate_size: int,
         *,
+        hidden_act: str = "silu",
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        self.num_experts = num_experts
+        super().__init__(num_experts, hidden_size, intermediate_size, hidden_act)
         self.gate_up_proj = nn.Parameter(
             torch.randn(num_experts, 2 * intermediate_size, hidden_size) * initializer_range
         )
@@ -61,6 +125,10 @@ class Experts(nn.Module):
             torch.randn(num_experts, hidden_size, intermediate_size) * initializer_range
         )
 
-    def forward(self, x: Tensor, expert: int) -> Tensor:
-        """Run expert `expert` on x [T, D] -> [T, D]."""
-        return swiglu(x, self.gate_up_proj[expert], self.down_proj[expert])
+    def weights(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert."""
+        return self.gate_up_proj[expert], self.down_proj[expert]
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """The parameters themselves."""
+        return self.gate_up_proj, self.down_proj

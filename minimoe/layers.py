@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimoe.capacity import limit_capacity, routing_capacity
 from minimoe.config import ModelConfig
 from minimoe.dispatch import get_dispatcher
-from minimoe.experts import Experts
-from minimoe.routers import TopKRouter
+from minimoe.experts import MLP, ExpertBank, Experts
+from minimoe.linear import Linear
+from minimoe.routers import make_router
 from minimoe.routing import Routing
+from minimoe.soft import SoftMoELayer
 
 
 class RMSNorm(nn.Module):
@@ -26,29 +29,68 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class MoELayer(nn.Module):
-    """A sparse feed-forward layer (Jiang et al. 2024, section 2.1): y = Σ_k weight_k · expert_k(x).
+class SharedExperts(nn.Module):
+    """The experts that every token passes through (DeepSeekMoE: Dai et al. 2024, eq. 9), as one MLP.
 
-    `gate` is the router, `experts` the stacked weights, `dispatch` the function that joins them.
+    n MLPs side by side whose outputs are added are one MLP of n times the width: no routing is involved. With a `gate`
+    the result is scaled by σ(w·x) (Qwen2-MoE).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        gated: bool = False,
+        hidden_act: str = "silu",
+        initializer_range: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(
+            hidden_size, intermediate_size, hidden_act=hidden_act, initializer_range=initializer_range
+        )  # fmt: skip
+        self.gate = Linear(hidden_size, 1) if gated else None
+        if self.gate is not None:
+            nn.init.normal_(self.gate.weight, std=initializer_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        y = self.mlp(x)
+        return y if self.gate is None else y * self.gate(x).sigmoid()
+
+
+class MoELayer(nn.Module):
+    """A sparse feed-forward layer (Jiang et al. 2024, section 2.1): y = Σ_k weight_k · expert_k(x) (+ shared(x)).
+
+    `gate` is the router, `experts` the stacked weights, `dispatch` the function that joins them; `shared_experts` is
+    None without any. With a `capacity_factor` assignments beyond an expert's places are dropped, in training only.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = TopKRouter(
-            config.hidden_size,
-            config.num_experts,
-            config.num_experts_per_tok,
-            norm_topk_prob=config.norm_topk_prob,
-            jitter_noise=config.router_jitter_noise,
-            initializer_range=config.initializer_range,
-        )
-        self.experts = Experts(
+        self.gate = make_router(config)
+        self.experts: ExpertBank = Experts(
             config.num_experts,
             config.hidden_size,
             config.expert_size,
+            hidden_act=config.hidden_act,
             initializer_range=config.initializer_range,
         )
+        self.shared_experts = (
+            SharedExperts(
+                config.hidden_size,
+                config.shared_size,
+                gated=config.shared_expert_gate,
+                hidden_act=config.hidden_act,
+                initializer_range=config.initializer_range,
+            )
+            if config.n_shared_experts
+            else None
+        )
         self.dispatch = get_dispatcher(config.experts_implementation)
+        # an expert-choice router is its own capacity
+        limited = config.router_type != "expert_choice"
+        self.capacity_factor = config.capacity_factor if limited else None
 
     def forward(
         self,
@@ -60,4 +102,21 @@ class MoELayer(nn.Module):
     ) -> tuple[Tensor, Routing]:
         """x [T, D] -> (y [T, D], routing)."""
         routing = self.gate(x, token_ids=token_ids, sequence=sequence, valid=valid)
-        return self.dispatch(x, routing, self.experts), routing
+        if self.capacity_factor is not None and self.training:
+            routing = limit_capacity(routing, routing_capacity(routing, self.capacity_factor))
+        y = self.dispatch(x, routing, self.experts)
+        return (y if self.shared_experts is None else y + self.shared_experts(x)), routing
+
+
+def make_moe(config: ModelConfig) -> MoELayer | SoftMoELayer:
+    """The sparse layer that a configuration names: soft MoE, or a router with experts."""
+    if config.router_type != "soft":
+        return MoELayer(config)
+    return SoftMoELayer(
+        config.hidden_size,
+        config.num_experts,
+        config.expert_size,
+        config.slots_per_expert,
+        hidden_act=config.hidden_act,
+        initializer_range=config.initializer_range,
+    )

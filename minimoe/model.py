@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.attention import Attention, KVCache, rotary
-from minimoe.balance import switch_loss, z_loss
+from minimoe.balance import balance_loss, z_loss
 from minimoe.config import ModelConfig
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP
-from minimoe.layers import MoELayer, RMSNorm
+from minimoe.layers import MoELayer, RMSNorm, make_moe
 from minimoe.linear import Linear
 from minimoe.routing import Routing
+from minimoe.soft import SoftMoELayer
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,11 @@ class ModelOutput:
 
     Attributes:
         logits [B, S, V]: next-token scores.
-        routings: one Routing for each sparse layer, in order; tokens are [B, S] flattened row by row.
+        routings: one Routing for each sparse layer, in order; tokens are [B, S] flattened by row; soft MoE has none.
         loss: what training minimises: `lm_loss`, and in training also the weighted balance terms; None without labels.
         lm_loss: mean next-token cross-entropy in nats over the labels that are not −100.
-        aux_loss: Switch balancing loss, mean over sparse layers, unweighted; None without sparse layers.
-        z_loss: router z-loss, mean over sparse layers, unweighted; None without sparse layers.
+        aux_loss: balancing loss (`router_aux_loss_type`), mean over the layers that have one, unweighted; None without.
+        z_loss: router z-loss, mean over the layers whose router has logits, unweighted; None without.
     """
 
     logits: Tensor
@@ -49,12 +51,13 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp: MoELayer | MLP = (
-            MoELayer(config)
+        self.mlp: MoELayer | SoftMoELayer | MLP = (
+            make_moe(config)
             if config.is_sparse(index)
             else MLP(
                 config.hidden_size,
                 config.intermediate_size,
+                hidden_act=config.hidden_act,
                 initializer_range=config.initializer_range,
             )
         )
@@ -70,7 +73,7 @@ class Block(nn.Module):
         sequence: Tensor,
         valid: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
-        """x [B, S, D] -> (x [B, S, D], routing or None for a dense layer)."""
+        """x [B, S, D] -> (x [B, S, D], routing; None for a dense layer and for soft MoE)."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, self.index)
         h = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MLP):
@@ -88,6 +91,11 @@ class MixtralModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.unsupported():
+            raise ConfigError(
+                f"MixtralModel cannot build a configuration with {', '.join(config.unsupported())}: it is there to be "
+                "counted (minimoe.cost), not run"
+            )
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
@@ -112,6 +120,7 @@ class MixtralModel(nn.Module):
         cache: KVCache | None = None,
         *,
         logits_to_keep: int = 0,
+        expert_counts: Sequence[Tensor] | None = None,
     ) -> ModelOutput:
         """Run the model.
 
@@ -153,8 +162,14 @@ class MixtralModel(nn.Module):
                 routings.append(routing)
         logits = self.lm_head(self.norm(x[:, -logits_to_keep:]))  # [B, S, V]; -0: all positions
 
-        aux = torch.stack([switch_loss(r) for r in routings]).mean() if routings else None
-        z = torch.stack([z_loss(r) for r in routings]).mean() if routings else None
+        if expert_counts is not None and len(expert_counts) != len(routings):
+            raise MinimoeError(
+                f"expert_counts are {len(expert_counts)}, but the model made {len(routings)} routings: give one each"
+            )
+        kind = self.config.router_aux_loss_type
+        counts = expert_counts or [None] * len(routings)
+        aux = mean_loss([balance_loss(r, kind, c) for r, c in zip(routings, counts, strict=True)])
+        z = mean_loss([z_loss(r) for r in routings if r.logits is not None])
         lm_loss = loss = None
         if labels is not None:
             # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
@@ -165,18 +180,17 @@ class MixtralModel(nn.Module):
                 target = target.masked_fill(~both, -100)
             lm_loss = next_token_loss(logits, target)
             loss = lm_loss
-            if self.training and aux is not None and z is not None:
-                loss = (
-                    loss
-                    + self.config.router_aux_loss_coef * aux
-                    + self.config.router_z_loss_coef * z
-                )
+            if self.training and aux is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux
+            if self.training and z is not None:
+                loss = loss + self.config.router_z_loss_coef * z
         return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z)
 
     def num_parameters(self, *, active: bool = False) -> int:
         """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer.
 
-        A tied output projection counts once.
+        A tied output projection counts once. Where K is not fixed (expert choice, ReLU) it is the configured mean; soft
+        MoE uses all of its experts for every sequence, so all are active.
         """
         total = sum(p.numel() for p in self.parameters())
         if active:
@@ -333,6 +347,12 @@ class MixtralModel(nn.Module):
                 f"{name} hold ids from {low} to {high}, but the vocabulary has ids 0 to "
                 f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
             )
+
+
+def mean_loss(losses: Sequence[Tensor | None]) -> Tensor | None:
+    """Mean of the losses that are there, a scalar; None where none is."""
+    present = [loss for loss in losses if loss is not None]
+    return torch.stack(present).mean() if present else None
 
 
 def next_token_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class SoftMoELayer(nn.Module):
         slots: int,
         *,
         normalise: bool = True,
+        hidden_act: str = "silu",
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
@@ -96,8 +97,9 @@ class SoftMoELayer(nn.Module):
             normalise=normalise, initializer_range=initializer_range,
         )  # fmt: skip
         self.experts = Experts(
-            num_experts, hidden_size, intermediate_size, initializer_range=initializer_range
-        )
+            num_experts, hidden_size, intermediate_size,
+            hidden_act=hidden_act, initializer_range=initializer_range,
+        )  # fmt: skip
 
     def forward(
         self,
@@ -121,7 +123,7 @@ class SoftMoELayer(nn.Module):
             mixed = torch.einsum("bsp,bsd->pbd", dispatch, at_least_float32(batch)).to(x.dtype)
         mixed = mixed.reshape(e, self.slots * b, d)
         gate, up = torch.bmm(mixed, self.experts.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
-        out = torch.bmm(F.silu(gate) * up, self.experts.down_proj.transpose(1, 2))
+        out = torch.bmm(self.experts.activation(gate) * up, self.experts.down_proj.transpose(1, 2))
         out = out.view(e * self.slots, b, d)
         with torch.autocast(x.device.type, enabled=False):
             y = torch.einsum("bsp,pbd->bsd", combine, at_least_float32(out))

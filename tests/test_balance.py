@@ -66,7 +66,7 @@ def test_trap_4_layers_are_averaged_not_pooled() -> None:
         for i, layer in enumerate(model.layers):
             assert isinstance(layer, Block)
             mlp = layer.mlp
-            assert isinstance(mlp, MoELayer)
+            assert isinstance(mlp, MoELayer) and isinstance(mlp.gate, TopKRouter)
             # the router sees one coordinate, which is always positive: every token of layer i goes to expert i
             mlp.gate.weight.zero_()
             mlp.gate.weight[i, 0] = 1e4

@@ -7,9 +7,9 @@ import pytest
 
 from minimoe import ModelConfig
 from minimoe.checkpoint import read_config
-from minimoe.config import PRESETS
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
+from minimoe.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -63,6 +63,20 @@ def test_expert_and_head_sizes_have_defaults() -> None:
         ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef is nan"),
         ({"router_jitter_noise": 1.0}, "router_jitter_noise is 1.0"),
         ({"experts_implementation": "fast"}, "experts_implementation is 'fast'"),
+        ({"router_type": "best"}, "router_type is 'best'; known are top_k"),
+        ({"hidden_act": "swish"}, "hidden_act is 'swish'"),
+        ({"qk_norm": "layer"}, "qk_norm is 'layer'; known are None, head, full"),
+        ({"attention_type": "lsh"}, "attention_type is 'lsh'"),
+        ({"attention_num_experts_per_tok": 9}, "attention_num_experts_per_tok is 9"),
+        ({"router_type": "switch"}, "the 'switch' router gives each token 1"),
+        ({"router_type": "dense"}, "the 'dense' router gives each token all num_experts = 8"),
+        ({"router_type": "relu", "capacity_factor": 1.0}, "leave it None"),
+        ({"router_bias_update_rate": 0.001}, "only 'sigmoid' has a selection bias"),
+        ({"capacity_factor": 0.0}, "capacity_factor is 0.0"),
+        ({"routed_scaling_factor": 0.0}, "routed_scaling_factor is 0.0"),
+        ({"n_shared_experts": -1}, "n_shared_experts is -1; it must be an integer of at least 0"),
+        ({"shared_expert_gate": True}, "nothing to gate"),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be None or an integer"),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -98,3 +112,15 @@ def test_a_bad_config_file_names_itself(tmp_path: Any, text: str, named: str) ->
         read_config(path)
     assert named in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_what_is_counted_but_not_built_is_named() -> None:
+    assert ModelConfig().unsupported() == []
+    config = ModelConfig(attention_type="mla", kv_lora_rank=8, sliding_window=16)
+    assert config.unsupported() == [
+        "sliding_window = 16",
+        "kv_lora_rank = 8",
+        "attention_type = 'mla'",
+    ]
+    with pytest.raises(ConfigError, match="sliding_window = 16, kv_lora_rank = 8"):
+        MixtralModel(config)

@@ -176,7 +176,7 @@ def test_initial_residual_projections_are_smaller_with_depth() -> None:
     assert isinstance(block, Block)
     assert float(block.self_attn.q_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert float(block.self_attn.o_proj.weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.1)
-    assert float(moe_layers(model)[0].experts.down_proj.detach().std()) == pytest.approx(
+    assert float(moe_layers(model)[0].experts.stacked()[1].detach().std()) == pytest.approx(
         0.02 / 4, rel=0.1
     )
 
@@ -301,8 +301,9 @@ def test_trap_20_swapped_gate_and_up_fail_the_parity_test() -> None:
     theirs = reference(model)
     ids = random_ids(2, 10)
     for layer in moe_layers(model):
-        w1, w3 = layer.experts.gate_up_proj.chunk(2, dim=1)
-        layer.experts.gate_up_proj.copy_(torch.cat([w3, w1], dim=1).clone())
+        gate_up = layer.experts.stacked()[0]
+        w1, w3 = gate_up.chunk(2, dim=1)
+        gate_up.copy_(torch.cat([w3, w1], dim=1).clone())
     assert not torch.allclose(model(ids).logits, theirs(ids).logits, atol=1e-3)
 
 

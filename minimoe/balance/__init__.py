@@ -6,6 +6,7 @@ One layer at a time; a model averages over its layers.
 from minimoe.balance.controllers import BiasController, SparsityController
 from minimoe.balance.load import GlobalLoad, Load
 from minimoe.balance.losses import (
+    balance_loss,
     importance_loss,
     l1_loss,
     load_loss,
@@ -15,7 +16,7 @@ from minimoe.balance.losses import (
     z_loss,
 )
 from minimoe.balance.replicas import ReplicaPlan, plan_replicas
-from minimoe.capacity import DropStats, expert_capacity, limit_capacity
+from minimoe.capacity import DropStats, expert_capacity, limit_capacity, routing_capacity
 
 __all__ = [
     "BiasController",
@@ -24,12 +25,14 @@ __all__ = [
     "Load",
     "ReplicaPlan",
     "SparsityController",
+    "balance_loss",
     "expert_capacity",
     "importance_loss",
     "l1_loss",
     "limit_capacity",
     "load_loss",
     "plan_replicas",
+    "routing_capacity",
     "selection_probability",
     "sequence_loss",
     "switch_loss",

@@ -145,6 +145,36 @@ def l1_loss(routing: Routing) -> Tensor:
     return (f[routing.expert] * weight).sum() / torch.as_tensor(tokens).clamp_min(1)
 
 
+def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> Tensor | None:
+    """The balancing loss that `ModelConfig.router_aux_loss_type` names, a float32 scalar; None where there is none.
+
+    'switch' and 'sequence' are None for routers without probabilities (hash, uniform, ReLU), which have nothing to be
+    taught by them; 'importance' and 'importance_load' (Shazeer et al. 2017, the sum of both) leave out the smooth load
+    where the routing was made without noise.
+
+    Args:
+        counts [E]: assignments per expert over the global batch, for 'switch'.
+    """
+    match kind:
+        case "switch":
+            return None if routing.probs is None else switch_loss(routing, counts)
+        case "sequence":
+            return None if routing.probs is None else sequence_loss(routing)
+        case "importance":
+            return importance_loss(routing)
+        case "importance_load":
+            noisy = isinstance(routing, NoisyRouting)
+            return (
+                importance_loss(routing) + load_loss(routing) if noisy else importance_loss(routing)
+            )
+        case "l1":
+            return l1_loss(routing)
+        case "none":
+            return None
+        case _:
+            raise MinimoeError(f"unknown balancing loss {kind!r}")
+
+
 def z_loss(routing: Routing) -> Tensor:
     """Router z-loss of one layer, a float32 scalar (Zoph et al. 2022, eq. 5).
 

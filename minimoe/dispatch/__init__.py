@@ -16,10 +16,10 @@ from minimoe.dispatch.grouped import grouped
 from minimoe.dispatch.loop import loop
 from minimoe.dispatch.plan import Plan, plan
 from minimoe.errors import ConfigError
-from minimoe.experts import Experts
+from minimoe.experts import ExpertBank
 from minimoe.routing import Routing
 
-Dispatcher = Callable[[Tensor, Routing, Experts], Tensor]
+Dispatcher = Callable[[Tensor, Routing, ExpertBank], Tensor]
 
 DISPATCHERS: dict[str, Dispatcher] = {"loop": loop, "capacity": capacity, "grouped": grouped}
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from minimoe.capacity import places
 from minimoe.errors import MinimoeError
-from minimoe.experts import Experts
+from minimoe.experts import ExpertBank
 from minimoe.routing import Routing
 
 
 def capacity(
-    x: Tensor, routing: Routing, experts: Experts, places_each: int | None = None
+    x: Tensor, routing: Routing, experts: ExpertBank, places_each: int | None = None
 ) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, as one batched product of [E, C, D] per projection.
 
@@ -45,8 +45,9 @@ def capacity(
     source = torch.full((e, c + 1), t, dtype=torch.int64, device=x.device)
     source = source.index_put((routing.expert, column), routing.token)[:, :c]
     rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]  # [E, C, D]
-    gate, up = torch.bmm(rows, experts.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
-    out = torch.bmm(F.silu(gate) * up, experts.down_proj.transpose(1, 2)).flatten(0, 1)  # [E·C, D]
+    gate_up, down = experts.stacked()
+    gate, up = torch.bmm(rows, gate_up.transpose(1, 2)).chunk(2, dim=-1)
+    out = torch.bmm(experts.activation(gate) * up, down.transpose(1, 2)).flatten(0, 1)  # [E·C, D]
     fits = column < c
     slot = torch.where(fits, routing.expert * c + column, 0)
     weight = torch.where(fits, routing.weight, 0)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from minimoe.dispatch.fused import fused_grouped
 from minimoe.dispatch.plan import plan
-from minimoe.experts import Experts, swiglu
+from minimoe.experts import ExpertBank, Experts, glu
 from minimoe.linear import fast_product
 from minimoe.routing import Routing
 
 
-def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
+def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
 
     Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU with AVX-512 `fused_grouped`
@@ -22,22 +22,22 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     num_tokens = x.shape[0]
     if routing.num_assignments == 0:
         # still a function of every input, so that gradients are zero and not missing
-        return x * 0 + 0 * (
-            experts.gate_up_proj.sum() + experts.down_proj.sum() + routing.weight.sum()
-        )
+        used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
+        return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
     weight = routing.weight if routing.kept is None else routing.weight * routing.kept
-    plain = routing.k is None or weight.dtype != torch.float32
-    if not plain and fast_product(x, experts.gate_up_proj):
+    if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
         return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
-    # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed
-    weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
-    # an expert without tokens still runs, on no rows: its gradient is zero, not None
-    outs = [
-        swiglu(part, w13, w2) for part, (w13, w2) in zip(rows.split(counts), weights, strict=True)
-    ]
+    parts = rows.split(counts)
+    if isinstance(experts, Experts):
+        # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed;
+        # and an expert without tokens still runs, on no rows: its gradient is zero, not None
+        weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
+        outs = [glu(part, *w, experts.activation) for part, w in zip(parts, weights, strict=True)]
+    else:  # weights that have to be fetched or unpacked: only those that are needed
+        outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
     out = torch.cat(outs)  # [N, D], sorted
     if routing.k is not None:
         # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
@@ -51,3 +51,13 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
             0, routing.token, gathered
         )
     return y.to(x.dtype)
+
+
+def _fused_serves(x: Tensor, weight: Tensor, routing: Routing, experts: Experts) -> bool:
+    """Whether `fused_grouped` does this work: K experts a token, SwiGLU in float32 on a processor that has oneDNN."""
+    return (
+        routing.k is not None
+        and weight.dtype == torch.float32
+        and experts.hidden_act == "silu"
+        and fast_product(x, experts.gate_up_proj)
+    )

@@ -7,6 +7,7 @@ experts and is a layer of its own, in `minimoe.soft`.
 from minimoe.routers.balanced import BaseRouter, SinkhornRouter, balanced_assignment, sinkhorn
 from minimoe.routers.base import Router
 from minimoe.routers.expert_choice import ExpertChoiceRouter
+from minimoe.routers.make import make_router
 from minimoe.routers.relu import ActiveRouting, ReLURouter
 from minimoe.routers.sigmoid import SigmoidRouter
 from minimoe.routers.simple import DenseRouter, HashRouter, MeanBinningRouter, UniformRouter
@@ -29,5 +30,6 @@ __all__ = [
     "TopKRouter",
     "UniformRouter",
     "balanced_assignment",
+    "make_router",
     "sinkhorn",
 ]

@@ -1,0 +1,197 @@
+"""Sparse layers by configuration: every router in a whole model, shared experts, activations, capacity in training."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minimoe import MixtralModel, ModelConfig
+from minimoe.capacity import routing_capacity
+from minimoe.config import BALANCE_TYPES, ROUTER_TYPES
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.experts import glu
+from minimoe.layers import MoELayer, SharedExperts
+from minimoe.routers import SinkhornRouter, TopKRouter, make_router
+
+TINY = ModelConfig(
+    vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, num_experts=6, max_position_embeddings=64, initializer_range=0.2,
+)  # fmt: skip
+
+
+def config_of(router_type: str, **changes: Any) -> ModelConfig:
+    k = {"switch": 1, "base": 1, "dense": 6, "average": 6}.get(router_type, 2)
+    return TINY.replace(router_type=router_type, num_experts_per_tok=k, **changes)
+
+
+def ids(b: int = 2, s: int = 9) -> torch.Tensor:
+    return torch.randint(48, (b, s), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("router_type", ROUTER_TYPES)
+def test_every_router_trains_in_a_whole_model(router_type: str) -> None:
+    torch.manual_seed(0)
+    model = MixtralModel(config_of(router_type)).train()
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    out = model(ids(), labels=ids(), attention_mask=mask)
+    assert out.loss is not None and bool(torch.isfinite(out.loss))
+    out.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
+    assert len(out.routings) == (0 if router_type == "soft" else 2)
+    for routing in out.routings:
+        routing.check()
+        assert routing.valid is not None and int(routing.valid.sum()) == 15
+
+
+@pytest.mark.parametrize("router_type", ROUTER_TYPES)
+def test_padding_changes_no_logits_and_no_losses(router_type: str) -> None:
+    torch.manual_seed(0)
+    model = MixtralModel(config_of(router_type)).eval()
+    plain = model(ids(), labels=ids())
+    padded = F.pad(ids(), (0, 4), value=7)
+    mask = F.pad(torch.ones(2, 9, dtype=torch.bool), (0, 4))
+    if router_type == "uniform":  # draws again at every call
+        return
+    out = model(padded, labels=padded, attention_mask=mask)
+    torch.testing.assert_close(out.logits[:, :9], plain.logits, atol=1e-5, rtol=1e-4)
+    for name in ("lm_loss", "aux_loss", "z_loss"):
+        a, b = getattr(out, name), getattr(plain, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", BALANCE_TYPES)
+def test_every_balancing_loss_reaches_the_loss_in_training(kind: str) -> None:
+    torch.manual_seed(0)
+    config = config_of(
+        "top_k", router_aux_loss_type=kind, router_aux_loss_coef=0.5, router_z_loss_coef=0.25
+    )
+    out = MixtralModel(config).train()(ids(), labels=ids())
+    assert out.loss is not None and out.lm_loss is not None and out.z_loss is not None
+    expected = out.lm_loss + 0.25 * out.z_loss
+    if kind == "none":
+        assert out.aux_loss is None
+    else:
+        assert out.aux_loss is not None
+        expected = expected + 0.5 * out.aux_loss
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_routers_without_probabilities_have_no_switch_loss() -> None:
+    out = MixtralModel(config_of("hash"))(ids(), labels=ids())
+    assert out.aux_loss is None and out.z_loss is None
+
+
+def test_trap_6_counts_of_the_global_batch_replace_local_ones() -> None:
+    torch.manual_seed(0)
+    model = MixtralModel(config_of("top_k")).train()
+    parts = ids(4).split(2)
+    with torch.no_grad():
+        loads = [[r.load() for r in model(part).routings] for part in parts]
+        whole = model(ids(4)).aux_loss
+        total = [sum(layer, start=torch.zeros_like(layer[0])) for layer in zip(*loads, strict=True)]
+        mean = sum(model(part, expert_counts=total).aux_loss for part in parts) / 2
+        local = sum(model(part).aux_loss for part in parts) / 2
+    torch.testing.assert_close(mean, whole)
+    assert abs(float(local - whole)) > 1e-4
+    with pytest.raises(MinimoeError, match="expert_counts are 1, but the model made 2 routings"):
+        model(parts[0], expert_counts=total[:1])
+
+
+def test_shared_experts_are_added_for_every_token() -> None:
+    torch.manual_seed(0)
+    config = TINY.replace(n_shared_experts=2, moe_intermediate_size=8)
+    layer = MoELayer(config)
+    x = torch.randn(5, 16)
+    y, routing = layer(x)
+    assert layer.shared_experts is not None
+    # n shared experts of width 8 each, one by one: the joint MLP is their sum
+    w, down = layer.shared_experts.mlp.gate_up_proj, layer.shared_experts.mlp.down_proj
+    assert w.shape == (2 * 16, 16)
+    shared = sum(
+        glu(x, torch.cat([w[i : i + 8], w[16 + i : 24 + i]]), down[:, i : i + 8]) for i in (0, 8)
+    )
+    torch.testing.assert_close(y, layer.dispatch(x, routing, layer.experts) + shared)
+
+
+def test_a_gate_scales_the_shared_experts() -> None:
+    torch.manual_seed(0)
+    shared = SharedExperts(16, 8, gated=True, initializer_range=0.5)
+    x = torch.randn(5, 16)
+    assert shared.gate is not None
+    scale = (x @ shared.gate.weight.detach().T).sigmoid()
+    torch.testing.assert_close(shared(x), scale * shared.mlp(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("silu", lambda g: g * g.sigmoid()),
+        ("gelu", lambda g: g * 0.5 * (1 + torch.erf(g / 2**0.5))),
+        ("gelu_tanh", lambda g: 0.5 * g * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (g + 0.044715 * g**3)))),
+        ("relu", lambda g: g.clamp_min(0)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dispatcher", ["loop", "capacity", "grouped"])
+def test_activations(name: str, function: Any, dispatcher: str) -> None:
+    torch.manual_seed(0)
+    layer = MoELayer(TINY.replace(hidden_act=name, experts_implementation=dispatcher))
+    x = torch.randn(7, 16)
+    y, routing = layer(x)
+    gate_up, down = layer.experts.stacked()
+    expected = torch.zeros_like(y)
+    for n in range(routing.num_assignments):
+        t, e = int(routing.token[n]), int(routing.expert[n])
+        gate, up = (gate_up[e] @ x[t]).chunk(2)
+        expected[t] += routing.weight[n] * (down[e] @ (function(gate) * up))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_capacity_factor_drops_in_training_only() -> None:
+    torch.manual_seed(0)
+    layer = MoELayer(TINY.replace(capacity_factor=0.5))
+    x = torch.randn(12, 16)
+    assert layer.eval()(x)[1].kept is None
+    _, routing = layer.train()(x)
+    assert routing.kept is not None
+    # C = ⌈0.5 · 12 · 2 / 6⌉ = 2
+    kept = torch.zeros(6).index_add(0, routing.expert, routing.kept.float())
+    assert float(kept.max()) == 2
+    assert torch.equal(kept, routing.load().clamp_max(2).float())
+
+
+def test_capacity_counts_valid_tokens() -> None:
+    router = TopKRouter(16, 6, 2)
+    valid = torch.arange(12) < 5
+    routing = router(torch.randn(12, 16), valid=valid)
+    assert int(routing_capacity(routing, 1.0)) == 2  # ⌈5 · 2 / 6⌉
+    assert routing_capacity(dataclasses.replace(routing, valid=None), 1.0) == 4
+    nothing = dataclasses.replace(routing, valid=valid & False)
+    assert int(routing_capacity(nothing, 1.0)) == 1
+    with pytest.raises(ConfigError, match="every token K experts"):
+        routing_capacity(dataclasses.replace(routing, k=None), 1.0)
+
+
+def test_capacity_factor_of_expert_choice_is_its_own() -> None:
+    layer = MoELayer(config_of("expert_choice", capacity_factor=1.5)).train()
+    _, routing = layer(torch.randn(12, 16))
+    assert routing.kept is None and routing.load().tolist() == [6] * 6  # ⌈2 · 1.5 · 12 / 6⌉
+
+
+def test_make_router_hands_on_what_is_configured() -> None:
+    router = make_router(TINY.replace(router_type="sinkhorn", norm_topk_prob=False))
+    assert isinstance(router, SinkhornRouter) and not router.norm_topk_prob and router.k == 2
+    with pytest.raises(ConfigError, match="SoftMoELayer"):
+        make_router(TINY.replace(router_type="soft"))
+
+
+@pytest.mark.parametrize("router_type", ["expert_choice", "soft"])
+def test_trap_15_generate_refuses_what_is_not_causal(router_type: str) -> None:
+    model = MixtralModel(config_of(router_type))
+    with pytest.raises(MinimoeError, match="is not causal"):
+        model.generate(ids(), 2)
