@@ -8,13 +8,6 @@ from typing import Any
 import numpy as np
 
 from minimoe.study.figures.style import (
-    BLACK,
-    BLUE,
-    CHANCE,
-    GREEN,
-    LINE,
-    SMALL,
-    VERMILLION,
     Axes,
     Figure,
     bracket,
@@ -25,6 +18,7 @@ from minimoe.study.figures.style import (
     put_title,
 )
 from minimoe.study.statistics import CoActivation, Estimate, Information, Paths, Repeats, Repetition
+from minimoe.style import BLACK, BLUE, CHANCE, GREEN, LINE, SMALL, VERMILLION
 
 
 def information(

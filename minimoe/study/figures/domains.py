@@ -9,12 +9,6 @@ import numpy as np
 
 from minimoe.errors import TraceError
 from minimoe.study.figures.style import (
-    BLUE,
-    CHANCE,
-    LINE,
-    PALE,
-    SMALL,
-    VERMILLION,
     Axes,
     Figure,
     Floats,
@@ -29,6 +23,7 @@ from minimoe.study.figures.style import (
     times,
 )
 from minimoe.study.statistics import DomainLoad
+from minimoe.style import BLUE, CHANCE, LINE, PALE, SMALL, VERMILLION
 
 BAND = (
     "grey: 95 % of the shares of as many documents drawn from all labels without regard to theirs"

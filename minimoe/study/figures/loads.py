@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from minimoe.study.figures.style import (
-    CHANCE,
-    SERIES,
-    VERMILLION,
     Figure,
     Floats,
     bracket,
@@ -23,6 +20,7 @@ from minimoe.study.figures.style import (
     times,
 )
 from minimoe.study.statistics import Load
+from minimoe.style import CHANCE, SERIES, VERMILLION
 
 ARTICLE = (1.4, 1.6)
 """The busiest expert gets 40 to 60 % more tokens than the least busy (the article, section 5.1)."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from minimoe.errors import MinimoeError
 from minimoe.io import atomic_write
+from minimoe.style import BLACK, BLUE, CHANCE, LINE, PALE, RC, SMALL
 
 try:
     import matplotlib
@@ -27,39 +28,9 @@ except ImportError as error:
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), safe for the common kinds of colour blindness. Blue is what was
-# measured, grey is what chance would give, vermillion is what is to be noticed; the others tell series apart.
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-SKY, PURPLE, BLACK = "#56B4E9", "#CC79A7", "#222222"
-CHANCE, PALE, LINE = "#C9C9C9", "#A9CCE3", "#666666"
-SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-
 WIDTH = 7.0
 """Inches. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
 DPI = 160
-SMALL, NORMAL = 9, 10
-
-_STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": SMALL,
-    "axes.titlesize": SMALL,
-    "axes.labelsize": SMALL,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": BLACK,
-    "ytick.labelcolor": BLACK,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +49,7 @@ class Figure:
     def png(self, dpi: int = DPI) -> bytes:
         """The drawing as PNG, the same bytes for the same numbers."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(RC):
             self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
         return buffer.getvalue()
 
@@ -108,7 +79,7 @@ def panels(
     rows: int, columns: int, *, height: float, share_x: bool = False, share_y: bool = False
 ) -> tuple[Canvas, list[list[Axes]]]:
     """A figure of the page's width with rows × columns axes; `height` in inches of one row."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(RC):
         canvas = Canvas(figsize=(WIDTH, height * rows), layout="constrained")
         axes = canvas.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
     return canvas, axes.tolist()

@@ -7,15 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minimoe.study.figures.style import (
-    BLACK,
-    BLUE,
-    CHANCE,
-    GREEN,
-    LINE,
-    NORMAL,
-    PALE,
-    SMALL,
-    VERMILLION,
     Figure,
     bracket,
     listed,
@@ -26,6 +17,7 @@ from minimoe.study.figures.style import (
     put_title,
 )
 from minimoe.study.statistics import ExpertTokens, TokenShares
+from minimoe.style import BLACK, BLUE, CHANCE, GREEN, LINE, NORMAL, PALE, SMALL, VERMILLION
 
 Decode = Callable[[int], str]
 
