@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.config import ModelConfig
+from minimoe.layers import RMSNorm
 from minimoe.linear import Linear
 
 
@@ -47,21 +48,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023): H query heads share fewer key/value heads."""
+    """Causal grouped-query attention (Ainslie et al. 2023): H query heads share fewer key/value heads.
+
+    `attention_bias` puts biases on q, k and v, not on the output (Qwen2). `qk_norm` normalises queries and keys before
+    the rotation: 'head' each head of size d by itself with one weight [d] (Qwen3), 'full' all heads side by side with a
+    weight as long as they are (OLMoE).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_size = config.head_size
-        wide, narrow = (
-            config.num_attention_heads * self.head_size,
-            config.num_key_value_heads * self.head_size,
-        )
-        self.q_proj = Linear(config.hidden_size, wide)
-        self.k_proj = Linear(config.hidden_size, narrow)
-        self.v_proj = Linear(config.hidden_size, narrow)
-        self.o_proj = Linear(wide, config.hidden_size)
+        d, size, bias = config.hidden_size, config.head_size, config.attention_bias
+        wide, narrow = config.num_attention_heads * size, config.num_key_value_heads * size
+        self.head_size = size
+        self.qk_norm = config.qk_norm
+        self.q_proj = Linear(d, wide, bias=bias)
+        self.k_proj = Linear(d, narrow, bias=bias)
+        self.v_proj = Linear(d, narrow, bias=bias)
+        self.o_proj = Linear(wide, d)
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.normal_(projection.weight, std=config.initializer_range)
+        if bias:
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                nn.init.zeros_(projection.bias)
+        if config.qk_norm is not None:
+            each = config.qk_norm == "head"
+            self.q_norm = RMSNorm(size if each else wide, config.rms_norm_eps)
+            self.k_norm = RMSNorm(size if each else narrow, config.rms_norm_eps)
 
     def forward(
         self,
@@ -74,10 +86,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [B, S, D] -> [B, S, D]. `mask` [B, 1, S, S_all] bool, True where attention is allowed; None: causal."""
         b, s, _ = x.shape
-        q, k, v = (
-            projection(x).view(b, s, -1, self.head_size).transpose(1, 2)  # [B, heads, S, d]
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.view(b, s, -1, self.head_size) for t in (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, S, d]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)

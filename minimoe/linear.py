@@ -72,21 +72,22 @@ def fast_product(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., D] times weight [F, D] transposed -> [..., F]; the same function as `F.linear` without a bias."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., D] times weight [F, D] transposed, plus bias [F] -> [..., F]; the same function as `F.linear`."""
     if not fast_product(x, weight):
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     y = cast(Tensor, _OneDNNLinear.apply(rows, weight))  # pyright: ignore[reportUnknownMemberType]
-    return y.view(*x.shape[:-1], weight.shape[0])
+    y = y.view(*x.shape[:-1], weight.shape[0])
+    return y if bias is None else y + bias
 
 
 class Linear(nn.Linear):
-    """A linear map without bias; weight [out, in]."""
+    """A linear map, without bias unless asked for one; weight [out, in]."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """input [..., in] -> [..., out]."""
-        return linear(input, self.weight)
+        return linear(input, self.weight, self.bias)

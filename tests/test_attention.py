@@ -1,5 +1,6 @@
 """Attention: rotary positions, shared key/value heads, causality, masks and the cache."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,12 +21,20 @@ def angles(b: int, s: int, head: int = 4, start: int = 0) -> tuple[Tensor, Tenso
 def by_hand(layer: Attention, x: Tensor) -> Tensor:
     """Causal attention of one sequence [S, D], query head by query head and position by position."""
     s, d, groups = x.shape[0], layer.head_size, 2
+    every_q, every_k, every_v = (
+        x @ p.weight.T + (0 if p.bias is None else p.bias)
+        for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    if layer.qk_norm == "full":
+        every_q = rms(every_q) * layer.q_norm.weight
+        every_k = rms(every_k) * layer.k_norm.weight
     heads: list[Tensor] = []
     for h in range(4):
-        q = x @ layer.q_proj.weight[h * d : (h + 1) * d].T
         g = h // groups  # two query heads share one key/value head
-        k = x @ layer.k_proj.weight[g * d : (g + 1) * d].T
-        v = x @ layer.v_proj.weight[g * d : (g + 1) * d].T
+        q = every_q[:, h * d : (h + 1) * d]
+        k, v = (t[:, g * d : (g + 1) * d] for t in (every_k, every_v))
+        if layer.qk_norm == "head":
+            q, k = rms(q) * layer.q_norm.weight, rms(k) * layer.k_norm.weight
         out = torch.zeros(s, d)
         for i in range(s):
             scores = torch.tensor(
@@ -36,6 +45,10 @@ def by_hand(layer: Attention, x: Tensor) -> Tensor:
     return torch.cat(heads, dim=-1) @ layer.o_proj.weight.T
 
 
+def rms(x: Tensor) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + TINY.rms_norm_eps).sqrt()
+
+
 def turn(x: Tensor, position: int) -> Tensor:
     """Pairs (i, i + d/2) as complex numbers, turned by position · θ^(−2i/d)."""
     half = x.shape[0] // 2
@@ -44,12 +57,32 @@ def turn(x: Tensor, position: int) -> Tensor:
     return torch.cat([turned.real, turned.imag])
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", [None, "head", "full"])
 @torch.no_grad()
-def test_equals_the_sums_written_out() -> None:
-    layer = attention()
+def test_equals_the_sums_written_out(bias: bool, norm: str | None) -> None:
+    layer = attention(attention_bias=bias, qk_norm=norm)
+    for name, parameter in layer.named_parameters():
+        if "norm" in name or "bias" in name:
+            parameter.normal_()
     x = torch.randn(6, 16)
     y = layer(x[None], *angles(1, 6))
     torch.testing.assert_close(y[0], by_hand(layer, x), atol=1e-5, rtol=1e-5)
+
+
+def test_biases_and_norms_have_the_names_and_sizes_of_published_checkpoints() -> None:
+    def shapes(**changes: object) -> dict[str, tuple[int, ...]]:
+        extra = set(attention(**changes).state_dict()) - set(attention().state_dict())
+        return {n: tuple(attention(**changes).state_dict()[n].shape) for n in extra}
+
+    assert shapes() == {}
+    assert shapes(attention_bias=True) == {
+        "q_proj.bias": (16,),
+        "k_proj.bias": (8,),
+        "v_proj.bias": (8,),
+    }
+    assert shapes(qk_norm="head") == {"q_norm.weight": (4,), "k_norm.weight": (4,)}
+    assert shapes(qk_norm="full") == {"q_norm.weight": (16,), "k_norm.weight": (8,)}
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
