@@ -87,6 +87,16 @@ class ExpertBank(nn.Module):
         self.hidden_act = hidden_act
         self.activation = get_activation(hidden_act)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights as they are multiplied with, and so of what goes in."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights as they are multiplied with."""
+        raise NotImplementedError
+
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert, ready to multiply with."""
         raise NotImplementedError
@@ -124,6 +134,16 @@ class Experts(ExpertBank):
         self.down_proj = nn.Parameter(
             torch.randn(num_experts, hidden_size, intermediate_size) * initializer_range
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.gate_up_proj.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.gate_up_proj.device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert."""

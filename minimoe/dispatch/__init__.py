@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from minimoe.dispatch.capacity import capacity
+from minimoe.dispatch.check import check_inputs
 from minimoe.dispatch.grouped import grouped
 from minimoe.dispatch.loop import loop
 from minimoe.dispatch.plan import Plan, plan
@@ -41,6 +42,7 @@ __all__ = [
     "Dispatcher",
     "Plan",
     "capacity",
+    "check_inputs",
     "get_dispatcher",
     "grouped",
     "loop",

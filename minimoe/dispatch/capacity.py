@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.capacity import places
+from minimoe.dispatch.check import check_inputs
 from minimoe.errors import MinimoeError
 from minimoe.experts import ExpertBank
 from minimoe.routing import Routing
@@ -25,6 +26,7 @@ def capacity(
         MinimoeError: an expert has more kept assignments than `places_each` (looked at on the CPU only; elsewhere the
             look would wait for the device, and assignments beyond C are lost).
     """
+    check_inputs(x, routing, experts)
     t, e = routing.shape
     kept = (
         torch.ones_like(routing.token, dtype=torch.bool) if routing.kept is None else routing.kept

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.dispatch.check import check_inputs
 from minimoe.dispatch.fused import fused_grouped
 from minimoe.dispatch.plan import plan
 from minimoe.experts import ExpertBank, Experts, glu
@@ -19,6 +20,7 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU with AVX-512 `fused_grouped`
     does the work; what stands here is the same function in plain operations.
     """
+    check_inputs(x, routing, experts)
     num_tokens = x.shape[0]
     if routing.num_assignments == 0:
         # still a function of every input, so that gradients are zero and not missing

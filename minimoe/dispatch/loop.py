@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimoe.dispatch.check import check_inputs
 from minimoe.experts import ExpertBank
 from minimoe.routing import Routing
 
 
 def loop(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]: one pass over the experts. Sums in float32, returns x's type."""
+    check_inputs(x, routing, experts)
     y = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     for e in range(routing.num_experts):
         mine = routing.expert == e
