@@ -70,7 +70,11 @@ class ModelConfig:
 
         attention_type: 'gqa'; 'switchhead' (experts in the value and output projections: Csordás et al. 2023) or
             'moa' (mixture of attention heads: Zhang et al. 2022), with `attention_num_experts` experts of which
-            `attention_num_experts_per_tok` are used; 'mla' is known to `minimoe.cost` only.
+            `attention_num_experts_per_tok` are used; 'mla' is known to `minimoe.cost` only. SwitchHead has that many
+            experts in each head; of MoA they are groups of `num_key_value_heads` heads, and `num_attention_heads` is
+            the heads that one token computes.
+        attention_norm_topk_prob: whether the weights of chosen attention experts are made to sum to 1; None: as the
+            paper has it (SwitchHead no, MoA yes).
 
         router_aux_loss_type: which balancing loss `router_aux_loss_coef` weighs, one of `BALANCE_TYPES`.
         router_aux_loss_coef: weight of the balancing loss, averaged over layers (Fedus et al. 2021, eq. 4).
@@ -122,6 +126,7 @@ class ModelConfig:
     attention_type: str = "gqa"
     attention_num_experts: int = 4
     attention_num_experts_per_tok: int = 2
+    attention_norm_topk_prob: bool | None = None
     # training
     router_aux_loss_type: str = "switch"
     router_aux_loss_coef: float = 0.01
@@ -164,6 +169,7 @@ class ModelConfig:
                     "a token cannot choose more experts than there are: lower the first or raise the second"
                 )
         self._check_heads()
+        self._check_attention_experts()
         bad = [i for i in self.mlp_only_layers if not 0 <= i < self.num_hidden_layers]
         if bad:
             raise ConfigError(
@@ -188,6 +194,29 @@ class ModelConfig:
             raise ConfigError(
                 f"the head size is {self.head_size}, which is odd; rotary embeddings turn pairs of coordinates, "
                 "so head_dim (or hidden_size / num_attention_heads) must be even"
+            )
+
+    def _check_attention_experts(self) -> None:
+        if self.attention_type not in ("switchhead", "moa"):
+            return
+        if self.attention_bias:
+            raise ConfigError(
+                f"attention_bias is true, but attention_type is {self.attention_type!r}, whose projections have no "
+                "biases: set attention_bias to false"
+            )
+        if self.attention_type == "switchhead":
+            return
+        used = self.attention_num_experts_per_tok * self.num_key_value_heads
+        if self.num_attention_heads != used:
+            raise ConfigError(
+                f"num_attention_heads is {self.num_attention_heads}, but with attention_type 'moa' a token computes "
+                f"attention_num_experts_per_tok · num_key_value_heads = {self.attention_num_experts_per_tok} · "
+                f"{self.num_key_value_heads} = {used} heads: make them equal"
+            )
+        if self.qk_norm == "full":
+            raise ConfigError(
+                "qk_norm is 'full', but with attention_type 'moa' the heads of a token change, so that there is no "
+                "norm over all of them: set qk_norm to 'head' or None"
             )
 
     def _check_routing(self) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.attention import Attention, KVCache, rotary
+from minimoe.attention import Attention, CausalAttention, KVCache, make_attention, rotary
 from minimoe.balance import balance_loss, z_loss
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError, MinimoeError
@@ -31,7 +31,11 @@ class ModelOutput:
         loss: what training minimises: `lm_loss`, and in training also the weighted balance terms; None without labels.
         lm_loss: mean next-token cross-entropy in nats over the labels that are not −100.
         aux_loss: balancing loss (`router_aux_loss_type`), mean over the layers that have one, unweighted; None without.
-        z_loss: router z-loss, mean over the layers whose router has logits, unweighted; None without.
+            A mixture of attention heads is a layer of its own in this mean; SwitchHead is not balanced.
+        z_loss: router z-loss, mean over the layers whose router has logits, unweighted; None without. Attention as in
+            `aux_loss`.
+        attention_routings: with experts in the attention, one tuple of routings for each layer: of SwitchHead
+            `(value, output)`, see `SwitchHeadRouting`, of a mixture of attention heads one; empty without.
     """
 
     logits: Tensor
@@ -40,6 +44,7 @@ class ModelOutput:
     lm_loss: Tensor | None = None
     aux_loss: Tensor | None = None
     z_loss: Tensor | None = None
+    attention_routings: tuple[tuple[Routing, ...], ...] = ()
 
 
 class Block(nn.Module):
@@ -49,7 +54,7 @@ class Block(nn.Module):
         super().__init__()
         self.index = index
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = make_attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp: MoELayer | SoftMoELayer | MLP = (
             make_moe(config)
@@ -72,14 +77,20 @@ class Block(nn.Module):
         token_ids: Tensor,
         sequence: Tensor,
         valid: Tensor | None,
-    ) -> tuple[Tensor, Routing | None]:
-        """x [B, S, D] -> (x [B, S, D], routing; None for a dense layer and for soft MoE)."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, self.index)
+    ) -> tuple[Tensor, Routing | None, tuple[Routing, ...]]:
+        """x [B, S, D] -> (x [B, S, D], routing; None for a dense layer and for soft MoE, the attention's routings)."""
+        h, attended = self.input_layernorm(x), (cos, sin, mask, cache, self.index)
+        heads: tuple[Routing, ...] = ()
+        if isinstance(self.self_attn, Attention):
+            y = self.self_attn(h, *attended)
+        else:
+            y, heads = self.self_attn(h, *attended, sequence=sequence, valid=valid)
+        x = x + y
         h = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MLP):
-            return x + self.mlp(h), None
+            return x + self.mlp(h), None, heads
         y, routing = self.mlp(h.flatten(0, 1), token_ids=token_ids, sequence=sequence, valid=valid)
-        return x + y.view_as(x), routing
+        return x + y.view_as(x), routing, heads
 
 
 class MixtralModel(nn.Module):
@@ -156,10 +167,15 @@ class MixtralModel(nn.Module):
         sequence = torch.arange(b, device=device).repeat_interleave(s)
         x = self.embed_tokens(input_ids)  # [B, S, D]
         routings: list[Routing] = []
+        attention: list[tuple[Routing, ...]] = []
         for block in self.layers:
-            x, routing = block(x, cos, sin, mask, cache, input_ids.reshape(-1), sequence, valid)
+            x, routing, heads = block(
+                x, cos, sin, mask, cache, input_ids.reshape(-1), sequence, valid
+            )
             if routing is not None:
                 routings.append(routing)
+            if heads:
+                attention.append(heads)
         logits = self.lm_head(self.norm(x[:, -logits_to_keep:]))  # [B, S, V]; -0: all positions
 
         if expert_counts is not None and len(expert_counts) != len(routings):
@@ -167,9 +183,12 @@ class MixtralModel(nn.Module):
                 f"expert_counts are {len(expert_counts)}, but the model made {len(routings)} routings: give one each"
             )
         kind = self.config.router_aux_loss_type
-        counts = expert_counts or [None] * len(routings)
-        aux = mean_loss([balance_loss(r, kind, c) for r, c in zip(routings, counts, strict=True)])
-        z = mean_loss([z_loss(r) for r in routings if r.logits is not None])
+        # a mixture of attention heads needs balancing, SwitchHead does without (Csordás et al. 2023, section 3.2)
+        mixed = [r for heads in attention for r in heads if self.config.attention_type == "moa"]
+        counts = [*(expert_counts or [None] * len(routings)), *[None] * len(mixed)]
+        balanced = [*routings, *mixed]
+        aux = mean_loss([balance_loss(r, kind, c) for r, c in zip(balanced, counts, strict=True)])
+        z = mean_loss([z_loss(r) for r in balanced if r.logits is not None])
         lm_loss = loss = None
         if labels is not None:
             # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
@@ -184,10 +203,10 @@ class MixtralModel(nn.Module):
                 loss = loss + self.config.router_aux_loss_coef * aux
             if self.training and z is not None:
                 loss = loss + self.config.router_z_loss_coef * z
-        return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z)
+        return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z, tuple(attention))
 
     def num_parameters(self, *, active: bool = False) -> int:
-        """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer.
+        """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer, attention included.
 
         A tied output projection counts once. Where K is not fixed (expert choice, ReLU) it is the configured mean; soft
         MoE uses all of its experts for every sequence, so all are active.
@@ -197,6 +216,9 @@ class MixtralModel(nn.Module):
             idle = self.config.num_experts - self.config.num_experts_per_tok
             sparse = sum(isinstance(block.mlp, MoELayer) for block in self.layers)
             total -= sparse * idle * 3 * self.config.hidden_size * self.config.expert_size
+            total -= sum(
+                m.idle_parameters for m in self.modules() if isinstance(m, CausalAttention)
+            )
         return total
 
     @torch.no_grad()
