@@ -25,6 +25,7 @@ class SlotMixer(nn.Module):
 
     is_causal = False
     is_causal_in_training = False
+    is_incremental = False
     is_batch_invariant = True
 
     def __init__(

@@ -12,7 +12,7 @@ from minimoe.routing import Routing
 
 
 class BiasController:
-    """Moves the selection bias of a sigmoid router towards even load (Wang et al. 2024, algorithm 1).
+    """Moves the selection bias of a sigmoid router towards even load (Lean Wang et al. 2024, algorithm 1).
 
         b_e += rate · sign(mean load − load_e)      once per optimiser step
 
@@ -40,6 +40,10 @@ class BiasController:
         if self.router.training:
             self.load.add(routing)
 
+    def reset(self) -> None:
+        """Forget what was observed since the last step."""
+        self.load.reset()
+
     @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum the counts over ranks, move the bias, begin the next step. Every rank arrives at the same bias.
@@ -62,16 +66,17 @@ class BiasController:
 
 
 class SparsityController:
-    """Sets the coefficient of `l1_loss` so that ReLU routing uses K experts per token (Wang et al. 2024, section 3.2).
+    """Sets the coefficient of `l1_loss` so that ReLU routing uses K experts a token (Ziteng Wang et al. 2024, eq. 7).
 
-        λ *= α where more than K experts are active on average, λ /= α where fewer
+        λ *= α where more than K experts are active on average, λ /= α where fewer      once per optimiser step
 
-    once per step. Its paper starts from λ = 1e-8 with α = 1.2.
+    The average is over all tokens and all layers (eq. 8): one controller serves a whole model. Call `observe` with
+    every routing of a step, then `step`; λ is `coefficient`, which is all that a resumed run has to be given.
 
     Args:
         target: K, the wanted mean number of experts per token.
-        coefficient: λ at the start.
-        factor: α.
+        coefficient: λ at the start; the paper's.
+        factor: α; the paper's.
 
     Raises:
         ConfigError: a number that is not positive, or a factor of at most 1.
@@ -86,14 +91,24 @@ class SparsityController:
         self.target = target
         self.coefficient = coefficient
         self.factor = factor
+        self.reset()
 
-    def step(self, routing: Routing) -> float:
-        """Compare one routing with the target, move λ and return it. A routing without valid tokens moves nothing."""
-        tokens = routing.num_tokens if routing.valid is None else int(routing.valid.sum())
-        if tokens:
-            active = int(routing.load().sum()) / tokens
-            if active > self.target:
-                self.coefficient *= self.factor
-            elif active < self.target:
-                self.coefficient /= self.factor
+    def observe(self, routing: Routing) -> None:
+        """Count the active experts and the valid tokens of one layer in one forward pass of the current step."""
+        self.active += int(routing.load().sum())
+        self.tokens += routing.num_tokens if routing.valid is None else int(routing.valid.sum())
+
+    def step(self, *routings: Routing) -> float:
+        """Observe these routings too, move λ, begin the next step, return λ. Without a valid token nothing moves."""
+        for routing in routings:
+            self.observe(routing)
+        if self.active > self.target * self.tokens:
+            self.coefficient *= self.factor
+        elif self.active < self.target * self.tokens:
+            self.coefficient /= self.factor
+        self.reset()
         return self.coefficient
+
+    def reset(self) -> None:
+        """Forget what was observed since the last step."""
+        self.active, self.tokens = 0, 0

@@ -19,7 +19,7 @@ class Load:
     Attributes:
         share: share of the assignments by expert; sums to 1.
         max_min: busiest over least busy; inf where an expert received nothing.
-        max_vio: (busiest − mean) / mean = max share · E − 1 (Wang et al. 2024, section 4.1); 0 is balance.
+        max_vio: (busiest − mean) / mean = max share · E − 1 (Lean Wang et al. 2024, section 4.1); 0 is balance.
         cv2: squared coefficient of variation with the population variance, Var/Mean² (Shazeer et al. 2017, eq. 6-7).
     """
 

@@ -32,13 +32,7 @@ def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
         raise MinimoeError(
             "switch_loss needs a router with probabilities; this routing has probs=None"
         )
-    if counts is None:
-        counts = routing.load()
-    elif tuple(counts.shape) != (routing.num_experts,):
-        raise MinimoeError(
-            f"counts have shape {tuple(counts.shape)}; expected {(routing.num_experts,)}"
-        )
-    load = counts.detach().to(torch.float32)  # [E]
+    load = _counts(routing, counts).to(torch.float32)
     f = load / load.sum().clamp_min(1)
     return routing.num_experts * (f * _masked_mean(routing.probs, routing.valid)).sum()
 
@@ -47,8 +41,8 @@ def sequence_loss(routing: Routing) -> Tensor:
     """Balance within each sequence, a float32 scalar (DeepSeek-AI 2024, DeepSeek-V3, eq. 17-20, without its α).
 
     For every sequence E · Σ_e f_e P_e, with f and P over its own valid tokens, then the mean over sequences that have
-    any. Even routing gives 1. Without `routing.sequence` the whole batch is one sequence. Finds the number of
-    sequences on the host.
+    any. Even routing gives 1. Without `routing.sequence` the whole batch is one sequence. f counts the experts that
+    were chosen, with the bias; eq. 18 counts the K best scores without it. Finds the number of sequences on the host.
 
     Raises:
         MinimoeError: the router has no probabilities.
@@ -130,15 +124,20 @@ def selection_probability(routing: Routing) -> Tensor:
     return torch.special.ndtr((routing.clean - bar) / routing.noise_std)
 
 
-def l1_loss(routing: Routing) -> Tensor:
-    """Penalty on the weights of ReLU routing, balanced by load, a float32 scalar (Wang et al. 2024, section 3.2).
+def l1_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
+    """Penalty on the weights of ReLU routing, balanced by load, a float32 scalar (Ziteng Wang et al. 2024, eq. 10).
 
         loss = Σ_e f_e · (1/T) Σ_t weight[t, e],   f_e = E · load_e / Σ load
 
     over valid tokens: the L1 norm of a token's weights, in which busy experts cost more than idle ones. Without the
-    factor f (no gradient) it would thin all experts alike. `SparsityController` sets its coefficient.
+    factor f (no gradient) it would thin all experts alike. The paper divides by the wanted load K·T (eq. 11) where f
+    here has the load there is, so that even load gives f = 1 at any sparsity; the coefficient, which
+    `SparsityController` sets, takes up the difference.
+
+    Args:
+        counts [E]: assignments per expert over the global batch, as in `switch_loss`; None: those of this routing.
     """
-    load = routing.load().to(routing.weight.dtype)
+    load = _counts(routing, counts).to(routing.weight.dtype)
     f = routing.num_experts * load / load.sum().clamp_min(1)
     weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
     tokens = routing.num_tokens if routing.valid is None else routing.valid.sum()
@@ -153,7 +152,7 @@ def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> T
     where the routing was made without noise.
 
     Args:
-        counts [E]: assignments per expert over the global batch, for 'switch'.
+        counts [E]: assignments per expert over the global batch, for 'switch' and 'l1'; the others have no use for it.
     """
     match kind:
         case "switch":
@@ -168,7 +167,7 @@ def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> T
                 importance_loss(routing) + load_loss(routing) if noisy else importance_loss(routing)
             )
         case "l1":
-            return l1_loss(routing)
+            return l1_loss(routing, counts)
         case "none":
             return None
         case _:
@@ -187,6 +186,17 @@ def z_loss(routing: Routing) -> Tensor:
         raise MinimoeError("z_loss needs a router with logits; this routing has logits=None")
     squared = routing.logits.logsumexp(dim=-1).square()  # [T]
     return _masked_mean(squared[:, None], routing.valid)[0]
+
+
+def _counts(routing: Routing, counts: Tensor | None) -> Tensor:
+    """Assignments per expert [E]: those given, or those of the routing."""
+    if counts is None:
+        return routing.load()
+    if tuple(counts.shape) != (routing.num_experts,):
+        raise MinimoeError(
+            f"counts have shape {tuple(counts.shape)}; expected {(routing.num_experts,)}"
+        )
+    return counts.detach()
 
 
 def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.routers.base import Router, check_choice, scores, token_choice
+from minimoe.routers.base import Context, Router, check_choice, scores, token_choice
 from minimoe.routing import Routing
 
 
 class SinkhornRouter(Router):
-    """Selection on a balanced transport plan (S-BASE: Clark et al. 2022, section 3.1 and appendix B).
+    """Selection on a balanced transport plan (S-BASE: Clark et al. 2022).
 
         training:   experts = the K largest of sinkhorn(W x) in the token's row
         inference:  experts = the K largest of W x
@@ -60,33 +60,21 @@ class SinkhornRouter(Router):
         self.iterations = iterations
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used. Padding takes no share of the plan."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, E]
-            probs = logits.softmax(dim=-1)
-            selector = logits.detach()
-            if self.training:
-                selector = sinkhorn(selector / self.temperature, self.iterations, valid)
-            expert = selector.topk(self.k, dim=-1).indices  # [T, K]
-            weight = probs.gather(-1, expert)
-            # the plan's order is not that of the weights: first choice first
-            weight, order = weight.sort(dim=-1, descending=True, stable=True)
-            expert = expert.gather(-1, order)
-            if self.norm_topk_prob:
-                weight = weight / weight.sum(dim=-1, keepdim=True)
-        return token_choice(
-            expert, weight, self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs,
-        )  # fmt: skip
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing. Padding takes no share of the plan."""
+        logits = scores(x, self.weight)  # [T, E]
+        probs = logits.softmax(dim=-1)
+        selector = logits.detach()
+        if self.training:
+            selector = sinkhorn(selector / self.temperature, self.iterations, context.valid)
+        expert = selector.topk(self.k, dim=-1).indices  # [T, K]
+        weight = probs.gather(-1, expert)
+        # the plan's order is not that of the weights: first choice first
+        weight, order = weight.sort(dim=-1, descending=True, stable=True)
+        expert = expert.gather(-1, order)
+        if self.norm_topk_prob:
+            weight = weight / weight.sum(dim=-1, keepdim=True)
+        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
 
 
 def sinkhorn(scores: Tensor, iterations: int, valid: Tensor | None = None) -> Tensor:
@@ -113,11 +101,11 @@ def sinkhorn(scores: Tensor, iterations: int, valid: Tensor | None = None) -> Te
 
 
 class BaseRouter(Router):
-    """BASE: the even assignment of tokens to experts that maximises Σ w_e·x_t (Lewis et al. 2021, section 3.1).
+    """BASE: the even assignment of tokens to experts that maximises Σ w_e·x_t (Lewis et al. 2021, section 3).
 
-        training:   expert of t = a_t, from the balanced assignment, each expert at most ⌈T/E⌉ tokens
+        training:   expert of t = a_t, from the balanced assignment (eq. 2), each expert at most ⌈T/E⌉ tokens
         inference:  expert of t = argmax_e w_e·x_t
-        weight      = σ(w_e·x_t)
+        weight      = σ(w_e·x_t)   (eq. 1)
 
     The assignment is found by an auction, which is sequential: the host waits for the device at every round. In
     training a token's expert depends on the whole batch; at inference it does not.
@@ -150,34 +138,23 @@ class BaseRouter(Router):
         self.tolerance = tolerance
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used. Padding is not assigned: it goes where it scores best."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, E]
-            choice = logits.detach()
-            expert = choice.argmax(dim=-1)  # [T]
-            if self.training:
-                if valid is None:
-                    expert = balanced_assignment(choice, self.tolerance)
-                else:
-                    (rows,) = valid.nonzero(as_tuple=True)
-                    expert = expert.index_copy(
-                        0, rows, balanced_assignment(choice[rows], self.tolerance)
-                    )
-            weight = logits.gather(-1, expert[:, None]).sigmoid()
-            probs = logits.softmax(dim=-1)
-        return token_choice(
-            expert[:, None], weight, self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs,
-        )  # fmt: skip
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing. Padding is not assigned: it goes where it scores best."""
+        valid = context.valid
+        logits = scores(x, self.weight)  # [T, E]
+        choice = logits.detach()
+        expert = choice.argmax(dim=-1)  # [T]
+        if self.training:
+            if valid is None:
+                expert = balanced_assignment(choice, self.tolerance)
+            else:
+                (rows,) = valid.nonzero(as_tuple=True)
+                expert = expert.index_copy(
+                    0, rows, balanced_assignment(choice[rows], self.tolerance)
+                )
+        weight = logits.gather(-1, expert[:, None]).sigmoid()
+        probs = logits.softmax(dim=-1)
+        return token_choice(expert[:, None], weight, self.num_experts, logits=logits, probs=probs)
 
 
 def balanced_assignment(scores: Tensor, tolerance: float) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +13,23 @@ from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routing import Routing
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a router may know of its T tokens besides their vectors.
+
+    Attributes:
+        token_ids [T]: int64; for routers that look at the token itself.
+        sequence [T]: int64, which sequence a token belongs to.
+        valid [T]: bool, False for padding.
+    """
+
+    token_ids: Tensor | None = None
+    sequence: Tensor | None = None
+    valid: Tensor | None = None
+
+
 class Router(nn.Module):
-    """Builds the sparse matrix tokens x experts.
+    """Builds the sparse matrix tokens x experts. A router is its `route`; `forward` is the same around all of them.
 
     Attributes:
         num_experts: E.
@@ -19,11 +37,14 @@ class Router(nn.Module):
             are; text can be generated token by token.
         is_batch_invariant: at inference, they do not depend on the other sequences of the batch either.
         is_causal_in_training: the same as `is_causal` in training mode, where some routers balance over the batch.
+        is_incremental: at inference, a text that is routed piece by piece, as decoding with a cache does, is routed as
+            it is at once.
     """
 
     is_causal: bool = True
     is_batch_invariant: bool = True
     is_causal_in_training: bool = True
+    is_incremental: bool = True
     num_experts: int
 
     def forward(
@@ -34,13 +55,19 @@ class Router(nn.Module):
         sequence: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> Routing:
-        """Route x [T, D].
+        """Route x [T, D]; the other arguments are those of `Context`.
 
-        Args:
-            token_ids [T]: int64; for routers that look at the token itself.
-            sequence [T]: int64, which sequence a token belongs to.
-            valid [T]: bool, False for padding.
+        Raises:
+            MinimoeError: x is no matrix, or the router lacks what it needs.
         """
+        if x.ndim != 2:
+            raise MinimoeError(f"x has shape {tuple(x.shape)}; a router takes tokens [T, D]")
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self.route(at_least_float32(x), Context(token_ids, sequence, valid))
+        return dataclasses.replace(routing, sequence=sequence, valid=valid)
+
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D], in float32 at least and with autocast off -> its routing; `forward` adds `sequence` and `valid`."""
         raise NotImplementedError
 
 
@@ -56,7 +83,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def scores(x: Tensor, weight: Tensor) -> Tensor:
-    """Logits x [T, D] · weight [E, D]ᵀ -> [T, E] in float32 (float64 for float64 input). Call with autocast off."""
+    """Logits x [T, D] · weight [E, D]ᵀ -> [T, E] in float32 (float64 for float64 input). Call with autocast off.
+
+    Raises:
+        MinimoeError: x and weight differ in D or lie on different devices.
+    """
+    if x.shape[-1] != weight.shape[-1] or x.device != weight.device:
+        raise MinimoeError(
+            f"x has hidden size {x.shape[-1]} and is on {x.device}, but the router's weight has "
+            f"{weight.shape[-1]} and is on {weight.device}"
+        )
     x = at_least_float32(x)
     return F.linear(x, weight.to(x.dtype))
 
@@ -66,8 +102,8 @@ def token_choice(
     weight: Tensor,
     num_experts: int,
     *,
-    sequence: Tensor | None,
-    valid: Tensor | None,
+    sequence: Tensor | None = None,
+    valid: Tensor | None = None,
     logits: Tensor | None = None,
     probs: Tensor | None = None,
 ) -> Routing:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from minimoe.capacity import capacity_ratio, expert_capacity
 from minimoe.errors import ConfigError
-from minimoe.routers.base import Router, batch_shape, scores
+from minimoe.routers.base import Context, Router, batch_shape, scores
 from minimoe.routing import Routing
 
 
@@ -35,6 +35,7 @@ class ExpertChoiceRouter(Router):
 
     is_causal = False
     is_causal_in_training = False
+    is_incremental = False
 
     def __init__(
         self,
@@ -57,33 +58,24 @@ class ExpertChoiceRouter(Router):
         self.is_batch_invariant = per_sequence
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used.
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing.
 
         Raises:
             MinimoeError: `per_sequence` with sequences of different length.
         """
-        del token_ids
-        t, e = x.shape[0], self.num_experts
-        b, s = batch_shape(sequence if self.per_sequence else None, t)
+        t, e, valid = x.shape[0], self.num_experts, context.valid
+        b, s = batch_shape(context.sequence if self.per_sequence else None, t)
         c = min(s, expert_capacity(s, e, 1, self.capacity_factor))
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, E]
-            probs = logits.softmax(dim=-1)
-            wanted = probs.detach()
-            if valid is not None:
-                wanted = wanted.masked_fill(~valid[:, None], -1)  # below every probability
-            wanted = wanted.view(b, s, e).transpose(1, 2)  # [B, E, S]
-            best = wanted.topk(c, dim=-1).indices  # [B, E, C]
-            token = (best + torch.arange(b, device=x.device)[:, None, None] * s).reshape(-1)
-            expert = torch.arange(e, device=x.device)[:, None].expand(b, e, c).reshape(-1)
+        logits = scores(x, self.weight)  # [T, E]
+        probs = logits.softmax(dim=-1)
+        wanted = probs.detach()
+        if valid is not None:
+            wanted = wanted.masked_fill(~valid[:, None], -1)  # below every probability
+        wanted = wanted.view(b, s, e).transpose(1, 2)  # [B, E, S]
+        best = wanted.topk(c, dim=-1).indices  # [B, E, C]
+        token = (best + torch.arange(b, device=x.device)[:, None, None] * s).reshape(-1)
+        expert = torch.arange(e, device=x.device)[:, None].expand(b, e, c).reshape(-1)
         kept = None
         if valid is not None and t:
             top, bottom = capacity_ratio(e, 1, self.capacity_factor)
@@ -101,8 +93,6 @@ class ExpertChoiceRouter(Router):
             weight=probs[token, expert],
             shape=(t, e),
             kept=kept,
-            valid=valid,
-            sequence=sequence,
             logits=logits,
             probs=probs,
         )

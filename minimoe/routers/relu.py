@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minimoe.routers.base import Router, check_choice, scores, token_choice
+from minimoe.routers.base import Context, Router, check_choice, scores, token_choice
 from minimoe.routing import Routing
 
 
@@ -24,7 +24,7 @@ class ActiveRouting(Routing):
 
 
 class ReLURouter(Router):
-    """weight = ReLU(W x), experts = those with a positive weight (ReMoE: Wang et al. 2024, section 3.1).
+    """weight = ReLU(W x), experts = those with a positive weight (ReMoE: Ziteng Wang et al. 2024, eq. 5).
 
     A token has anything from no expert to all of them. N must not depend on the data, so the routing holds all T·E
     assignments (k = E, largest weight first), and `kept` is False where the weight is 0. Dispatchers that skip what is
@@ -45,22 +45,11 @@ class ReLURouter(Router):
         self.num_experts = num_experts
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used. `probs` is None: the weights are no distribution."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, E]
-            weight, expert = logits.relu().sort(dim=-1, descending=True, stable=True)
-        routing = token_choice(
-            expert, weight, self.num_experts, sequence=sequence, valid=valid, logits=logits
-        )
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing; `probs` is None: the weights are no distribution."""
+        logits = scores(x, self.weight)  # [T, E]
+        weight, expert = logits.relu().sort(dim=-1, descending=True, stable=True)
+        routing = token_choice(expert, weight, self.num_experts, logits=logits)
         fields = {name: getattr(routing, name) for name in Routing.__dataclass_fields__}
         fields["kept"] = routing.weight.detach() > 0
         return ActiveRouting(**fields)

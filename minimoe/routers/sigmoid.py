@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.errors import ConfigError
-from minimoe.routers.base import Router, check_choice, scores, token_choice
+from minimoe.routers.base import Context, Router, check_choice, scores, token_choice
 from minimoe.routing import Routing
 
 
@@ -67,35 +67,23 @@ class SigmoidRouter(Router):
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, E]
-            s = logits.sigmoid()
-            selector = s.detach() + self.e_score_correction_bias.to(s.dtype)
-            if self.topk_group < self.n_group:
-                selector = selector.masked_fill(~self._allowed(selector), -math.inf)
-            expert = selector.topk(self.k, dim=-1).indices  # [T, K]
-            weight = s.gather(-1, expert)
-            # b decides who is chosen, s who comes first
-            weight, order = weight.sort(dim=-1, descending=True, stable=True)
-            expert = expert.gather(-1, order)
-            if self.norm_topk_prob:
-                weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-20)
-            weight = weight * self.routed_scaling_factor
-            probs = s / (s.sum(dim=-1, keepdim=True) + 1e-20)
-        return token_choice(
-            expert, weight, self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs,
-        )  # fmt: skip
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
+        logits = scores(x, self.weight)  # [T, E]
+        s = logits.sigmoid()
+        selector = s.detach() + self.e_score_correction_bias.to(s.dtype)
+        if self.topk_group < self.n_group:
+            selector = selector.masked_fill(~self._allowed(selector), -math.inf)
+        expert = selector.topk(self.k, dim=-1).indices  # [T, K]
+        weight = s.gather(-1, expert)
+        # b decides who is chosen, s who comes first
+        weight, order = weight.sort(dim=-1, descending=True, stable=True)
+        expert = expert.gather(-1, order)
+        if self.norm_topk_prob:
+            weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-20)
+        weight = weight * self.routed_scaling_factor
+        probs = s / (s.sum(dim=-1, keepdim=True) + 1e-20)
+        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
 
     def _allowed(self, selector: Tensor) -> Tensor:
         """[T, E] bool: the experts of the best groups."""

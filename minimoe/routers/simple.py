@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routers.base import (
+    Context,
     Router,
     at_least_float32,
     check_choice,
@@ -24,7 +25,7 @@ class UniformRouter(Router):
     """Uniform selection: every expert is as likely as every other, whatever the token says; weight 1/K each.
 
     The null model of routing, and the floor that a learned router has to beat (the random routing of Roller et al.
-    2021, section 4.3, is drawn once per token id; see `HashRouter`).
+    2021 is drawn once per token id; see `HashRouter`).
 
     Args:
         num_experts: E.
@@ -33,7 +34,7 @@ class UniformRouter(Router):
             'round_robin' gives the token at place s of its sequence the experts s·K, s·K + 1, … (modulo E).
 
     A random choice looks at no other token, so it is causal; but the same row draws other experts in other company.
-    Decoding with a cache sees every token at place 0, so 'round_robin' then repeats the first K experts.
+    'round_robin' has to see a sequence from its first token on, so it is not incremental: decoding cannot use a cache.
 
     Raises:
         ConfigError: K > E, or an unknown order.
@@ -54,25 +55,18 @@ class UniformRouter(Router):
         self.k = num_experts_per_tok
         self.order = order
         self.is_batch_invariant = order == "round_robin"
+        self.is_incremental = order != "round_robin"
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D], of which only T and the device matter; `token_ids` is not used."""
-        del token_ids
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D], of which only T and the device matter -> its routing."""
         num_tokens = x.shape[0]
         if self.order == "random":
             expert = torch.rand(num_tokens, self.num_experts, device=x.device).topk(self.k).indices
         else:
-            start = positions(num_tokens, sequence, valid, x.device) * self.k
+            start = positions(num_tokens, context.sequence, context.valid, x.device) * self.k
             expert = (start[:, None] + torch.arange(self.k, device=x.device)) % self.num_experts
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts, sequence=sequence, valid=valid)
+        return token_choice(expert, weight, self.num_experts)
 
 
 class MeanBinningRouter(Router):
@@ -119,24 +113,16 @@ class MeanBinningRouter(Router):
         shares = torch.arange(1, self.num_experts, dtype=means.dtype, device=means.device)
         self.edges.copy_(torch.quantile(means, shares / self.num_experts))
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used."""
-        del token_ids
-        means = at_least_float32(x.detach()).mean(dim=-1)
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
+        means = x.detach().mean(dim=-1)
         own = torch.searchsorted(self.edges.to(means.dtype), means)  # [T]
         bins = torch.arange(self.num_experts, device=x.device)
         # a quarter breaks the tie between the bin below and the bin above
         distance = (bins - own[:, None] - 0.25).abs()  # [T, E]
         expert = distance.topk(self.k, dim=-1, largest=False).indices
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts, sequence=sequence, valid=valid)
+        return token_choice(expert, weight, self.num_experts)
 
 
 class DenseRouter(Router):
@@ -163,32 +149,21 @@ class DenseRouter(Router):
         weight = None if average else torch.randn(num_experts, hidden_size) * initializer_range
         self.weight = None if weight is None else nn.Parameter(weight)  # [E, D]
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used."""
-        del token_ids
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
         e = self.num_experts
         if self.weight is None:
             expert = torch.arange(e, device=x.device).expand(x.shape[0], e)
             weight = torch.full(expert.shape, 1 / e, device=x.device)
-            return token_choice(expert, weight, e, sequence=sequence, valid=valid)
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)
-            probs = logits.softmax(dim=-1)
-            weight, expert = probs.sort(dim=-1, descending=True, stable=True)
-        return token_choice(
-            expert, weight, e, sequence=sequence, valid=valid, logits=logits, probs=probs
-        )
+            return token_choice(expert, weight, e)
+        logits = scores(x, self.weight)
+        probs = logits.softmax(dim=-1)
+        weight, expert = probs.sort(dim=-1, descending=True, stable=True)
+        return token_choice(expert, weight, e, logits=logits, probs=probs)
 
 
 class HashRouter(Router):
-    """A fixed table from token id to experts (Roller et al. 2021, section 3.1); weight 1/K each.
+    """A fixed table from token id to experts (Roller et al. 2021, section 3); weight 1/K each.
 
     'random' draws K different experts for every id, which balances ids, not tokens: a frequent id fills its expert.
     'balanced' deals the ids out from the most to the least frequent, each to the experts with the least load so far.
@@ -238,19 +213,13 @@ class HashRouter(Router):
             raise ConfigError(f"table is {table!r}; known are 'random' and 'balanced'")
         self.register_buffer("table", values)  # [V, K]
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D] by token_ids [T].
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """Route x [T, D] by `context.token_ids` [T].
 
         Raises:
             MinimoeError: token_ids are missing or not one per token.
         """
+        token_ids = context.token_ids
         if token_ids is None or tuple(token_ids.shape) != (x.shape[0],):
             given = None if token_ids is None else tuple(token_ids.shape)
             raise MinimoeError(
@@ -258,7 +227,7 @@ class HashRouter(Router):
             )
         expert = self.table[token_ids]
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts, sequence=sequence, valid=valid)
+        return token_choice(expert, weight, self.num_experts)
 
 
 def _deal(counts: Tensor, num_experts: int, k: int) -> Tensor:

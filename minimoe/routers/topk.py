@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.routers.base import Router, at_least_float32, check_choice, scores, token_choice
+from minimoe.routers.base import Context, Router, check_choice, scores, token_choice
 from minimoe.routing import Routing
 
 
@@ -54,29 +54,16 @@ class TopKRouter(Router):
             torch.randn(num_experts, hidden_size) * initializer_range
         )  # [E, D]
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `valid` [T] marks padding False; `token_ids` is not used by this router."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            x = at_least_float32(x)
-            if self.training and self.jitter_noise > 0:
-                x = x * torch.empty_like(x).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
-            logits = scores(x, self.weight)  # [T, E]
-            probs = logits.softmax(dim=-1)
-            weight, expert = probs.topk(self.k, dim=-1)  # [T, K]
-            if self.norm_topk_prob:
-                weight = weight / weight.sum(dim=-1, keepdim=True)
-        return token_choice(
-            expert, weight, self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs,
-        )  # fmt: skip
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
+        if self.training and self.jitter_noise > 0:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
+        logits = scores(x, self.weight)  # [T, E]
+        probs = logits.softmax(dim=-1)
+        weight, expert = probs.topk(self.k, dim=-1)  # [T, K]
+        if self.norm_topk_prob:
+            weight = weight / weight.sum(dim=-1, keepdim=True)
+        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
 
 
 class SwitchRouter(TopKRouter):
@@ -149,29 +136,17 @@ class NoisyTopKRouter(Router):
         self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used by this router."""
-        del token_ids
-        with torch.autocast(x.device.type, enabled=False):
-            clean = logits = scores(x, self.weight)  # [T, E]
-            noise_std = None
-            if self.training:
-                noise_std = F.softplus(scores(x, self.noise_weight))
-                logits = clean + torch.randn_like(clean) * noise_std
-            best, expert = logits.topk(self.k, dim=-1)  # [T, K]
-            weight = best.softmax(dim=-1)
-            probs = logits.softmax(dim=-1)
-        routing = token_choice(
-            expert, weight, self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs,
-        )  # fmt: skip
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
+        clean = logits = scores(x, self.weight)  # [T, E]
+        noise_std = None
+        if self.training:
+            noise_std = F.softplus(scores(x, self.noise_weight))
+            logits = clean + torch.randn_like(clean) * noise_std
+        best, expert = logits.topk(self.k, dim=-1)  # [T, K]
+        weight = best.softmax(dim=-1)
+        probs = logits.softmax(dim=-1)
+        routing = token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
         if noise_std is None:
             return routing
         fields = {name: getattr(routing, name) for name in Routing.__dataclass_fields__}
