@@ -1,0 +1,94 @@
+"""What hardware can do at best: FLOP/s and bytes/s, and the time floor that follows from them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from minimoe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A lower bound on a time, after the roofline model (Williams et al. 2009): arithmetic and traffic may overlap.
+
+    Attributes:
+        compute: seconds that the arithmetic takes alone.
+        memory: seconds that the traffic with memory takes alone.
+    """
+
+    compute: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """The longer of the two."""
+        return max(self.compute, self.memory)
+
+    @property
+    def limit(self) -> str:
+        """Which of the two it is: 'compute' or 'memory'."""
+        return "compute" if self.compute >= self.memory else "memory"
+
+
+@dataclass(frozen=True)
+class Device:
+    """An accelerator as two numbers.
+
+    Attributes:
+        name: what it is, and whose figures these are.
+        flops_per_second: of dense bf16 matrix products accumulated in float32, unless the name says otherwise.
+        bytes_per_second: between the chip and its own memory.
+    """
+
+    name: str
+    flops_per_second: float
+    bytes_per_second: float
+
+    def __post_init__(self) -> None:
+        if not self.flops_per_second > 0 or not self.bytes_per_second > 0:
+            raise ConfigError(
+                f"device {self.name!r} has {self.flops_per_second} FLOP/s and {self.bytes_per_second} bytes/s; "
+                "both must be positive"
+            )
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs that it can do in the time of moving one byte."""
+        return self.flops_per_second / self.bytes_per_second
+
+    def floor(self, flops: float, moved: float) -> Floor:
+        """The least time for `flops` operations and `moved` bytes."""
+        return Floor(flops / self.flops_per_second, moved / self.bytes_per_second)
+
+
+# 'h200' is what a large matrix product and a large copy reach on the card itself, so a floor from it can be met. All
+# others are peaks of the makers' data sheets, dense, which nothing reaches: expect 70 to 80 % of them.
+DEVICES: dict[str, Device] = {
+    "h200": Device("H200 (reachable)", 790e12, 4.3e12),
+    # NVIDIA data sheets: H200 and H100 SXM 1,979 TFLOP/s with sparsity, half of it without
+    "h200-peak": Device("H200 SXM (data sheet)", 989.5e12, 4.8e12),
+    "h100": Device("H100 SXM (data sheet)", 989.5e12, 3.35e12),
+    "a100": Device("A100 SXM 80 GB (data sheet)", 312e12, 2.039e12),
+    "a100-40gb": Device("A100 SXM 40 GB (data sheet)", 312e12, 1.555e12),
+    "l4": Device("L4 (data sheet)", 121e12, 0.3e12),
+    # fp16: this generation has no bf16
+    "t4": Device("T4 (data sheet, fp16)", 65e12, 0.32e12),
+    # GeForce Ada architecture paper, bf16 with float32 accumulation
+    "rtx4090": Device("RTX 4090 (data sheet)", 165.2e12, 1.008e12),
+    # AMD data sheet
+    "mi300x": Device("MI300X (data sheet)", 1307.4e12, 5.3e12),
+}
+
+
+def get_device(name: str) -> Device:
+    """The device of this name in `DEVICES`.
+
+    Raises:
+        ConfigError: no device of this name.
+    """
+    if name not in DEVICES:
+        near = difflib.get_close_matches(name, DEVICES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown device {name!r}; {hint}known are {', '.join(DEVICES)}")
+    return DEVICES[name]
