@@ -17,8 +17,9 @@ from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP
 from minimoe.layers import MoELayer, RMSNorm, make_moe
 from minimoe.linear import Linear
+from minimoe.routers import Router
 from minimoe.routing import Routing
-from minimoe.soft import SoftMoELayer
+from minimoe.soft import SlotMixer, SoftMoELayer
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class MixtralModel(nn.Module):
         *,
         logits_to_keep: int = 0,
         expert_counts: Sequence[Tensor] | None = None,
+        aux_loss_coef: float | None = None,
     ) -> ModelOutput:
         """Run the model.
 
@@ -144,9 +146,13 @@ class MixtralModel(nn.Module):
             cache: keys and values of earlier tokens, extended in place.
             logits_to_keep: compute logits for this many last positions only (0: all); who wants routings or the next
                 token alone saves most of the work of the output projection. Not together with labels.
+            expert_counts: for each routing the assignments per expert [E] over the global batch, for balancing losses
+                that take them; None: those of this batch.
+            aux_loss_coef: weighs the balancing loss instead of `router_aux_loss_coef`.
 
         Raises:
-            MinimoeError: wrong shape or type, ids out of range, a sequence beyond `max_position_embeddings`.
+            MinimoeError: wrong shape or type, ids out of range, a sequence beyond `max_position_embeddings`, a cache
+                with a router that has to see the whole sequence.
         """
         self._check(input_ids, labels, attention_mask, cache)
         if logits_to_keep < 0 or (logits_to_keep and labels is not None):
@@ -200,7 +206,8 @@ class MixtralModel(nn.Module):
             lm_loss = next_token_loss(logits, target)
             loss = lm_loss
             if self.training and aux is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux
+                coef = self.config.router_aux_loss_coef if aux_loss_coef is None else aux_loss_coef
+                loss = loss + coef * aux
             if self.training and z is not None:
                 loss = loss + self.config.router_z_loss_coef * z
         return ModelOutput(logits, tuple(routings), loss, lm_loss, aux, z, tuple(attention))
@@ -261,9 +268,8 @@ class MixtralModel(nn.Module):
             raise MinimoeError(f"seed is {seed}; it must fit into 64 bits")
         if max_new_tokens < 0:
             raise MinimoeError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-        for block in self.layers:
-            router = getattr(block.mlp, "gate", None)
-            if router is not None and not router.is_causal:
+        for router in self._routers():
+            if not router.is_causal:
                 raise MinimoeError(
                     f"{type(router).__name__} is not causal (a token's experts depend on later tokens), "
                     "so text cannot be generated token by token with it"
@@ -280,15 +286,14 @@ class MixtralModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            cache = KVCache(self.config.num_hidden_layers)
+            incremental = all(router.is_incremental for router in self._routers())
+            cache = KVCache(self.config.num_hidden_layers) if incremental else None
             ids, new, mask = input_ids, input_ids, attention_mask
             ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
             for _ in range(max_new_tokens):
-                logits = (
-                    self(new, attention_mask=mask, cache=cache, logits_to_keep=1)
-                    .logits[:, -1]
-                    .float()
-                )  # [B, V]
+                text = ids if cache is None else new
+                out = self(text, attention_mask=mask, cache=cache, logits_to_keep=1)
+                logits = out.logits[:, -1].float()  # [B, V]
                 new = sample(logits, temperature, top_p, generator)[:, None]
                 if eos_token_id is not None:
                     new = torch.where(ended[:, None], torch.full_like(new, eos_token_id), new)
@@ -325,6 +330,9 @@ class MixtralModel(nn.Module):
 
         save_model(self, path, dtype=dtype)
 
+    def _routers(self) -> list[Router | SlotMixer]:
+        return [b.mlp.gate for b in self.layers if isinstance(b.mlp, (MoELayer, SoftMoELayer))]
+
     def _check(
         self,
         input_ids: Tensor,
@@ -353,6 +361,13 @@ class MixtralModel(nn.Module):
         ):
             raise MinimoeError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(input_ids.shape[0], total)}"
+            )
+        if cache is not None and (
+            whole := [type(r).__name__ for r in self._routers() if not r.is_incremental]
+        ):
+            raise MinimoeError(
+                f"{whole[0]} routes a sequence as a whole, so a part of one cannot be routed by itself: run the "
+                "whole sequence, without a cache"
             )
         # on a GPU this test would stop the host until the device has caught up; there the embedding itself asserts
         if input_ids.device.type == "cpu":
