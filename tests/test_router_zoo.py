@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from minimoe.attention import KVCache
 from minimoe.balance import DropStats, Load
 from minimoe.capacity import expert_capacity, limit_capacity
+from minimoe.config import ROUTER_TYPES
 from minimoe.dispatch import loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.layers import MoELayer
@@ -30,6 +32,7 @@ from minimoe.routers import (
     TopKRouter,
     UniformRouter,
     balanced_assignment,
+    make_router,
     sinkhorn,
 )
 from minimoe.soft import SoftMoELayer
@@ -621,14 +624,74 @@ def test_trap_15_generation_refuses_what_is_not_causal(name: str) -> None:
     assert len(routings) == (1 if name == "soft" else 2)
 
 
-# the model reports a balancing loss, which needs probabilities
+def model_of(router_type: str) -> MixtralModel:
+    """A model with this router in its second layer; the first one is dense, so that the second sees contexts."""
+    k = {"switch": 1, "base": 1, "dense": E, "average": E}.get(router_type, K)
+    return tiny_model(
+        router_type=router_type, num_experts=E, num_experts_per_tok=k, mlp_only_layers=(0,)
+    )
+
+
+INCREMENTAL = [
+    t for t in ROUTER_TYPES if t != "soft" and make_router(model_of(t).config).is_incremental
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [n for n in LEARNT if build(n).is_causal and n != "relu"])
-def test_trap_21_decoding_with_a_cache_equals_the_full_forward(name: str) -> None:
-    model = model_with(layer_with(name))
+@pytest.mark.parametrize("router_type", INCREMENTAL)
+def test_trap_21_routing_in_pieces_with_a_cache_is_routing_at_once(router_type: str) -> None:
+    model = model_of(router_type)
+    # one sequence: a uniform choice then draws for its tokens in their order, whatever the pieces
+    ids = torch.randint(TINY.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    whole = model(ids)
+    cache = KVCache(2)
+    torch.manual_seed(1)
+    parts = [model(part, cache=cache) for part in ids.split([4, 1, 1, 3, 1, 1, 1], dim=1)]
+    logits = torch.cat([part.logits for part in parts], dim=1)
+    torch.testing.assert_close(logits, whole.logits, atol=1e-5, rtol=1e-5)
+    matrix = torch.cat([part.routings[0].dense() for part in parts])
+    torch.testing.assert_close(matrix, whole.routings[0].dense(), atol=1e-5, rtol=1e-5)
+    experts = torch.cat([part.routings[0].expert for part in parts])
+    if router_type != "relu":  # its experts of weight 0 stand in any order
+        assert torch.equal(experts, whole.routings[0].expert)
+
+
+# a uniform choice is drawn anew for every forward pass, so there is nothing to be equal to
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "router_type", [*(t for t in INCREMENTAL if t != "uniform"), "round_robin"]
+)
+def test_trap_21_generation_is_the_full_forward_step_by_step(router_type: str) -> None:
+    model = model_of(router_type)
     ids = torch.tensor([[1, 2, 3], [7, 5, 9]])
     expected = ids
-    for _ in range(5):
+    for _ in range(6):
         best = model(expected).logits[:, -1].argmax(-1)
         expected = torch.cat([expected, best[:, None]], dim=1)
-    assert torch.equal(model.generate(ids, 5, temperature=0), expected)
+    assert torch.equal(model.generate(ids, 6, temperature=0), expected)
+
+
+def test_trap_21_a_cache_is_refused_where_a_router_sees_the_whole_sequence() -> None:
+    assert set(ROUTER_TYPES) - set(INCREMENTAL) == {"round_robin", "expert_choice", "soft"}
+    model = model_of("round_robin")
+    with pytest.raises(MinimoeError, match="UniformRouter routes a sequence as a whole"):
+        model(torch.tensor([[1, 2, 3]]), cache=KVCache(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ZOO)
+def test_trap_21_routers_are_incremental_as_declared(name: str) -> None:
+    """A sequence in pieces, each piece routed by itself, against the sequence at once."""
+    router, equal = build(name), True
+    for seed in SEEDS:
+        x, ids = tokens(1, 14, seed)
+        torch.manual_seed(seed)
+        whole = router(x[0], token_ids=ids[0])
+        torch.manual_seed(seed)
+        parts = [
+            router(piece, token_ids=known).dense()
+            for piece, known in zip(x[0].split([5, 1, 8]), ids[0].split([5, 1, 8]), strict=True)
+        ]
+        equal &= torch.allclose(torch.cat(parts), whole.dense(), atol=1e-6)
+    assert equal == router.is_incremental
