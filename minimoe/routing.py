@@ -83,47 +83,73 @@ class Routing:
         return matrix.index_put((self.token, self.expert), weight, accumulate=True)
 
     def check(self) -> Routing:
-        """Validate shapes, types and ranges; returns itself. Synchronises with the device: not for the hot path.
+        """Validate shapes, types, ranges and finiteness; returns itself. Waits for the device: not for the hot path.
 
         Raises:
-            MinimoeError: names the field, what it is and what was expected.
+            MinimoeError: names the field, what it is and what was expected; of a value that is not finite the first
+                token and its expert.
         """
+        self._check_form()
+        self._check_values()
+        return self
+
+    def _check_form(self) -> None:
+        """Shapes, types and devices: what the host knows."""
         t, e = self.shape
         n = self.token.shape[0]
-        for name, shape in (("token", (n,)), ("expert", (n,)), ("weight", (n,)), ("kept", (n,)), ("valid", (t,)),
-                            ("sequence", (t,)), ("logits", (t, e)), ("probs", (t, e))):  # fmt: skip
+        shapes = {
+            "token": (n,), "expert": (n,), "weight": (n,), "kept": (n,), "valid": (t,), "sequence": (t,),
+            "logits": (t, e), "probs": (t, e),
+        }  # fmt: skip
+        kinds = dict.fromkeys(shapes, (torch.float32, torch.float64))
+        kinds |= dict.fromkeys(("token", "expert", "sequence"), (torch.int64,))
+        kinds |= dict.fromkeys(("kept", "valid"), (torch.bool,))
+        for name, shape in shapes.items():
             value = getattr(self, name)
-            if value is not None and tuple(value.shape) != shape:
+            if value is None:
+                continue
+            if tuple(value.shape) != shape:
                 raise MinimoeError(
                     f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
                 )
-        for name, types in (
-            ("token", (torch.int64,)),
-            ("expert", (torch.int64,)),
-            ("weight", (torch.float32, torch.float64)),
-            ("kept", (torch.bool,)),
-            ("valid", (torch.bool,)),
-        ):
-            value = getattr(self, name)
-            if value is not None and value.dtype not in types:
+            if value.dtype not in kinds[name]:
+                expected = " or ".join(map(str, kinds[name]))
+                raise MinimoeError(f"routing.{name} has type {value.dtype}; expected {expected}")
+            if value.device != self.token.device:
                 raise MinimoeError(
-                    f"routing.{name} has type {value.dtype}; expected {' or '.join(map(str, types))}"
+                    f"routing.{name} is on {value.device}, but routing.token on {self.token.device}: "
+                    "move the routing as one, with routing.to()"
                 )
+
+    def _check_values(self) -> None:
+        """Ranges, finiteness and order: what has to be fetched from the device."""
+        t, e = self.shape
+        n = self.token.shape[0]
         for name, high in (("token", t), ("expert", e)):
             ids = getattr(self, name)
             if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
                 raise MinimoeError(
                     f"routing.{name} holds ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {high - 1}"
                 )
-        if not bool(torch.isfinite(self.weight).all()):
-            raise MinimoeError("routing.weight holds values that are not finite")
+        for name in ("logits", "probs", "weight"):  # in the order in which one spoils the next
+            values = getattr(self, name)
+            if values is None or bool(torch.isfinite(values).all()):
+                continue
+            bad = (~torch.isfinite(values)).nonzero()  # [n, 2] or [n, 1]
+            place = bad[0].tolist()
+            first = float(values.detach()[tuple(place)])
+            if name == "weight":
+                place = [int(self.token[place[0]]), int(self.expert[place[0]])]
+            raise MinimoeError(
+                f"routing.{name} is {first} for token {place[0]} and expert {place[1]}, the first of {len(bad)} "
+                "values that are not finite; look at what went into the router"
+            )
         if self.k is not None:
             expected = torch.arange(t, device=self.token.device).repeat_interleave(self.k)
             if n != t * self.k or not torch.equal(self.token, expected):
                 raise MinimoeError(
                     f"routing.k is {self.k}, but the assignments are not {self.k} per token in order"
                 )
-        return self
 
     def _map(self, function: object) -> Routing:
         assert callable(function)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimoe import Routing
 from minimoe.errors import MinimoeError
+from minimoe.routers import TopKRouter
 from tests.small import topk_routing
 
 
@@ -90,6 +91,8 @@ def test_a_routing_is_frozen() -> None:
         ({"kept": torch.ones(4, dtype=torch.int64)}, "routing.kept has type torch.int64"),
         ({"valid": torch.ones(4, dtype=torch.bool)}, "routing.valid has shape (4,)"),
         ({"probs": torch.ones(2, 3)}, "routing.probs has shape (2, 3); expected (2, 4)"),
+        ({"sequence": torch.zeros(2)}, "routing.sequence has type torch.float32; expected torch.int64"),
+        ({"probs": torch.ones(2, 4, device="meta")}, "routing.probs is on meta, but routing.token on cpu"),
         ({"token": torch.tensor([0, 1, 0, 1])}, "routing.k is 2"),
         ({"k": 3}, "routing.k is 3"),
     ],
@@ -99,6 +102,32 @@ def test_check_names_what_is_wrong(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(MinimoeError) as caught:
         dataclasses.replace(routing, **changes).check()
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["logits", "probs", "weight"])
+def test_check_names_the_first_value_that_is_not_finite(name: str, bad: float) -> None:
+    routing = topk_routing([[0, 1], [2, 3], [1, 0]], torch.rand(3, 2))
+    values = torch.rand(3, 2 if name == "weight" else 4)
+    values[1:, 1] = bad
+    changes: Any = {name: values.flatten() if name == "weight" else values}
+    routing = dataclasses.replace(routing, **changes)
+    # the second choice of token 1 is expert 3
+    expert = 3 if name == "weight" else 1
+    with pytest.raises(MinimoeError) as caught:
+        routing.check()
+    assert f"routing.{name} is {bad} for token 1 and expert {expert}, the first of 2 values" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_check_finds_what_a_spoilt_token_makes_of_its_routing(bad: float) -> None:
+    router = TopKRouter(8, 4, 2)
+    x = torch.randn(5, 8)
+    x[3, 2] = bad
+    with pytest.raises(MinimoeError, match=r"routing\.logits is .* for token 3 and expert 0"):
+        router(x).check()
 
 
 def test_an_empty_routing_is_valid() -> None:
