@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
-from minimoe.model import MixtralModel, ModelOutput
-from minimoe.routing import Routing
+from minimoe.model import MixtralModel
+from minimoe.study.sources import (
+    MinimoeSource,
+    Recording,
+    RoutingSource,
+    chosen_layers,
+    record_routings,
+)
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.transformers_models import (
+    TransformersSource,
+    is_transformers_model,
+    unknown_model,
+)
+from minimoe.study.windows import Window, batches, windows
 from minimoe.train.corpus import TokenSplit
 
+__all__ = [
+    "Recording",
+    "RoutingRecorder",
+    "RoutingSource",
+    "record_documents",
+    "record_routings",
+    "record_split",
+    "source_of",
+]
 
-@dataclass(frozen=True)
-class Recording:
-    """One forward pass: the ids it read and what each sparse layer chose.
+Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
 
-    input_ids [T] int64; valid [T] bool, False for padding; expert [T, L, K] int16 and weight [T, L, K] float32, the
-    first choice first.
+
+def source_of(
+    model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
+) -> RoutingSource:
+    """The model as a recorder sees it.
+
+    Args:
+        model: a minimoe model, one of transformers (`transformers_models.SUPPORTED`), or a `RoutingSource`.
+        layers: numbers, counted from 1, of those to record; default, all that have experts.
+
+    Raises:
+        TraceError: a class that is not known, no sparse layer, or a layer without experts.
     """
-
-    input_ids: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.bool_]
-    expert: npt.NDArray[np.int16]
-    weight: npt.NDArray[np.float32]
+    if isinstance(model, MixtralModel):
+        return MinimoeSource(model, layers)
+    if is_transformers_model(model):
+        return TransformersSource(model, layers)
+    if isinstance(model, nn.Module) or not hasattr(model, "recording"):
+        raise TraceError(unknown_model(type(model).__name__))
+    if layers is not None and chosen_layers(model.layers, layers) != model.layers:
+        raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
+    return model
 
 
 class RoutingRecorder:
@@ -40,22 +73,26 @@ class RoutingRecorder:
             model(input_ids, attention_mask=mask)
         recording = recorder.pop()
 
+    Args:
+        model, layers: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is
+            left when the context closes, whatever closes it.
+
     Raises:
-        TraceError: the model has no sparse layer, or a router without K choices per token.
+        TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.
     """
 
-    def __init__(self, model: MixtralModel) -> None:
-        self.model = model
-        self.layers = tuple(
-            i + 1 for i in range(model.config.num_hidden_layers) if model.config.is_sparse(i)
-        )
-        if not self.layers:
-            raise TraceError("the model has no sparse layer, so there is no routing to record")
+    def __init__(
+        self, model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
+    ) -> None:
+        self.source = source_of(model, layers)
+        self.model = self.source.model
+        self.layers = self.source.layers
         self._recordings: list[Recording] = []
-        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> RoutingRecorder:
-        self._handle = self.model.register_forward_hook(self._hook, with_kwargs=True)
+        self._handles = self.source.open()
+        self._handles.append(self.model.register_forward_hook(self._hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -64,9 +101,8 @@ class RoutingRecorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        while self._handles:
+            self._handles.pop().remove()
 
     def pop(self) -> Recording:
         """The earliest recording not taken yet.
@@ -81,99 +117,64 @@ class RoutingRecorder:
         return self._recordings.pop(0)
 
     def _hook(
-        self,
-        module: torch.nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: ModelOutput,
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        ids: Tensor = args[0] if args else kwargs["input_ids"]
-        self._recordings.append(record_routings(ids, out.routings))
-
-
-def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
-    """Pack the routings of one forward pass.
-
-    Raises:
-        TraceError: a routing without K choices per token (expert choice, for one).
-    """
-    k = routings[0].k
-    if k is None or any(r.k != k for r in routings):
-        raise TraceError(
-            "only routers that give every token the same number K of experts can be recorded"
-        )
-    expert = torch.stack([r.expert.view(r.num_tokens, k) for r in routings], dim=1)  # [T, L, K]
-    weight = torch.stack([r.weight.view(r.num_tokens, k) for r in routings], dim=1)
-    valid = routings[0].valid
-    ids = input_ids.detach().reshape(-1).cpu()
-    return Recording(
-        input_ids=ids.numpy().astype(np.int64),
-        valid=np.ones(len(ids), dtype=np.bool_) if valid is None else valid.cpu().numpy(),
-        expert=expert.detach().cpu().numpy().astype(np.int16),
-        weight=weight.detach().float().cpu().numpy(),
-    )
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A stretch of one document as the model reads it: a token of context, then those that are recorded."""
-
-    document: int
-    start: int
-    context: int
-    tokens: npt.NDArray[np.int64]
+        self._recordings.append(self.source.recording(args, kwargs, output))
 
 
 def record_documents(
-    model: MixtralModel,
+    model: nn.Module | RoutingSource,
     documents: Sequence[TraceDocument],
     tokens: Sequence[npt.NDArray[Any]],
     *,
-    end_of_text: int = 0,
+    layers: Sequence[int] | None = None,
+    end_of_text: int | None = 0,
     batch_tokens: int = 8192,
+    max_length: int | None = None,
     meta: dict[str, str] | None = None,
-    progress: Callable[[Iterable[list[_Window]]], Iterable[list[_Window]]] | None = None,
+    progress: Progress | None = None,
 ) -> RoutingTrace:
     """Read each document by itself and return the choices for every one of its tokens.
 
-    A document is read in windows of the model's `max_position_embeddings`; each begins with one token of context that
-    is not recorded: end-of-text for the first window, as in training, and the token before it for later ones. So no
-    document sees another one, and documents may be treated as independent.
+    A document is read in windows of the model's longest sequence; each begins with one token of context that is not
+    recorded: end-of-text for the first window, as in training, and the token before it for later ones. So no document
+    sees another one, and documents may be treated as independent.
 
     Args:
+        model, layers: see `source_of`.
         documents: one record a document.
         tokens: its token ids [n], without end-of-text.
+        end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
+        max_length: tokens a window, if fewer than the model could read.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
-    device = next(model.parameters()).device
-    size = model.config.max_position_embeddings
+    source = source_of(model, layers)
+    size = min(source.max_length, max_length or source.max_length)
     if size < 2:
         raise TraceError("the model has one position, so no token can be read with one of context")
-    windows = [w for i, ids in enumerate(tokens) for w in _windows(i, ids, size, end_of_text)]
-    if not windows:
+    every = [w for i, ids in enumerate(tokens) for w in windows(i, ids, size, end_of_text)]
+    if not every:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
-    batches = list(_batches(windows, batch_tokens))
-    training = model.training
-    model.eval()
-    rows: list[tuple[_Window, Recording, int]] = []
+    planned = list(batches(every, batch_tokens))
+    training = source.model.training
+    source.model.eval()
+    rows: list[tuple[Window, Recording, int]] = []
     try:
-        with torch.no_grad(), RoutingRecorder(model) as recorder:
-            for batch in progress(batches) if progress else batches:
+        with torch.no_grad(), RoutingRecorder(source) as recorder:
+            for batch in progress(planned) if progress else planned:
                 width = max(len(w.tokens) for w in batch)
-                ids = torch.full((len(batch), width), end_of_text, dtype=torch.int64)
+                ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
                 mask = torch.zeros(len(batch), width, dtype=torch.bool)
                 for row, window in enumerate(batch):
                     ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
                     mask[row, : len(window.tokens)] = True
-                full = bool(mask.all())
-                given = None if full else mask.to(device)
-                model(ids.to(device), attention_mask=given, logits_to_keep=1)
+                source.read(ids, None if bool(mask.all()) else mask)
                 recording = recorder.pop()
                 rows += [(window, recording, row * width) for row, window in enumerate(batch)]
     finally:
-        model.train(training)
+        source.model.train(training)
     rows.sort(key=lambda r: (r[0].document, r[0].start))
     parts = [slice(at + w.context, at + len(w.tokens)) for w, _, at in rows]
     return RoutingTrace(
@@ -194,21 +195,21 @@ def record_documents(
             [r.weight[part] for (_, r, _), part in zip(rows, parts, strict=True)]
         ),
         documents=tuple(documents),
-        num_experts=model.config.num_experts,
-        layers=RoutingRecorder(model).layers,
+        num_experts=source.num_experts,
+        layers=source.layers,
         meta=dict(meta or {}),
     )
 
 
 def record_split(
-    model: MixtralModel,
+    model: nn.Module | RoutingSource,
     split: TokenSplit,
     *,
     domains: Sequence[str] | None = None,
     max_tokens: int | None = None,
     end_of_text: int = 0,
     meta: dict[str, str] | None = None,
-    progress: Callable[[Iterable[list[_Window]]], Iterable[list[_Window]]] | None = None,
+    progress: Progress | None = None,
 ) -> RoutingTrace:
     """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
 
@@ -236,23 +237,3 @@ def record_split(
     return record_documents(
         model, documents, tokens, end_of_text=end_of_text, meta=meta, progress=progress
     )
-
-
-def _windows(
-    document: int, tokens: npt.NDArray[Any], size: int, end_of_text: int
-) -> Iterator[_Window]:
-    ids = np.concatenate([[end_of_text], tokens]).astype(np.int64)
-    for start in range(0, len(tokens), size - 1):
-        # ids[start] is the token before tokens[start]
-        yield _Window(document, start, 1, ids[start : start + size])
-
-
-def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
-    batch: list[_Window] = []
-    for window in sorted(windows, key=lambda w: len(w.tokens)):
-        if batch and len(window.tokens) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch

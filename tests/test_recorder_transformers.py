@@ -1,0 +1,469 @@
+"""Recording from transformers models: the choices are those that the router logits give, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimoe import MixtralModel, ModelConfig
+from minimoe.errors import TraceError
+from minimoe.study.recorder import RoutingRecorder, record_documents, source_of
+from minimoe.study.sources import Recording, spans
+from minimoe.study.trace import TraceDocument
+
+transformers = pytest.importorskip("transformers")
+
+V = 64
+SIZES: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def mixtral() -> Any:
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config)
+
+
+def olmoe() -> Any:
+    config = transformers.OlmoeConfig(**SIZES, num_experts=6, num_experts_per_tok=3)
+    assert not config.norm_topk_prob
+    return transformers.OlmoeForCausalLM(config)
+
+
+def qwen2_moe() -> Any:
+    config = transformers.Qwen2MoeConfig(
+        **SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8,
+        shared_expert_intermediate_size=16, decoder_sparse_step=2,
+    )  # fmt: skip
+    return transformers.Qwen2MoeForCausalLM(config)
+
+
+def qwen3_moe() -> Any:
+    config = transformers.Qwen3MoeConfig(
+        **SIZES, head_dim=8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=8,
+        norm_topk_prob=True, mlp_only_layers=[1],
+    )  # fmt: skip
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def deepseek_v3() -> Any:
+    sizes = SIZES | {"num_key_value_heads": 4}
+    config = transformers.DeepseekV3Config(
+        **sizes, moe_intermediate_size=8, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3,
+        n_group=4, topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5, norm_topk_prob=True,
+        q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+    )  # fmt: skip
+    model = transformers.DeepseekV3ForCausalLM(config)
+    for block in model.model.layers[1:]:
+        # a bias that changes who is chosen, not the weights
+        block.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.4, 0.4, 8).flip(0))
+    return model
+
+
+def gpt_oss() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = transformers.GptOssConfig(
+        **SIZES, head_dim=8, num_local_experts=5, num_experts_per_tok=3, sliding_window=8, rope_parameters=rope
+    )  # fmt: skip
+    model = transformers.GptOssForCausalLM(config)
+    for block in model.model.layers:
+        nn.init.normal_(block.mlp.router.bias)
+    return model
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    f.__name__: f for f in (mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v3, gpt_oss)
+}
+LAYERS = {"qwen2_moe": (2,), "qwen3_moe": (1, 3), "deepseek_v3": (2, 3)}
+
+
+def make(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return FAMILIES[family]().eval().to(dtype)
+
+
+class RouterLogits:
+    """Logits [T, E] of every router in the last forward pass, from its input and its weights."""
+
+    def __init__(self, model: Any) -> None:
+        blocks = [b.mlp for b in model.model.layers if hasattr(b.mlp, "experts")]
+        self.gates = [b.gate if hasattr(b, "gate") else b.router for b in blocks]
+
+    def __enter__(self) -> RouterLogits:
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.handles = [
+            g.register_forward_hook(lambda g, args, _: self.inputs.update({g: args[0]}))
+            for g in self.gates
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __call__(self) -> list[Tensor]:
+        logits: list[Tensor] = []
+        for gate in self.gates:
+            x = self.inputs[gate].flatten(0, -2)
+            dtype = torch.float32 if hasattr(gate, "e_score_correction_bias") else x.dtype
+            bias = getattr(gate, "bias", None)
+            logits.append(F.linear(x.to(dtype), gate.weight.to(dtype), bias))
+        return logits
+
+
+def selector(family: str, logits: Tensor) -> Tensor:
+    """[T, E] what the K experts are the largest of, computed from the logits alone."""
+    if family != "deepseek_v3":
+        return logits.double()
+    s = logits.double().sigmoid() + torch.linspace(-0.4, 0.4, 8).flip(0)
+    allowed = torch.full_like(s, -torch.inf)
+    for row, groups in enumerate(s.view(-1, 4, 2)):
+        for g in groups.sum(dim=1).argsort(descending=True)[:2].tolist():
+            allowed[row, 2 * g : 2 * g + 2] = s[row, 2 * g : 2 * g + 2]
+    return allowed
+
+
+def weights(family: str, logits: Tensor, expert: Tensor) -> Tensor:
+    """[T, K] weights of the experts chosen."""
+    z = logits.double()
+    if family == "deepseek_v3":
+        s = z.sigmoid().gather(1, expert)
+        return 2.5 * s / s.sum(dim=1, keepdim=True)
+    if family in ("olmoe", "qwen2_moe"):
+        return z.softmax(dim=1).gather(1, expert)
+    return z.gather(1, expert).softmax(dim=1)
+
+
+def agrees(family: str, recording: Recording, logits: list[Tensor], atol: float) -> None:
+    """Every choice against the router logits; a tie may fall either way."""
+    assert recording.expert.shape[:2] == (len(logits[0]), len(logits))
+    for column, z in enumerate(logits):
+        expert = torch.from_numpy(recording.expert[:, column].astype(np.int64))
+        weight = torch.from_numpy(recording.weight[:, column])
+        k = expert.shape[1]
+        assert all(len(set(row)) == k for row in expert.tolist())
+        score = selector(family, z)
+        best = score.sort(dim=1, descending=True).values[:, :k]
+        assert torch.equal(score.gather(1, expert).sort(dim=1, descending=True).values, best)
+        assert (weight.diff(dim=1) <= 0).all()  # the first choice first
+        torch.testing.assert_close(
+            weight.double(), weights(family, z, expert), atol=atol, rtol=atol
+        )
+
+
+def ids_and_mask(batch: int, length: int, padding: str) -> tuple[Tensor, Tensor | None]:
+    ids = torch.randint(3, V, (batch, length), generator=torch.Generator().manual_seed(batch))
+    if padding == "none":
+        return ids, None
+    mask = torch.ones(batch, length, dtype=torch.int64)
+    for row in range(1, batch):
+        cut = slice(0, 2 * row) if padding == "left" else slice(length - 2 * row, length)
+        mask[row, cut] = 0
+    return ids * mask, mask
+
+
+def hooks(model: nn.Module) -> list[int]:
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_choices_are_those_of_the_router_logits(
+    family: str, padding: str, dtype: torch.dtype
+) -> None:
+    model = make(family, dtype)
+    ids, mask = ids_and_mask(3, 9, padding)
+    with RouterLogits(model) as logits, RoutingRecorder(model) as recorder:
+        out = model(ids, attention_mask=mask, output_router_logits=True)
+    recording, routed = recorder.pop(), logits()
+    assert recorder.layers == LAYERS.get(family, (1, 2, 3))
+    assert recorder.source.num_experts == routed[0].shape[1]
+    if "router_logits" in out:
+        assert len(out.router_logits) == len(routed)
+        for given, z in zip(out.router_logits, routed, strict=True):
+            # transformers 5.0 hands out probabilities by that name
+            assert torch.equal(given, z) or torch.allclose(given, z.float().softmax(dim=1))
+    assert recording.input_ids.tolist() == ids.flatten().tolist()
+    valid = torch.ones_like(ids) if mask is None else mask
+    assert recording.valid.tolist() == valid.bool().flatten().tolist()
+    agrees(family, recording, routed, 1e-5 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_outputs_are_bit_equal_and_no_hook_is_left(family: str) -> None:
+    model = make(family, torch.bfloat16)
+    ids, mask = ids_and_mask(3, 9, "left")
+    for reader in (model, model.model):
+        plain = reader(ids, mask)[0]
+        before = hooks(model)
+        with RoutingRecorder(reader) as recorder:
+            seen = reader(ids, mask)[0]  # positional, as some call it
+        assert torch.equal(plain, seen)
+        assert hooks(model) == before
+        reader(ids, mask)
+        first = recorder.pop()
+        with pytest.raises(TraceError, match="nothing recorded"):
+            recorder.pop()
+        assert first.valid.sum() == mask.sum()  # type: ignore[union-attr]
+    # the head reads what the base model computes
+    with RoutingRecorder(model) as head, RoutingRecorder(model.model) as base:
+        model(input_ids=ids, attention_mask=mask)
+    assert (head.pop().expert == base.pop().expert).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_passes_are_recorded_and_gradients_are_the_same(family: str) -> None:
+    model = make(family).train()
+    ids, _ = ids_and_mask(2, 6, "none")
+    gradients: list[Tensor] = []
+    for record in (False, True):
+        model.zero_grad()
+        if record:
+            with RoutingRecorder(model) as recorder:
+                loss = model(ids, labels=ids).loss
+            assert recorder.pop().expert.shape[0] == 12
+        else:
+            loss = model(ids, labels=ids).loss
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))  # fmt: skip
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: str) -> None:
+    model = make(family)
+    ids, mask = ids_and_mask(3, 9, padding)
+    with RoutingRecorder(model) as recorder:
+        model(ids, attention_mask=mask)
+        full = recorder.pop()
+        cache = None
+        parts: list[Recording] = []
+        for start, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
+            step: dict[str, Any] = {}
+            if mask is not None:
+                step["attention_mask"] = mask[:, :end]
+                step["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, start:end]
+            cache = model(
+                ids[:, start:end], past_key_values=cache, use_cache=True, **step
+            ).past_key_values
+            parts.append(recorder.pop())
+
+    def joined(name: str) -> np.ndarray[Any, Any]:
+        steps = [getattr(p, name) for p in parts]
+        return np.concatenate([s.reshape(3, -1, *s.shape[1:]) for s in steps], axis=1)
+
+    assert (joined("input_ids") == ids.numpy()).all()
+    valid = joined("valid")
+    assert (valid == full.valid.reshape(3, 9)).all()
+    # positions of the full pass are shifted by left padding, which rotary embeddings do not notice
+    assert (joined("expert")[valid] == full.expert.reshape(3, 9, *full.expert.shape[1:])[valid]).all()  # fmt: skip
+
+
+@torch.no_grad()
+def test_generation_is_recorded_step_by_step() -> None:
+    model = make("mixtral")
+    ids, mask = ids_and_mask(2, 5, "left")
+    with RoutingRecorder(model) as recorder:
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False)  # fmt: skip
+    parts = [recorder.pop() for _ in range(3)]
+    assert [len(p.input_ids) for p in parts] == [10, 2, 2]
+    assert [p.input_ids.tolist() for p in parts[1:]] == [out[:, 5].tolist(), out[:, 6].tolist()]
+    assert all(p.valid.all() for p in parts[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_documents_in_batches_are_recorded_as_if_alone(family: str) -> None:
+    model = make(family).train()
+    lengths = (5, 1, 9, 30, 9)
+    texts = [np.random.default_rng(n).integers(3, V, n) for n in lengths]
+    documents = [TraceDocument("a", str(i)) for i in range(len(texts))]
+    before = hooks(model)
+    trace = record_documents(model, documents, texts, end_of_text=1, batch_tokens=24, max_length=12)
+    assert model.training and hooks(model) == before
+    model.eval()
+    layer = trace.layers[-1]
+    for i, text in enumerate(texts):
+        assert trace.token[trace.document == i].tolist() == text.tolist()
+        found: list[Tensor] = []
+        for start in range(0, len(text), 11):
+            context = 1 if start == 0 else int(text[start - 1])
+            ids = torch.tensor([[context, *text[start : start + 11].tolist()]])
+            with RouterLogits(model) as logits:
+                model(ids)
+            score = selector(family, logits()[-1])[1:]
+            found.append(score.argsort(dim=1, descending=True)[:, : trace.experts_per_token])
+        mine = np.sort(trace.layer(layer)[trace.document == i], axis=1)
+        assert (mine == torch.cat(found).sort(dim=1).values.numpy()).all()
+
+
+@torch.no_grad()
+def test_a_text_may_begin_without_context() -> None:
+    model = make("mixtral")
+    text = np.arange(3, 20)
+    trace = record_documents(
+        model, [TraceDocument("a", "0")], [text], end_of_text=None, max_length=10
+    )
+    assert trace.token.tolist() == text.tolist() and trace.position.tolist() == list(range(17))
+    with RoutingRecorder(model) as recorder:
+        model(torch.from_numpy(text[None, :10]))
+        model(torch.from_numpy(text[None, 9:17]))
+    assert (trace.expert[:10] == recorder.pop().expert).all()
+    assert (trace.expert[10:] == recorder.pop().expert[1:]).all()
+
+
+@torch.no_grad()
+def test_both_libraries_give_one_recording_of_the_same_weights() -> None:
+    theirs = make("mixtral")
+    config = ModelConfig(
+        **{k: v for k, v in SIZES.items() if k in ModelConfig.__dataclass_fields__},
+        num_experts=5, num_experts_per_tok=2, tie_word_embeddings=False,
+        rope_theta=theirs.config.rope_parameters["rope_theta"],
+    )  # fmt: skip
+    ours = MixtralModel(config).eval()
+    state = {k.removeprefix("model."): v for k, v in theirs.state_dict().items()}
+    ours.load_state_dict(state)
+    ids, mask = ids_and_mask(3, 9, "left")
+    assert mask is not None
+    with RoutingRecorder(theirs) as one, RoutingRecorder(ours) as other:
+        theirs(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0))
+        ours(ids, attention_mask=mask)
+    a, b = one.pop(), other.pop()
+    assert (a.valid == b.valid).all() and a.expert.dtype == b.expert.dtype
+    assert (a.expert[a.valid] == b.expert[b.valid]).all()
+    np.testing.assert_allclose(a.weight[a.valid], b.weight[b.valid], atol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_are_chosen_by_their_numbers() -> None:
+    model = make("deepseek_v3")
+    ids, _ = ids_and_mask(2, 5, "none")
+    with RoutingRecorder(model) as every, RoutingRecorder(model, layers=[3]) as one:
+        model(ids)
+    assert one.layers == (3,)
+    assert (one.pop().expert[:, 0] == every.pop().expert[:, 1]).all()
+    with pytest.raises(TraceError, match=r"1, 4: no such layer.*in layers 2 to 3, counted from 1"):
+        RoutingRecorder(model, layers=(1, 2, 4))
+    with pytest.raises(TraceError, match="no layer at all"):
+        RoutingRecorder(model, layers=())
+    assert spans([1, 2, 3, 5, 7, 8]) == "1 to 3, 5, 7 to 8"
+
+
+@torch.no_grad()
+def test_after_an_error_nothing_is_left() -> None:
+    model = make("mixtral")
+    ids, _ = ids_and_mask(2, 5, "none")
+    before = hooks(model)
+    broken = copy.deepcopy(model)
+    broken.model.layers[2].mlp.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError), RoutingRecorder(broken) as recorder:
+        broken(ids)
+    assert hooks(broken) == before
+    with pytest.raises(TraceError, match="nothing recorded"):
+        recorder.pop()
+    # within one context a failed pass leaves nothing for the next
+    with RoutingRecorder(broken) as recorder:
+        with pytest.raises(ZeroDivisionError):
+            broken(ids)
+        del broken.model.layers[2].mlp.forward
+        short, _ = ids_and_mask(1, 3, "none")
+        broken(short)
+        assert len(recorder.pop().expert) == 3
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_is_said() -> None:
+    model = make("mixtral")
+    ids, _ = ids_and_mask(2, 5, "none")
+    with RoutingRecorder(model):
+        with pytest.raises(TraceError, match="without input_ids"):
+            model(inputs_embeds=model.model.embed_tokens(ids))
+        with pytest.raises(TraceError, match=r"attention_mask is \(2, 1, 5, 5\).*\(2, 5 or more"):
+            model(ids, attention_mask=torch.zeros(2, 1, 5, 5))
+    # kernels that route by themselves: the experts are not called, or not with choices
+    with RoutingRecorder(model):
+        model(ids)
+        model.model.layers[1].mlp.forward = lambda x: x
+        with pytest.raises(TraceError, match=r"layers \[2\] were not called"):
+            model(ids)
+    block = model.model.layers[1].mlp
+    block.forward = lambda x: block.experts(x, object(), None)
+    with RoutingRecorder(model), pytest.raises(TraceError, match="layer 2: MixtralExperts was not"):
+        model(ids)
+
+
+def test_an_unknown_class_names_those_that_are_known() -> None:
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    for model in (llama, nn.Linear(2, 2), object()):
+        with pytest.raises(TraceError, match=type(model).__name__) as caught:
+            RoutingRecorder(model)  # type: ignore[arg-type]
+        for name in ("Mixtral", "OLMoE", "Qwen2-MoE", "Qwen3-MoE", "DeepSeek-V3", "gpt-oss"):
+            assert name in str(caught.value)
+        assert "RoutingSource" in str(caught.value)
+    dense = transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(**SIZES, num_experts=4, mlp_only_layers=[0, 1, 2])
+    )
+    with pytest.raises(TraceError, match="no sparse layer"):
+        RoutingRecorder(dense)
+
+
+class Parity(nn.Module):
+    """A model of another library: even ids go to expert 0, odd ones to expert 1."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids % 2
+
+
+class ParitySource:
+    """What one has to write for it."""
+
+    layers, num_experts, max_length = (1,), 2, 16
+
+    def __init__(self) -> None:
+        self.model: nn.Module = Parity()
+
+    def open(self) -> list[Any]:
+        return []
+
+    def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
+        n = output.numel()
+        return Recording(
+            args[0].flatten().numpy(),
+            np.ones(n, dtype=np.bool_),
+            output.view(n, 1, 1).numpy().astype(np.int16),
+            np.ones((n, 1, 1), dtype=np.float32),
+        )
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        self.model(input_ids)
+
+
+def test_another_library_is_recorded_through_a_source_of_ones_own() -> None:
+    source = ParitySource()
+    assert source_of(source) is source
+    trace = record_documents(source, [TraceDocument("a", "0")], [np.array([4, 5, 7])])
+    assert trace.layer(1)[:, 0].tolist() == [0, 1, 1]
+    with pytest.raises(TraceError, match=r"records layers \(1,\)|no such layer"):
+        RoutingRecorder(source, layers=(2,))
