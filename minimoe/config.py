@@ -84,9 +84,11 @@ class ModelConfig:
             moves it, 0: never.
         experts_implementation: name of the dispatcher; 'auto' takes the fastest one that the device has.
 
-        mlp_bias, router_bias, attention_sinks, sliding_window and the MLA sizes (`q_lora_rank`,
-            `kv_lora_rank`, `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`) complete the published configurations
-            that `minimoe.cost` counts; `unsupported()` lists what `MixtralModel` cannot build.
+        mlp_bias, router_bias, attention_output_bias, attention_sinks, sliding_window, layer_types and the MLA sizes
+            (`q_lora_rank`, `kv_lora_rank`, `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`) complete the
+            published configurations that `minimoe.cost` counts; `unsupported()` lists what `MixtralModel` cannot
+            build. `layer_types` says of each layer 'full_attention' or 'sliding_attention'; without it a
+            `sliding_window` is every layer's.
 
     Raises:
         ConfigError: a size is impossible; the message names the field, its value and what is expected.
@@ -137,8 +139,10 @@ class ModelConfig:
     # published architectures that are counted, not built
     mlp_bias: bool = False
     router_bias: bool = False
+    attention_output_bias: bool = False
     attention_sinks: bool = False
     sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
     q_lora_rank: int | None = None
     kv_lora_rank: int | None = None
     qk_nope_head_dim: int | None = None
@@ -148,6 +152,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
         for name in _POSITIVE:
             _check_count(name, getattr(self, name), 1)
         for name in _OPTIONAL:
@@ -169,6 +174,7 @@ class ModelConfig:
                     "a token cannot choose more experts than there are: lower the first or raise the second"
                 )
         self._check_heads()
+        self._check_layer_types()
         self._check_attention_experts()
         bad = [i for i in self.mlp_only_layers if not 0 <= i < self.num_hidden_layers]
         if bad:
@@ -194,6 +200,23 @@ class ModelConfig:
             raise ConfigError(
                 f"the head size is {self.head_size}, which is odd; rotary embeddings turn pairs of coordinates, "
                 "so head_dim (or hidden_size / num_attention_heads) must be even"
+            )
+
+    def _check_layer_types(self) -> None:
+        if not self.layer_types:
+            return
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types names {len(self.layer_types)} layers, but num_hidden_layers is {self.num_hidden_layers}"
+            )
+        unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise ConfigError(
+                f"layer_types holds {', '.join(map(repr, unknown))}; known are 'full_attention' and 'sliding_attention'"
+            )
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ConfigError(
+                "layer_types has 'sliding_attention', but sliding_window is None: give its width"
             )
 
     def _check_attention_experts(self) -> None:
@@ -288,12 +311,17 @@ class ModelConfig:
         """Whether layer `layer` (0-based) has experts."""
         return layer not in self.mlp_only_layers
 
+    def window(self, layer: int) -> int | None:
+        """Tokens that a query of layer `layer` (0-based) looks back at, itself included; None: all."""
+        sliding = not self.layer_types or self.layer_types[layer] == "sliding_attention"
+        return self.sliding_window if sliding else None
+
     def unsupported(self) -> list[str]:
         """What `MixtralModel` cannot build of this configuration, as 'field = value'; empty for most."""
         plain = {f.name: f.default for f in dataclasses.fields(self)}
         counted = (
-            "mlp_bias", "router_bias", "attention_sinks", "sliding_window", "q_lora_rank", "kv_lora_rank",
-            "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+            "mlp_bias", "router_bias", "attention_output_bias", "attention_sinks", "sliding_window", "q_lora_rank",
+            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
         )  # fmt: skip
         found = [f"{n} = {v!r}" for n in counted if (v := getattr(self, n)) != plain[n]]
         return [*found, "attention_type = 'mla'"] if self.attention_type == "mla" else found

@@ -77,6 +77,9 @@ def test_expert_and_head_sizes_have_defaults() -> None:
         ({"n_shared_experts": -1}, "n_shared_experts is -1; it must be an integer of at least 0"),
         ({"shared_expert_gate": True}, "nothing to gate"),
         ({"sliding_window": 0}, "sliding_window is 0; it must be None or an integer"),
+        ({"layer_types": ("full_attention",)}, "layer_types names 1 layers"),
+        ({"layer_types": ("full_attention",) * 3 + ("local",)}, "layer_types holds 'local'"),
+        ({"layer_types": ("sliding_attention",) * 4}, "sliding_window is None: give its width"),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -90,7 +93,7 @@ def test_unknown_fields_and_presets_suggest_the_nearest() -> None:
         ModelConfig.from_dict({"num_expert_per_token": 2})
     with pytest.raises(ConfigError, match="did you mean mini"):
         ModelConfig.preset("minni")
-    with pytest.raises(ConfigError, match="known are nano, mini, small"):
+    with pytest.raises(ConfigError, match="known are nano, mini, small, mixtral-8x7b"):
         ModelConfig.preset("gigantic")
 
 
