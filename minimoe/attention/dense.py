@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minimoe.config import ModelConfig
 from minimoe.layers import RMSNorm
 from minimoe.linear import Linear
+from minimoe.routers.base import at_least_float32
 
 
 class KVCache:
@@ -43,7 +44,7 @@ def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tens
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (i, i + d/2) of x [B, H, S, d] by the given angles (the pairing of Llama and Mixtral weights)."""
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = at_least_float32(x).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.linear import linear
-
 
 class ExpertProjection(nn.Module):
     """E linear maps without biases, stacked: `weight` [E, F, D]. E·F·D parameters.
@@ -70,7 +68,8 @@ def grouped_projection(
     counts: list[int] = torch.bincount(expert.flatten(), minlength=e).tolist()
     # unbind, not experts[e]: the gradient of E selections would be E full-sized tensors, summed
     parts = zip(rows.split(counts), experts.unbind(0), strict=True)
-    out = torch.cat([linear(part, matrix) for part, matrix in parts])
+    # plain products: the row counts change with every batch, and oneDNN would compile a kernel for each of them
+    out = torch.cat([F.linear(part, matrix) for part, matrix in parts])
     if weight is None and k == 1:
         return out.index_select(0, inverse)
     # a bag of K sorted rows for each y: gathered and summed in one pass
