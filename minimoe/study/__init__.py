@@ -1,8 +1,10 @@
 """The routing study: record which experts a model gives every token of real text, and say what can be read off it.
 
-`trace` holds what was recorded, `recorder` records it, `statistics` counts, `figures` draws, `report` writes.
+`trace` holds what was recorded, `recorder` records it, `stream` does so on disk, `statistics` counts, `figures` draws,
+`report` and `real` write.
 """
 
-from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+from minimoe.study.stream import TraceWriter
+from minimoe.study.trace import RoutingTrace, TraceDocument
 
 __all__ = ["RoutingTrace", "TraceDocument", "TraceWriter"]

@@ -6,9 +6,8 @@ Letters: N tokens, L recorded layers, K choices a token, G documents.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from minimoe.io import atomic_write
 
 FORMAT = "minimoe-routing-trace"
 VERSION = 1
-_ARRAYS = {
+ARRAYS = {
     "token": np.int32,
     "document": np.int32,
     "position": np.int32,
     "expert": np.int16,
     "weight": np.float32,
 }
-_CHUNK = re.compile(r"chunk-(\d{6})\.npz")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class RoutingTrace:
     meta: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        for name, kind in _ARRAYS.items():
+        for name, kind in ARRAYS.items():
             object.__setattr__(self, name, _as_kind(name, getattr(self, name), kind))
         object.__setattr__(self, "documents", tuple(self.documents))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
@@ -131,6 +129,11 @@ class RoutingTrace:
     def experts_per_token(self) -> int:
         """K."""
         return self.expert.shape[2]
+
+    @property
+    def kind(self) -> tuple[int, tuple[int, ...], int]:
+        """E, the layers and K: what traces must share to be joined."""
+        return self.num_experts, self.layers, self.experts_per_token
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -204,9 +207,9 @@ class RoutingTrace:
         index: dict[TraceDocument, int] = {}
         renumbered: list[npt.NDArray[np.int32]] = []
         for trace in traces:
-            if _kind(trace) != _kind(head):
+            if trace.kind != head.kind:
                 raise TraceError(
-                    f"cannot join traces of {_describe(trace)} and of {_describe(head)}"
+                    f"cannot join traces of {describe(*trace.kind)} and of {describe(*head.kind)}"
                 )
             numbers = [index.setdefault(d, len(index)) for d in trace.documents]
             renumbered.append(np.array(numbers, dtype=np.int32)[trace.document])
@@ -230,13 +233,25 @@ class RoutingTrace:
             "version": VERSION,
             "num_experts": self.num_experts,
             "layers": self.layers,
+            "experts_per_token": self.experts_per_token,
+            "tokens": len(self),
             "meta": self.meta,
             "documents": [[d.domain, d.id, d.topic] for d in self.documents],
         }
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, header=text, **arrays)
+
+    def of_layers(self, layers: Sequence[int]) -> RoutingTrace:
+        """The trace of some of its layers, by their numbers counted from 1."""
+        columns = [self.column(layer) for layer in sorted(set(layers))]
+        return replace(
+            self,
+            expert=self.expert[:, columns],
+            weight=self.weight[:, columns],
+            layers=tuple(self.layers[column] for column in columns),
+        )
 
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
@@ -245,92 +260,65 @@ class RoutingTrace:
         Raises:
             TraceError: naming the file: it is absent, truncated, foreign or of another version.
         """
-        path = Path(path)
+        header, arrays = _read(path, tuple(ARRAYS))
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                header: Any = json.loads(bytes(stored["header"]).decode())
-                arrays = {name: stored[name] for name in _ARRAYS}
-        except FileNotFoundError:
-            raise TraceError(f"{path}: there is no such file; record a trace first") from None
-        except (
-            Exception
-        ) as error:  # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
-            raise TraceError(
-                f"{path}: not a routing trace, or damaged ({error}); record it again"
-            ) from error
-        try:
-            if header["format"] != FORMAT or header["version"] != VERSION:
-                raise TraceError(
-                    f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
-                )
-            documents = tuple(
-                TraceDocument(domain, name, topic) for domain, name, topic in header["documents"]
-            )
             return RoutingTrace(
                 **arrays,
-                documents=documents,
+                documents=_documents(header),
                 num_experts=int(header["num_experts"]),
                 layers=tuple(header["layers"]),
                 meta=dict(header["meta"]),
             )
         except (TraceError, KeyError, TypeError, ValueError) as error:
-            raise TraceError(
-                f"{path}: not a routing trace that can be read ({error}); record it again"
-            ) from error
-
-
-class TraceWriter:
-    """A trace written while it is recorded, as numbered chunks in a folder: a crash loses one chunk at most.
-
-    A folder that holds chunks already is continued, so an interrupted recording can go on.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        chunks = _chunks(self.folder)
-        self.written = len(chunks)
-        self._first = RoutingTrace.load(chunks[0]) if chunks else None
-
-    def append(self, chunk: RoutingTrace) -> Path:
-        """Write one more chunk; it is on disk when this returns.
-
-        Raises:
-            TraceError: the chunk is of another model than those before it.
-        """
-        if self._first is not None and _kind(self._first) != _kind(chunk):
-            raise TraceError(
-                f"{self.folder} holds {_describe(self._first)}; the new chunk is {_describe(chunk)}"
-            )
-        path = self.folder / f"chunk-{self.written:06d}.npz"
-        chunk.save(path)
-        self._first = self._first or chunk.select(
-            documents=np.zeros(len(chunk.documents), dtype=bool)
-        )
-        self.written += 1
-        return path
+            raise _unreadable(path, error) from error
 
     @staticmethod
-    def read(folder: str | Path) -> RoutingTrace:
-        """All chunks of `folder` as one trace.
+    def peek(
+        path: str | Path,
+    ) -> tuple[tuple[int, tuple[int, ...], int], tuple[TraceDocument, ...], int]:
+        """The kind, the documents and the number of tokens of a trace on disk; its arrays are not read.
 
         Raises:
-            TraceError: no chunk there, one missing in between, or one that cannot be read.
+            TraceError: as `load`.
         """
-        chunks = _chunks(Path(folder))
-        if not chunks:
-            raise TraceError(f"{folder}: holds no chunk of a routing trace")
-        return RoutingTrace.concat([RoutingTrace.load(path) for path in chunks])
+        header, _ = _read(path, ())
+        try:
+            k, tokens = int(header["experts_per_token"]), int(header["tokens"])
+            kind = int(header["num_experts"]), tuple(header["layers"]), k
+            return kind, _documents(header), tokens
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
 
-def _chunks(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise TraceError(f"{folder}: there is no such folder")
-    paths = sorted(path for path in folder.iterdir() if _CHUNK.fullmatch(path.name))
-    for number, path in enumerate(paths):
-        if path.name != f"chunk-{number:06d}.npz":
-            raise TraceError(f"{folder}: chunk {number} is missing; the trace would have a hole")
-    return paths
+def _read(path: str | Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header of a stored trace, its format checked, and some of its arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
+            arrays = {name: stored[name] for name in names}
+    except FileNotFoundError:
+        raise TraceError(f"{path}: there is no such file; record a trace first") from None
+    # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
+    except Exception as error:
+        raise TraceError(
+            f"{path}: not a routing trace, or damaged ({error}); record it again"
+        ) from error
+    try:
+        if header["format"] != FORMAT or header["version"] != VERSION:
+            raise TraceError(
+                f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
+            )
+    except (TraceError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    return header, arrays
+
+
+def _documents(header: dict[str, Any]) -> tuple[TraceDocument, ...]:
+    return tuple(TraceDocument(domain, name, topic) for domain, name, topic in header["documents"])
+
+
+def _unreadable(path: str | Path, error: Exception) -> TraceError:
+    return TraceError(f"{path}: not a routing trace that can be read ({error}); record it again")
 
 
 def _as_kind(name: str, values: object, kind: type[np.generic]) -> npt.NDArray[Any]:
@@ -365,9 +353,6 @@ def _named(
     return np.array([name in names for name in present], dtype=bool)
 
 
-def _kind(trace: RoutingTrace) -> tuple[int, tuple[int, ...], int]:
-    return trace.num_experts, trace.layers, trace.experts_per_token
-
-
-def _describe(trace: RoutingTrace) -> str:
-    return f"{trace.experts_per_token} of {trace.num_experts} experts in layers {trace.layers}"
+def describe(num_experts: int, layers: tuple[int, ...], experts_per_token: int) -> str:
+    """A trace's kind in words."""
+    return f"{experts_per_token} of {num_experts} experts in layers {layers}"
