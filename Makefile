@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= course,dev,hf
+EXTRAS ?= course,dev,hf,gpu
 JOBS ?= 2
 TORCH_INDEX ?=
 LAB_ARGS ?=
@@ -86,7 +86,8 @@ text: $(STAMP)
 	if [ "$$CI" = true ]; then echo "make: the text could not be fetched, and CI is true" >&2; exit 1; \
 	else echo "make: going on without the whole text; what needs it will be skipped and say so" >&2; fi
 
-# A torch that is already there and recent enough is kept, whatever its build; otherwise constraints.txt decides.
+# A torch that is already there and recent enough is kept, whatever its build, and with it the triton that it needs;
+# otherwise constraints.txt decides.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "make: minimoe needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
@@ -95,7 +96,7 @@ $(STAMP):
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 	$(PY) -m pip install --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" --index-url "$(TORCH_INDEX)"; fi
 	@if $(PY) -c 'import importlib.metadata as m, sys; sys.exit(tuple(map(int, m.version("torch").split(".")[:2])) < (2, 11))' \
-	2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
+	2>/dev/null; then grep -vE '^(torch|triton)==' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
 	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]' -c $(VENV)/constraints.txt
 	@touch $@
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from minimoe.errors import ConfigError
 
-EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped")
+EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
 ROUTER_TYPES = (
     "top_k", "noisy_top_k", "switch", "sigmoid", "expert_choice", "sinkhorn", "base", "relu",
     "dense", "average", "uniform", "round_robin", "mean_binning", "hash", "soft",

@@ -11,27 +11,35 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from minimoe.dispatch.auto import auto
 from minimoe.dispatch.capacity import capacity
 from minimoe.dispatch.check import check_inputs
 from minimoe.dispatch.grouped import grouped
 from minimoe.dispatch.loop import loop
 from minimoe.dispatch.plan import Plan, plan
+from minimoe.dispatch.triton import triton
 from minimoe.errors import ConfigError
 from minimoe.experts import ExpertBank
 from minimoe.routing import Routing
 
 Dispatcher = Callable[[Tensor, Routing, ExpertBank], Tensor]
 
-DISPATCHERS: dict[str, Dispatcher] = {"loop": loop, "capacity": capacity, "grouped": grouped}
+DISPATCHERS: dict[str, Dispatcher] = {
+    "loop": loop,
+    "capacity": capacity,
+    "grouped": grouped,
+    "triton": triton,
+}
 
 
 def get_dispatcher(name: str) -> Dispatcher:
-    """The dispatcher of this name; 'auto' takes the fastest one there is.
+    """The dispatcher of this name; 'auto' takes the fastest one that can run what it is given, call by call.
 
     Raises:
         ConfigError: no dispatcher of this name.
     """
-    name = "grouped" if name == "auto" else name
+    if name == "auto":
+        return auto
     if name not in DISPATCHERS:
         raise ConfigError(f"unknown dispatcher {name!r}; known are auto, {', '.join(DISPATCHERS)}")
     return DISPATCHERS[name]
@@ -41,10 +49,12 @@ __all__ = [
     "DISPATCHERS",
     "Dispatcher",
     "Plan",
+    "auto",
     "capacity",
     "check_inputs",
     "get_dispatcher",
     "grouped",
     "loop",
     "plan",
+    "triton",
 ]

@@ -6,13 +6,18 @@ Every expert's rows are filled up to whole tiles of `block_m` rows, so that one 
     [ a  c  f  - ]                        [ b  d  e  g ] [ h  -  -  - ] [ not used … ]
     tile 0                                tile 1         tile 2          up to the bound
 
-A filling row (-) stands for token T, which does not exist and reads as zeros: products over rows need no masks. How many
-tiles are in use only the device knows; the host knows a bound, allocates for it and never waits.
+A filling row (-) stands for token T, which does not exist and reads as zeros: products over rows need no masks. How
+many tiles are in use only the device knows; the host knows a bound, allocates for it and never waits.
 """
+
+# Kernels are written in Triton's language; what they take and give is for its compiler to check.
+# pyright: reportMissingParameterType=false, reportArgumentType=false, reportAssignmentType=false
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +27,8 @@ from torch import Tensor
 from minimoe.routing import Routing
 
 BLOCK = 512  # assignments of one program
-ONE_PROGRAM = 1024  # up to so many assignments, one program does everything
+OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
+ONE_PROGRAM = 512  # up to so many assignments, one program does everything
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class TilePlan:
     order: Tensor | None = None
     bounds: Tensor | None = None
 
+    @functools.cached_property
+    def busiest(self) -> Tensor:
+        """[E] int32: the experts by number of rows, most first; who has most to do should begin first."""
+        return self.start.diff().argsort(descending=True, stable=True).int()
+
 
 def tile_bound(assignments: int, num_experts: int, block_m: int) -> int:
     """The most tiles that N assignments can take: each expert wastes at most block_m - 1 rows, no tile is empty."""
@@ -72,8 +83,10 @@ def plan_tiles_spec(routing: Routing, block_m: int) -> TilePlan:
         start.append(start[-1] + -(-len(mine) // block_m) * block_m)
     first = torch.arange(0, rows, block_m)
     tile_expert = (first[:, None] >= torch.tensor(start[1:])).sum(1)
-    values = (row, token, assignment, torch.tensor(start), tile_expert)
-    return TilePlan(*(v.int() for v in values), block_m, routing.k, *by_token(routing))
+    return TilePlan(
+        row.int(), token.int(), assignment.int(), torch.tensor(start).int(), tile_expert.int(),
+        block_m, routing.k, *by_token(routing),
+    )  # fmt: skip
 
 
 def by_token(routing: Routing) -> tuple[Tensor | None, Tensor | None]:
@@ -108,18 +121,19 @@ def plan_tiles(routing: Routing, block_m: int) -> TilePlan:
     if n <= ONE_PROGRAM:
         _route[(1,)](
             ids, kept, token_of, row, token, assignment, start, tile_expert, n, t, e, rows, tiles,
-            k, triton.next_power_of_2(max(n, 32)), bins, block_m, num_warps=8,
+            k, triton.next_power_of_2(max(n, 32)), bins, block_m, **OPTIONS,
         )  # fmt: skip
     else:
         blocks = triton.cdiv(n, BLOCK)
         counts, before = empty(blocks, bins), empty(blocks, bins)
         _count[(blocks,)](
-            ids, kept, counts, token, assignment, n, t, e, rows, blocks, BLOCK, bins
+            ids, kept, counts, token, assignment, n, t, e, rows, blocks, BLOCK, bins, **OPTIONS
         )
-        _scan[(1,)](counts, before, start, blocks, e, max(1, 4096 // bins), bins, block_m)
+        chunk = max(1, 4096 // bins)  # blocks at a time
+        _scan[(1,)](counts, before, start, blocks, e, chunk, bins, block_m, **OPTIONS)
         _place[(blocks,)](
             ids, kept, token_of, before, start, row, token, assignment, tile_expert, n, e, tiles, blocks,
-            k, BLOCK, bins, block_m, num_warps=8,
+            k, BLOCK, bins, block_m, **OPTIONS,
         )  # fmt: skip
     return TilePlan(
         row, token, assignment, start, tile_expert, block_m, routing.k, *by_token(routing)
@@ -127,7 +141,7 @@ def plan_tiles(routing: Routing, block_m: int) -> TilePlan:
 
 
 @triton.jit
-def _expert_of(ids, kept, n, N, E):
+def expert_of(ids, kept, n, N, E):
     """The expert of each assignment in n; E where it takes no row: dropped, past the end, or no expert of ours."""
     e = tl.load(ids + n, mask=n < N, other=-1)
     if kept is not None:
@@ -138,12 +152,12 @@ def _expert_of(ids, kept, n, N, E):
 @triton.jit
 def _rank(ids, kept, n, e, first, N, E, BLOCK: tl.constexpr):
     """How many assignments of the same expert stand before n within its block, which begins at `first`."""
-    CHUNK: tl.constexpr = 16
+    CHUNK: tl.constexpr = 8
     rank = tl.zeros((BLOCK,), tl.int32)
     for j in range(0, BLOCK, CHUNK):
         m = first + j + tl.arange(0, CHUNK)
         earlier = m[None, :] < n[:, None]  # [BLOCK, CHUNK]
-        same = _expert_of(ids, kept, m, N, E)[None, :] == e[:, None]
+        same = expert_of(ids, kept, m, N, E)[None, :] == e[:, None]
         rank += tl.sum((earlier & same).to(tl.int32), 1)
     return rank
 
@@ -182,7 +196,7 @@ def _route(
     """The whole plan in one program, for at most BLOCK assignments."""
     n = tl.arange(0, BLOCK)
     bin = tl.arange(0, BINS)
-    e = _expert_of(ids, kept, n, N, E)
+    e = expert_of(ids, kept, n, N, E)
     counts = tl.histogram(e, BINS, mask=e < E)
     padded = (counts + BLOCK_M - 1) // BLOCK_M * BLOCK_M
     end = tl.cumsum(padded, 0)
@@ -207,7 +221,7 @@ def _count(
     """Pass 1, a program for each block of assignments: how many go to each expert; and all rows marked as filling."""
     b = tl.program_id(0)
     n = b * BLOCK + tl.arange(0, BLOCK)
-    e = _expert_of(ids, kept, n, N, E)
+    e = expert_of(ids, kept, n, N, E)
     tl.store(counts + b * BINS + tl.arange(0, BINS), tl.histogram(e, BINS, mask=e < E))
     for r in range(b * BLOCK, rows, blocks * BLOCK):
         _fill(token, assignment, r + tl.arange(0, BLOCK), rows, N, T)
@@ -239,7 +253,7 @@ def _place(
     """Pass 3, a program for each block: each assignment to its row, and each tile its expert."""
     b = tl.program_id(0)
     n = b * BLOCK + tl.arange(0, BLOCK)
-    e = _expert_of(ids, kept, n, N, E)
+    e = expert_of(ids, kept, n, N, E)
     known = tl.where(e < E, e, 0)
     r = tl.load(start + known) + tl.load(before + b * BINS + known)
     r += _rank(ids, kept, n, e, b * BLOCK, N, E, BLOCK)
