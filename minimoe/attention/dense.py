@@ -139,9 +139,8 @@ class Attention(CausalAttention):
         layer: int = 0,
     ) -> Tensor:
         """x [B, S, D] -> [B, S, D]. `mask` [B, 1, S, S_all] bool, True where attention is allowed; None: causal."""
-        b, s, _ = x.shape
         q, k, v = (
-            projection(x).view(b, s, -1, self.head_size)
+            projection(x).unflatten(-1, (-1, self.head_size))  # [B, S, heads, d]
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         y = self.attend(q, k, v, cos, sin, mask, cache, layer)

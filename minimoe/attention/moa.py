@@ -52,7 +52,7 @@ class HeadRouter(TopKRouter):
         routing = super().forward(x, token_ids=token_ids, sequence=sequence, valid=valid)
         if not self.divide:
             return routing
-        weight = routing.weight.view(-1, self.k)
+        weight = routing.weight.view(x.shape[0], self.k)
         weight = weight / weight.detach().sum(dim=-1, keepdim=True)
         return dataclasses.replace(routing, weight=weight.flatten())
 
@@ -103,19 +103,20 @@ class MixtureOfAttentionHeads(CausalAttention):
     ) -> tuple[Tensor, tuple[Routing]]:
         """x [B, S, D] -> (y [B, S, D], (routing (T, E) of the T = B·S tokens,)); `mask` as in `Attention`."""
         b, s, _ = x.shape
-        g, choices = self.group, self.gate.k
+        g, choices, size = self.group, self.gate.k, self.head_size
         tokens = x.flatten(0, 1)
         routing = self.gate(tokens, sequence=sequence, valid=valid)
         q = self.q_proj(tokens, routing.token[:, None], routing.expert[:, None])  # [T·K, G·d]
         # the K heads that meet one key/value head stand side by side
-        q = q.view(b, s, choices, g, -1).transpose(2, 3).reshape(b, s, g * choices, -1)
-        k, v = (p(x).view(b, s, g, -1) for p in (self.k_proj, self.v_proj))
+        q = q.view(b, s, choices, g, size).transpose(2, 3).reshape(b, s, g * choices, size)
+        k, v = (p(x).view(b, s, g, size) for p in (self.k_proj, self.v_proj))
         read = self.attend(q, k, v, cos, sin, mask, cache, layer)
-        read = read.reshape(b, s, g, choices, -1).transpose(2, 3).reshape(b * s * choices, -1)
+        read = read.reshape(b, s, g, choices, size).transpose(2, 3)
+        read = read.reshape(b * s * choices, g * size)
         row = torch.arange(b * s * choices, device=x.device)
         each = (b * s, choices)
         y = self.o_proj(read, row.view(each), routing.expert.view(each), routing.weight.view(each))
-        return y.view(b, s, -1), (routing,)
+        return y.view_as(x), (routing,)
 
     @property
     def idle_parameters(self) -> int:

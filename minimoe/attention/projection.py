@@ -75,7 +75,7 @@ def grouped_projection(
     # a bag of K sorted rows for each y: gathered and summed in one pass
     total = torch.promote_types(out.dtype, torch.float32)
     y = F.embedding_bag(
-        inverse.view(-1, k), out.to(total), mode="sum",
+        inverse.view(expert.shape), out.to(total), mode="sum",
         per_sample_weights=None if weight is None else weight.to(total),
     )  # fmt: skip
     return y.to(out.dtype)

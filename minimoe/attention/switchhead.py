@@ -85,7 +85,7 @@ class ProjectionRouter(Router):
         heads, e = self.num_heads, self.experts_per_head
         with torch.autocast(x.device.type, enabled=False):
             logits = scores(x, self.weight)  # [T, heads · E]
-            s = logits.sigmoid().view(-1, heads, e)
+            s = logits.sigmoid().view(x.shape[0], heads, e)
             weight, expert = s.topk(self.k, dim=-1)  # [T, heads, K]
             if self.norm_topk_prob:
                 weight = weight / weight.sum(dim=-1, keepdim=True).clamp_min(_tiny(weight))
@@ -158,13 +158,13 @@ class SwitchHead(CausalAttention):
         tokens = x.flatten(0, 1)
         source = self.v_gate(tokens, sequence=sequence, valid=valid)
         target = self.o_gate(tokens, sequence=sequence, valid=valid)
-        q, k = (p(x).view(b, s, -1, self.head_size) for p in (self.q_proj, self.k_proj))
+        q, k = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj))
         # every kv head of a token adds up its K values
         each = (b * s * self.v_gate.num_heads, self.v_gate.k)
         v = self.v_proj(
             tokens, source.token.view(each), source.expert.view(each), source.weight.view(each)
         )
-        read = self.attend(q, k, v.view(b, s, -1, self.head_size), cos, sin, mask, cache, layer)
+        read = self.attend(q, k, v.view(k.shape), cos, sin, mask, cache, layer)
         # a token adds up its heads · K outputs; the row of head h is what that head has read
         each = (b * s, self.o_gate.num_heads * self.o_gate.k)
         row = torch.arange(b * s * self.o_gate.num_heads, device=x.device)
@@ -172,7 +172,7 @@ class SwitchHead(CausalAttention):
             read.reshape(-1, self.head_size), row.repeat_interleave(self.o_gate.k).view(each),
             target.expert.view(each), target.weight.view(each),
         )  # fmt: skip
-        return y.view(b, s, -1), SwitchHeadRouting(source, target)
+        return y.view_as(x), SwitchHeadRouting(source, target)
 
     @property
     def idle_parameters(self) -> int:

@@ -1,0 +1,662 @@
+"""Experts in the attention: SwitchHead and mixtures of attention heads, against their equations and dense attention."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe import MixtralModel
+from minimoe.attention import (
+    Attention,
+    ExpertProjection,
+    HeadRouter,
+    KVCache,
+    MixtureOfAttentionHeads,
+    ProjectionRouter,
+    SwitchHead,
+    dense_projection,
+    grouped_projection,
+    make_attention,
+    rotary,
+)
+from minimoe.balance import switch_loss, z_loss
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.routing import Routing
+from tests.small import TINY, random_ids, tiny_model, weights_digest
+
+SWITCHHEAD: dict[str, Any] = {
+    "attention_type": "switchhead", "attention_num_experts": 3, "attention_num_experts_per_tok": 2,
+}  # fmt: skip
+MOA: dict[str, Any] = {
+    "attention_type": "moa", "attention_num_experts": 5, "attention_num_experts_per_tok": 2,
+}  # fmt: skip
+MOA_PAPER = MOA | {"num_key_value_heads": 1, "num_attention_heads": 2}  # one shared key/value head
+KINDS = {"switchhead": SWITCHHEAD, "moa": MOA, "moa, one key/value head": MOA_PAPER}
+every_kind = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def layer(kind: str | dict[str, Any], seed: int = 0, **changes: Any) -> Any:
+    """The layer of TINY with experts in its attention; its router weights are drawn wide, so that choices are clear."""
+    torch.manual_seed(seed)
+    config = TINY.replace(**(KINDS[kind] if isinstance(kind, str) else kind) | changes)
+    return make_attention(config)
+
+
+def angles(b: int, s: int, head: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    return rotary(torch.arange(start, start + s).expand(b, s), head, 10_000.0)
+
+
+def run(attention: Any, x: Tensor, **options: Any) -> tuple[Tensor, tuple[Routing, ...]]:
+    b, s, _ = x.shape
+    return attention(x, *angles(b, s, attention.head_size), **options)
+
+
+# The projections
+
+
+def assignments(r: int, m: int, k: int, e: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    row = torch.randint(r, (m, k), generator=g) if r else torch.zeros(0, k, dtype=torch.int64)
+    return row, torch.randint(e, (m, k), generator=g), torch.rand(m, k, generator=g)
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(1, 3), st.integers(1, 7), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_grouped_projection_equals_its_definition(
+    r: int, m: int, k: int, e: int, weighted: bool
+) -> None:
+    row, expert, weight = assignments(r, m, k, e, seed=r + 10 * m)
+    x = torch.randn(r, 4, dtype=torch.float64, requires_grad=True)
+    experts = torch.randn(e, 3, 4, dtype=torch.float64, requires_grad=True)
+    weight = weight.double().requires_grad_()
+    inputs = [x, experts, weight] if weighted else [x, experts]
+    results: list[tuple[Tensor, ...]] = []
+    for project in (dense_projection, grouped_projection):
+        y = project(x, row, expert, weight if weighted else None, experts)
+        # the gradient of a sum is expanded, with strides of 0
+        results.append((y, *torch.autograd.grad(y.sum() + y.square().sum(), inputs)))
+    torch.testing.assert_close(results[1], results[0])
+    # and by hand
+    for i in range(m):
+        terms = [
+            (weight[i, j] if weighted else 1) * (experts[expert[i, j]] @ x[row[i, j]])
+            for j in range(k)
+        ]
+        torch.testing.assert_close(results[1][0][i], sum(terms, start=torch.zeros(3).double()))
+
+
+@pytest.mark.parametrize("m", [2, 9])  # fewer products than experts, and more
+def test_gradients_of_the_projections(m: int) -> None:
+    row, expert, weight = assignments(6, m, 2, 5, seed=1)
+    x, experts = torch.randn(6, 3).double(), torch.randn(5, 4, 3).double()
+    inputs = [t.requires_grad_() for t in (x, weight.double(), experts)]
+    for project in (dense_projection, grouped_projection):
+        assert torch.autograd.gradcheck(
+            lambda x, w, experts, project=project: project(x, row, expert, w, experts), inputs
+        )
+
+
+@pytest.mark.parametrize("m", [2, 9])
+def test_only_chosen_experts_are_computed(m: int) -> None:
+    row, expert, weight = assignments(6, m, 2, 5, seed=2)
+    expert = expert.clamp_max(3)  # nobody chooses the last one
+    experts = torch.randn(5, 4, 3)
+    experts[4] = math.nan
+    experts.requires_grad_()
+    y = grouped_projection(torch.randn(6, 3), row, expert, weight, experts)
+    assert bool(y.isfinite().all())
+    y.sum().backward()
+    assert experts.grad is not None
+    assert not bool(experts.grad[4].any())
+    assert bool(experts.grad[expert.unique()].any(dim=(1, 2)).all())
+
+
+def test_trap_19_projections_are_summed_in_float32() -> None:
+    # 257 ones: bf16 counts to 256 and stays there
+    x, experts = torch.ones(1, 1).bfloat16(), torch.ones(2, 1, 1).bfloat16()
+    row, expert = torch.zeros(1, 258, dtype=torch.int64), torch.zeros(1, 258, dtype=torch.int64)
+    weight = torch.ones(1, 258)
+    for project in (dense_projection, grouped_projection):
+        assert float(project(x, row, expert, weight, experts)) == 258
+
+
+# SwitchHead
+
+
+def switchhead_by_equations(attention: SwitchHead, x: Tensor, k: int) -> Tensor:
+    """Equations 7 to 10 for one sequence x [S, D], with a mask [S, E] over all experts of a head."""
+    s, d = x.shape[0], attention.head_size
+    heads, kv = attention.o_gate.num_heads, attention.v_gate.num_heads
+    e = attention.v_gate.experts_per_head
+
+    def gates(router: ProjectionRouter, h: int) -> Tensor:
+        score = (x @ router.weight[h * e : (h + 1) * e].T).sigmoid()
+        kth = score.sort(dim=-1, descending=True).values[:, k - 1 : k]
+        return score * (score >= kth)
+
+    cos, sin = (t[0, 0] for t in angles(1, s, d))
+
+    def turn(t: Tensor) -> Tensor:
+        a, b = t[:, : d // 2], t[:, d // 2 :]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    y = torch.zeros_like(x)
+    future = torch.ones(s, s, dtype=torch.bool).triu(1)
+    for h in range(heads):
+        g = h // (heads // kv)
+        q = turn(x @ attention.q_proj.weight[h * d : (h + 1) * d].T)
+        key = turn(x @ attention.k_proj.weight[g * d : (g + 1) * d].T)
+        source = gates(attention.v_gate, g)
+        value = sum(
+            (source[:, j : j + 1] * (x @ attention.v_proj.weight[g * e + j].T) for j in range(e)),
+            start=torch.zeros(s, d).to(x),
+        )
+        a = (q @ key.T / d**0.5).masked_fill(future, -math.inf).softmax(-1)
+        target = gates(attention.o_gate, h)
+        for j in range(e):
+            y = y + target[:, j : j + 1] * (a @ value @ attention.o_proj.weight[h * e + j].T)
+    return y
+
+
+@given(st.integers(1, 4), st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), st.data())
+@settings(max_examples=25, deadline=None)
+def test_switchhead_is_its_equations(
+    groups: int, kv: int, e: int, s: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, e))
+    attention = layer(
+        SWITCHHEAD, num_attention_heads=groups * kv, num_key_value_heads=kv, head_dim=4,
+        attention_num_experts=e, attention_num_experts_per_tok=k,
+    ).double()  # fmt: skip
+    x = torch.randn(1, s, 16, dtype=torch.float64)
+    y, routings = run(attention, x)
+    torch.testing.assert_close(
+        y[0], switchhead_by_equations(attention, x[0], k), atol=1e-6, rtol=1e-6
+    )
+    for routing, heads in zip(routings, (kv, groups * kv), strict=True):
+        routing.check()
+        assert routing.shape == (s, heads * e)
+        assert routing.k == heads * k
+        # K choices in each head, and no other
+        chosen = (routing.dense() > 0).view(s, heads, e).sum(-1)
+        assert bool((chosen == k).all())
+
+
+def with_the_weights_of(dense: Attention, attention: SwitchHead) -> None:
+    """Every expert of a head is that head's dense projection."""
+    d, e = attention.head_size, attention.v_gate.experts_per_head
+    with torch.no_grad():
+        attention.q_proj.weight.copy_(dense.q_proj.weight)
+        attention.k_proj.weight.copy_(dense.k_proj.weight)
+        value = dense.v_proj.weight.view(-1, d, 16)  # [kv heads, d, D]
+        attention.v_proj.weight.copy_(value.repeat_interleave(e, dim=0))
+        output = dense.o_proj.weight.view(16, -1, d).transpose(0, 1)  # [heads, D, d]
+        attention.o_proj.weight.copy_(output.repeat_interleave(e, dim=0))
+
+
+@torch.no_grad()
+def test_trap_24_one_expert_scales_unless_its_gate_is_fixed_at_one() -> None:
+    one = {"attention_num_experts": 1, "attention_num_experts_per_tok": 1}
+    dense, x = Attention(TINY), torch.randn(2, 7, 16)
+    expected = dense(x, *angles(2, 7, 4))
+    fixed = layer(SWITCHHEAD | one, attention_norm_topk_prob=True)
+    with_the_weights_of(dense, fixed)
+    y, routings = run(fixed, x)
+    assert all(bool((r.weight == 1).all()) for r in routings)
+    torch.testing.assert_close(y, expected)
+    # the paper's gate is a number between 0 and 1 on every value and on every head's output
+    gated = layer(SWITCHHEAD | one)
+    with_the_weights_of(dense, gated)
+    y, (source, target) = run(gated, x)
+    assert not torch.allclose(y, expected, atol=1e-3)
+    assert float(source.weight.max()) < 1
+    q, k = (p(x).view(2, 7, -1, 4) for p in (dense.q_proj, dense.k_proj))
+    v = dense.v_proj(x).view(2, 7, 2, 4) * source.weight.view(2, 7, 2, 1)
+    read = dense.attend(q, k, v, *angles(2, 7, 4), None, None, 0)
+    by_hand = dense.o_proj((read * target.weight.view(2, 7, 4, 1)).flatten(2))
+    torch.testing.assert_close(y, by_hand)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [None, "head", "full"])
+def test_trap_18_identical_experts_with_normalised_weights_are_dense_attention(
+    norm: str | None,
+) -> None:
+    dense, x = Attention(TINY.replace(qk_norm=norm)), torch.randn(2, 7, 16)
+    attention = layer("switchhead", qk_norm=norm, attention_norm_topk_prob=True)
+    with_the_weights_of(dense, attention)
+    torch.testing.assert_close(run(attention, x)[0], dense(x, *angles(2, 7, 4)))
+
+
+def test_the_loss_of_all_heads_is_the_mean_of_their_losses() -> None:
+    torch.manual_seed(0)
+    router = ProjectionRouter(8, 3, 4, 2, initializer_range=1.0)
+    routing = router(torch.randn(30, 8)).check()
+    assert routing.probs is not None
+    torch.testing.assert_close(routing.probs.sum(-1), torch.ones(30))
+    losses: list[Tensor] = []
+    for h in range(3):
+        p = (routing.probs[:, 4 * h : 4 * h + 4] * 3).mean(0)
+        f = routing.load().view(3, 4)[h] / (30 * 2)
+        losses.append(4 * (f * p).sum())
+    torch.testing.assert_close(switch_loss(routing), torch.stack(losses).mean())
+
+
+def test_trap_10_scores_that_all_underflow_give_numbers() -> None:
+    router = ProjectionRouter(1, 2, 3, 2, norm_topk_prob=True)
+    with torch.no_grad():
+        router.weight.fill_(-200.0)
+    routing = router(torch.ones(2, 1)).check()
+    assert routing.probs is not None
+    assert bool(routing.probs.isfinite().all())
+
+
+# Mixture of attention heads
+
+
+def moa_by_equations(attention: MixtureOfAttentionHeads, x: Tensor) -> Tensor:
+    """One sequence x [S, D], token by token, with weights [S, E] over all heads."""
+    s, d, g = x.shape[0], attention.head_size, attention.group
+    p = (x @ attention.gate.weight.T).softmax(-1)
+    chosen = p >= p.sort(dim=-1, descending=True).values[:, attention.gate.k - 1].unsqueeze(1)
+    weight = p * chosen
+    if attention.gate.divide:
+        weight = weight / weight.sum(-1, keepdim=True)
+    cos, sin = (t[0, 0] for t in angles(1, s, d))
+
+    def turn(t: Tensor) -> Tensor:
+        a, b = t[..., : d // 2], t[..., d // 2 :]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    k = turn((x @ attention.k_proj.weight.T).view(s, g, d).transpose(0, 1))  # [G, S, d]
+    v = (x @ attention.v_proj.weight.T).view(s, g, d).transpose(0, 1)
+    y = torch.zeros_like(x)
+    future = torch.ones(s, s, dtype=torch.bool).triu(1)
+    for e in range(p.shape[1]):
+        q = turn((x @ attention.q_proj.weight[e].T).view(s, g, d).transpose(0, 1))
+        a = (q @ k.mT / d**0.5).masked_fill(future, -math.inf).softmax(-1)
+        read = (a @ v).transpose(0, 1).reshape(s, g * d)
+        y = y + weight[:, e : e + 1] * (read @ attention.o_proj.weight[e].T)
+    return y
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.booleans(), st.data())
+@settings(max_examples=25, deadline=None)
+def test_mixture_of_attention_heads_is_its_equation(
+    g: int, e: int, s: int, norm: bool, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, e))
+    attention = layer(
+        MOA, num_attention_heads=g * k, num_key_value_heads=g, head_dim=4, attention_num_experts=e,
+        attention_num_experts_per_tok=k, attention_norm_topk_prob=norm,
+    ).double()  # fmt: skip
+    x = torch.randn(1, s, 16, dtype=torch.float64)
+    y, (routing,) = run(attention, x)
+    torch.testing.assert_close(y[0], moa_by_equations(attention, x[0]), atol=1e-6, rtol=1e-6)
+    assert routing.check().shape == (s, e)
+    assert routing.k == k
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("g", [1, 2])
+def test_all_heads_with_equal_weights_are_dense_attention(g: int) -> None:
+    """K = E and a router that cannot tell heads apart: weights 1/E, made good by outputs E times as large."""
+    e, d = 4, 4
+    config = TINY.replace(num_attention_heads=e * g, num_key_value_heads=g, head_dim=d)
+    dense, x = Attention(config), torch.randn(2, 7, 16)
+    attention = make_attention(
+        config.replace(
+            attention_type="moa", attention_num_experts=e, attention_num_experts_per_tok=e
+        )
+    )
+    assert isinstance(attention, MixtureOfAttentionHeads)
+    attention.gate.weight.zero_()
+    attention.k_proj.weight.copy_(dense.k_proj.weight)
+    attention.v_proj.weight.copy_(dense.v_proj.weight)
+    # dense attention has the E heads of a key/value head side by side; an expert has one head of each
+    query = dense.q_proj.weight.view(g, e, d, 16).transpose(0, 1).reshape(e, g * d, 16)
+    output = dense.o_proj.weight.view(16, g, e, d).permute(2, 0, 1, 3).reshape(e, 16, g * d)
+    attention.q_proj.weight.copy_(query)
+    attention.o_proj.weight.copy_(e * output)
+    y, routings = run(attention, x)
+    torch.testing.assert_close(y, dense(x, *angles(2, 7, d)))
+    assert bool((routings[0].weight == 1 / e).all())
+
+
+@torch.no_grad()
+def test_parity_with_the_attention_of_jetmoe() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from transformers.models.jetmoe.modeling_jetmoe import JetMoeAttention
+
+    g, e, k, d = 2, 5, 3, 4
+    theirs = JetMoeAttention(
+        transformers.JetMoeConfig(
+            hidden_size=16, num_key_value_heads=g, kv_channels=d, num_local_experts=e,
+            num_experts_per_tok=k, attn_implementation="eager",
+        ),
+        layer_idx=0,
+    ).eval()  # fmt: skip
+    ours = layer(
+        MOA, num_attention_heads=k * g, num_key_value_heads=g, head_dim=d, attention_num_experts=e,
+        attention_num_experts_per_tok=k,
+    )  # fmt: skip
+    theirs.experts.router.layer.weight.copy_(ours.gate.weight)
+    theirs.experts.input_linear.weight.copy_(ours.q_proj.weight)
+    theirs.experts.output_linear.weight.copy_(ours.o_proj.weight)
+    theirs.experts.bias.zero_()
+    theirs.kv_proj.weight.copy_(torch.cat([ours.k_proj.weight, ours.v_proj.weight]))
+    x = torch.randn(2, 7, 16)
+    cos, sin = (torch.cat([t[:, 0], t[:, 0]], dim=-1) for t in angles(2, 7, d))
+    mask = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)[None, None]
+    expected = theirs(x, attention_mask=mask, position_embeddings=(cos, sin))[0]
+    torch.testing.assert_close(run(ours, x)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_trap_2_the_head_router_learns_with_one_head() -> None:
+    """The weight is 1, and its gradient that of p / c with c held at p: dw_i/dl_j = δ_ij − p_j."""
+    torch.manual_seed(0)
+    router = HeadRouter(8, 5, 1, initializer_range=1.0)
+    x, value = torch.randn(10, 8), torch.randn(10)
+    routing = router(x).check()
+    assert torch.equal(routing.weight, torch.ones(10))
+    (routing.weight * value).sum().backward()
+    p = (x @ router.weight.detach().T).softmax(-1)
+    slope = F.one_hot(routing.expert, 5) - p  # [T, E]
+    assert router.weight.grad is not None
+    torch.testing.assert_close(router.weight.grad, (value[:, None] * slope).T @ x)
+    assert float(router.weight.grad.abs().max()) > 1e-2
+
+
+def test_weights_of_the_head_router() -> None:
+    torch.manual_seed(0)
+    router, x = HeadRouter(8, 6, 3, initializer_range=1.0), torch.randn(12, 8)
+    best = (x @ router.weight.T).topk(3).values
+    torch.testing.assert_close(router(x).weight.view(12, 3), best.softmax(-1))
+    plain = HeadRouter(8, 6, 3, norm_topk_prob=False)
+    plain.load_state_dict(router.state_dict())
+    probs = (x @ router.weight.T).softmax(-1)
+    torch.testing.assert_close(plain(x).weight.view(12, 3), probs.topk(3).values)
+
+
+# Both
+
+
+@every_kind
+def test_gradients_of_the_layer(kind: str) -> None:
+    attention = layer(kind, hidden_size=6, head_dim=2).double()
+    names = [n for n, _ in attention.named_parameters()]
+    x = torch.randn(1, 4, 6, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            attention, dict(zip(names, parameters, strict=True)), (x, *angles(1, 4, 2))
+        )[0]
+
+    if kind.startswith("moa"):
+        # the router's gradient is not the derivative, on purpose: compare the variant without the division
+        attention.gate.divide = False
+    assert torch.autograd.gradcheck(function, (x, *attention.parameters()))
+
+
+@every_kind
+def test_the_model_of_plain_definitions_is_the_same(kind: str) -> None:
+    ids = random_ids(2, 9)
+    outs: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for how in ("loop", "grouped"):
+        model = tiny_model(experts_implementation=how, **KINDS[kind]).train()
+        plain = [
+            m.project is dense_projection
+            for m in model.modules()
+            if isinstance(m, ExpertProjection)
+        ]
+        assert len(plain) == 4
+        assert all(p == (how == "loop") for p in plain)
+        out = model(ids, labels=ids)
+        assert out.loss is not None
+        out.loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert len(grads) == len(list(model.parameters()))
+        outs.append((out.logits, grads))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@every_kind
+@pytest.mark.parametrize("left", [0, 2])
+def test_trap_21_the_cache_gives_the_whole_forward_routing_included(kind: str, left: int) -> None:
+    model, ids = tiny_model(**KINDS[kind]), random_ids(2, 9)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, :left] = False
+    whole = model(ids, attention_mask=mask if left else None)
+    cache = KVCache(2)
+    parts = [
+        model(ids[:, a:b], attention_mask=mask[:, :b] if left else None, cache=cache)
+        for a, b in [(0, 4), (4, 6), (6, 7), (7, 8), (8, 9)]
+    ]
+    logits = torch.cat([p.logits for p in parts], dim=1)
+    torch.testing.assert_close(logits[mask], whole.logits[mask], atol=1e-5, rtol=1e-5)
+    assert len(whole.attention_routings) == 2
+    for index, routings in enumerate(whole.attention_routings):
+        for side, routing in enumerate(routings):
+            pieces = [p.attention_routings[index][side] for p in parts]
+            matrix = torch.cat([r.dense().view(2, -1, r.num_experts) for r in pieces], dim=1)
+            torch.testing.assert_close(matrix.flatten(0, 1), routing.dense(), atol=1e-5, rtol=1e-5)
+    # what is cached is as small as without experts
+    config = model.config
+    assert cache.values[0] is not None
+    assert cache.values[0].shape == (2, config.num_key_value_heads, 9, config.head_size)
+
+
+@torch.no_grad()
+@every_kind
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_trap_5_padding_changes_nothing(kind: str, side: str) -> None:
+    model, ids = tiny_model(**KINDS[kind]), random_ids(2, 8)
+    alone = model(ids, labels=ids)
+    filling = random_ids(2, 3, seed=9)
+    parts, masks = [ids, filling], [torch.ones(2, 8), torch.zeros(2, 3)]
+    order = [0, 1] if side == "right" else [1, 0]
+    padded, mask = (torch.cat([p[i] for i in order], dim=1) for p in (parts, masks))
+    out = model(padded, labels=padded, attention_mask=mask)
+    keep = mask.bool()
+    torch.testing.assert_close(
+        out.logits[keep].view_as(alone.logits), alone.logits, atol=1e-5, rtol=1e-5
+    )
+    for a, b in zip(
+        (out.lm_loss, out.aux_loss, out.z_loss), (alone.lm_loss, alone.aux_loss, alone.z_loss),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a, b)
+    for with_padding, without in zip(out.attention_routings, alone.attention_routings, strict=True):
+        for r, plain in zip(with_padding, without, strict=True):
+            assert torch.equal(r.load(), plain.load())
+            assert r.valid is not None
+            assert int(r.valid.sum()) == plain.num_tokens
+
+
+@torch.no_grad()
+@every_kind
+def test_traps_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str) -> None:
+    model, ids = tiny_model(**KINDS[kind]), random_ids(3, 9)
+    whole = model(ids)
+    start = model(ids[:, :6])
+    torch.testing.assert_close(whole.logits[:, :6], start.logits, atol=1e-5, rtol=1e-5)
+    alone = model(ids[1:2])
+    torch.testing.assert_close(whole.logits[1:2], alone.logits, atol=1e-5, rtol=1e-5)
+    for big, row in zip(whole.attention_routings, alone.attention_routings, strict=True):
+        for a, b in zip(big, row, strict=True):
+            assert torch.equal(a.expert.view(3, -1)[1], b.expert)
+
+
+@torch.no_grad()
+@every_kind
+def test_generation_with_the_cache_is_generation_without(kind: str) -> None:
+    model = tiny_model(**KINDS[kind])
+    ids = prompt = random_ids(2, 4)
+    for _ in range(6):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(model.generate(prompt, 6, temperature=0), ids)
+
+
+@every_kind
+def test_a_few_steps_lower_the_loss_and_reach_every_parameter(kind: str) -> None:
+    model, ids = tiny_model(**KINDS[kind]).train(), random_ids(4, 12)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses: list[float] = []
+    for _ in range(12):
+        out = model(ids, labels=ids)
+        assert out.loss is not None
+        assert out.lm_loss is not None
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(out.lm_loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+@torch.no_grad()
+@every_kind
+def test_trap_20_disk_and_back(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(3, **KINDS[kind], attention_norm_topk_prob=True)
+    model.save_pretrained(tmp_path)
+    again = MixtralModel.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert weights_digest(again) == weights_digest(model)
+    ids = random_ids(2, 8)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_parameter_names() -> None:
+    def names(kind: str) -> dict[str, tuple[int, ...]]:
+        return {n: tuple(v.shape) for n, v in layer(kind).state_dict().items()}
+
+    assert names("switchhead") == {
+        "q_proj.weight": (16, 16), "k_proj.weight": (8, 16), "v_gate.weight": (6, 16),
+        "v_proj.weight": (6, 4, 16), "o_gate.weight": (12, 16), "o_proj.weight": (12, 16, 4),
+    }  # fmt: skip
+    assert names("moa") == {
+        "gate.weight": (5, 16), "q_proj.weight": (5, 8, 16), "k_proj.weight": (8, 16),
+        "v_proj.weight": (8, 16), "o_proj.weight": (5, 16, 8),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+@every_kind
+def test_idle_parameters_are_those_that_one_token_does_not_touch(kind: str) -> None:
+    attention, x = layer(kind), torch.randn(1, 1, 16)
+    y, routings = run(attention, x)
+    if kind == "switchhead":
+        used = {"v_proj": routings[0], "o_proj": routings[1]}
+    else:
+        used = {"q_proj": routings[0], "o_proj": routings[0]}
+    poisoned = 0
+    for name, routing in used.items():
+        idle = torch.ones(routing.num_experts, dtype=torch.bool)
+        idle[routing.expert] = False
+        weight = getattr(attention, name).weight
+        weight[idle] = math.nan
+        poisoned += weight[idle].numel()
+    assert torch.equal(run(attention, x)[0], y)
+    assert attention.idle_parameters == poisoned > 0
+    model = tiny_model(**KINDS[kind])
+    plain = tiny_model(
+        **{k: v for k, v in KINDS[kind].items() if not k.startswith("attention")}
+    )  # the same model with dense attention
+    idle_experts = plain.num_parameters() - plain.num_parameters(active=True)
+    assert model.num_parameters() - model.num_parameters(active=True) == idle_experts + 2 * poisoned
+
+
+@torch.no_grad()
+def test_what_is_balanced() -> None:
+    """A mixture of heads enters the mean over layers as layers of its own; SwitchHead is left alone."""
+    ids = random_ids(2, 9)
+    for kind in KINDS:
+        out = tiny_model(**KINDS[kind])(ids)
+        assert all(isinstance(heads, tuple) for heads in out.attention_routings)
+        balanced = [*out.routings]
+        if kind != "switchhead":
+            balanced += [heads[0] for heads in out.attention_routings]
+        assert len(balanced) == (2 if kind == "switchhead" else 4)
+        for loss, of in ((out.aux_loss, switch_loss), (out.z_loss, z_loss)):
+            torch.testing.assert_close(loss, torch.stack([of(r) for r in balanced]).mean())
+    assert tiny_model()(ids).attention_routings == ()
+
+
+@torch.no_grad()
+def test_counts_of_the_global_batch_are_those_of_the_experts_alone() -> None:
+    model, ids = tiny_model(**MOA), random_ids(2, 9)
+    out = model(ids)
+    again = model(ids, expert_counts=[r.load() for r in out.routings])
+    torch.testing.assert_close(again.aux_loss, out.aux_loss)
+
+
+@torch.no_grad()
+@every_kind
+def test_trap_11_routing_is_float32_under_autocast_and_in_bf16(kind: str) -> None:
+    attention, x = layer(kind), torch.randn(2, 9, 16)
+    exact, expected = run(attention, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, under = run(attention, x)
+    assert float((y - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    assert y.dtype == torch.bfloat16
+    for a, b in zip(under, expected, strict=True):
+        assert torch.equal(a.expert, b.expert)
+        assert torch.equal(a.weight, b.weight)
+    y, rounded = run(attention.bfloat16(), x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    routers = [m for m in attention.modules() if isinstance(m, ProjectionRouter | HeadRouter)]
+    for routing, router in zip(rounded, routers, strict=True):
+        assert routing.check().weight.dtype == torch.float32
+        rows = x.bfloat16().float().flatten(0, 1)
+        assert routing.logits is not None
+        torch.testing.assert_close(routing.logits, rows @ router.weight.float().T)
+
+
+@torch.no_grad()
+@every_kind
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_empty_batches(kind: str, shape: tuple[int, int]) -> None:
+    ids = torch.zeros(shape, dtype=torch.int64)
+    out = tiny_model(**KINDS[kind])(ids)
+    assert out.logits.shape == (*shape, TINY.vocab_size)
+    assert all(r.check().num_tokens == 0 for heads in out.attention_routings for r in heads)
+
+
+def test_the_routers_say_what_they_promise() -> None:
+    for router in (ProjectionRouter(8, 2, 3, 2), HeadRouter(8, 5, 2)):
+        assert router.is_causal
+        assert router.is_batch_invariant
+        assert router.is_causal_in_training
+    for make in (lambda: ProjectionRouter(8, 2, 3, 4), lambda: HeadRouter(8, 3, 4)):
+        with pytest.raises(ConfigError, match="num_experts_per_tok is 4; expected 1 to 3"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (SWITCHHEAD | {"attention_bias": True}, "attention_bias is true, but attention_type is 'switchhead'"),
+        (MOA | {"attention_bias": True}, "attention_bias is true, but attention_type is 'moa'"),
+        (MOA | {"attention_num_experts_per_tok": 3}, r"num_attention_heads is 4.*= 3 · 2 = 6 heads"),
+        (MOA | {"num_key_value_heads": 4}, r"num_attention_heads is 4.*num_key_value_heads = 2 · 4 = 8"),
+        (MOA | {"qk_norm": "full"}, "qk_norm is 'full'"),
+    ],
+)  # fmt: skip
+def test_configurations_that_make_no_sense_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        TINY.replace(**changes)
+
+
+def test_mla_is_not_built() -> None:
+    with pytest.raises(ConfigError, match="mla"):
+        make_attention(ModelConfig(attention_type="mla"))
