@@ -1,17 +1,21 @@
-"""python -m minimoe: study, train, generate, corpus, bench."""
+"""python -m minimoe: study, train, generate, corpus, cost, bench."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe import __version__
 from minimoe.errors import ConfigError, MinimoeError
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +94,22 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--seed", type=int, default=0)
     study.set_defaults(run=run_study_command)
 
+    cost = commands.add_parser("cost", help="parameters, FLOPs, bytes and time floors of a model")
+    cost.add_argument("model", metavar="PRESET|PATH", help="a preset, or a folder with config.json")
+    cost.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    cost.add_argument("--device", default="h200", help="hardware by name (default: h200)")
+    cost.add_argument("--peak", type=float, metavar="TFLOP/s", help="instead of the device's")
+    cost.add_argument("--bandwidth", type=float, metavar="TB/s", help="instead of the device's")
+    cost.add_argument("--batch", type=int, default=1, help="sequences at once (default: 1)")
+    cost.add_argument("--context", type=int, help="tokens of each (default: 4096, or what fits)")
+    cost.add_argument("--bits", type=float, default=16, help="of each weight (default: 16)")
+    cost.add_argument("--tokens", type=float, help="training budget, such as 2e12")
+    cost.add_argument("--gpus", type=int, default=1024, help="to train on (default: 1024)")
+    cost.add_argument(
+        "--utilisation", type=float, default=0.4, help="of the peak in training (default: 0.4)"
+    )
+    cost.set_defaults(run=run_cost)
+
     bench = commands.add_parser("bench", help="measure and print ratios")
     bench.add_argument(
         "--train",
@@ -130,6 +150,10 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.train.loop import TRAIN_PRESETS, Run, resolve_device
 
     model = ModelConfig.preset(args.preset)
+    if args.preset not in TRAIN_PRESETS:
+        raise ConfigError(
+            f"preset {args.preset!r} has no training recipe; known are {', '.join(TRAIN_PRESETS)}"
+        )
     options = {
         name: getattr(args, name)
         for name in (
@@ -212,6 +236,48 @@ def run_study_command(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     print(report)
+
+
+def run_cost(args: argparse.Namespace) -> None:
+    """Print what a model costs."""
+    from minimoe.cost import Device, cost_report, cost_table, get_device
+
+    device = get_device(args.device)
+    if args.peak is not None or args.bandwidth is not None:
+        device = Device(
+            "device as given",
+            device.flops_per_second if args.peak is None else args.peak * 1e12,
+            device.bytes_per_second if args.bandwidth is None else args.bandwidth * 1e12,
+            device.memory_bytes,
+        )
+    report = cost_report(
+        find_config(args.model), device,
+        name=args.model, batch=args.batch, context=args.context, bits=args.bits,
+        tokens=args.tokens, gpus=args.gpus, utilisation=args.utilisation,
+    )  # fmt: skip
+    print(json.dumps(report, indent=2) if args.json else cost_table(report))
+
+
+def find_config(name_or_path: str) -> ModelConfig:
+    """The configuration of a preset, or of a folder with config.json.
+
+    Raises:
+        ConfigError: neither; with the nearest preset.
+    """
+    from minimoe.checkpoint import read_config
+    from minimoe.config import ModelConfig
+    from minimoe.presets import PRESETS
+
+    if name_or_path in PRESETS:
+        return ModelConfig.preset(name_or_path)
+    path = Path(name_or_path)
+    if path.is_dir():
+        return read_config(path / "config.json")
+    near = difflib.get_close_matches(path.name.lower(), PRESETS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"{name_or_path!r} is neither a preset nor a folder with config.json; {hint}presets are {', '.join(PRESETS)}"
+    )
 
 
 def run_bench(args: argparse.Namespace) -> None:

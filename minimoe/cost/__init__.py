@@ -4,6 +4,7 @@ Nothing here allocates a tensor; formulas are in the docstrings.
 """
 
 from minimoe.cost.device import DEVICES, Device, Floor, get_device
+from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, weight_bytes
 from minimoe.cost.layer import (
     crossover_tokens,
     experts_touched,
@@ -12,16 +13,42 @@ from minimoe.cost.layer import (
     layer_flops,
     layer_limit,
 )
+from minimoe.cost.parameters import Count, Parameters, Weights, count_parameters, weights
+from minimoe.cost.report import cost_report
+from minimoe.cost.table import cost_table
+from minimoe.cost.time import (
+    decode_floor,
+    prefill_floor,
+    training_days,
+    training_flops,
+    training_gpu_hours,
+)
 
 __all__ = [
     "DEVICES",
+    "Count",
     "Device",
     "Floor",
+    "Parameters",
+    "Weights",
+    "cost_report",
+    "cost_table",
+    "count_parameters",
     "crossover_tokens",
+    "decode_floor",
+    "decode_flops",
     "experts_touched",
+    "forward_flops",
     "get_device",
+    "kv_cache_bytes",
     "layer_bytes",
     "layer_floor",
     "layer_flops",
     "layer_limit",
+    "prefill_floor",
+    "training_days",
+    "training_flops",
+    "training_gpu_hours",
+    "weight_bytes",
+    "weights",
 ]

@@ -39,11 +39,13 @@ class Device:
         name: what it is, and whose figures these are.
         flops_per_second: of dense bf16 matrix products accumulated in float32, unless the name says otherwise.
         bytes_per_second: between the chip and its own memory.
+        memory_bytes: of that memory; None: not known.
     """
 
     name: str
     flops_per_second: float
     bytes_per_second: float
+    memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if not self.flops_per_second > 0 or not self.bytes_per_second > 0:
@@ -65,19 +67,19 @@ class Device:
 # 'h200' is what a large matrix product and a large copy reach on the card itself, so a floor from it can be met. All
 # others are peaks of the makers' data sheets, dense, which nothing reaches: expect 70 to 80 % of them.
 DEVICES: dict[str, Device] = {
-    "h200": Device("H200 (reachable)", 790e12, 4.3e12),
+    "h200": Device("H200 (reachable)", 790e12, 4.3e12, 141e9),
     # NVIDIA data sheets: H200 and H100 SXM 1,979 TFLOP/s with sparsity, half of it without
-    "h200-peak": Device("H200 SXM (data sheet)", 989.5e12, 4.8e12),
-    "h100": Device("H100 SXM (data sheet)", 989.5e12, 3.35e12),
-    "a100": Device("A100 SXM 80 GB (data sheet)", 312e12, 2.039e12),
-    "a100-40gb": Device("A100 SXM 40 GB (data sheet)", 312e12, 1.555e12),
-    "l4": Device("L4 (data sheet)", 121e12, 0.3e12),
+    "h200-peak": Device("H200 SXM (data sheet)", 989.5e12, 4.8e12, 141e9),
+    "h100": Device("H100 SXM (data sheet)", 989.5e12, 3.35e12, 80e9),
+    "a100": Device("A100 SXM 80 GB (data sheet)", 312e12, 2.039e12, 80e9),
+    "a100-40gb": Device("A100 SXM 40 GB (data sheet)", 312e12, 1.555e12, 40e9),
+    "l4": Device("L4 (data sheet)", 121e12, 0.3e12, 24e9),
     # fp16: this generation has no bf16
-    "t4": Device("T4 (data sheet, fp16)", 65e12, 0.32e12),
+    "t4": Device("T4 (data sheet, fp16)", 65e12, 0.32e12, 16e9),
     # GeForce Ada architecture paper, bf16 with float32 accumulation
-    "rtx4090": Device("RTX 4090 (data sheet)", 165.2e12, 1.008e12),
+    "rtx4090": Device("RTX 4090 (data sheet)", 165.2e12, 1.008e12, 24e9),
     # AMD data sheet
-    "mi300x": Device("MI300X (data sheet)", 1307.4e12, 5.3e12),
+    "mi300x": Device("MI300X (data sheet)", 1307.4e12, 5.3e12, 192e9),
 }
 
 

@@ -1,0 +1,239 @@
+"""What a configuration holds: every parameter, and how many of them one token uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from minimoe.config import ModelConfig
+from minimoe.cost.layer import experts_touched
+from minimoe.errors import ConfigError
+
+COMPONENTS = (
+    "embedding", "attention", "router", "experts", "shared_experts", "mlp", "norms", "head",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of one kind. All costs of a model follow from the list of these, see `weights`.
+
+        held       layers · copies · size          used by a token    layers · used · size
+        FLOPs      2 · layers · used · size, of a matrix            touched by T tokens    layers · Ê(T) · size
+
+    Attributes:
+        component: one of `COMPONENTS`.
+        kind: 'matrix' is multiplied with every token that uses it; 'vector' (norms, biases) is not; of a 'table' a
+            token reads one of `rows` rows.
+        size: parameters of one copy.
+        copies: experts to choose from; 1 where there is no choice.
+        used: of which a token uses this many.
+        layers: how many times the model has all this.
+        rows: of a table.
+    """
+
+    component: str
+    kind: Literal["matrix", "vector", "table"]
+    size: int
+    copies: int = 1
+    used: int = 1
+    layers: int = 1
+    rows: int = 1
+
+    @property
+    def held(self) -> int:
+        """Parameters in memory."""
+        return self.layers * self.copies * self.size
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses. A table counts whole, as it does in most published figures."""
+        return self.layers * self.used * self.size
+
+    @property
+    def flops(self) -> int:
+        """Of one token, forward: a multiplication and an addition for each parameter of a matrix that it uses."""
+        return 2 * self.active if self.kind == "matrix" else 0
+
+    def touched(self, tokens: int) -> float:
+        """Parameters that T tokens are expected to read, each once, where the choice is uniform."""
+        if self.kind == "table":
+            return self.held / self.rows * experts_touched(tokens, self.rows, 1)
+        return self.layers * self.size * experts_touched(tokens, self.copies, self.used)
+
+
+class Count(NamedTuple):
+    """Parameters of a part of the model."""
+
+    total: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters held and used per token.
+
+    Attributes:
+        by_component: a `Count` for each of `COMPONENTS` that the model has.
+    """
+
+    by_component: dict[str, Count]
+
+    @property
+    def total(self) -> int:
+        """Parameters held."""
+        return sum(count.total for count in self.by_component.values())
+
+    @property
+    def active(self) -> int:
+        """Parameters used by one token."""
+        return sum(count.active for count in self.by_component.values())
+
+    @property
+    def active_without_embedding(self) -> int:
+        """Parameters used by one token, its row of the embedding left out; a tied output projection stays in."""
+        embedding = self.by_component["embedding"].active
+        return self.active - (embedding if "head" in self.by_component else 0)
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Parameters held, and used by one token, by component; the same as counting those of `MixtralModel(config)`.
+
+    'attention' includes its biases, sinks and the routers of its experts, 'router' those of the feed-forward layers;
+    'norms' are all RMSNorms. A tied output projection is part of 'embedding'. Buffers (the selection bias of the
+    sigmoid router) are no parameters.
+
+    Used are K of the E experts of each sparse layer, and everything else, the whole embedding included. So count the
+    published figures of Mixtral (8x7B 12.9 B, 8x22B 39 B) and OLMoE (1.3 B). DeepSeek-V3 (36.6 B, given as 37 B) and
+    gpt-oss-20b (3.6 B) leave out the embedding, of which a token only reads one row, and keep the output projection:
+    `active_without_embedding`. Qwen3-30B-A3B has 3.353 B and 3.042 B; its published 3.3 B is the first, cut off.
+    DeepSeek-V3's 671 B leave out the module that predicts the token after next (11.5 B of its own), as the preset does.
+
+    Raises:
+        ConfigError: 'mla' attention with sizes missing.
+    """
+    by_component: dict[str, Count] = {}
+    for w in weights(config):
+        total, active = by_component.get(w.component, (0, 0))
+        by_component[w.component] = Count(total + w.held, active + w.active)
+    return Parameters({name: by_component[name] for name in COMPONENTS if name in by_component})
+
+
+def weights(config: ModelConfig) -> list[Weights]:
+    """Everything that the model of this configuration holds, empty kinds left out.
+
+    Raises:
+        ConfigError: 'mla' attention with sizes missing.
+    """
+    d, v, count = config.hidden_size, config.vocab_size, config.num_hidden_layers
+    sparse = sum(config.is_sparse(layer) for layer in range(count))
+    found = [
+        *_attention(config),
+        *_sparse_layers(config, sparse),
+        *_mlp("mlp", config, config.intermediate_size, layers=count - sparse),
+        Weights("norms", "vector", d, layers=2 * count + 1),
+    ]
+    if config.tie_word_embeddings:
+        found.append(Weights("embedding", "matrix", v * d))
+    else:
+        found += [Weights("embedding", "table", v * d, rows=v), Weights("head", "matrix", v * d)]
+    return [w for w in found if w.held]
+
+
+def _sparse_layers(config: ModelConfig, layers: int) -> list[Weights]:
+    d, e = config.hidden_size, config.num_experts
+    if (
+        config.router_type == "soft"
+    ):  # every expert works for every sequence, on mixtures of its tokens
+        return [
+            Weights("router", "matrix", e * config.slots_per_expert * d, layers=layers),
+            Weights("router", "vector", 1, layers=layers),  # the scale of the logits
+            *_mlp("experts", config, config.expert_size, copies=e, used=e, layers=layers),
+        ]
+    matrices = {
+        "noisy_top_k": 2, "average": 0, "uniform": 0, "round_robin": 0, "mean_binning": 0, "hash": 0,
+    }.get(config.router_type, 1)  # fmt: skip
+    return [
+        Weights("router", "matrix", matrices * e * d, layers=layers),
+        Weights("router", "vector", e * config.router_bias, layers=layers),
+        *_mlp(
+            "experts", config, config.expert_size,
+            copies=e, used=config.num_experts_per_tok, layers=layers,
+        ),
+        *_mlp("shared_experts", config, config.shared_size, layers=layers),
+        Weights("shared_experts", "matrix", d * config.shared_expert_gate, layers=layers),
+    ]  # fmt: skip
+
+
+def _mlp(
+    component: str, config: ModelConfig, width: int, *, copies: int = 1, used: int = 1, layers: int
+) -> list[Weights]:
+    """Gated MLPs: 3·D·F, and with `mlp_bias` 2·F + D more."""
+    d, bias = config.hidden_size, config.mlp_bias and width > 0
+    return [
+        Weights(component, "matrix", 3 * d * width, copies, used, layers),
+        Weights(component, "vector", (2 * width + d) * bias, copies, used, layers),
+    ]
+
+
+def _attention(config: ModelConfig) -> list[Weights]:
+    d, size, layers = config.hidden_size, config.head_size, config.num_hidden_layers
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    e, k = config.attention_num_experts, config.attention_num_experts_per_tok
+    bias = (heads + 2 * kv) * size  # queries, keys and values
+    norm = {None: 0, "head": 2 * size, "full": (heads + kv) * size}[config.qk_norm]
+    experts: list[Weights] = []
+    match config.attention_type:
+        case "switchhead":  # in each head, E matrices of D · head size for values, and for outputs
+            matrix = d * (heads + kv) * size + (heads + kv) * e * d  # queries, keys, gates
+            experts = [Weights("attention", "matrix", d * size, e, k, layers * (heads + kv))]
+        case "moa":  # an expert is kv heads, with the queries and outputs of each
+            matrix = 2 * d * kv * size + e * d  # keys, values, gate
+            experts = [Weights("attention", "matrix", 2 * d * kv * size, e, k, layers)]
+        case "mla":
+            matrix, bias, norm = _latent_attention(config)
+        case _:
+            matrix = d * (heads + 2 * kv) * size + heads * size * d
+    vector = bias * config.attention_bias + d * config.attention_output_bias
+    vector += heads * config.attention_sinks
+    return [
+        Weights("attention", "matrix", matrix, layers=layers),
+        Weights("attention", "vector", vector, layers=layers),
+        *experts,
+        Weights("norms", "vector", norm, layers=layers),
+    ]
+
+
+def _latent_attention(config: ModelConfig) -> tuple[int, int, int]:
+    """Matrices, biases and norms of one layer (DeepSeek-V2 2024, eq. 9-19 and eq. 37-47): queries through q_lora_rank,
+    or straight where it is None; keys and values through kv_lora_rank, beside one rotated key for all heads.
+    """
+    kv_rank, nope, rope, value = latent_sizes(config)
+    d, heads, q_rank = config.hidden_size, config.num_attention_heads, config.q_lora_rank
+    queries = heads * (nope + rope)
+    matrix = d * queries if q_rank is None else d * q_rank + q_rank * queries
+    matrix += d * (kv_rank + rope) + kv_rank * heads * (nope + value) + heads * value * d
+    return matrix, (q_rank or 0) + kv_rank + rope, (q_rank or 0) + kv_rank
+
+
+def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
+    """kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim.
+
+    Raises:
+        ConfigError: one is missing, or `qk_norm` is set, which 'mla' has no place for.
+    """
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    given = [getattr(config, name) for name in names]
+    missing = [name for name, value in zip(names, given, strict=True) if value is None]
+    if missing:
+        raise ConfigError(
+            f"attention_type is 'mla', but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} None: "
+            "give the published sizes"
+        )
+    if config.qk_norm is not None:
+        raise ConfigError(
+            f"attention_type is 'mla' and qk_norm {config.qk_norm!r}, but its norms are those of the latent vectors: "
+            "set qk_norm to None"
+        )
+    kv_rank, nope, rope, value = given
+    return kv_rank, nope, rope, value
