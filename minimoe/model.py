@@ -198,10 +198,10 @@ class MixtralModel(nn.Module):
         lm_loss = loss = None
         if labels is not None:
             # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
-            target = F.pad(labels[:, 1:].long(), (0, 1), value=-100)
+            target = F.pad(labels.long(), (0, 1), value=-100)[:, 1:]
             if padding is not None:
                 # padding on the left must not predict the first token, nor padding on the right be predicted
-                both = padding[:, past:] & F.pad(padding[:, past + 1 :], (0, 1))
+                both = padding[:, past:] & F.pad(padding, (0, 1))[:, past + 1 :]
                 target = target.masked_fill(~both, -100)
             lm_loss = next_token_loss(logits, target)
             loss = lm_loss

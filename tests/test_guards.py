@@ -1,0 +1,167 @@
+"""Bad input is named before it spreads, and no input at all is an input like others."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimoe.balance import DropStats, Load
+from minimoe.config import ATTENTION_TYPES, BALANCE_TYPES, ROUTER_TYPES
+from minimoe.dispatch import DISPATCHERS
+from minimoe.dispatch.check import check_inputs
+from minimoe.errors import MinimoeError
+from minimoe.experts import Experts
+from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
+from minimoe.routers import TopKRouter
+from minimoe.routing import Routing
+from tests.small import TINY, topk_routing
+from tests.zoo import D, E, big_experts, build
+
+NAMES = [n for n in DISPATCHERS if n != "triton"]  # which tests/test_triton_interpreter.py holds
+every_dispatcher = pytest.mark.parametrize("dispatcher", NAMES)
+
+
+def given() -> tuple[Tensor, Routing, Experts]:
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
+    return x, build("top-k")(x), big_experts()
+
+
+@every_dispatcher
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda x, r, e: (x.half(), r, e), "x is torch.float16, but the experts are torch.float32"),
+        (lambda x, r, e: (x, r, e.bfloat16()), "x is torch.float32, but the experts are torch.bfloat16"),
+        # a second device that every machine has
+        (lambda x, r, e: (x, r.to("meta"), e), "x is on cpu, but the routing's tokens and experts are on meta"),
+        (lambda x, r, e: (x, dataclasses.replace(r, weight=r.weight.to("meta")), e), "routing's weights are on meta"),
+        (lambda x, r, e: (x, r, e.to("meta")), "x is on cpu, but the experts are on meta"),
+        (lambda x, r, e: (x[:4], r, e), "x has shape (4, 8); expected (5, 8): the routing is of 5 tokens"),
+        (lambda x, r, e: (x[:, :7], r, e), "x has shape (5, 7); expected (5, 8)"),
+        (lambda x, r, e: (x, r, big_experts(E + 1)), "the routing is to 6 experts, but there are 7"),
+    ],
+)  # fmt: skip
+def test_dispatchers_name_both_sides_of_a_mismatch(
+    dispatcher: str, change: Any, named: str
+) -> None:
+    with pytest.raises(MinimoeError) as caught:
+        DISPATCHERS[dispatcher](*change(*given()))
+    assert named in str(caught.value)
+
+
+@every_dispatcher
+def test_autocast_may_mix_types(dispatcher: str) -> None:
+    x, routing, experts = given()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = DISPATCHERS[dispatcher](x.bfloat16(), routing, experts)
+    torch.testing.assert_close(
+        y.float(), DISPATCHERS["loop"](x, routing, experts), atol=0.2, rtol=0.1
+    )
+
+
+@every_dispatcher
+def test_values_are_checked_where_the_environment_says_so(
+    dispatcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, routing, experts = given()
+    expert = routing.expert.clone()
+    expert[-1] = E
+    bad = dataclasses.replace(routing, expert=expert)
+    monkeypatch.setenv("MINIMOE_CHECK", "1")
+    with pytest.raises(
+        MinimoeError, match=r"routing\.expert holds ids from \d to 6; expected 0 to 5"
+    ):
+        DISPATCHERS[dispatcher](x, bad, experts)
+    assert routing.logits is not None
+    bad = dataclasses.replace(routing, logits=routing.logits * float("nan"))
+    with pytest.raises(MinimoeError, match=r"routing\.logits is nan"):
+        DISPATCHERS[dispatcher](x, bad, experts)
+    DISPATCHERS[dispatcher](x, routing, experts)
+    monkeypatch.setenv("MINIMOE_CHECK", "0")
+    check_inputs(x, bad, experts)
+
+
+def test_routers_name_both_sides_of_a_mismatch() -> None:
+    router, x = TopKRouter(D, E, 2), torch.randn(5, 8)
+    for wrong, named in (
+        ((router, x[:, :7]), "x has hidden size 7 and is on cpu, but the router's weight has 8"),
+        ((TopKRouter(D, E, 2).to("meta"), x), "but the router's weight has 8 and is on meta"),
+        ((router, x[None]), "x has shape (1, 5, 8); a router takes tokens [T, D]"),
+    ):
+        with pytest.raises(MinimoeError) as caught:
+            wrong[0](wrong[1])
+        assert named in str(caught.value)
+
+
+def test_a_layer_of_another_type_is_named() -> None:
+    layer = MoELayer(TINY)
+    with pytest.raises(
+        MinimoeError, match=r"x is torch\.float16, but the experts are torch\.float32"
+    ):
+        layer(torch.randn(5, TINY.hidden_size, dtype=torch.float16))
+
+
+def nothing(model: MixtralModel, shape: tuple[int, int], *, masked: bool) -> None:
+    """Run a model forward and backward on no tokens; the loss is 0 and every gradient is exactly 0."""
+    ids = torch.zeros(shape, dtype=torch.int64)
+    mask = torch.ones(shape, dtype=torch.bool) if masked else None
+    out = model(ids, labels=ids, attention_mask=mask)
+    assert out.logits.shape == (*shape, TINY.vocab_size)
+    assert out.loss is not None and float(out.loss.detach()) == 0
+    out.loss.backward()
+    for name, parameter in model.named_parameters():
+        if model.training or not name.endswith("noise_weight"):  # no noise at inference
+            assert parameter.grad is not None and not bool(parameter.grad.any()), name
+    for routing in (*out.routings, *(r for heads in out.attention_routings for r in heads)):
+        routing.check()
+        assert not bool(routing.load().any())
+        assert DropStats.of(routing).assignments == 0
+        with pytest.raises(MinimoeError, match="zero assignments"):
+            Load.of(routing)
+
+
+SHAPES = [(0, 5), (2, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("router_type", ROUTER_TYPES)
+def test_no_tokens_through_a_model_with_every_router(
+    router_type: str, shape: tuple[int, int], training: bool, masked: bool
+) -> None:
+    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router_type, 2)
+    whole = ("dense", "average", "relu")
+    config = TINY.replace(
+        router_type=router_type,
+        num_experts_per_tok=k,
+        num_hidden_layers=1,
+        capacity_factor=None if router_type in whole else 1.0,
+    )
+    nothing(MixtralModel(config).train(training), shape, masked=masked)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_dispatcher
+@pytest.mark.parametrize("attention", [a for a in ATTENTION_TYPES if a != "mla"])
+def test_no_tokens_through_every_attention_and_dispatcher(
+    attention: str, dispatcher: str, shape: tuple[int, int]
+) -> None:
+    config = TINY.replace(attention_type=attention, experts_implementation=dispatcher)
+    nothing(MixtralModel(config).train(), shape, masked=True)
+
+
+@pytest.mark.parametrize("kind", BALANCE_TYPES)
+def test_no_tokens_through_every_balancing_loss(kind: str) -> None:
+    nothing(MixtralModel(TINY.replace(router_aux_loss_type=kind)).train(), (2, 0), masked=False)
+
+
+def test_no_tokens_through_a_layer() -> None:
+    layer = MoELayer(TINY.replace(n_shared_experts=1, shared_expert_gate=True))
+    y, routing = layer(torch.zeros(0, TINY.hidden_size))
+    assert y.shape == (0, TINY.hidden_size) and routing.num_assignments == 0
+    empty = topk_routing(torch.zeros(0, 2, dtype=torch.int64))
+    assert empty.check().dense().shape == (0, 4)
