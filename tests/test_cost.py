@@ -1,23 +1,48 @@
 """Costs: the floors of one layer, and the arithmetic of whole models against counting and published figures."""
 
 import itertools
+import json
+import math
+import re
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from minimoe.__main__ import main
+from minimoe.attention import KVCache
+from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.cost import (
     DEVICES,
     Device,
+    cost_report,
+    cost_table,
+    count_parameters,
     crossover_tokens,
+    decode_floor,
+    decode_flops,
     experts_touched,
+    forward_flops,
     get_device,
+    kv_cache_bytes,
     layer_bytes,
     layer_floor,
     layer_flops,
     layer_limit,
+    prefill_floor,
+    training_days,
+    training_flops,
+    training_gpu_hours,
+    weight_bytes,
 )
 from minimoe.errors import ConfigError
+from minimoe.experts import Experts
+from minimoe.model import MixtralModel
 
 # --- one layer -----------------------------------------------------------------------------------
 
@@ -44,10 +69,6 @@ def test_experts_touched_at_its_ends() -> None:
 
 
 def test_layer_flops_are_those_that_torch_counts() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from minimoe.experts import Experts
-
     d, f, k, tokens = 8, 12, 2, 5
     # in float64, which no backend hides from the counter
     experts = Experts(4, d, f).double()
@@ -124,3 +145,472 @@ def test_an_unknown_device_gives_the_nearest() -> None:
         get_device("h20")
     with pytest.raises(ConfigError, match="both must be positive"):
         Device("none", 0, 1)
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+SMALL = ModelConfig(
+    vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=3, num_attention_heads=6,
+    num_key_value_heads=2, head_dim=4, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=7,
+    max_position_embeddings=32, experts_implementation="loop",
+)  # fmt: skip
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> ModelConfig:
+    """Configurations that `MixtralModel` can build, of every kind."""
+    kind = draw(st.sampled_from(("gqa", "switchhead", "moa")))
+    norms = (None, "head") if kind == "moa" else (None, "head", "full")
+    layers, e = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    k = draw(st.integers(1, e))
+    router = draw(st.sampled_from(ROUTER_TYPES))
+    k = {"switch": 1, "base": 1, "dense": e, "average": e}.get(router, k)
+    experts = draw(st.integers(1, 4))
+    chosen, kv = draw(st.integers(1, experts)), draw(st.integers(1, 3))
+    shared = draw(st.integers(0, 2)) if router != "soft" else 0
+    return ModelConfig(
+        vocab_size=draw(st.integers(1, 30)),
+        hidden_size=draw(st.integers(1, 20)),
+        intermediate_size=draw(st.integers(1, 20)),
+        moe_intermediate_size=draw(st.none() | st.integers(1, 20)),
+        num_hidden_layers=layers,
+        mlp_only_layers=draw(st.sets(st.integers(0, layers - 1)).map(tuple)),
+        num_attention_heads=kv * (chosen if kind == "moa" else draw(st.integers(1, 3))),
+        num_key_value_heads=kv,
+        head_dim=2 * draw(st.integers(1, 4)),
+        attention_type=kind,
+        attention_num_experts=experts,
+        attention_num_experts_per_tok=chosen,
+        attention_bias=kind == "gqa" and draw(st.booleans()),
+        qk_norm=draw(st.sampled_from(norms)),
+        tie_word_embeddings=draw(st.booleans()),
+        num_experts=e,
+        num_experts_per_tok=k,
+        router_type=router,
+        slots_per_expert=draw(st.integers(1, 3)),
+        n_shared_experts=shared,
+        shared_expert_intermediate_size=draw(st.none() | st.integers(1, 9)),
+        shared_expert_gate=shared > 0 and draw(st.booleans()),
+    )
+
+
+@given(configurations())
+@settings(max_examples=60, deadline=None)
+def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = MixtralModel(config)
+    found = count_parameters(config)
+    assert found.total == model.num_parameters() == sum(p.numel() for p in model.parameters())
+    assert found.active == model.num_parameters(active=True)
+
+
+def test_parameters_by_component_are_those_of_the_modules() -> None:
+    config = SMALL.replace(
+        tie_word_embeddings=False, mlp_only_layers=(1,), qk_norm="head", n_shared_experts=2,
+        shared_expert_gate=True, attention_type="switchhead",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = MixtralModel(config)
+    places = {
+        "embed_tokens": "embedding", "lm_head": "head", "norm": "norms", "self_attn": "attention",
+        "shared_experts": "shared_experts", "mlp.gate.": "router", "mlp.experts": "experts", "mlp": "mlp",
+    }  # fmt: skip
+    expected: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        component = next(c for part, c in places.items() if part in name)
+        expected[component] = expected.get(component, 0) + parameter.numel()
+    found = count_parameters(config).by_component
+    assert {name: count.total for name, count in found.items()} == expected
+    idle = {name for name, count in found.items() if count.active < count.total}
+    assert idle == {"attention", "experts"}
+
+
+# Billions of parameters as published, held and used by a token, with the digits that are given, and how they count:
+# the Mixtral paper and announcements of Mistral AI; Muennighoff et al. 2024; the model cards of Qwen; README_WEIGHTS
+# of DeepSeek-V3; the model card of gpt-oss.
+PUBLISHED = {
+    "mixtral-8x7b": (46.7, 12.9, "whole"),
+    "mixtral-8x22b": (141, 39, "whole"),
+    "olmoe-1b-7b": (6.9, 1.3, "whole"),
+    "qwen1.5-moe-a2.7b": (14.3, 2.7, "whole"),
+    "qwen3-30b-a3b": (30.5, 3.3, "cut"),
+    "deepseek-v3": (671, 36.6, "without embedding"),
+    "gpt-oss-20b": (20.91, 3.61, "without embedding"),
+}
+
+
+def digits(value: float) -> int:
+    """Digits behind the point of a number as it is written."""
+    return len(f"{value}".partition(".")[2])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameters(name: str) -> None:
+    total, active, how = PUBLISHED[name]
+    found = count_parameters(ModelConfig.preset(name))
+    assert round(found.total / 1e9, digits(total)) == total
+    whole, bare = found.active / 1e9, found.active_without_embedding / 1e9
+    places = digits(active)
+    published = {
+        "whole": (round(whole, places), round(bare, places)),
+        "cut": (math.floor(whole * 10**places) / 10**places, round(bare, places)),
+        "without embedding": (round(bare, places), round(whole, places)),
+    }
+    as_stated, otherwise = published[how]
+    assert as_stated == active
+    # counted the other way the figure is another, except where the embedding is too small to show
+    assert (otherwise != active) == (name != "mixtral-8x22b")
+
+
+def transformers_config(name: str) -> Any:
+    """The published configuration as transformers writes it."""
+    transformers = pytest.importorskip("transformers")
+    c = ModelConfig.preset(name)
+    same = {
+        f: getattr(c, f)
+        for f in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "tie_word_embeddings", "num_experts_per_tok",
+        )
+    }  # fmt: skip
+    match name:
+        case "mixtral-8x7b" | "mixtral-8x22b":
+            return transformers.MixtralConfig(**same, num_local_experts=c.num_experts)
+        case "olmoe-1b-7b":
+            return transformers.OlmoeConfig(**same, num_experts=c.num_experts)
+        case "qwen1.5-moe-a2.7b":
+            return transformers.Qwen2MoeConfig(
+                **same, num_experts=c.num_experts, moe_intermediate_size=c.moe_intermediate_size,
+                shared_expert_intermediate_size=c.shared_expert_intermediate_size,
+            )  # fmt: skip
+        case "qwen3-30b-a3b":
+            return transformers.Qwen3MoeConfig(
+                **same, num_experts=c.num_experts, moe_intermediate_size=c.moe_intermediate_size,
+                head_dim=c.head_dim,
+            )  # fmt: skip
+        case "deepseek-v3":
+            return transformers.DeepseekV3Config(
+                **same, moe_intermediate_size=c.moe_intermediate_size, n_routed_experts=c.num_experts,
+                n_shared_experts=c.n_shared_experts, first_k_dense_replace=len(c.mlp_only_layers),
+                q_lora_rank=c.q_lora_rank, kv_lora_rank=c.kv_lora_rank, qk_nope_head_dim=c.qk_nope_head_dim,
+                qk_rope_head_dim=c.qk_rope_head_dim, v_head_dim=c.v_head_dim,
+            )  # fmt: skip
+        case "gpt-oss-20b":
+            return transformers.GptOssConfig(
+                **same, num_local_experts=c.num_experts, head_dim=c.head_dim
+            )
+        case _:
+            del same["num_experts_per_tok"]
+            return transformers.LlamaConfig(**same)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "llama-2-7b", "llama-2-70b"])
+def test_presets_hold_as_many_parameters_as_in_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers_config(name)
+    # two layers say as much as eighty: one is the first, dense in DeepSeek-V3, and all others are alike
+    own = ModelConfig.preset(name)
+    dense = len(own.mlp_only_layers)
+    few = dense + 1 if 0 < dense < own.num_hidden_layers else 2
+    own = own.replace(
+        num_hidden_layers=few, layer_types=own.layer_types[:few],
+        mlp_only_layers=tuple(i for i in own.mlp_only_layers if i < few),
+    )  # fmt: skip
+    config.num_hidden_layers = few
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:few]
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert count_parameters(own).total == sum(p.numel() for p in model.parameters())
+
+
+def test_multi_token_prediction_of_deepseek() -> None:
+    """README_WEIGHTS gives the module that the preset leaves out 11.5 B parameters of its own, and 2.4 B used with
+    embedding and output projection. Both are its layer; its projection [D, 2D] would make them 11.6 and 2.5.
+    """
+    config = ModelConfig.preset("deepseek-v3")
+    before, after = count_parameters(config), count_parameters(config.replace(num_hidden_layers=62))
+    tables = 2 * config.vocab_size * config.hidden_size
+    assert round((after.total - before.total) / 1e9, 1) == 11.5
+    assert round((after.active - before.active + tables) / 1e9, 1) == 2.4
+
+
+# --- FLOPs, bytes, time --------------------------------------------------------------------------
+
+
+def counted(model: MixtralModel, *args: Any, **kwargs: Any) -> float:
+    """FLOPs that torch counts in a forward pass; attention is written out, so that its products are seen."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False, "mlp_only_layers": (1,)},
+        {"n_shared_experts": 2, "shared_expert_gate": True},
+        {"router_type": "soft", "slots_per_expert": 3},
+        {"attention_type": "switchhead", "attention_num_experts": 3, "experts_implementation": "grouped"},
+        {
+            "attention_type": "moa", "attention_num_experts": 4, "attention_num_experts_per_tok": 3,
+            "experts_implementation": "grouped",
+        },
+        {"router_type": "hash"},
+    ],
+)  # fmt: skip
+def test_forward_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
+    config, s = SMALL.replace(**changes), 16
+    # in float64, which no backend hides from the counter
+    model = MixtralModel(config).double().eval()
+    ids = torch.randint(config.vocab_size, (1, s))
+    found = forward_flops(config, s)
+    scores = found.pop("attention_scores")
+    # the written-out attention computes all S² scores and masks those above the diagonal
+    expected = s * (sum(found.values()) + scores * 2 * s / (s + 1))
+    assert counted(model, ids) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "router_type": "sigmoid"}])
+def test_decode_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
+    config, s = SMALL.replace(**changes), 9
+    model = MixtralModel(config).double().eval()
+    ids = torch.randint(config.vocab_size, (1, s))
+    cache = KVCache(config.num_hidden_layers)
+    with torch.no_grad():
+        model(ids[:, :-1], cache=cache)
+    assert counted(model, ids[:, -1:], cache=cache) == sum(decode_flops(config, s).values())
+
+
+def test_attention_sees_what_the_mask_and_the_window_let_it_see() -> None:
+    kinds = ("sliding_attention", "full_attention", "sliding_attention")
+    config = SMALL.replace(sliding_window=3, layer_types=kinds)
+    s, per_key = 7, 2 * config.num_attention_heads * 2 * config.head_size
+    seen = sum(min(q, 3) + q + min(q, 3) for q in range(1, s + 1))
+    assert forward_flops(config, s)["attention_scores"] == pytest.approx(seen / s * per_key)
+    assert decode_flops(config, s)["attention_scores"] == (3 + 7 + 3) * per_key
+    everywhere = config.replace(layer_types=())
+    assert decode_flops(everywhere, s)["attention_scores"] == 3 * 3 * per_key
+    assert decode_flops(everywhere, 2)["attention_scores"] == 3 * 2 * per_key
+    # and keeps no more than it can see; 2 bytes, keys and values of 2 heads of 4
+    assert kv_cache_bytes(config, s) == (3 + 7 + 3) * 2 * 2 * 2 * 4
+
+
+def test_cache_of_published_models() -> None:
+    def per_token(name: str) -> float:
+        return kv_cache_bytes(ModelConfig.preset(name), 1)
+
+    assert (
+        per_token("mixtral-8x7b") == 128 * 1024
+    )  # 32 layers · 8 heads · 128 · keys and values · 2 bytes
+    assert per_token("llama-2-70b") == 320 * 1024
+    # DeepSeek-V3: 576 numbers a layer; its paper's predecessor counts this as multi-query attention of 2.25 heads
+    assert per_token("deepseek-v3") == 61 * 576 * 2
+    assert kv_cache_bytes(ModelConfig.preset("mixtral-8x7b"), 32_768) == 4 * 2**30
+
+
+def test_latent_attention_by_hand() -> None:
+    mla: dict[str, Any] = {
+        "attention_type": "mla", "kv_lora_rank": 5, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 4,
+    }  # fmt: skip
+    config = SMALL.replace(**mla)
+    # down to 5 + 2; up to 6 heads of 3 (keys) and 4 (values); output 6·4; queries straight 6·5; norm of the latent 5
+    matrices = 12 * 30 + 12 * 7 + 5 * 6 * 7 + 24 * 12
+    assert count_parameters(config).by_component["attention"].total == 3 * matrices
+    assert count_parameters(config).by_component["norms"].total == 3 * 5 + 7 * 12
+    low = config.replace(q_lora_rank=6)
+    matrices += 12 * 6 + 6 * 30 - 12 * 30
+    assert count_parameters(low).by_component["attention"].total == 3 * matrices
+    # prefill: 6 heads, keys of 3 + 2, values of 4, 2.5 tokens seen in the mean of 4; decoding: in the latent space
+    assert forward_flops(config, 4)["attention_scores"] == 3 * 2 * 6 * (5 + 4) * 2.5
+    assert decode_flops(config, 4)["attention_scores"] == 3 * 2 * 6 * (5 + 2 + 5) * 4
+    with pytest.raises(ConfigError, match="but kv_lora_rank, v_head_dim are None"):
+        count_parameters(config.replace(kv_lora_rank=None, v_head_dim=None))
+    with pytest.raises(ConfigError, match="set qk_norm to None"):
+        count_parameters(config.replace(qk_norm="head"))
+
+
+def test_touched_weights_grow_from_one_token_to_all() -> None:
+    config = SMALL.replace(tie_word_embeddings=False)
+    found = count_parameters(config)
+    rows = config.vocab_size * config.hidden_size
+    one = found.active_without_embedding + config.hidden_size
+    assert weight_bytes(config, 1) == pytest.approx(2 * one)
+    assert weight_bytes(config, 10**6, bytes_per_parameter=1) == pytest.approx(found.total)
+    assert weight_bytes(config) == 2 * found.total
+    experts, table = found.by_component["experts"].total, config.vocab_size
+    rest = found.total - experts - rows
+    expected = rest + experts / 5 * experts_touched(4, 5, 2) + 12 * experts_touched(4, table, 1)
+    assert weight_bytes(config, 4) == pytest.approx(2 * expected)
+    # a tied embedding is read whole, by the output projection
+    tied = config.replace(tie_word_embeddings=True)
+    assert weight_bytes(tied, 1) == pytest.approx(2 * count_parameters(tied).active)
+
+
+def test_floors_of_a_model_by_hand() -> None:
+    device = Device("slow", 1e6, 1e3)
+    step = decode_floor(SMALL, device, batch=3, context=8)
+    moved = weight_bytes(SMALL, 3) + 3 * kv_cache_bytes(SMALL, 8)
+    assert step.memory == pytest.approx(moved / 1e3)
+    assert step.compute == pytest.approx(3 * sum(decode_flops(SMALL, 8).values()) / 1e6)
+    assert (step.seconds, step.limit) == (step.memory, "memory")
+    flops = forward_flops(SMALL, 8)
+    head = 2 * SMALL.vocab_size * SMALL.hidden_size
+    assert flops["head"] == head
+    prefill = prefill_floor(SMALL, Device("narrow", 1e3, 1e6), batch=3, context=8)
+    # logits are wanted of the last token of each prompt only
+    assert prefill.compute == pytest.approx(3 * (8 * (sum(flops.values()) - head) + head) / 1e3)
+    assert (prefill.seconds, prefill.limit) == (prefill.compute, "compute")
+
+
+def test_a_mixture_reads_as_a_dense_model_and_computes_as_a_small_one() -> None:
+    """What chapter 11 is about: Mixtral against dense models of its held, and of its used size."""
+    mixtral, large, small = (
+        ModelConfig.preset(name) for name in ("mixtral-8x7b", "llama-2-70b", "llama-2-7b")
+    )
+    h200 = DEVICES["h200"]
+
+    def prefill(config: ModelConfig) -> float:
+        return prefill_floor(config, h200, context=4096).seconds
+
+    assert prefill(small) < prefill(mixtral) < prefill(large) / 5
+    # one sequence decodes from the used weights, many from all of them
+    alone, many = (weight_bytes(mixtral, t) / weight_bytes(mixtral) for t in (1, 64))
+    assert alone < 0.28
+    assert many > 0.99
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def test_days_of_llama_2() -> None:
+    """3.3 million A100 hours on 1,024 of them: about 134 days; Touvron et al. 2023, table 2, gives 3,311,616 hours."""
+    assert round(training_days(3.3e6, 1024)) == 134
+    assert training_days(184_320 + 368_640 + 1_038_336 + 1_720_320, 1024) == pytest.approx(
+        134.75, abs=0.01
+    )
+    with pytest.raises(ConfigError, match="at least 1 device"):
+        training_days(1, 0)
+
+
+@pytest.mark.parametrize(("name", "hours"), [("llama-2-7b", 184_320), ("llama-2-70b", 1_720_320)])
+def test_published_hours_mean_a_plausible_utilisation(name: str, hours: float) -> None:
+    config = ModelConfig.preset(name)
+    least = training_gpu_hours(config, 2e12, DEVICES["a100"], utilisation=1.0)
+    assert 0.35 < least / hours < 0.45
+
+
+def test_training_estimate_is_near_the_exact_count() -> None:
+    # 6·N against forward and backward of `forward_flops`, with scores and without the embedding: within 6 %
+    for name in ("mixtral-8x7b", "llama-2-7b"):
+        config = ModelConfig.preset(name)
+        exact = 3 * sum(forward_flops(config, 4096).values())
+        assert training_flops(config, 1) == pytest.approx(exact, rel=0.06)
+
+
+# --- the report and the command ------------------------------------------------------------------
+
+
+def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "cost",
+        "mixtral-8x7b",
+        "--json",
+        "--batch",
+        "4",
+        "--context",
+        "1024",
+        "--tokens",
+        "1e12",
+    ]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    config, h200 = ModelConfig.preset("mixtral-8x7b"), DEVICES["h200"]
+    assert found["parameters"]["total"] == 46_702_792_704
+    assert found["parameters"]["active"] == 12_879_925_248
+    components = found["parameters"]["by_component"]
+    assert sum(c["active"] for c in components.values()) == found["parameters"]["active"]
+    forward = sum(forward_flops(config, 1024).values())
+    assert found["flops"]["forward_per_token"] == pytest.approx(forward)
+    assert found["flops"]["backward_per_token"] == pytest.approx(2 * forward)
+    assert found["bytes"]["weights"] == 2 * 46_702_792_704
+    assert found["kv_cache"]["total"] == 4 * 1024 * found["kv_cache"]["per_token"]
+    step = decode_floor(config, h200, batch=4, context=1024)
+    assert found["floors"]["decode"]["seconds"] == pytest.approx(step.seconds)
+    assert found["floors"]["decode"]["tokens_per_second"] == pytest.approx(4 / step.seconds)
+    assert found["floors"]["devices_needed"] == 1
+    assert found["training"]["flops"] == pytest.approx(6 * 12_879_925_248e12)
+    assert found["training"]["days"] == pytest.approx(
+        6 * 12_879_925_248e12 / (790e12 * 0.4) / 3600 / 1024 / 24
+    )
+
+
+def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "deepseek-v3", "--tokens", "14.8e12", "--bits", "8"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"all +671 B +37\.6 B +5\.6% used by a token", text)
+    assert re.search(r"weights +671 GB", text)
+    assert "need 5 devices of 141 GB" in text
+    assert re.search(r"training on 14\.8 T tokens, at 40% of the FLOP/s above", text)
+    assert main(["cost", "llama-2-7b"]) == 0
+    text = capsys.readouterr().out
+    assert "experts" not in text
+    assert "training" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_command_takes_hardware_as_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "nano", "--json", "--peak", "0.001", "--bandwidth", "0.01"]) == 0
+    device = json.loads(capsys.readouterr().out)["floors"]["device"]
+    assert (device["flops_per_second"], device["bytes_per_second"]) == (1e9, 1e10)
+
+
+def test_command_reads_a_folder(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL.to_dict()))
+    assert main(["cost", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"]["total"] == MixtralModel(SMALL).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["mixtrl-8x7b"], "did you mean mixtral-8x7b?"),
+        (["mistralai/Mixtral-8x22B-v0.1"], "did you mean mixtral-8x22b?"),
+        (["nano", "--device", "h20"], "did you mean h200?"),
+        (["nano", "--context", "129"], "context is 129, but the model has positions for 128"),
+        (["nano", "--context", "0"], "context is 0"),
+        (["nano", "--batch", "0"], "batch is 0"),
+        (["nano", "--bits", "0"], "bits is 0"),
+        (["nano", "--peak", "-1"], "both must be positive"),
+        (["nano", "--tokens", "0"], "token budget is 0"),
+        (["nano", "--tokens", "1", "--utilisation", "40"], "utilisation is 40"),
+        (["nano", "--tokens", "1", "--gpus", "0"], "at least 1 device"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cost", *arguments]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("router", ["soft", "expert_choice"])
+def test_what_looks_at_whole_sequences_has_no_decoding(router: str) -> None:
+    config = SMALL.replace(router_type=router)
+    report = cost_report(config, DEVICES["h200"], name="whole")
+    assert report["floors"]["decode"] is None
+    assert report["flops"]["decode_per_token"] is None
+    assert "decoding" not in cost_table(report)
+    with pytest.raises(ConfigError, match="cannot decode token by token"):
+        decode_flops(config, 4)
+    # without a sparse layer the router is not there
+    dense = config.replace(mlp_only_layers=(0, 1, 2))
+    assert cost_report(dense, DEVICES["h200"])["floors"]["decode"] is not None
+
+
+def test_a_preset_without_a_recipe_is_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--preset", "mixtral-8x7b"]) == 2
+    assert "preset 'mixtral-8x7b' has no training recipe" in capsys.readouterr().err
