@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.attention import Attention, KVCache, rotary, rotate
+from minimoe.linear import linear
 from tests.small import TINY
 
 
@@ -25,16 +26,18 @@ def by_hand(layer: Attention, x: Tensor) -> Tensor:
         x @ p.weight.T + (0 if p.bias is None else p.bias)
         for p in (layer.q_proj, layer.k_proj, layer.v_proj)
     )
+    q_scale, k_scale = (
+        torch.ones(1) if n is None else n.weight for n in (layer.q_norm, layer.k_norm)
+    )
     if layer.qk_norm == "full":
-        every_q = rms(every_q) * layer.q_norm.weight
-        every_k = rms(every_k) * layer.k_norm.weight
+        every_q, every_k = rms(every_q) * q_scale, rms(every_k) * k_scale
     heads: list[Tensor] = []
     for h in range(4):
         g = h // groups  # two query heads share one key/value head
         q = every_q[:, h * d : (h + 1) * d]
         k, v = (t[:, g * d : (g + 1) * d] for t in (every_k, every_v))
         if layer.qk_norm == "head":
-            q, k = rms(q) * layer.q_norm.weight, rms(k) * layer.k_norm.weight
+            q, k = rms(q) * q_scale, rms(k) * k_scale
         out = torch.zeros(s, d)
         for i in range(s):
             scores = torch.tensor(
@@ -83,6 +86,20 @@ def test_biases_and_norms_have_the_names_and_sizes_of_published_checkpoints() ->
     }
     assert shapes(qk_norm="head") == {"q_norm.weight": (4,), "k_norm.weight": (4,)}
     assert shapes(qk_norm="full") == {"q_norm.weight": (16,), "k_norm.weight": (8,)}
+
+
+def test_a_projection_with_a_bias_is_that_of_torch() -> None:
+    x, weight, bias = (
+        torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 8), (6, 8), (6,))
+    )
+    upstream = torch.randn(2, 5, 6)
+    results = [
+        (y, *torch.autograd.grad(y, (x, weight, bias), upstream))
+        for y in (linear(x, weight, bias), F.linear(x, weight, bias))
+    ]
+    torch.testing.assert_close(results[0], results[1])
+    with torch.no_grad():
+        assert linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).dtype == torch.bfloat16
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
