@@ -145,15 +145,17 @@ def run_train(args: argparse.Namespace) -> None:
     import torch
 
     from minimoe.config import ModelConfig
+    from minimoe.presets import PRESETS
     from minimoe.train.card import write_card
     from minimoe.train.corpus import load_corpus
     from minimoe.train.loop import TRAIN_PRESETS, Run, resolve_device
 
-    model = ModelConfig.preset(args.preset)
     if args.preset not in TRAIN_PRESETS:
-        raise ConfigError(
-            f"preset {args.preset!r} has no training recipe; known are {', '.join(TRAIN_PRESETS)}"
-        )
+        what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
+        near = difflib.get_close_matches(args.preset, TRAIN_PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
+    model = ModelConfig.preset(args.preset)
     options = {
         name: getattr(args, name)
         for name in (
