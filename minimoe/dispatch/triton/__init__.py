@@ -36,10 +36,10 @@ def triton(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, in Triton kernels. bfloat16, float16 or float32; D, F multiples of 16.
 
     The host never waits for the device, so a CUDA graph can capture it. No atomics: the same input gives the same bits.
-    Sums are in float32; float32 products are exact ('ieee') unless `torch.backends.cuda.matmul.allow_tf32` is set.
-    Between forward and backward it keeps x and h = x W_gate_upᵀ (its rows filled up to tiles). When no gradient is
-    asked for and T·K <= E it decodes without sorting. Ids of experts that do not exist count as dropped; with
-    MINIMOE_CHECK=1 in the environment they are an error (see `check_inputs`).
+    Sums are in float32; products of float32 are exact ('ieee'), unless `torch.backends.cuda.matmul.fp32_precision` is
+    'tf32'. Between forward and backward it keeps x and h = x W_gate_upᵀ, whose rows are filled up to tiles. When no
+    gradient is asked for and T·K <= E it decodes without sorting. Ids of experts that do not exist count as dropped;
+    with MINIMOE_CHECK=1 in the environment they are an error (see `check_inputs`).
 
     Raises:
         ConfigError: this machine, type, size or kind of experts is not supported (`unsupported` says why).
@@ -52,12 +52,9 @@ def triton(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     from minimoe.dispatch.triton.function import run
 
     dtype = _type(x)
-    y = run(
-        x.to(dtype).contiguous(),
-        routing.weight.float().contiguous(),
-        *(_aligned(w.to(dtype)) for w in experts.stacked()),
-        routing,
-    )
+    gate_up, down = (_aligned(w.to(dtype)) for w in experts.stacked())
+    weight = routing.weight.float().contiguous()
+    y = run(x.to(dtype).contiguous(), weight, gate_up, down, routing)
     return y.to(x.dtype)
 
 

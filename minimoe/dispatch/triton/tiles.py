@@ -134,5 +134,6 @@ def descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor | Te
 
 def precision(like: Tensor) -> str:
     """How `tl.dot` multiplies float32: 'tf32' where torch's own products may, else 'ieee'. No effect in 16 bits."""
-    allowed = like.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    # not `allow_tf32`: reading the old switch is an error where the new one was used, and this one reads both
+    allowed = like.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
