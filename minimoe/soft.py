@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.errors import ConfigError
-from minimoe.experts import Experts
+from minimoe.experts import ExpertBank, Experts
 from minimoe.routers.base import at_least_float32, batch_shape
 from minimoe.routing import Routing
 
@@ -97,7 +97,7 @@ class SoftMoELayer(nn.Module):
             hidden_size, num_experts * slots,
             normalise=normalise, initializer_range=initializer_range,
         )  # fmt: skip
-        self.experts = Experts(
+        self.experts: ExpertBank = Experts(
             num_experts, hidden_size, intermediate_size,
             hidden_act=hidden_act, initializer_range=initializer_range,
         )  # fmt: skip
@@ -123,8 +123,9 @@ class SoftMoELayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             mixed = torch.einsum("bsp,bsd->pbd", dispatch, at_least_float32(batch)).to(x.dtype)
         mixed = mixed.reshape(e, self.slots * b, d)
-        gate, up = torch.bmm(mixed, self.experts.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
-        out = torch.bmm(self.experts.activation(gate) * up, self.experts.down_proj.transpose(1, 2))
+        gate_up, down = self.experts.stacked()
+        gate, up = torch.bmm(mixed, gate_up.transpose(1, 2)).chunk(2, dim=-1)
+        out = torch.bmm(self.experts.activation(gate) * up, down.transpose(1, 2))
         out = out.view(e * self.slots, b, d)
         with torch.autocast(x.device.type, enabled=False):
             y = torch.einsum("bsp,pbd->bsd", combine, at_least_float32(out))
