@@ -1,21 +1,34 @@
 """The hand-written form of `grouped` against the definition, at sizes where rows are filled up to blocks."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from minimoe.dispatch import loop
+from minimoe import linear as linear_module
+from minimoe.dispatch import grouped, loop
 from minimoe.dispatch.fused import block_size, fused_grouped, layout
 from minimoe.experts import Experts
-from minimoe.linear import onednn_available
+from minimoe.linear import multiply, onednn_available
 from minimoe.routing import Routing
 from tests.small import topk_routing
 
-needs_onednn = pytest.mark.skipif(
-    not onednn_available(), reason="oneDNN is not used on this processor"
-)
+
+@pytest.fixture(params=["mkl", "onednn"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both backends, whatever this processor prefers: torch's own for want of the other, and oneDNN however small."""
+    if request.param == "mkl":
+        monkeypatch.setattr(linear_module, "onednn_available", lambda: False)
+    elif not onednn_available():
+        pytest.skip("oneDNN is not used on this processor")
+    else:
+        monkeypatch.setattr(linear_module, "SMALL", 1)
+    assert linear_module.cpu_backend() == request.param
+    return request.param
+
+
 CASES = [(8, 4, 2, 1), (70, 4, 2, 1), (500, 2, 1, 4), (600, 4, 2, 8), (600, 3, 3, 16)]
 
 
@@ -40,7 +53,6 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, inputs, dy)
 
 
-@needs_onednn
 @pytest.mark.parametrize("idle", [0, 1], ids=["all busy", "one idle"])
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)
 def test_forward_and_every_gradient_equal_the_loop_in_float64(
@@ -73,7 +85,7 @@ def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(
     t: int, e: int, k: int, block: int
 ) -> None:
     _, _, routing, _ = make(t, e, k)
-    rows = layout(routing)
+    rows = layout(routing, block)
     assert all(size % block == 0 for size in rows.sizes)
     assert all(
         0 <= size - n < block for size, n in zip(rows.sizes, routing.load().tolist(), strict=True)
@@ -84,7 +96,6 @@ def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(
     assert len(set(rows.row.tolist())) == t * k
 
 
-@needs_onednn
 def test_filling_rows_add_nothing_whatever_token_they_read() -> None:
     x, weight, routing, experts = make(600, 4, 2)
     rest = slice(1, None)
@@ -98,3 +109,99 @@ def test_filling_rows_add_nothing_whatever_token_they_read() -> None:
     y_rest = loop(x.detach()[rest], without, experts)
     expected = torch.autograd.grad(y_rest.sum(), experts.gate_up_proj)[0]
     torch.testing.assert_close(d_up, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_each_product_goes_through_the_backend_of_its_path(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Counted:
+        @staticmethod
+        def default(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
+            del rest
+            calls.append((x.shape[0], weight.shape[0]))
+            return x @ weight.t()
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Counted)
+    x, weight, routing, experts = make(70, 4, 2)
+    grouped(x, routing, experts).sum().backward()
+    # of each of the four experts: two products forward, four backward
+    assert len(calls) == (24 if backend == "onednn" else 0)
+    assert x.grad is not None and weight.grad is not None
+
+
+def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(linear_module, "SMALL", 64 * 24 * 80)
+    weight = torch.randn(80, 24)
+    assert not linear_module.through_onednn(torch.randn(63, 24), weight)
+    assert linear_module.through_onednn(torch.randn(64, 24), weight) == (backend == "onednn")
+    assert multiply(torch.randn(0, 24), weight).shape == (0, 80)
+
+
+def test_trap_26_expanded_and_strided_gradients(backend: str) -> None:
+    x, weight, routing, experts = make(70, 4, 2)
+    inputs = (x, weight, experts.gate_up_proj, experts.down_proj)
+    y = grouped(x, routing, experts)
+    ones = torch.ones_like(y)
+    expanded = torch.ones(1, 1).expand_as(y)
+    wide = torch.zeros(70, 48)
+    wide[:, ::2] = 1
+    assert expanded.stride() == (0, 0) and wide[:, ::2].stride() == (48, 2)
+    right = torch.autograd.grad(y, inputs, ones, retain_graph=True)
+    for dy in (expanded, wide[:, ::2], torch.ones(24, 70).t()):
+        got = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+        for mine, other in zip(got, right, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_inputs_that_are_not_contiguous_and_weights_off_their_alignment(backend: str) -> None:
+    x, weight, routing, experts = make(70, 4, 2)
+    right = grouped(x, routing, experts)
+    wide = torch.zeros(70, 25)
+    wide[:, 1:] = x.detach()
+    moved = Experts(4, 24, 40)
+    shifted = torch.zeros(4 * 80 * 24 + 1)[1:].view(4, 80, 24)  # strides and start off 16 bytes
+    moved.gate_up_proj = torch.nn.Parameter(shifted.copy_(experts.gate_up_proj.detach()))
+    moved.down_proj = experts.down_proj
+    got = grouped(wide[:, 1:].requires_grad_(), routing, moved)
+    torch.testing.assert_close(got, right)
+    got.sum().backward()
+    right.sum().backward()
+    torch.testing.assert_close(moved.gate_up_proj.grad, experts.gate_up_proj.grad)
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(("t", "k"), [(1, 1), (1, 2), (2, 2), (1, 4)])
+def test_few_assignments_are_not_sorted_and_give_the_same(
+    t: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _, routing, experts = make(t, 4, k)
+    expected = loop(x, routing, experts)
+    dropped = dataclasses.replace(routing, kept=torch.arange(t * k) % 2 == 0)
+    expected_dropped = loop(x, dropped, experts)
+    torch.testing.assert_close(grouped(x, routing, experts), expected)
+
+    def never(routing: Routing) -> None:
+        raise AssertionError("sorted")
+
+    for module in ("grouped", "fused"):  # by hand: the package has functions of these names
+        monkeypatch.setattr(sys.modules[f"minimoe.dispatch.{module}"], "plan", never)
+    with torch.no_grad():
+        torch.testing.assert_close(grouped(x, routing, experts), expected)
+        torch.testing.assert_close(grouped(x, dropped, experts), expected_dropped)
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    x, _, routing, experts = make(600, 4, 2)
+    kept = grouped(x, routing, experts)
+    with torch.no_grad():
+        y = grouped(x, routing, experts)
+    assert y.grad_fn is None and torch.equal(y, kept)
+    for parameter in experts.parameters():
+        parameter.requires_grad_(False)
+    frozen = dataclasses.replace(routing, weight=routing.weight.detach())
+    assert grouped(x.detach(), frozen, experts).grad_fn is None
+    (dx,) = torch.autograd.grad(grouped(x, frozen, experts).sum(), x)
+    (right,) = torch.autograd.grad(loop(x, frozen, experts).sum(), x)
+    torch.testing.assert_close(dx, right)

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minimoe.dispatch.plan import plan
-from minimoe.linear import multiply
+from minimoe.linear import cpu_backend, multiply
 from minimoe.routing import Routing
 
 
 def block_size(assignments: int, num_experts: int) -> int:
     """Each stretch is filled up to a multiple of this power of two, 1/64 to 1/32 of the mean stretch.
 
-    Filling then adds about one row in a hundred; and stretches from half to twice the mean have at most 96 lengths, whose
-    kernels, six a length, all find room among the 1,024 that oneDNN keeps.
+    Filling then adds about one row in a hundred; and stretches from half to twice the mean have at most 96 lengths,
+    whose kernels, six a length, all find room among the 1,024 that oneDNN keeps.
     """
     return 1 << max((assignments // num_experts // 32).bit_length() - 1, 0)
 
@@ -46,11 +46,10 @@ class Layout:
     sizes: list[int]
 
 
-def layout(routing: Routing) -> Layout:
-    """Lay out the rows of a routing. Reads the E counts on the host."""
+def layout(routing: Routing, block: int) -> Layout:
+    """Lay out the rows of a routing in blocks of `block` rows. Reads the E counts on the host."""
     order = plan(routing)
     counts: list[int] = order.counts.tolist()
-    block = block_size(routing.num_assignments, routing.num_experts)
     sizes = [-(-n // block) * block for n in counts]
     # every row of expert e moves up by the filling of the experts before it
     filling = [size - n for size, n in zip(sizes, counts, strict=True)]
@@ -65,11 +64,16 @@ def fused_grouped(
 ) -> Tensor:
     """x [T, D], weight [N] -> y [T, D] in float32, for routings with K experts a token; see `grouped`."""
     assert routing.k is not None
-    rows = layout(routing)
+    # only oneDNN compiles by shape
+    onednn = cpu_backend() == "onednn"
+    block = block_size(routing.num_assignments, routing.num_experts) if onednn else 1
+    rows = layout(routing, block)
+    inputs = (x, weight, gate_up_proj, down_proj)
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     return cast(
         Tensor,
         _FusedExperts.apply(  # pyright: ignore[reportUnknownMemberType]
-            x, weight, gate_up_proj, down_proj, rows.token, rows.row, rows.sizes, routing.k
+            *inputs, rows.token, rows.row, rows.sizes, routing.k, trains
         ),
     )
 
@@ -86,10 +90,10 @@ class _FusedExperts(torch.autograd.Function):
         row: Tensor,
         sizes: list[int],
         k: int,
+        trains: bool,
     ) -> Tensor:
-        kept: list[
-            Tensor
-        ] = []  # of each expert X [rows, D], H = X W13ᵀ [rows, 2F], silu of the gate half [rows, F]
+        # of each expert: X [rows, D], H = X W13ᵀ [rows, 2F], silu of the gate half [rows, F]
+        kept: list[Tensor] = []
         outs: list[Tensor] = []
         weights = zip(gate_up_proj.unbind(0), down_proj.unbind(0), strict=True)
         for part, (w13, w2) in zip(token.split(sizes), weights, strict=True):
@@ -98,8 +102,9 @@ class _FusedExperts(torch.autograd.Function):
                 h = multiply(rows, w13)
                 gate, up = h.chunk(2, dim=-1)
                 silu = F.silu(gate)
-                kept += [rows, h, silu]
-                outs.append(multiply(silu * up, w2))
+                if trains:
+                    kept += [rows, h, silu]
+                outs.append(multiply(silu * up if trains else silu.mul_(up), w2))
         y = _combine(torch.cat(outs), row, k, weight)
         ctx.save_for_backward(weight, gate_up_proj, down_proj, token, row, *kept)
         ctx.sizes, ctx.k = sizes, k
@@ -147,7 +152,7 @@ class _FusedExperts(torch.autograd.Function):
             d_gate_up[e] = multiply((rows * w).t(), dh.t()).t()
             d_rows.append(multiply(dh, gate_up_proj[e].t()))
         dx = _combine(torch.cat(d_rows), row, ctx.k, weight)
-        return dx, d_row_weight[row], d_gate_up, d_down, None, None, None, None
+        return dx, d_row_weight[row], d_gate_up, d_down, None, None, None, None, None
 
 
 def _combine(rows: Tensor, row: Tensor, k: int, weight: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ from minimoe.dispatch.check import check_inputs
 from minimoe.dispatch.fused import fused_grouped
 from minimoe.dispatch.plan import plan
 from minimoe.experts import ExpertBank, Experts, glu
-from minimoe.linear import fast_product
+from minimoe.linear import float32_on_cpu
 from minimoe.routing import Routing
 
 
 def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
 
-    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU with AVX-512 `fused_grouped`
-    does the work; what stands here is the same function in plain operations.
+    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU `fused_grouped` does the work;
+    what stands here is the same function in plain operations. Few assignments, as in decoding, are not worth sorting.
     """
     check_inputs(x, routing, experts)
     num_tokens = x.shape[0]
@@ -27,6 +27,8 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
         return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
     weight = routing.weight if routing.kept is None else routing.weight * routing.kept
+    if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
+        return few(x, weight, routing, experts)
     if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
         return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
     order = plan(routing)
@@ -55,11 +57,22 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     return y.to(x.dtype)
 
 
+def few(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """The same for no more assignments than experts, one after the other; weight [N] is 0 where dropped; no gradient.
+
+    Reads the N assignments on the host. An expert that several tokens chose runs for each of them.
+    """
+    pairs = zip(routing.token.tolist(), routing.expert.tolist(), strict=True)
+    out = torch.cat([experts(x[t : t + 1], e) for t, e in pairs]) * weight[:, None]  # [N, D]
+    y = torch.zeros(x.shape, dtype=out.dtype, device=x.device)
+    return y.index_add_(0, routing.token, out).to(x.dtype)
+
+
 def _fused_serves(x: Tensor, weight: Tensor, routing: Routing, experts: Experts) -> bool:
-    """Whether `fused_grouped` does this work: K experts a token, SwiGLU in float32 on a processor that has oneDNN."""
+    """Whether `fused_grouped` does this work: K experts a token, SwiGLU in float32 on a CPU."""
     return (
         routing.k is not None
         and weight.dtype == torch.float32
         and experts.hidden_act == "silu"
-        and fast_product(x, experts.gate_up_proj)
+        and float32_on_cpu(x, experts.gate_up_proj)
     )
