@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -772,3 +773,24 @@ def test_every_result_is_json_and_repeatable(trace: RoutingTrace) -> None:
 
     text = json.dumps(everything(), allow_nan=False)
     assert text == json.dumps(everything(), allow_nan=False)
+
+
+def test_coactivation_intervals_of_groups_are_as_wide_as_those_of_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    documents: list[tuple[str, list[Row]]] = []
+    for i in range(400):
+        liking = rng.gamma(1.0, size=4)  # each document has its own
+        p = liking / liking.sum()
+        chosen = [rng.choice(4, size=2, replace=False, p=p).tolist() for _ in range(20)]
+        documents.append(("ab"[i % 2], one_layer([0] * 20, chosen)))
+    trace = trace_of(*documents)
+    fine = stats.coactivation(trace, 1, permutations=2)
+    module = importlib.import_module("minimoe.study.statistics.coactivation")
+    monkeypatch.setattr(module, "_MOST_CELLS", 100 * 25)
+    coarse = stats.coactivation(trace, 1, permutations=2)
+    assert np.array_equal(fine.conditional, coarse.conditional, equal_nan=True)
+    widths = [np.nanmean(x.high - x.low) for x in (fine, coarse)]
+    assert widths[0] != widths[1]
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)

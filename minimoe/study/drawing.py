@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,15 @@ from tokenizers import Tokenizer
 
 from minimoe.study import figures
 from minimoe.study.figures import Figure
-from minimoe.study.measurements import GENERATED, MMLU, SUBJECTS, TEXT, Measurements, chosen_topics
+from minimoe.study.measurements import (
+    GENERATED,
+    MMLU,
+    SUBJECTS,
+    TEXT,
+    TOPICS,
+    Measurements,
+    chosen_topics,
+)
 
 CONFOUNDED = (
     "Packages differ in format, language and source as well as in subject: these are confounded."
@@ -25,20 +34,23 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
         GENERATED: ("load-questions", GENERATED),
         MMLU: ("load-mmlu", "the real MMLU questions"),
     }
-    for kind, (name, text) in names.items():
-        if kind in m.load:
-            shown = [x for x in m.load[kind] if x.layer in m.layers]
-            drawn.append(figures.load(shown, num_layers=n, text=text, name=name))
+    for kind, loads in m.load.items():
+        name, text = names.get(kind, ("load", kind))
+        shown = [x for x in loads if x.layer in m.layers]
+        drawn.append(figures.load(shown, num_layers=n, text=text, name=name))
     drawn.append(figures.load_by_depth(m.load))
     if m.topics:
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
         note = (
-            "Articles of one encyclopaedia, so of one format, language and source. Counterpart of the article's "
-            "Figs. 4 to 6."
-        )
-        drawn.append(figures.label_load(m.topics, chosen_topics(sizes), num_layers=n, note=note))
-        drawn.append(figures.skew(m.topics, num_layers=n))
-    if len(m.domains[0].names) > 1:
+            ""
+            if m.of_questions
+            else "Articles of one encyclopaedia, so of one format, language and source. "
+        ) + "Counterpart of the article's Figs. 4 to 6."
+        chosen = chosen_topics(sizes, wanted=SUBJECTS if m.of_questions else TOPICS)
+        spelt = {s: spell(s) for s in sizes} if m.of_questions else None
+        drawn.append(figures.label_load(m.topics, chosen, titles=spelt, num_layers=n, note=note))
+        drawn.append(figures.skew(m.topics, titles=spelt, num_layers=n))
+    if m.domains and len(m.domains[0].names) > 1:
         drawn.append(figures.labels_at(m.domains[-1], titles=titles, num_layers=n, note=CONFOUNDED))
         drawn.append(
             figures.skew(
@@ -46,7 +58,7 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
             )
         )
     if m.subjects and all(s in m.subjects[-1].names for s in SUBJECTS):
-        title = {s: s.replace("_", " ").capitalize() for s in SUBJECTS}
+        title = {s: spell(s) for s in SUBJECTS}
         note = "The subjects of the article's Figs. 4 to 6, in the few real questions at hand."
         drawn.append(
             figures.labels_at(
@@ -73,21 +85,36 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
                 name=token.name,
             )
         )
-    drawn.append(figures.information(m.information, within=m.information_topics or None))
-    drawn.append(figures.repeats(m.repeats))
-    drawn.append(figures.coactivation(m.coactivation, num_layers=n))
-    drawn.append(figures.paths(m.paths))
+    what = "subject" if m.of_questions else "domain"
+    drawn.append(figures.information(m.information, within=m.information_topics or None, what=what))
+    if m.repeats:
+        drawn.append(figures.repeats(m.repeats))
+    if m.coactivation:
+        drawn.append(figures.coactivation(m.coactivation, num_layers=n))
+    if m.paths:
+        drawn.append(figures.paths(m.paths))
     return {figure.name: figure for figure in drawn}
+
+
+def spell(subject: str) -> str:
+    """'abstract_algebra' -> 'Abstract algebra'."""
+    return subject.replace("_", " ").capitalize()
 
 
 def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
     """Token id -> its text; bytes that are no character by themselves as <E2>."""
 
     def decode(token: int) -> str:
+        piece = tokenizer.id_to_token(token) or ""
+        if piece.startswith(
+            "▁"
+        ):  # a space to SentencePiece, whose decoder drops it at the start of a text
+            return piece.replace("▁", " ")
         text = tokenizer.decode([token], skip_special_tokens=False)
         if "\ufffd" not in text:
             return text
-        piece = tokenizer.id_to_token(token) or ""
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):  # a single byte to SentencePiece
+            return f"<{piece[3:5]}>"
         return "<" + "".join(f"{_byte(c):02X}" for c in piece) + ">"
 
     return decode

@@ -20,17 +20,17 @@ QUESTIONS = "questions"
 TOPICS = ("Biology and health sciences", "Technology", "Society and social sciences")
 # The subjects of the article's Figs. 4 to 6.
 SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
-# The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space.
+# The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
+# byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
 TOKENS = {
-    "colon": (":", "Ġ:"),
-    "full-stop": (".", "Ġ."),
-    "what": ("What", "ĠWhat"),
-    "who": ("Who", "ĠWho"),
+    name: (word, f"Ġ{word}", f"▁{word}")
+    for name, word in (("colon", ":"), ("full-stop", "."), ("what", "What"), ("who", "Who"))
 }
 # With 57 subjects the smallest p-value, 1 / (draws + 1), must stay below .05 / 57, or Holm's correction says nothing.
 SUBJECT_DRAWS = 4000
 
 Progress = Callable[[str], None]
+TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,10 @@ class Measurements(st.Result):
         questions_against_text: load of 'text', 'questions' and 'mmlu' against all three together.
         information, information_topics, repeats, preferred: every layer. paths: first choices, sets.
         tokens, shares, apart: the article's tokens on natural text, and on generated questions.
+        text: the kind of text, a key of `load`, that whatever is not said to be of another is of.
+
+    Of a study that reads questions alone, `text` is their title, `topics` holds the subjects, `information` is about
+    them, and what needs other text is empty.
     """
 
     layers: tuple[int, ...]
@@ -79,9 +83,21 @@ class Measurements(st.Result):
     coactivation: tuple[st.CoActivation, ...]
     paths: tuple[st.Paths, ...]
     dependence: st.LayerDependence
+    text: str = TEXT
 
+    @property
+    def of_questions(self) -> bool:
+        """Whether only questions were read."""
+        return self.text != TEXT
 
-TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
+    @property
+    def nouns(self) -> tuple[str, str, str]:
+        """What `topics` are called, one and many, and what a document is: a word each."""
+        return (
+            ("subject", "subjects", "questions")
+            if self.of_questions
+            else ("topic", "topics", "articles")
+        )
 
 
 def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
@@ -216,7 +232,7 @@ def studied_tokens(
         if not here or not max(here.values()):
             continue
         best, apart = max(here, key=lambda s: here[s]), max(there, key=lambda s: there[s])
-        shown = {s: f"'{s.replace('Ġ', ' ')}'" for s in ids}
+        shown = {s: f"'{s.replace('Ġ', ' ').replace('▁', ' ')}'" for s in ids}
         found.append(
             StudiedToken(
                 name,
@@ -230,10 +246,12 @@ def studied_tokens(
     return tuple(found)
 
 
-def chosen_topics(topics: Mapping[str, int], count: int = 3) -> tuple[str, ...]:
-    """TOPICS where they all exist, else the largest ones; `topics` gives each its number of documents."""
-    if all(name in topics for name in TOPICS):
-        return TOPICS[:count]
+def chosen_topics(
+    topics: Mapping[str, int], count: int = 3, wanted: Sequence[str] = TOPICS
+) -> tuple[str, ...]:
+    """Those `wanted` where they all exist, else the largest; `topics` gives each its number of documents."""
+    if all(name in topics for name in wanted):
+        return tuple(wanted[:count])
     return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:count])
 
 

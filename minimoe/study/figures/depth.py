@@ -25,9 +25,13 @@ def information(
     results: Sequence[Information],
     *,
     within: Sequence[Information] | None = None,
+    what: str = "domain",
     name: str = "information",
 ) -> Figure:
-    """I(token; e) left; right I(domain; e), what the domain adds to the token, `within` the topics of one source."""
+    """I(token; e) left; right I(domain; e), what the domain adds to the token, `within` the topics of one source.
+
+    `what` the results' labels are called: 'domain', 'subject'.
+    """
     canvas, axes = panels(1, 2, height=2.9)
     left, right = axes[0]
     layers = [one.layer for one in results]
@@ -41,9 +45,9 @@ def information(
     if nulls:
         right.fill_between(layers, 0, nulls, color=CHANCE, linewidth=0)
     lines = [
-        ("domain", [(x.domain.value, x.domain.low, x.domain.high) for x in results], BLUE, "o"),
+        (what, [(x.domain.value, x.domain.low, x.domain.high) for x in results], BLUE, "o"),
         (
-            "domain beyond\nthe token",
+            f"{what} beyond\nthe token",
             [(x.domain_given_token.gain.value, *_ends(x.domain_given_token.gain)) for x in results],
             VERMILLION,
             "s",
@@ -61,7 +65,7 @@ def information(
     for _, values, colour, mark in lines:
         _line(right, layers, values, colour, mark)
     right.axhline(0, color=LINE, linewidth=0.8)
-    put_title(right, "The domain (grey: labels dealt anew)")
+    put_title(right, f"The {what} (grey: labels dealt anew)")
     for ax in axes[0]:
         ax.set_xlabel("layer")
         ax.set_ylabel("bits an assignment")
@@ -70,7 +74,7 @@ def information(
         right, layers[-1], [(values[-1][0], text, colour) for text, values, colour, _ in lines]
     )
     said = "; ".join(
-        f"layer {x.layer} token {x.token.value:.2f}, domain {x.domain.value:.3f}, domain beyond the token "
+        f"layer {x.layer} token {x.token.value:.2f}, {what} {x.domain.value:.3f}, {what} beyond the token "
         f"{x.domain_given_token.gain.value:.3f}"
         for x in results
     )
@@ -84,9 +88,9 @@ def information(
     return Figure(
         name,
         canvas,
-        "What one expert of a token tells about the token and about the domain of its text, in bits; at most "
+        f"What one expert of a token tells about the token and about the {what} of its text, in bits; at most "
         f"log2(E/K) = {limit:.2f}. Values and 95 % intervals by jackknife over documents; 'beyond the token' is the "
-        "gain in held-out log-loss. Grey: 95 % of the values when the domains are dealt out to the documents anew.",
+        f"gain in held-out log-loss. Grey: 95 % of the values when the {what}s are dealt out to the documents anew.",
         f"Lines by layer, in bits of at most {limit:.2f}: {said}.{inside} Chance reaches {max(nulls, default=0):.4f}.",
     )
 

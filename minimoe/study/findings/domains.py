@@ -30,8 +30,9 @@ MIXTRAL_LAYER_16, OLMOE_LAST = 0.009 / 2, 0.50 / 3
 def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
     """C13."""
     parts: list[Part] = []
+    label, labels, documents = m.nouns
     for group, kind in (
-        (m.topics, "topics of one encyclopaedia"),
+        (m.topics, "subjects" if m.of_questions else "topics of one encyclopaedia"),
         (m.domains, "packages as domains"),
     ):
         for one in group:
@@ -51,7 +52,7 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
             parts.append(
                 Part(f"{kind}, {of_layers(one.layer, m.num_layers)}", found, verdict, decides)
             )
-    parts += [_fivefold(one, m.num_layers) for one in m.topics[-1:]]
+    parts += [_fivefold(one, label, m.num_layers) for one in m.topics[-1:]]
     information = "; ".join(
         f"layer {x.layer} {x.domain.value:.3f}" for x in m.information if x.layer in m.layers
     )
@@ -60,12 +61,19 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
         for x in m.information_topics
         if x.layer in m.layers and x.domain.null
     )
+    told = "subject" if m.of_questions else "domain"
     remarks = (
-        f"I(domain; e) in bits, packages as domains: {information}."
-        + (f" Topics within the encyclopaedia: {topical}." if topical else ""),
-        "Packages as domains differ in format, language and source as well as in subject, so their effect cannot be "
-        "laid to the subject. The topics share all three; they are the fair comparison.",
-        f"Of the most it could tell, log2(E/K), the domain tells {percent(m.information[-1].domain.normalised)} in "
+        (f"I(subject; e) in bits: {information}.",)
+        if m.of_questions
+        else (
+            f"I(domain; e) in bits, packages as domains: {information}."
+            + (f" Topics within the encyclopaedia: {topical}." if topical else ""),
+            "Packages as domains differ in format, language and source as well as in subject, so their effect cannot "
+            "be laid to the subject. The topics share all three; they are the fair comparison.",
+        )
+    )
+    remarks += (
+        f"Of the most it could tell, log2(E/K), the {told} tells {percent(m.information[-1].domain.normalised)} in "
         f"the last layer here; by the published bits it is {percent(MIXTRAL_LAYER_16)} in layer 16 of Mixtral 8x7B "
         f"and {percent(OLMOE_LAST)} in the last layer of OLMoE-1B-7B. The domains are not the same.",
     )
@@ -78,10 +86,10 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
         "I(domain; e) .003, .004, .009 bits. OLMoE-1B-7B (Muennighoff et al. 2024, arXiv:2409.02060), last layer: 13 "
         "and far more; I(domain; e) .17, .40, .50 bits in its first, middle and last layer. The Mixtral paper (Jiang "
         "et al. 2024, arXiv:2401.04088) finds no obvious pattern by topic.",
-        "'Agrees' if in the last layer some topic's load lies beyond its own null: as many articles drawn without "
-        "regard to topic, Holm's correction over all topics, 5 %. 'Disagrees' if none does, 'cannot be told' if none "
-        "does and none has 50 documents. The fivefold: 'agrees' if some topic's interval of max/min starts at 5 or "
-        "more and its max/min lies above its own null, 'disagrees' if all intervals end below 5.",
+        f"'Agrees' if in the last layer some {label}'s load lies beyond its own null: as many {documents} drawn "
+        f"without regard to {label}, Holm's correction over all {labels}, 5 %. 'Disagrees' if none does, 'cannot be "
+        f"told' if none does and none has 50 documents. The fivefold: 'agrees' if some {label}'s interval of max/min "
+        "starts at 5 or more and its max/min lies above its own null, 'disagrees' if all intervals end below 5.",
         tuple(parts),
         _topics_short(m),
         ("topics", "skew", "domains", "domain-skew", "information"),
@@ -89,13 +97,13 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
     )
 
 
-def _fivefold(one: st.DomainLoad, num_layers: int) -> Part:
+def _fivefold(one: st.DomainLoad, label: str, num_layers: int) -> Part:
     known = np.flatnonzero(~np.isnan(one.ratio_low))
     pooled = float(one.pooled.max() / one.pooled.min()) if one.pooled.min() > 0 else math.inf
     where = of_layers(one.layer, num_layers)
     if not len(known):
         return Part(
-            f"fivefold within a topic, {where}", "no topic has 50 documents", UNKNOWN, False
+            f"fivefold within a {label}, {where}", f"no {label} has 50 documents", UNKNOWN, False
         )
     best = int(known[np.argmax(one.ratio[known])])
     verdict: Verdict = UNKNOWN
@@ -105,14 +113,14 @@ def _fivefold(one: st.DomainLoad, num_layers: int) -> Part:
         verdict = DISAGREES
     found = (
         f"largest max/min {times(one.ratio[best])}{bracket(one.ratio_low[best], one.ratio_high[best])} "
-        f"({one.names[best]}; by chance up to {times(one.ratio_null_high[best])}); all topics together have "
-        f"{times(pooled)}, which belongs to the kind of text and not to a topic"
+        f"({one.names[best]}; by chance up to {times(one.ratio_null_high[best])}); all {label}s together have "
+        f"{times(pooled)}, which belongs to the kind of text and not to a {label}"
     )
-    return Part(f"fivefold within a topic, {where}", found, verdict, False)
+    return Part(f"fivefold within a {label}, {where}", found, verdict, False)
 
 
 def _topics_short(m: Measurements) -> str:
     if not m.topics:
-        return "no topics to compare"
+        return f"no {m.nouns[1]} to compare"
     beyond = [int((x.tv_p_holm < ALPHA).sum()) for x in m.topics]
-    return f"{spread(beyond, 0)} of {len(m.topics[-1].names)} topics lie beyond their null"
+    return f"{spread(beyond, 0)} of {len(m.topics[-1].names)} {m.nouns[1]} lie beyond their null"

@@ -19,7 +19,7 @@ from minimoe.study.findings.rules import (
     spread,
     together,
 )
-from minimoe.study.measurements import GENERATED, MMLU, TEXT, Measurements
+from minimoe.study.measurements import GENERATED, MMLU, Measurements
 
 
 def questions(m: Measurements) -> Finding:
@@ -96,7 +96,13 @@ def _questions_short(m: Measurements) -> str:
 def balance(m: Measurements) -> Finding:
     """C12."""
     parts: list[Part] = []
-    deciding = [kind for kind in (TEXT, MMLU) if kind in m.load]
+    deciding = [kind for kind in m.load if kind != GENERATED]
+    material = (
+        "The questions, which are the article's own kind of material, decide."
+        if m.of_questions
+        else "Held-out text of all domains in equal shares and the real questions, the article's own material, decide "
+        "together."
+    )
     for kind in m.load:
         for one in at_layers(m, kind):
             found = (
@@ -120,8 +126,8 @@ def balance(m: Measurements) -> Finding:
         "Mixtral 8x7B, five domains of 209k tokens: +37 % in layer 1, +15 % in layer 8, +101 % in layer 16 (counted "
         "from 1). So the article's range is no law even for Mixtral.",
         f"'Agrees' for a layer if the 95 % interval of max/min lies within {ARTICLE[0]} to {ARTICLE[1]}, 'disagrees' "
-        "if it lies outside, 'cannot be told' if it straddles an end or there are fewer than 50 documents. Held-out "
-        "text of all domains in equal shares and the real questions, the article's own material, decide together.",
+        "if it lies outside, 'cannot be told' if it straddles an end or there are fewer than 50 documents. "
+        + material,
         tuple(parts),
         "max/min "
         + "; ".join(f"{spread([x.ratio.value for x in at_layers(m, k)])} on {k}" for k in deciding),
@@ -135,7 +141,7 @@ def balance(m: Measurements) -> Finding:
 def imbalance(m: Measurements) -> Finding:
     """C16, its load; the time that it costs is measured in other lessons."""
     parts: list[Part] = []
-    for one in at_layers(m, TEXT):
+    for one in at_layers(m, m.text):
         null = one.ratio_null_documents
         verdict: Verdict = UNKNOWN
         if one.ratio.low is not None:
@@ -163,7 +169,7 @@ def imbalance(m: Measurements) -> Finding:
         "'Agrees' for a layer if the interval of max/min lies above what equal loads give, 'disagrees' if max/min "
         "itself is within that, else 'cannot be told'.",
         tuple(parts),
-        f"the busiest expert gets {spread([100 * x.max_violation.value for x in at_layers(m, TEXT)], 0)} % more than "
+        f"the busiest expert gets {spread([100 * x.max_violation.value for x in at_layers(m, m.text)], 0)} % more than "
         "its fair share",
         ("load-by-depth",),
     )

@@ -18,7 +18,7 @@ from minimoe.study.measurements import Measurements
 def paths(m: Measurements) -> Finding:
     """C10."""
     parts: list[Part] = []
-    for one, decides in ((m.paths[1], True), (m.paths[0], False)):
+    for one, decides in zip(m.paths[::-1], (True, False), strict=False):
         what = {"set": "sets of experts, layer by layer", "first": "first choices, layer by layer"}[
             one.kind
         ]
@@ -46,7 +46,9 @@ def paths(m: Measurements) -> Finding:
         "'disagrees' if above; 'cannot be told' if it straddles that, or if independent layers would repeat as many "
         "(a model too shallow for the argument). Sets of experts decide, as they are what the article counts.",
         tuple(parts),
-        f"{percent(m.paths[1].repeated.value, 0)} of tokens take a path that was taken before",
+        f"{percent(m.paths[1].repeated.value, 0)} of tokens take a path that was taken before"
+        if m.paths
+        else "",
         ("paths", "coactivation"),
         (
             "The number of possible paths says little: layers depend on one another and on the token, so the paths "

@@ -16,11 +16,13 @@ from minimoe.study.statistics.resampling import (
     bootstrap_documents,
     percentile,
     permutation_p,
+    random_groups,
 )
 from minimoe.study.statistics.results import Null, Result
 from minimoe.study.trace import RoutingTrace
 
 _BURN_IN = 20
+_MOST_CELLS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +82,8 @@ def coactivation(
     conditional = _conditional(total)
     low = high = np.full((e, e), np.nan)
     if c.num_documents >= MIN_DOCUMENTS:
-        per_document = _pairs_by_document(c)
-        low, high = percentile(
-            _conditional(bootstrap_documents(per_document, c.strata, resamples, rng))
-        )
+        per_unit, strata = _pairs_by_unit(c, seed)
+        low, high = percentile(_conditional(bootstrap_documents(per_unit, strata, resamples, rng)))
     chosen = total.diagonal()
     joint = pair_probabilities(chosen / len(c.token), k)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -161,14 +161,21 @@ def _pairs(expert: Ints, e: int) -> Ints:
     return counts.reshape(e + 1, e + 1)[1:, 1:]
 
 
-def _pairs_by_document(c: Choices) -> Ints:
+def _pairs_by_unit(c: Choices, seed: int) -> tuple[Ints, Ints]:
+    """[U, E, E] pairs of each document, and [U] its stratum; where that would be too large, of groups of documents
+    dealt out within strata, which vary as their documents do."""
     e = c.num_experts
-    counts = np.zeros(c.num_documents * (e + 1) * (e + 1), dtype=np.int64)
+    unit, strata = c.document, c.strata
+    most = max(_MOST_CELLS // (e + 1) ** 2, MIN_DOCUMENTS)
+    if c.num_documents > most:
+        unit = random_groups(c.strata, most, np.random.default_rng(seed))[c.document]
+        strata = np.zeros(most, dtype=np.int64)
+    counts = np.zeros(len(strata) * (e + 1) * (e + 1), dtype=np.int64)
     for a in c.expert.T:
         for b in c.expert.T:
-            cell = (c.document * (e + 1) + a + 1) * (e + 1) + b + 1
+            cell = (unit * (e + 1) + a + 1) * (e + 1) + b + 1
             counts += np.bincount(cell, minlength=len(counts))
-    return counts.reshape(c.num_documents, e + 1, e + 1)[:, 1:, 1:]
+    return counts.reshape(-1, e + 1, e + 1)[:, 1:, 1:], strata
 
 
 def _conditional(pairs: npt.NDArray[np.int64] | Floats) -> Floats:

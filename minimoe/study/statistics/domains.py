@@ -29,6 +29,8 @@ from minimoe.study.statistics.resampling import (
 from minimoe.study.statistics.results import Result
 from minimoe.study.trace import RoutingTrace
 
+_MOST_BOOTSTRAPS = 2000
+
 
 @dataclass(frozen=True, eq=False)
 class DomainLoad(Result):
@@ -111,11 +113,11 @@ def domain_load(
     null_tv = total_variation(null_share, pooled)
     tv_p = permutation_p(tv, null_tv)
 
+    # many draws are for small p-values of the null; an interval needs fewer
+    draws = min(resamples, _MOST_BOOTSTRAPS)
     drawn = np.stack(
         [
-            bootstrap_documents(
-                counts[label == d], np.zeros(documents[d], np.int64), resamples, rng
-            )
+            bootstrap_documents(counts[label == d], np.zeros(documents[d], np.int64), draws, rng)
             for d in range(len(names))
         ],
         axis=1,
@@ -123,7 +125,12 @@ def domain_load(
     drawn_share = shares(drawn)
     drawn_pool = shares(drawn.sum(axis=1))[:, None]
     share_low, share_high = _unless(few, *percentile(drawn_share))
-    ratio_ends = np.array([interval_of_ratio(table[d], drawn[:, d]) for d in range(len(names))])
+    ratio_ends = np.array(
+        [
+            (np.nan, np.nan) if few[d] else interval_of_ratio(table[d], drawn[:, d])
+            for d in range(len(names))
+        ]
+    )
     ratio_low, ratio_high = _unless(few, ratio_ends[:, 0], ratio_ends[:, 1])
     moved = total_variation(drawn_share - drawn_pool, share - pooled)
     tv_ends = interval_of_distance(tv, total_variation(drawn_share, drawn_pool), moved)

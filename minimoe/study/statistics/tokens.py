@@ -33,6 +33,7 @@ from minimoe.study.trace import RoutingTrace
 MIN_TOKEN_DOCUMENTS = 10
 """A token found in fewer documents than this gets no bootstrap interval."""
 _DIRECT = 256
+_TOKENS_AT_ONCE = 512
 _DRAWS = 500
 
 
@@ -135,12 +136,13 @@ def preferred_experts(
     share = np.divide(k, n, out=np.full(len(ids), np.nan), where=usable)
     wilson_low, wilson_high = wilson(k, np.where(usable, n, 0))
 
-    rows = keep & second & (expert[number] >= 0)
-    hit = (c.expert == expert[number][:, None]).any(axis=1)
-    hits, occurs = table.by_document(rows, hit), table.by_document(rows, None)
-    documents = np.flatnonzero(np.bincount(c.document[second], minlength=c.num_documents))
+    rows = np.flatnonzero(keep & second & (expert[number] >= 0))
+    hit = (c.expert[rows] == expert[number[rows]][:, None]).any(axis=1)
+    present = np.bincount(c.document[second], minlength=c.num_documents) > 0
+    documents = np.flatnonzero(present)
     weights = bootstrap_weights(c.strata[documents], resamples, rng)
-    low, high = _ratio_intervals(weights, hits[documents], occurs[documents])
+    row_document = (np.cumsum(present) - 1)[c.document[rows]]
+    low, high = _ratio_intervals(weights, row_document, number[rows], hit, len(ids))
 
     load = count_experts(np.zeros_like(c.document), 1, c.expert, c.num_experts)[0] / len(c.token)
     chance = np.where(expert >= 0, load[expert], np.nan)
@@ -150,7 +152,8 @@ def preferred_experts(
     mean = float((k[usable]).sum() / n[usable].sum()) if weighted else math.nan
     mean_low = mean_high = None
     if weighted and len(documents) >= MIN_DOCUMENTS:
-        drawn = (weights @ hits[documents].sum(axis=1)) / (weights @ occurs[documents].sum(axis=1))
+        hits = np.bincount(row_document[hit], minlength=len(documents))
+        drawn = (weights @ hits) / (weights @ np.bincount(row_document, minlength=len(documents)))
         mean_low, mean_high = (float(x) for x in percentile(drawn))
     return PreferredExperts(
         layer=layer,
@@ -195,11 +198,12 @@ def token_shares(
     wilson_low, wilson_high = wilson(counts, trials)
 
     weights = bootstrap_weights(c.strata, resamples, np.random.default_rng(seed))
-    occurs = table.by_document(keep, None)
+    rows = np.flatnonzero(keep)
+    row_document, number = c.document[rows], table.number[rows]
     low, high = np.empty_like(share), np.empty_like(share)
     for e in range(c.num_experts):
-        hits = table.by_document(keep, (c.expert == e).any(axis=1))
-        low[:, e], high[:, e] = _ratio_intervals(weights, hits, occurs)
+        hit = (c.expert[rows] == e).any(axis=1)
+        low[:, e], high[:, e] = _ratio_intervals(weights, row_document, number, hit, len(ids))
     load = count_experts(np.zeros_like(c.document), 1, c.expert, c.num_experts)[0] / len(c.token)
     return TokenShares(
         layer=layer,
@@ -247,15 +251,6 @@ class _Tokens:
             self.number[rows], len(self.ids), self.c.expert[rows], self.c.num_experts
         )
 
-    def by_document(
-        self, rows: npt.NDArray[np.bool_], hit: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.float32]:
-        """[G, X] rows of each document and token, all of them or those that hit."""
-        chosen = rows if hit is None else rows & hit
-        shape = (self.c.num_documents, len(self.ids))
-        cell = self.c.document[chosen] * shape[1] + self.number[chosen]
-        return np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)
-
     def documents(self) -> Ints:
         """[X] documents that hold the token."""
         rows = self.number >= 0
@@ -271,19 +266,34 @@ def _ids(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> Ints:
 
 
 def _ratio_intervals(
-    weights: Floats, hits: npt.NDArray[np.float32], occurs: npt.NDArray[np.float32]
+    weights: Floats, document: Ints, token: Ints, hit: npt.NDArray[np.bool_], num_tokens: int
 ) -> tuple[Floats, Floats]:
-    """[X] percentile intervals of Σhits/Σoccurs over weighted documents; NaN where too few hold the token."""
+    """[X] percentile intervals of Σhits/Σrows of each token over weighted documents; NaN where too few hold the token.
+
+    weights [R, G]; document, token, hit [n] of the rows. Tokens are taken a few hundred at a time: of all of them the
+    [G, X] counts of a large text would fill the memory.
+    """
     w = weights.astype(np.float32)
-    low, high = np.full(hits.shape[1], np.nan), np.full(hits.shape[1], np.nan)
-    enough = (occurs > 0).sum(axis=0) >= MIN_TOKEN_DOCUMENTS
-    for start in range(0, hits.shape[1], 512):
-        part = start + np.flatnonzero(enough[start : start + 512])
+    documents = weights.shape[1]
+    low, high = np.full(num_tokens, np.nan), np.full(num_tokens, np.nan)
+    order = np.argsort(token, kind="stable")
+    starts = np.arange(0, num_tokens, _TOKENS_AT_ONCE)
+    ends = np.searchsorted(token[order], starts + _TOKENS_AT_ONCE)
+    for start, first, end in zip(starts, [0, *ends[:-1]], ends, strict=True):
+        rows = order[first:end]
+        width = min(_TOKENS_AT_ONCE, num_tokens - start)
+        cell = document[rows] * width + token[rows] - start
+        occurs, hits = (
+            np.bincount(cells, minlength=documents * width).reshape(documents, width)
+            for cells in (cell, cell[hit[rows]])
+        )
+        part = np.flatnonzero((occurs > 0).sum(axis=0) >= MIN_TOKEN_DOCUMENTS)
         if not len(part):
             continue
-        bottom = w @ occurs[:, part]
-        drawn = np.divide(w @ hits[:, part], bottom, out=np.zeros_like(bottom), where=bottom > 0)
-        low[part], high[part] = percentile(drawn)
+        bottom = w @ occurs[:, part].astype(np.float32)
+        top = w @ hits[:, part].astype(np.float32)
+        drawn = np.divide(top, bottom, out=np.zeros_like(bottom), where=bottom > 0)
+        low[start + part], high[start + part] = percentile(drawn)
     return low, high
 
 
