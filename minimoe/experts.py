@@ -97,6 +97,11 @@ class ExpertBank(nn.Module):
         """Device of the weights as they are multiplied with."""
         raise NotImplementedError
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of all experts, wherever they lie: 3·E·D·F."""
+        return 3 * self.num_experts * self.hidden_size * self.intermediate_size
+
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert, ready to multiply with."""
         raise NotImplementedError

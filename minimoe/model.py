@@ -14,7 +14,7 @@ from minimoe.attention import Attention, CausalAttention, KVCache, make_attentio
 from minimoe.balance import balance_loss, z_loss
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.experts import MLP
+from minimoe.experts import MLP, ExpertBank
 from minimoe.layers import MoELayer, RMSNorm, make_moe
 from minimoe.linear import Linear
 from minimoe.routers import Router
@@ -218,7 +218,10 @@ class MixtralModel(nn.Module):
         A tied output projection counts once. Where K is not fixed (expert choice, ReLU) it is the configured mean; soft
         MoE uses all of its experts for every sequence, so all are active.
         """
-        total = sum(p.numel() for p in self.parameters())
+        banks = [m for m in self.modules() if isinstance(m, ExpertBank)]  # in memory or on disk
+        held = {id(p) for bank in banks for p in bank.parameters()}
+        total = sum(p.numel() for p in self.parameters() if id(p) not in held)
+        total += sum(bank.num_parameters for bank in banks)
         if active:
             idle = self.config.num_experts - self.config.num_experts_per_tok
             sparse = sum(isinstance(block.mlp, MoELayer) for block in self.layers)
