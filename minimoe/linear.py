@@ -1,7 +1,7 @@
 """Matrix products with weights, through the faster of torch's two CPU backends.
 
-In float32 torch multiplies through MKL, which on AMD processors with AVX-512 reaches less than oneDNN does: half of it or
-nine tenths, depending on the generation. The choice is made by what the processor offers and by the size of the product,
+In float32 torch multiplies through MKL, which on AMD processors with AVX-512 reaches less than oneDNN does, by a tenth
+or by half, depending on the generation. The choice is made by what the processor offers and by the size of the product,
 never by a timing, so that runs repeat bit for bit.
 """
 
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
 
 # Multiplications below which a product is over before a call of oneDNN, some 15 microseconds longer, has paid.
 SMALL = 1 << 22
@@ -89,10 +88,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if not through_onednn(rows, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled():
-        y = cast(Tensor, _OneDNNLinear.apply(rows, weight))  # pyright: ignore[reportUnknownMemberType]
-    else:
-        y = multiply(rows, weight)
+    trains = torch.is_grad_enabled()
+    product: Any = _OneDNNLinear.apply if trains else multiply  # pyright: ignore[reportUnknownMemberType]
+    y = cast(Tensor, product(rows, weight))
     y = y.view(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
 

@@ -17,8 +17,8 @@ from minimoe.routing import Routing
 def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
 
-    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU `fused_grouped` does the work;
-    what stands here is the same function in plain operations. Few assignments, as in decoding, are not worth sorting.
+    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU `fused_grouped` does the
+    work; what stands here is the same function in plain operations. Few assignments, as in decoding, are not sorted.
     """
     check_inputs(x, routing, experts)
     num_tokens = x.shape[0]
