@@ -1,0 +1,262 @@
+"""Experts on disk: the same bits as in memory, a cache that is the textbook's, and a file that goes away."""
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from minimoe import MixtralModel
+from minimoe.dispatch import DISPATCHERS
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.experts import ExpertBank, Experts
+from minimoe.experts_int8 import Int8Experts
+from minimoe.experts_offload import (
+    CacheStats,
+    ExpertFile,
+    OffloadedExperts,
+    cache_stats,
+    offload_experts,
+)
+from minimoe.layers import MoELayer
+from tests.small import TINY, random_ids, tiny_model
+from tests.zoo import FF, D, E, big_experts, build
+
+NAMES = [n for n in DISPATCHERS if n != "triton"]  # the kernels run Experts only
+
+
+def write(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A file of one layer's experts."""
+    state = big_experts().to(dtype).state_dict()
+    save_file({f"experts.{k}": v for k, v in state.items()}, folder / "e.safetensors")
+    return folder / "e.safetensors"
+
+
+def bank(folder: Path, cache: int, **options: Any) -> OffloadedExperts:
+    return OffloadedExperts(ExpertFile(write(folder), "experts"), cache, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cache", [1, 2, E, 3 * E])
+@pytest.mark.parametrize("tokens", [0, 1, 11])
+def test_every_dispatcher_gives_the_same_bits(
+    name: str, cache: int, tokens: int, tmp_path: Path
+) -> None:
+    x = torch.randn(tokens, D, generator=torch.Generator().manual_seed(0))
+    offloaded = bank(tmp_path, cache)
+    for router in ("top-k", "expert choice", "relu"):
+        routing = build(router)(x)
+        y = DISPATCHERS[name](x, routing, offloaded)
+        # on a CPU `grouped` has other lines for Experts, which round differently
+        experts = big_experts() if name != "grouped" else Resident(big_experts())
+        assert torch.equal(y, DISPATCHERS[name](x, routing, experts))
+        torch.testing.assert_close(y, DISPATCHERS["loop"](x, routing, big_experts()))
+        assert len(offloaded._cache) <= cache
+
+
+class Resident(ExpertBank):
+    """Experts in memory that run through the lines that offloaded ones run through: fetched one by one."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__(E, D, FF)
+        self.experts = experts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.experts.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.experts.device
+
+    def weights(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.experts.weights(expert)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, E - 1), max_size=40), st.integers(1, E + 1))
+def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
+    experts, read = big_experts(), E * [0]
+
+    class Counted(ExpertFile):
+        def __init__(self) -> None:
+            self.shape = (E, D, FF)
+
+        def read(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+            read[expert] += 1
+            return experts.weights(expert)
+
+    offloaded = OffloadedExperts(Counted(), size)
+    held: list[int] = []  # the one used last is last
+    misses = 0
+    for e in asked:
+        if e in held:
+            held.remove(e)
+        else:
+            misses += 1
+        held = [*held, e][-size:]
+        for a, b in zip(offloaded.weights(e), experts.weights(e), strict=True):
+            assert torch.equal(a, b)
+        assert list(offloaded._cache) == held
+    assert sum(read) == misses
+    expected = CacheStats(len(asked) - misses, misses, misses * 4 * 3 * D * FF)
+    assert offloaded.stats == expected
+    assert expected.hit_rate == ((len(asked) - misses) / len(asked) if asked else 0)
+
+
+def test_statistics_add_up() -> None:
+    assert CacheStats(1, 3, 10) + CacheStats(2, 2, 5) == CacheStats(3, 5, 15)
+    assert CacheStats(1, 3, 10).hit_rate == 0.25
+    assert CacheStats().hit_rate == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["loop", "grouped"])
+def test_only_experts_with_tokens_are_read(name: str, tmp_path: Path) -> None:
+    x = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
+    routing = build("top-k")(x)
+    offloaded = bank(tmp_path, E)
+    DISPATCHERS[name](x, routing, offloaded)
+    needed = len(set(routing.expert.tolist()))
+    assert needed < E
+    assert offloaded.stats.misses == needed
+    assert offloaded.stats.bytes_read == needed * 3 * D * FF * 4
+
+
+@torch.no_grad()
+def test_types_and_what_is_kept(tmp_path: Path) -> None:
+    """bfloat16 on disk, float32 in memory: widened exactly; a cast changes what is fetched from then on."""
+    short = big_experts().bfloat16()
+    file = ExpertFile(write(tmp_path, torch.bfloat16), "experts")
+    offloaded = OffloadedExperts(file, 2)
+    gate_up, _ = offloaded.weights(1)
+    assert gate_up.dtype == torch.float32 and torch.equal(gate_up, short.gate_up_proj[1].float())
+    assert offloaded.stats.bytes_read == 3 * D * FF * 2
+    offloaded.to(torch.float64)
+    assert offloaded.dtype == torch.float64 and offloaded.weights(1)[0].dtype == torch.float64
+    assert offloaded.stats.misses == 2
+    other = copy.deepcopy(offloaded)
+    assert torch.equal(other.weights(1)[0], offloaded.weights(1)[0])
+    rounded = Int8Experts.from_experts(offloaded.float())
+    assert torch.equal(rounded.weights(3)[1], Int8Experts.from_experts(short.float()).weights(3)[1])
+
+
+def test_gradients_are_refused(tmp_path: Path) -> None:
+    offloaded = bank(tmp_path, 2)
+    x = torch.randn(3, D)
+    for name in NAMES:
+        with pytest.raises(MinimoeError, match=r"for inference: run them under torch\.no_grad\(\)"):
+            DISPATCHERS[name](x, build("top-k")(x), offloaded)
+    with torch.inference_mode():
+        offloaded(x, 0)
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(0, 0))
+    other.replace(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("happens", "named"),
+    [
+        (lambda p: p.unlink(), "cannot be found"),
+        (lambda p: os.truncate(p, 900), "has changed while a model reads its experts"),
+        (lambda p: os.truncate(p, 0), "has changed while a model reads its experts"),
+        (replaced, "has changed while a model reads its experts"),
+    ],
+)
+def test_a_file_that_goes_away_is_an_error_and_not_a_crash(
+    happens: Callable[[Path], Any], named: str, tmp_path: Path
+) -> None:
+    offloaded = bank(tmp_path, 2)
+    kept = offloaded.weights(0)[0].clone()
+    happens(offloaded.file.path)
+    with pytest.raises(CheckpointError, match=named):
+        offloaded.weights(1)
+    assert torch.equal(offloaded.weights(0)[0], kept), "what is in memory stays usable"
+
+
+def test_files_that_are_not_one_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no experts layers\.0\.gate_up_proj"):
+        ExpertFile(path, "layers.0")
+    with pytest.raises(CheckpointError, match="cannot be found"):
+        ExpertFile(tmp_path / "none", "experts")
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        ExpertFile(path, "experts")
+    with pytest.raises(ConfigError, match="cache_experts is 0"):
+        bank(tmp_path, 0)
+    save_file({"x.gate_up_proj": torch.zeros(2, 3, 4), "x.down_proj": torch.zeros(2, 4, 3)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"gate_up_proj is \[2, 3, 4\] .* expected \[2, 6, 4\]"
+    ):
+        ExpertFile(path, "x")
+
+
+@pytest.mark.parametrize("implementation", NAMES)
+@pytest.mark.parametrize("cache", [1, 3])
+def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_path: Path) -> None:
+    model = tiny_model(experts_implementation=implementation)
+    model.save_pretrained(tmp_path)
+    offloaded = offload_experts(model, tmp_path, cache_experts=cache)
+    assert offloaded is not model and not offloaded.training
+    assert cache_stats(offloaded) == CacheStats()
+    ids = random_ids(2, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
+    stats = cache_stats(offloaded)
+    assert stats.misses > 0
+    text = model.generate(ids, 8, temperature=0)
+    assert torch.equal(offloaded.generate(ids, 8, temperature=0), text)
+    if implementation != "capacity":
+        later = cache_stats(offloaded)
+        asked = later.hits + later.misses - stats.hits - stats.misses
+        # both layers, and 1 to 4 experts for the two tokens of each of the last 7 steps, more for the prompt
+        assert 2 * 8 <= asked <= 2 * (TINY.num_experts + 7 * 4)
+    assert offloaded.num_parameters() == model.num_parameters()
+    assert offloaded.num_parameters(active=True) == model.num_parameters(active=True)
+    experts = sum(m.experts.num_parameters for m in model.modules() if isinstance(m, MoELayer))
+    held = sum(p.numel() for p in offloaded.parameters())
+    assert held == model.num_parameters() - experts
+
+
+def test_the_shipped_model_from_its_own_file() -> None:
+    model = MixtralModel.from_pretrained("mini")
+    offloaded = offload_experts(model, Path("minimoe/weights/mini").resolve(), cache_experts=4)
+    ids = random_ids(1, 12, vocab=4096)
+    assert torch.equal(
+        offloaded.generate(ids, 6, temperature=0), model.generate(ids, 6, temperature=0)
+    )
+    stats = cache_stats(offloaded)
+    assert stats.bytes_read == stats.misses * 3 * 128 * 160 * 2  # bfloat16 in the file
+    assert 0 < stats.hit_rate < 1
+
+
+def test_an_offloaded_model_cannot_be_saved_over_its_own_experts(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    offloaded = offload_experts(model, tmp_path / "model.safetensors", cache_experts=2)
+    with pytest.raises(MinimoeError, match=r"are in .* and not in memory, so it cannot be saved"):
+        offloaded.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny_model(num_experts=4).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"E, D, F = \(4, 16, 24\), the model \(5, 16, 24\)"):
+        offload_experts(tiny_model(), tmp_path, cache_experts=2)
+    with pytest.raises(ConfigError, match="holds no Experts"):
+        offload_experts(tiny_model(mlp_only_layers=(0, 1)), tmp_path, cache_experts=2)
