@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= course,dev,hf,gpu
+EXTRAS ?= course,dev,teacher,hf,gpu
 JOBS ?= 2
 TORCH_INDEX ?=
 LAB_ARGS ?=
@@ -31,7 +31,7 @@ PY := $(VENV)/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow study train corpus book lint format notebooks env text clean distclean
+.PHONY: help lab test test-slow study train corpus book lint format notebooks exercises env text clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ format: $(STAMP) ## let ruff put the code in order
 
 notebooks: $(STAMP) text ## run every lesson and store its outputs in normal form
 	$(TEST_ENV) $(PY) book/lessons.py run $(LESSONS)
+
+exercises: $(STAMP) ## make exercises/ from solutions/
+	$(PY) book/exercises.py make $(LESSONS)
 
 book: $(STAMP) ## build the book from the stored outputs; warnings are errors
 	$(VENV)/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml -W --keep-going

@@ -486,6 +486,7 @@ TARGETS = {
     "lint",
     "format",
     "notebooks",
+    "exercises",
     "corpus",
     "train",
     "clean",

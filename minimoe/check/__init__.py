@@ -1,0 +1,37 @@
+"""Checks of the exercises: each takes the learner's own object and says what is wrong with it, or that nothing is.
+
+    from minimoe import check
+
+    check.top_k_router(my_router)     # one check for each task; on failure: expected, came, cause, what to reread
+    check.hint("03.2")                # the next hint
+    check.progress()                  # which tasks have been passed
+
+A check compares with a solution of its own, on several shapes and seeds, and imports nothing of the library that a
+later lesson builds. How to write one is in CONTRIBUTING.md, 'Exercises'.
+"""
+
+from minimoe.check.failure import CheckFailed
+from minimoe.check.hints import hint
+from minimoe.check.lesson03 import (
+    batch_independent_weights,
+    choose_then_weigh,
+    gate_gradient,
+    noisy_router,
+    top_k_router,
+)
+from minimoe.check.record import progress
+from minimoe.check.task import TASKS, Task, find
+
+__all__ = [
+    "TASKS",
+    "CheckFailed",
+    "Task",
+    "batch_independent_weights",
+    "choose_then_weigh",
+    "find",
+    "gate_gradient",
+    "hint",
+    "noisy_router",
+    "progress",
+    "top_k_router",
+]

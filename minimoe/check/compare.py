@@ -1,0 +1,217 @@
+"""Comparing an answer with the right one, and with the answers that well-known mistakes would give.
+
+A check has a list of cases, a reference, and *suspects*: wrong variants of the reference, each with the cause that it
+stands for. If the answer is wrong, and on every case it is what a suspect gives, that suspect's cause is named. So the
+diagnosis is a measurement: 'these are the numbers that come out without the renormalisation'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimoe.check.failure import CheckFailed, number, numbers, shape
+
+View = Callable[[Any, "Case"], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: arguments by name, handed over by position (a learner may have called them otherwise).
+
+    `extreme` marks ties, overflow and the like: who fails there alone has made a mistake of its own, and who fails
+    elsewhere is told of that first.
+    """
+
+    arguments: dict[str, Any]
+    extreme: bool = False
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        for name, value in self.arguments.items():
+            if isinstance(value, Tensor):
+                kind = (
+                    ""
+                    if value.dtype in (torch.float32, torch.int64)
+                    else f"{shape(value).split()[0]} "
+                )
+                parts.append(f"{name} {kind}{list(value.shape)}")
+            elif isinstance(value, bool | int | float | str):
+                parts.append(f"{name} = {value}")
+            else:
+                parts.append(name)
+        return ", ".join(parts)
+
+    def call(self, function: Callable[..., Any]) -> Any:
+        """What the function gives for copies of the arguments; what it raises gets a note of the arguments.
+
+        Raises:
+            CheckFailed: the function changed an argument in place.
+        """
+        copies = {n: v.clone() if isinstance(v, Tensor) else v for n, v in self.arguments.items()}
+        try:
+            value = function(*copies.values())
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            error.add_note(f"(raised by your {name_of(function)} for {self})")
+            raise
+        for name, old in self.arguments.items():
+            if isinstance(old, Tensor) and not torch.equal(old, copies[name].detach()):
+                raise CheckFailed(
+                    expected=f"{name} after the call as it was before",
+                    came=f"{name} was changed",
+                    cause=f"Your function changes its argument {name} in place (an operator such as *= or a method "
+                    "that ends in _). Whoever called it goes on with the changed tensor.",
+                    reread="",
+                )  # fmt: skip
+        return value
+
+
+def case(**arguments: Any) -> Case:
+    """A case, written as a call: case(x=x, k=2)."""
+    return Case(arguments)
+
+
+def extreme(**arguments: Any) -> Case:
+    """A case of extreme numbers."""
+    return replace(case(**arguments), extreme=True)
+
+
+def name_of(function: Any) -> str:
+    """How to speak of a learner's object."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A known mistake: what would come out if it were made, its cause, and where to reread.
+
+    Written as the wrong function itself, whose docstring is the cause, under the decorator `suspect`.
+
+    Attributes:
+        cause: one or two sentences, said to the learner.
+        reread: such as '03 §2'.
+        variant: takes the case's arguments as the learner's function does.
+    """
+
+    cause: str
+    reread: str
+    variant: Callable[..., Any]
+
+    def explains(
+        self, answers: Sequence[Tensor], cases: Sequence[Case], view: View, tolerance: float
+    ) -> bool:
+        """Whether this mistake would give these answers, on every one of these cases."""
+        wrong = (view(c.call(self.variant), c) for c in cases)
+        return all(close(a, w, tolerance) for a, w in zip(answers, wrong, strict=True))
+
+
+def suspect(reread: str) -> Callable[[Callable[..., Any]], Suspect]:
+    """Make a wrong function a suspect: its docstring is what the learner is told.
+
+    @suspect("03 §2")
+    def not_renormalised(logits, k):
+        \"\"\"The weights of a token do not sum to 1: the division of equation (2) is missing.\"\"\"
+        return logits.softmax(-1).topk(k)
+    """
+
+    def make(variant: Callable[..., Any]) -> Suspect:
+        cause = " ".join((variant.__doc__ or "").split())
+        if not cause:
+            raise ValueError(f"{name_of(variant)} has no docstring to tell the learner")
+        return Suspect(cause, reread, variant)
+
+    return make
+
+
+def judge(
+    answer: Callable[..., Any],
+    reference: Callable[..., Any],
+    cases: Sequence[Case],
+    suspects: Sequence[Suspect],
+    *,
+    view: View,
+    reread: str,
+    row: str = "row",
+    tolerance: float = 1e-5,
+) -> str:
+    """Hold an answer against the reference on every case; if it is wrong, name the mistake.
+
+    Args:
+        answer: the learner's function.
+        reference: an independent solution with the same signature.
+        cases: simple ones first; those in which a mistake would not show do no harm.
+        suspects: the first that explains every answer is named.
+        view: (what a function gave, case) -> one tensor to compare; checks the form and raises CheckFailed.
+        reread: where to send who made an unknown mistake.
+        row: what the first dimension of the compared tensor counts, such as 'token'.
+        tolerance: relative and absolute.
+
+    Returns:
+        What was tried, for the line of success.
+
+    Raises:
+        CheckFailed: with the first case in which the answer is wrong.
+    """
+    answers: list[Tensor] = []
+    for c in cases:
+        try:
+            answers.append(view(c.call(answer), c))
+        except CheckFailed as failed:
+            failed.tried = failed.tried or str(c)
+            failed.reread = failed.reread or reread
+            raise
+    right = [view(c.call(reference), c) for c in cases]
+    wrong = [i for i in range(len(cases)) if not close(answers[i], right[i], tolerance)]
+    if not wrong:
+        return f"{len(cases)} cases"
+    first = wrong[0]
+    expected, came = difference(right[first], answers[first], row)
+    # a mistake that shows in ordinary numbers is looked for in those alone
+    everywhere = all(cases[i].extreme for i in wrong)
+    told = [i for i in range(len(cases)) if everywhere or not cases[i].extreme]
+    seen, asked = [answers[i] for i in told], [cases[i] for i in told]
+    found = next((s for s in suspects if s.explains(seen, asked, view, tolerance)), None)
+    cause = found.cause if found else unknown(answers[first], len(wrong), len(cases))
+    failed = CheckFailed(
+        expected=expected, came=came, cause=cause, reread=found.reread if found else reread
+    )
+    failed.tried = str(cases[first])
+    raise failed
+
+
+def unknown(answer: Tensor, wrong: int, cases: int) -> str:
+    """The cause where no suspect fits."""
+    if not bool(torch.isfinite(answer).all()):
+        return (
+            "Your answer is not finite. Look for a division by zero, or for exp() of a large number: "
+            "softmax and logsumexp subtract the largest first."
+        )
+    where = "every case" if wrong == cases else f"{wrong} of {cases} cases"
+    return f"None of the common mistakes gives these numbers; {where} differ. Follow one of them by hand."
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal in shape and, within the tolerance, in value; NaN equals NaN."""
+    return a.shape == b.shape and torch.allclose(
+        a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
+
+
+def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, str]:
+    """The place where two tensors of one shape differ most, as two short texts."""
+    gap = torch.nan_to_num((expected.double() - came.double()).abs(), nan=torch.inf)
+    if expected.ndim == 0:
+        return number(expected.item()), number(came.item())
+    if expected.ndim == 1:
+        return numbers(expected), numbers(came)
+    worst = int(gap.flatten(1).amax(1).argmax())
+    return f"{row} {worst}: {numbers(expected[worst])}", f"{row} {worst}: {numbers(came[worst])}"

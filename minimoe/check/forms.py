@@ -1,0 +1,76 @@
+"""The form of an answer: that there is one, and that its shapes and types are those the task names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimoe.check.failure import CheckFailed, shape
+
+
+def draw(seed: int, *size: int, scale: float = 1.0) -> Tensor:
+    """Standard normal numbers [*size] times `scale`, the same for the same seed."""
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def expect_tuple(value: Any, names: Sequence[str], cause: str = "") -> tuple[Any, ...]:
+    """A tuple of as many members as there are names."""
+    if isinstance(value, tuple | list) and len(value) == len(names):
+        return tuple(value)
+    raise CheckFailed(
+        expected="a tuple: " + ", ".join(names),
+        came=shape(value),
+        cause=cause or "Nothing is returned."
+        if value is None
+        else cause or "Look at what your function returns.",
+        reread="",
+    )
+
+
+def expect_tensor(
+    value: Any, name: str, size: Sequence[int], *, integer: bool = False, cause: str = ""
+) -> Tensor:
+    """A tensor of this shape, of integers or of floating-point numbers (any precision)."""
+    kind = "integers" if integer else "floating-point numbers"
+    expected = f"{name}: {kind} {list(size)}"
+    if not isinstance(value, Tensor):
+        text = "Nothing is returned." if value is None else f"{name} is not a tensor."
+        raise CheckFailed(expected=expected, came=shape(value), cause=cause or text, reread="")
+    if tuple(value.shape) != tuple(size):
+        text = cause or f"The shape of {name} is not the one that the task names."
+        raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
+    if integer == (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
+        text = cause or f"{name} has another type of number."
+        raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
+    return value
+
+
+def expect_routing(value: Any, k: int, num_tokens: int, num_experts: int) -> Tensor:
+    """(weights [T, K], experts [T, K]) as the matrix [T, E] that they stand for: the order of the K does not matter.
+
+    Raises:
+        CheckFailed: they are not K different experts with a floating-point weight for every token.
+    """
+    w, expert = expect_tuple(value, (f"weights [T, {k}]", f"experts [T, {k}]"))
+    w = expect_tensor(w, "weights", (num_tokens, k))
+    expert = expect_tensor(expert, "experts", (num_tokens, k), integer=True)
+    if expert.numel() and (int(expert.min()) < 0 or int(expert.max()) >= num_experts):
+        raise CheckFailed(
+            expected=f"expert ids from 0 to {num_experts - 1}",
+            came=f"ids from {int(expert.min())} to {int(expert.max())}",
+            cause="The ids are not places in a row of logits.",
+            reread="",
+        )
+    count = torch.zeros(num_tokens, num_experts).scatter_add(1, expert, torch.ones(num_tokens, k))
+    if bool((count > 1).any()):
+        token = int((count > 1).any(dim=1).nonzero()[0])
+        raise CheckFailed(
+            expected=f"token {token}: {k} different experts",
+            came=f"token {token}: experts {expert[token].tolist()}",
+            cause="The same expert is chosen twice.",
+            reread="",
+        )
+    return torch.zeros(num_tokens, num_experts).scatter(1, expert, w.detach().float())

@@ -1,0 +1,80 @@
+"""Answers to task 03.2: choose first, then weigh."""
+
+import torch
+
+TASK = "03.2"
+
+
+def right_logsumexp(logits, k, norm_topk_prob):
+    best, expert = logits.topk(k)
+    below = best if norm_topk_prob else logits
+    return torch.exp(best - below.logsumexp(-1, keepdim=True)), expert
+
+
+def right_softmax_gather(logits, k, norm_topk_prob):
+    expert = logits.argsort(-1, descending=True)[..., :k]
+    if norm_topk_prob:
+        return logits.gather(-1, expert).softmax(-1), expert
+    return logits.softmax(-1).gather(-1, expert), expert
+
+
+def right_shifted_by_hand(logits, k, norm_topk_prob):
+    top = logits.max(dim=-1, keepdim=True).values
+    e = (logits - top).exp()
+    w, expert = e.topk(k)
+    return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
+
+
+def wrong_always_renormalised(logits, k, norm_topk_prob):
+    """says: You renormalise always"""
+    best, expert = logits.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_never_renormalised(logits, k, norm_topk_prob):
+    """says: You never renormalise"""
+    return logits.softmax(-1).topk(k)
+
+
+def wrong_flag_inverted(logits, k, norm_topk_prob):
+    """says: exchanged"""
+    w, expert = logits.softmax(-1).topk(k)
+    return (w if norm_topk_prob else w / w.sum(-1, keepdim=True)), expert
+
+
+def wrong_softmax_inside_the_branch(logits, k, norm_topk_prob):
+    """says: the other branch lacks it"""
+    w, expert = logits.topk(k)
+    if norm_topk_prob:
+        w = w.softmax(-1)
+    return w, expert
+
+
+def wrong_euclidean_norm(logits, k, norm_topk_prob):
+    """says: root of the sum of their squares"""
+    w, expert = logits.softmax(-1).topk(k)
+    if norm_topk_prob:
+        w = w / torch.linalg.norm(w, dim=-1, keepdim=True)
+    return w, expert
+
+
+def wrong_overflow(logits, k, norm_topk_prob):
+    """says: overflows"""
+    e = logits.exp()
+    w, expert = logits.topk(k)
+    w = w.exp()
+    return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
+
+
+def wrong_second_softmax(logits, k, norm_topk_prob):
+    """says: second softmax"""
+    w, expert = logits.softmax(-1).topk(k)
+    return (w.softmax(-1) if norm_topk_prob else w), expert
+
+
+def wrong_changes_its_argument(logits, k, norm_topk_prob):
+    """says: in place"""
+    logits -= logits.amax(-1, keepdim=True)
+    e = logits.exp()
+    w, expert = e.topk(k)
+    return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert

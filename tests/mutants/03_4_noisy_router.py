@@ -1,0 +1,117 @@
+"""Answers to task 03.4: noise in training, and only there."""
+
+import torch
+
+TASK = "03.4"
+
+
+def right_noise_on_logits(x, weight, k, sigma, training):
+    z = x @ weight.T
+    if training:
+        z = z + torch.randn(z.shape) * sigma
+    w, expert = z.softmax(-1).topk(k)
+    return w / w.sum(-1, keepdim=True), expert
+
+
+def right_normal_distribution(x, weight, k, sigma, training):
+    z = torch.nn.functional.linear(x, weight)
+    if training and sigma > 0:
+        z = torch.distributions.Normal(z, sigma).sample()
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_always(x, weight, k, sigma, training):
+    """says: noise when the model is used"""
+    return right_noise_on_logits(x, weight, k, sigma, True)
+
+
+def wrong_never(x, weight, k, sigma, training):
+    """says: no noise in training"""
+    return right_noise_on_logits(x, weight, k, sigma, False)
+
+
+def wrong_way_round(x, weight, k, sigma, training):
+    """says: noise when the model is used"""
+    return right_noise_on_logits(x, weight, k, sigma, not training)
+
+
+def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
+    """says: for the whole batch"""
+    z = x @ weight.T
+    if training:
+        z = z + sigma * torch.randn(z.shape[1])
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_same_noise_for_all_experts(x, weight, k, sigma, training):
+    """says: all experts of a token have the same"""
+    z = x @ weight.T
+    if training:
+        z = z + sigma * torch.randn(len(z), 1)
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_after_the_choice(x, weight, k, sigma, training):
+    """says: The choice never changes"""
+    z = x @ weight.T
+    w, expert = z.softmax(-1).topk(k)
+    w = w / w.sum(-1, keepdim=True)
+    if training:
+        w = w + sigma * torch.randn_like(w)
+    return w, expert
+
+
+def wrong_variance(x, weight, k, sigma, training):
+    """says: root of sigma"""
+    return right_noise_on_logits(x, weight, k, sigma**0.5, training)
+
+
+def wrong_uniform(x, weight, k, sigma, training):
+    """says: uniform"""
+    z = x @ weight.T
+    if training:
+        z = z + sigma * torch.rand_like(z)
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_on_probabilities(x, weight, k, sigma, training):
+    """says: added to the probabilities"""
+    p = (x @ weight.T).softmax(-1)
+    if training:
+        p = p + sigma * torch.randn_like(p)
+    w, expert = p.topk(k)
+    return w / w.sum(-1, keepdim=True), expert
+
+
+def wrong_clean_weights(x, weight, k, sigma, training):
+    """says: those of the clean logits"""
+    z = x @ weight.T
+    expert = (z + sigma * torch.randn_like(z) * training).topk(k).indices
+    return z.gather(1, expert).softmax(-1), expert
+
+
+def wrong_seeded(x, weight, k, sigma, training):
+    """says: a seed is set inside"""
+    torch.manual_seed(0)
+    return right_noise_on_logits(x, weight, k, sigma, training)
+
+
+def wrong_jitter_in_place(x, weight, k, sigma, training):
+    """says: changes its argument x in place"""
+    if training:
+        x *= 1 + sigma * torch.randn_like(x)
+    best, expert = (x @ weight.T).topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_not_scaled(x, weight, k, sigma, training):
+    """says: noise that sigma does not scale"""
+    z = x @ weight.T
+    if training:
+        z = z + torch.randn_like(z)
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
