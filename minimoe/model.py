@@ -315,23 +315,48 @@ class MixtralModel(nn.Module):
         cls,
         name_or_path: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> MixtralModel:
-        """Load 'mini' (shipped with the library) or a folder written by `save_pretrained`; in eval mode.
+        """Load 'mini' (shipped with the library) or a folder, in eval mode.
+
+        The folder is one that `save_pretrained` wrote, or one of transformers: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE,
+        and dense Mistral, Llama, Qwen2 and Qwen3. Weights are read one by one, straight into their place.
+
+        Args:
+            dtype: of the weights; None: as stored.
 
         Raises:
-            CheckpointError: no such model, or a file that is missing, truncated, or does not fit its configuration.
+            CheckpointError: no such model; a file that is missing, truncated, or does not fit its configuration; a
+                configuration that the model cannot have.
         """
         from minimoe.checkpoint import load_model
 
         return load_model(name_or_path, dtype=dtype, device=device)
 
-    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors to the folder `path`, each atomically; `dtype` rounds the weights."""
+    def save_pretrained(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        layout: str = "minimoe",
+        max_shard_size: int | None = None,
+    ) -> None:
+        """Write config.json and the weights to the folder `path`; what is there survives a write that fails.
+
+        Args:
+            dtype: rounds the weights; None: as they are.
+            layout: 'minimoe', or 'huggingface' for transformers, as the family that computes what this model does (see
+                `minimoe.checkpoint.to_huggingface`). Tokenizer and generation_config.json are not written.
+            max_shard_size: bytes of one file of weights; None: 5 GB with 'huggingface', else one file.
+
+        Raises:
+            ConfigError: no family of transformers can have this configuration; the message names the fields.
+            CheckpointError: a file could not be written.
+        """
         from minimoe.checkpoint import save_model
 
-        save_model(self, path, dtype=dtype)
+        save_model(self, path, dtype=dtype, layout=layout, max_shard_size=max_shard_size)
 
     def _routers(self) -> list[Router | SlotMixer]:
         return [b.mlp.gate for b in self.layers if isinstance(b.mlp, (MoELayer, SoftMoELayer))]

@@ -1,0 +1,39 @@
+"""Checkpoints: a folder with config.json and safetensors; written atomically, read strictly and lazily, never pickled.
+
+Two layouts are read and written: minimoe's own, and that of Hugging Face transformers for the families of
+`minimoe.checkpoint.families`. Which one a folder has, its config.json says: transformers' has a `model_type`.
+"""
+
+from minimoe.checkpoint.families import FAMILIES, from_huggingface, to_huggingface
+from minimoe.checkpoint.folder import (
+    SHIPPED,
+    WEIGHTS,
+    load_into,
+    load_layer,
+    load_model,
+    model_tensors,
+    pretrained_path,
+    read_config,
+    restore_model,
+    save_model,
+)
+from minimoe.checkpoint.tensors import TensorFiles, read_tensors, write_tensors
+
+__all__ = [
+    "FAMILIES",
+    "SHIPPED",
+    "WEIGHTS",
+    "TensorFiles",
+    "from_huggingface",
+    "load_into",
+    "load_layer",
+    "load_model",
+    "model_tensors",
+    "pretrained_path",
+    "read_config",
+    "read_tensors",
+    "restore_model",
+    "save_model",
+    "to_huggingface",
+    "write_tensors",
+]

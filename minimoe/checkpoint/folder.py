@@ -1,0 +1,331 @@
+"""A model in a folder: config.json and safetensors, in minimoe's own layout or in that of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minimoe.checkpoint.families import FAMILIES, Family, from_huggingface, to_huggingface
+from minimoe.checkpoint.keys import Place, find_places, places
+from minimoe.checkpoint.tensors import INDEX, SINGLE, TensorFiles, write_folder
+from minimoe.config import ModelConfig
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.model import Block, MixtralModel
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+SHIPPED = ("mini",)
+LAYOUTS = ("minimoe", "huggingface")
+SHARD_SIZE = 5 * 10**9
+
+
+def pretrained_path(name_or_path: str | Path) -> Path:
+    """The folder of a shipped model ('mini') or of a checkpoint on disk.
+
+    Raises:
+        CheckpointError: neither a shipped name nor a folder with config.json and weights in safetensors.
+    """
+    path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{str(name_or_path)!r} is neither a shipped model ({', '.join(SHIPPED)}) nor a folder; "
+            "give the folder that holds config.json and model.safetensors. A model of the Hugging Face hub is fetched "
+            "first: hf download OWNER/NAME --local-dir FOLDER"
+        )
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"the folder {path} has no config.json; a checkpoint holds config.json and model.safetensors"
+        )
+    if not (path / SINGLE).is_file() and not (path / INDEX).is_file():
+        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind))
+        if pickles:
+            raise CheckpointError(
+                f"the folder {path} has no {SINGLE}, only {pickles[0]}: a pickle can run any program while it is read, "
+                "so it is not. Where you trust it, convert it with transformers: "
+                "AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER)"
+            )
+        raise CheckpointError(
+            f"the folder {path} has no {SINGLE}, nor {INDEX} with its shards; a checkpoint holds config.json and one "
+            "of them"
+        )
+    return path
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The configuration in a config.json (or in a folder that has one): minimoe's own, or one of transformers.
+
+    Raises:
+        CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
+    """
+    return _read_config(path)[0]
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into the model; every name and every shape must agree.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected or of another shape.
+    """
+    files, targets = _Memory(tensors, source), model.state_dict()
+    _copy(targets, _find(targets, files, None), files)
+
+
+def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
+    """The tensors that go to disk: a tied output projection is stored once, as the embedding."""
+    tensors = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def restore_model(model: MixtralModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """The inverse of `model_tensors`, into an existing model.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected or of another shape.
+    """
+    files, targets = _Memory(tensors, source), model_tensors(model)
+    _copy(targets, _find(targets, files, None, tied=model.config.tie_word_embeddings), files)
+
+
+def save_model(
+    model: MixtralModel,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: str = "minimoe",
+    max_shard_size: int | None = None,
+) -> None:
+    """Write the folder `path`: config.json and the weights (see `MixtralModel.save_pretrained`)."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is {layout!r}; known are {', '.join(LAYOUTS)}")
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ConfigError(
+            f"max_shard_size is {max_shard_size}; it must be a positive count of bytes"
+        )
+    tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
+    if layout == "huggingface":
+        values = to_huggingface(model.config, dtype or model.embed_tokens.weight.dtype)
+        with torch.device("meta"):
+            plain = set(MixtralModel(model.config).state_dict())
+        strange = sorted(plain ^ set(model.state_dict()))
+        if strange:
+            raise CheckpointError(
+                f"the model has other tensors than its configuration says ({', '.join(strange[:4])}): quantised or "
+                "offloaded experts have no place in transformers' layout; save the model that they came from"
+            )
+        family = FAMILIES[values["model_type"]]
+        tensors = {
+            key: value[index]
+            for name, value in tensors.items()
+            for key, index in places(name, tuple(value.shape), family)
+        }
+        limit = limit or SHARD_SIZE
+    # without a limit one file holds everything, however large
+    size = limit or sum(v.nbytes for v in tensors.values()) + 1
+    text = json.dumps(values, indent=2) + "\n"
+    write_folder(Path(path), text, tensors, dtype=dtype, max_shard_size=size)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+) -> MixtralModel:
+    """Read a folder of either layout (see `MixtralModel.from_pretrained`)."""
+    folder = pretrained_path(name_or_path)
+    config, family = _read_config(folder)
+    model = _without_memory(config, folder)
+    with TensorFiles(folder) as files:
+        if files.absent():
+            raise CheckpointError(
+                f"{files.source} names {', '.join(files.absent())}, not in the folder: fetch them too"
+            )
+        found = _find(model_tensors(model), files, family, tied=config.tie_word_embeddings)
+        _allocate(model, dtype or _stored_type(found, files), device)
+        if config.tie_word_embeddings:  # each was given memory of its own
+            model.lm_head.weight = model.embed_tokens.weight
+        _copy(model_tensors(model), found, files)
+    return model.eval()
+
+
+def load_layer(
+    name_or_path: str | Path,
+    layer: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Block:
+    """One block of the model in a folder, in eval mode; the rest is not read, and shards without it may be absent.
+
+    Its `mlp` is the sparse layer: of Mixtral 8x7B in bfloat16 a block is 2.9 GB of 93.
+
+    Args:
+        layer: from 0.
+        dtype: of the weights; None: as stored.
+
+    Raises:
+        CheckpointError: as `MixtralModel.from_pretrained`, or no such layer.
+    """
+    folder = pretrained_path(name_or_path)
+    config, family = _read_config(folder)
+    if not 0 <= layer < config.num_hidden_layers:
+        raise CheckpointError(
+            f"layer is {layer}, but the model in {folder} has layers 0 to {config.num_hidden_layers - 1}"
+        )
+    block = _without_memory(config, folder).layers[layer]
+    assert isinstance(block, Block)
+    with TensorFiles(folder) as files:
+        found = _find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
+        _allocate(block, dtype or _stored_type(found, files), device)
+        _copy(block.state_dict(), found, files)
+    return block.eval()
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, Family | None]:
+    """The configuration, and the family whose layout the folder has; None: minimoe's own."""
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path} holds {type(values).__name__}, expected an object of configuration fields"
+        )
+    try:
+        if "model_type" in values:
+            return from_huggingface(values), FAMILIES[values["model_type"]]
+        return ModelConfig.from_dict(values), None
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _without_memory(config: ModelConfig, folder: Path) -> MixtralModel:
+    """The model on the meta device: shapes, and no memory behind them."""
+    try:
+        with torch.device("meta"):
+            return MixtralModel(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+
+
+def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Give a module of the meta device memory, whose contents are arbitrary; only floating types become `dtype`."""
+    module.to(dtype=dtype)
+    module.to_empty(device=device)
+
+
+class _Source(Protocol):
+    """Tensors by name: files, or a dictionary."""
+
+    @property
+    def names(self) -> set[str]: ...
+    @property
+    def source(self) -> str | Path: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _Memory:
+    tensors: Mapping[str, Tensor]
+    source: str
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def _find(
+    targets: Mapping[str, Tensor],
+    files: _Source,
+    family: Family | None,
+    *,
+    prefix: str = "",
+    tied: bool = False,
+) -> dict[str, list[Place]]:
+    """Where each target lies. Every name, shape and kind of type must agree, before any tensor is read.
+
+    Args:
+        prefix: of the targets in the model; tensors elsewhere are not looked at.
+        tied: an lm_head.weight is allowed, if it equals the embedding.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected, or of another shape or type.
+    """
+    names = files.names
+    found: dict[str, list[Place]] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    shapes: list[str] = []
+    types: list[str] = []
+    for name, target in targets.items():
+        found[name] = find_places(prefix + name, tuple(target.shape), family, names)
+        for key, index in found[name]:
+            used.add(key)
+            if key not in names:
+                missing.append(key)
+                continue
+            shape, dtype = files.shape(key), files.dtype(key)
+            if shape != (expected := tuple(target[index].shape)):
+                shapes.append(f"{key} is {shape}, expected {expected}")
+            elif dtype.is_floating_point != target.is_floating_point():
+                types.append(f"{key} is {dtype}, expected {target.dtype} or one of its kind")
+    embedding = "embed_tokens.weight" if family is None else "model.embed_tokens.weight"
+    if tied and "lm_head.weight" in names and embedding in names:
+        # other libraries may store the shared matrix twice; two different ones do not fit one place
+        if not torch.equal(files.read("lm_head.weight"), files.read(embedding)):
+            raise CheckpointError(
+                f"{files.source} holds an lm_head.weight of its own, but tie_word_embeddings is true in the "
+                "configuration beside it: set it to false, or save the weights tied"
+            )
+        used.add("lm_head.weight")
+    stem = prefix if family is None or not prefix else f"model.{prefix}"
+    unexpected = [name for name in names - used if name.startswith(stem)]
+    problems = [
+        f"{what}: {', '.join(sorted(which)[:4])}{' …' if len(which) > 4 else ''} ({len(which)})"
+        for what, which in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", shapes),
+            ("wrong type", types),
+        )
+        if which
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{files.source} does not fit the configuration beside it; " + "; ".join(problems)
+        )
+    return found
+
+
+def _stored_type(found: Mapping[str, list[Place]], files: _Source) -> torch.dtype:
+    """The floating type of the first tensor that has one."""
+    types = (files.dtype(key) for parts in found.values() for key, _ in parts)
+    return next(dtype for dtype in types if dtype.is_floating_point)
+
+
+@torch.no_grad()
+def _copy(targets: Mapping[str, Tensor], found: Mapping[str, list[Place]], files: _Source) -> None:
+    """Read tensor by tensor into memory that is there: nothing is held twice."""
+    for name, target in targets.items():
+        for key, index in found[name]:
+            target[index].copy_(files.read(key))

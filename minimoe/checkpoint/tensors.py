@@ -1,0 +1,250 @@
+"""Tensors on disk: safetensors files, alone or in shards with an index; each tensor is read when it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minimoe.errors import CheckpointError
+from minimoe.io import atomic_write
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# the types that weights are stored in, by safetensors' names
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _incomplete(path, error) from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write one safetensors file atomically: on a full disk the old file survives.
+
+    Raises:
+        CheckpointError: the file could not be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(path, error) from error
+
+
+class TensorFiles:
+    """The tensors of a folder: of model.safetensors, or of the shards that model.safetensors.index.json names.
+
+    Opening reads names only; a shard is opened when one of its tensors is asked for, so that others may be absent. A
+    context manager: leaving it closes the files.
+
+    Attributes:
+        source: the file that lists the tensors, for messages.
+
+    Raises:
+        CheckpointError: here and in every method, names the file that is missing, truncated or of another format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+        if (folder / SINGLE).is_file():  # as in transformers, it comes before an index
+            self.source = folder / SINGLE
+            self._shard = dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
+        else:
+            self.source = folder / INDEX
+            self._shard = _read_index(self.source)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._shard)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header of its file."""
+        return tuple(self._header(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, from the header of its file."""
+        stored = str(self._header(name).get_dtype())
+        if stored not in TYPES:
+            raise CheckpointError(
+                f"{self._folder / self._shard[name]}: {name} has the type {stored}; known are {', '.join(TYPES)}"
+            )
+        return TYPES[stored]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU. It may be a view of the file: copy it if it is to outlive this object."""
+        self._header(name)
+        try:
+            return self._file(self._shard[name]).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _incomplete(self._folder / self._shard[name], error) from error
+
+    def absent(self) -> list[str]:
+        """Shards that the index names and the folder lacks."""
+        return sorted(s for s in set(self._shard.values()) if not (self._folder / s).is_file())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.__exit__(None, None, None)
+        self._open.clear()
+
+    def _header(self, name: str) -> Any:
+        shard = self._shard[name]
+        try:
+            return self._file(shard).get_slice(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.source} says that {shard} holds {name}, but it does not: fetch or save both again"
+            ) from error
+
+    def _file(self, shard: str) -> Any:
+        if shard not in self._open:
+            path = self._folder / shard
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{self.source} names {shard}, which is not in the folder: fetch it too"
+                )
+            try:
+                self._open[shard] = safe_open(path, "pt").__enter__()  # pyright: ignore
+            except (SafetensorError, OSError) as error:
+                raise _incomplete(path, error) from error
+        return self._open[shard]
+
+
+def write_folder(
+    folder: Path, config: str, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None, max_shard_size: int
+) -> None:  # fmt: skip
+    """Write config.json (its text is `config`) and the tensors, in shards of at most `max_shard_size` bytes.
+
+    Floating types become `dtype`, None: stay. All files are written beside their places before the first one moves
+    there: on a full disk the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
+    its index before the new shards move in, so that no index ever names a mixture.
+
+    Raises:
+        CheckpointError: the folder cannot be made, or a file could not be written.
+    """
+    shards = _split(tensors, dtype, max_shard_size)
+    count = len(shards)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    names = names if count > 1 else [SINGLE]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"the folder {folder} cannot be made ({error}); give one that can be written"
+        ) from error
+    path = folder
+    try:
+        with contextlib.ExitStack() as stack:
+            # what is begun last is put in its place first: the shards, then config.json, then the index
+
+            def begin(name: str) -> Path:
+                nonlocal path
+                path = folder / name
+                return stack.enter_context(atomic_write(path))
+
+            if count > 1:
+                begin(INDEX).write_text(_index(shards, names, dtype), encoding="utf-8")
+            begin("config.json").write_text(config, encoding="utf-8")
+            for name, shard in zip(names, shards, strict=True):
+                temporary = begin(name)
+                save_file(
+                    {k: _cast(v.detach(), dtype).contiguous() for k, v in shard.items()},
+                    temporary,
+                    {"format": "pt"},
+                )
+                with temporary.open("rb+") as file:  # a disk may say only now that it is full
+                    os.fsync(file.fileno())
+            for old in [*folder.glob("*.safetensors"), folder / INDEX]:
+                ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
+                if ours and old.name not in names:
+                    old.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(path, error) from error
+
+
+def _split(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, most: int
+) -> list[dict[str, Tensor]]:
+    """The tensors in order, as many in a shard as fit; one that is larger than a shard has its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    held = 0
+    for name, value in tensors.items():
+        size = _size(value, dtype)
+        if shards[-1] and held + size > most:
+            shards.append({})
+            held = 0
+        shards[-1][name] = value
+        held += size
+    return shards
+
+
+def _index(shards: list[dict[str, Tensor]], names: list[str], dtype: torch.dtype | None) -> str:
+    total = sum(_size(v, dtype) for shard in shards for v in shard.values())
+    places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
+
+
+def _size(value: Tensor, dtype: torch.dtype | None) -> int:
+    converted = dtype is not None and value.is_floating_point()
+    return value.numel() * (dtype.itemsize if converted and dtype else value.element_size())
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        places: dict[str, str] = {str(k): str(v) for k, v in values["weight_map"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not an index of shards ({type(error).__name__}: {error}); expected an object with 'weight_map'"
+        ) from error
+    strange = sorted(name for name in set(places.values()) if Path(name).name != name)
+    if strange:
+        raise CheckpointError(f"{path} names files outside of its folder: {', '.join(strange)}")
+    return places
+
+
+def _incomplete(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a complete safetensors file ({error}); it may be truncated or of another format: "
+        "fetch or save it again"
+    )
+
+
+def _unwritten(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written ({error}); what was there before is unchanged"
+    )
