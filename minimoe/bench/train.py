@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minimoe.bench.hardware import environment
+from minimoe.bench.report import heading
+from minimoe.bench.timing import CpuClock, Setup, alternate, clock_name, spread, steady
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.linear import cpu_backend
 from minimoe.model import MixtralModel
-from minimoe.train.environment import fast_cpu, processor_name
+from minimoe.train.environment import fast_cpu
 from minimoe.train.optimizer import make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 
@@ -56,22 +55,13 @@ def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> 
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, `rounds` times, in turn and each time in the other order.
-
-    What disturbs the machine for longer than a step then disturbs all alike. Untimed calls of each go before: oneDNN
-    compiles a kernel for each new shape, and a training run is long enough to have met all that come back.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
-    for i in range(rounds):
-        for name in sorted(steps, reverse=i % 2 == 1):
-            started = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def measure(
+    steps: dict[str, Callable[[], None]], rounds: int, threads: int | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each function, `rounds` times, in turn; with one thread of processor time, else by the wall."""
+    setups: dict[str, Setup] = {name: lambda i, step=step: step for name, step in steps.items()}
+    samples = alternate(setups, CpuClock(), rounds, warm_up=WARM_UP)
+    return {name: steady(values, threads) for name, values in samples.items()}
 
 
 def bench_train(
@@ -121,8 +111,8 @@ def bench_train(
                 name: repeated(training_step(config, training), steps_per_round)
                 for name, config in (("dense", dense), ("sparse", sparse))
             }
-            seconds = measure(steps, rounds)
-        used = torch.get_num_threads()
+            used = torch.get_num_threads()
+            seconds = measure(steps, rounds, used)
     finally:
         torch.set_num_threads(before)
     tokens = training.batch_size * training.seq_len * steps_per_round
@@ -130,12 +120,9 @@ def bench_train(
     ratios = [s / d for s, d in zip(rates["sparse"], rates["dense"], strict=True)]
     result: dict[str, Any] = {
         "suite": "train",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": processor_name(),
-        "threads": used,
-        "torch": torch.__version__,
-        "cpu_products": cpu_backend(),
+        **environment(torch.device("cpu"), used),
         "preset": preset,
+        "clock": clock_name(torch.device("cpu"), used),
         "batch": [training.batch_size, training.seq_len],
         "rounds": rounds,
         "tokens_per_round": tokens,
@@ -170,18 +157,12 @@ def parameters(config: ModelConfig, *, active: bool = False) -> int:
         return MixtralModel(config).num_parameters(active=active)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
 def table(result: dict[str, Any]) -> str:
     """The measurement as a few lines of text."""
     batch, length = result["batch"]
     lines = [
         f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
-        f"{result['hardware']}; torch {result['torch']}, float32 products through {result['cpu_products']}; "
-        f"{result['date']}",
+        heading(result),
         f"{'model':8s} {'held':>12s} {'active':>12s} {'tokens/s':>10s}   lowest to highest",
     ]
     for name, model in result["models"].items():

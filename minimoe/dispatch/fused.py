@@ -60,13 +60,22 @@ def layout(routing: Routing, block: int) -> Layout:
 
 
 def fused_grouped(
-    x: Tensor, weight: Tensor, routing: Routing, gate_up_proj: Tensor, down_proj: Tensor
+    x: Tensor,
+    weight: Tensor,
+    routing: Routing,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    *,
+    block: int | None = None,
 ) -> Tensor:
-    """x [T, D], weight [N] -> y [T, D] in float32, for routings with K experts a token; see `grouped`."""
+    """x [T, D], weight [N] -> y [T, D] in float32, for routings with K experts a token; see `grouped`.
+
+    `block` is what stretches are filled up to; None: `block_size` where oneDNN multiplies, which compiles by shape.
+    """
     assert routing.k is not None
-    # only oneDNN compiles by shape
-    onednn = cpu_backend() == "onednn"
-    block = block_size(routing.num_assignments, routing.num_experts) if onednn else 1
+    if block is None:
+        onednn = cpu_backend() == "onednn"
+        block = block_size(routing.num_assignments, routing.num_experts) if onednn else 1
     rows = layout(routing, block)
     inputs = (x, weight, gate_up_proj, down_proj)
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)

@@ -18,10 +18,9 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
 
     Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU `fused_grouped` does the
-    work; what stands here is the same function in plain operations. Few assignments, as in decoding, are not sorted.
+    work, elsewhere `grouped_plain`, the same in plain operations. Few assignments, as in decoding, are not sorted.
     """
     check_inputs(x, routing, experts)
-    num_tokens = x.shape[0]
     if routing.num_assignments == 0:
         # still a function of every input, so that gradients are zero and not missing
         used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
@@ -31,6 +30,12 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         return few(x, weight, routing, experts)
     if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
         return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
+    return grouped_plain(x, weight, routing, experts)
+
+
+def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """`grouped` in plain operations, for weight [N], 0 where dropped, and at least one assignment."""
+    num_tokens = x.shape[0]
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
