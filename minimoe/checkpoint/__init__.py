@@ -4,7 +4,7 @@ Two layouts are read and written: minimoe's own, and that of Hugging Face transf
 `minimoe.checkpoint.families`. Which one a folder has, its config.json says: transformers' has a `model_type`.
 """
 
-from minimoe.checkpoint.families import FAMILIES, from_huggingface, to_huggingface
+from minimoe.checkpoint.families import FAMILIES
 from minimoe.checkpoint.folder import (
     SHIPPED,
     WEIGHTS,
@@ -18,6 +18,7 @@ from minimoe.checkpoint.folder import (
     save_model,
 )
 from minimoe.checkpoint.tensors import TensorFiles, read_tensors, write_tensors
+from minimoe.checkpoint.translate import from_huggingface, to_huggingface
 
 __all__ = [
     "FAMILIES",

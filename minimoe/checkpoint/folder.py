@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minimoe.checkpoint.families import FAMILIES, Family, from_huggingface, to_huggingface
-from minimoe.checkpoint.keys import Place, find_places, places
-from minimoe.checkpoint.tensors import INDEX, SINGLE, TensorFiles, write_folder
+from minimoe.checkpoint.families import FAMILIES, Family
+from minimoe.checkpoint.fit import Memory, copy, find, stored_type
+from minimoe.checkpoint.keys import places
+from minimoe.checkpoint.tensors import INDEX, SINGLE, TensorFiles
+from minimoe.checkpoint.translate import from_huggingface, to_huggingface
+from minimoe.checkpoint.write import write_folder
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import Block, MixtralModel
@@ -71,8 +73,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape.
     """
-    files, targets = _Memory(tensors, source), model.state_dict()
-    _copy(targets, _find(targets, files, None), files)
+    files, targets = Memory(tensors, source), model.state_dict()
+    copy(targets, find(targets, files, None), files)
 
 
 def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
@@ -89,8 +91,8 @@ def restore_model(model: MixtralModel, tensors: Mapping[str, Tensor], source: st
     Raises:
         CheckpointError: lists what is missing, unexpected or of another shape.
     """
-    files, targets = _Memory(tensors, source), model_tensors(model)
-    _copy(targets, _find(targets, files, None, tied=model.config.tie_word_embeddings), files)
+    files, targets = Memory(tensors, source), model_tensors(model)
+    copy(targets, find(targets, files, None, tied=model.config.tie_word_embeddings), files)
 
 
 def save_model(
@@ -147,11 +149,11 @@ def load_model(
             raise CheckpointError(
                 f"{files.source} names {', '.join(files.absent())}, not in the folder: fetch them too"
             )
-        found = _find(model_tensors(model), files, family, tied=config.tie_word_embeddings)
-        _allocate(model, dtype or _stored_type(found, files), device)
+        found = find(model_tensors(model), files, family, tied=config.tie_word_embeddings)
+        _allocate(model, dtype or stored_type(found, files), device)
         if config.tie_word_embeddings:  # each was given memory of its own
             model.lm_head.weight = model.embed_tokens.weight
-        _copy(model_tensors(model), found, files)
+        copy(model_tensors(model), found, files)
     return model.eval()
 
 
@@ -182,9 +184,9 @@ def load_layer(
     block = _without_memory(config, folder).layers[layer]
     assert isinstance(block, Block)
     with TensorFiles(folder) as files:
-        found = _find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
-        _allocate(block, dtype or _stored_type(found, files), device)
-        _copy(block.state_dict(), found, files)
+        found = find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
+        _allocate(block, dtype or stored_type(found, files), device)
+        copy(block.state_dict(), found, files)
     return block.eval()
 
 
@@ -221,111 +223,3 @@ def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device | str)
     """Give a module of the meta device memory, whose contents are arbitrary; only floating types become `dtype`."""
     module.to(dtype=dtype)
     module.to_empty(device=device)
-
-
-class _Source(Protocol):
-    """Tensors by name: files, or a dictionary."""
-
-    @property
-    def names(self) -> set[str]: ...
-    @property
-    def source(self) -> str | Path: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype: ...
-    def read(self, name: str) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _Memory:
-    tensors: Mapping[str, Tensor]
-    source: str
-
-    @property
-    def names(self) -> set[str]:
-        return set(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-
-def _find(
-    targets: Mapping[str, Tensor],
-    files: _Source,
-    family: Family | None,
-    *,
-    prefix: str = "",
-    tied: bool = False,
-) -> dict[str, list[Place]]:
-    """Where each target lies. Every name, shape and kind of type must agree, before any tensor is read.
-
-    Args:
-        prefix: of the targets in the model; tensors elsewhere are not looked at.
-        tied: an lm_head.weight is allowed, if it equals the embedding.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected, or of another shape or type.
-    """
-    names = files.names
-    found: dict[str, list[Place]] = {}
-    used: set[str] = set()
-    missing: list[str] = []
-    shapes: list[str] = []
-    types: list[str] = []
-    for name, target in targets.items():
-        found[name] = find_places(prefix + name, tuple(target.shape), family, names)
-        for key, index in found[name]:
-            used.add(key)
-            if key not in names:
-                missing.append(key)
-                continue
-            shape, dtype = files.shape(key), files.dtype(key)
-            if shape != (expected := tuple(target[index].shape)):
-                shapes.append(f"{key} is {shape}, expected {expected}")
-            elif dtype.is_floating_point != target.is_floating_point():
-                types.append(f"{key} is {dtype}, expected {target.dtype} or one of its kind")
-    embedding = "embed_tokens.weight" if family is None else "model.embed_tokens.weight"
-    if tied and "lm_head.weight" in names and embedding in names:
-        # other libraries may store the shared matrix twice; two different ones do not fit one place
-        if not torch.equal(files.read("lm_head.weight"), files.read(embedding)):
-            raise CheckpointError(
-                f"{files.source} holds an lm_head.weight of its own, but tie_word_embeddings is true in the "
-                "configuration beside it: set it to false, or save the weights tied"
-            )
-        used.add("lm_head.weight")
-    stem = prefix if family is None or not prefix else f"model.{prefix}"
-    unexpected = [name for name in names - used if name.startswith(stem)]
-    problems = [
-        f"{what}: {', '.join(sorted(which)[:4])}{' …' if len(which) > 4 else ''} ({len(which)})"
-        for what, which in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", shapes),
-            ("wrong type", types),
-        )
-        if which
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{files.source} does not fit the configuration beside it; " + "; ".join(problems)
-        )
-    return found
-
-
-def _stored_type(found: Mapping[str, list[Place]], files: _Source) -> torch.dtype:
-    """The floating type of the first tensor that has one."""
-    types = (files.dtype(key) for parts in found.values() for key, _ in parts)
-    return next(dtype for dtype in types if dtype.is_floating_point)
-
-
-@torch.no_grad()
-def _copy(targets: Mapping[str, Tensor], found: Mapping[str, list[Place]], files: _Source) -> None:
-    """Read tensor by tensor into memory that is there: nothing is held twice."""
-    for name, target in targets.items():
-        for key, index in found[name]:
-            target[index].copy_(files.read(key))

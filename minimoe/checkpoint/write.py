@@ -1,0 +1,104 @@
+"""A folder of weights, written so that what was there before survives a write that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minimoe.checkpoint.tensors import INDEX, SINGLE, unwritten
+from minimoe.errors import CheckpointError
+from minimoe.io import atomic_write
+
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def write_folder(
+    folder: Path, config: str, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None, max_shard_size: int
+) -> None:  # fmt: skip
+    """Write config.json (its text is `config`) and the tensors, in shards of at most `max_shard_size` bytes.
+
+    Floating types become `dtype`, None: stay. All files are written beside their places before the first one moves
+    there: on a full disk the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
+    its index before the new shards move in, so that no index ever names a mixture.
+
+    Raises:
+        CheckpointError: the folder cannot be made, or a file could not be written.
+    """
+    shards = _split(tensors, dtype, max_shard_size)
+    count = len(shards)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    names = names if count > 1 else [SINGLE]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"the folder {folder} cannot be made ({error}); give one that can be written"
+        ) from error
+    path = folder
+    try:
+        with contextlib.ExitStack() as stack:
+            # what is begun last is put in its place first: the shards, then config.json, then the index
+
+            def begin(name: str) -> Path:
+                nonlocal path
+                path = folder / name
+                return stack.enter_context(atomic_write(path))
+
+            if count > 1:
+                begin(INDEX).write_text(_index(shards, names, dtype), encoding="utf-8")
+            begin("config.json").write_text(config, encoding="utf-8")
+            for name, shard in zip(names, shards, strict=True):
+                temporary = begin(name)
+                save_file(
+                    {k: _cast(v.detach(), dtype).contiguous() for k, v in shard.items()},
+                    temporary,
+                    {"format": "pt"},
+                )
+                with temporary.open("rb+") as file:  # a disk may say only now that it is full
+                    os.fsync(file.fileno())
+            for old in [*folder.glob("*.safetensors"), folder / INDEX]:
+                ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
+                if ours and old.name not in names:
+                    old.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise unwritten(path, error) from error
+
+
+def _split(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, most: int
+) -> list[dict[str, Tensor]]:
+    """The tensors in order, as many in a shard as fit; one that is larger than a shard has its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    held = 0
+    for name, value in tensors.items():
+        size = _size(value, dtype)
+        if shards[-1] and held + size > most:
+            shards.append({})
+            held = 0
+        shards[-1][name] = value
+        held += size
+    return shards
+
+
+def _index(shards: list[dict[str, Tensor]], names: list[str], dtype: torch.dtype | None) -> str:
+    total = sum(_size(v, dtype) for shard in shards for v in shard.values())
+    places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
+
+
+def _size(value: Tensor, dtype: torch.dtype | None) -> int:
+    converted = dtype is not None and value.is_floating_point()
+    return value.numel() * (dtype.itemsize if converted and dtype else value.element_size())
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)

@@ -1,0 +1,153 @@
+"""Sparse upcycling: a trained dense model becomes a mixture of experts that computes the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.experts import MLP, Experts
+from minimoe.layers import MoELayer
+from minimoe.model import Block, MixtralModel
+
+
+@torch.no_grad()
+def upcycle(
+    dense: MixtralModel,
+    *,
+    num_experts: int,
+    num_experts_per_tok: int = 2,
+    layers: Iterable[int] | None = None,
+    granularity: int = 1,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> MixtralModel:
+    """A sparse model from a dense one (Komatsuzaki et al. 2023, section 3): every expert is a copy of the layer's MLP.
+
+        y = Σ_k weight_k · mlp(x) = mlp(x),   since the weights of the K chosen experts sum to 1
+
+    so that before noise and training the function is unchanged, whatever the new router says. The weights sum to 1
+    because the router renormalises (`norm_topk_prob`); without that y would be mlp(x) times the probability of the
+    chosen, K/E at even routing, so such a configuration is refused. While all experts are alike the language loss gives
+    the router no gradient; they part because different tokens reach them, or from the start by `noise`.
+
+    With a granularity G an expert is one of G slices of the MLP's width, F/G wide (He et al. 2024, 'virtual groups').
+    Slices of one copy begin with the same router weights, so that the K chosen are K/G whole copies, and `down_proj` is
+    multiplied by G, as each slice is weighed with 1/G of its copy's weight.
+
+    Args:
+        dense: a model without experts; it is left as it is, and the new one shares no memory with it. Its attention,
+            embedding and norms are copied; type and device stay.
+        num_experts: E of each sparse layer.
+        num_experts_per_tok: K.
+        layers: indices (0-based) of the layers that become sparse; None: all.
+        granularity: G, which divides F, E and K.
+        noise: standard deviation of Gaussian noise on each expert's weights, as a multiple of that of the matrix.
+        seed: of the routers' weights and the noise.
+
+    Returns:
+        The sparse model, in the mode (training or eval) of the dense one.
+
+    Raises:
+        ConfigError: experts there already, a layer that is not there, sizes that do not divide, or a configuration
+            whose router's weights do not sum to 1.
+    """
+    chosen = _sparse_layers(dense.config, layers)
+    config = _sparse_config(dense.config, chosen, num_experts, num_experts_per_tok, granularity)
+    if not 0 <= noise < float("inf"):
+        raise ConfigError(f"noise is {noise}; it must be 0 or a positive multiple")
+    device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
+    with torch.device("meta"):
+        model = MixtralModel(config)
+    model.to(dtype).to_empty(device=device)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    new = model.state_dict()
+    for name, value in dense.state_dict().items():
+        if name in new:  # all but the MLPs of the chosen layers
+            new[name].copy_(value)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in chosen:
+        old, block = dense.layers[layer], model.layers[layer]
+        assert isinstance(old, Block) and isinstance(old.mlp, MLP) and isinstance(block, Block)
+        assert isinstance(block.mlp, MoELayer) and isinstance(block.mlp.experts, Experts)
+        copies = torch.randn(num_experts // granularity, config.hidden_size, generator=generator)
+        weight = (copies * config.initializer_range).repeat_interleave(granularity, dim=0)  # [E, D]
+        block.mlp.gate.load_state_dict({"weight": weight})
+        _fill_experts(block.mlp.experts, old.mlp, granularity, noise, generator)
+    return model.train(dense.training)
+
+
+def _sparse_layers(config: ModelConfig, layers: Iterable[int] | None) -> list[int]:
+    """The layers that become sparse, in order."""
+    count = config.num_hidden_layers
+    sparse = [layer for layer in range(count) if config.is_sparse(layer)]
+    if sparse:
+        raise ConfigError(
+            f"layers {sparse} have experts already, and upcycling starts from a dense model: one whose "
+            "mlp_only_layers names every layer"
+        )
+    chosen = sorted(set(range(count) if layers is None else layers))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise ConfigError(f"layers is {chosen}; the model has layers 0 to {count - 1}: name some")
+    return chosen
+
+
+def _sparse_config(
+    dense: ModelConfig, chosen: list[int], num_experts: int, k: int, granularity: int
+) -> ModelConfig:
+    for name, value in (
+        ("intermediate_size", dense.intermediate_size),
+        ("num_experts", num_experts),
+        ("num_experts_per_tok", k),
+    ):
+        if granularity < 1 or value % granularity:
+            raise ConfigError(
+                f"granularity is {granularity}, which does not divide {name} = {value}"
+            )
+    config = dense.replace(
+        num_experts=num_experts,
+        num_experts_per_tok=k,
+        mlp_only_layers=[i for i in range(dense.num_hidden_layers) if i not in chosen],
+        moe_intermediate_size=dense.intermediate_size // granularity if granularity > 1 else None,
+    )
+    if config.router_type != "top_k":
+        raise ConfigError(
+            f"router_type is {config.router_type!r}; upcycling keeps the function with 'top_k' alone, whose weights of "
+            "the chosen experts sum to 1"
+        )
+    if not config.norm_topk_prob:
+        raise ConfigError(
+            "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
+            "layer's output; set it to true in the dense model's configuration"
+        )
+    if config.n_shared_experts:
+        raise ConfigError(
+            f"n_shared_experts is {config.n_shared_experts}: the shared experts would be added to a layer that is "
+            "whole without them; set it to 0"
+        )
+    return config
+
+
+def _fill_experts(
+    experts: Experts, mlp: MLP, granularity: int, noise: float, generator: torch.Generator
+) -> None:
+    """Expert e is slice e mod G of the MLP, and its noise is its own."""
+    gate, up = (part.chunk(granularity) for part in mlp.gate_up_proj.chunk(2))  # G of [F/G, D]
+    down = mlp.down_proj.chunk(granularity, dim=1)  # G of [D, F/G]
+    for e in range(experts.num_experts):
+        part = e % granularity
+        gate_up = torch.cat([gate[part], up[part]])
+        experts.gate_up_proj[e] = _noisy(gate_up, noise, generator)
+        experts.down_proj[e] = _noisy(down[part] * granularity, noise, generator)
+
+
+def _noisy(weight: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """weight + noise · std(weight) · N(0, 1)."""
+    if not noise:
+        return weight
+    drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
+    return (weight.float() + drawn * (noise * weight.float().std())).to(weight.dtype)
