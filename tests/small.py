@@ -48,6 +48,17 @@ def random_ids(batch: int, length: int, seed: int = 0, vocab: int = TINY.vocab_s
     return torch.randint(vocab, (batch, length), generator=generator)
 
 
+def pad(rows: list[Tensor], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """ids and mask [B, S] of rows of different length."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), fill)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        at = slice(width - len(row), None) if side == "left" else slice(0, len(row))
+        ids[b, at], mask[b, at] = row, True
+    return ids, mask
+
+
 def topk_routing(
     choice: list[list[int]] | Tensor,
     weight: Tensor | None = None,

@@ -1,17 +1,16 @@
-"""MixtralModel: losses, padding, causality, bad input; and parity with the reference implementation of Mixtral."""
+"""MixtralModel: losses, padding, causality, bad input. Parity with transformers: test_huggingface_parity.py."""
 
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe import MixtralModel
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import Block, ModelOutput, next_token_loss
-from tests.small import TINY, random_ids, tiny_model
+from tests.small import TINY, pad, random_ids, tiny_model
 
 
 def moe_layers(model: MixtralModel) -> list[MoELayer]:
@@ -81,17 +80,6 @@ def test_trap_5_padding_on_either_side_changes_nothing() -> None:
 def sum_of_loads(outs: list[ModelOutput]) -> Tensor:
     """[L, E]: assignments per layer and expert, over several forward passes."""
     return torch.stack([torch.stack([r.load() for r in out.routings]) for out in outs]).sum(0)
-
-
-def pad(rows: list[Tensor], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
-    """ids and mask [B, S] of rows of different length."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), fill)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        at = slice(width - len(row), None) if side == "left" else slice(0, len(row))
-        ids[b, at], mask[b, at] = row, True
-    return ids, mask
 
 
 @torch.no_grad()
@@ -214,119 +202,6 @@ def test_bf16_weights_run_and_route_in_float32() -> None:
     out = tiny_model().bfloat16()(random_ids(2, 6))
     assert out.logits.dtype == torch.bfloat16
     assert out.routings[0].weight.dtype == torch.float32
-
-
-# The reference: transformers' implementation of the same architecture.
-
-
-def reference(model: MixtralModel, **options: Any) -> Any:
-    """Their model with our weights; the names agree after adding `model.`."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    c = model.config
-    config = transformers.MixtralConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.expert_size,
-        num_hidden_layers=c.num_hidden_layers,
-        num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads,
-        head_dim=c.head_size,
-        num_local_experts=c.num_experts,
-        num_experts_per_tok=c.num_experts_per_tok,
-        max_position_embeddings=c.max_position_embeddings,
-        rms_norm_eps=c.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        tie_word_embeddings=c.tie_word_embeddings,
-        sliding_window=None,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-        **options,
-    )
-    theirs = transformers.MixtralForCausalLM(config).eval()
-    weights = {
-        k if k == "lm_head.weight" else f"model.{k}": v for k, v in model.state_dict().items()
-    }
-    theirs.load_state_dict(weights, strict=True)
-    return theirs
-
-
-PARITY: dict[str, Any] = {"tie_word_embeddings": False, "rope_theta": 500.0, "rms_norm_eps": 1e-3}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_parity_of_logits_and_router_logits(tied: bool) -> None:
-    model = tiny_model(**PARITY | {"tie_word_embeddings": tied})
-    theirs = reference(model)
-    ids = random_ids(3, 20)
-    ours, expected = model(ids), theirs(ids, output_router_logits=True)
-    torch.testing.assert_close(ours.logits, expected.logits, atol=1e-5, rtol=1e-5)
-    for routing, logits in zip(ours.routings, expected.router_logits, strict=True):
-        assert routing.logits is not None
-        # transformers 5 may hand out scores or probabilities, by version; both order the experts alike
-        if not torch.allclose(logits, routing.logits, atol=1e-5):
-            assert routing.probs is not None
-            torch.testing.assert_close(logits, routing.probs, atol=1e-5, rtol=1e-5)
-    labels = model(ids, labels=ids)
-    torch.testing.assert_close(labels.lm_loss, theirs(ids, labels=ids).loss, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_parity_of_padded_batches(side: str) -> None:
-    model = tiny_model(**PARITY)
-    theirs = reference(model)
-    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (12, 3, 8)], side)
-    ours = model(ids, attention_mask=mask).logits
-    position = (mask.cumsum(1) - 1).clamp_min(0)
-    expected = theirs(ids, attention_mask=mask.long(), position_ids=position).logits
-    torch.testing.assert_close(ours[mask], expected[mask], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_parity_of_greedy_generation() -> None:
-    model = tiny_model(**PARITY)
-    theirs = reference(model)
-    rows = [random_ids(1, n, seed=n)[0] for n in (9, 4)]
-    ids, mask = pad(rows, "left")
-    ours = model.generate(ids, 12, attention_mask=mask, temperature=0)
-    expected = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=12, do_sample=False)
-    assert torch.equal(ours, expected)
-
-
-@torch.no_grad()
-def test_trap_20_swapped_gate_and_up_fail_the_parity_test() -> None:
-    model = tiny_model(**PARITY)
-    theirs = reference(model)
-    ids = random_ids(2, 10)
-    for layer in moe_layers(model):
-        gate_up = layer.experts.stacked()[0]
-        w1, w3 = gate_up.chunk(2, dim=1)
-        gate_up.copy_(torch.cat([w3, w1], dim=1).clone())
-    assert not torch.allclose(model(ids).logits, theirs(ids).logits, atol=1e-3)
-
-
-@torch.no_grad()
-def test_trap_3_their_auxiliary_loss_is_k_times_ours_for_one_layer() -> None:
-    """They sum f over the K choices (uniform gives K) and pool the layers; so one layer is compared."""
-    model = tiny_model(**PARITY | {"num_hidden_layers": 1})
-    theirs = reference(model, output_router_logits=True)
-    ids = random_ids(3, 20)
-    ours, expected = model(ids), theirs(ids, output_router_logits=True)
-    assert ours.aux_loss is not None
-    torch.testing.assert_close(2 * ours.aux_loss, expected.aux_loss, atol=1e-4, rtol=1e-4)
-    # pooled over two layers it is another number than the mean of the layers
-    model = tiny_model(**PARITY)
-    ours, expected = model(ids), reference(model)(ids, output_router_logits=True)
-    assert ours.aux_loss is not None
-    pooled_probs = torch.cat([r.logits.softmax(-1) for r in ours.routings if r.logits is not None])
-    pooled_load = sum(F.one_hot(r.expert, 5).float().sum(0) for r in ours.routings) / len(
-        pooled_probs
-    )
-    pooled = 5 * (pooled_probs.mean(0) * pooled_load).sum()
-    torch.testing.assert_close(expected.aux_loss, pooled, atol=1e-4, rtol=1e-4)
-    assert abs(float(2 * ours.aux_loss - expected.aux_loss)) > 1e-3
 
 
 def test_logits_to_keep_leaves_out_positions_and_nothing_else() -> None:

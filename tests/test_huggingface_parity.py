@@ -1,0 +1,342 @@
+"""Parity with transformers on tiny random models of each family: what is read from disk computes the same, and the
+other way round. Trap 20: layouts, shards, bfloat16, and mutations that have to break the parity.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minimoe import MixtralModel
+from minimoe.model import ModelOutput
+from tests.huggingface import DENSE, OWN, SPARSE, library, reference, saved
+from tests.small import pad, random_ids, tiny_model, weights_digest
+
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}  # float32: other kernels add in another order
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "per expert": {},
+    "fused": {"save_original_format": False},
+    "per expert, sharded": {"max_shard_size": "8KB"},
+    "fused, sharded": {"save_original_format": False, "max_shard_size": "8KB"},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """A folder in the layout of the hub and the model in it, of each family."""
+    root = tmp_path_factory.mktemp("reference")
+    return {kind: (root / kind, saved(root / kind, kind)) for kind in (*SPARSE, *DENSE)}
+
+
+def router_logits(output: Any) -> tuple[Tensor, ...]:
+    return tuple(output.router_logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_logits_routing_and_loss_are_the_same(
+    folders: dict[str, tuple[Path, Any]], kind: str
+) -> None:
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    ids = random_ids(3, 20)
+    ours, expected = model(ids, labels=ids), theirs(ids, labels=ids, output_router_logits=True)
+    torch.testing.assert_close(ours.logits, expected.logits, **CLOSE)
+    assert len(ours.routings) == len(router_logits(expected)) >= 2
+    for routing, logits in zip(ours.routings, router_logits(expected), strict=True):
+        # versions of transformers 5 differ in whether they hand out logits or probabilities
+        given = routing.logits if bool((logits < 0).any()) else routing.probs
+        torch.testing.assert_close(given, logits, **CLOSE)
+    torch.testing.assert_close(ours.lm_loss, theirs(ids, labels=ids).loss, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", DENSE)
+def test_dense_models_are_the_same(folders: dict[str, tuple[Path, Any]], kind: str) -> None:
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    ids = random_ids(3, 20)
+    ours = model(ids)
+    torch.testing.assert_close(ours.logits, theirs(ids).logits, **CLOSE)
+    assert ours.routings == ()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("kind", SPARSE)
+def test_trap_20_every_layout_on_disk_is_read(tmp_path: Path, kind: str, layout: str) -> None:
+    tied = layout != "fused"  # both, without doubling the cases
+    theirs = saved(tmp_path, kind, layout=LAYOUTS[layout], tie_word_embeddings=tied)
+    sharded = (tmp_path / "model.safetensors.index.json").is_file()
+    assert sharded == ("sharded" in layout)
+    model = MixtralModel.from_pretrained(tmp_path)
+    assert (model.lm_head.weight is model.embed_tokens.weight) == tied
+    ids = random_ids(2, 12)
+    torch.testing.assert_close(model(ids).logits, theirs(ids).logits, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_padding_on_either_side(folders: dict[str, tuple[Path, Any]], kind: str) -> None:
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    for side in ("left", "right"):
+        ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (12, 3, 8)], side)
+        ours = model(ids, attention_mask=mask).logits
+        position = (mask.cumsum(1) - 1).clamp_min(0)
+        expected = theirs(ids, attention_mask=mask.long(), position_ids=position).logits
+        torch.testing.assert_close(ours[mask], expected[mask], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_greedy_generation_with_a_cache(folders: dict[str, tuple[Path, Any]], kind: str) -> None:
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (9, 4)], "left")
+    ours = model.generate(ids, 12, attention_mask=mask, temperature=0)
+    expected = theirs.generate(
+        ids, attention_mask=mask.long(), max_new_tokens=12, do_sample=False, use_cache=True
+    )
+    assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_trap_11_bf16_without_a_choice_is_as_close_to_float32_as_theirs(
+    tmp_path: Path, kind: str
+) -> None:
+    """With K = E no near tie can flip, so what is left is rounding; router and combine in float32 add none of it."""
+    every = OWN[kind].get("num_experts", OWN[kind].get("num_local_experts"))
+    theirs = saved(tmp_path, kind, num_experts_per_tok=every).bfloat16()
+    ids = random_ids(4, 24)
+    exact = MixtralModel.from_pretrained(tmp_path).bfloat16().float()(ids).logits
+    ours = MixtralModel.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).logits
+    assert ours.dtype == torch.bfloat16
+    error, expected = ((x.float() - exact).abs() for x in (ours, theirs(ids).logits))
+    assert float(error.mean()) < 1.3 * float(expected.mean())
+    assert float(error.max()) < 0.05 * float(exact.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_trap_20_bf16_folders_keep_every_bit(tmp_path: Path, kind: str) -> None:
+    model = reference(kind).bfloat16()
+    model.save_pretrained(tmp_path / "theirs")
+    ours = MixtralModel.from_pretrained(tmp_path / "theirs", dtype=None)
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    ours.save_pretrained(tmp_path / "ours", layout="huggingface")
+    same_tensors(tmp_path / "theirs", tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
+    # nearly all choices are those of float32: the router adds no rounding of its own
+    ids = random_ids(4, 24)
+    wide = MixtralModel.from_pretrained(tmp_path / "theirs")(ids)
+    for a, b in zip(ours(ids).routings, wide.routings, strict=True):
+        assert float((a.dense() > 0).eq(b.dense() > 0).float().mean()) > 0.97
+
+
+def same_tensors(one: Path, other: Path) -> None:
+    a, b = (read_all(folder) for folder in (one, other))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert value.dtype == b[name].dtype, name
+        assert torch.equal(value, b[name]), name
+
+
+def read_all(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [None, 8000])
+@pytest.mark.parametrize("kind", [*SPARSE, *DENSE])
+def test_trap_20_what_is_written_is_read_by_transformers(
+    folders: dict[str, tuple[Path, Any]], tmp_path: Path, kind: str, size: int | None
+) -> None:
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path, layout="huggingface", max_shard_size=size)
+    assert (tmp_path / "model.safetensors").is_file() == (size is None)
+    same_tensors(folder, tmp_path)
+    again, report = library().AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not report.get("error_msgs")
+    # Llama without its biases is Mistral without its window
+    assert again.config.model_type == {"llama": "mistral"}.get(kind, kind)
+    ids = random_ids(2, 10)
+    assert torch.equal(again.eval()(ids).logits, theirs(ids).logits)
+    # and back into minimoe: the same weights, and the same configuration but for how it says the head size
+    back = MixtralModel.from_pretrained(tmp_path)
+    assert weights_digest(back) == weights_digest(model)
+    assert back.config.replace(head_dim=None) == model.config.replace(head_dim=None)
+    assert back.config.head_size == model.config.head_size
+
+
+@torch.no_grad()
+def test_a_model_made_here_is_read_by_transformers(tmp_path: Path) -> None:
+    for tied in (True, False):
+        model = tiny_model(tie_word_embeddings=tied, rope_theta=700.0, hidden_act="gelu_tanh")
+        model.save_pretrained(tmp_path, layout="huggingface")
+        theirs, report = library().AutoModelForCausalLM.from_pretrained(
+            tmp_path, output_loading_info=True
+        )
+        assert theirs.config.model_type == "mixtral"
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        ids = random_ids(2, 10)
+        torch.testing.assert_close(model(ids).logits, theirs.eval()(ids).logits, **CLOSE)
+
+
+# --- mutations: each of them has to break the parity ------------------------------------------------
+
+
+def swap(a: str, b: str) -> Any:
+    """Exchange the tensors whose names have `a` with those that have `b` there."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [n for n in tensors if a in n]:
+            other = name.replace(a, b)
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+
+    return change
+
+
+def flip(part: str) -> Any:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [n for n in tensors if part in n]:
+            tensors[name] = tensors[name].flip(0).contiguous()
+
+    return change
+
+
+MUTATIONS: list[tuple[str, Any]] = [
+    ("mixtral", swap(".w1.", ".w3.")),
+    ("mixtral", swap("experts.0.", "experts.1.")),
+    ("mixtral", swap("k_proj", "v_proj")),
+    ("mixtral", swap("input_layernorm", "post_attention_layernorm")),
+    ("mixtral", {"rope_parameters": {"rope_type": "default", "rope_theta": 600.0}}),
+    ("mixtral", {"num_experts_per_tok": 1}),
+    ("mixtral", {"rms_norm_eps": 1e-1}),
+    ("mixtral", {"hidden_act": "gelu"}),
+    ("olmoe", swap("gate_proj", "up_proj")),
+    ("olmoe", flip("q_norm")),
+    ("olmoe", {"norm_topk_prob": True}),
+    ("qwen2_moe", swap("mlp.experts.0.gate_proj", "mlp.experts.0.up_proj")),
+    ("qwen2_moe", swap("shared_expert.gate_proj", "shared_expert.up_proj")),
+    ("qwen2_moe", flip("q_proj.bias")),
+    ("qwen2_moe", flip("v_proj.bias")),
+    ("qwen2_moe", lambda tensors: negate(tensors, "shared_expert_gate")),
+    ("qwen2_moe", swap("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")),
+    ("qwen3_moe", flip("k_norm")),
+    ("qwen3_moe", {"norm_topk_prob": False}),
+]  # fmt: skip
+
+
+def negate(tensors: dict[str, Tensor], part: str) -> None:
+    for name in [n for n in tensors if part in n]:
+        tensors[name] = -tensors[name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "change"), MUTATIONS)
+def test_trap_20_a_mistake_in_a_folder_fails_the_parity(
+    folders: dict[str, tuple[Path, Any]], tmp_path: Path, kind: str, change: Any
+) -> None:
+    folder, theirs = folders[kind]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    if isinstance(change, dict):
+        values = json.loads((folder / "config.json").read_text())
+        assert {k: values[k] for k in change} != change
+        (tmp_path / "config.json").write_text(json.dumps(values | change))
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        before = dict(tensors)
+        change(tensors)
+        assert any(not torch.equal(tensors[k], before[k]) for k in before)
+        save_file(tensors, tmp_path / "model.safetensors")
+    ids = random_ids(3, 20)
+    ours = MixtralModel.from_pretrained(tmp_path)(ids).logits
+    difference = float((ours - theirs(ids).logits).abs().max())
+    assert difference > 1e-2, "the parity tests would not see this mistake"
+
+
+# --- the balancing loss: two definitions -------------------------------------------------------------
+
+
+def their_loss(out: ModelOutput, valid: Tensor | None = None) -> Tensor:
+    """transformers' loss from our routings: f and P pooled over the layers, f summed over the K choices.
+
+    E · Σ_e (Σ_l counts_le / Σ_l T) · (Σ_l Σ_t p_lte / Σ_l T)
+    """
+    counts = probs = torch.zeros(out.routings[0].num_experts)
+    tokens = 0
+    for routing in out.routings:
+        assert routing.probs is not None
+        e, k = routing.num_experts, routing.k
+        assert k is not None
+        rows = torch.ones(routing.num_tokens, dtype=torch.bool) if valid is None else valid
+        chosen = F.one_hot(routing.expert.view(-1, k), e).sum(1)  # [T, E]
+        counts = counts + chosen[rows].sum(0)
+        probs = probs + routing.probs[rows].sum(0)
+        tokens = tokens + int(rows.sum())
+    return len(counts) * (counts / tokens * probs / tokens).sum()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_trap_3_their_auxiliary_loss_is_k_times_ours_in_one_layer(
+    tmp_path: Path, kind: str
+) -> None:
+    one: dict[str, Any] = {"num_hidden_layers": 1, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    if kind in ("mixtral", "olmoe"):
+        one = {"num_hidden_layers": 1}
+    theirs = saved(tmp_path, kind, router_aux_loss_coef=0.3, **one)
+    model = MixtralModel.from_pretrained(tmp_path)
+    assert (model.config.router_aux_loss_coef, model.config.router_z_loss_coef) == (0.3, 0.0)
+    ids = random_ids(3, 20)
+    expected = theirs(ids, labels=ids, output_router_logits=True)
+    ours, k = model(ids), model.config.num_experts_per_tok
+    torch.testing.assert_close(k * ours.aux_loss, expected.aux_loss, **CLOSE)
+    # so the losses agree where ours is weighed with K times the coefficient
+    whole = model.train()(ids, labels=ids, aux_loss_coef=k * 0.3)
+    torch.testing.assert_close(whole.loss, expected.loss, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPARSE)
+def test_trap_4_their_auxiliary_loss_pools_the_layers(
+    folders: dict[str, tuple[Path, Any]], kind: str
+) -> None:
+    """The mean of the layers' losses differs from theirs / K by E · Σ_e Cov(f_le, P_le) over the layers l."""
+    folder, theirs = folders[kind]
+    model = MixtralModel.from_pretrained(folder)
+    ids, mask = pad([random_ids(1, n, seed=n)[0] for n in (20, 11)], "left")
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    expected = theirs(
+        ids, attention_mask=mask.long(), position_ids=position, output_router_logits=True
+    ).aux_loss
+    ours = model(ids, attention_mask=mask)
+    torch.testing.assert_close(expected, their_loss(ours, mask.flatten()), **CLOSE)
+    f, p = [], []
+    for routing in ours.routings:
+        assert routing.probs is not None
+        load = routing.load().float()
+        f.append(load / load.sum())
+        p.append(routing.probs[mask.flatten()].mean(0))
+    f, p = torch.stack(f), torch.stack(p)  # [L, E]
+    covariance = ((f - f.mean(0)) * (p - p.mean(0))).mean(0).sum()
+    k, e = model.config.num_experts_per_tok, model.config.num_experts
+    assert ours.aux_loss is not None
+    torch.testing.assert_close(ours.aux_loss, expected / k + e * covariance, **CLOSE)
+    assert abs(float(covariance)) > 1e-3  # so the two are not the same number
