@@ -37,17 +37,17 @@ def cpu_backend() -> str:
 def float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of these two is in float32 on a CPU, run as it stands: no autocast, no compiler."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
         and x.dtype == torch.float32
         and weight.dtype == torch.float32
+        and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
 def through_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN multiplies x [T, D] and weight [F, D], both float32 on the CPU."""
-    return onednn_available() and x.shape[0] * weight.numel() >= SMALL
+    """Whether oneDNN multiplies x [..., D] and weight [F, D], both float32 on the CPU."""
+    return x.numel() * weight.shape[0] >= SMALL and onednn_available()
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -83,11 +83,9 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D] times weight [F, D] transposed, plus bias [F] -> [..., F]; the same function as `F.linear`."""
-    if not float32_on_cpu(x, weight):
+    if not (float32_on_cpu(x, weight) and through_onednn(x, weight)):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    if not through_onednn(rows, weight):
-        return F.linear(x, weight, bias)
     trains = torch.is_grad_enabled()
     product: Any = _OneDNNLinear.apply if trains else multiply  # pyright: ignore[reportUnknownMemberType]
     y = cast(Tensor, product(rows, weight))

@@ -8,16 +8,15 @@ kept for the backward pass instead of computed twice: on a CPU time is scarcer t
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minimoe.dispatch.plan import plan
 from minimoe.linear import cpu_backend, multiply
 from minimoe.routing import Routing
 
@@ -47,16 +46,23 @@ class Layout:
 
 
 def layout(routing: Routing, block: int) -> Layout:
-    """Lay out the rows of a routing in blocks of `block` rows. Reads the E counts on the host."""
-    order = plan(routing)
-    counts: list[int] = order.counts.tolist()
-    sizes = [-(-n // block) * block for n in counts]
+    """Lay out the rows of a routing on the CPU in blocks of `block` rows.
+
+    It is the order of `plan`, by NumPy, which sorts short integers by radix: a third of the time of all this.
+    """
+    expert, num_experts = routing.expert.numpy(), routing.num_experts
+    kind = np.uint16 if num_experts <= 1 << 16 else np.int64
+    order = np.argsort(expert.astype(kind), kind="stable")
+    counts = np.bincount(expert, minlength=num_experts)
+    sizes = (counts + block - 1) // block * block
     # every row of expert e moves up by the filling of the experts before it
-    filling = [size - n for size, n in zip(sizes, counts, strict=True)]
-    shift = order.inverse.new_tensor(list(itertools.accumulate(filling, initial=0)))
-    row = order.inverse + shift[routing.expert]
-    token = row.new_zeros(sum(sizes)).scatter_(0, row, routing.token)
-    return Layout(token, row, sizes)
+    filling = sizes - counts
+    shift = np.cumsum(filling) - filling
+    row = np.empty_like(order)
+    row[order] = np.arange(len(order)) + np.repeat(shift, counts)
+    token = np.zeros(int(sizes.sum()), dtype=np.int64)
+    token[row] = routing.token.numpy()
+    return Layout(torch.from_numpy(token), torch.from_numpy(row), sizes.tolist())
 
 
 def fused_grouped(
