@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model on the corpus")
     train.add_argument("--preset", default="mini", help="nano, mini or small (default: mini)")
-    train.add_argument("--out", type=Path, help="folder of the run (default: runs/PRESET)")
+    train.add_argument(
+        "--out", type=Path, help="folder of the run (default: runs/PRESET, with the router's name)"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.add_argument("--domains", help="comma-separated; default: all of the training mix")
@@ -63,8 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, kind in (("steps", int), ("batch-size", int), ("seq-len", int), ("lr", float), ("warmup", int),
-                       ("seed", int), ("eval-every", int), ("save-every", int)):  # fmt: skip
+                       ("seed", int), ("eval-every", int), ("save-every", int), ("accumulate", int),
+                       ("balance-scope", str)):  # fmt: skip
         train.add_argument(f"--{name}", type=kind)
+    train.add_argument(
+        "--router", help="another router, balanced as its paper does: switch, sigmoid, relu, …"
+    )
     train.set_defaults(run=run_train)
 
     generate = commands.add_parser("generate", help="continue a text")
@@ -89,9 +95,33 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-tokens",
         type=int,
         default=None,
-        help="held-out tokens per domain (default: 40,000, more where a question needs it)",
-    )
+        help="held-out tokens per domain (default: 40,000, more where a question needs it); with --model, of a subject",
+    )  # fmt: skip
     study.add_argument("--seed", type=int, default=0)
+    real = study.add_argument_group(
+        "the article's experiment on another model",
+        "Questions by subject instead of held-out text. What is recorded is kept in --out/trace as it goes: after an "
+        "interruption the same command goes on.",
+    )
+    real.add_argument(
+        "--model", help="folder of minimoe or of transformers, or an id of the Hugging Face hub"
+    )
+    real.add_argument(
+        "--questions",
+        help="mmlu, mmlu-test, mmlu-dev, generated or a file of JSON lines with subject and text (default: mmlu)",
+    )  # fmt: skip
+    real.add_argument(
+        "--layers", help="1,16,32 or all (default: first, middle and last with experts)"
+    )
+    real.add_argument("--device", help="auto, cpu or cuda (default: auto)")
+    real.add_argument(
+        "--dtype", help="auto, float32, bfloat16 or float16 (default: auto, as stored)"
+    )
+    real.add_argument("--revision", help="branch, tag or commit of a model of the hub")
+    real.add_argument("--batch-tokens", type=int, help="tokens a forward pass (default: 8192)")
+    real.add_argument(
+        "--chunk-tokens", type=int, help="tokens a crash costs at most (default: 65536)"
+    )
     study.set_defaults(run=run_study_command)
 
     cost = commands.add_parser("cost", help="parameters, FLOPs, bytes and time floors of a model")
@@ -110,15 +140,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cost.set_defaults(run=run_cost)
 
-    bench = commands.add_parser("bench", help="measure and print ratios")
-    bench.add_argument(
-        "--train",
-        action="store_true",
-        help="training rate against a dense model of equal active size",
+    bench = commands.add_parser(
+        "bench", help="measure the layer, decoding and training, and print ratios"
     )
-    bench.add_argument("--rounds", type=int, default=7)
-    bench.add_argument("--threads", type=int)
+    bench.add_argument(
+        "--suite", default="cpu", help="cpu, train, decode, choices, gpu or all (default: cpu, a minute or two)"
+    )  # fmt: skip
+    bench.add_argument(
+        "--train", action="store_const", dest="suite", const="train", help="--suite train"
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="fewer rounds and cases: a look, not a result"
+    )
+    bench.add_argument("--rounds", type=int, help="how often each implementation is timed")
+    bench.add_argument(
+        "--threads", type=int, help="CPU threads (default: the CPU suite takes 1, then 2)"
+    )
+    bench.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PATH",
+        help="also measure forward(x, w13, w2, expert, weight) of this Python file; may be repeated",
+    )  # fmt: skip
+    bench.add_argument(
+        "--device", help="of the suites gpu (default: cuda) and decode (default: cpu)"
+    )
     bench.add_argument("--json", type=Path, help="write the measurement to this file")
+    bench.add_argument("--out", type=Path, help="write one file for each suite to this folder")
     bench.set_defaults(run=run_bench)
     return parser
 
@@ -149,6 +195,7 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.train.card import write_card
     from minimoe.train.corpus import load_corpus
     from minimoe.train.loop import TRAIN_PRESETS, Run, resolve_device
+    from minimoe.train.settings import with_router
 
     if args.preset not in TRAIN_PRESETS:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
@@ -156,6 +203,8 @@ def run_train(args: argparse.Namespace) -> None:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
     model = ModelConfig.preset(args.preset)
+    if args.router is not None:
+        model = with_router(model, args.router)
     options = {
         name: getattr(args, name)
         for name in (
@@ -167,6 +216,8 @@ def run_train(args: argparse.Namespace) -> None:
             "seed",
             "eval_every",
             "save_every",
+            "accumulate",
+            "balance_scope",
         )
         if getattr(args, name) is not None
     }
@@ -176,7 +227,8 @@ def run_train(args: argparse.Namespace) -> None:
         if args.threads < 1:
             raise ConfigError(f"--threads is {args.threads}; it must be at least 1")
         torch.set_num_threads(args.threads)
-    out = args.out or Path("runs") / args.preset
+    name = "-".join(filter(None, (args.preset, args.router)))
+    out = args.out or Path("runs") / name
     tokenizer = args.tokenizer or (
         out if args.resume and (out / "tokenizer.json").exists() else None
     )
@@ -186,7 +238,7 @@ def run_train(args: argparse.Namespace) -> None:
     run = Run(out, model, config, loaded, device=device, resume=args.resume, name=args.preset)
     held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
     print(
-        f"{args.preset}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
+        f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
         f"{len(loaded.domains)} domains in {config.steps:,} steps on {device}; from step {run.step} -> {out}",
         file=sys.stderr,
     )
@@ -217,7 +269,15 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_study_command(args: argparse.Namespace) -> None:
-    """Run the routing study."""
+    """Run the routing study, or with --model the article's experiment."""
+    names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.model is not None:
+        print(run_real(args, given))
+        return
+    if given:
+        option = next(iter(given)).replace("_", "-")
+        raise ConfigError(f"--{option} belongs to the study of questions: give --model too")
     from minimoe.study.report import run_study
 
     checkpoint: Any = args.checkpoint
@@ -282,19 +342,30 @@ def find_config(name_or_path: str) -> ModelConfig:
     )
 
 
-def run_bench(args: argparse.Namespace) -> None:
-    """Measure; --train is the only suite so far."""
-    from minimoe.bench.train import bench_train
-    from minimoe.io import write_text
+def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
+    """The article's experiment on --model."""
+    if args.train or args.domains or args.checkpoint != "mini":
+        raise ConfigError("--train, --domains and --checkpoint are not for a study with --model")
+    from minimoe.study.real import run_real_study
 
-    result = bench_train(rounds=args.rounds, threads=args.threads)
-    if args.json:
+    if options.get("layers", "all") != "all":
         try:
-            write_text(args.json, json.dumps(result, indent=2) + "\n")
-        except OSError as error:
+            options["layers"] = [int(number) for number in split_names(options["layers"]) or []]
+        except ValueError as error:
             raise ConfigError(
-                f"{args.json} cannot be written ({error}); give another --json"
+                f"--layers is {options['layers']!r}; give numbers counted from 1, as 1,16,32, or all"
             ) from error
+    return run_real_study(
+        args.model, args.out, max_tokens=args.max_tokens, seed=args.seed, **options
+    )
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    """Measure one suite, or all."""
+    from minimoe.bench.suites import Options, run_and_write
+
+    options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)
+    run_and_write(args.suite, options, args.json, args.out)
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -21,5 +21,9 @@ class CheckpointError(MinimoeError, ValueError):
     """A checkpoint that is truncated, foreign or does not fit its configuration."""
 
 
+class TrainingError(MinimoeError, RuntimeError):
+    """A training run that cannot go on: numbers that are no longer numbers."""
+
+
 class TraceError(MinimoeError, ValueError):
     """A routing trace that is damaged or does not fit what is asked of it."""

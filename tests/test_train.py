@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minimoe import MixtralModel, ModelConfig
-from minimoe.errors import CheckpointError, ConfigError
+from minimoe.errors import CheckpointError, ConfigError, TrainingError
 from minimoe.train.batches import Batches
 from minimoe.train.card import write_card
 from minimoe.train.corpus import Corpus, Document, digest, encode
@@ -115,6 +115,7 @@ def test_evaluation_is_the_mean_over_windows(corpus: Corpus) -> None:
         assert losses[name].tokens == n
         assert losses[name].nats_per_token == pytest.approx(total / n, rel=1e-5)
         assert losses[name].nats_per_byte == pytest.approx(total / n * len(text) / size, rel=1e-5)
+    assert loads[0] is not None
     assert loads[0].share == pytest.approx((counts / counts.sum()).tolist())
     few, _ = evaluate(model, corpus.heldout, corpus.domains, seq_len=16, max_windows=2)
     assert all(loss.tokens == 30 for loss in few.values())
@@ -239,8 +240,9 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(
     state = (tmp_path / "state.safetensors").read_bytes()
     with torch.no_grad():
         run.model.norm.weight.fill_(float("inf"))
-    with pytest.raises(CheckpointError, match="gradient of step 3 is not finite"):
+    with pytest.raises(TrainingError, match="step 4 failed: the gradient is not finite") as caught:
         run.train(progress=False)
+    assert f"the last checkpoint in {tmp_path} is of step 3" in str(caught.value)
     assert (tmp_path / "state.safetensors").read_bytes() == state
 
 

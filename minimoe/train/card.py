@@ -43,17 +43,21 @@ def write_card(folder: str | Path) -> str:
         f"{loss['nats_per_byte']:.3f} |"
         for name, loss in heldout.items()
     )
+    # which routers do not give every token the same number
+    mean_only = " on average" if config.router_type in ("expert_choice", "relu") else ""
     intro = (
         f"A decoder of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, with "
         f"{config.num_experts} SwiGLU experts of width {config.expert_size} in every layer, of which each token uses "
-        f"{config.num_experts_per_tok}; made to study routing, not to answer questions. It continues text in the "
-        "manner of what it read, and invents facts."
+        f"{config.num_experts_per_tok}{mean_only}; made to study routing, not to answer questions. "
+        "It continues text in the manner of what it read, and invents facts."
     )
+    router = "" if config.router_type == "top_k" else f" --router {config.router_type}"
     how = (
-        f"`python -m minimoe train --preset {recipe['preset']}`: seed {training['seed']}, {last['step']:,} steps, "
-        f"{last['tokens']:,} tokens (windows of {training['seq_len']}, {training['batch_size']} a step, domains in "
-        f"equal shares), AdamW, peak rate {training['lr']}, cosine to {training['final_lr']} of it, weight decay "
-        f"{training['weight_decay']}, Switch balancing loss {config.router_aux_loss_coef} (mean over layers), z-loss "
+        f"`python -m minimoe train --preset {recipe['preset']}{router}`: seed {training['seed']}, "
+        f"{last['step']:,} steps, {last['tokens']:,} tokens "
+        f"(windows of {training['seq_len']}, {training['batch_size']} a step, domains in equal shares), "
+        f"AdamW, peak rate {training['lr']}, cosine to {training['final_lr']} of it, weight decay "
+        f"{training['weight_decay']}, {balance_words(config)}, z-loss "
         f"{config.router_z_loss_coef}; {last['seconds'] / 60:.0f} minutes of optimiser steps on "
         f"{environment['hardware']} ({environment['threads']} thread(s), {environment['device']}, torch "
         f"{environment['torch']}, Python {environment['python']}, CPU products through "
@@ -96,6 +100,19 @@ def write_card(folder: str | Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{folder / 'README.md'} could not be written ({error})") from error
     return text
+
+
+def balance_words(config: ModelConfig) -> str:
+    """What keeps the experts in use, for the recipe: 'Switch balancing loss 0.02 (mean over layers)'."""
+    if config.router_aux_loss_type == "none":
+        return "no balancing loss"
+    kind = config.router_aux_loss_type.replace("_", " and ").capitalize()
+    words = f"{kind} balancing loss {config.router_aux_loss_coef} (mean over layers)"
+    if config.router_type == "relu" and config.router_aux_loss_type == "l1":
+        words += " at the start, moved towards the wanted number of experts"
+    if config.router_bias_update_rate:
+        words += f", selection bias moved by {config.router_bias_update_rate} a step"
+    return words
 
 
 def fill(paragraph: str) -> str:

@@ -1,7 +1,8 @@
 """The training loop: a run in a folder, which a killed run goes on from.
 
 Nothing in the state of a run is hidden: the batch of step n is a function of (seed, n), and so is its noise, so the
-weights and the optimiser's moments after step n determine all that follows.
+weights (buffers among them, such as a selection bias) and the optimiser's moments after step n determine all that
+follows; beside them the weight of the balancing loss, where training moves it.
 
 This module is the front door of training: what its callers need of `settings`, `batches`, `optimizer`, `validation`,
 `state` and `environment` is found here too.
@@ -20,16 +21,18 @@ import torch
 from minimoe.balance import Load
 from minimoe.checkpoint import write_tensors
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, ConfigError
+from minimoe.errors import ConfigError, MinimoeError, TrainingError
 from minimoe.io import write_text
 from minimoe.model import MixtralModel
+from minimoe.train.balancing import Balancing
 from minimoe.train.batches import Batches
-from minimoe.train.environment import autocast, fast_cpu, processor_name, resolve_device, unbroken
+from minimoe.train.environment import fast_cpu, processor_name, resolve_device, unbroken
 from minimoe.train.log import LOG, append_record, logged_validation, trim_log
 from minimoe.train.optimizer import learning_rate, make_optimizer
 from minimoe.train.recipe import make_recipe
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
-from minimoe.train.state import STATE, restore_state, save_state
+from minimoe.train.state import STATE, restore_state, save_state, stored_step
+from minimoe.train.step import accumulate_gradients, require_finite
 from minimoe.train.store import Corpus
 from minimoe.train.validation import DomainLoss, evaluate, probe, require_heldout
 
@@ -48,6 +51,8 @@ __all__ = [
     "resolve_device",
     "unbroken",
 ]
+
+COUNTED = ("switch", "l1")  # balancing losses that take counts from elsewhere
 
 
 class Run:
@@ -88,6 +93,11 @@ class Run:
                 f"the tokenizer has {vocabulary} ids, the model a vocabulary of {model_config.vocab_size}: "
                 "use the tokenizer that belongs to the model"
             )
+        if config.balance_scope == "step" and model_config.router_aux_loss_type not in COUNTED:
+            raise ConfigError(
+                f"balance_scope is 'step', but router_aux_loss_type is {model_config.router_aux_loss_type!r}: only "
+                f"{' and '.join(COUNTED)} can count over the parts of a step"
+            )
         self.recipe = make_recipe(name, model_config, config, corpus, self.device)
         self.batches = Batches(corpus.train, corpus.domains, config)
         for domain in corpus.domains:
@@ -96,11 +106,14 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = MixtralModel(model_config).to(self.device).train()
         self.optimizer = make_optimizer(self.model, config)
+        self.balancing = Balancing(self.model)
         self.step = 0
         self.seconds = 0.0
         state = self.out / STATE
         if resume:
-            self.step, self.seconds = restore_state(state, self.model, self.optimizer, self.recipe)
+            stored = restore_state(state, self.model, self.optimizer, self.recipe)
+            self.step, self.seconds = stored.step, stored.seconds
+            self.balancing.aux_loss_coef = stored.aux_loss_coef
         elif state.exists():
             raise ConfigError(
                 f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
@@ -120,7 +133,8 @@ class Run:
         An interrupt (Ctrl-C) writes a checkpoint and is raised again.
 
         Raises:
-            CheckpointError: the gradient is not finite, or the disk is full; the last checkpoint is as it was.
+            TrainingError: router logits or the gradient are not finite; no weight has been touched by them.
+            CheckpointError: the disk is full; the last checkpoint is as it was.
         """
         from tqdm import tqdm
 
@@ -163,36 +177,49 @@ class Run:
     def _one_step(self) -> dict[str, Any]:
         c = self.config
         ids = self.batches(self.step).to(self.device)
-        torch.manual_seed((c.seed << 32) + self.step + 1)  # noise, where the model has any
         lr = learning_rate(self.step, c)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with autocast(self.device):
-            out = self.model(ids, labels=ids)
-        out.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-        if not bool(torch.isfinite(norm)):
-            raise CheckpointError(
-                f"the gradient of step {self.step} is not finite; the last checkpoint in {self.out} is from before it: "
-                "start anew in another folder with a lower --lr"
-            )
+        coef = self.balancing.aux_loss_coef
+        try:
+            seen = accumulate_gradients(
+                self.model, ids.chunk(c.accumulate), self.balancing,
+                seed=(c.seed << 32) + self.step + 1, global_balance=c.balance_scope == "step",
+            )  # fmt: skip
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+            require_finite(self.model, seen, norm)
+        except MinimoeError as error:  # before the optimiser: no weight has been touched
+            raise TrainingError(
+                f"step {self.step + 1} failed: {error}; {self._last_checkpoint()}"
+            ) from error
         with unbroken():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self.balancing.step()
             self.step += 1
+        loads = [Load.from_counts(counts) if bool(counts.any()) else None for counts in seen.counts]
         record: dict[str, Any] = {
             "step": self.step,
             "tokens": self.step * ids.numel(),
             "lr": lr,
             "norm": float(norm),
+            **{key: float(value) for key, value in seen.losses.items()},
+            "max_vio": [load and load.max_vio for load in loads],
         }
-        for key in ("lm_loss", "aux_loss", "z_loss"):
-            value = getattr(out, key)
-            if value is not None:
-                record[key] = float(value.detach())
-        record["max_vio"] = [Load.of(routing).max_vio for routing in out.routings]
-        record["seconds"] = self.seconds
-        return record
+        if coef is not None:
+            record["aux_loss_coef"] = coef
+            active = [int(counts.sum()) / ids.numel() for counts in seen.counts]
+            record["experts_per_token"] = sum(active) / len(active)
+        return record | {"seconds": self.seconds}
+
+    def _last_checkpoint(self) -> str:
+        step = stored_step(self.out / STATE)
+        if step is None:
+            return f"there is no checkpoint in {self.out} yet: start anew with a lower --lr"
+        return (
+            f"the last checkpoint in {self.out} is of step {step}: "
+            "start anew in another folder with a lower --lr"
+        )
 
     def _validation_due(self) -> bool:
         ended = self.step == self.config.steps
@@ -212,7 +239,7 @@ class Run:
                 "seconds": self.seconds,
                 "heldout": {name: dataclasses.asdict(loss) for name, loss in losses.items()},
                 "full": full,
-                "load": [list(load.share) for load in loads],
+                "load": [load and list(load.share) for load in loads],
             }
         )
         return losses
@@ -231,7 +258,8 @@ class Run:
             CheckpointError: nothing could be written; the message says so.
         """
         save_state(
-            self.out / STATE, self.model, self.optimizer, self.recipe, step=self.step, seconds=self.seconds
+            self.out / STATE, self.model, self.optimizer, self.recipe, step=self.step, seconds=self.seconds,
+            aux_loss_coef=self.balancing.aux_loss_coef,
         )  # fmt: skip
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)
 

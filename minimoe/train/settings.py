@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
+
+BALANCE_SCOPES = ("part", "step")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class TrainConfig:
         eval_every: steps between validations on held-out text; also at the end.
         eval_windows: sequences per domain in those validations; the last one reads all held-out text.
         save_every: steps between checkpoints; also at the end and at an interrupt.
+        accumulate: parts into which the sequences of a step are divided, to be read one after the other; the step is
+            the same, its memory smaller.
+        balance_scope: what balancing losses count when there are parts: 'part', each balances itself; 'step', the share
+            of each expert is that of the whole step, counted in a pass beforehand (Qiu et al. 2025).
     """
 
     steps: int
@@ -38,6 +46,8 @@ class TrainConfig:
     eval_windows: int = 16
     save_every: int = 250
     log_every: int = 10
+    accumulate: int = 1
+    balance_scope: str = "part"
 
     def __post_init__(self) -> None:
         for name in (
@@ -48,12 +58,22 @@ class TrainConfig:
             "eval_windows",
             "save_every",
             "log_every",
+            "accumulate",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seq_len < 2:
             raise ConfigError(
                 "seq_len is 1; a token is predicted from those before it, so give at least 2"
+            )
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}, which does not divide batch_size = {self.batch_size} evenly: "
+                "parts have to be equally large"
+            )
+        if self.balance_scope not in BALANCE_SCOPES:
+            raise ConfigError(
+                f"balance_scope is {self.balance_scope!r}; known are {', '.join(BALANCE_SCOPES)}"
             )
         if self.warmup < 0:
             raise ConfigError(f"warmup is {self.warmup}; it must be 0 or more steps")
@@ -66,6 +86,36 @@ class TrainConfig:
     def tokens(self) -> int:
         """Tokens the run processes."""
         return self.steps * self.batch_size * self.seq_len
+
+
+# how each router's paper has it trained; K of the preset stands where nothing else is said
+ROUTER_OPTIONS: dict[str, dict[str, Any]] = {
+    "top_k": {},
+    "noisy_top_k": {"router_aux_loss_type": "importance_load", "router_aux_loss_coef": 0.1},
+    "switch": {"num_experts_per_tok": 1, "router_aux_loss_coef": 0.01},
+    "sigmoid": {
+        "router_bias_update_rate": 0.001, "router_aux_loss_type": "sequence", "router_aux_loss_coef": 1e-4
+    },
+    "base": {"num_experts_per_tok": 1, "router_aux_loss_type": "none"},
+    "relu": {"router_aux_loss_type": "l1", "router_aux_loss_coef": 1e-8},
+}  # fmt: skip
+
+
+def with_router(config: ModelConfig, router_type: str) -> ModelConfig:
+    """The same architecture with another router, balanced as its paper does.
+
+    Noisy top-k: importance and load, 0.1 each (Shazeer et al. 2017). Switch: K = 1, 0.01 (Fedus et al. 2021). Sigmoid:
+    a bias moved by 0.001 a step and 1e-4 on each sequence (DeepSeek-V3). ReLU: the L1 loss, from 1e-8 on (ReMoE). BASE
+    has K = 1, the dense ones K = E. Routers that are balanced by construction, or learn nothing, have no such loss.
+
+    Raises:
+        ConfigError: no router of this name.
+    """
+    plain: dict[str, Any] = {"router_aux_loss_type": "none"}
+    if router_type in ("dense", "average"):
+        plain["num_experts_per_tok"] = config.num_experts
+    options = ROUTER_OPTIONS.get(router_type, plain)
+    return config.replace(router_type=router_type, **options)
 
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {

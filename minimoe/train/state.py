@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from minimoe.checkpoint import model_tensors, read_tensors, restore_model, write_tensors
 from minimoe.errors import CheckpointError
@@ -25,8 +26,9 @@ def save_state(
     *,
     step: int,
     seconds: float,
+    aux_loss_coef: float | None = None,
 ) -> None:
-    """Write weights, moments, step and clock to `path`, atomically.
+    """Write weights, moments, step, clock and the moved weight of the balancing loss to `path`, atomically.
 
     Raises:
         CheckpointError: it could not be written; what was there is as it was.
@@ -40,13 +42,24 @@ def save_state(
         "seconds": repr(seconds),
         "recipe": fingerprint(recipe),
     }
+    if aux_loss_coef is not None:
+        metadata["aux_loss_coef"] = repr(aux_loss_coef)
     write_tensors(path, {k: v.cpu() for k, v in tensors.items()}, metadata)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stored run stood: `step`, the clock's `seconds`, and `aux_loss_coef` where training moves it."""
+
+    step: int
+    seconds: float
+    aux_loss_coef: float | None
 
 
 def restore_state(
     path: Path, model: MixtralModel, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
-) -> tuple[int, float]:
-    """Put the stored weights and moments into `model` and `optimizer`, and return the step and the clock's seconds.
+) -> Progress:
+    """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
 
     Raises:
         CheckpointError: no such file, a truncated one, or one of another recipe; the message names what differs
@@ -55,8 +68,7 @@ def restore_state(
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
     tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
+    metadata = _metadata(path)
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
     if metadata["recipe"] != fingerprint(recipe):
@@ -70,8 +82,13 @@ def restore_state(
         model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, str(path)
     )
     try:
-        step, seconds = int(metadata["step"]), float(metadata["seconds"])
-        if step > 0:  # before the first step there are no moments
+        stored = metadata.get("aux_loss_coef")
+        progress = Progress(
+            int(metadata["step"]),
+            float(metadata["seconds"]),
+            None if stored is None else float(stored),
+        )
+        if progress.step > 0:  # before the first step there are no moments
             for i, p in enumerate(model.parameters()):
                 for key, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)):
                     # fused AdamW keeps its step counts beside the parameters
@@ -81,7 +98,20 @@ def restore_state(
         raise CheckpointError(
             f"{path} is not a whole state of this run ({error}); start anew in another folder"
         ) from error
-    return step, seconds
+    return progress
+
+
+def stored_step(path: Path) -> int | None:
+    """The step of the state at `path`; None where there is none that can be read."""
+    try:
+        return int(_metadata(path)["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        return file.metadata() or {}  # pyright: ignore
 
 
 def _stored_recipe(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def evaluate(
     seq_len: int,
     max_windows: int | None = None,
     batch_size: int = 16,
-) -> tuple[dict[str, DomainLoss], tuple[Load, ...]]:
-    """Held-out loss by domain, and the load of each sparse layer over all of them.
+) -> tuple[dict[str, DomainLoss], tuple[Load | None, ...]]:
+    """Held-out loss by domain, and the load of each sparse layer over all of them (None: it used no expert at all).
 
     Text is read in windows of `seq_len` that follow each other; every token but the first of a window is predicted.
     Nats per byte multiply nats per token by the domain's tokens per byte.
@@ -73,7 +73,7 @@ def evaluate(
             losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
     finally:
         model.train(training)
-    return losses, tuple(Load.from_counts(c) for c in counts)
+    return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
 
 
 def require_heldout(domain: str, tokens: int) -> None:
@@ -102,8 +102,8 @@ def probe(
     Reads the first `windows` windows of each domain that has them, and leaves the model in training mode.
 
     Returns:
-        `expert` [T, L, K] uint8 and `token` [rows, S] int32; None where no domain holds out a whole window, or no
-        layer is sparse.
+        `expert` [T, L, K] uint8 and `token` [rows, S] int32; None where no domain holds out a whole window, no layer is
+        sparse, or tokens do not have K experts each (expert choice, ReLU).
     """
     s = seq_len
     streams = [split.tokens[split.domain_slice(name)] for name in domains]
@@ -121,7 +121,7 @@ def probe(
     with autocast(device):
         out = model(torch.from_numpy(ids.astype(np.int64)).to(device))
     model.train()
-    if not out.routings:
+    if not out.routings or any(r.k is None or r.kept is not None for r in out.routings):
         return None
     chosen = [r.expert.view(r.num_tokens, -1) for r in out.routings]
     expert = torch.stack(chosen, dim=1)  # [T, L, K]

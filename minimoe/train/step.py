@@ -1,0 +1,114 @@
+"""The gradient of one optimiser step, whole or in parts: the same batch in less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimoe.balance import GlobalLoad
+from minimoe.errors import MinimoeError
+from minimoe.model import MixtralModel
+from minimoe.train.balancing import Balancing
+from minimoe.train.environment import autocast
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the forward passes of a step gave.
+
+    Attributes:
+        losses: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts.
+        counts: assignments per expert [E] of each sparse layer, over the whole batch.
+        finite: for each sparse layer a bool scalar, whether all its router logits are numbers.
+    """
+
+    losses: dict[str, Tensor]
+    counts: list[Tensor]
+    finite: list[Tensor]
+
+
+def accumulate_gradients(
+    model: MixtralModel,
+    parts: Sequence[Tensor],
+    balancing: Balancing,
+    *,
+    seed: int,
+    global_balance: bool = False,
+) -> Step:
+    """Add the gradient of the mean loss over the parts of a batch to the model's gradients.
+
+    Parts are equally large, so the language loss and its gradient are those of the whole batch. Balancing losses are
+    not linear in the tokens: each part balances itself, unless `global_balance` says that the share of each expert be
+    that of the whole batch. It is not known at the first backward pass, so a pass without gradients goes over all parts
+    first and counts, with the same noise; the loss is then exactly that of the whole batch, for a third more work.
+
+    Args:
+        parts: ids [B/n, S] each.
+        seed: of the noise that routers draw.
+        global_balance: with one part there is nothing to count beforehand.
+    """
+    torch.manual_seed(seed)
+    counts = None
+    if global_balance and len(parts) > 1:
+        counts = count_experts(model, parts)
+        torch.manual_seed(seed)  # what was counted is what will be routed
+    balancing.begin()
+    sums: dict[str, Tensor] = {}
+    loads: list[Tensor] = []
+    finite: list[Tensor] = []
+    for ids in parts:
+        with autocast(ids.device):
+            out = model(
+                ids, labels=ids, expert_counts=counts, aux_loss_coef=balancing.aux_loss_coef
+            )
+        assert out.loss is not None
+        (out.loss / len(parts)).backward()
+        balancing.observe(out.routings)
+        for key in ("lm_loss", "aux_loss", "z_loss"):
+            if (value := getattr(out, key)) is not None:
+                sums[key] = sums.get(key, 0) + value.detach() / len(parts)
+        seen = [routing.load() for routing in out.routings]
+        loads = [a + b for a, b in zip(loads, seen, strict=True)] if loads else seen
+        known = [all_finite(routing.logits) for routing in out.routings]
+        finite = [a & b for a, b in zip(finite, known, strict=True)] if finite else known
+    return Step(sums, loads, finite)
+
+
+@torch.no_grad()
+def count_experts(model: MixtralModel, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Assignments per expert [E] of each sparse layer over all parts of a batch, and over ranks where there are any."""
+    loads: list[GlobalLoad] = []
+    for ids in parts:
+        with autocast(ids.device):
+            routings = model(ids, logits_to_keep=1).routings
+        loads = loads or [GlobalLoad(r.num_experts, device=r.expert.device) for r in routings]
+        for load, routing in zip(loads, routings, strict=True):
+            load.add(routing)
+    for load in loads:
+        load.all_reduce()
+    return [load.counts for load in loads]
+
+
+def all_finite(logits: Tensor | None) -> Tensor:
+    """Whether router logits hold neither NaN nor infinity, a bool scalar on their device; true where there are none."""
+    return torch.tensor(True) if logits is None else logits.detach().isfinite().all()
+
+
+def require_finite(model: MixtralModel, step: Step, norm: Tensor) -> None:
+    """Look at a step before its gradient reaches the weights; one fetch from the device for all layers and the norm.
+
+    Raises:
+        MinimoeError: names the first layer (from 1) whose router logits are not finite, or else the gradient.
+    """
+    flags = torch.stack([f.to(norm.device) for f in (*step.finite, norm.isfinite())])
+    *routers, gradient = flags.tolist()
+    if not all(routers):
+        config = model.config
+        sparse = [i + 1 for i in range(config.num_hidden_layers) if config.is_sparse(i)]
+        layer = sparse[routers.index(False)]
+        raise MinimoeError(f"the router logits of layer {layer} are not finite")
+    if not gradient:
+        raise MinimoeError("the gradient is not finite")
