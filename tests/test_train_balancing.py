@@ -129,7 +129,10 @@ def test_trap_8_evaluation_and_recomputation_do_not_move_the_bias() -> None:
 def test_the_bias_balances_a_run(corpus: Corpus, tmp_path: Path) -> None:
     uneven: list[float] = []
     for name, rate in (("without", 0.0), ("with", 0.02)):
-        model = SIGMOID | {"router_bias_update_rate": rate, "router_aux_loss_type": "none"}
+        model: dict[str, Any] = SIGMOID | {
+            "router_bias_update_rate": rate,
+            "router_aux_loss_type": "none",
+        }
         run = tiny_run(tmp_path / name, corpus, model=model, steps=60, eval_every=60, save_every=60)
         run.train(progress=False)
         last = [r["max_vio"] for r in log_of(tmp_path / name) if "max_vio" in r][-10:]
