@@ -22,8 +22,13 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def write_folder(
-    folder: Path, config: str, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None, max_shard_size: int
-) -> None:  # fmt: skip
+    folder: Path,
+    config: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None,
+    max_shard_size: int,
+) -> None:
     """Write config.json (its text is `config`) and the tensors, in shards of at most `max_shard_size` bytes.
 
     Floating types become `dtype`, None: stay. All files are written beside their places before the first one moves
@@ -43,7 +48,7 @@ def write_folder(
         raise CheckpointError(
             f"the folder {folder} cannot be made ({error}); give one that can be written"
         ) from error
-    path = folder
+    path, moving = folder, False
     try:
         with contextlib.ExitStack() as stack:
             # what is begun last is put in its place first: the shards, then config.json, then the index
@@ -65,11 +70,16 @@ def write_folder(
                 )
                 with temporary.open("rb+") as file:  # a disk may say only now that it is full
                     os.fsync(file.fileno())
+            moving = True
             for old in [*folder.glob("*.safetensors"), folder / INDEX]:
                 ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
                 if ours and old.name not in names:
                     old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
+        if moving:
+            raise CheckpointError(
+                f"a file of {folder} could not be put in its place ({error}); the folder is not whole: save again"
+            ) from error
         raise unwritten(path, error) from error
 
 

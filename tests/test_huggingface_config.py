@@ -1,0 +1,308 @@
+"""Configurations of transformers: translated both ways, every field accounted for, and refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimoe import ModelConfig
+from minimoe.__main__ import main
+from minimoe.checkpoint import FAMILIES, from_huggingface, read_config, to_huggingface
+from minimoe.config import ROUTER_TYPES
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.model import MixtralModel
+from minimoe.presets import PRESETS
+from tests.huggingface import COMMON, OWN, library, saved
+from tests.small import TINY, random_ids, tiny_model
+
+# config.json as it was published, by preset
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": {
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "transformers_version": "4.36.0.dev0", "use_cache": True, "vocab_size": 32000,
+    },
+    "mixtral-8x22b": {
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 6144, "initializer_range": 0.02, "intermediate_size": 16384,
+        "max_position_embeddings": 65536, "model_type": "mixtral", "num_attention_heads": 48,
+        "num_experts_per_tok": 2, "num_hidden_layers": 56, "num_key_value_heads": 8, "num_local_experts": 8,
+        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+        "vocab_size": 32000,
+    },
+    "olmoe-1b-7b": {
+        "architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "clip_qkv": None,
+        "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type": "olmoe", "norm_topk_prob": False,
+        "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16,
+        "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 50304,
+    },
+    "qwen1.5-moe-a2.7b": {
+        "architectures": ["Qwen2MoeForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 5632, "max_position_embeddings": 8192, "max_window_layers": 21,
+        "model_type": "qwen2_moe", "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16,
+        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+        "decoder_sparse_step": 1, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+        "num_experts_per_tok": 4, "num_experts": 60, "norm_topk_prob": False, "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    },
+    "qwen3-30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+        "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+        "use_sliding_window": False, "vocab_size": 151936,
+    },
+}  # fmt: skip
+
+
+def example(kind: str, **changes: Any) -> dict[str, Any]:
+    """config.json of a tiny model, as transformers 5 would write it."""
+    return {"model_type": kind, **COMMON, **OWN[kind], **changes}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_configurations_are_the_presets(name: str) -> None:
+    # transformers has no z-loss, so its coefficient is not in the file
+    assert from_huggingface(PUBLISHED[name]) == PRESETS[name].replace(router_z_loss_coef=0.0)
+    again = from_huggingface(to_huggingface(PRESETS[name]))
+    assert again == PRESETS[name].replace(router_z_loss_coef=0.0)
+    assert to_huggingface(PRESETS[name])["model_type"] == PUBLISHED[name]["model_type"]
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_missing_fields_have_the_defaults_of_transformers(kind: str) -> None:
+    """And every field of their configuration class has a translation, or is known to be irrelevant."""
+    theirs = from_huggingface(library().AutoConfig.for_model(kind).to_dict())
+    ours = from_huggingface({"model_type": kind})
+    assert ours.head_size == theirs.head_size
+    assert ours.replace(head_dim=None) == theirs.replace(head_dim=None)
+
+
+@pytest.mark.parametrize("kind", sorted(set(FAMILIES) - {"llama"}))  # which is written as Mistral
+def test_what_is_written_means_the_same_to_transformers(kind: str) -> None:
+    config = from_huggingface(example(kind))
+    written = to_huggingface(config, torch.bfloat16)
+    theirs = library().AutoConfig.for_model(**written)
+    expected = library().AutoConfig.for_model(written["model_type"], **COMMON | OWN[kind])
+    for name in expected.to_dict():
+        if name in ("architectures", "dtype", "max_window_layers"):
+            continue
+        a, b = getattr(theirs, name), getattr(expected, name)
+        if name in ("mlp_only_layers", "decoder_sparse_step"):
+            continue  # two ways to say which layers are dense, compared below
+        if name == "head_dim":
+            a, b = a or 4, b or 4
+        if name == "sliding_window" and b and b >= 32:
+            b = None  # it cuts nothing
+        assert a == b, name
+    assert str(theirs.dtype) == "torch.bfloat16"
+    dense = {"qwen2_moe": (1,), "qwen3_moe": (0, 2)}
+    every = tuple(range(config.num_hidden_layers)) if FAMILIES[kind].dense else ()
+    assert config.mlp_only_layers == dense.get(kind, every)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        ("mixtral", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling has rope_type = 'linear'"),
+        ("mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "has rope_type = 'yarn'"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type = 'llama3'"),
+        ("qwen3_moe", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ("qwen3_moe", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("qwen2_moe", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "its own for full_attention"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+        ("olmoe", {"head_dim": 8}, "head_dim is 8"),
+        ("mixtral", {"attention_dropout": 0.1}, "attention_dropout is 0.1"),
+        ("mixtral", {"hidden_act": "relu2"}, "hidden_act is 'relu2'; known are silu"),
+        ("mixtral", {"quantization_config": {"quant_method": "awq"}}, "quantization_config is {'quant_method': 'awq'}"),
+        ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob is False, a field of 'mixtral' that has no translation"),
+        ("mixtral", {"mystery": 1}, "mystery is 1"),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 8}, "is true with sliding_window = 8"),
+        ("qwen2_moe", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types has 'sliding_attention'"),
+        ("qwen3_moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7 but num_experts is 6"),
+        ("qwen3_moe", {"hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ("qwen3_moe", {"num_hidden_layers": "some"}, "config.json"),
+        ("qwen3_moe", {"rope_parameters": "default"}, "config.json"),
+        ("mixtral", {"pretraining_tp": 2}, "pretraining_tp is 2"),
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_have_is_refused_by_name(
+    tmp_path: Path, kind: str, changes: dict[str, Any], named: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(example(kind, **changes)))
+    with pytest.raises(CheckpointError) as caught:
+        read_config(tmp_path)
+    assert named in str(caught.value)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        ("mixtral", {"sliding_window": 16}, "sliding_window = 16"),
+        ("mistral", {"sliding_window": 16}, "sliding_window = 16"),
+        ("olmoe", {"attention_bias": True}, "attention_output_bias = True"),
+        ("qwen3_moe", {"attention_bias": True}, "attention_output_bias = True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias = True"),
+    ],
+)
+def test_what_is_counted_but_not_built_is_refused_with_its_folder(
+    tmp_path: Path, kind: str, changes: dict[str, Any], named: str
+) -> None:
+    saved(tmp_path, kind, **changes)
+    assert read_config(tmp_path).unsupported() == [named]
+    with pytest.raises(CheckpointError) as caught:
+        MixtralModel.from_pretrained(tmp_path)
+    assert named in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_unknown_families_are_named() -> None:
+    with pytest.raises(ConfigError, match="model_type is 'gpt2'; known are mixtral, olmoe"):
+        from_huggingface({"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # a window as wide as the model sees cuts nothing
+        ({"sliding_window": 32}, {"sliding_window": None}),
+        ({"sliding_window": 31}, {"sliding_window": 31}),
+        # switched off, or not known and null
+        ({"mystery": None, "rope_scaling": None}, {}),
+        # of transformers 4, and both; the newer one counts
+        ({"rope_parameters": None, "rope_theta": 77.0}, {"rope_theta": 77.0}),
+        ({"rope_theta": 77.0}, {"rope_theta": 500.0}),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 77.0}, {"rope_theta": 77.0}),
+        ({"rope_parameters": None}, {"rope_theta": 1e6}),
+        ({"num_key_value_heads": None}, {"num_key_value_heads": 4}),
+        ({"head_dim": None}, {"head_dim": None}),
+        ({"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "gelu_tanh"}),
+        ({"router_jitter_noise": 0.1}, {"router_jitter_noise": 0.1}),
+    ],
+)
+def test_ways_of_saying_it(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    plain = from_huggingface(example("mixtral"))
+    assert from_huggingface(example("mixtral", **changes)) == plain.replace(**expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dense"),
+    [
+        ({"decoder_sparse_step": 1}, ()),
+        ({"decoder_sparse_step": 2}, (0, 2)),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": [2]}, (0, 1, 2, 3)),
+        ({"decoder_sparse_step": 1, "mlp_only_layers": [0, 3]}, (0, 3)),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (0, 2, 3)),
+    ],
+)
+def test_sparse_steps_are_those_of_transformers(
+    fields: dict[str, Any], dense: tuple[int, ...]
+) -> None:
+    values = example("qwen3_moe", **fields)
+    assert from_huggingface(values).mlp_only_layers == dense
+    del values["model_type"]
+    theirs = library().AutoModelForCausalLM.from_config(
+        library().AutoConfig.for_model("qwen3_moe", **values)
+    )
+    plain = [i for i, x in enumerate(theirs.model.layers) if not hasattr(x.mlp, "experts")]
+    assert dense == tuple(plain)
+
+
+QWEN2: dict[str, Any] = {"attention_bias": True, "shared_expert_gate": True, "n_shared_experts": 2,
+                         "norm_topk_prob": False, "moe_intermediate_size": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "mixtral"),
+        ({"moe_intermediate_size": 12, "head_dim": 6}, "mixtral"),
+        # training alone, or without effect here
+        ({"capacity_factor": 1.0, "router_aux_loss_type": "sequence", "n_group": 3, "slots_per_expert": 4}, "mixtral"),
+        ({"qk_norm": "full", "norm_topk_prob": False}, "olmoe"),
+        ({"qk_norm": "head", "mlp_only_layers": (1,), "moe_intermediate_size": 8}, "qwen3_moe"),
+        (QWEN2, "qwen2_moe"),
+        (QWEN2 | {"mlp_only_layers": (0,), "attention_bias": False}, "qwen2_moe"),
+        ({"mlp_only_layers": (0, 1)}, "mistral"),
+        ({"mlp_only_layers": (0, 1), "attention_bias": True, "router_type": "sigmoid"}, "qwen2"),
+        ({"mlp_only_layers": (0, 1), "qk_norm": "head"}, "qwen3"),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_the_family_that_computes_the_same_is_found(
+    tmp_path: Path, changes: dict[str, Any], kind: str
+) -> None:
+    model = tiny_model(**changes)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.rand_like(parameter) - 0.5)
+    model.save_pretrained(tmp_path, layout="huggingface")
+    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert theirs.config.model_type == kind
+    ids = random_ids(2, 12)
+    torch.testing.assert_close(model(ids).logits, theirs(ids).logits, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "fields"),
+    [
+        ({"norm_topk_prob": False}, "mixtral", ["norm_topk_prob = False"]),
+        ({"mlp_only_layers": (0,)}, "mixtral", ["mlp_only_layers = (0,)"]),
+        ({"n_shared_experts": 1}, "qwen2_moe", ["shared_expert_gate = False"]),
+        ({"qk_norm": "full", "head_dim": 6}, "mixtral", ["qk_norm = 'full'"]),
+        ({"attention_type": "switchhead"}, "mixtral", ["attention_type = 'switchhead'"]),
+        ({"mlp_only_layers": (0, 1), "qk_norm": "full"}, "mistral", ["qk_norm = 'full'"]),
+        ({"router_type": "sigmoid", "routed_scaling_factor": 2.0}, "mixtral",
+         ["router_type = 'sigmoid'", "routed_scaling_factor = 2.0"]),
+    ],
+)  # fmt: skip
+def test_what_no_family_can_have_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], kind: str, fields: list[str]
+) -> None:
+    model = tiny_model(**changes)
+    with pytest.raises(ConfigError) as caught:
+        model.save_pretrained(tmp_path / "new", layout="huggingface")
+    message = str(caught.value)
+    assert f"the closest is {kind!r}, which cannot have {', '.join(fields)}: save it" in message
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("router", [r for r in ROUTER_TYPES if r != "top_k"])
+def test_no_other_router_is_passed_off_as_theirs(router: str) -> None:
+    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router, 2)
+    with pytest.raises(ConfigError, match=f"router_type = '{router}'"):
+        to_huggingface(TINY.replace(router_type=router, num_experts_per_tok=k))
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b"])
+def test_what_is_only_counted_has_no_family(name: str) -> None:
+    with pytest.raises(ConfigError, match="no family of transformers"):
+        to_huggingface(ModelConfig.preset(name))
+
+
+def test_costs_of_a_folder_of_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["mixtral-8x7b"]))
+    assert main(["cost", str(tmp_path), "--json"]) == 0
+    folder = json.loads(capsys.readouterr().out)
+    assert main(["cost", "mixtral-8x7b", "--json"]) == 0
+    preset = json.loads(capsys.readouterr().out)
+    assert folder["parameters"] == preset["parameters"]
