@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from minimoe.capacity import DropStats, expert_capacity, limit_capacity, places
 from minimoe.dispatch import capacity, get_dispatcher, loop
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
 from tests.small import TINY, topk_routing
@@ -190,54 +189,6 @@ def test_capacity_dispatcher_runs_kept_rows_only() -> None:
         patch.setattr(torch, "bmm", counting)
         capacity(x, limited, experts)
     assert rows == [1, 1]
-
-
-@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
-def test_layer_under_autocast(name: str) -> None:
-    torch.manual_seed(0)
-    layer = MoELayer(TINY.replace(experts_implementation=name))
-    x = torch.randn(20, TINY.hidden_size, requires_grad=True)
-    y, routing = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast, other = layer(x)
-    assert cast.dtype == torch.float32
-    assert torch.equal(routing.expert, other.expert) and other.weight.dtype == torch.float32
-    torch.testing.assert_close(cast, y, atol=0.02 * float(y.detach().abs().max()), rtol=0.05)
-    cast.sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
-
-
-def compare_compiled(name: str, backend: str, sizes: tuple[int, ...]) -> None:
-    """A layer and its compiled self: the same outputs, choices and gradients for every T in `sizes`."""
-    torch.manual_seed(0)
-    layer = MoELayer(TINY.replace(experts_implementation=name))
-    compiled = torch.compile(layer, backend=backend)
-    for t in sizes:
-        x = torch.randn(t, TINY.hidden_size, requires_grad=True)
-        y, routing = layer(x)
-        other, again = compiled(x)
-        torch.testing.assert_close(other, y)
-        assert torch.equal(routing.expert, again.expert)
-        upstream = torch.randn_like(y)
-        inputs = (x, *layer.parameters())
-        expected = torch.autograd.grad(y, inputs, upstream)
-        for a, b in zip(torch.autograd.grad(other, inputs, upstream), expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-
-# the choice of the backend of products is cached, and traced through
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
-def test_layer_under_compile(name: str) -> None:
-    """Traced forward and backward, with graph breaks where counts are read; no code is generated."""
-    compare_compiled(name, "aot_eager", (20,))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-@pytest.mark.parametrize("name", ["loop", "capacity", "grouped"])
-def test_layer_under_compile_with_generated_code(name: str) -> None:
-    compare_compiled(name, "inductor", (20, 7))
 
 
 def test_model_with_the_capacity_dispatcher() -> None:

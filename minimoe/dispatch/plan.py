@@ -32,5 +32,8 @@ def plan(routing: Routing) -> Plan:
     order = routing.expert.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    counts = torch.bincount(routing.expert, minlength=routing.num_experts)
+    # not bincount: the length of what it returns depends on the data, which no compiled graph can know
+    counts = order.new_zeros(routing.num_experts).index_add_(
+        0, routing.expert, torch.ones_like(order)
+    )
     return Plan(order=order, token=routing.token[order], counts=counts, inverse=inverse)

@@ -1,0 +1,156 @@
+"""torch.compile and autocast: whole graphs, the same numbers and gradients, routers that stay in float32."""
+
+from collections.abc import Callable, Generator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import UserError
+
+from minimoe.experts_int8 import quantize_experts
+from minimoe.layers import MoELayer
+from tests.small import TINY, random_ids, tiny_model
+from tests.zoo import ZOO, D, build
+
+DISPATCHERS = ["loop", "capacity", "grouped"]
+every_dispatcher = pytest.mark.parametrize("name", DISPATCHERS)
+# the choice of the backend of products is cached, and traced through
+quiet = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> Generator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compare(
+    layer: MoELayer, compiled: Callable[[Tensor], tuple[Tensor, object]], sizes: tuple[int, ...]
+) -> None:
+    """A layer and its compiled self: the same outputs, choices and gradients for every T in `sizes`."""
+    for t in sizes:
+        x = torch.randn(t, TINY.hidden_size, generator=torch.Generator().manual_seed(t))
+        x.requires_grad_()
+        y, routing = layer(x)
+        other, again = compiled(x)
+        torch.testing.assert_close(other, y)
+        assert torch.equal(routing.expert, getattr(again, "expert"))  # noqa: B009
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        inputs = (x, *layer.parameters())
+        expected = torch.autograd.grad(y, inputs, upstream)
+        for a, b in zip(torch.autograd.grad(other, inputs, upstream), expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def layer_of(name: str, **changes: object) -> MoELayer:
+    torch.manual_seed(0)
+    return MoELayer(TINY.replace(experts_implementation=name, **changes))
+
+
+@quiet
+@every_dispatcher
+def test_a_layer_is_one_graph(name: str) -> None:
+    """Forward and backward are traced without a break, counts that are read on the host included; no code is made."""
+    layer = layer_of(name)
+    compare(layer, torch.compile(layer, backend="aot_eager", fullgraph=True), (20,))
+
+
+@quiet
+def test_a_layer_with_all_its_parts_is_one_graph() -> None:
+    layer = layer_of(
+        "grouped", router_type="sigmoid", n_shared_experts=1, shared_expert_gate=True, capacity_factor=1.0
+    )  # fmt: skip
+    compare(layer.train(), torch.compile(layer, backend="aot_eager", fullgraph=True), (20,))
+
+
+@pytest.mark.slow
+@quiet
+@every_dispatcher
+def test_a_layer_in_generated_code(name: str) -> None:
+    layer = layer_of(name)
+    compare(layer, torch.compile(layer), (20, 7))
+
+
+MODES = [(name, training) for name in ZOO for training in (False, True)]
+# expert choice reads the lengths of the sequences on the host; an auction lasts as long as it lasts
+BROKEN = [("expert choice", False), ("expert choice", True), ("base", True)]
+KNOWN = {"token_ids": torch.arange(20), "sequence": torch.arange(2).repeat_interleave(10)}
+
+
+@quiet
+@pytest.mark.parametrize(("name", "training"), [mode for mode in MODES if mode not in BROKEN])
+def test_a_router_is_one_graph(name: str, training: bool) -> None:
+    router = build(name).train(training)
+    x = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    expected = router(x, **KNOWN)
+    torch.manual_seed(0)
+    routing = torch.compile(router, backend="eager", fullgraph=True)(x, **KNOWN)
+    assert type(routing) is type(expected)
+    assert routing.shape == expected.shape and routing.k == expected.k
+    torch.testing.assert_close(routing.dense(), expected.dense())
+    assert torch.equal(routing.sequence, KNOWN["sequence"])
+
+
+@quiet
+@pytest.mark.parametrize(("name", "training"), BROKEN)
+def test_routers_that_read_on_the_host_are_no_graph(name: str, training: bool) -> None:
+    router = torch.compile(build(name).train(training), backend="eager", fullgraph=True)
+    with pytest.raises(UserError, match="data-dependent"):
+        router(torch.randn(20, D), **KNOWN)
+
+
+@quiet
+def test_a_layer_in_int8_compiles() -> None:
+    layer = quantize_experts(layer_of("grouped"))
+    x = torch.randn(20, TINY.hidden_size)
+    compiled = torch.compile(layer, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
+@every_dispatcher
+def test_trap_11_autocast_keeps_the_router_in_float32_and_gradients_finite(name: str) -> None:
+    layer = layer_of(name)
+    x = torch.randn(20, TINY.hidden_size, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    y, routing = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast, other = layer(x)
+        cast.sum().backward()
+    assert cast.dtype == torch.float32
+    assert routing.logits is not None and other.logits is not None
+    assert torch.equal(routing.logits, other.logits) and torch.equal(routing.weight, other.weight)
+    torch.testing.assert_close(cast, y, atol=0.02 * float(y.detach().abs().max()), rtol=0.05)
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        assert bool(torch.isfinite(parameter.grad).all()) and bool(parameter.grad.any())
+
+
+@pytest.mark.parametrize("router", ZOO)
+def test_trap_11_autocast_leaves_every_router_as_it_is_in_training(router: str) -> None:
+    x = torch.randn(12, D, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ids = torch.arange(12)
+    torch.manual_seed(0)
+    plain = build(router).train()(x, token_ids=ids)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = build(router).train()(x, token_ids=ids)
+    assert cast.weight.dtype == torch.float32
+    if router != "uniform random":
+        assert torch.equal(plain.dense(), cast.dense())
+
+
+def test_a_model_trains_under_autocast() -> None:
+    model = tiny_model().train()
+    ids = random_ids(2, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(ids, labels=ids)
+    assert out.loss is not None and out.loss.dtype == torch.float32
+    out.loss.backward()
+    exact = model(ids, labels=ids).loss
+    assert exact is not None
+    torch.testing.assert_close(out.loss, exact, atol=0.05, rtol=0.02)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
