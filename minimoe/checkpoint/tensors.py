@@ -144,9 +144,12 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(
             f"{path} is not an index of shards ({type(error).__name__}: {error}); expected an object with 'weight_map'"
         ) from error
-    strange = sorted(name for name in set(places.values()) if Path(name).name != name)
+    files = set(places.values())
+    strange = sorted(f for f in files if Path(f).name != f or not f.endswith(".safetensors"))
     if strange:
-        raise CheckpointError(f"{path} names files outside of its folder: {', '.join(strange)}")
+        raise CheckpointError(
+            f"{path} names what is no safetensors file of its folder: {', '.join(strange)}"
+        )
     return places
 
 

@@ -1,0 +1,417 @@
+"""Folders of weights: shards, one layer alone, what is missing or foreign, lean reading, and writes that fail."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minimoe import MixtralModel
+from minimoe.checkpoint import TensorFiles, load_layer
+from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.experts_int8 import quantize_experts
+from minimoe.model import Block
+from minimoe.presets import PRESETS
+from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
+
+INDEX = "model.safetensors.index.json"
+
+
+def shards(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*.safetensors"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A Mixtral folder of one expert or so a shard."""
+    folder = tmp_path / "sharded"
+    tiny_model().save_pretrained(folder, layout="huggingface", max_shard_size=8000)
+    assert len(shards(folder)) > 5
+    return folder
+
+
+# --- shards ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_trap_20_shards_hold_every_tensor_once_and_within_the_limit(
+    tmp_path: Path, layout: str
+) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "one", layout=layout)
+    model.save_pretrained(tmp_path / "many", layout=layout, max_shard_size=6000)
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    index = json.loads((tmp_path / "many" / INDEX).read_text())
+    found: dict[str, Tensor] = {}
+    for name in shards(tmp_path / "many"):
+        part = load_file(tmp_path / "many" / name)
+        assert all(index["weight_map"][key] == name for key in part)
+        assert len(part) == 1 or sum(v.nbytes for v in part.values()) <= 6000
+        assert not found.keys() & part.keys()
+        found |= part
+    assert found.keys() == whole.keys() == index["weight_map"].keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+    assert index["metadata"]["total_size"] == sum(v.nbytes for v in whole.values())
+    count = len(shards(tmp_path / "many"))
+    assert shards(tmp_path / "many")[0] == f"model-00001-of-{count:05}.safetensors"
+    for folder in ("one", "many"):
+        again = MixtralModel.from_pretrained(tmp_path / folder)
+        assert weights_digest(again) == weights_digest(model)
+
+
+def test_a_limit_counts_the_bytes_that_are_written(tmp_path: Path) -> None:
+    model = tiny_model()
+    size = sum(v.nbytes for v in load_all(model, tmp_path / "whole").values())
+    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16, max_shard_size=size // 2)
+    assert shards(tmp_path / "half") == ["model.safetensors"]
+    model.save_pretrained(tmp_path / "less", dtype=torch.bfloat16, max_shard_size=size // 2 - 1)
+    assert len(shards(tmp_path / "less")) == 2
+
+
+def load_all(model: MixtralModel, folder: Path) -> dict[str, Tensor]:
+    model.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def test_older_weights_in_the_folder_are_not_left_to_be_read(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"not ours")
+    for seed, size in enumerate((None, 8000, 20000, None)):
+        model = tiny_model(seed)
+        model.save_pretrained(tmp_path, layout="huggingface", max_shard_size=size)
+        assert weights_digest(MixtralModel.from_pretrained(tmp_path)) == weights_digest(model)
+        named = {"model.safetensors"}
+        if size is not None:
+            named = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
+        assert set(shards(tmp_path)) - {"state.safetensors"} == named
+        assert (tmp_path / INDEX).exists() == (size is not None)
+    assert (tmp_path / "state.safetensors").read_bytes() == b"not ours"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"layout": "gguf"}, "layout is 'gguf'; known are minimoe, huggingface"),
+        ({"max_shard_size": 0}, "max_shard_size is 0"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    tmp_path: Path, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        tiny_model().save_pretrained(tmp_path / "new", **arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_int8_experts_have_no_place_in_the_layout_of_transformers(tmp_path: Path) -> None:
+    model = quantize_experts(tiny_model())
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.\w+_scale.*quantised"):
+        model.save_pretrained(tmp_path / "new", layout="huggingface")
+    assert not (tmp_path / "new").exists()
+
+
+# --- writes that fail --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [None, 8000])
+def test_a_disk_that_fills_up_between_shards_leaves_the_old_checkpoint(
+    tmp_path: Path, before: int | None
+) -> None:
+    old = tiny_model()
+    old.save_pretrained(tmp_path, layout="huggingface", max_shard_size=before)
+    files = contents(tmp_path)
+    # the experts' shards still fit, the first one with the embedding does not: it is written last
+    new = tiny_model(1, vocab_size=400, tie_word_embeddings=False)
+    with (
+        small_disk(20_000),
+        pytest.raises(CheckpointError, match="what was there before is unchanged"),
+    ):
+        new.save_pretrained(tmp_path, layout="huggingface", max_shard_size=16_000)
+    assert contents(tmp_path) == files
+
+
+def test_an_interrupted_exchange_of_shards_is_refused_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index goes before the first new shard moves in and comes after the last one."""
+    for seed in (0, 1):
+        tiny_model(seed).save_pretrained(
+            tmp_path / str(seed), layout="huggingface", max_shard_size=8000
+        )
+    assert shards(tmp_path / "0") == shards(tmp_path / "1")  # so that names alone would not tell
+    moved: list[Path] = []
+    replace = Path.replace
+
+    def twice(self: Path, target: Path) -> Path:
+        if len(moved) == 2:
+            raise OSError("the power is cut")
+        moved.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", twice)
+    with pytest.raises(CheckpointError, match="the folder is not whole: save again"):
+        tiny_model(1).save_pretrained(tmp_path / "0", layout="huggingface", max_shard_size=8000)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        MixtralModel.from_pretrained(tmp_path / "0")
+
+
+# --- one layer ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_one_layer_is_read_without_the_rest(tmp_path: Path, layout: str) -> None:
+    model = tiny_model(num_hidden_layers=4, mlp_only_layers=(2,) if layout == "minimoe" else ())
+    model.save_pretrained(tmp_path, layout=layout, max_shard_size=4000)
+    places = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    for layer in (1, 2):
+        folder = tmp_path / str(layer)
+        shutil.copytree(tmp_path, folder, ignore=shutil.ignore_patterns("1", "2"))
+        needed = {name for key, name in places.items() if f"layers.{layer}." in key}
+        for name in shards(folder):
+            if name not in needed:
+                (folder / name).unlink()
+        assert 0 < len(needed) < len(set(places.values())) / 2
+        block = load_layer(folder, layer)
+        assert isinstance(block, Block)
+        assert not block.training
+        assert weights_digest(block) == weights_digest(model.layers[layer])
+        with pytest.raises(CheckpointError, match=r"not in the folder: fetch them too"):
+            MixtralModel.from_pretrained(folder)
+        with pytest.raises(CheckpointError, match=r"which is not in the folder: fetch it too"):
+            load_layer(folder, 0)
+
+
+@torch.no_grad()
+def test_one_layer_computes_what_it_does_in_the_model(sharded: Path) -> None:
+    block = load_layer(sharded, 1)
+    assert isinstance(block, Block)
+    whole = MixtralModel.from_pretrained(sharded)
+    x = torch.randn(7, 16)
+    theirs = whole.layers[1]
+    assert isinstance(theirs, Block)
+    torch.testing.assert_close(block.mlp(x)[0], theirs.mlp(x)[0], atol=0, rtol=0)
+
+
+def test_one_layer_comes_in_the_type_asked_for(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, layout="huggingface", dtype=torch.bfloat16)
+    assert {p.dtype for p in load_layer(tmp_path, 0).parameters()} == {torch.bfloat16}
+    block = load_layer(tmp_path, 0, dtype=torch.float64)
+    assert {p.dtype for p in block.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("layer", [-1, 2, 10])
+def test_a_layer_that_is_not_there_is_refused(sharded: Path, layer: int) -> None:
+    with pytest.raises(CheckpointError, match=f"layer is {layer}, but .* has layers 0 to 1"):
+        load_layer(sharded, layer)
+
+
+def test_a_layer_that_does_not_fit_is_refused_and_others_are_not_looked_at(tmp_path: Path) -> None:
+    tiny_model(num_hidden_layers=12).save_pretrained(tmp_path, layout="huggingface")
+    tensors = load_file(tmp_path / "model.safetensors")
+    # layers 1 and 11 must not be taken for one another
+    del tensors["model.layers.11.self_attn.q_proj.weight"]
+    tensors["model.layers.1.mlp.extra"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_layer(tmp_path, 0)
+    with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.1\.mlp\.extra \(1\)$"):
+        load_layer(tmp_path, 1)
+    with pytest.raises(
+        CheckpointError, match=r"missing: model\.layers\.11\.self_attn\.q_proj\S+ \(1\)$"
+    ):
+        load_layer(tmp_path, 11)
+
+
+def test_a_block_of_mixtral_8x7b_has_the_size_that_the_documentation_names() -> None:
+    with torch.device("meta"):
+        model = MixtralModel(PRESETS["mixtral-8x7b"])
+    block = sum(p.numel() for p in model.layers[0].parameters())
+    assert round(2 * block / 1e9, 1) == 2.9
+    assert round(2 * model.num_parameters() / 1e9) == 93
+
+
+# --- foreign, partial and damaged folders -----------------------------------------------------------
+
+
+def edit_index(folder: Path, change: Any) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def test_trap_20_an_index_that_names_an_absent_file(sharded: Path) -> None:
+    gone = shards(sharded)[3]
+    (sharded / gone).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        MixtralModel.from_pretrained(sharded)
+    assert gone in str(caught.value)
+    assert str(sharded / INDEX) in str(caught.value)
+
+
+def test_trap_20_a_truncated_shard_is_named(sharded: Path) -> None:
+    path = sharded / shards(sharded)[2]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=f"{path.name} is not a complete safetensors file"):
+        MixtralModel.from_pretrained(sharded)
+
+
+def test_trap_20_an_index_that_is_wrong_about_a_shard(sharded: Path) -> None:
+    first, last = shards(sharded)[0], shards(sharded)[-1]
+    edit_index(sharded, lambda places: places.update({"model.norm.weight": first}))
+    with pytest.raises(CheckpointError, match=rf"says that {first} holds model\.norm\.weight"):
+        MixtralModel.from_pretrained(sharded)
+    edit_index(sharded, lambda places: places.update({"model.norm.weight": last}))
+    MixtralModel.from_pretrained(sharded)
+    edit_index(sharded, lambda places: places.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"missing: model\.norm\.weight \(1\)$"):
+        MixtralModel.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": 3}'])
+def test_what_is_no_index_is_refused(sharded: Path, text: str) -> None:
+    (sharded / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{INDEX} is not an index of shards"):
+        MixtralModel.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize(
+    "place", ["../model.safetensors", "/tmp/model.safetensors", "..", "weights.bin"]
+)
+def test_an_index_reaches_nothing_outside_of_its_folder(sharded: Path, place: str) -> None:
+    edit_index(sharded, lambda places: places.update({"model.norm.weight": place}))
+    with pytest.raises(CheckpointError, match="names what is no safetensors file of its folder"):
+        MixtralModel.from_pretrained(sharded)
+
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.3"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop(f"{EXPERT}.w1.weight"), rf"missing: {EXPERT}\.w1\.weight \(1\)$"),
+        (lambda t: t.update({f"{EXPERT}.w4.weight": torch.zeros(2)}), rf"unexpected: {EXPERT}\.w4\.weight \(1\)$"),
+        (lambda t: t.update({f"{EXPERT}.w2.weight": torch.zeros(24, 16)}),
+         rf"wrong shape: {EXPERT}\.w2\.weight is \(24, 16\), expected \(16, 24\) \(1\)$"),
+        (lambda t: t.update({f"{EXPERT}.w1.weight": torch.zeros(24, 16, dtype=torch.int8)}),
+         rf"wrong type: {EXPERT}\.w1\.weight is torch\.int8, expected torch\.float32 or one of its kind \(1\)$"),
+        (lambda t: t.update({f"{EXPERT}.w1.weight": torch.zeros(24, 16).to(torch.float8_e4m3fn)}),
+         rf"{EXPERT}\.w1\.weight has the type F8_E4M3; known are F64"),
+        (lambda t: t.update({"lm_head.weight": torch.zeros(64, 16)}), r"holds an lm_head\.weight of its own"),
+        # a base model without its head, whose names lack the prefix
+        (lambda t: t.update({k[6:]: t.pop(k) for k in list(t)}), r"missing: model\..* \(\d+\); unexpected: .*"),
+    ],
+)  # fmt: skip
+def test_trap_20_foreign_and_partial_folders_name_their_tensors(
+    tmp_path: Path, change: Any, named: str
+) -> None:
+    tiny_model().save_pretrained(tmp_path, layout="huggingface")
+    tensors = load_file(tmp_path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=named.replace(".layers.", r"\.layers\.")) as caught:
+        MixtralModel.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_a_pickle_is_not_read(tmp_path: Path, name: str) -> None:
+    tiny_model().save_pretrained(tmp_path, layout="huggingface")
+    (tmp_path / "model.safetensors").unlink()
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save(Bomb(), tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        MixtralModel.from_pretrained(tmp_path)
+    assert f"only {name}: a pickle can run any program" in str(caught.value)
+    assert "save_pretrained(NEW_FOLDER)" in str(caught.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_name_of_the_hub_gets_the_way_to_fetch_it() -> None:
+    with pytest.raises(CheckpointError, match="hf download OWNER/NAME --local-dir FOLDER"):
+        MixtralModel.from_pretrained("mistralai/Mixtral-8x7B-v0.1")
+
+
+# --- lean reading ------------------------------------------------------------------------------------
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is not a view of a file."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        pytest.skip("needs /proc")
+    line = next((x for x in status.splitlines() if x.startswith("RssAnon")), None)
+    if line is None:
+        pytest.skip("the kernel does not count anonymous memory")
+    return int(line.split()[1]) * 1024
+
+
+def test_reading_holds_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = TINY.replace(hidden_size=256, intermediate_size=512, num_experts=8, num_hidden_layers=4)
+    model = MixtralModel(wide)
+    model.save_pretrained(tmp_path, layout="huggingface", max_shard_size=2**24)
+    size = sum(p.nbytes for p in model.parameters())
+    assert size > 5e7
+    seen: list[int] = []
+    read = TensorFiles.read
+
+    def watched(self: TensorFiles, name: str) -> Tensor:
+        seen.append(anonymous_bytes())
+        return read(self, name)
+
+    monkeypatch.setattr(TensorFiles, "read", watched)
+    before = anonymous_bytes()
+    again = MixtralModel.from_pretrained(tmp_path)
+    assert weights_digest(again) == weights_digest(model)
+    # nothing is there when reading begins: no random weights, no copy of the files
+    assert seen[0] - before < 0.1 * size
+    assert max(seen) - before < 1.15 * size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("router", ROUTER_TYPES)
+@pytest.mark.parametrize("attention", [a for a in ATTENTION_TYPES if a != "mla"])
+def test_nothing_of_a_model_lies_outside_of_its_folder(
+    tmp_path: Path, router: str, attention: str
+) -> None:
+    """Whatever is not read would be uninitialised memory: every router and every attention is read whole."""
+    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router, 2)
+    changes: dict[str, Any] = {"router_type": router, "num_experts_per_tok": k}
+    model = tiny_model(attention_type=attention, **changes)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_()
+        if name.endswith("table"):
+            buffer.random_(5)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(5)
+    again = MixtralModel.from_pretrained(tmp_path)
+    assert torch.initial_seed() == 5  # and no random number was drawn
+    theirs = model.state_dict()
+    assert again.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in again.state_dict().items())
+    assert {name for name, _ in again.named_buffers()} <= set(theirs)
+    ids = random_ids(2, 10)
+    logits: list[Tensor] = []
+    for m in (again, model):
+        torch.manual_seed(0)  # the uniform router draws
+        logits.append(m(ids).logits)
+    assert torch.equal(*logits)
+
+
+def test_errors_are_those_of_the_library() -> None:
+    assert issubclass(CheckpointError, MinimoeError)

@@ -1,0 +1,240 @@
+"""Sparse upcycling: the function before noise, what is copied and what is new, and what cannot keep the function."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimoe import MixtralModel
+from minimoe.errors import ConfigError
+from minimoe.experts import MLP
+from minimoe.layers import MoELayer
+from minimoe.model import Block
+from minimoe.upcycle import upcycle
+from tests.huggingface import library, saved
+from tests.small import random_ids, tiny_model, weights_digest
+
+
+def dense_model(seed: int = 0, **changes: Any) -> MixtralModel:
+    return tiny_model(seed, **{"num_hidden_layers": 3, "mlp_only_layers": (0, 1, 2)} | changes)
+
+
+def mlp(model: MixtralModel, layer: int) -> MLP:
+    block = model.layers[layer]
+    assert isinstance(block, Block)
+    assert isinstance(block.mlp, MLP)
+    return block.mlp
+
+
+def moe(model: MixtralModel, layer: int) -> MoELayer:
+    block = model.layers[layer]
+    assert isinstance(block, Block)
+    assert isinstance(block.mlp, MoELayer)
+    return block.mlp
+
+
+SIZES: list[dict[str, Any]] = [
+    {"num_experts": 5},
+    {"num_experts": 1, "num_experts_per_tok": 1},
+    {"num_experts": 4, "num_experts_per_tok": 1},
+    {"num_experts": 3, "num_experts_per_tok": 3},
+    {"num_experts": 5, "layers": [1]},
+    {"num_experts": 5, "layers": (2, 0)},
+    {"num_experts": 8, "num_experts_per_tok": 2, "granularity": 2},
+    {"num_experts": 8, "num_experts_per_tok": 4, "granularity": 2, "layers": [0, 1]},
+    {"num_experts": 12, "num_experts_per_tok": 6, "granularity": 3},
+    {"num_experts": 8, "num_experts_per_tok": 8, "granularity": 8},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_trap_18_before_noise_the_function_is_unchanged(size: dict[str, Any]) -> None:
+    dense = dense_model()
+    sparse = upcycle(dense, **size)
+    chosen = sorted(size.get("layers", (0, 1, 2)))
+    assert [i for i in range(3) if sparse.config.is_sparse(i)] == chosen
+    ids = random_ids(4, 24)
+    ours, expected = sparse(ids, labels=ids), dense(ids, labels=ids)
+    torch.testing.assert_close(ours.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.lm_loss, expected.lm_loss)
+    assert len(ours.routings) == len(chosen)
+    # tokens do go to different experts
+    if size.get("num_experts_per_tok", 2) < size["num_experts"]:
+        assert all(int((r.load() > 0).sum()) > r.k for r in ours.routings)  # pyright: ignore
+    # and whatever the router says
+    for layer in chosen:
+        moe(sparse, layer).gate.weight.mul_(-30)  # pyright: ignore
+    torch.testing.assert_close(sparse(ids).logits, expected.logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_slices_of_one_copy_are_chosen_together() -> None:
+    sparse = upcycle(dense_model(), num_experts=12, num_experts_per_tok=6, granularity=3)
+    assert (sparse.config.expert_size, sparse.config.intermediate_size) == (8, 24)
+    for routing in sparse(random_ids(4, 24)).routings:
+        chosen = routing.expert.view(-1, 6).sort(dim=1).values
+        copies, parts = chosen // 3, chosen % 3
+        assert torch.equal(parts, torch.arange(3).repeat(2).expand_as(parts))
+        assert torch.equal(copies[:, 0], copies[:, 2])
+        assert torch.equal(copies[:, 3], copies[:, 5])
+        assert bool((copies[:, 0] < copies[:, 3]).all())
+    # without the factor of G the layer would be thinner, so the test above can fail
+    layer, x = moe(sparse, 0), torch.randn(9, 16)
+    expected = mlp(dense_model(), 0)(x)
+    torch.testing.assert_close(layer(x)[0], expected, atol=1e-5, rtol=1e-5)
+    layer.experts.stacked()[1].div_(3)
+    torch.testing.assert_close(layer(x)[0] * 3, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_all_but_the_chosen_layers_is_copied_and_nothing_is_shared() -> None:
+    dense = dense_model()
+    digest = weights_digest(dense)
+    sparse = upcycle(dense, num_experts=4, layers=[1])
+    theirs = dense.state_dict()
+    for name, value in sparse.state_dict().items():
+        if not name.startswith("layers.1.mlp."):
+            assert torch.equal(value, theirs[name]), name
+    assert sparse.lm_head.weight is sparse.embed_tokens.weight
+    for e in range(4):
+        gate_up, down = moe(sparse, 1).experts.weights(e)
+        assert torch.equal(gate_up, mlp(dense, 1).gate_up_proj)
+        assert torch.equal(down, mlp(dense, 1).down_proj)
+    for parameter in sparse.parameters():
+        parameter.add_(1)
+    assert weights_digest(dense) == digest
+
+
+@torch.no_grad()
+def test_noise_is_a_multiple_of_each_matrix_and_differs_between_experts() -> None:
+    dense = dense_model(hidden_size=64, intermediate_size=96)
+    sparse = upcycle(dense, num_experts=4, noise=0.25)
+    for layer in range(3):
+        old = mlp(dense, layer)
+        for new, weight in zip(
+            moe(sparse, layer).experts.stacked(), (old.gate_up_proj, old.down_proj), strict=True
+        ):
+            noise = new - weight  # [E, ...]
+            ratio = noise.flatten(1).std(dim=1) / weight.std()
+            torch.testing.assert_close(ratio, torch.full((4,), 0.25), atol=0, rtol=0.05)
+            assert float(noise.mean().abs()) < 0.02 * float(weight.std())
+            assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1
+    ids = random_ids(2, 16)
+    assert not torch.allclose(sparse(ids).logits, dense(ids).logits, atol=1e-2)
+
+
+def test_the_seed_alone_decides() -> None:
+    dense = dense_model()
+    digests: list[str] = []
+    for global_seed, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(global_seed)
+        digests.append(weights_digest(upcycle(dense, num_experts=4, noise=0.1, seed=seed)))
+        drawn = torch.rand(1)
+        torch.manual_seed(global_seed)
+        assert torch.equal(torch.rand(1), drawn)  # the global generator was left alone
+    assert digests[0] == digests[1] != digests[2]
+
+
+@torch.no_grad()
+def test_types_and_modes_stay() -> None:
+    dense = dense_model(tie_word_embeddings=False).bfloat16()
+    ids = random_ids(2, 16)
+    for training in (False, True):
+        sparse = upcycle(dense.train(training), num_experts=4, granularity=2, noise=0.0)
+        assert sparse.training == training
+        assert {p.dtype for p in sparse.parameters()} == {torch.bfloat16}
+        assert all(p.requires_grad for p in sparse.parameters())
+    # two halves of an MLP are rounded to bfloat16 one by one
+    expected = dense.eval()(ids).logits
+    sparse = upcycle(dense, num_experts=4, granularity=2)
+    error = (sparse(ids).logits - expected).float().abs()
+    assert float(error.mean()) < 0.02
+    noisy = upcycle(dense, num_experts=4, noise=0.1)
+    assert {p.dtype for p in noisy.parameters()} == {torch.bfloat16}
+
+
+def test_trap_2_alike_experts_teach_the_router_nothing() -> None:
+    """Σ w_k f(x) does not change along Σ w_k = 1; only the balance terms, or noise, move the router."""
+    ids = random_ids(4, 24)
+    largest: list[float] = []
+    for noise in (0.0, 0.2):
+        sparse = upcycle(dense_model(), num_experts=4, noise=noise).train()
+        out = sparse(ids, labels=ids)
+        assert out.lm_loss is not None
+        out.lm_loss.backward()
+        grads = [moe(sparse, layer).gate.weight.grad for layer in range(3)]
+        largest.append(max(float(g.abs().max()) for g in grads if g is not None))
+    assert largest[0] < 1e-6
+    assert largest[1] > 1e-4
+
+
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_training_goes_on_and_the_experts_part(granularity: int) -> None:
+    ids = random_ids(4, 24)
+    dense = dense_model().train()
+    fit(dense, ids, steps=10)
+    sparse = upcycle(dense, num_experts=4, granularity=granularity)
+    before = fit(dense, ids, steps=1)
+    losses = fit(sparse, ids, steps=20)
+    assert losses[0] == pytest.approx(before[0], rel=1e-4)
+    assert losses[-1] < 0.7 * losses[0]
+    stacked = moe(sparse, 0).experts.stacked()[0].detach()
+    assert float((stacked[0] - stacked[granularity]).abs().max()) > 1e-3
+
+
+def fit(model: MixtralModel, ids: torch.Tensor, steps: int) -> list[float]:
+    """lm_loss before each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses: list[float] = []
+    for _ in range(steps):
+        out = model(ids, labels=ids)
+        assert out.loss is not None and out.lm_loss is not None
+        losses.append(float(out.lm_loss.detach()))
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+@torch.no_grad()
+def test_a_dense_checkpoint_becomes_a_mixtral_folder(tmp_path: Path) -> None:
+    """From a folder of a dense model to one that transformers reads as Mixtral, and computes the same."""
+    theirs = saved(tmp_path / "dense", "mistral")
+    dense = MixtralModel.from_pretrained(tmp_path / "dense")
+    sparse = upcycle(dense, num_experts=4)
+    sparse.save_pretrained(tmp_path / "sparse", layout="huggingface")
+    again = library().AutoModelForCausalLM.from_pretrained(tmp_path / "sparse")
+    assert again.config.model_type == "mixtral"
+    ids = random_ids(2, 12)
+    torch.testing.assert_close(
+        again.eval()(ids).logits, theirs(ids).logits, atol=2e-5, rtol=1e-5
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "named"),
+    [
+        ({}, {"num_experts": 4, "layers": []}, "layers is []"),
+        ({}, {"num_experts": 4, "layers": [3]}, "layers is [3]; the model has layers 0 to 2"),
+        ({}, {"num_experts": 4, "layers": [-1]}, "layers is [-1]"),
+        ({}, {"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3 but num_experts is 2"),
+        ({}, {"num_experts": 4, "noise": -0.1}, "noise is -0.1"),
+        ({}, {"num_experts": 4, "noise": float("nan")}, "noise is nan"),
+        ({}, {"num_experts": 4, "granularity": 0}, "granularity is 0"),
+        ({}, {"num_experts": 4, "granularity": 5}, "granularity is 5, which does not divide intermediate_size = 24"),
+        ({}, {"num_experts": 4, "granularity": 3}, "does not divide num_experts = 4"),
+        ({}, {"num_experts": 4, "num_experts_per_tok": 1, "granularity": 2}, "not divide num_experts_per_tok = 1"),
+        ({"mlp_only_layers": (0, 2)}, {"num_experts": 4}, "layers [1] have experts already"),
+        ({"norm_topk_prob": False}, {"num_experts": 4}, "norm_topk_prob is false"),
+        ({"router_type": "sigmoid"}, {"num_experts": 4}, "router_type is 'sigmoid'"),
+        ({"n_shared_experts": 1}, {"num_experts": 4}, "n_shared_experts is 1"),
+    ],
+)  # fmt: skip
+def test_what_would_not_keep_the_function_is_refused_by_name(
+    changes: dict[str, Any], arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        upcycle(dense_model(**changes), **arguments)
+    assert named in str(caught.value)
