@@ -269,6 +269,7 @@ def test_three_layers_and_topics():
     assert three_layers(tuple(range(1, 33))) == (1, 16, 32)
     assert three_layers((1, 2, 3, 4, 5, 6)) == (1, 3, 6)
     assert three_layers((1, 2)) == (1, 2) and three_layers((4,)) == (4,)
+    assert three_layers((2, 4, 6)) == (2, 4, 6)
     assert chosen_topics(dict.fromkeys(TOPICS, 60)) == TOPICS[2:]
     assert chosen_topics({"A": 3, "B": 9, "C": 9, "D": 1}) == ("B", "C", "A")
 

@@ -97,8 +97,9 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
 
 
 def spell(subject: str) -> str:
-    """'abstract_algebra' -> 'Abstract algebra'."""
-    return subject.replace("_", " ").capitalize()
+    """'high_school_us_history' -> 'High school US history'."""
+    text = " ".join("US" if word == "us" else word for word in subject.split("_"))
+    return text[:1].upper() + text[1:]
 
 
 def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:

@@ -103,7 +103,7 @@ class Measurements(st.Result):
 def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
     """First, middle and last: of 32 layers the article's 1, 16 and 32."""
     count = len(layers)
-    return tuple(dict.fromkeys((layers[0], layers[max(count // 2 - 1, 0)], layers[-1])))
+    return tuple(dict.fromkeys((layers[0], layers[(count - 1) // 2], layers[-1])))
 
 
 def first_tokens(trace: RoutingTrace, limit: int | None) -> RoutingTrace:

@@ -70,7 +70,7 @@ def run_study(
             f"max_tokens is {max_tokens}, expected a positive number of tokens a domain"
         )
     stage = Stages(not progress)
-    out = _writable(Path(out))
+    out = writable(Path(out))
     path = pretrained_path(checkpoint)
     stage("loading the model and the text")
     model = MixtralModel.from_pretrained(path)
@@ -119,7 +119,7 @@ def run_study(
     }
     stage("")
     summary["seconds"] = stage.seconds
-    _write(
+    write(
         out / "summary.json",
         json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     )
@@ -144,13 +144,13 @@ def run_study(
         )
     )
     report = out / "report.html"
-    _write(report, document)
+    write(report, document)
     if progress:
         print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
     return report
 
 
-def _writable(out: Path) -> Path:
+def writable(out: Path) -> Path:
     """Make the folder and try it, so that nobody waits minutes for an error."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,8 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file of the report, or say in one line why not."""
     try:
         write_text(path, text)
     except OSError as error:

@@ -44,9 +44,21 @@ code { font-size: .86em; overflow-wrap: anywhere; }
 """
 
 
+HELDOUT = (
+    "Text of works that training never saw. For whatever is said about all text together the domains have nearly equal "
+    "shares, as in training."
+)
+ANOTHER = "It studies Mixtral 8x7B; here the same questions are put to another model."
+
+
 @dataclass(frozen=True)
 class Page:
-    """What the page is made of. `corpus`: (name, title, documents, tokens, note) a domain; `facts`: (label, value)."""
+    """What the page is made of.
+
+    `corpus`: (name, title, documents, tokens, note) a domain, or whatever `label` says it is; `facts`: (label, value).
+    `read` says what text that is, `model` how the model is related to the article's, `stored` where the trace is.
+    Without `control` the page says why there is none: `uncontrolled`.
+    """
 
     title: str
     summary: str
@@ -54,9 +66,14 @@ class Page:
     figures: Mapping[str, Figure]
     corpus: Sequence[tuple[str, str, int, int, str]]
     left_out: Sequence[str]
-    trained: Headline
-    control: Headline
+    trained: Headline | None
+    control: Headline | None
     facts: Sequence[tuple[str, str]]
+    label: str = "domain"
+    read: str = HELDOUT
+    model: str = ANOTHER
+    stored: str = "trace.npz"
+    uncontrolled: str = ""
 
 
 def page(p: Page) -> str:
@@ -66,13 +83,19 @@ def page(p: Page) -> str:
     body = [
         f"<h1>{_t(p.title)}</h1>",
         f'<p class="soft">{_t(p.summary)}</p>',
-        _overview(p.findings),
+        _overview(p),
         _material(p),
         *(_finding(f, p.figures) for f in p.findings),
     ]
     if rest:
-        body += ["<h2>Neighbouring tokens</h2>", _REPEATS, *(figure.to_html() for figure in rest)]
-    body += [_control(p.trained, p.control), _provenance(p.facts)]
+        together = any(figure.name == "coactivation" for figure in rest)
+        title = "Neighbouring tokens" + (", and experts chosen together" if together else "")
+        body += [f"<h2>{title}</h2>", _REPEATS, *(figure.to_html() for figure in rest)]
+    if p.trained and p.control:
+        body.append(_control(p.trained, p.control))
+    elif p.uncontrolled:
+        body.append(f"<h2>Control</h2><p>{_t(p.uncontrolled)}</p>")
+    body.append(_provenance(p.facts, p.stored))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -90,7 +113,8 @@ _REPEATS = (
 )
 
 
-def _overview(findings: Sequence[Finding]) -> str:
+def _overview(p: Page) -> str:
+    findings = p.findings
     rows = "".join(
         f'<tr><td><a href="#{f.claim}">{f.claim}</a></td><td>{_t(f.title)}</td><td>{_t(f.short)}</td>'
         f"<td>{_verdict(f.verdict)}</td></tr>"
@@ -104,9 +128,8 @@ def _overview(findings: Sequence[Finding]) -> str:
         f"<tbody>{rows}</tbody></table></div>"
         '<p class="soft">The article: K. Kranen and V. Nguyen, '
         '<a href="https://developer.nvidia.com/blog/applying-mixture-of-experts-in-llm-architectures/">'
-        "Applying Mixture of Experts in LLM Architectures</a>, NVIDIA, 14 March 2024. It studies Mixtral 8x7B; here "
-        "the same questions are put to another model. Intervals are at 95 % and come from resampling whole "
-        "documents.</p>"
+        "Applying Mixture of Experts in LLM Architectures</a>, NVIDIA, 14 March 2024. "
+        f"{_t(p.model)} Intervals are at 95 % and come from resampling whole documents.</p>"
     )
 
 
@@ -117,10 +140,9 @@ def _material(p: Page) -> str:
     )
     missing = "".join(f"<p>{_t(line)}</p>" for line in p.left_out)
     return (
-        "<h2>What was read</h2><p>Text of works that training never saw. For whatever is said about all text together "
-        "the domains have nearly equal shares, as in training.</p>"
-        '<div class="wide"><table><thead><tr><th>domain</th><th class="n">documents</th><th class="n">tokens</th>'
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>{missing}"
+        f"<h2>What was read</h2><p>{_t(p.read)}</p>"
+        f'<div class="wide"><table><thead><tr><th>{_t(p.label)}</th><th class="n">documents</th>'
+        f'<th class="n">tokens</th><th></th></tr></thead><tbody>{rows}</tbody></table></div>{missing}'
     )
 
 
@@ -226,7 +248,7 @@ def _control(trained: Headline, control: Headline) -> str:
     )
 
 
-def _provenance(facts: Sequence[tuple[str, str]]) -> str:
+def _provenance(facts: Sequence[tuple[str, str]], stored: str) -> str:
     rows = "".join(
         f"<tr><th>{_t(label)}</th><td><code>{_t(value)}</code></td></tr>" for label, value in facts
     )
@@ -234,7 +256,7 @@ def _provenance(facts: Sequence[tuple[str, str]]) -> str:
         '<h2>Where these numbers come from</h2><div class="wide"><table><tbody>'
         f"{rows}</tbody></table></div>"
         '<p class="soft">All numbers are in summary.json beside this page; the recorded choices are '
-        "in trace.npz.</p>"
+        f"in {_t(stored)}.</p>"
     )
 
 

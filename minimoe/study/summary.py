@@ -15,7 +15,8 @@ from minimoe import __version__
 from minimoe.model import MixtralModel
 from minimoe.study.measurements import ENCYCLOPAEDIA, QUESTIONS, Measurements
 from minimoe.study.recordings import EQUAL_TOKENS, MORE_TOKENS
-from minimoe.study.statistics import MIN_DOCUMENTS
+from minimoe.study.statistics import MIN_DOCUMENTS, document_labels
+from minimoe.study.statistics.counts import By
 from minimoe.study.trace import RoutingTrace
 from minimoe.train.corpus import DOMAINS, Corpus
 from minimoe.train.environment import processor_name
@@ -34,14 +35,15 @@ def absent(heldout: RoutingTrace, why_not: str) -> list[str]:
 
 
 def material(
-    heldout: RoutingTrace, mmlu: RoutingTrace | None
+    heldout: RoutingTrace, mmlu: RoutingTrace | None, by: By = "domain"
 ) -> list[tuple[str, str, int, int, str]]:
-    """The text that was read: name, title, documents, tokens and a note, of each domain."""
+    """The text that was read: name, title, documents, tokens and a note, of each domain or topic."""
     rows: list[tuple[str, str, int, int, str]] = []
     for trace in (heldout, mmlu) if mmlu else (heldout,):
-        tokens = np.bincount(trace.domain, minlength=len(trace.domains))
-        for name, count in zip(trace.domains, tokens, strict=True):
-            documents = sum(d.domain == name for d in trace.documents)
+        names, label = document_labels(trace, by)
+        held = np.bincount(label, minlength=len(names))
+        tokens = np.bincount(label[trace.document], minlength=len(names))
+        for name, documents, count in zip(names, held.tolist(), tokens, strict=True):
             title = DOMAINS[name].title if name in DOMAINS else name
             note = (
                 ""
@@ -72,20 +74,32 @@ def circumstances(
         else f"{EQUAL_TOKENS} ({', '.join(f'{k}: {v}' for k, v in MORE_TOKENS.items())})"
     )
     return [
-        ("date", datetime.now(UTC).strftime("%Y-%m-%d")),
+        ("date", today()),
         ("checkpoint", checkpoint_name(checkpoint)),
         ("checkpoint_sha256", identity["checkpoint_sha256"]),
         ("data_sha256", identity["data_sha256"]),
         ("domains", ", ".join(corpus.domains)),
         ("tokens_a_domain", limit),
         ("seed", str(seed)),
+        *surroundings(),
+        ("configuration", json.dumps(model.config.to_dict())),
+    ]
+
+
+def today() -> str:
+    """The date in UTC, as 2026-01-31."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def surroundings() -> list[tuple[str, str]]:
+    """The machine and the libraries."""
+    return [
         ("hardware", processor_name()),
         ("threads", str(torch.get_num_threads())),
         ("minimoe", __version__),
         ("torch", torch.__version__),
         ("numpy", np.__version__),
         ("python", platform.python_version()),
-        ("configuration", json.dumps(model.config.to_dict())),
     ]
 
 

@@ -53,7 +53,11 @@ def label_load(
             parts.append(f"{layer} {_shares(one, i)}")
         said.append(f"{(titles or {}).get(label, label)}: " + ", ".join(parts))
     name_axes(axes, "expert", "share, %")
-    few = [label for label in names if loads[0].few_documents[_index(loads[0], label)]]
+    few = [
+        (titles or {}).get(label, label)
+        for label in names
+        if loads[0].few_documents[_index(loads[0], label)]
+    ]
     return Figure(
         name,
         canvas,
@@ -109,7 +113,8 @@ def skew(
     """Total variation to the pooled load, and max/min, of every label at a few layers, with each label's own null."""
     names = [loads[-1].names[i] for i in np.argsort(-loads[-1].tv)]
     y = np.arange(len(names))[::-1]
-    canvas, axes = panels(2, len(loads), height=0.75 + 0.2 * len(names), share_y=True)
+    row = 0.2 if len(names) <= 24 else 0.15
+    canvas, axes = panels(2, len(loads), height=0.75 + row * len(names), share_y=True)
     for column, one in enumerate(loads):
         order = [_index(one, label) for label in names]
         top, bottom = axes[0][column], axes[1][column]

@@ -114,8 +114,10 @@ def load_by_depth(
             high = np.array([x.value if x.high is None else x.high for x in estimates])
             if ax is right:
                 value, low, high = 100 * value, 100 * low, 100 * high
+            with np.errstate(invalid="ignore"):  # infinite where an expert got nothing: not drawn
+                ends_of_bars = np.clip([value - low, high - value], 0, None)
             ax.errorbar(
-                at, value, np.clip([value - low, high - value], 0, None), color=colour, marker=marks[i % 6], ms=4,
+                at, value, ends_of_bars, color=colour, marker=marks[i % 6], ms=4,
                 linewidth=1.5, elinewidth=1, capsize=2, label=text, zorder=3,
             )  # fmt: skip
         ends.append((100 * loads[-1].max_violation.value, text.replace(" ", "\n", 1), colour))

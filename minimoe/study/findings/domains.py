@@ -52,7 +52,7 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
             parts.append(
                 Part(f"{kind}, {of_layers(one.layer, m.num_layers)}", found, verdict, decides)
             )
-    parts += [_fivefold(one, label, m.num_layers) for one in m.topics[-1:]]
+    parts += [_fivefold(one, label, titles, m.num_layers) for one in m.topics[-1:]]
     information = "; ".join(
         f"layer {x.layer} {x.domain.value:.3f}" for x in m.information if x.layer in m.layers
     )
@@ -97,7 +97,7 @@ def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
     )
 
 
-def _fivefold(one: st.DomainLoad, label: str, num_layers: int) -> Part:
+def _fivefold(one: st.DomainLoad, label: str, titles: Mapping[str, str], num_layers: int) -> Part:
     known = np.flatnonzero(~np.isnan(one.ratio_low))
     pooled = float(one.pooled.max() / one.pooled.min()) if one.pooled.min() > 0 else math.inf
     where = of_layers(one.layer, num_layers)
@@ -113,8 +113,8 @@ def _fivefold(one: st.DomainLoad, label: str, num_layers: int) -> Part:
         verdict = DISAGREES
     found = (
         f"largest max/min {times(one.ratio[best])}{bracket(one.ratio_low[best], one.ratio_high[best])} "
-        f"({one.names[best]}; by chance up to {times(one.ratio_null_high[best])}); all {label}s together have "
-        f"{times(pooled)}, which belongs to the kind of text and not to a {label}"
+        f"({titles.get(one.names[best], one.names[best])}; by chance up to {times(one.ratio_null_high[best])}); all "
+        f"{label}s together have {times(pooled)}, which belongs to the kind of text and not to a {label}"
     )
     return Part(f"fivefold within a {label}, {where}", found, verdict, False)
 

@@ -113,7 +113,9 @@ def preferred(m: Measurements) -> Finding:
         "last layer decide.",
         tuple(parts),
         f"{spread([100 * p.mean_share.value for p in m.preferred if p.layer in m.layers], 0)} % of a token's "
-        "occurrences go to its preferred expert",
+        "occurrences go to its preferred expert"
+        if m.preferred
+        else "no token occurs often enough",
         tuple(t.name for t in m.tokens),
         remarks,
     )
@@ -140,7 +142,9 @@ def _token_part(
 
 
 def _grouping(d: st.LayerDependence) -> Part:
-    most = float(min(d.entropy[0], d.entropy[-1]))
+    most = (
+        float(min(d.entropy[0], d.entropy[-1])) or math.nan
+    )  # one expert for all: nothing to tell
     value, low, high = (float(x[0, -1]) / most for x in (d.information, d.low, d.high))
     verdict = inside(low, high, -math.inf, SAME_GROUPING)
     found = (

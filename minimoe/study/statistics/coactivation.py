@@ -132,8 +132,10 @@ def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
         got = w * rest[:, k - 1] / (w * rest[:, k - 1] + rest[:, k])
         if np.abs(got - q).max() < 1e-10:
             break
-        w = w * np.divide(q * (1 - got), got * (1 - q), out=np.zeros(e), where=got > 0)
-        w /= np.exp(np.log(w[w > 0]).mean())
+        better = w * np.divide(q * (1 - got), got * (1 - q), out=np.zeros(e), where=got > 0)
+        if not (better > 0).any():
+            break  # every choice is certain: the weights say so already
+        w = better / np.exp(np.log(better[better > 0]).mean())
     total = _symmetric(w, k)[k]
     joint = np.diag(q)
     for i in range(e):

@@ -1,0 +1,560 @@
+"""The article's experiment on a model of one's own: from the command line to the report, interrupted, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minimoe.__main__ import main
+from minimoe.checkpoint import save_model
+from minimoe.errors import CheckpointError, CorpusError, MinimoeError
+from minimoe.study import TraceWriter, drawing
+from minimoe.study import question_sets as sets
+from minimoe.study.figures import Figure
+from minimoe.study.loading import find_model, weights_fingerprint
+from minimoe.study.question_recording import encoded
+from minimoe.study.question_sets import question_set
+from minimoe.study.real import run_real_study
+from minimoe.study.recorder import RoutingRecorder
+from minimoe.train.corpus import Document, train_tokenizer
+from tests.small import tiny_model
+from tests.test_recorder_transformers import SIZES, deepseek_v3, gpt_oss, mixtral
+
+transformers = pytest.importorskip("transformers")
+
+SUBJECTS = {"algebra": "root field ring sum", "law": "court shall tort sum", "faith": "king soul sum"}  # fmt: skip
+VOCABULARY = 300
+DRAW = drawing.draw
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    rng = np.random.default_rng(0)
+    made: list[dict[str, str]] = []
+    for i in range(count):
+        subject = list(SUBJECTS)[i % 3]
+        words = rng.choice([*SUBJECTS[subject].split(), "the", "of"], size=8 + i % 5)
+        made.append({"subject": subject, "text": f"What is it: {' '.join(words)}. Who knows?\nAnswer:"})  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("quiz") / "quiz.jsonl"
+    path.write_text("\n".join(json.dumps(q) for q in questions(165)) + "\n\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models of random weights with a tokenizer, as transformers saves them, and one as minimoe does."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer([q["text"] for q in questions(60)], VOCABULARY)
+    before = dict(SIZES)
+    SIZES.update(vocab_size=VOCABULARY, eos_token_id=0)
+    try:
+        for make in (mixtral, gpt_oss, deepseek_v3):
+            torch.manual_seed(0)
+            folder = root / f"tiny-{make.__name__}"
+            make().save_pretrained(folder)
+            _wrapped(tokenizer, begin=make is mixtral).save_pretrained(folder)
+        torch.manual_seed(0)
+        llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    finally:
+        SIZES.clear()
+        SIZES.update(before)
+    llama.save_pretrained(root / "dense")
+    _wrapped(tokenizer, begin=False).save_pretrained(root / "dense")
+    save_model(tiny_model(vocab_size=VOCABULARY), root / "own")
+    tokenizer.save(str(root / "own" / "tokenizer.json"))
+    return {path.name: path for path in root.iterdir()}
+
+
+def _wrapped(tokenizer: Any, begin: bool) -> Any:
+    """As transformers keeps it; one that begins every text with a token of its own, like Mixtral's, or not."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    if begin:
+        copy.post_processor = TemplateProcessing(single="<|eot|> $A", special_tokens=[("<|eot|>", 0)])  # type: ignore[assignment]  # fmt: skip
+    # settings that would spoil a study if they were taken over
+    copy.enable_truncation(5)
+    copy.enable_padding(length=9)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=copy, bos_token="<|eot|>", eos_token="<|eot|>"
+    )
+
+
+def command(folder: Path, quiz: Path, out: Path, *more: str) -> list[str]:
+    options = {"--model": folder, "--questions": quiz, "--out": out, "--device": "cpu"}
+    return ["study", *(str(x) for pair in options.items() for x in pair), *more]
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("the weights were loaded")
+
+
+def trace_bytes(out: Path) -> dict[str, Any]:
+    trace = TraceWriter.read(out / "trace")
+    names = ("token", "document", "position", "expert", "weight")
+    return {"documents": trace.documents, **{n: getattr(trace, n).tolist() for n in names}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Fewer draws, and no figures: they have tests of their own, and some studies here draw them (`drawn`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe.study.question_measurements.SUBJECT_DRAWS", 200)
+        patch.setattr(drawing, "draw", lambda *_: {})
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not as pictures."""
+    monkeypatch.setattr(drawing, "draw", DRAW)
+    monkeypatch.setattr(Figure, "png", lambda self, dpi=0: b"")
+
+
+@pytest.fixture(scope="module")
+def studied(
+    folders: dict[str, Path], quiz: Path, tmp_path_factory: pytest.TempPathFactory, quick: None
+) -> dict[str, Path]:
+    """One study of each library and family, in chunks of 500 tokens."""
+    out = tmp_path_factory.mktemp("studies")
+    for name, layers in (("tiny-mixtral", "1,3"), ("tiny-deepseek_v3", "all"), ("own", "2")):
+        with pytest.MonkeyPatch.context() as patch:
+            if name != "tiny-mixtral":
+                patch.setattr(drawing, "draw", DRAW)
+            if name != "own":
+                patch.setattr(Figure, "png", lambda self, dpi=0: b"")
+            run_real_study(
+                folders[name], out / name, questions=quiz, chunk_tokens=500, batch_tokens=400, progress=False,
+                layers=layers if layers == "all" else [int(x) for x in layers.split(",")],
+            )  # fmt: skip
+    return {path.name: path for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-deepseek_v3", "own"])
+def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
+    studied: dict[str, Path], name: str
+) -> None:
+    out = studied[name]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for part in ("C12", "C13", "C14", "C15", "C16"):
+        assert f'id="{part}"' in page
+    assert ('id="C10"' in page) == (name == "tiny-deepseek_v3")  # paths go through all layers
+    assert "Left out: C11" in page and "no control with untrained weights" in page
+    assert f"What the experts of {name} do" in page
+    assert not re.findall(r'src="(?!data:image/png;base64,)', page) and "<script" not in page
+    images = {p.stem for p in out.glob("*.png")}
+    assert (
+        name == "tiny-mixtral"
+        or {"load", "load-by-depth", "topics", "skew", "information", "colon", "repeats"} <= images
+    )
+    assert all(re.search(r'alt="[^"]{60,}"', image) for image in re.findall(r"<img [^>]*>", page))
+    if name == "own":
+        assert (out / "load.png").read_bytes().startswith(b"\x89PNG")
+
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)  # fmt: skip
+    m = summary["measurements"]
+    assert sum(m["load"]["questions of quiz.jsonl"][0]["share"]) == pytest.approx(1, abs=1e-4)
+    assert m["topics"][0]["names"] and m["topics"][0]["documents"] == [55, 55, 55]
+    assert all(x["domain"]["null"] and x["by"] == "topic" for x in m["information"])
+    assert m["topics"][0]["share_low"][0][0] is not None  # 55 questions: intervals are given
+    assert str(out) not in page and str(out) not in json.dumps(summary)
+    assert summary["control"] is None and summary["questions"] == "own"
+
+
+def test_the_trace_holds_every_token_with_the_choices_of_the_model(
+    studied: dict[str, Path], folders: dict[str, Path], quiz: Path
+) -> None:
+    for name in ("tiny-mixtral", "tiny-deepseek_v3"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folders[name]).eval()
+        # as its own tokenizer would have it, were it not told to cut and to pad
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folders[name])
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        trace = TraceWriter.read(studied[name] / "trace")
+        texts = {str(i + 1): q for i, q in enumerate(questions(165))}
+        assert {d.id for d in trace.documents} == set(texts)
+        for g in range(0, 165, 40):
+            document = trace.documents[g]
+            assert document.topic == texts[document.id]["subject"]
+            ids = tokenizer.backend_tokenizer.encode(texts[document.id]["text"]).ids
+            begins = name == "tiny-mixtral"
+            assert (ids[0] == 0) == begins
+            rows = trace.document == g
+            assert trace.token[rows].tolist() == ids[begins:]
+            with torch.no_grad(), RoutingRecorder(model, layers=trace.layers) as recorder:
+                model(torch.tensor([ids]))
+            assert (trace.expert[rows] == recorder.pop().expert[begins:]).all()
+
+
+def test_the_command_goes_on_after_an_interruption(
+    folders: dict[str, Path],
+    studied: dict[str, Path],
+    quiz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--layers", "1,3", "--chunk-tokens", "500", "--batch-tokens", "400")
+    line = command(folders["tiny-mixtral"], quiz, tmp_path, *options)
+    append, calls = TraceWriter.append, 0
+
+    def interrupted(self: TraceWriter, chunk: Any) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return append(self, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TraceWriter, "append", interrupted)
+        assert main(line) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "minimoe: interrupted"
+    assert len(list((tmp_path / "trace").glob("chunk-*.npz"))) == 3
+    assert not (tmp_path / "report.html").exists()
+
+    assert main(line) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "report.html")
+    assert re.search(r"recording ([\d,]+) of ([\d,]+) tokens", captured.err)
+    assert trace_bytes(tmp_path) == trace_bytes(studied["tiny-mixtral"])
+    # the report of a complete trace needs no weights
+    weights = folders["tiny-mixtral"] / "model.safetensors"
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    assert weights.exists() and main(line) == 0
+    assert "there already" in capsys.readouterr().err
+
+
+def test_another_study_in_the_same_folder_is_refused(
+    folders: dict[str, Path],
+    studied: dict[str, Path],
+    quiz: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = studied["tiny-mixtral"]
+    before = {p.name: p.read_bytes() for p in (out / "trace").iterdir()}
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    for more, named in (
+        (("--layers", "1,3", "--dtype", "bfloat16"), "dtype was as stored (float32), is bfloat16"),
+        (("--layers", "all"), "layers was [1, 3], is [1, 2, 3]"),
+        (("--layers", "1,3", "--max-tokens", "40"), "max_tokens was null, is 40"),
+    ):
+        assert main(command(folders["tiny-mixtral"], quiz, out, *more)) == 2
+        assert named in refusal(capsys)
+    assert main(command(folders["tiny-gpt_oss"], quiz, out, "--layers", "1,3")) == 2
+    line = refusal(capsys)
+    assert "model was tiny-mixtral, is tiny-gpt_oss" in line and "config_sha256 was" in line
+    assert {p.name: p.read_bytes() for p in (out / "trace").iterdir()} == before
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error; before it may stand stages, each with its time."""
+    captured = capsys.readouterr()
+    lines = [x for x in captured.err.splitlines() if not x.startswith("[ ")]
+    assert len(lines) == 1 and lines[0].startswith("minimoe: "), captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+def test_gpt_oss_in_bfloat16_on_the_default_layers(
+    folders: dict[str, Path], quiz: Path, tmp_path: Path
+) -> None:
+    run_real_study(
+        folders["tiny-gpt_oss"], tmp_path, questions=quiz, dtype="bfloat16", max_tokens=300, progress=False
+    )  # fmt: skip
+    trace = TraceWriter.read(tmp_path / "trace")
+    assert trace.layers == (1, 2, 3) and trace.experts_per_token == 3
+    assert {d.topic for d in trace.documents} == set(SUBJECTS)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["dtype"] == "bfloat16"
+    # few questions: nulls, no intervals, and the page says so
+    assert any("no interval" in line for line in summary["left_out"])
+    assert summary["measurements"]["topics"][0]["share_low"][0][0] is None
+    tokens = np.bincount([list(SUBJECTS).index(str(trace.documents[g].topic)) for g in trace.document])  # fmt: skip
+    assert tokens.max() <= 300 and tokens.min() > 200
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_handful_of_questions_still_makes_a_report(
+    folders: dict[str, Path], tmp_path: Path, count: int, drawn: None
+) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(json.dumps(q) for q in questions(count)))
+    report = run_real_study(folders["own"], tmp_path / "out", questions=path, progress=False)
+    page = report.read_text(encoding="utf-8")
+    assert "fewer than 50" in page
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
+
+
+def test_the_shortest_text_there_is(folders: dict[str, Path], tmp_path: Path, drawn: None) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"subject": "a", "text": "x"}')
+    report = run_real_study(folders["own"], tmp_path / "out", questions=path, progress=False)
+    assert "Left out: neighbouring tokens" in report.read_text(encoding="utf-8")
+
+
+# Bad input
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No hub and no cache of it."""
+    constants = sys.modules["huggingface_hub.constants"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "named"),
+    [
+        ("./nowhere", (), "'./nowhere' is neither a folder, nor a shipped model (mini), nor an id"),
+        ("nowhere", (), "'nowhere' is neither a folder"),
+        ("somebody/nothing", (), "somebody/nothing cannot be loaded"),
+        ("dense", (), "dense: llama is no model that the recorder knows"),
+        ("tiny-deepseek_v3", ("--layers", "1,2"), "1: no such layer with experts; the model has them in layers 2 to 3"),
+        ("tiny-mixtral", ("--layers", "0"), "0: no such layer"),
+        ("tiny-mixtral", ("--layers", "1,x"), "--layers is '1,x'; give numbers"),
+        ("tiny-mixtral", ("--layers", ","), "no layer at all"),
+        ("tiny-mixtral", ("--dtype", "int3"), "unknown dtype 'int3'"),
+        ("tiny-mixtral", ("--device", "toaster"), "unknown device 'toaster'"),
+        ("tiny-mixtral", ("--batch-tokens", "0"), "batch_tokens is 0"),
+        ("tiny-mixtral", ("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        ("tiny-mixtral", ("--questions", "riddles"), "unknown questions 'riddles'; give mmlu"),
+        ("tiny-mixtral", ("--train",), "not for a study with --model"),
+        ("own", ("--revision", "main"), "a revision is of a model on the hub"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(
+    folders: dict[str, Path],
+    quiz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    offline: None,
+    model: str,
+    more: tuple[str, ...],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = folders.get(model)
+    line = command(Path("x"), quiz, tmp_path / "out", *more)
+    line[2] = str(folder or model)
+    assert main(line) == 2
+    assert named in refusal(capsys)
+    assert not list(tmp_path.rglob("chunk-*.npz"))
+
+
+def test_options_of_the_experiment_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--questions", "mmlu"), ("--layers", "1"), ("--batch-tokens", "8")):
+        assert main(["study", option, value]) == 2
+        assert f"{option} belongs to the study of questions: give --model" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "holds no question"),
+        ("\n \n", "holds no question"),
+        ('{"subject": "a"}', "line 1: expected an object"),
+        ('{"subject": "a", "text": "b"}\nnot JSON', "line 2: expected an object"),
+        ('{"subject": "a", "text": " "}', "line 1"),
+        ('{"subject": 3, "text": "b"}', "line 1"),
+        ('["a", "b"]', "line 1"),
+        ('{"subject": "a", "text": "b", "id": "1"}\n' * 2, "the id '1' stands for several"),
+    ],
+)
+def test_a_file_that_holds_no_questions_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(text)
+    with pytest.raises(CorpusError, match=re.escape(named)) as caught:
+        question_set(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(CorpusError, match="cannot be read"):
+        question_set(tmp_path)
+
+
+def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    # U+2028 ends a line to Python's splitlines, not to JSON lines
+    path.write_text('{"subject": "a", "text": "one\u2028two"}\r\n', encoding="utf-8")
+    assert [q.text for q in question_set(path).questions] == ["one\u2028two"]
+
+
+def test_folders_that_lack_something(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        find_model(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        find_model(copy)
+    for path in folders["tiny-mixtral"].iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    weights = load_file(copy / "model.safetensors")
+    router = next(name for name in weights if "gate.weight" in name)
+    del weights[router]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks weights.*gate\.weight.*would be random"):
+        find_model(copy, device="cpu").load()
+    (copy / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="copy cannot be loaded"):
+        find_model(copy, device="cpu").load()
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="copy cannot be loaded"):
+        find_model(copy, device="cpu")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MinimoeError, match="pip install 'transformers"):
+        find_model(copy, device="cpu")
+
+
+def test_a_fingerprint_sees_any_training(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 256, 9_000_000, dtype=np.uint8)  # longer than is hashed whole
+    path.write_bytes(weights.tobytes())
+    first = weights_fingerprint(tmp_path)
+    path.write_bytes((weights + 1).tobytes())
+    assert weights_fingerprint(tmp_path) != first
+    path.write_bytes(weights[:-1].tobytes())
+    assert weights_fingerprint(tmp_path) != first
+    path.write_bytes(weights.tobytes())
+    assert weights_fingerprint(tmp_path) == first
+
+
+# Questions
+
+
+DEV = [Document("mmlu", f"law/{i}", f"Question: {i}?", "law") for i in range(4)]
+
+
+def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"question": "1 + 1?", "subject": s, "choices": ["1", "2", "3", "4"], "answer": 1}
+        for s in ("abstract_algebra", "law", "law")
+    ]
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        asked.append((args, kwargs))
+        return rows
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
+    found = question_set("mmlu", pytest.fail)
+    assert asked == [(("cais/mmlu", "all"), {"split": "test"})]
+    assert found.name == "mmlu-test" and not found.note
+    assert found.subjects == ("abstract_algebra", "law")
+    assert {q.id for q in found.questions} == {"abstract_algebra/test/1", "law/test/1", "law/test/2"}  # fmt: skip
+    assert found.questions[0].text == "Question: 1 + 1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    assert found.sha256 != question_set("mmlu-test").sha256 or len(asked) == 2
+
+
+@pytest.mark.parametrize("why", ["package", "network"])
+def test_mmlu_falls_back_to_the_development_questions_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
+
+    library = types.SimpleNamespace(load_dataset=load_dataset) if why == "network" else None
+    monkeypatch.setitem(sys.modules, "datasets", library)  # type: ignore[arg-type]
+    monkeypatch.setattr(sets, "mmlu_dev_questions", lambda log: list(DEV))
+    said: list[str] = []
+    found = question_set("mmlu", said.append)
+    assert found.name == "mmlu-dev" and len(found.questions) == 4
+    reason = {"package": "pip install datasets", "network": "Couldn't reach 'cais/mmlu'"}[why]
+    assert said == [found.note] and "development questions" in said[0] and reason in said[0]
+    with pytest.raises(CorpusError, match=re.escape(reason)):
+        question_set("mmlu-test")
+    assert question_set("mmlu-dev").sha256 == found.sha256
+
+
+def test_the_order_of_questions_is_their_ids_and_their_hash_the_texts() -> None:
+    def given(documents: list[Document]) -> sets.QuestionSet:
+        return sets._set("own", documents)
+
+    one, other = given(DEV), given(DEV[::-1])
+    assert one.questions == other.questions and one.sha256 == other.sha256
+    changed = [Document("mmlu", d.id, d.text + "!", d.topic) for d in DEV]
+    assert given(changed).sha256 != one.sha256
+
+
+def test_max_tokens_takes_the_first_questions_of_each_subject(folders: dict[str, Path]) -> None:
+    own = find_model(folders["own"])
+    documents = [
+        Document("q", f"{s}{i}", "sum " * (3 + i), s) for s in ("a", "b") for i in range(5)
+    ]
+    asked = sets._set("own", documents)
+    every = encoded(asked, own)
+    assert every.empty == 0 and len(every.documents) == 10
+    lengths = {d.id: len(ids) for d, ids in zip(every.documents, every.tokens, strict=True)}
+    order = [q.id for q in asked.questions if q.topic == "a"]
+    budget = lengths[order[0]] + lengths[order[1]]
+    some = encoded(asked, own, budget)
+    assert [d.id for d in some.documents if d.topic == "a"] == order[:2]
+    assert [d.topic for d in encoded(asked, own, 1).documents] in (["a", "b"], ["b", "a"])
+
+
+@pytest.mark.corpus
+def test_the_real_questions_and_those_made_from_articles() -> None:
+    real = question_set("mmlu-dev")
+    assert len(real.questions) == 282 and len(real.subjects) == 57
+    assert all(q.text.endswith("\nAnswer:") for q in real.questions)
+    made = question_set("generated")
+    assert len(made.subjects) == 11 and 500 < len(made.questions) < 1500
+    assert all(re.search(r"\nAnswer: [A-D]$", q.text) for q in made.questions)
+
+
+# Killed
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_is_the_same(
+    folders: dict[str, Path], quiz: Path, tmp_path: Path
+) -> None:
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        small = ("--batch-tokens", "16", "--chunk-tokens", "150")
+        arguments = command(folders["tiny-mixtral"], quiz, out, *small)
+        return subprocess.Popen(
+            [sys.executable, "-m", "minimoe", *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait(300) == 0
+    kills = 0
+    for wanted in (1, 4, 9):
+        process = start(tmp_path / "killed")
+        chunk = tmp_path / "killed" / "trace" / f"chunk-{wanted:06d}.npz"
+        while process.poll() is None and not chunk.exists():
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    assert start(tmp_path / "killed").wait(300) == 0
+    assert trace_bytes(tmp_path / "killed") == trace_bytes(tmp_path / "whole")
+    chunks = [{p.name for p in (tmp_path / n / "trace").glob("*.*")} for n in ("killed", "whole")]
+    assert {x for x in chunks[0] if x[0] != "."} == chunks[1]
+    assert (tmp_path / "killed" / "report.html").exists()
