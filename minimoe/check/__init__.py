@@ -12,6 +12,7 @@ later lesson builds. How to write one is in CONTRIBUTING.md, 'Exercises'.
 
 from minimoe.check.failure import CheckFailed
 from minimoe.check.hints import hint
+from minimoe.check.lesson01 import bits_remembered, block_cost, roofline, swiglu
 from minimoe.check.lesson03 import (
     batch_independent_weights,
     choose_then_weigh,
@@ -27,11 +28,15 @@ __all__ = [
     "CheckFailed",
     "Task",
     "batch_independent_weights",
+    "bits_remembered",
+    "block_cost",
     "choose_then_weigh",
     "find",
     "gate_gradient",
     "hint",
     "noisy_router",
     "progress",
+    "roofline",
+    "swiglu",
     "top_k_router",
 ]

@@ -1,0 +1,113 @@
+"""Task 01.3: the floor under the time of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from minimoe.check.compare import Case, case, judge, suspect
+from minimoe.check.lesson01.cost import as_number
+from minimoe.check.task import Task, checks
+
+TASK = Task(
+    id="01.3",
+    title="the floor under the time",
+    objective="Say how fast a block can be on a given device, and which side limits it.",
+    difficulty=2,
+    minutes=15,
+    sections=("01 §4",),
+    after=("01.2",),
+    hints=(
+        "Two times: that of the arithmetic and that of the traffic. Both can go on at once, so the longer one counts.",
+        "The traffic is the weights once, however many tokens there are, and every token in and out: (3DF + 2TD) "
+        "numbers of `size` bytes.",
+        "max(6·T·D·F / peak, (3·D·F + 2·T·D)·size / bandwidth).",
+    ),
+)
+
+
+def parts(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> tuple[float, float]:
+    """Seconds of arithmetic and of traffic."""
+    return 6 * t * d * f / peak, (3 * d * f + 2 * t * d) * size / bandwidth
+
+
+def reference(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """Equation (4)."""
+    arithmetic, traffic = parts(t, d, f, size, peak, bandwidth)
+    return arithmetic if arithmetic > traffic else traffic
+
+
+@suspect("01 §4")
+def added(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """The two times are added. Arithmetic and traffic can go on at once, so a floor is the longer of them."""
+    return sum(parts(t, d, f, size, peak, bandwidth))
+
+
+@suspect("01 §4")
+def shorter(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """You take the shorter time. The block has to wait for the longer one."""
+    return min(parts(t, d, f, size, peak, bandwidth))
+
+
+@suspect("01 §4")
+def arithmetic_alone(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """Only the arithmetic is counted. With few tokens the weights' way through memory takes longer."""
+    return parts(t, d, f, size, peak, bandwidth)[0]
+
+
+@suspect("01 §4")
+def traffic_alone(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """Only the traffic is counted. With many tokens the arithmetic takes longer."""
+    return parts(t, d, f, size, peak, bandwidth)[1]
+
+
+@suspect("01 §4")
+def weights_for_each_token(
+    t: int, d: int, f: int, size: int, peak: float, bandwidth: float
+) -> float:
+    """The weights are read anew for each token. All tokens together need them once: that is why batches pay."""
+    return max(6 * t * d * f / peak, (3 * d * f * t + 2 * t * d) * size / bandwidth)
+
+
+@suspect("01 §4")
+def numbers_not_bytes(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """Your traffic is in numbers, and the bandwidth in bytes: multiply by the size of a number."""
+    return max(6 * t * d * f / peak, (3 * d * f + 2 * t * d) / bandwidth)
+
+
+@suspect("01 §4")
+def weights_alone(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """The tokens' own way in and out is missing from the traffic: 2·T·D numbers."""
+    return max(6 * t * d * f / peak, 3 * d * f * size / bandwidth)
+
+
+@suspect("01 §3")
+def multiply_adds(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
+    """Your operations are half of those expected: count a multiplication and an addition as two."""
+    return max(3 * t * d * f / peak, (3 * d * f + 2 * t * d) * size / bandwidth)
+
+
+SUSPECTS = (
+    added, shorter, arithmetic_alone, traffic_alone, weights_for_each_token, numbers_not_bytes, weights_alone,
+    multiply_adds,
+)  # fmt: skip
+
+
+@checks(TASK)
+def roofline(function: Callable[[int, int, int, int, float, float], float]) -> str:
+    """Check function(T, D, F, bytes of a number, FLOP/s, bytes/s) -> seconds, equation (4)."""
+    devices = ((70e9, 17e9, 4), (790e12, 4.3e12, 2))
+    sizes = ((1, 1024, 4096), (64, 256, 512), (20_000, 256, 16), (30_000, 2048, 1024))
+    cases = [
+        case(T=t, D=d, F=f, size=size, peak=peak, bandwidth=bandwidth)
+        for t, d, f in sizes
+        for peak, bandwidth, size in devices
+    ]
+
+    def view(value: Any, c: Case) -> Tensor:
+        # in units of the right answer, so that microseconds are judged as strictly as seconds
+        return as_number(value, "seconds") / reference(*c.arguments.values())
+
+    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §4")

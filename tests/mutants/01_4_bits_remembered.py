@@ -1,0 +1,44 @@
+"""Answers to task 01.4: bits remembered."""
+
+import math
+
+TASK = "01.4"
+
+
+def right_by_formula(loss, facts, answers):
+    return max(0, facts * (math.log(answers) - loss) / math.log(2))
+
+
+def right_known_minus_unknown(loss, facts, answers):
+    total, unknown = facts * math.log2(answers), facts * loss / math.log(2)
+    return total - min(unknown, total)
+
+
+def wrong_nats(loss, facts, answers):
+    """says: in nats"""
+    return max(0, facts * (math.log(answers) - loss))
+
+
+def wrong_mixed(loss, facts, answers):
+    """says: Bits and nats are mixed"""
+    return max(0, facts * (math.log2(answers) - loss))
+
+
+def wrong_one_fact(loss, facts, answers):
+    """says: for one fact"""
+    return max(0, (math.log(answers) - loss) / math.log(2))
+
+
+def wrong_the_rest(loss, facts, answers):
+    """says: still unknown"""
+    return facts * loss / math.log(2)
+
+
+def wrong_below_zero(loss, facts, answers):
+    """says: fewer than no bits"""
+    return facts * (math.log(answers) - loss) / math.log(2)
+
+
+def wrong_unknown(loss, facts, answers):
+    """says: None of the common mistakes"""
+    return 0.5 * right_by_formula(loss, facts, answers)
