@@ -363,6 +363,26 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.rglob("chunk-*.npz"))
 
 
+def test_a_model_of_the_hub_is_known_by_its_commit(
+    folders: dict[str, Path], tmp_path: Path, offline: None
+) -> None:
+    """The hub's local cache, as a download leaves it."""
+    cache = tmp_path / "hub" / "models--somebody--tiny"
+    commits = ("a" * 40, "b" * 40)
+    for commit, source in zip(commits, ("tiny-mixtral", "tiny-gpt_oss"), strict=True):
+        snapshot = cache / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for path in folders[source].iterdir():
+            (snapshot / path.name).write_bytes(path.read_bytes())
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commits[0])
+    found = find_model("somebody/tiny", device="cpu")
+    assert found.name == "somebody/tiny" and found.identity["revision"] == commits[0]
+    assert found.experts_per_token == 2 and next(found.load().parameters()).device.type == "cpu"
+    other = find_model("somebody/tiny", device="cpu", revision=commits[1])
+    assert other.identity["revision"] == commits[1] and other.experts_per_token == 3
+
+
 def test_options_of_the_experiment_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     for option, value in (("--questions", "mmlu"), ("--layers", "1"), ("--batch-tokens", "8")):
         assert main(["study", option, value]) == 2

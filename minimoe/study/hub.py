@@ -64,6 +64,7 @@ def find_transformers_model(
         )
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
     local = isinstance(path_or_id, Path)
+    commit = None if local else _commit(source, revision)
     return FoundModel(
         name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
         tokenizer=plain(backend),
@@ -78,13 +79,13 @@ def find_transformers_model(
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
             "weights": weights_fingerprint(path_or_id) if local else "of the hub",
-            "revision": "local" if local else str(config._commit_hash or revision),
+            "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
             "dtype": dtype_name(dtype)
             if dtype
             else f"as stored ({str(config.dtype).removeprefix('torch.')})",
         },
-        load=partial(_load, library, source, config, device, dtype, revision),
+        load=partial(_load, library, source, config, device, dtype, commit),
     )
 
 
@@ -146,6 +147,13 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come."""
+    cache: Any = importlib.import_module("huggingface_hub")
+    path = cache.try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    return Path(path).parent.name if isinstance(path, str) else revision or "main"
 
 
 def _begin(tokenizer: Any) -> int | None:
