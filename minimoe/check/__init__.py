@@ -13,6 +13,12 @@ later lesson builds. How to write one is in CONTRIBUTING.md, 'Exercises'.
 from minimoe.check.failure import CheckFailed
 from minimoe.check.hints import hint
 from minimoe.check.lesson01 import bits_remembered, block_cost, roofline, swiglu
+from minimoe.check.lesson02 import (
+    dense_mixture,
+    error_of_average,
+    mixture_gradient,
+    wide_mlp,
+)
 from minimoe.check.lesson03 import (
     batch_independent_weights,
     choose_then_weigh,
@@ -31,12 +37,16 @@ __all__ = [
     "bits_remembered",
     "block_cost",
     "choose_then_weigh",
+    "dense_mixture",
+    "error_of_average",
     "find",
     "gate_gradient",
     "hint",
+    "mixture_gradient",
     "noisy_router",
     "progress",
     "roofline",
     "swiglu",
     "top_k_router",
+    "wide_mlp",
 ]
