@@ -26,6 +26,7 @@ from minimoe.check.lesson03 import (
     noisy_router,
     top_k_router,
 )
+from minimoe.check.lesson04 import balance_of_layers, bias_step, kept_tokens, switch_loss
 from minimoe.check.record import progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -33,7 +34,9 @@ __all__ = [
     "TASKS",
     "CheckFailed",
     "Task",
+    "balance_of_layers",
     "batch_independent_weights",
+    "bias_step",
     "bits_remembered",
     "block_cost",
     "choose_then_weigh",
@@ -42,11 +45,13 @@ __all__ = [
     "find",
     "gate_gradient",
     "hint",
+    "kept_tokens",
     "mixture_gradient",
     "noisy_router",
     "progress",
     "roofline",
     "swiglu",
+    "switch_loss",
     "top_k_router",
     "wide_mlp",
 ]
