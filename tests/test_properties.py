@@ -1,0 +1,235 @@
+"""What holds for every routing, whichever router made it: drawn routers, shapes, paddings and renumberings."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe.balance import (
+    GlobalLoad,
+    Load,
+    importance_loss,
+    l1_loss,
+    sequence_loss,
+    switch_loss,
+    z_loss,
+)
+from minimoe.capacity import DropStats, limit_capacity
+from minimoe.dispatch import DISPATCHERS, plan
+from minimoe.routers import ActiveRouting, ReLURouter
+from minimoe.routing import Routing
+from tests.zoo import ZOO, D, E, V, big_experts, build
+
+NAMES = [n for n in DISPATCHERS if n != "triton"]  # which tests/test_triton_interpreter.py holds
+FEW = settings(deadline=None, max_examples=60)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A routing and what it was made from."""
+
+    name: str
+    x: Tensor
+    routing: Routing
+    valid: Tensor | None
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Drawn:
+    """Any router in any mode on B sequences of S tokens, some of them padding."""
+    name, training = draw(st.sampled_from(sorted(ZOO))), draw(st.booleans())
+    b, s, seed = draw(st.integers(0, 3)), draw(st.integers(0, 6)), draw(st.integers(0, 999))
+    router = build(name, seed).train(training)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(b * s, D, generator=generator)
+    ids = torch.randint(V, (b * s,), generator=generator)
+    valid = torch.rand(b * s, generator=generator) < 0.7 if draw(st.booleans()) else None
+    sequence = torch.arange(b).repeat_interleave(s)
+    routing = router(x, token_ids=ids, sequence=sequence, valid=valid)
+    return Drawn(name, x, routing, valid)
+
+
+def rows(routing: Routing) -> Tensor:
+    """[T] bool: valid tokens."""
+    every = torch.ones(routing.num_tokens, dtype=torch.bool)
+    return every if routing.valid is None else routing.valid
+
+
+@FEW
+@given(drawn())
+def test_every_routing_passes_its_own_check(made: Drawn) -> None:
+    routing = made.routing.check()
+    assert routing.shape == (len(made.x), E)
+    assert routing.valid is made.valid
+    load, valid = routing.load(), int(rows(routing).sum())
+    assert int(load.sum()) == int(routing.counted().sum())
+    if isinstance(routing, ActiveRouting):
+        assert int(load.max()) <= valid, "an expert has a token once"
+    elif routing.k is not None:
+        assert int(load.sum()) == routing.k * valid
+    # no pair of token and expert stands twice among what is counted
+    pairs = routing.token[routing.counted()] * E + routing.expert[routing.counted()]
+    assert len(pairs.unique()) == len(pairs)
+
+
+@FEW
+@given(drawn())
+def test_rows_of_the_matrix_sum_to_what_the_router_promises(made: Drawn) -> None:
+    matrix, name = made.routing.dense(), made.name
+    assert bool((matrix >= 0).all())
+    total = matrix.sum(1)
+    whole = {"sigmoid groups": 2.5} | dict.fromkeys(
+        ("uniform random", "uniform round robin", "mean binning", "dense", "dense average", "hash", "top-k",
+         "noisy top-k", "sigmoid"), 1.0
+    )  # fmt: skip
+    if name in whole:
+        torch.testing.assert_close(total, torch.full_like(total, whole[name]))
+    elif name in ("switch", "top-k unnormalised", "sinkhorn", "base"):
+        assert bool((total < 1 + 1e-6).all()) and bool((total > 0).all())
+
+
+@FEW
+@given(drawn())
+def test_a_routing_moves_and_lets_go_as_one(made: Drawn) -> None:
+    there = made.routing.detach().to("cpu")
+    assert type(there) is type(made.routing)
+    for field in dataclasses.fields(made.routing):
+        a, b = getattr(made.routing, field.name), getattr(there, field.name)
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b) and not b.requires_grad and a.dtype == b.dtype
+        else:
+            assert a == b
+    away = made.routing.to("meta")
+    tensors = [getattr(away, f.name) for f in dataclasses.fields(away)]
+    assert all(t.device.type == "meta" for t in tensors if isinstance(t, Tensor))
+
+
+@FEW
+@given(drawn(), st.integers(0, 9))
+def test_capacity_is_a_limit_that_only_takes_away(made: Drawn, c: int) -> None:
+    routing = made.routing
+    limited = limit_capacity(routing, c).check()
+    assert limited.kept is not None
+    kept = torch.zeros(E, dtype=torch.int64).index_add_(0, routing.expert, limited.kept.long())
+    asked = routing.load()
+    if routing.kept is None:
+        assert torch.equal(kept, asked.clamp_max(c))
+    assert bool((kept <= c).all()) and bool((kept <= asked).all())
+    assert torch.equal(limited.load(), asked)
+    # again, or with more room afterwards, changes nothing; more room at first keeps all that less room kept
+    for again in (c, c + 3):
+        twice = limit_capacity(limited, again).kept
+        assert twice is not None and torch.equal(twice, limited.kept)
+    more = limit_capacity(routing, c + 1).kept
+    assert more is not None and bool((more | ~limited.kept).all())
+    if routing.kept is None:
+        stats = DropStats.of(limited)
+        assert stats.dropped + int(limited.kept.sum()) == stats.assignments
+    assert bool((limited.dense() <= routing.dense() + 1e-7).all())
+
+
+@FEW
+@given(drawn())
+def test_a_plan_is_a_permutation_sorted_by_expert(made: Drawn) -> None:
+    routing, made_plan = made.routing, plan(made.routing)
+    n = routing.num_assignments
+    assert torch.equal(made_plan.order.sort().values, torch.arange(n))
+    assert torch.equal(made_plan.inverse[made_plan.order], torch.arange(n))
+    assert torch.equal(made_plan.token, routing.token[made_plan.order])
+    experts = routing.expert[made_plan.order]
+    assert torch.equal(experts, torch.arange(E).repeat_interleave(made_plan.counts))
+    # stable: within an expert in the order of the routing
+    same = experts[1:] == experts[:-1]
+    assert bool((made_plan.order.diff()[same] > 0).all())
+
+
+def renumbered(routing: Routing, order: Tensor) -> Routing:
+    """The same routing where expert e is called order[e]."""
+    columns = order.argsort()
+    changes = {"expert": order[routing.expert]}
+    for name in ("logits", "probs"):
+        if (values := getattr(routing, name)) is not None:
+            changes[name] = values[:, columns]
+    return dataclasses.replace(routing, **changes)
+
+
+@FEW
+@given(drawn(), st.permutations(range(E)))
+def test_no_loss_and_no_statistic_knows_an_experts_number(made: Drawn, numbers: list[int]) -> None:
+    order = torch.tensor(numbers)
+    routing, other = made.routing, renumbered(made.routing, torch.tensor(numbers)).check()
+    assert torch.equal(other.load()[order], routing.load())
+    for loss in (switch_loss, sequence_loss, importance_loss, l1_loss, z_loss):
+        needs = {switch_loss: routing.probs, sequence_loss: routing.probs, z_loss: routing.logits}
+        if loss not in needs or needs[loss] is not None:
+            torch.testing.assert_close(loss(other), loss(routing))
+    if int(routing.load().sum()):
+        a, b = Load.of(routing), Load.of(other)
+        assert (a.max_min, a.max_vio) == pytest.approx((b.max_min, b.max_vio))
+        assert a.cv2 == pytest.approx(b.cv2)
+        assert sorted(a.share) == pytest.approx(sorted(b.share))
+
+
+@FEW
+@given(drawn())
+def test_losses_and_statistics_stay_within_their_bounds(made: Drawn) -> None:
+    routing = made.routing
+    if routing.probs is not None:
+        for loss in (switch_loss, sequence_loss):
+            assert 0 <= float(loss(routing).detach()) <= E + 1e-5
+    assert -1e-6 <= float(importance_loss(routing).detach()) <= E - 1 + 1e-4
+    if int(routing.load().sum()):
+        load = Load.of(routing)
+        assert sum(load.share) == pytest.approx(1)
+        assert -1e-9 <= load.max_vio <= E - 1 + 1e-9
+        assert -1e-9 <= load.cv2 <= E - 1 + 1e-9
+        assert load.max_min >= 1 or load.max_min == pytest.approx(1)
+
+
+@FEW
+@given(drawn(), drawn())
+def test_counts_of_two_batches_add_up(first: Drawn, second: Drawn) -> None:
+    total = GlobalLoad(E)
+    total.add(first.routing)
+    total.add(second.routing)
+    assert torch.equal(total.counts, first.routing.load() + second.routing.load())
+
+
+@settings(deadline=None, max_examples=40)
+@given(drawn(), st.permutations(range(E)), st.sampled_from(NAMES))
+def test_dispatch_knows_no_numbers_and_no_order(made: Drawn, numbers: list[int], name: str) -> None:
+    """Renumbered experts with their weights, and assignments in any order, give the same output."""
+    routing, experts, dispatch = made.routing.detach(), big_experts(), DISPATCHERS[name]
+    expected = dispatch(made.x, routing, experts)
+    order = torch.tensor(numbers)
+    moved = copy.deepcopy(experts)
+    with torch.no_grad():
+        for parameter, old in zip(moved.parameters(), experts.parameters(), strict=True):
+            parameter[order] = old
+    close: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(
+        dispatch(made.x, renumbered(routing, order), moved), expected, **close
+    )
+    shuffle = torch.randperm(routing.num_assignments, generator=torch.Generator().manual_seed(0))
+    mixed = dataclasses.replace(
+        routing, k=None, token=routing.token[shuffle], expert=routing.expert[shuffle],
+        weight=routing.weight[shuffle], kept=None if routing.kept is None else routing.kept[shuffle],
+    )  # fmt: skip
+    torch.testing.assert_close(dispatch(made.x, mixed, experts), expected, **close)
+    # and it is linear in the weights
+    double = dataclasses.replace(routing, weight=routing.weight * 2)
+    torch.testing.assert_close(dispatch(made.x, double, experts), expected * 2, **close)
+
+
+@FEW
+@given(st.integers(0, 12), st.integers(0, 999))
+def test_relu_routing_is_the_dense_product(t: int, seed: int) -> None:
+    router = build("relu", seed)
+    assert isinstance(router, ReLURouter)
+    x = torch.randn(t, D, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(router(x).dense(), (x @ router.weight.T).relu())
