@@ -317,6 +317,7 @@ class MixtralModel(nn.Module):
         *,
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
+        cache_experts: int | None = None,
     ) -> MixtralModel:
         """Load 'mini' (shipped with the library) or a folder, in eval mode.
 
@@ -325,6 +326,8 @@ class MixtralModel(nn.Module):
 
         Args:
             dtype: of the weights; None: as stored.
+            cache_experts: leave the experts on disk, and have each layer keep this many in memory (see
+                `OffloadedExperts`); for inference. None: all are loaded.
 
         Raises:
             CheckpointError: no such model; a file that is missing, truncated, or does not fit its configuration; a
@@ -332,7 +335,7 @@ class MixtralModel(nn.Module):
         """
         from minimoe.checkpoint import load_model
 
-        return load_model(name_or_path, dtype=dtype, device=device)
+        return load_model(name_or_path, dtype=dtype, device=device, cache_experts=cache_experts)
 
     def save_pretrained(
         self,

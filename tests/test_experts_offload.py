@@ -13,33 +13,31 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minimoe import MixtralModel
+from minimoe.checkpoint import ExpertFiles, TensorFiles, offload_experts
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
 from minimoe.experts_int8 import Int8Experts
-from minimoe.experts_offload import (
-    CacheStats,
-    ExpertFile,
-    OffloadedExperts,
-    cache_stats,
-    offload_experts,
-)
+from minimoe.experts_offload import CacheStats, OffloadedExperts, cache_stats
 from minimoe.layers import MoELayer
+from tests.huggingface import SPARSE, saved
 from tests.small import TINY, random_ids, tiny_model
 from tests.zoo import FF, D, E, big_experts, build
 
 NAMES = [n for n in DISPATCHERS if n != "triton"]  # the kernels run Experts only
 
 
-def write(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A file of one layer's experts."""
+def write(folder: Path, dtype: torch.dtype = torch.float32) -> ExpertFiles:
+    """A file of one layer's experts, stacked."""
     state = big_experts().to(dtype).state_dict()
-    save_file({f"experts.{k}": v for k, v in state.items()}, folder / "e.safetensors")
-    return folder / "e.safetensors"
+    save_file({f"experts.{k}": v for k, v in state.items()}, folder / "model.safetensors")
+    with TensorFiles(folder) as files:
+        places = ([("experts.gate_up_proj", ())], [("experts.down_proj", ())])
+        return ExpertFiles(files, *places, (E, D, FF))
 
 
 def bank(folder: Path, cache: int, **options: Any) -> OffloadedExperts:
-    return OffloadedExperts(ExpertFile(write(folder), "experts"), cache, **options)
+    return OffloadedExperts(write(folder), cache, **options)
 
 
 @torch.no_grad()
@@ -86,9 +84,8 @@ class Resident(ExpertBank):
 def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
     experts, read = big_experts(), E * [0]
 
-    class Counted(ExpertFile):
-        def __init__(self) -> None:
-            self.shape = (E, D, FF)
+    class Counted:
+        shape, place = (E, D, FF), "memory"
 
         def read(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
             read[expert] += 1
@@ -135,8 +132,7 @@ def test_only_experts_with_tokens_are_read(name: str, tmp_path: Path) -> None:
 def test_types_and_what_is_kept(tmp_path: Path) -> None:
     """bfloat16 on disk, float32 in memory: widened exactly; a cast changes what is fetched from then on."""
     short = big_experts().bfloat16()
-    file = ExpertFile(write(tmp_path, torch.bfloat16), "experts")
-    offloaded = OffloadedExperts(file, 2)
+    offloaded = OffloadedExperts(write(tmp_path, torch.bfloat16), 2)
     gate_up, _ = offloaded.weights(1)
     assert gate_up.dtype == torch.float32 and torch.equal(gate_up, short.gate_up_proj[1].float())
     assert offloaded.stats.bytes_read == 3 * D * FF * 2
@@ -181,28 +177,15 @@ def test_a_file_that_goes_away_is_an_error_and_not_a_crash(
 ) -> None:
     offloaded = bank(tmp_path, 2)
     kept = offloaded.weights(0)[0].clone()
-    happens(offloaded.file.path)
+    happens(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=named):
         offloaded.weights(1)
     assert torch.equal(offloaded.weights(0)[0], kept), "what is in memory stays usable"
 
 
-def test_files_that_are_not_one_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds no experts layers\.0\.gate_up_proj"):
-        ExpertFile(path, "layers.0")
-    with pytest.raises(CheckpointError, match="cannot be found"):
-        ExpertFile(tmp_path / "none", "experts")
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
-        ExpertFile(path, "experts")
+def test_a_cache_without_a_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cache_experts is 0"):
         bank(tmp_path, 0)
-    save_file({"x.gate_up_proj": torch.zeros(2, 3, 4), "x.down_proj": torch.zeros(2, 4, 3)}, path)
-    with pytest.raises(
-        CheckpointError, match=r"gate_up_proj is \[2, 3, 4\] .* expected \[2, 6, 4\]"
-    ):
-        ExpertFile(path, "x")
 
 
 @pytest.mark.parametrize("implementation", NAMES)
@@ -234,7 +217,7 @@ def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_pa
 
 def test_the_shipped_model_from_its_own_file() -> None:
     model = MixtralModel.from_pretrained("mini")
-    offloaded = offload_experts(model, Path("minimoe/weights/mini").resolve(), cache_experts=4)
+    offloaded = offload_experts(model, "mini", cache_experts=4)
     ids = random_ids(1, 12, vocab=4096)
     assert torch.equal(
         offloaded.generate(ids, 6, temperature=0), model.generate(ids, 6, temperature=0)
@@ -244,11 +227,63 @@ def test_the_shipped_model_from_its_own_file() -> None:
     assert 0 < stats.hit_rate < 1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shard", [None, 20_000], ids=["one file", "shards"])
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_loading_without_experts_reads_them_from_either_layout(
+    layout: str, shard: int | None, tmp_path: Path
+) -> None:
+    model = tiny_model(n_shared_experts=0, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path, layout=layout, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) > (1 if shard else 0)
+    whole = MixtralModel.from_pretrained(tmp_path)
+    lean = MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    assert not lean.training and cache_stats(lean) == CacheStats()
+    ids = random_ids(2, 7)
+    torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
+    for a, b in zip(lean.layers, whole.layers, strict=True):
+        assert isinstance(a.mlp, MoELayer) and isinstance(b.mlp, MoELayer)
+        assert isinstance(a.mlp.experts, OffloadedExperts)
+        for e in range(TINY.num_experts):
+            for mine, theirs in zip(
+                a.mlp.experts.weights(e), b.mlp.experts.weights(e), strict=True
+            ):
+                assert torch.equal(mine, theirs)
+    size = 3 * TINY.hidden_size * TINY.expert_size
+    assert lean.num_parameters() == whole.num_parameters()
+    held = sum(p.numel() for p in lean.parameters())
+    assert held == whole.num_parameters() - 2 * TINY.num_experts * size
+    short = MixtralModel.from_pretrained(tmp_path, dtype=torch.bfloat16, cache_experts=1)
+    assert short(ids).logits.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True], ids=["one by one", "stacked"])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_experts_stay_in_a_folder_of_transformers(kind: str, fused: bool, tmp_path: Path) -> None:
+    saved(tmp_path, kind, layout={"save_original_format": not fused, "max_shard_size": "20KB"})
+    whole = MixtralModel.from_pretrained(tmp_path)
+    lean = MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    ids = random_ids(2, 7)
+    torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
+    assert cache_stats(lean).misses > 0
+
+
+def test_a_folder_that_cannot_serve_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a shipped model"):
+        offload_experts(tiny_model(), tmp_path / "none", cache_experts=2)
+    tiny_model().save_pretrained(tmp_path, max_shard_size=20_000)
+    last = sorted(tmp_path.glob("*.safetensors"))[-1]
+    os.truncate(last, last.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+
+
 def test_an_offloaded_model_cannot_be_saved_over_its_own_experts(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    offloaded = offload_experts(model, tmp_path / "model.safetensors", cache_experts=2)
+    offloaded = offload_experts(model, tmp_path, cache_experts=2)
     with pytest.raises(MinimoeError, match=r"are in .* and not in memory, so it cannot be saved"):
         offloaded.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
@@ -256,7 +291,9 @@ def test_an_offloaded_model_cannot_be_saved_over_its_own_experts(tmp_path: Path)
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_model(num_experts=4).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"E, D, F = \(4, 16, 24\), the model \(5, 16, 24\)"):
+    with pytest.raises(
+        CheckpointError, match=r"gate_up_proj is \(4, 48, 16\), expected \(5, 48, 16\)"
+    ):
         offload_experts(tiny_model(), tmp_path, cache_experts=2)
     with pytest.raises(ConfigError, match="holds no Experts"):
         offload_experts(tiny_model(mlp_only_layers=(0, 1)), tmp_path, cache_experts=2)

@@ -17,6 +17,7 @@ from minimoe.checkpoint.folder import (
     restore_model,
     save_model,
 )
+from minimoe.checkpoint.offload import ExpertFiles, offload_experts
 from minimoe.checkpoint.tensors import TensorFiles, read_tensors, write_tensors
 from minimoe.checkpoint.translate import from_huggingface, to_huggingface
 
@@ -24,12 +25,14 @@ __all__ = [
     "FAMILIES",
     "SHIPPED",
     "WEIGHTS",
+    "ExpertFiles",
     "TensorFiles",
     "from_huggingface",
     "load_into",
     "load_layer",
     "load_model",
     "model_tensors",
+    "offload_experts",
     "pretrained_path",
     "read_config",
     "read_tensors",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minimoe.checkpoint.families import FAMILIES, Family
 from minimoe.checkpoint.fit import Memory, copy, find, stored_type
 from minimoe.checkpoint.keys import places
+from minimoe.checkpoint.offload import offload_experts
 from minimoe.checkpoint.tensors import INDEX, SINGLE, TensorFiles
 from minimoe.checkpoint.translate import from_huggingface, to_huggingface
 from minimoe.checkpoint.write import write_folder
@@ -65,6 +66,15 @@ def read_config(path: Path) -> ModelConfig:
         CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
     """
     return _read_config(path)[0]
+
+
+def read_family(folder: Path) -> Family | None:
+    """The family whose layout a folder has; None: minimoe's own.
+
+    Raises:
+        CheckpointError: as `read_config`.
+    """
+    return _read_config(folder)[1]
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -139,6 +149,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
+    cache_experts: int | None = None,
 ) -> MixtralModel:
     """Read a folder of either layout (see `MixtralModel.from_pretrained`)."""
     folder = pretrained_path(name_or_path)
@@ -150,10 +161,13 @@ def load_model(
                 f"{files.source} names {', '.join(files.absent())}, not in the folder: fetch them too"
             )
         found = find(model_tensors(model), files, family, tied=config.tie_word_embeddings)
+        if cache_experts is not None:
+            model = offload_experts(model, folder, cache_experts=cache_experts)
         _allocate(model, dtype or stored_type(found, files), device)
         if config.tie_word_embeddings:  # each was given memory of its own
             model.lm_head.weight = model.embed_tokens.weight
-        copy(model_tensors(model), found, files)
+        held = dict(model.named_parameters()) | dict(model.named_buffers())
+        copy(held, found, files)
     return model.eval()
 
 

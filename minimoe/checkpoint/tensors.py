@@ -58,6 +58,7 @@ class TensorFiles:
     context manager: leaving it closes the files.
 
     Attributes:
+        folder: where they are.
         source: the file that lists the tensors, for messages.
 
     Raises:
@@ -65,7 +66,7 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._open: dict[str, Any] = {}
         if (folder / SINGLE).is_file():  # as in transformers, it comes before an index
             self.source = folder / SINGLE
@@ -88,7 +89,7 @@ class TensorFiles:
         stored = str(self._header(name).get_dtype())
         if stored not in TYPES:
             raise CheckpointError(
-                f"{self._folder / self._shard[name]}: {name} has the type {stored}; known are {', '.join(TYPES)}"
+                f"{self.path(name)}: {name} has the type {stored}; known are {', '.join(TYPES)}"
             )
         return TYPES[stored]
 
@@ -98,11 +99,15 @@ class TensorFiles:
         try:
             return self._file(self._shard[name]).get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise _incomplete(self._folder / self._shard[name], error) from error
+            raise _incomplete(self.path(name), error) from error
+
+    def path(self, name: str) -> Path:
+        """The file that a tensor is in."""
+        return self.folder / self._shard[name]
 
     def absent(self) -> list[str]:
         """Shards that the index names and the folder lacks."""
-        return sorted(s for s in set(self._shard.values()) if not (self._folder / s).is_file())
+        return sorted(s for s in set(self._shard.values()) if not (self.folder / s).is_file())
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +128,7 @@ class TensorFiles:
 
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
-            path = self._folder / shard
+            path = self.folder / shard
             if not path.is_file():
                 raise CheckpointError(
                     f"{self.source} names {shard}, which is not in the folder: fetch it too"
