@@ -77,7 +77,8 @@ class ModelConfig:
             paper has it (SwitchHead no, MoA yes).
 
         router_aux_loss_type: which balancing loss `router_aux_loss_coef` weighs, one of `BALANCE_TYPES`.
-        router_aux_loss_coef: weight of the balancing loss, averaged over layers (Fedus et al. 2021, eq. 4).
+        router_aux_loss_coef: weight of the balancing loss, averaged over layers (Fedus et al. 2021, eq. 4). Of the ReLU
+            router with 'l1' it is where the weight begins; the training loop moves it.
         router_z_loss_coef: weight of the router z-loss (Zoph et al. 2022, eq. 5).
         router_jitter_noise: multiplicative input noise U(1-j, 1+j) of the router, in training only.
         router_bias_update_rate: step of the bias that balances the sigmoid router without a loss; the training loop

@@ -280,6 +280,31 @@ def test_a_killed_run_goes_on_exactly_with_what_its_controllers_had(
         assert again.balancing.aux_loss_coef not in (None, model["router_aux_loss_coef"])
 
 
+@pytest.mark.parametrize("model", [SIGMOID, RELU], ids=["bias", "relu"])
+def test_a_step_broken_off_between_its_parts_leaves_nothing_behind(
+    corpus: Corpus, tmp_path: Path, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_run(tmp_path / "whole", corpus, model=model, accumulate=3)
+    whole.train(progress=False)
+    run = tiny_run(tmp_path / "broken", corpus, model=model, accumulate=3)
+    run.train(progress=False, stop_after=5)
+    forward, calls = run.model.forward, 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the third part of step 6: two have been counted
+            raise KeyboardInterrupt
+        return forward(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.model, "forward", interrupted)
+        run.train(progress=False)
+    run.train(progress=False)  # the same object goes on
+    assert weights_digest(run.model) == weights_digest(whole.model)
+    assert run.balancing.aux_loss_coef == whole.balancing.aux_loss_coef
+
+
 def router_weight(run: Run, layer: int) -> Tensor:
     return run.model.get_parameter(f"layers.{layer}.mlp.gate.weight").detach()
 
