@@ -11,7 +11,15 @@ import pytest
 from minimoe.study import figures
 from minimoe.study import statistics as st
 from minimoe.study.figures.loads import equal_band
-from minimoe.study.figures.style import SMALL, Figure, bracket, listed, percent, times
+from minimoe.study.figures.style import (
+    SMALL,
+    Figure,
+    bracket,
+    expert_ticks,
+    listed,
+    percent,
+    times,
+)
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
 EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
@@ -257,3 +265,11 @@ def test_words():
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
     assert times(float("inf")) == "∞" and times(float("nan")) == "–" and times(13.12) == "13.1"
     assert bracket(None, 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"
+
+
+def test_many_experts_are_numbered_by_about_five_round_numbers() -> None:
+    for count in range(1, 400):
+        ticks = expert_ticks(count)
+        assert ticks[0] == 1 and ticks[-1] <= count
+        assert ticks == list(range(1, count + 1)) if count <= 10 else 2 <= len(ticks) <= 5
+    assert expert_ticks(64) == [1, 16, 32, 48, 64]

@@ -11,6 +11,7 @@ from minimoe.study.figures.style import (
     Axes,
     Figure,
     bracket,
+    expert_ticks,
     label_ends,
     of_layers,
     panels,
@@ -163,8 +164,9 @@ def coactivation(
                             j, i, f"{100 * one.conditional[i, j]:.0f}", ha="center", va="center", fontsize=SMALL,
                             color="white" if dark else BLACK,
                         )  # fmt: skip
-            ax.set_xticks(range(size), [str(e + 1) for e in range(size)])
-            ax.set_yticks(range(size), [str(e + 1) for e in range(size)])
+        ticks = expert_ticks(size)
+        ax.set_xticks([e - 1 for e in ticks], [str(e) for e in ticks])
+        ax.set_yticks([e - 1 for e in ticks], [str(e) for e in ticks])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         i, j = one.maximum_pair

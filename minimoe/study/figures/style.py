@@ -154,20 +154,34 @@ def expert_panel(
     known = ~np.isnan(low)
     if known.any():
         ends = np.clip(np.stack([share - low, high - share])[:, known], 0, None)
-        ax.errorbar(
-            number[known],
-            100 * share[known],
-            100 * ends,
-            fmt="none",
-            ecolor=BLACK,
-            elinewidth=1.1,
-            capsize=2,
-            zorder=4,
-        )
+        whiskers(ax, number[known], 100 * share[known], 100 * ends)
     put_title(ax, title)
-    ax.set_xticks(number if len(share) <= 10 else [1, *range(8, len(share) + 1, 8)])
+    ax.set_xticks(expert_ticks(len(share)))
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(0.3, len(share) + 0.7)
+
+
+def expert_ticks(count: int) -> list[int]:
+    """Which of the experts 1 to `count` are numbered below a panel: all of ten, else about five round numbers."""
+    if count <= 10:
+        return list(range(1, count + 1))
+    step = 8 * 2 ** max(0, int(np.ceil(np.log2(count / 32))))
+    return [1, *range(step, count + 1, step)]
+
+
+def whiskers(ax: Axes, x: Any, y: Floats, ends: Floats) -> None:
+    """Intervals at x [n] from y − ends[0] to y + ends[1], thinner where there are many."""
+    many = len(x) > 32
+    ax.errorbar(
+        x,
+        y,
+        ends,
+        fmt="none",
+        ecolor=BLACK,
+        elinewidth=0.7 if many else 1.1,
+        capsize=0 if many else 2,
+        zorder=4,
+    )
 
 
 def put_title(ax: Axes, text: str) -> None:

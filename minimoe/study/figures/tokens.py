@@ -9,15 +9,17 @@ import numpy as np
 from minimoe.study.figures.style import (
     Figure,
     bracket,
+    expert_ticks,
     listed,
     name_axes,
     of_layers,
     panels,
     percent,
     put_title,
+    whiskers,
 )
 from minimoe.study.statistics import ExpertTokens, TokenShares
-from minimoe.style import BLACK, BLUE, CHANCE, GREEN, LINE, NORMAL, PALE, SMALL, VERMILLION
+from minimoe.style import BLUE, CHANCE, GREEN, LINE, NORMAL, PALE, SMALL, VERMILLION
 
 Decode = Callable[[int], str]
 
@@ -143,16 +145,7 @@ def token_choice(
         )
         if one.occurrences[i]:
             ends = np.clip([share - low, high - share], 0, None)
-            ax.errorbar(
-                number,
-                100 * share,
-                100 * ends,
-                fmt="none",
-                ecolor=BLACK,
-                elinewidth=1.1,
-                capsize=2,
-                zorder=4,
-            )
+            whiskers(ax, number, 100 * share, 100 * ends)
         if apart is not None:
             other = apart[column]
             j = _row(other, token if apart_token is None else apart_token)
@@ -169,7 +162,7 @@ def token_choice(
             )
         layer = of_layers(one.layer, num_layers)
         put_title(ax, f"{layer[0].upper()}{layer[1:]}")
-        ax.set_xticks(number if len(number) <= 10 else [1, *range(8, len(number) + 1, 8)])
+        ax.set_xticks(expert_ticks(len(number)))
         ax.set_ylim(0, 104)
         ax.set_xlim(0.3, len(number) + 0.7)
         ax.tick_params(axis="x", length=0)
