@@ -300,7 +300,17 @@ def test_a_step_broken_off_between_its_parts_leaves_nothing_behind(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run.model, "forward", interrupted)
         run.train(progress=False)
+    step, seen = run.balancing.step, set[int]()
+
+    def counting() -> None:
+        seen.update(int(c.load.counts.sum()) for c in run.balancing.biases)
+        seen.update([run.balancing.sparsity.tokens] if run.balancing.sparsity else [])
+        step()
+
+    monkeypatch.setattr(run.balancing, "step", counting)
     run.train(progress=False)  # the same object goes on
+    # K assignments of each token in a layer; the tokens of both layers: each counted once
+    assert seen == {3 * 16 * 2}
     assert weights_digest(run.model) == weights_digest(whole.model)
     assert run.balancing.aux_loss_coef == whole.balancing.aux_loss_coef
 
