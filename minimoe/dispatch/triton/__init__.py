@@ -14,9 +14,7 @@ these files only, and they by the first call.
 
 from __future__ import annotations
 
-import functools
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -66,7 +64,7 @@ def unsupported(x: Tensor, experts: ExpertBank) -> str | None:
         return reason
     if kind == "cpu" and not interpret:
         return f"the triton dispatcher needs a GPU, but x is on the CPU: move the model to cuda, {INSTEAD}"
-    if kind == "cuda" and (reason := _no_gpu(x.device.index or 0)) is not None:
+    if kind == "cuda" and (reason := _no_gpu(x.device)) is not None:
         return reason
     if kind not in ("cpu", "cuda"):
         return f"the triton dispatcher runs on cuda, but x is on {kind}: take experts_implementation='grouped'"
@@ -93,32 +91,29 @@ def unsupported(x: Tensor, experts: ExpertBank) -> str | None:
     return None
 
 
-@functools.cache
 def _no_triton() -> str | None:
     """Why Triton cannot be used on this machine, or None."""
     try:
-        found = version("triton")
-    except PackageNotFoundError:
+        import triton as package
+    except ImportError:
         return f"Triton is not installed: pip install 'minimoe[gpu]', {INSTEAD}"
-    numbers = tuple(int(part) for part in found.split(".")[:2])
+    numbers = tuple(int(part) for part in package.__version__.split(".")[:2])
     if numbers < TRITON:
         wanted = ".".join(map(str, TRITON))
-        return f"Triton {found} is too old, {wanted} is needed: pip install 'triton>={wanted}', {INSTEAD}"
+        return f"Triton {package.__version__} is too old, {wanted} is needed: pip install 'triton>={wanted}', {INSTEAD}"
     return None
 
 
-@functools.cache
-def _no_gpu(device: int) -> str | None:
-    """Why GPU number `device` cannot run the kernels, or None."""
+def _no_gpu(device: torch.device) -> str | None:
+    """Why this GPU cannot run the kernels, or None."""
     if torch.version.hip is not None:
         return f"the triton dispatcher is made for NVIDIA GPUs, this is ROCm {torch.version.hip}: {INSTEAD[3:]}"
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
-        name = torch.cuda.get_device_name(device)
         have, need = (".".join(map(str, c)) for c in (capability, CAPABILITY))
         return (
-            f"{name} has compute capability {have}, the triton dispatcher needs {need} (Ampere) or newer: "
-            f"{INSTEAD[3:]}"
+            f"{torch.cuda.get_device_name(device)} has compute capability {have}, the triton dispatcher needs {need} "
+            f"(Ampere) or newer: {INSTEAD[3:]}"
         )
     return None
 

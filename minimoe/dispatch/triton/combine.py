@@ -23,12 +23,11 @@ def combine_spec(y: Tensor, weight: Tensor | None, plan: TilePlan, num_tokens: i
     if weight is not None:
         values = values * weight[:, None]
     n = plan.row.shape[0]
-    token = plan.row.new_empty(n)
-    if plan.k is not None:
-        token = torch.arange(n, device=y.device) // plan.k
-    elif plan.order is not None and plan.bounds is not None:
-        token = torch.empty_like(plan.order).long()
-        token[plan.order.long()] = torch.repeat_interleave(plan.bounds.diff())
+    if plan.order is None or plan.bounds is None:
+        token = torch.arange(n, device=y.device) // (plan.k or 1)
+    else:
+        token = torch.repeat_interleave(plan.bounds.diff().long())  # of the assignments in order
+        token = torch.empty_like(token).scatter_(0, plan.order.long(), token)
     out = torch.zeros(num_tokens, y.shape[1], device=y.device)
     return out.index_add(0, token, values).to(y.dtype)
 

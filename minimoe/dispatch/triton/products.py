@@ -91,9 +91,9 @@ def _store(matrix, row, column, block, WIDTH: tl.constexpr, TMA: tl.constexpr):
 
 def up_spec(x: Tensor, gate_up: Tensor, plan: TilePlan, save: bool) -> tuple[Tensor, Tensor | None]:
     """x [T, D], gate_up [E, 2F, D] -> a [P, F], and h [P, 2F] = gate and up before the activation, if `save`."""
-    h = torch.einsum("pd,pfd->pf", gather(x, plan), gate_up[row_expert(plan)])
+    h = torch.einsum("pd,pfd->pf", gather(x, plan).float(), gate_up[row_expert(plan)].float())
     gate, up = h.chunk(2, dim=-1)
-    return F.silu(gate) * up, h if save else None
+    return (F.silu(gate) * up).to(x.dtype), h.to(x.dtype) if save else None
 
 
 def up(x: Tensor, gate_up: Tensor, plan: TilePlan, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -155,8 +155,8 @@ def _up(
 
 def rows_times_weight_spec(a: Tensor, weight: Tensor, plan: TilePlan, transpose: bool) -> Tensor:
     """a [P, C] times the weight of each row's expert: [E, R, C] if `transpose`, else [E, C, R] -> [P, R]."""
-    w = weight[row_expert(plan)]
-    return torch.einsum("pc,prc->pr" if transpose else "pc,pcr->pr", a, w)
+    w = weight[row_expert(plan)].float()
+    return torch.einsum("pc,prc->pr" if transpose else "pc,pcr->pr", a.float(), w).to(a.dtype)
 
 
 def rows_times_weight(a: Tensor, weight: Tensor, plan: TilePlan, transpose: bool) -> Tensor:
@@ -211,14 +211,14 @@ def hidden_gradient_spec(
     For a row of weight w, with (g, u) = h, a = silu(g)·u and y = w·(W2 a):
     da = W2ᵀ dy,  dw = ⟨da, a⟩,  du = w·da·silu(g),  dg = w·da·u·silu'(g),  silu'(g) = σ(g)(1 + g(1 − σ(g)))
     """
-    da = torch.einsum("pd,pdf->pf", gather(dy, plan), down[row_expert(plan)])
-    gate, up = h.chunk(2, dim=-1)
+    da = torch.einsum("pd,pdf->pf", gather(dy, plan).float(), down[row_expert(plan)].float())
+    gate, up = h.float().chunk(2, dim=-1)
     w = torch.cat([weight, weight.new_zeros(1)])[plan.assignment.long()][:, None]
     sigma = gate.sigmoid()
     a = gate * sigma * up
     dh = torch.cat([w * da * up * sigma * (1 + gate * (1 - sigma)), w * da * gate * sigma], dim=-1)
     d_weight = torch.where(plan.row >= 0, (da * a).sum(1)[plan.row.long()], 0)
-    return dh, w * a, d_weight.to(weight.dtype)
+    return dh.to(h.dtype), (w * a).to(h.dtype), d_weight
 
 
 def hidden_gradient(
@@ -306,9 +306,9 @@ def _hidden(
 def weight_gradient_spec(rows: Tensor, x: Tensor, plan: TilePlan, transpose: bool) -> Tensor:
     """rows [P, R], x [T, C] -> [E, R, C]: Σ over the rows p of each expert of rows[p] x[token[p]]ᵀ; or [E, C, R]."""
     start: list[int] = plan.start.tolist()
-    tokens = gather(x, plan)
-    sums = [rows[i:j].T @ tokens[i:j] for i, j in itertools.pairwise(start)]
-    return torch.stack([s.T if transpose else s for s in sums])
+    tokens = gather(x, plan).float()
+    sums = [rows[i:j].float().T @ tokens[i:j] for i, j in itertools.pairwise(start)]
+    return torch.stack([s.T if transpose else s for s in sums]).to(x.dtype)
 
 
 def weight_gradient(rows: Tensor, x: Tensor, plan: TilePlan, transpose: bool) -> Tensor:

@@ -112,17 +112,19 @@ def tile(kernel: str, rows: int, like: Tensor, n: int, k: int) -> Tile:
     """The tile of a kernel whose result has n columns, with k to sum over, in the type of `like`.
 
     Tiles divide n and k, so that no tile has a ragged edge: a size with few factors of two gets narrow tiles. Stages
-    are as many as shared memory holds.
+    are as many as shared memory holds; where it does not hold two, the tile is narrower.
     """
     table = FLOAT32 if like.element_size() == 4 else HOPPER if tma(like) else AMPERE
     most = table[kernel, rows]
-    n, k = divisor(n, most.n), divisor(k, most.k)
+    n, k, size = divisor(n, most.n), divisor(k, most.k), like.element_size()
     left = most.n if kernel == "weight" else rows
-    stage = (left + n * (2 if kernel == "up" else 1)) * k * like.element_size()
-    leaving = (
-        rows * n * like.element_size() if kernel == "rows" else 0
-    )  # the last result, on its way out
-    return Tile(n, k, most.warps, min(most.stages, (hardware().shared - leaving - 2048) // stage))
+    while True:
+        stage = (left + n * (2 if kernel == "up" else 1)) * k * size
+        leaving = rows * n * size if kernel == "rows" else 0  # the last result, on its way out
+        stages = (hardware().shared - leaving - 2048) // stage
+        if stages >= 2 or n == 16:
+            return Tile(n, k, most.warps, min(most.stages, stages))
+        n //= 2
 
 
 def descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor | Tensor:

@@ -1,0 +1,344 @@
+"""The Triton dispatcher on the interpreter: forward and every gradient equal `loop` in float64.
+
+Run by tests/test_triton_interpreter.py, or with TRITON_INTERPRET=1 set.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minimoe.capacity import limit_capacity
+from minimoe.dispatch import auto, grouped, loop, triton
+from minimoe.dispatch.triton import tiles
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.experts import Experts
+from minimoe.routers import ExpertChoiceRouter, ReLURouter, Router, SwitchRouter, TopKRouter
+from minimoe.routing import Routing
+from tests.triton_cases import (
+    CASES,
+    compare,
+    gradients,
+    make_case,
+    make_experts,
+    poison,
+    random_choice,
+)
+
+D, F = 16, 32
+TYPES = (torch.float32, torch.float16)
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+
+
+@types
+@pytest.mark.parametrize("case", CASES)
+def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
+    choice, e = CASES[case]
+    actual = compare(*make_case(choice, e, D, F, dtype))
+    idle = [i for i in range(e) if not bool((choice == i).any())]
+    for name in ("gate_up_proj", "down_proj"):
+        assert bool(torch.isfinite(actual[name]).all())
+        assert torch.equal(actual[name][idle], torch.zeros_like(actual[name][idle]))
+
+
+@types
+@pytest.mark.parametrize(("d", "f"), [(16, 16), (48, 64), (80, 16), (64, 112)])
+def test_trap_17_widths_with_few_factors_of_two(d: int, f: int, dtype: torch.dtype) -> None:
+    compare(*make_case(random_choice(5, 4, 2), 4, d, f, dtype))
+
+
+def test_float16_without_the_copy_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Hopper every block moves by pointers."""
+    monkeypatch.setattr(tiles, "hardware", lambda: tiles.Hardware(80, 163 * 1024, 2))
+    x, routing, experts = make_case(random_choice(40, 3, 2), 3, D, F, torch.float16)
+    assert not tiles.tma(x)
+    compare(x, routing, experts)
+
+
+@types
+@pytest.mark.parametrize("rows", [32, 64, 128])
+def test_trap_17_tiles_of_every_height(rows: int, dtype: torch.dtype) -> None:
+    t, e = {32: (50, 2), 64: (40, 1), 128: (130, 1)}[rows]
+    assert tiles.block_m(t, e) == rows
+    compare(*make_case(random_choice(t, e, 1, skew=0.3), e, 16, 16, dtype))
+
+
+@types
+def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
+    _, routing, experts = make_case(random_choice(10, 4, 2), 4, D, F, dtype)
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(10, 2 * D, generator=generator).to(dtype)
+    inputs = {
+        wide[:, :D].t().contiguous().t(): Tensor.sum,  # whose gradient is expanded
+        wide[:, ::2]: lambda y: y.t().contiguous().float().pow(2).sum(),  # transposed
+        wide[:1, :D].expand(10, D): None,
+    }
+    for x, upstream in inputs.items():
+        assert not x.is_contiguous()
+        compare(x, routing, experts, upstream)
+
+
+def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
+    x, routing, experts = make_case(random_choice(6, 3, 2), 3, D, F, torch.float16)
+    expected = triton(x, routing, experts)
+    flat = torch.zeros(1 + experts.down_proj.numel(), dtype=torch.float16)
+    flat[1:] = experts.down_proj.detach().flatten()
+    experts.down_proj.data = flat[1:].view(3, D, F)
+    experts.gate_up_proj.data = (
+        experts.gate_up_proj.data.transpose(1, 2).contiguous().transpose(1, 2)
+    )
+    assert experts.down_proj.data_ptr() % 16 and not experts.gate_up_proj.is_contiguous()
+    assert torch.equal(triton(x, routing, experts), expected)
+
+
+@types
+def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) -> None:
+    x, routing, experts = make_case(random_choice(12, 4, 2), 4, D, F, dtype)
+    for capacity in (0, 3):
+        limited = limit_capacity(routing, capacity)
+        assert limited.kept is not None
+        actual = compare(x, limited, experts)
+        assert not actual["weight"][~limited.kept].any()
+        lost = ~limited.kept.view(-1, 2).any(1)
+        assert lost.any() and not actual["y"][lost].any() and not actual["x"][lost].any()
+    nan = x.clone()
+    nan[lost] = float("nan")  # what has no row is not multiplied by zero, but not read
+    assert torch.equal(triton(nan, limited, experts)[~lost], triton(x, limited, experts)[~lost])
+
+
+def test_trap_14_dropped_assignments_in_the_decode_path() -> None:
+    x, routing, experts = make_case(torch.tensor([[4, 1, 0]]), 6, D, F, torch.float32)
+    routing = dataclasses.replace(routing, kept=torch.tensor([True, False, True]))
+    compare(x, routing, experts)
+
+
+@given(st.data())
+@settings(max_examples=6, deadline=None)
+@types
+def test_trap_17_any_routing(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Assignments in any order, any number per token, the same pair twice, some dropped."""
+    t, e, n = (data.draw(st.integers(*r)) for r in ((1, 6), (1, 5), (0, 12)))
+    numbers = st.lists(st.integers(0, 10**6), min_size=n, max_size=n)
+    token, expert = (torch.tensor(data.draw(numbers), dtype=torch.int64) for _ in range(2))
+    kept = data.draw(st.none() | st.lists(st.booleans(), min_size=n, max_size=n))
+    d, f = (16 * data.draw(st.integers(1, 3)) for _ in range(2))
+    weight = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    kept = None if kept is None else torch.tensor(kept, dtype=torch.bool)
+    routing = Routing(token % t, expert % e, weight, (t, e), kept=kept)
+    x = torch.randn(t, d, generator=torch.Generator().manual_seed(t)).to(dtype)
+    compare(x, routing, make_experts(e, d, f, dtype))
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**20))
+@settings(max_examples=4, deadline=None)
+@types
+def test_trap_17_any_token_choice(dtype: torch.dtype, t: int, e: int, k: int, seed: int) -> None:
+    choice = random_choice(t, e, min(k, e), seed, skew=seed % 3)
+    compare(*make_case(choice, e, 16, 16, dtype, seed=seed))
+
+
+@pytest.mark.slow
+@given(
+    st.integers(1, 90), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9),
+    st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+@types
+def test_trap_17_a_hundred_layers(
+    dtype: torch.dtype, t: int, e: int, k: int, d: int, f: int, seed: int
+) -> None:
+    choice = random_choice(t, e, min(k, e), seed, skew=seed % 3)
+    compare(*make_case(choice, e, 16 * d, 16 * f, dtype, seed=seed))
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "top-k": lambda: TopKRouter(D, 5, 2, initializer_range=0.3),
+    "switch": lambda: SwitchRouter(D, 5, initializer_range=0.3),
+    "expert choice": lambda: ExpertChoiceRouter(D, 5, initializer_range=0.3),
+    "relu": lambda: ReLURouter(D, 5, initializer_range=0.3),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_the_router_gets_the_same_gradient_as_from_loop(name: str) -> None:
+    torch.manual_seed(0)
+    router, experts = ROUTERS[name]().eval(), make_experts(5, D, F, torch.float32)
+    x = torch.randn(9, D, requires_grad=True)
+    inputs = (x, *router.parameters())
+    results: list[tuple[Tensor, ...]] = []
+    for dispatch in (triton, loop):
+        y = dispatch(x, router(x), experts)
+        results.append((y, *torch.autograd.grad(y.pow(2).sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        assert float(theirs.detach().abs().max()) > 1e-2
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_only_where_they_are_wanted() -> None:
+    x, routing, experts = make_case(random_choice(6, 3, 2), 3, D, F, torch.float32)
+    full = compare(x, routing, experts)
+    mixing = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    for wants in ((False,) * 3, (True, False, False), (False, True, False), (False, False, True)):
+        leaf = x.clone().requires_grad_(wants[0])
+        experts.gate_up_proj.requires_grad_(wants[1])
+        experts.down_proj.requires_grad_(wants[2])
+        y = triton(leaf, routing, experts)
+        assert y.requires_grad == any(wants)
+        if any(wants):
+            (y * mixing).sum().backward()
+        for name, value in (("x", leaf), *experts.named_parameters()):
+            if value.requires_grad:
+                assert value.grad is not None and torch.equal(value.grad, full[name])
+            else:
+                assert value.grad is None
+            value.grad = None
+
+
+def test_only_x_and_h_are_kept_for_the_backward_pass() -> None:
+    x, routing, experts = make_case(random_choice(20, 4, 2), 4, D, F, torch.float16)
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    leaf = x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        triton(leaf, routing, experts)
+    inputs = {t.data_ptr() for t in (x, routing.weight, *experts.parameters())}
+    (h,) = (t for t in kept if t.data_ptr() not in inputs)
+    assert h.shape[1] == 2 * F and h.dtype == torch.float16
+    assert h.shape[0] <= 40 + 4 * 15  # rows of each expert filled up to tiles of 16
+
+
+@types
+def test_the_same_input_gives_the_same_bits(dtype: torch.dtype) -> None:
+    case = make_case(random_choice(9, 4, 2), 4, D, F, dtype)
+    first, second = (gradients(triton, *case, Tensor.sum) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_trap_16_a_row_alone_equals_the_row_in_its_batch() -> None:
+    x, routing, experts = make_case(random_choice(20, 4, 2), 4, D, F, torch.float32)
+    with torch.no_grad():
+        together = triton(x, routing, experts)
+        for t in (0, 7, 19):
+            one = Routing(
+                torch.zeros(2, dtype=torch.int64), routing.expert.view(-1, 2)[t],
+                routing.weight.view(-1, 2)[t], (1, 4), k=2,
+            )  # fmt: skip
+            torch.testing.assert_close(
+                triton(x[t : t + 1], one, experts)[0], together[t], atol=1e-5, rtol=1e-5
+            )
+
+
+def test_trap_19_combine_accumulates_in_float32() -> None:
+    e = 8
+    choice = torch.arange(e).repeat(3, 1)
+    x, routing, experts = make_case(choice, e, D, F, torch.float16)
+    with torch.no_grad():  # every expert computes the same
+        for weight in experts.parameters():
+            weight.copy_(weight[:1].clone().expand_as(weight))
+
+    def with_weights(first: float, others: float) -> Tensor:
+        weight = torch.full((3, e), others)
+        weight[:, 0] = first
+        with torch.no_grad():
+            return triton(x / 2, dataclasses.replace(routing, weight=weight.flatten()), experts)
+
+    one = with_weights(1, 0).float()
+    assert 1e-3 < float(one.abs().max()) < 16
+    # 2048 + 1 is 2048 in float16: a sum kept in float16 would lose the seven small terms
+    assert torch.equal(with_weights(2048, 1), (one * 2055).half())
+    assert not torch.equal(with_weights(2048, 1), (one * 2048).half())
+
+
+def test_autocast() -> None:
+    x, routing, experts = make_case(random_choice(8, 4, 2), 4, D, F, torch.float32)
+    leaf = x.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        y = triton(leaf, routing, experts)
+    assert y.dtype == torch.float32
+    y.sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+    assert experts.down_proj.grad is not None and experts.down_proj.grad.dtype == torch.float32
+    torch.testing.assert_close(y, loop(x, routing, experts), atol=2e-2, rtol=2e-2)
+    half = make_case(random_choice(8, 4, 2), 4, D, F, torch.float16)
+    assert torch.equal(y, triton(*half).float())
+
+
+def test_torch_compile_works_around_it() -> None:
+    x, routing, experts = make_case(random_choice(8, 4, 2), 4, D, F, torch.float32)
+
+    def layer(x: Tensor) -> Tensor:
+        return triton(x * 2, routing, experts) + x
+
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    x, routing, experts = make_case(random_choice(3, 3, 2), 3, 16, 16, torch.float32)
+    leaf = x.requires_grad_()
+    y = triton(leaf, routing, experts)
+    (grad,) = torch.autograd.grad(y.pow(2).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_ids_out_of_range_are_dropped_or_with_the_check_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, routing, experts = make_case(random_choice(6, 4, 2), 4, D, F, torch.float32)
+    for wrong in (-1, 4, 2**40):
+        expert = routing.expert.clone()
+        expert[3] = wrong
+        bad = dataclasses.replace(routing, expert=expert)
+        kept = torch.arange(12) != 3
+        dropped = dataclasses.replace(routing, kept=kept)
+        poison()
+        assert torch.equal(triton(x, bad, experts), triton(x, dropped, experts))
+        with monkeypatch.context() as patch:
+            patch.setenv("MINIMOE_CHECK", "1")
+            with pytest.raises(MinimoeError, match=r"routing.expert holds ids .* expected 0 to 3"):
+                triton(x, bad, experts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.bfloat16}, "interpreter multiplies bfloat16 wrongly: take float32"),
+        ({"dtype": torch.float64}, "not torch.float64: convert x and the experts"),
+        ({"d": 40}, "hidden_size to be a multiple of 16, not 40"),
+        ({"f": 24}, "intermediate_size to be a multiple of 16, not 24"),
+        ({"act": "gelu"}, "hidden_act 'silu', not Experts with 'gelu'"),
+    ],
+)
+def test_what_the_kernels_cannot_do_says_so(change: dict[str, object], message: str) -> None:
+    d, f = int(str(change.get("d", 32))), int(str(change.get("f", 48)))
+    dtype = change.get("dtype", torch.float32)
+    assert isinstance(dtype, torch.dtype)
+    x, routing, _ = make_case(random_choice(4, 3, 2), 3, d, f, dtype)
+    experts = Experts(3, d, f, hidden_act=str(change.get("act", "silu"))).to(dtype)
+    with pytest.raises(ConfigError, match=message) as caught:
+        triton(x, routing, experts)
+    assert "grouped" in str(caught.value) or "GPU" in str(caught.value)
+
+
+def test_types_that_differ_name_both_sides() -> None:
+    x, routing, experts = make_case(random_choice(4, 3, 2), 3, D, F, torch.float32)
+    with pytest.raises(
+        MinimoeError, match=r"x is torch.float16, but the experts are torch.float32"
+    ):
+        triton(x.half(), routing, experts)
+
+
+def test_auto_stays_with_grouped_on_a_cpu() -> None:
+    x, routing, experts = make_case(random_choice(4, 3, 2), 3, D, F, torch.float32)
+    assert torch.equal(auto(x, routing, experts), grouped(x, routing, experts))

@@ -1,0 +1,118 @@
+"""Cases and comparisons for the Triton dispatcher that the interpreter and a GPU share."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minimoe.dispatch import loop, triton
+from minimoe.experts import Experts
+from minimoe.routing import Routing
+from tests.small import topk_routing
+
+# error allowed at a value of the tensor's own size (root mean square), by type: a few roundings of its mantissa
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+CASES: dict[str, tuple[Tensor, int]] = {
+    "two of four": (torch.tensor([[0, 3], [1, 2], [3, 1], [2, 0], [0, 1], [1, 3], [3, 0]]), 4),
+    "one token": (torch.tensor([[4, 1]]), 6),
+    "one token, few experts": (torch.tensor([[1, 0]]), 3),
+    "one expert with everything": (torch.full((19, 1), 3), 5),
+    "K = E": (torch.arange(5).expand(9, 5), 5),
+    "E = 1": (torch.zeros(9, 1, dtype=torch.int64), 1),
+    "E = 7, last expert empty": (torch.arange(12).view(6, 2) % 6, 7),
+    "more experts than assignments": (torch.tensor([[11, 2]]), 13),
+    "the same expert twice": (torch.tensor([[2, 2], [1, 2], [2, 2]]), 4),
+    "tiles of 64 rows and of less": ((torch.arange(80) % 8 == 0).long()[:, None], 2),
+    "no tokens": (torch.zeros(0, 2, dtype=torch.int64), 5),
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_experts(
+    e: int, d: int, f: int, dtype: torch.dtype, device: str = "cpu", seed: int = 1
+) -> Experts:
+    """Experts whose outputs are of the size of their inputs."""
+    experts = Experts(e, d, f)
+    for weight, width in ((experts.gate_up_proj, d), (experts.down_proj, f)):
+        weight.data = torch.randn(weight.shape, generator=generator(seed)) * 1.5 * width**-0.5
+    return experts.to(device, dtype)
+
+
+def make_case(
+    choice: Tensor, e: int, d: int, f: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> tuple[Tensor, Routing, Experts]:
+    """x [T, D], a routing of random weights for the experts in `choice` [T, K], and experts."""
+    weight = torch.rand(choice.shape, generator=generator(seed)) + 0.1
+    x = torch.randn(len(choice), d, generator=generator(seed + 1)).to(device, dtype)
+    routing = topk_routing(choice, weight, e).to(device)
+    return x, routing, make_experts(e, d, f, dtype, device)
+
+
+def random_choice(t: int, e: int, k: int, seed: int = 0, skew: float = 0.0) -> Tensor:
+    """Experts [T, K]; with `skew` the first experts get most of the tokens."""
+    scores = torch.randn(t, e, generator=generator(seed)) - skew * torch.arange(e)
+    return scores.topk(k, dim=-1).indices
+
+
+def poison(device: str = "cpu") -> None:
+    """Leave NaN in freed memory, so that what is allocated and not written shows."""
+    for size in (256, 4096, 65536, 1 << 20):
+        torch.full((size,), float("nan"), device=device)
+
+
+def gradients(
+    dispatch: Callable[[Tensor, Routing, Experts], Tensor],
+    x: Tensor,
+    routing: Routing,
+    experts: Experts,
+    upstream: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The output and every gradient: of x, of the combine weights and of both expert weights."""
+    leaf, weight = x.detach().requires_grad_(), routing.weight.detach().requires_grad_()
+    y = dispatch(leaf, dataclasses.replace(routing, weight=weight), experts)
+    assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
+    poison(x.device.type)
+    inputs = {"x": leaf, "weight": weight, **dict(experts.named_parameters())}
+    grads = torch.autograd.grad(upstream(y), list(inputs.values()))
+    return {"y": y.detach(), **dict(zip(inputs, grads, strict=True))}
+
+
+def compare(
+    x: Tensor,
+    routing: Routing,
+    experts: Experts,
+    upstream: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float | None = None,
+) -> dict[str, Tensor]:
+    """The kernels against `loop` in float64, forward (with and without gradient) and every gradient; what they gave."""
+    mixing = torch.randn(x.shape, generator=generator(7)).to(x)
+    upstream = upstream or (lambda y: (y * mixing.to(y.dtype)).sum())
+    exact = Experts(experts.num_experts, experts.hidden_size, experts.intermediate_size)
+    exact = exact.to(x.device, torch.float64)
+    exact.load_state_dict(experts.state_dict())
+    # the strides of x must not be lost on the way to float64
+    wide = torch.empty_strided(x.shape, x.stride(), dtype=torch.float64, device=x.device)
+    wide = x.double() if 0 in x.stride() else wide.copy_(x)
+    in64 = dataclasses.replace(routing, weight=routing.weight.double())
+    expected = gradients(loop, wide, in64, exact, upstream)
+    poison(x.device.type)
+    actual = gradients(triton, x, routing, experts, upstream)
+    with torch.no_grad():
+        actual["y without gradient"] = triton(x, routing, experts)
+    expected["y without gradient"] = expected["y"]
+    tolerance = TOLERANCE[x.dtype] if tolerance is None else tolerance
+    for name, value in expected.items():
+        scale = float(value.square().mean().sqrt()) if value.any() else 1.0
+        torch.testing.assert_close(
+            actual[name].double() / scale,
+            value / scale,
+            atol=tolerance,
+            rtol=tolerance,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+    return actual
