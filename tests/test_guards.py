@@ -11,7 +11,7 @@ from minimoe.balance import DropStats, Load
 from minimoe.config import ATTENTION_TYPES, BALANCE_TYPES, ROUTER_TYPES
 from minimoe.dispatch import DISPATCHERS
 from minimoe.dispatch.check import check_inputs
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import Experts
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
@@ -82,6 +82,21 @@ def test_values_are_checked_where_the_environment_says_so(
     DISPATCHERS[dispatcher](x, routing, experts)
     monkeypatch.setenv("MINIMOE_CHECK", "0")
     check_inputs(x, bad, experts)
+
+
+def test_trap_27_tritons_interpreter_is_not_given_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bfloat16 products are wrong and it does not say so; what it is asked for in float32 and float16 it may do."""
+    pytest.importorskip(
+        "triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'"
+    )
+    from minimoe.dispatch.triton import triton, unsupported
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for dtype in (torch.float32, torch.float16):
+        assert unsupported(torch.zeros(3, 16, dtype=dtype), Experts(4, 16, 16).to(dtype)) is None
+    x, experts = torch.zeros(3, 16).bfloat16(), Experts(4, 16, 16).bfloat16()
+    with pytest.raises(ConfigError, match="interpreter multiplies bfloat16 wrongly"):
+        triton(x, TopKRouter(16, 4, 2)(x), experts)
 
 
 def test_routers_name_both_sides_of_a_mismatch() -> None:
