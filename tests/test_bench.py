@@ -40,22 +40,27 @@ def test_a_step_trains() -> None:
     assert all(p.grad is None for p in seen[0].parameters())
 
 
-def test_rounds_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_timed_in_turn_by_the_clock_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[str] = []
-    now = [0.0]
+    now = {"wall": 0.0, "cpu": 0.0}
 
     def step(name: str, seconds: float) -> Callable[[], None]:
         def call() -> None:
             calls.append(name)
-            now[0] += seconds
+            now["wall"] += seconds
+            now["cpu"] += seconds / 4
 
         return call
 
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    seconds = bench.measure({"a": step("a", 2.0), "b": step("b", 3.0)}, rounds=3)
+    monkeypatch.setattr("time.perf_counter", lambda: now["wall"])
+    monkeypatch.setattr("time.process_time", lambda: now["cpu"])
+    steps = {"a": step("a", 2.0), "b": step("b", 4.0)}
+    assert bench.measure(steps, rounds=3, threads=2) == {"a": [2.0] * 3, "b": [4.0] * 3}
     warm_up = "a" * bench.WARM_UP + "b" * bench.WARM_UP
     assert "".join(calls) == warm_up + "ab" + "ba" + "ab"
-    assert seconds == {"a": [2.0] * 3, "b": [3.0] * 3}
+    assert bench.measure(steps, rounds=3, threads=1) == {"a": [0.5] * 3, "b": [1.0] * 3}
 
 
 def test_the_result_is_json_and_the_table_says_the_same(
@@ -63,13 +68,14 @@ def test_the_result_is_json_and_the_table_says_the_same(
 ) -> None:
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
-    monkeypatch.setattr(bench, "measure", lambda steps, n: rounds)
+    monkeypatch.setattr(bench, "measure", lambda steps, n, threads: rounds)
     result = bench.bench_train(rounds=3, threads=1, preset="nano", steps_per_round=1)
     assert json.loads(json.dumps(result)) == result
-    assert result["ratio"] == {"median": 0.5, "low": 0.25, "high": 1.0}
+    quartiles = {"q1": 0.375, "q3": 0.75}
+    assert result["ratio"] == {"median": 0.5, "low": 0.25, "high": 1.0} | quartiles
     rate = result["models"]["sparse"]["tokens_per_second"]
-    assert rate == {"median": 256.0, "low": 128.0, "high": 512.0}  # 8 × 64 tokens a round
-    assert result["threads"] == 1
+    assert (rate["median"], rate["low"], rate["high"]) == (256, 128, 512)  # 8 × 64 tokens a round
+    assert (result["threads"], result["clock"]) == (1, "cpu")
     for key in ("hardware", "torch", "date", "cpu_products"):
         assert result[key]
     assert "goal 0.85 measured 0.500 (0.250 to 1.000)" in capsys.readouterr().out

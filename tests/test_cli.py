@@ -257,12 +257,14 @@ def test_corpus_lists_the_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_writes_its_json_or_says_why_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from minimoe.bench import train as bench
+    from minimoe.bench import suites
 
-    monkeypatch.setattr(bench, "bench_train", lambda **options: {"ratio": 0.9, **options})
+    monkeypatch.setattr(
+        suites, "bench_train", lambda rounds, threads: {"ratio": 0.9, "rounds": rounds}
+    )
     path = tmp_path / "a" / "bench.json"
     assert main(["bench", "--train", "--json", str(path), "--rounds", "2"]) == 0
-    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2, "threads": None}
+    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2}
     (tmp_path / "file").write_text("in the way")
     line = one_line(capsys, main(["bench", "--train", "--json", str(tmp_path / "file" / "x.json")]))
     assert "cannot be written" in line

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from minimoe.bench.cases import Case, Shape, make_experts, make_routings
 from minimoe.bench.hardware import environment, load_average
-from minimoe.bench.layer import cpu_threads
 from minimoe.bench.report import duration, heading
 from minimoe.bench.timing import (
     Setup,
     Work,
     alternate,
     clock_name,
+    cpu_threads,
     make_clock,
     paired,
     spread,

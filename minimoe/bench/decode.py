@@ -15,6 +15,7 @@ from minimoe.bench.timing import (
     Work,
     alternate,
     clock_name,
+    cpu_threads,
     make_clock,
     paired,
     spread,
@@ -66,13 +67,9 @@ def bench_decode(
 
     names = [n for n in DISPATCHERS if n != "triton" or device.type == "cuda"]
     setups = {"dense": writes(dense, None)} | {n: writes(sparse, n) for n in names}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with cpu_threads(threads):
         used = torch.get_num_threads()
         samples = alternate(setups, make_clock(device), rounds, warm_up=2)
-    finally:
-        torch.set_num_threads(before)
     seconds = {n: steady(v, used) for n, v in samples.items()}
     result: dict[str, Any] = {"suite": "decode"} | environment(device, used)
     result |= {

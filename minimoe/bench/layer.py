@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from minimoe.bench.calls import in_context, make_setup, measure_memory, reference, relative_error
 from minimoe.bench.cases import Case, make_routings
-from minimoe.bench.implementations import DENSE, Implementation, Ready
-from minimoe.bench.memory import peak_bytes, saved_bytes
+from minimoe.bench.implementations import DENSE, Implementation
 from minimoe.bench.timing import (
     Clock,
     Sample,
     Setup,
-    Work,
     alternate,
     clock_name,
     paired,
@@ -27,10 +22,9 @@ from minimoe.bench.timing import (
 )  # fmt: skip
 from minimoe.cost import Device, layer_bytes, layer_flops
 from minimoe.dispatch import DISPATCHERS
-from minimoe.experts import Experts, glu
+from minimoe.experts import Experts
 from minimoe.routing import Routing
 
-CHECKED_TOKENS = 64
 # largest error beside the largest right value; beyond it a time means nothing
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
@@ -41,12 +35,12 @@ class Budget:
 
     Attributes:
         rounds: how often each implementation is timed at most.
-        warm_up: untimed calls of each before.
+        warm_up: untimed calls of each before, but at least one with each routing.
         seconds: the rounds stop after so many (None: all rounds).
     """
 
     rounds: int
-    warm_up: int = 2
+    warm_up: int = 1
     seconds: float | None = None
 
 
@@ -106,9 +100,9 @@ def measure_case(
         except Exception as failure:  # a peer may raise anything; the others go on
             first = (str(failure).strip() or "no message").splitlines()[0]
             absent[name] = f"{type(failure).__name__}: {first[:200]}"
-    samples = alternate(
-        setups, clock, budget.rounds, warm_up=max(budget.warm_up, 1), seconds=budget.seconds
-    )
+    # at least once with each routing: kernels are compiled for shapes, and in training those come back
+    warm_up = max(budget.warm_up, 1 if case.replay else len(routings))
+    samples = alternate(setups, clock, budget.rounds, warm_up=warm_up, seconds=budget.seconds)
     clear(experts)
     seconds = {n: [s / calls for s in steady(v, threads)] for n, v in samples.items()}
     flops, moved = case_floor_parts(case)
@@ -174,138 +168,6 @@ def row(
     }
 
 
-def make_setup(
-    case: Case,
-    implementation: Implementation,
-    ready: Ready,
-    x: Tensor,
-    dy: Tensor,
-    routings: list[Routing],
-) -> tuple[Setup, str]:
-    """What is timed in round i, and how it is called: 'call', 'series' or 'graph'."""
-    inside = in_context(implementation)
-    if case.replay:
-
-        def series() -> None:
-            with torch.no_grad():
-                for routing in routings:
-                    ready.forward(x, routing)
-
-        if x.device.type == "cuda" and implementation.capturable:
-            try:
-                replay = capture(series)
-                return lambda i: replay, "graph"
-            except RuntimeError:  # it waits for the device after all
-                torch.cuda.synchronize()
-        return lambda i: inside(series), "series"
-
-    def setup(i: int) -> Work:
-        routing = routings[i % len(routings)]
-        if case.backward:
-            return inside(training_call(ready, x, dy, routing))
-
-        def forward() -> None:
-            with torch.no_grad():
-                ready.forward(x, routing)
-
-        return inside(forward)
-
-    return setup, "call"
-
-
-def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work:
-    """Forward and backward: gradients of the tokens, the routing's weights and the experts' weights."""
-    for leaf in ready.leaves:
-        leaf.grad = None
-    leaf_x = x.detach().requires_grad_()
-    weight = routing.weight.detach().requires_grad_()
-    mine = dataclasses.replace(routing, weight=weight)
-
-    def call() -> None:
-        ready.forward(leaf_x, mine).backward(dy)
-
-    return call
-
-
-def measure_memory(
-    case: Case,
-    ready: Ready,
-    x: Tensor,
-    dy: Tensor,
-    routing: Routing,
-    inside: Callable[[Work], Work],
-) -> dict[str, int | None]:
-    """`saved_bytes` (with a backward pass only) and `peak_bytes` of one call."""
-    saved: list[int] = []
-
-    def forward() -> Tensor:
-        leaf_x = x.detach().requires_grad_()
-        weight = routing.weight.detach().requires_grad_()
-        return ready.forward(leaf_x, dataclasses.replace(routing, weight=weight))
-
-    def note() -> None:
-        saved.append(saved_bytes(forward, ready.leaves))
-
-    def plain() -> Tensor:
-        with torch.no_grad():
-            return ready.forward(x, routing)
-
-    if case.backward:
-        inside(note)()
-        work = inside(training_call(ready, x, dy, routing))
-    else:
-        work = inside(plain)
-    peak = peak_bytes(work, x.device)
-    return {"saved_bytes": saved[0] if saved else None, "peak_bytes": peak}
-
-
-def in_context(implementation: Implementation) -> Callable[[Work], Work]:
-    """Wraps a call in what its implementation needs around it."""
-
-    def wrap(work: Work) -> Work:
-        def call() -> object:
-            with implementation.context():
-                return work()
-
-        return call
-
-    return wrap
-
-
-def capture(work: Work) -> Work:
-    """Record a call in a CUDA graph and return its replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels are compiled and workspaces allocated before
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
-@torch.no_grad()
-def reference(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
-    """The definition in float64, for the first tokens: [min(T, 64), D]. Converts one expert at a time."""
-    t = min(routing.num_tokens, CHECKED_TOKENS)
-    y = torch.zeros(t, x.shape[1], dtype=torch.float64, device=x.device)
-    for e in routing.expert[routing.token < t].unique().tolist():
-        (n,) = ((routing.expert == e) & (routing.token < t)).nonzero(as_tuple=True)
-        token = routing.token[n]
-        gate_up, down = experts.weights(e)
-        out = glu(x[token].double(), gate_up.double(), down.double(), experts.activation)
-        y.index_add_(0, token, out * routing.weight[n, None])
-    return y
-
-
-def relative_error(y: Tensor, right: Tensor) -> float:
-    """Largest difference over the rows of `right`, beside its largest value."""
-    scale = float(right.abs().max()) or 1.0
-    return float((y[: len(right)].double() - right).abs().max()) / scale
-
-
 def busiest_share(routing: Routing) -> float:
     """Load of the busiest expert, as a multiple of the mean."""
     load = routing.load().double()
@@ -316,14 +178,3 @@ def clear(experts: Experts) -> None:
     """Give back the gradients."""
     for parameter in experts.parameters():
         parameter.grad = None
-
-
-@contextlib.contextmanager
-def cpu_threads(threads: int | None) -> Generator[None]:
-    """Let torch use so many threads inside; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minimoe.bench.hardware import environment
 from minimoe.bench.report import heading
-from minimoe.bench.timing import CpuClock, Setup, alternate, clock_name, spread, steady
+from minimoe.bench.timing import CpuClock, Setup, alternate, clock_name, cpu_threads, spread, steady
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
@@ -103,18 +103,13 @@ def bench_train(
             steps=training.steps, batch_size=batch_size, seq_len=training.seq_len
         )
     dense = dense_counterpart(sparse)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        with fast_cpu():
-            steps = {
-                name: repeated(training_step(config, training), steps_per_round)
-                for name, config in (("dense", dense), ("sparse", sparse))
-            }
-            used = torch.get_num_threads()
-            seconds = measure(steps, rounds, used)
-    finally:
-        torch.set_num_threads(before)
+    with cpu_threads(threads), fast_cpu():
+        steps = {
+            name: repeated(training_step(config, training), steps_per_round)
+            for name, config in (("dense", dense), ("sparse", sparse))
+        }
+        used = torch.get_num_threads()
+        seconds = measure(steps, rounds, used)
     tokens = training.batch_size * training.seq_len * steps_per_round
     rates = {name: [tokens / s for s in values] for name, values in seconds.items()}
     ratios = [s / d for s, d in zip(rates["sparse"], rates["dense"], strict=True)]

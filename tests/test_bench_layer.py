@@ -1,0 +1,423 @@
+"""The layer benchmark: everyone computes the same layer, and what is written down is what was measured."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimoe.bench import calls, peers
+from minimoe.bench.cases import Case, make_experts, make_routings
+from minimoe.bench.implementations import BATCHED_MM, DENSE, DENSE_TORCH, Implementation, Ready
+from minimoe.bench.layer import Budget, clear, measure_case
+from minimoe.bench.peers import gather_field, load_peer
+from minimoe.bench.timing import CpuClock, Sample, cpu_threads
+from minimoe.cost import Device, layer_floor
+from minimoe.dispatch import loop
+from minimoe.errors import ConfigError
+from minimoe.experts import Experts, glu
+from minimoe.routing import Routing
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CASE = Case("", 12, 16, 32, 4, 2)
+DEVICE = Device("made up", 1e9, 1e9)
+
+PEER = """
+import torch.nn.functional as F
+
+def forward(x, w13, w2, expert, weight):
+    y = 0
+    for k in range(expert.shape[1]):
+        h = (w13[expert[:, k]] @ x[..., None])[..., 0]
+        gate, up = h.chunk(2, dim=-1)
+        out = (w2[expert[:, k]] @ (F.silu(gate) * up)[..., None])[..., 0]
+        y = y + weight[:, k, None] * out
+    return y
+"""
+
+
+@pytest.fixture(scope="module")
+def experts() -> Experts:
+    return make_experts(CASE, CPU)
+
+
+def exact() -> list[Implementation]:
+    return [i for i in gather_field(CPU).implementations if i.exact]
+
+
+def inputs(case: Case = CASE) -> tuple[Tensor, Routing, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(case.tokens, case.hidden_size, generator=generator) for _ in range(2))
+    return x, make_routings(case, CPU)[0], dy
+
+
+# --- who takes part ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", exact(), ids=lambda i: i.name)
+def test_every_implementation_is_the_layer_with_every_gradient(
+    implementation: Implementation, experts: Experts
+) -> None:
+    x, routing, dy = inputs()
+    ready = implementation.prepare(CASE, experts)
+    gradients: list[tuple[Tensor, ...]] = []
+    for forward in (ready.forward, lambda x, routing: loop(x, routing, experts)):
+        leaf, weight = x.clone().requires_grad_(), routing.weight.clone().requires_grad_()
+        mine = dataclasses.replace(routing, weight=weight)
+        with implementation.context():
+            y = forward(leaf, mine)
+            grads = torch.autograd.grad(y, (leaf, weight, *experts.parameters()), dy)
+        gradients.append((y.detach(), *grads))
+    for mine, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
+    assert [p.shape for p in ready.leaves] == [p.shape for p in experts.parameters()]
+
+
+def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -> None:
+    field = gather_field(CPU)
+    dense = next(i for i in field.implementations if i.name == DENSE)
+    ready = dense.prepare(CASE, experts)
+    # a multiply-add of each parameter for each token: 2·T·(3·D·K·F), which is layer_flops
+    assert sum(p.numel() for p in ready.leaves) == 3 * 16 * 2 * 32
+    x, routing, _ = inputs()
+    gate_up, down = ready.leaves
+    torch.testing.assert_close(ready.forward(x, routing), glu(x, gate_up, down))
+    assert not dense.exact
+
+
+def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
+    monkeypatch: pytest.MonkeyPatch, experts: Experts
+) -> None:
+    monkeypatch.setattr(peers, "onednn_available", lambda: False)
+    names = [i.name for i in gather_field(CPU).implementations]
+    assert names[:4] == ["dense", "loop", "capacity", "grouped"]
+    assert not [n for n in names if "oneDNN" in n or "plain torch" in n]
+    monkeypatch.setattr(peers, "onednn_available", lambda: True)
+    field = gather_field(CPU)
+    plain = next(i for i in field.implementations if i.name == DENSE_TORCH)
+    x, routing, _ = inputs()
+    ready = plain.prepare(CASE, experts)
+    gate_up, down = ready.leaves
+    torch.testing.assert_close(ready.forward(x, routing), glu(x, gate_up, down))
+
+
+def test_absent_peers_have_a_reason_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    wanted = ("transformers", "liger_kernel", "sonicmoe")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in wanted else real(name)
+    )
+    field = gather_field(CPU)
+    assert set(field.absent) == {"triton", "transformers", "Liger-Kernel", "SonicMoE"}
+    assert "minimoe[hf]" in field.absent["transformers"]
+    assert "minimoe[peers]" in field.absent["Liger-Kernel"]
+    assert not [i for i in field.implementations if "transformers" in i.name]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    field = gather_field(CPU)
+    assert field.absent["Liger-Kernel"] == field.absent["SonicMoE"] == field.absent["triton"]
+    on_gpu = [i.name for i in gather_field(CUDA).implementations]
+    assert {"triton", "Liger-Kernel", "SonicMoE", BATCHED_MM} <= set(on_gpu)
+
+
+def test_peers_go_through_onednn_inside_their_context_only() -> None:
+    backend: Any = torch.backends.mkldnn
+    matmul = backend.matmul
+    before = matmul.fp32_precision
+    with pytest.raises(ValueError), peers.products_through_onednn():
+        assert matmul.fp32_precision == "bf16"
+        raise ValueError
+    assert matmul.fp32_precision == before
+
+
+def test_batched_mm_is_left_out_where_it_would_copy_too_much() -> None:
+    refuses = peers._copies_too_much(CPU)
+    case = Case("", 2048, 256, 512, 8, 2)  # 2,048 tokens x 2 experts x 3 x 256 x 512 x 4 bytes
+    assert 2048 * 2 * 3 * 256 * 512 * 4 == 6 << 30
+    assert refuses(case) == "would copy 6 GiB of weights, those of K experts for every token"
+    assert refuses(case.replace(tokens=341)) is None
+    assert peers._copies_too_much(CUDA)(case) is None
+
+
+def test_liger_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, experts: Experts) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Function:
+        @staticmethod
+        def apply(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+            seen.append((w13.shape, w2.shape, expert.dtype, expert.shape, weight.dtype))
+            return x
+
+    module: Any = types.ModuleType("liger_kernel.ops.fused_moe")
+    module.LigerFusedMoEFunction = Function
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", types.ModuleType("liger_kernel.ops"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_moe", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    (liger,) = peers._liger(CUDA).implementations
+    x, routing, _ = inputs()
+    assert liger.prepare(CASE, experts).forward(x, routing) is x
+    assert seen == [((4, 64, 16), (4, 16, 32), torch.int32, (12, 2), torch.float32)]
+
+
+@pytest.mark.parametrize("halves", ["concat_layout", "is_concatenated_gate_up", None])
+def test_sonic_gets_its_layout_whatever_its_version(
+    halves: str | None, monkeypatch: pytest.MonkeyPatch, experts: Experts
+) -> None:
+    def computed(
+        x: Tensor, scores: Tensor, token: Tensor, expert: Tensor, w1: Tensor, b1: None, w2: Tensor, b2: None,
+        E: int, activation_type: str, stream_id: int, is_inference_mode_enabled: bool, halved: bool,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        assert (token.dtype, expert.dtype, b1, b2) == (torch.int32, torch.int32, None, None)
+        assert (E, activation_type, stream_id) == (4, "swiglu", 7)
+        assert is_inference_mode_enabled == (not torch.is_grad_enabled())
+        gate_up, down = w1.permute(2, 0, 1), w2.permute(2, 0, 1)  # [E, 2F, D], [E, D, F]
+        gate, up = (
+            gate_up.chunk(2, dim=1) if halved else (gate_up[:, ::2], gate_up[:, 1::2])
+        )  # fmt: skip
+        y = torch.zeros_like(x)
+        for n in range(len(token)):
+            e, row = int(expert[n]), x[int(token[n])]
+            h = torch.nn.functional.silu(gate[e] @ row) * (up[e] @ row)
+            y[int(token[n])] += scores[n] * (down[e] @ h)
+        return y, None
+
+    def in_halves(*a: Any, concat_layout: bool = False, **k: Any) -> Any:
+        return computed(*a, halved=concat_layout, **k)
+
+    def in_halves_as_older(*a: Any, is_concatenated_gate_up: bool = False, **k: Any) -> Any:
+        return computed(*a, halved=is_concatenated_gate_up, **k)
+
+    def in_turn(*a: Any, **k: Any) -> Any:
+        return computed(*a, halved=False, **k)
+
+    functions = {"concat_layout": in_halves, "is_concatenated_gate_up": in_halves_as_older, None: in_turn}  # fmt: skip
+    package: Any = types.ModuleType("sonicmoe")
+    package.moe_general_routing_inputs = functions[halves]
+    enums: Any = types.ModuleType("sonicmoe.enums")
+    enums.ActivationType = types.SimpleNamespace(SWIGLU="swiglu")
+    monkeypatch.setitem(sys.modules, "sonicmoe", package)
+    monkeypatch.setitem(sys.modules, "sonicmoe.enums", enums)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    stream = types.SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    (sonic,) = peers._sonic(CUDA).implementations
+    ready = sonic.prepare(CASE, experts)
+    x, routing, _ = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(ready.forward(x, routing), loop(x, routing, experts))
+    assert all(leaf.requires_grad and leaf.is_leaf for leaf in ready.leaves)
+
+
+# --- peers of the user ---------------------------------------------------------------------------
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "mine.py").write_text(text)
+    return f"mine={folder / 'mine.py'}"
+
+
+def test_a_peer_from_a_file_is_measured(tmp_path: Path, experts: Experts) -> None:
+    peer = load_peer(write(tmp_path, PEER))
+    assert (peer.name, peer.has_backward) == ("mine", True)
+    case = measured(experts, CASE.replace(backward=True), peer)
+    assert [r["implementation"] for r in case["rows"]] == ["grouped", "mine"]
+    assert "mine" in case["rows"][0]["ratios"]
+    assert case["rows"][1]["error"] < 1e-6
+    # its gathered weights are saved: two times w13 and w2 for each of the 12 tokens, and more
+    assert case["rows"][1]["saved_bytes"] > 2 * 12 * 3 * 16 * 32 * 4
+    assert "mine" in [i.name for i in gather_field(CPU, (f"mine={tmp_path / 'mine.py'}",)).implementations]  # fmt: skip
+
+
+def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(
+    tmp_path: Path, experts: Experts
+) -> None:
+    text = (
+        PEER.replace("w13[expert[:, k]]", "w13.transpose(1, 2)[expert[:, k]]")
+        + "def prepare(w13, w2):\n    return w13.transpose(1, 2).contiguous(), w2.clone()\n"
+        + "backward = False\n"
+    )
+    peer = load_peer(write(tmp_path, text))
+    x, routing, _ = inputs()
+    ready = peer.prepare(CASE, experts)
+    torch.testing.assert_close(ready.forward(x, routing), loop(x, routing, experts))
+    assert ready.leaves[0].shape == (4, 16, 64)
+    case = measured(experts, CASE.replace(backward=True), peer)
+    assert case["absent"] == {"mine": "forward only"}
+
+
+def test_a_wrong_or_failing_peer_has_its_reason_and_no_time(
+    tmp_path: Path, experts: Experts
+) -> None:
+    swapped = PEER.replace("F.silu(gate) * up", "F.silu(up) * gate")
+    case = measured(experts, CASE, load_peer(write(tmp_path, swapped)))
+    assert case["absent"]["mine"].startswith("wrong: off by ")
+    case = measured(experts, CASE, load_peer(write(tmp_path, PEER.replace("y = 0", "y = 0 / 0"))))
+    assert case["absent"]["mine"] == "ZeroDivisionError: division by zero"
+    text = PEER + "inner = forward\ndef forward(*a):\n    return inner(*a) * float('nan')\n"
+    nan = load_peer(write(tmp_path, text))
+    assert measured(experts, CASE, nan)["absent"]["mine"].startswith("wrong: off by nan")
+    assert [r["implementation"] for r in case["rows"]] == ["grouped"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def backward(): pass", "defines no function forward(x, w13, w2, expert, weight)"),
+        ("forward = 3", "defines no function forward"),
+        ("import no_such_package_here", "fails (ModuleNotFoundError: No module named"),
+        ("def forward(:", "fails (SyntaxError"),
+    ],
+)
+def test_a_bad_peer_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_peer(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["mine", "=a.py", "mine=", ""])
+def test_a_bad_peer_option_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected NAME=PATH"):
+        load_peer(text)
+
+
+def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_peer(f"mine={tmp_path / 'no.py'}")
+    path = tmp_path / "peer.py"
+    path.write_text(PEER)
+    with pytest.raises(ConfigError, match="an implementation named 'grouped' already"):
+        gather_field(CPU, (f"grouped={path}",))
+    with pytest.raises(ConfigError, match="is not a Python file"):
+        other = tmp_path / "peer.txt"
+        other.write_text(PEER)
+        load_peer(f"mine={other}")
+
+
+# --- one case ------------------------------------------------------------------------------------
+
+
+def named(*names: str) -> tuple[Implementation, ...]:
+    return tuple(i for i in gather_field(CPU).implementations if i.name in names)
+
+
+def measured(experts: Experts, case: Case, *others: Implementation) -> dict[str, Any]:
+    every = (*named("grouped"), *others)
+    return measure_case(case, every, experts, CpuClock(), Budget(1), DEVICE, threads=1)
+
+
+class Counting:
+    """A clock by which the n-th timed call takes n seconds."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def time(self, work: Any) -> Sample:
+        work()
+        self.calls += 1
+        return Sample(float(self.calls), float(self.calls))
+
+
+def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> None:
+    case = CASE.replace(backward=True)
+    result = measure_case(
+        case, named("dense", "loop", "grouped"), experts, Counting(), Budget(2), DEVICE, threads=2
+    )
+    assert json.loads(json.dumps(result)) == result
+    assert (result["case"], result["work"]) == ("T12 D16 F32 E4 K2", "forward+backward")
+    assert (result["clock"], result["threads"], result["rounds"]) == ("wall", 2, 2)
+    floor = layer_floor(DEVICE, 12, 16, 32, 4, 2, bytes_per_element=4, backward=True)
+    assert result["floor"] == {"seconds": floor, "limit": "compute", "device": "made up"}
+    assert result["flops"] == 18 * 12 * 2 * 16 * 32
+    dense, slow, fast = result["rows"]
+    # round 0 in order: 1, 2, 3 seconds; round 1 the other way: 4, 5, 6
+    assert [r["seconds"]["median"] for r in result["rows"]] == [3.5, 3.5, 3.5]
+    assert fast["ratios"]["loop"]["median"] == (3 / 2 + 4 / 5) / 2
+    assert fast["to_dense"]["median"] == (3 / 1 + 4 / 6) / 2
+    assert fast["to_floor"] == 3.5 / floor
+    assert dense["ratios"] == {} and dense["error"] is None
+    assert slow["error"] < 1e-6 and fast["error"] < 1e-6
+    assert all(r["saved_bytes"] > 0 and r["peak_bytes"] > 0 for r in result["rows"])
+    assert all(p.grad is None for p in experts.parameters())
+
+
+def test_a_replayed_case_is_divided_by_its_calls(experts: Experts) -> None:
+    case = CASE.replace(tokens=1, replay=True)
+    result = measure_case(case, named("grouped"), experts, Counting(), Budget(1), DEVICE, threads=1)
+    (row,) = result["rows"]
+    # four experts, two at a time: a series of two calls, together 1 second
+    assert row["how"] == "series"
+    assert row["seconds"]["median"] == 0.5
+    assert row["saved_bytes"] is None
+
+
+def test_a_series_is_captured_where_there_are_graphs(
+    experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not there: what is captured, and what happens when it cannot be."""
+    monkeypatch.setattr(calls, "has_graphs", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    captured: list[str] = []
+
+    def capture(work: Any) -> Any:
+        captured.append("yes")
+        return work
+
+    monkeypatch.setattr(calls, "capture", capture)
+    case = CASE.replace(tokens=1, replay=True)
+    every = named("dense", "grouped")
+    run = lambda: measure_case(case, every, experts, Counting(), Budget(1), DEVICE)  # noqa: E731
+    assert [r["how"] for r in run()["rows"]] == ["graph", "series"]
+    assert captured == ["yes"]
+
+    def fails(work: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(calls, "capture", fails)
+    assert [r["how"] for r in run()["rows"]] == ["series", "series"]
+
+
+def test_the_reference_is_the_loop_in_float64(experts: Experts) -> None:
+    case = CASE.replace(tokens=100)
+    x, routing, _ = inputs(case)
+    exact = Experts(4, 16, 32).double()
+    exact.load_state_dict({k: v.double() for k, v in experts.state_dict().items()})
+    weight = routing.weight.double()
+    right = loop(x.double(), dataclasses.replace(routing, weight=weight), exact)
+    torch.testing.assert_close(calls.reference(x, routing, experts), right[:64])
+    assert calls.relative_error(right[:64] * 1.5, right[:64]) == 0.5
+
+
+def test_gradients_start_anew_for_every_call(experts: Experts) -> None:
+    x, routing, dy = inputs()
+    ready = named("grouped")[0].prepare(CASE, experts)
+    for _ in range(2):
+        calls.training_call(ready, x, dy, routing)()
+    assert experts.down_proj.grad is not None
+    (right,) = torch.autograd.grad(loop(x, routing, experts), experts.down_proj, dy)
+    torch.testing.assert_close(experts.down_proj.grad, right, rtol=1e-4, atol=1e-5)
+    clear(experts)
+    assert experts.down_proj.grad is None
+
+
+def test_threads_are_restored() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError), cpu_threads(2):
+        assert torch.get_num_threads() == 2
+        raise ValueError
+    assert torch.get_num_threads() == before
+    with cpu_threads(None):
+        assert torch.get_num_threads() == before
+
+
+def test_what_refuses_a_case_is_not_called(experts: Experts) -> None:
+    def never(case: Case, experts: Experts) -> Ready:
+        raise AssertionError
+
+    picky = Implementation("picky", never, refuses=lambda case: "not today")
+    assert measured(experts, CASE, picky)["absent"] == {"picky": "not today"}

@@ -1,0 +1,464 @@
+"""The suites of the benchmark, whole but tiny, on any machine; their goals; and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimoe import __main__ as cli
+from minimoe.bench import choices, decode, goals, report, suites
+from minimoe.bench.goals import FLAG, Goal, cpu_goals, goal_line, gpu_goals, worst
+from minimoe.bench.implementations import DENSE, DENSE_TORCH, EAGER
+from minimoe.bench.peers import Field, gather_field
+from minimoe.bench.suites import Options, run_and_write
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
+
+TINY = Options(rounds=1, tiny=True, device="cpu")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few implementations and sizes: the others have tests of their own."""
+
+    def gather(device: torch.device, peers: tuple[str, ...] = ()) -> Field:
+        field = gather_field(device, peers)
+        names = {DENSE, "loop", "grouped", EAGER, "mine"}
+        return Field(tuple(i for i in field.implementations if i.name in names), field.absent)
+
+    monkeypatch.setattr(suites, "gather_field", gather)
+    monkeypatch.setattr(suites, "TINY_CPU", {8: (16, 32, 4, 2)})
+    monkeypatch.setattr(suites, "TINY_GPU", {"Mixtral": (16, 32, 4, 2), "Qwen3": (16, 16, 4, 2)})
+
+
+# --- suites --------------------------------------------------------------------------------------
+
+
+def check_schema(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    for key in ("date", "hardware", "torch", "versions", "load_average", "load_average_after"):
+        assert result[key]
+    for case in result["cases"]:
+        assert case["rows"]
+        assert case["floor"]["seconds"] > 0
+        for row in case["rows"]:
+            assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+            assert row["to_floor"] > 0 and row["to_dense"]["median"] > 0
+            assert (row["saved_bytes"] is not None) == (case["work"] == "forward+backward")
+    for goal in result["goals"]:
+        assert (goal["measured"] is None) == (goal["ratio"] is None) == (goal["met"] is None)
+
+
+def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "result.json"
+    (result,) = run_and_write(
+        "cpu", Options(rounds=1, threads=1, tiny=True), path, tmp_path / "out"
+    )
+    check_schema(result)
+    assert result["thread_counts"] == [1]
+    seen = [(c["work"], c["load"], c["tokens"]) for c in result["cases"]]
+    assert seen == [
+        ("forward", "uniform", 8),
+        ("forward+backward", "uniform", 8),
+        ("forward+backward", "skewed", 8),
+        ("forward", "uniform", 1),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [x for x in lines if x.startswith("goal ")] == [goal_line(g) for g in result["goals"]]
+    assert lines[-1].startswith("goal ")
+    assert len(result["goals"]) == 8
+    assert any("x floor" in x and "x dense" in x for x in lines)
+    stored = json.loads(path.read_text())
+    assert stored == json.loads((tmp_path / "out" / "cpu.json").read_text())
+    assert stored == report.rounded(result)
+
+
+def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites.os, "cpu_count", lambda: 8)
+    result = suites.cpu_suite(Options(rounds=1, quick=True, tiny=True))
+    assert result["thread_counts"] == [1, 2]
+    assert [p["threads"] for p in result["peaks"]] == [1, 2]
+    assert [(c["threads"], c["clock"]) for c in result["cases"]] == [
+        (1, "cpu"), (1, "cpu"), (1, "cpu"), (2, "wall"), (2, "wall")
+    ]  # fmt: skip
+    assert len(result["goals"]) == 16
+
+
+def test_the_gpu_suite_on_whatever_there_is(few: None, capsys: pytest.CaptureFixture[str]) -> None:
+    result = suites.gpu_suite(TINY)
+    check_schema(result)
+    assert {c["dtype"] for c in result["cases"]} == {"bfloat16"}
+    seen = [(c["name"], c["work"], c["load"], c["tokens"]) for c in result["cases"]]
+    for name in ("Mixtral", "Qwen3"):
+        assert [s[1:] for s in seen if s[0] == name] == [
+            ("forward", "uniform", 1),
+            ("forward", "uniform", 4),
+            ("forward", "uniform", 16),
+            ("forward+backward", "uniform", 16),
+            ("forward+backward", "uniform", 4),
+            ("forward+backward", "uniform", 1),
+            ("forward", "skewed", 16),
+            ("forward+backward", "skewed", 16),
+        ]
+    assert result["out_of_time"] == []
+    ends = capsys.readouterr().out.splitlines()[-len(result["goals"]) :]
+    assert ends == [goal_line(g) for g in result["goals"]]
+    assert len(ends) == 24
+
+
+def test_the_gpu_programme_is_the_design(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = suites.gpu_cases(Options())
+    assert {c.name for c in cases} == {"Mixtral", "OLMoE", "Qwen3"}
+    assert len(cases) == 3 * (5 + 5 + 2)
+    assert {c.tokens for c in cases} == {1, 64, 1024, 8192, 32768}
+    assert all(c.dtype == torch.bfloat16 for c in cases)
+    assert [c.replay for c in cases[:3]] == [True, False, False]
+    assert {c.tokens for c in cases if c.skew} == {8192}
+    assert {c.tokens for c in suites.gpu_cases(Options(quick=True))} == {1, 64, 8192}
+
+
+def test_what_there_was_no_time_for_is_said(
+    few: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suites, "GPU_SECONDS", 0.0)
+    result = suites.gpu_suite(TINY)
+    assert result["cases"] == []
+    assert len(result["out_of_time"]) == 16
+    out = capsys.readouterr().out
+    assert "the eight minutes were over: forward, Mixtral T1 D16 F32 E4 K2, uniform" in out
+    assert all(g["measured"] is None for g in result["goals"])
+
+
+def test_a_peer_takes_part_in_both_suites(few: None, tmp_path: Path) -> None:
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import torch\n"
+        "from minimoe.dispatch import loop\n"
+        "from minimoe.experts import Experts\n"
+        "from minimoe.routing import Routing\n"
+        "def forward(x, w13, w2, expert, weight):\n"
+        "    with torch.device('meta'):\n"
+        "        bank = Experts(len(w13), x.shape[1], w2.shape[2])\n"
+        "    bank.weights = lambda e: (w13[e], w2[e])\n"
+        "    t, k = expert.shape\n"
+        "    token = torch.arange(t).repeat_interleave(k)\n"
+        "    y = 0\n"
+        "    for j in range(k):\n"
+        "        for e in range(len(w13)):\n"
+        "            mine = (expert[:, j] == e)[:, None]\n"
+        "            y = y + torch.where(mine, weight[:, j, None] * bank(x, e), 0)\n"
+        "    return y.to(x.dtype)\n"
+    )
+    options = Options(rounds=1, threads=1, tiny=True, device="cpu", peers=(f"mine={peer}",))
+    for suite in (suites.cpu_suite, suites.gpu_suite):
+        result = suite(options)
+        for case in result["cases"]:
+            assert "mine" in [r["implementation"] for r in case["rows"]], case["absent"]
+
+
+def test_decoding(capsys: pytest.CaptureFixture[str]) -> None:
+    result = suites.decode_suite(TINY)
+    assert json.loads(json.dumps(result)) == result
+    names = [r["implementation"] for r in result["rows"]]
+    assert names == ["dense", "loop", "capacity", "grouped"]
+    assert result["rows"][0]["to_dense"]["median"] == 1
+    for row in result["rows"]:
+        rate, seconds = row["tokens_per_second"]["median"], row["seconds_per_token"]["median"]
+        assert rate * seconds == pytest.approx(1)
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def test_decoding_dispatches_as_it_says_and_restores() -> None:
+    model = MixtralModel(ModelConfig.preset("nano"))
+    layers = [m for m in model.modules() if isinstance(m, MoELayer)]
+    before = [layer.dispatch for layer in layers]
+    with decode.dispatched_by(model, "loop"):
+        assert all(layer.dispatch is decode.DISPATCHERS["loop"] for layer in layers)
+    assert [layer.dispatch for layer in layers] == before
+    with decode.dispatched_by(model, None):
+        assert [layer.dispatch for layer in layers] == before
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"threads": 0}, {"new_tokens": 0}])
+def test_bad_options_of_decoding_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        decode.bench_decode(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    result = suites.choices_suite(TINY)
+    assert json.loads(json.dumps(result)) == result
+    questions = [c["question"] for c in result["choices"]]
+    assert len(questions) == len(set(questions)) == 6
+    for choice in result["choices"]:
+        taken = [r for r in choice["rows"] if r["way"] == choice["taken"]]
+        assert len(taken) == 1 and taken[0]["to_taken"]["median"] == 1
+        assert len(choice["rows"]) > 1
+    assert "embedding_bag" in capsys.readouterr().out
+
+
+def test_ways_of_combining_give_the_same() -> None:
+    case = choices.Case("", 40, 8, 16, 4, 2)
+    routings = choices.make_routings(case, choices.CPU, count=choices.MANY_ROUTINGS)
+    ways = choices.combining(case, routings).ways
+    for i in (0, 9):  # the ninth round has the second routing
+        results: list[Any] = [way(i)() for way in ways.values()]
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0])
+
+
+def test_training_is_a_suite_too() -> None:
+    (result,) = run_and_write("train", TINY)
+    assert result["suite"] == "train" and result["preset"] == "nano"
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_bad_suites_devices_and_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown suite 'gpus'; known are cpu, train"):
+        run_and_write("gpus", Options())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        run_and_write("gpu", Options())
+    with pytest.raises(ConfigError, match="too large for a CPU"):
+        run_and_write("gpu", Options(device="cpu"))
+    with pytest.raises(ConfigError, match="--rounds is 0; it must be at least 1"):
+        Options(rounds=0)
+    with pytest.raises(ConfigError, match="--threads is -1"):
+        Options(threads=-1)
+
+
+def test_what_cannot_be_written_is_found_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "SUITES", {"cpu": lambda options: pytest.fail("measured")})
+    (tmp_path / "file").write_text("in the way")
+    for json_path, out in (
+        (tmp_path / "file" / "x.json", None), (tmp_path, None), (None, tmp_path / "file" / "out")
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="cannot be written"):
+            run_and_write("cpu", Options(), json_path, out)
+
+
+def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def suite(name: str) -> Any:
+        def run(options: Options) -> dict[str, Any]:
+            ran.append(name)
+            return {"suite": name}
+
+        return run
+
+    monkeypatch.setattr(suites, "SUITES", {n: suite(n) for n in suites.SUITES})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
+    assert ran == ["cpu", "train", "decode", "choices"]
+    assert json.loads((tmp_path / "all.json").read_text()) == [{"suite": n} for n in ran]
+    assert json.loads((tmp_path / "train_rate.json").read_text()) == {"suite": "train"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run_and_write("all", Options())
+    assert ran[4:] == ["cpu", "train", "decode", "choices", "gpu"]
+    assert set(report.FILES) == set(suites.SUITES)
+
+
+def test_the_command_hands_everything_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(suites, "run_and_write", lambda *arguments: seen.append(arguments))
+    assert cli.main(["bench"]) == 0
+    assert cli.main(["bench", "--train"]) == 0
+    command = "bench --suite gpu --quick --rounds 3 --threads 2 --peer a=b.py --peer c=d.py --json x.json --out y"
+    assert cli.main([*command.split(), "--device", "cuda:1"]) == 0
+    assert seen == [
+        ("cpu", Options(), None, None),
+        ("train", Options(), None, None),
+        ("gpu", Options(3, 2, True, ("a=b.py", "c=d.py"), "cuda:1"), Path("x.json"), Path("y")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "fast"], "unknown suite 'fast'; known are cpu, train, decode, choices, gpu, all"),
+        (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
+        (["--peer", "nonsense"], "--peer is 'nonsense'; expected NAME=PATH of a Python file"),
+        (["--peer", "a=/no/such/file.py"], "there is no file /no/such/file.py"),
+        (["--suite", "decode", "--device", "abacus"], "unknown device 'abacus'"),
+        (["--json", "/dev/null/x.json"], "cannot be written"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("minimoe: ") and message in line
+
+
+# --- goals ---------------------------------------------------------------------------------------
+
+
+def made_case(
+    seconds: dict[str, float],
+    *,
+    tokens: int = 2048,
+    name: str = "",
+    work: str = "forward",
+    load: str = "uniform",
+    threads: int | None = 1,
+    flops: float = 1e12,
+    saved: float = 0.0,
+) -> dict[str, Any]:
+    """A measured case with these times, as `measure_case` gives it."""
+    rows = [
+        {
+            "implementation": n,
+            "seconds": {"median": s},
+            "ratios": {o: {"median": s / other} for o, other in seconds.items()},
+            "to_floor": s / 0.5,
+            "flops_per_second": flops / s,
+            "saved_bytes": saved,
+        }
+        for n, s in seconds.items()
+    ]
+    return {
+        "case": f"{name}T{tokens}", "name": name, "tokens": tokens, "work": work, "load": load,
+        "threads": threads, "rows": rows,
+    }  # fmt: skip
+
+
+def found(results: list[Goal], start: str) -> Goal:
+    exact = [g for g in results if g.text == start]
+    (goal,) = exact or [g for g in results if g.text.startswith(start)]
+    return goal
+
+
+def test_cpu_goals_take_the_worst_case_and_leave_skewed_ones_out() -> None:
+    times = {DENSE: 1.0, DENSE_TORCH: 2.0, "grouped": 1.1, EAGER: 1.5, EAGER + FLAG: 1.2}
+    worse = times | {"grouped": 1.2, EAGER: 1.1}
+    cases = [
+        made_case(times),
+        made_case(worse, tokens=4096),
+        made_case(times | {"grouped": 9.0}, load="skewed"),
+        made_case(times | {"grouped": 9.0}, tokens=1),
+    ]
+    results = cpu_goals(cases, {"mkl": 1.0, "onednn": 2.0})
+    dense = found(results, "grouped / dense MLP through the same backend, forward, 1 thread(s)")
+    assert (dense.measured, dense.met, dense.note) == (1.2, False, "worst: T4096")
+    eager = found(results, f"{EAGER} / grouped, forward, 1")
+    assert eager.measured == pytest.approx(1.1 / 1.2)
+    assert eager.met is False
+    flagged = found(results, f"{EAGER}{FLAG} / grouped, forward, 1")
+    assert flagged.measured == pytest.approx(1.0) and flagged.met
+    gain = found(results, "grouped / dense MLP through plain torch, forward, 1")
+    assert (gain.limit, gain.measured, gain.met) == (0.6, 0.6, True)
+    both = found(results, "grouped / dense MLP through the same backend, forward+backward")
+    assert both.measured is None and both.met is None
+
+
+def test_the_gain_of_the_backend_is_a_goal_only_where_there_can_be_one() -> None:
+    cases = [made_case({DENSE: 1.0, DENSE_TORCH: 1.1, "grouped": 1.1})]
+    text = "grouped / dense MLP through plain torch, forward, 1"
+    gain = found(cpu_goals(cases, {"mkl": 1.0, "onednn": 1.1}), text)
+    assert gain.measured is None
+    assert gain.note == "applies where oneDNN is 1.9 times as fast as MKL; here 1.10"
+    gain = found(cpu_goals(cases, {"mkl": 1.0}), text)
+    assert gain.note == "oneDNN is not used on this processor"
+
+
+def test_gpu_goals_by_hand() -> None:
+    def times(ours: float, **peers: float) -> dict[str, float]:
+        return {"triton": ours, **peers}
+
+    cases = [
+        made_case({"triton": 200e-6}, name="Mixtral", tokens=1),
+        made_case({"triton": 50e-6}, name="OLMoE", tokens=1),
+        made_case({"triton": 0.6}, name="Mixtral", tokens=64),
+        made_case({"triton": 0.7}, name="Qwen3", tokens=64),
+        # 1e12 FLOPs in 2 ms: 500 TFLOP/s; in 1.6 ms: 625
+        made_case({"triton": 2e-3, "Liger-Kernel": 3e-3, "SonicMoE": 1.6e-3}, name="Mixtral", tokens=8192),
+        made_case({"triton": 1.6e-3, "transformers grouped_mm": 3.2e-3}, name="Mixtral", tokens=32768),
+        made_case(
+            {"triton": 1e-3, "scattermoe b": 2e-3, "ScatterMoE a": 1.2e-3},
+            name="Qwen3", tokens=8192, work="forward+backward", saved=250e6,
+        ),
+        made_case({"triton": 1.0, "SonicMoE": 0.95}, name="OLMoE", tokens=1024),
+    ]  # fmt: skip
+    results = gpu_goals(cases, "triton")
+    assert len(results) == 24
+    latency = found(results, "Mixtral, T = 1")
+    assert (latency.measured, latency.met) == (pytest.approx(200), True)
+    assert found(results, "OLMoE, T = 1").met is False
+    assert found(results, "Qwen3, T = 1").measured is None
+    floor = found(results, "T = 64 forward")
+    assert (floor.measured, floor.note, floor.met) == (pytest.approx(1.4), "worst: Qwen3T64", False)
+    rate = found(results, "Mixtral, T from 8k to 32k, forward")
+    assert (rate.measured, rate.met) == (pytest.approx(500), False)
+    assert rate.record()["ratio"] == pytest.approx(500 / 580)
+    assert found(results, "Qwen3, T from 8k to 32k, forward+backward").met is True
+    liger = found(results, "Liger-Kernel / triton, forward, ")
+    assert (liger.measured, liger.met) == (pytest.approx(1.5), True)
+    assert found(results, "transformers grouped_mm / triton, forward, ").measured == 2.0
+    # of two peers of that name the faster one counts
+    scatter = found(results, "ScatterMoE / triton, forward+backward")
+    assert (scatter.measured, scatter.met) == (pytest.approx(1.2), False)
+    assert found(results, "SonicMoE / triton, forward, T up to 1k").met is False
+    assert found(results, "SonicMoE / triton, forward, T from 8k").measured == pytest.approx(0.8)
+    saved = found(results, "Qwen3, T = 8k, saved")
+    assert (saved.measured, saved.met) == (250.0, True)
+    missing = found(results, "vLLM / triton")
+    assert missing.note == "vLLM was not measured"
+
+
+def test_goal_lines_read_as_promised() -> None:
+    goal = Goal("a / b, forward", 1.15, 1.2, note="worst: T8")
+    line = goal_line(goal.record())
+    assert (
+        " ".join(line.split())
+        == "goal <= 1.15 measured 1.2 ratio 1.04 missed a / b, forward (worst: T8)"
+    )
+    goal = Goal("rate", 520, 530.0, at_most=False, unit="TFLOP/s")
+    line = " ".join(goal_line(goal.record()).split())
+    assert line == "goal >= 520 TFLOP/s measured 530 TFLOP/s ratio 1.02 met rate"
+    line = " ".join(goal_line(Goal("rate", 520, None, note="no GPU").record()).split())
+    assert line == "goal <= 520 not measured rate (no GPU)"
+
+
+def test_worst_is_the_farthest_from_the_goal() -> None:
+    cases = [made_case({"a": 1.0}), made_case({"a": 3.0}, tokens=1)]
+    seconds = lambda case: goals.seconds_of(case, "a")  # noqa: E731
+    assert worst("", 2, cases, seconds).measured == 3.0
+    assert worst("", 2, cases, seconds, at_most=False).measured == 1.0
+    assert worst("", 2, cases[:1], seconds).note == "T2048"
+    assert worst("", 2, [], seconds, missing="why").note == "why"
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_durations_have_units_that_fit() -> None:
+    values = (2.5, 0.0125, 3.2e-5, 4e-8)
+    assert [report.duration(s) for s in values] == ["2.5 s", "12.5 ms", "32 us", "0.04 us"]
+    assert report.megabytes(1_500_000) == "1.5 MB" and report.megabytes(None) == ""
+    assert report.rounded({"a": [1.23456789], "b": ("c", None, 3)}) == {
+        "a": [1.2346], "b": ["c", None, 3]
+    }  # fmt: skip
+
+
+def test_a_busy_machine_is_said() -> None:
+    values = {
+        "hardware": "a CPU", "torch": "2", "date": "d", "device": "cpu", "cpu_products": "mkl",
+        "threads": 1, "load_average": [3.0, 1.0, 1.0],
+    }  # fmt: skip
+    assert "others use this machine" in report.heading(values)
+    assert "others" not in report.heading(values | {"load_average": [1.2, 1.0, 1.0]})
+    assert "others" not in report.heading(values | {"load_average": None})
+    assert "others" not in report.heading(values | {"device": "cuda"})

@@ -1,0 +1,240 @@
+"""Clocks, rounds, cases, memory and hardware of the benchmark: what they do, never how fast anything is."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from minimoe.bench import hardware, timing
+from minimoe.bench.cases import ZIPF, Case, make_experts, make_routings
+from minimoe.bench.memory import peak_bytes, saved_bytes
+from minimoe.bench.timing import CpuClock, CudaClock, Sample, alternate, paired, spread, steady
+
+CPU = torch.device("cpu")
+
+
+class Script:
+    """A clock that runs the work and tells times from a list."""
+
+    def __init__(self, *walls: float) -> None:
+        self.walls = list(walls)
+
+    def time(self, work: Callable[[], object]) -> Sample:
+        work()
+        wall = self.walls.pop(0)
+        return Sample(wall, wall / 2)
+
+
+# --- rounds --------------------------------------------------------------------------------------
+
+
+def test_rounds_alternate_after_a_warm_up_and_preparing_is_not_timed() -> None:
+    events: list[str] = []
+
+    def setup(name: str) -> timing.Setup:
+        def prepare(i: int) -> timing.Work:
+            events.append(f"prepare {name}{i}")
+            return lambda: events.append(f"run {name}{i}")
+
+        return prepare
+
+    samples = alternate({"a": setup("a"), "b": setup("b")}, Script(1, 2, 20, 10), 2, warm_up=1)
+    runs = [e.split()[1] for e in events if e.startswith("run")]
+    assert runs == ["a0", "b0", "a0", "b0", "b1", "a1"]
+    assert [e.startswith("prepare") for e in events] == [True, False] * 6
+    assert [s.wall for s in samples["a"]] == [1, 10]
+    assert [s.wall for s in samples["b"]] == [2, 20]
+
+
+def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter(float(i) for i in range(100))
+    monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
+    setups: dict[str, timing.Setup] = {"a": lambda i: lambda: None}
+    assert len(alternate(setups, CpuClock(), 10, seconds=0)["a"]) == 3
+    assert len(alternate(setups, CpuClock(), 2, seconds=0)["a"]) == 2
+    # asked once at the start and after each round from the third on: 1, 2, ... seconds
+    assert len(alternate(setups, CpuClock(), 10, seconds=4.5)["a"]) == 7
+    assert len(alternate(setups, CpuClock(), 10)["a"]) == 10
+
+
+def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:
+    samples = [Sample(3.0, 2.0), Sample(4.0, None)]
+    assert steady(samples, 1) == [2.0, 4.0]
+    assert steady(samples, 2) == [3.0, 4.0]
+    assert steady(samples, None) == [3.0, 4.0]
+    assert timing.clock_name(CPU, 1) == "cpu"
+    assert timing.clock_name(CPU, 2) == "wall"
+    assert timing.clock_name(torch.device("cuda"), 1) == "events"
+
+
+def test_the_cpu_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = iter([10.0, 13.0]), iter([1.0, 3.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
+    assert CpuClock().time(lambda: None) == Sample(3.0, 2.0)
+
+
+def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is not there: the order of what it does to it."""
+    events: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            events.append("record")
+
+        def elapsed_time(self, other: object) -> float:
+            return 2.0  # milliseconds
+
+    class Properties:
+        L2_cache_size = 512
+
+    class Flush(torch.Tensor):
+        def zero_(self) -> Any:
+            events.append("flush")
+            return self
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    clock: Any = CudaClock(CPU)
+    assert clock._other.nbytes == 1024
+    clock._other = clock._other.as_subclass(Flush)
+    assert clock.time(lambda: events.append("work")) == Sample(0.002, None)
+    assert events == ["flush", "record", "work", "record", "wait"]
+
+
+def test_spread_and_paired_ratios_by_hand() -> None:
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+        "median": 3.0, "q1": 2.0, "q3": 4.0, "low": 1.0, "high": 5.0
+    }  # fmt: skip
+    assert spread([2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "low": 2.0, "high": 2.0}
+    # round by round: 2, 1/2, 1; the ratio of medians would be 2/2 as well, that of means 7/6
+    assert paired([2.0, 1.0, 4.0], [1.0, 2.0, 4.0])["median"] == 1.0
+
+
+# --- cases ---------------------------------------------------------------------------------------
+
+
+def test_routings_are_valid_and_differ_and_repeat() -> None:
+    case = Case("", 200, 8, 16, 6, 2)
+    first, again = make_routings(case, CPU), make_routings(case, CPU)
+    for a, b in zip(first, again, strict=True):
+        a.check()
+        assert torch.equal(a.expert, b.expert) and torch.equal(a.weight, b.weight)
+        choice = a.expert.view(200, 2)
+        assert (choice[:, 0] != choice[:, 1]).all()
+        torch.testing.assert_close(a.weight.view(200, 2).sum(1), torch.ones(200))
+    assert not torch.equal(first[0].expert, first[1].expert)
+
+
+def test_uniform_and_skewed_loads_are_what_they_say() -> None:
+    case = Case("", 20_000, 8, 16, 8, 1)
+    uniform = make_routings(case, CPU, count=1)[0].load() / 20_000
+    assert (uniform - 1 / 8).abs().max() < 0.01  # four standard deviations
+    skewed = make_routings(case.replace(skew=ZIPF), CPU, count=1)[0].load() / 20_000
+    zipf = 1 / torch.arange(1, 9)
+    assert (skewed.sort(descending=True).values - zipf / zipf.sum()).abs().max() < 0.014
+
+
+@pytest.mark.parametrize(("e", "k", "count"), [(8, 2, 4), (7, 3, 3), (128, 8, 16), (512, 8, 16)])
+def test_single_tokens_take_the_experts_in_turn(e: int, k: int, count: int) -> None:
+    routings = make_routings(Case("", 1, 8, 16, e, k, replay=True), CPU)
+    assert len(routings) == count
+    met = torch.cat([r.expert for r in routings])
+    assert len(met.unique()) == min(e, count * k)
+    for routing in routings:
+        routing.check()
+        assert len(routing.expert.unique()) == k
+
+
+def test_cases_name_themselves() -> None:
+    case = Case.of("Qwen3", 64, (2048, 768, 128, 8), torch.bfloat16, backward=True)
+    assert case.label == "Qwen3 T64 D2048 F768 E128 K8"
+    assert (case.work, case.load, case.element_size) == ("forward+backward", "uniform", 2)
+    assert case.replace(skew=1.0).load == "skewed"
+    experts = make_experts(case.replace(hidden_size=16, expert_size=16, num_experts=3), CPU)
+    assert experts.gate_up_proj.shape == (3, 32, 16)
+    assert experts.gate_up_proj.dtype == torch.bfloat16
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_saved_bytes_count_each_storage_once_and_no_weights() -> None:
+    x, w = torch.randn(100, 10, requires_grad=True), torch.randn(10, 10, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        h = x @ w  # keeps x [100, 10] and w
+        a = h * h  # keeps h, twice
+        left, right = a.chunk(2, dim=1)
+        return left * right  # keeps two views of a
+
+    assert saved_bytes(forward, [w]) == 3 * 100 * 10 * 4
+    assert saved_bytes(forward, []) == 3 * 100 * 10 * 4 + 10 * 10 * 4
+
+
+def test_peak_bytes_on_a_cpu() -> None:
+    x = torch.randn(1000, 1000)
+
+    def work() -> torch.Tensor:
+        a = x * 2  # 4 MB
+        b = a + 1  # 8 MB
+        del a  # 4 MB
+        return b @ x  # 8 MB
+
+    assert 8_000_000 <= peak_bytes(work, CPU) < 8_010_000
+    assert peak_bytes(lambda: None, CPU) == 0
+
+
+def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("synchronize", None), ("reset_peak_memory_stats", None), ("memory_allocated", 70),
+        ("max_memory_allocated", 100),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert peak_bytes(lambda: None, torch.device("cuda")) == 30
+
+
+# --- hardware ------------------------------------------------------------------------------------
+
+
+def test_the_environment_is_json_and_names_what_it_ran_on() -> None:
+    values = hardware.environment(CPU, 3)
+    assert json.loads(json.dumps(values)) == values
+    for key in ("date", "hardware", "torch", "cpu_products", "versions", "load_average"):
+        assert values[key], key
+    assert values["threads"] == 3
+    assert values["versions"]["torch"] == torch.__version__
+
+
+def test_the_measured_device_is_the_best_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    # nine products (the fastest 0.5 s of processor time), then nine copies (the fastest 0.25 s)
+    walls = [2.0] * 8 + [1.0] + [3.0] * 8 + [0.5]
+    monkeypatch.setattr(hardware, "make_clock", lambda device: Script(*walls))
+    device = hardware.measure_device(CPU, torch.float32, 1, tiny=True)
+    assert device.flops_per_second == 2 * 64**3 / 0.5
+    assert device.bytes_per_second == 2 * 4096 * 4 / 0.25
+    assert hardware.reachable(CPU, device) is device
+
+
+def test_floors_of_an_h200_are_those_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = hardware.Device("x", 1.0, 1.0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert hardware.reachable(torch.device("cuda"), measured).flops_per_second == 790e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert hardware.reachable(torch.device("cuda"), measured) is measured
+    assert hardware.hardware_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
+
+
+def test_both_backends_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "onednn_available", lambda: False)
+    assert set(hardware.backend_rates(1, tiny=True)) == {"mkl"}
+    monkeypatch.setattr(hardware, "onednn_available", lambda: True)
+    assert set(hardware.backend_rates(1, tiny=True)) == {"mkl", "onednn"}
