@@ -4,6 +4,7 @@
 #   PYTHON       the interpreter that makes the environment               make test PYTHON=python3.12
 #   VENV         where the environment is                                 make lab VENV=~/minimoe-env
 #   TORCH_INDEX  take torch from this package index (once, at set-up)     see README.md, 'Installing'
+#   LESSONS      which lessons or exercises are meant                     make exercises LESSONS="03 04"
 #   JOBS         how many tests run side by side                          make test JOBS=8
 #   LAB_ARGS, STUDY_ARGS, TRAIN_ARGS, TEST_ARGS                           handed on as they are
 
@@ -31,7 +32,7 @@ PY := $(VENV)/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow study train corpus book lint format notebooks exercises env text clean distclean
+.PHONY: help lab test test-slow study train corpus book lint format notebooks exercises release autograde grades slides env text clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +75,18 @@ notebooks: $(STAMP) text ## run every lesson and store its outputs in normal for
 
 exercises: $(STAMP) ## make exercises/ from solutions/
 	$(PY) book/exercises.py make $(LESSONS)
+
+release: $(STAMP) ## make what a class is handed: _build/nbgrader/release (LESSONS="03 04")
+	$(PY) book/marking.py release $(LESSONS)
+
+autograde: $(STAMP) ## mark what students handed in (SUBMISSIONS=folder LIMIT=60)
+	$(PY) book/marking.py autograde $(SUBMISSIONS) $(if $(LIMIT),--limit $(LIMIT))
+
+grades: $(STAMP) ## the marks as CSV: _build/nbgrader/grades.csv
+	$(PY) book/marking.py grades
+
+slides: $(STAMP) ## make a lesson's slides, which need no network (LESSON=03)
+	$(PY) book/slides.py $(LESSON)
 
 book: $(STAMP) ## build the book from the stored outputs; warnings are errors
 	$(VENV)/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml -W --keep-going

@@ -142,23 +142,31 @@ def made(path: Path) -> dict[Path, str]:
     }
 
 
+def chosen(names: list[str]) -> list[Path]:
+    """The solution notebooks that are meant: '03', '03_routing' or a path; all when none is named.
+
+    Raises:
+        ValueError: a name means none.
+    """
+    there = sorted(SOLUTIONS.glob("*.ipynb"))
+    wanted = [Path(name).stem for name in names]
+    nothing = [name for name in wanted if not any(name in (p.stem, p.stem[:2]) for p in there)]
+    if nothing or not there:
+        known = ", ".join(p.stem for p in there)
+        raise ValueError(f"there are no exercises {' '.join(nothing)}; there are {known}")
+    return [p for p in there if not wanted or p.stem in wanted or p.stem[:2] in wanted]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make exercises/ from solutions/.")
     parser.add_argument("action", choices=("make", "check"))
     parser.add_argument("names", nargs="*", help="such as 03, 03_routing or a path; default: all")
     options = parser.parse_args(arguments)
-    wanted = {Path(name).stem for name in options.names}
-    paths = [
-        p
-        for p in sorted(SOLUTIONS.glob("*.ipynb"))
-        if not wanted or p.stem in wanted or p.stem[:2] in wanted
-    ]
-    if not paths:
-        print(
-            f"no notebook in {SOLUTIONS.name}/ is meant by {' '.join(options.names)}",
-            file=sys.stderr,
-        )
+    try:
+        paths = chosen(options.names)
+    except ValueError as error:
+        print(f"exercises: {error}", file=sys.stderr)
         return 2
     changed: list[Path] = []
     for path in paths:

@@ -1,0 +1,253 @@
+"""Hand exercises out to a class and mark what comes back, with nbgrader and its database, without a server.
+
+python book/marking.py release [NAME ...]       from solutions/: source/ and release/ of a course folder
+python book/marking.py autograde SUBMISSIONS    run and mark SUBMISSIONS/<student>/[<exercise>/]<exercise>.ipynb
+python book/marking.py grades [FILE]            the marks as CSV
+
+All of it lives in one folder, _build/nbgrader, which is also a course folder for nbgrader's own commands and its
+formgrader: source/, release/, submitted/, autograded/, gradebook.db. Students' code runs in a kernel, a process of its
+own, with a limit for each cell (book/run_with_limit.py), and with the rights of whoever marks, as in nbgrader itself.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbgrader.api import Gradebook
+from nbgrader.converters import Autograde, GenerateAssignment
+from nbgrader.converters.base import NbGraderException
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.preprocessors import (
+    CheckCellMetadata,
+    IncludeHeaderFooter,
+    LimitOutput,
+    SaveAutoGrades,
+    SaveCells,
+)
+from sqlalchemy.exc import SAWarning
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+COURSE = ROOT / "_build" / "nbgrader"
+for folder in (ROOT, ROOT / "book"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+# nbgrader's own use of its database, of which a teacher need not know
+warnings.filterwarnings("ignore", category=SAWarning)
+# nbgrader calls alembic by its name: that of this environment, activated or not
+os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
+
+from book import exercises  # noqa: E402
+from book.marks import database, write_csv  # noqa: E402
+from book.run_with_limit import RunWithLimit  # noqa: E402
+from book.submissions import complete, find_submission, read_submission  # noqa: E402
+
+LIMIT = 60.0  # seconds for a cell
+
+HEADER = """\
+**Before you hand in:** choose *Restart Kernel and Run All Cells*; the checks that pass then are those that count.
+Write in the cells that raise `NotImplementedError`, add others where you like, and delete none: checks that are
+missing or changed are put back before your notebook is marked. A cell that runs for more than {limit:.0f} seconds is
+stopped and counts as failed; the others still count.
+"""
+CONFIG = """\
+# Made by `make release`, for nbgrader's own commands in this folder (such as `nbgrader formgrader`).
+c = get_config()  # noqa: F821
+c.CourseDirectory.root = {root!r}
+c.CourseDirectory.db_url = {db!r}
+c.IncludeHeaderFooter.header = "source/header.ipynb"
+"""
+
+
+def directory(course: Path, assignment: str, student: str = ".") -> CourseDirectory:
+    """nbgrader's view of a course folder."""
+    return CourseDirectory(
+        root=str(course), db_url=database(course), assignment_id=assignment, student_id=student
+    )
+
+
+def start(converter: Any) -> None:
+    """Let one of nbgrader's converters work. It logs much; of that only the last error is kept, for the exception.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    converter.log = logging.Logger("nbgrader")
+    converter.log.addHandler(Keep(logging.ERROR))
+    try:
+        converter.start()
+    except NbGraderException as error:
+        causes = [line for text in said for line in text.strip().split("\n") if "Error" in line]
+        raise RuntimeError(causes[-1].strip() if causes else str(error)) from error
+
+
+# --- handing out ----------------------------------------------------------------------------------
+
+
+def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> list[str]:
+    """Make source/ and release/ for these exercises, and enter their points in the gradebook; returns their names."""
+    paths = exercises.chosen(names)
+    (course / "source").mkdir(parents=True, exist_ok=True)
+    header: Any = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell(HEADER.format(limit=limit), id="header")]
+    )
+    nbformat.write(header, course / "source" / "header.ipynb")
+    text = CONFIG.format(root=str(course), db=database(course))
+    (course / "nbgrader_config.py").write_text(text, encoding="utf-8")
+    config = Config()
+    config.IncludeHeaderFooter.header = "source/header.ipynb"
+    for path in paths:
+        folder = course / "source" / path.stem
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        solution: Any = nbformat.read(path, as_version=4)
+        exercises.normalise(solution)
+        nbformat.write(solution, folder / path.name)
+        maker = GenerateAssignment(
+            coursedir=directory(course, path.stem),
+            config=config,
+            preprocessors=[
+                IncludeHeaderFooter,
+                *exercises.BEFORE_SAVING,
+                SaveCells,
+                *exercises.AFTER_SAVING,
+            ],
+        )
+        maker.force = True
+        start(maker)
+    return [path.stem for path in paths]
+
+
+# --- marking --------------------------------------------------------------------------------------
+
+
+def mark_one(course: Path, assignment: str, student: str, path: Path | None, limit: float) -> str:
+    """Mark one submission; returns a remark, '' if there is nothing to say. Nothing that is in it stops the others."""
+    for step in ("submitted", "autograded"):
+        shutil.rmtree(course / step / student / assignment, ignore_errors=True)
+    remark = "nothing handed in"
+    if path is not None:
+        try:
+            notebook = read_submission(path)
+            released: Any = nbformat.read(
+                course / "release" / assignment / f"{assignment}.ipynb", as_version=4
+            )
+            added = complete(notebook, released)
+            folder = course / "submitted" / student / assignment
+            folder.mkdir(parents=True)
+            nbformat.write(notebook, folder / f"{assignment}.ipynb")
+            run_and_save(course, assignment, student, limit)
+            remark = "put back: " + ", ".join(added) if added else ""
+        except Exception as error:
+            remark = str(error) if isinstance(error, ValueError) else f"not marked: {error!r}"
+            shutil.rmtree(course / "autograded" / student / assignment, ignore_errors=True)
+            zero(course, assignment, student)
+    else:
+        zero(course, assignment, student)
+    folder = course / "autograded" / student / assignment
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "remark.txt").write_text(remark + "\n", encoding="utf-8")
+    return remark
+
+
+def run_and_save(course: Path, assignment: str, student: str, limit: float) -> None:
+    """nbgrader's autograder for one submission: restore locked cells from the gradebook, run, save the points."""
+    config = Config()
+    config.RunWithLimit.timeout = max(1, round(limit))
+    grader = Autograde(
+        coursedir=directory(course, assignment, student),
+        config=config,
+        autograde_preprocessors=[RunWithLimit, LimitOutput, SaveAutoGrades, CheckCellMetadata],
+    )
+    grader.force = True
+    grader.permissions = 644
+    start(grader)
+
+
+def zero(course: Path, assignment: str, student: str) -> None:
+    """Enter a submission that could not be run, without points."""
+    with Gradebook(database(course)) as book:
+        book.update_or_create_student(student)
+        book.update_or_create_submission(assignment, student)
+        submitted: Any = book.find_submission_notebook(assignment, assignment, student)
+        for grade in submitted.grades:
+            grade.auto_score, grade.needs_manual_grade = 0, False
+        book.db.commit()
+
+
+def autograde(submissions: Path, course: Path = COURSE, limit: float = LIMIT) -> list[str]:
+    """Mark everything in a folder with one folder for each student; returns a line for each submission.
+
+    Raises:
+        ValueError: nothing has been released, or the folder holds no students.
+    """
+    released = sorted(p.name for p in (course / "release").glob("*") if p.is_dir())
+    if not released:
+        raise ValueError("nothing has been released; run `make release` first")
+    students = sorted(p for p in submissions.glob("*") if p.is_dir() and not p.name.startswith("."))
+    if not students:
+        raise ValueError(f"{submissions} holds no folder; expected one for each student")
+    os.environ["MINIMOE_PROGRESS"] = "off"
+    found = {(s.name, a): find_submission(s, a) for s in students for a in released}
+    # an exercise that nobody has handed in is not due yet
+    due = [a for a in released if any(found[s.name, a] for s in students)]
+    lines: list[str] = []
+    for student in students:
+        for assignment in due:
+            started = time.perf_counter()
+            remark = mark_one(
+                course, assignment, student.name, found[student.name, assignment], limit
+            )
+            seconds = time.perf_counter() - started
+            lines.append(f"{student.name} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Hand out exercises and mark them.")
+    parser.add_argument("--course", type=Path, default=COURSE, help="the course folder")
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("release", help="make the folders to hand out")
+    out.add_argument("names", nargs="*", help="such as 03; default: all")
+    back = commands.add_parser("autograde", help="run and mark")
+    back.add_argument("submissions", type=Path, help="a folder with one folder for each student")
+    for command in (out, back):
+        command.add_argument("--limit", type=float, default=LIMIT, help="seconds for a cell")
+    table = commands.add_parser("grades", help="write the marks as CSV")
+    table.add_argument(
+        "file", type=Path, nargs="?", help="default: grades.csv in the course folder"
+    )
+    options = parser.parse_args(arguments)
+    course: Path = options.course.resolve()
+    try:
+        if options.command == "release":
+            for name in release(options.names, course, options.limit):
+                print(course / "release" / name)
+        elif options.command == "autograde":
+            autograde(options.submissions.resolve(), course, options.limit)
+        else:
+            file: Path = options.file or course / "grades.csv"
+            print(f"{file}: {write_csv(file, course)} rows")
+    except ValueError as error:
+        print(f"marking: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
