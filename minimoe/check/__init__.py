@@ -27,6 +27,13 @@ from minimoe.check.lesson03 import (
     top_k_router,
 )
 from minimoe.check.lesson04 import balance_of_layers, bias_step, kept_tokens, switch_loss
+from minimoe.check.lesson06 import (
+    dispatch_by_sorting,
+    dropped_adds_nothing,
+    experts_touched,
+    plan_of_dispatch,
+    slots_of_assignments,
+)
 from minimoe.check.record import progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -41,15 +48,20 @@ __all__ = [
     "block_cost",
     "choose_then_weigh",
     "dense_mixture",
+    "dispatch_by_sorting",
+    "dropped_adds_nothing",
     "error_of_average",
+    "experts_touched",
     "find",
     "gate_gradient",
     "hint",
     "kept_tokens",
     "mixture_gradient",
     "noisy_router",
+    "plan_of_dispatch",
     "progress",
     "roofline",
+    "slots_of_assignments",
     "swiglu",
     "switch_loss",
     "top_k_router",

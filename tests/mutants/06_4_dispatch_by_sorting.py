@@ -1,0 +1,154 @@
+"""Answers to task 06.4: dispatch by sorting."""
+
+import torch
+import torch.nn.functional as F
+
+TASK = "06.4"
+
+
+def plan(expert):
+    e = expert.flatten()
+    order = e.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(e))
+    return order, e.bincount(), inverse
+
+
+def experts_on(rows, counts, run):
+    parts = [run(part, e) for e, part in enumerate(rows.split(counts.tolist())) if len(part)]
+    return torch.cat(parts) if parts else rows
+
+
+def right_bag(x, w, expert, run):
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run).float()
+    y = F.embedding_bag(inverse.view_as(expert), out, mode="sum", per_sample_weights=w)
+    return y.to(x.dtype)
+
+
+def right_gather_sum(x, w, expert, run):
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run)
+    rows = (
+        out[inverse].view(*expert.shape, -1) if len(x) else out.view(0, expert.shape[1], x.shape[1])
+    )
+    return torch.einsum("tkd,tk->td", rows.float(), w).to(x.dtype)
+
+
+def right_scatter_add(x, w, expert, run):
+    y = torch.zeros(x.shape)
+    for e in expert.unique().tolist():
+        t, k = (expert == e).nonzero(as_tuple=True)
+        y.index_add_(0, t, run(x[t], e).float() * w[t, k, None])
+    return y.to(x.dtype)
+
+
+def wrong_without_weights(x, w, expert, run):
+    """says: The weights are not used"""
+    return right_gather_sum(x, torch.ones_like(w), expert, run)
+
+
+def wrong_mean(x, w, expert, run):
+    """says: You take the mean"""
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run)
+    return (out.float()[inverse].view(*expert.shape, x.shape[1]) * w[..., None]).mean(1).to(x.dtype)
+
+
+def wrong_weight_on_input(x, w, expert, run):
+    """says: before the expert runs"""
+    order, counts, inverse = plan(expert)
+    rows = x[order // expert.shape[1]] * w.flatten()[order, None]
+    out = experts_on(rows.to(x.dtype), counts, run).float()
+    return F.embedding_bag(inverse.view_as(expert), out, mode="sum").to(x.dtype)
+
+
+def wrong_not_brought_back(x, w, expert, run):
+    """says: tokens get the results of others"""
+    order, counts, _ = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run)
+    return (out.float().view(*expert.shape, x.shape[1]) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_order_on_the_way_back(x, w, expert, run):
+    """says: permutes a second time"""
+    order, counts, _ = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run).float()
+    return F.embedding_bag(order.view_as(expert), out, mode="sum", per_sample_weights=w).to(x.dtype)
+
+
+def wrong_weights_in_routing_order(x, w, expert, run):
+    """says: multiplied in different orders"""
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run).float() * w.flatten()[:, None]
+    return out[inverse].view(*expert.shape, x.shape[1]).sum(1).to(x.dtype)
+
+
+def wrong_modulo(x, w, expert, run):
+    """says: wrong rows are gathered"""
+    order, counts, inverse = plan(expert)
+    rows = x[order % len(x)] if len(x) else x
+    out = experts_on(rows, counts, run).float()
+    return (out[inverse].view(*expert.shape, x.shape[1]) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_plus_equals(x, w, expert, run):
+    """says: adds once for each token"""
+    order, counts, _ = plan(expert)
+    token = order // expert.shape[1]
+    y = torch.zeros(x.shape)
+    y[token] += experts_on(x[token], counts, run).float() * w.flatten()[order, None]
+    return y.to(x.dtype)
+
+
+def wrong_sum_in_bfloat16(x, w, expert, run):
+    """says: added up in bfloat16"""
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run)
+    rows = out[inverse].view(*expert.shape, x.shape[1])
+    y = torch.zeros_like(x)
+    for k in range(w.shape[1]):
+        y = y + rows[:, k] * w[:, k, None].to(x.dtype)
+    return y
+
+
+def wrong_index_add_in_bfloat16(x, w, expert, run):
+    """says: added up in bfloat16"""
+    order, counts, _ = plan(expert)
+    token = order // expert.shape[1]
+    out = experts_on(x[token], counts, run) * w.flatten()[order, None].to(x.dtype)
+    return torch.zeros_like(x).index_add(0, token, out)
+
+
+def wrong_every_expert_on_every_token(x, w, expert, run):
+    """says: rows that nobody sent"""
+    y = torch.zeros(x.shape)
+    for e in range(run.num_experts):
+        y += run(x, e).float() * (w * (expert == e)).sum(1, keepdim=True)
+    return y.to(x.dtype)
+
+
+def wrong_token_by_token(x, w, expert, run):
+    """says: many small products"""
+    y = torch.zeros(x.shape)
+    for t, row in enumerate(expert.tolist()):
+        for k, e in enumerate(row):
+            y[t] += w[t, k] * run(x[t : t + 1], e)[0].float()
+    return y.to(x.dtype)
+
+
+def wrong_stays_in_float32(x, w, expert, run):
+    """says: return the type that came in"""
+    return right_scatter_add(x, w, expert, run).float()
+
+
+def wrong_shape(x, w, expert, run):
+    """says: shape of y is not the one"""
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order // expert.shape[1]], counts, run)
+    return out[inverse].view(*expert.shape, x.shape[1]) * w[..., None]
+
+
+def wrong_expert_of_the_neighbour(x, w, expert, run):
+    """says: None of the common mistakes"""
+    return right_scatter_add(x, w, (expert + 1) % run.num_experts, run)
