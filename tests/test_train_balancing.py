@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minimoe.__main__ import main
 from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.errors import ConfigError, TrainingError
 from minimoe.layers import MoELayer
@@ -383,3 +384,30 @@ def test_a_layer_that_uses_no_expert_is_logged_as_having_no_load(
     records = log_of(tmp_path)
     assert records[0]["max_vio"][1] is None and records[0]["max_vio"][0] is not None
     assert records[-1]["load"][1] is None and sum(records[-1]["load"][0]) == pytest.approx(1)
+
+
+def test_the_command_line_takes_a_router_and_parts(
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("minimoe.train.corpus.load_corpus", lambda *a, **k: corpus)
+    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
+    short = "train --preset nano --quiet --steps 2 --batch-size 4 --seq-len 16".split()
+    relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
+    assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (
+        recipe["model"]["router_type"] == "relu" and recipe["model"]["router_aux_loss_type"] == "l1"
+    )
+    assert (recipe["training"]["accumulate"], recipe["training"]["balance_scope"]) == (2, "step")
+    card = (tmp_path / "run" / "README.md").read_text().replace("\n", " ")
+    assert "--preset nano --router relu" in card and "L1 balancing loss 1e-08" in card
+    for wrong, named in (
+        (["--router", "best"], "router_type is 'best'"),
+        (["--accumulate", "3"], "accumulate is 3, which does not divide batch_size = 4"),
+    ):
+        capsys.readouterr()
+        assert main([*short, *wrong, "--out", str(tmp_path / "wrong")]) == 2
+        assert named in capsys.readouterr().err
