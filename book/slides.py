@@ -32,7 +32,7 @@ LISTED = ("What you will be able to do", "Summary")  # sections whose lists are 
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
 
 ASSETS = {
-    "reveal.js@4.6.1": ("reveal", ["dist/(reveal|reset)\\.css", "dist/reveal\\.js", "dist/theme/simple\\.css",
+    "reveal.js@4.6.1": ("reveal", ["dist/(reveal|reset)\\.css", "dist/reveal\\.js", "dist/theme/white\\.css",
                                    "dist/theme/fonts/.*\\.(css|woff)", "plugin/notes/.*", "LICENSE"]),
     "mathjax@2.7.7": ("mathjax", ["MathJax\\.js", "config/(TeX-AMS_CHTML-full|Safe)\\.js", "extensions/(?!a11y).*",
                                   "jax/(element|input/TeX|output/CommonHTML)/.*", "fonts/HTML-CSS/TeX/woff/.*",
@@ -44,6 +44,7 @@ ASSETS = {
 STYLE = """
 <style>
 .reveal { font-size: 30px; }
+.reveal h1, .reveal h2, .reveal h3 { text-transform: none; }
 .reveal h1 { font-size: 1.8em; } .reveal h2 { font-size: 1.4em; } .reveal h3 { font-size: 1.1em; }
 .reveal section img { max-height: 520px; border: 0; box-shadow: none; }
 .reveal .jp-InputPrompt, .reveal .jp-OutputPrompt { display: none; }
@@ -77,7 +78,8 @@ def outline(lesson: Any) -> list[Any]:
     section = ""
     for cell in lesson.cells:
         if cell.cell_type == "code":
-            deck += figure(cell)
+            bare = bool(deck) and deck[-1].source.startswith("## ")
+            deck += figure(cell, "-" if bare else "subslide")
             continue
         if cell.cell_type != "markdown":
             continue
@@ -102,22 +104,22 @@ def outline(lesson: Any) -> list[Any]:
     return without_empty_slides(deck)
 
 
-def figure(cell: Any) -> list[Any]:
-    """A slide with what a cell has drawn and its caption, without its code; nothing if it draws nothing."""
+def figure(cell: Any, kind: str) -> list[Any]:
+    """A part of the deck with what a cell has drawn and its caption, without its code; nothing if it draws nothing."""
     drawn = [o for o in cell.outputs if any(k in o.get("data", {}) for k in PICTURES)]
     if not drawn:
         return []
     told = cell.metadata.get("mystnb", {})
     caption = told.get("figure", {}).get("caption", "")
     data = drawn[0]["data"]
-    kind = next(k for k in PICTURES if k in data)
-    if kind == "image/svg+xml":
-        picture = "".join(data[kind])
+    form = next(k for k in PICTURES if k in data)
+    if form == "image/svg+xml":
+        picture = "".join(data[form])
     else:
         alt = told.get("image", {}).get("alt", "").replace('"', "&quot;")
-        code = "".join(data[kind]).replace("\n", "")
-        picture = f'<img src="data:{kind};base64,{code}" alt="{alt}">'
-    return [markdown(f'{picture}\n\n<p class="caption">{caption}</p>', "subslide")]
+        code = "".join(data[form]).replace("\n", "")
+        picture = f'<img src="data:{form};base64,{code}" alt="{alt}">'
+    return [markdown(f'{picture}\n\n<p class="caption">{caption}</p>', kind)]
 
 
 def without_empty_slides(deck: list[Any]) -> list[Any]:
@@ -190,6 +192,7 @@ def page(lesson: Any) -> str:
     """A lesson's deck as HTML that asks for nothing outside the folder assets/."""
     exporter = SlidesExporter()
     exporter.reveal_url_prefix = "assets/reveal"
+    exporter.reveal_theme = "white"
     exporter.reveal_number = "c/t"
     exporter.reveal_transition = "none"
     exporter.mathjax_url = "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe"
@@ -218,7 +221,7 @@ def outside(html: str) -> Iterator[str]:
             yield f"{tag} {found[1]}"
     yield from re.findall(r"""url\(\s*["']?((?:https?:)?//[^"')]+)""", html)
     yield from re.findall(r"""@import\s+["']((?:https?:)?//[^"']+)""", html)
-    yield from re.findall(r"""\b(?:import|from)\s*\(?\s*["'](https?://[^"']+)""", html)
+    yield from re.findall(r"""(?<!@)\b(?:import|from)\s*\(?\s*["'](https?://[^"']+)""", html)
 
 
 def copy_assets(folder: Path) -> None:
