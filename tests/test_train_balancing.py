@@ -394,7 +394,18 @@ def test_the_command_line_takes_a_router_and_parts(
 ) -> None:
     monkeypatch.setattr("minimoe.train.corpus.load_corpus", lambda *a, **k: corpus)
     monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
-    short = "train --preset nano --quiet --steps 2 --batch-size 4 --seq-len 16".split()
+    short = [
+        "train",
+        "--preset",
+        "nano",
+        "--quiet",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--seq-len",
+        "16",
+    ]
     relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
     assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
