@@ -193,7 +193,7 @@ def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) ->
     result = suites.choices_suite(TINY)
     assert json.loads(json.dumps(result)) == result
     questions = [c["question"] for c in result["choices"]]
-    assert len(questions) == len(set(questions)) == 6
+    assert len(questions) == len(set(questions)) == 8
     for choice in result["choices"]:
         taken = [r for r in choice["rows"] if r["way"] == choice["taken"]]
         assert len(taken) == 1 and taken[0]["to_taken"]["median"] == 1

@@ -9,7 +9,7 @@ import torch
 
 from minimoe.bench import hardware, timing
 from minimoe.bench.cases import ZIPF, Case, make_experts, make_routings
-from minimoe.bench.memory import peak_bytes, saved_bytes
+from minimoe.bench.memory import held_bytes, peak_bytes, saved_bytes
 from minimoe.bench.timing import CpuClock, CudaClock, Sample, alternate, paired, spread, steady
 
 CPU = torch.device("cpu")
@@ -200,6 +200,16 @@ def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyP
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert peak_bytes(lambda: None, torch.device("cuda")) == 30
+
+
+def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = iter([1000, 1900])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
+    x = torch.zeros(10, 5)  # 200 bytes, there before; the result's 400 bytes go with it
+    assert held_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
 
 
 # --- hardware ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minimoe.bench.cases import Case
 from minimoe.bench.implementations import Implementation, Ready
-from minimoe.bench.memory import peak_bytes, saved_bytes
+from minimoe.bench.memory import held_bytes, peak_bytes, saved_bytes
 from minimoe.bench.timing import Setup, Work
 from minimoe.experts import Experts, glu
 from minimoe.routing import Routing
@@ -80,7 +80,7 @@ def measure_memory(
     routing: Routing,
     inside: Callable[[Work], Work],
 ) -> dict[str, int | None]:
-    """`saved_bytes` (with a backward pass only) and `peak_bytes` of one call."""
+    """`saved_bytes`, on a GPU `held_bytes` (with a backward pass only), and `peak_bytes` of one call."""
     saved: list[int] = []
 
     def forward() -> Tensor:
@@ -89,7 +89,8 @@ def measure_memory(
         return ready.forward(leaf_x, dataclasses.replace(routing, weight=weight))
 
     def note() -> None:
-        saved.append(saved_bytes(forward, ready.leaves))
+        on_gpu = x.device.type == "cuda"
+        saved.append(held_bytes(forward, x) if on_gpu else saved_bytes(forward, ready.leaves))
 
     def plain() -> Tensor:
         with torch.no_grad():

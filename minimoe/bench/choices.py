@@ -28,7 +28,7 @@ from minimoe.bench.timing import (
     spread,
     steady,
 )  # fmt: skip
-from minimoe.dispatch.fused import block_size, fused_grouped
+from minimoe.dispatch.fused import block_size, fused_grouped, layout
 from minimoe.dispatch.grouped import few, grouped_plain
 from minimoe.dispatch.plan import plan
 from minimoe.experts import Experts
@@ -94,9 +94,11 @@ def choices(case: Case) -> list[Choice]:
     dy = torch.randn_like(x)
     routings = make_routings(case, CPU, count=MANY_ROUTINGS)
     return [
+        sorting(case, routings),
         combining(case, routings),
         filling(case, x, dy, routings, experts),
         one_function(x, dy, routings, experts),
+        keeping(x, routings, experts),
         weight_gradient(case),
         deciding_by_size(case),
         decoding(case, x, experts),
@@ -170,22 +172,50 @@ def one_function(x: Tensor, dy: Tensor, routings: list[Routing], experts: Expert
 
 
 def weight_gradient(case: Case) -> Choice:
-    """dW13 [2F, D] of one expert: which of the two factors is the right-hand side."""
-    rows = max(case.tokens * case.k // case.num_experts, 1)
-    x, dh = torch.randn(rows, case.hidden_size), torch.randn(rows, 2 * case.expert_size)
-    out = torch.empty(2 * case.expert_size, case.hidden_size)
+    """dW13 [2F, D] of every expert: which of the two factors is the right-hand side."""
+    e, rows = case.num_experts, max(case.tokens * case.k // case.num_experts, 1)
+    x, dh = torch.randn(e, rows, case.hidden_size), torch.randn(e, rows, 2 * case.expert_size)
+    out = torch.empty(e, 2 * case.expert_size, case.hidden_size)
 
     def wide_right() -> None:
-        out.copy_(multiply(x.t(), dh.t()).t())
+        for a, b, c in zip(x, dh, out, strict=True):
+            c.copy_(multiply(a.t(), b.t()).t())
 
     def narrow_right() -> None:
-        out.copy_(multiply(dh.t(), x.t()))
+        for a, b, c in zip(x, dh, out, strict=True):
+            c.copy_(multiply(b.t(), a.t()))
 
     def by_torch() -> None:
-        torch.mm(dh.t(), x, out=out)
+        for a, b, c in zip(x, dh, out, strict=True):
+            torch.mm(b.t(), a, out=c)
 
-    ways = {"(x^T dh)^T": wide_right, "dh^T x": narrow_right, "dh^T x by torch": by_torch}
-    return Choice("gradient of W13", "(x^T dh)^T", {n: _always(f) for n, f in ways.items()})
+    ways = {"(xᵀ dh)ᵀ": wide_right, "dhᵀ x": narrow_right, "dhᵀ x by torch": by_torch}
+    return Choice("gradient of W13", "(xᵀ dh)ᵀ", {n: _always(f) for n, f in ways.items()})
+
+
+def keeping(x: Tensor, routings: list[Routing], experts: Experts) -> Choice:
+    """The forward pass alone, when nothing will need what it computed on the way."""
+    forward = _fused(experts)
+
+    def nothing(i: int) -> None:
+        with torch.no_grad():
+            forward(x, routings[i % MANY_ROUTINGS].weight, routings[i % MANY_ROUTINGS])
+
+    def everything(i: int) -> None:
+        forward(x, routings[i % MANY_ROUTINGS].weight, routings[i % MANY_ROUTINGS])
+
+    ways = {"nothing kept": nothing, "kept for backward": everything}
+    return Choice("forward", "nothing kept", {n: _each_round(f) for n, f in ways.items()})
+
+
+def sorting(case: Case, routings: list[Routing]) -> Choice:
+    """The order of the rows."""
+    block = block_size(case.tokens * case.k, case.num_experts)
+    ways: dict[str, Callable[[int], object]] = {
+        "NumPy, by radix": lambda i: layout(routings[i % MANY_ROUTINGS], block),
+        "torch": lambda i: plan(routings[i % MANY_ROUTINGS]),
+    }
+    return Choice("sorting", "NumPy, by radix", {n: _each_round(f) for n, f in ways.items()})
 
 
 def deciding_by_size(case: Case) -> Choice:

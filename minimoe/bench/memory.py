@@ -33,6 +33,18 @@ def saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor]) -> int
     return total
 
 
+def held_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
+    """Bytes on a GPU that a forward pass leaves allocated for its backward pass: without its result, and with x.
+
+    Other than `saved_bytes` it sees what a function keeps outside autograd's list.
+    """
+    torch.cuda.synchronize(x.device)
+    before = torch.cuda.memory_allocated(x.device)
+    y = forward()
+    torch.cuda.synchronize(x.device)
+    return torch.cuda.memory_allocated(x.device) - before - y.nbytes + x.nbytes
+
+
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most that torch's allocator held during `work` beyond what it held before.
 
