@@ -37,8 +37,8 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-saniti
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-lab: $(STAMP) text ## fetch the text and open the lessons in JupyterLab
-	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
+lab: $(STAMP) text ## fetch the text and open lessons and exercises in JupyterLab
+	$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
 
 study: $(STAMP) text ## the routing study of the shipped model: one HTML report, in study/
 	$(PY) -m minimoe study $(STUDY_ARGS)

@@ -42,7 +42,8 @@ def expect_tensor(
     if tuple(value.shape) != tuple(size):
         text = cause or f"The shape of {name} is not the one that the task names."
         raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
-    if integer == (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    if not (whole if integer else value.is_floating_point()):
         text = cause or f"{name} has another type of number."
         raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
     return value
