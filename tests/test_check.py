@@ -1,0 +1,312 @@
+"""The machinery of checks: what a learner sees, hints, progress, and that a check leaves no traces."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimoe import check
+from minimoe.check import hints, record
+from minimoe.check.compare import case, difference, extreme, judge, suspect
+from minimoe.check.failure import CheckFailed, number, numbers, place, shape
+from minimoe.check.forms import draw, expect_routing, expect_tensor, expect_tuple
+from minimoe.check.task import TASKS, Task, checks
+from minimoe.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Progress and hints of this test's own."""
+    monkeypatch.setenv("MINIMOE_PROGRESS", str(tmp_path / "progress"))
+    monkeypatch.setattr(record, "_now", set())
+    monkeypatch.setattr(hints, "_given", {})
+    return tmp_path / "progress"
+
+
+@pytest.fixture
+def task() -> Iterator[Task]:
+    """A task that is taken out of the register again."""
+    made = Task(
+        id="00.1",
+        title="double",
+        objective="Double a number.",
+        difficulty=1,
+        minutes=5,
+        sections=("00 §1",),
+        hints=("Add.", "x + x.", "2 * x."),
+    )
+    yield made
+    TASKS.pop(made.id, None)
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@suspect("00 §1")
+def squared(x: Tensor) -> Tensor:
+    """You square instead of doubling."""
+    return x * x
+
+
+@suspect("00 §2")
+def overflowing(x: Tensor) -> Tensor:
+    """The sum overflows."""
+    return torch.where(x > 1e30, torch.inf, 2 * x)
+
+
+CASES = [case(x=torch.tensor([[0.0, 2.0]])), case(x=torch.tensor([[1.0, 3.0]]))]
+LARGE = extreme(x=torch.tensor([[1e35, 1.0]]))
+
+
+def judged(answer: Any, cases: Any = CASES) -> str:
+    """What `judge` says of an answer: what was tried, or the failure as text."""
+
+    def view(value: Any, c: Any) -> Tensor:
+        return expect_tensor(value, "the result", c["x"].shape)
+
+    try:
+        return judge(
+            answer, double, cases, [squared, overflowing], view=view, reread="00 §9", row="pair"
+        )
+    except CheckFailed as failed:
+        return " ".join(str(failed).split())
+
+
+def test_a_right_answer_passes_with_what_was_tried() -> None:
+    assert judged(lambda x: x + x) == "2 cases"
+
+
+def test_a_known_mistake_is_named_with_the_first_case_that_shows_it() -> None:
+    said = judged(lambda x: x**2)
+    assert "tried x [1, 2]" in said
+    assert "expected pair 0: 2 6 came pair 0: 1 9" in said  # 0 and 2 have equal doubles and squares
+    assert "You square instead of doubling. reread lesson 00, section 1" in said
+
+
+def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
+    said = judged(lambda x: 3 * x)
+    assert "None of the common mistakes" in said and "every case differ" in said
+    assert "lesson 00, section 9" in said
+    assert "not finite" in judged(lambda x: 2 * x / (x - x))
+
+
+def test_a_mistake_in_extreme_numbers_alone_is_looked_for_there() -> None:
+    cases = [*CASES, LARGE]
+    assert "overflows" in judged(lambda x: torch.where(x > 1e30, torch.inf, 2 * x), cases)
+    # and one that shows in ordinary numbers is named whatever happens in the extreme ones
+    assert "You square" in judged(lambda x: torch.where(x > 1e30, 7.0, x * x), cases)
+
+
+def test_an_argument_that_is_changed_is_seen() -> None:
+    before = CASES[1]["x"].clone()
+    assert "changes its argument x in place" in judged(lambda x: x.mul_(2))
+    assert torch.equal(CASES[1]["x"], before)
+
+
+def test_an_error_of_the_learner_comes_through_with_its_arguments() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        judged(lambda x: 1 / 0)
+    assert any("x [1, 2]" in note for note in caught.value.__notes__)
+    with pytest.raises(NotImplementedError) as untouched:
+        judged(lambda x: exec('raise NotImplementedError("task 00.1: double")'))
+    assert not hasattr(untouched.value, "__notes__")
+
+
+def test_a_suspect_without_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="no docstring"):
+        suspect("00 §1")(lambda x: x)
+
+
+def test_the_place_of_the_largest_difference_is_shown() -> None:
+    a, b = torch.zeros(3, 4), torch.zeros(3, 4)
+    b[1, 2], b[2, 0] = 0.5, 0.25
+    assert difference(a, b, "token") == ("token 1: 0 0 0 0", "token 1: 0 0 0.5 0")
+    b[2, 3] = torch.nan
+    assert difference(a, b, "token")[1] == "token 2: 0.25 0 0 nan"
+    assert difference(torch.tensor(1.0), torch.tensor(2.0)) == ("1", "2")
+    assert difference(torch.tensor([1.0]), torch.tensor([2.0])) == ("1", "2")
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "Nothing is returned"),
+        (3.0, "is not a tensor"),
+        (torch.zeros(2, 3), "shape"),
+        (torch.zeros(3, 2, dtype=torch.int64), "type of number"),
+        (torch.zeros(3, 2, dtype=torch.bool), "type of number"),
+    ],
+)
+def test_an_answer_of_another_form_is_named(value: Any, message: str) -> None:
+    with pytest.raises(CheckFailed, match=message):
+        expect_tensor(value, "w", (3, 2))
+    assert expect_tensor(torch.zeros(3, 2, dtype=torch.float64), "w", (3, 2)).shape == (3, 2)
+    assert expect_tensor(torch.zeros(3, dtype=torch.int32), "i", (3,), integer=True) is not None
+
+
+def test_tuples_and_routings_are_looked_at() -> None:
+    with pytest.raises(CheckFailed, match="Nothing is returned"):
+        expect_tuple(None, ("a", "b"))
+    with pytest.raises(CheckFailed, match="Look at what your function returns"):
+        expect_tuple(torch.zeros(2, 2), ("a", "b"))
+    w, expert = torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]])
+    assert expect_routing((w, expert), 2, 1, 3).tolist() == [[0.25, 0.0, 0.75]]
+    with pytest.raises(CheckFailed, match="not places"):
+        expect_routing((w, expert + 1), 2, 1, 3)
+    with pytest.raises(CheckFailed, match="chosen twice"):
+        expect_routing((w, expert * 0), 2, 1, 3)
+
+
+def test_words_for_numbers_shapes_and_places() -> None:
+    assert [number(v) for v in (0, 0.0, 1 / 3, 1e-7, 12, True)] == [
+        "0",
+        "0",
+        "0.3333",
+        "1.0e-07",
+        "12",
+        "True",
+    ]
+    assert numbers(torch.arange(12)) == "0 1 2 3 4 5 6 7 … (12 in all)"
+    assert shape(torch.zeros(2, 3)) == "float32 [2, 3]"
+    assert (shape(None), shape((1, 2)), shape([])) == ("None", "a tuple of 2", "a list")
+    assert place("03 §2") == "lesson 03, section 2"
+    assert place("03 What could go wrong") == "lesson 03, 'What could go wrong'"
+    assert place("03") == "lesson 03"
+
+
+# --- the frame ------------------------------------------------------------------------------------
+
+
+def test_a_check_prints_one_line_and_keeps_the_progress(
+    task: Task, apart: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @checks(task)
+    def doubled(value: int) -> str:
+        if value != 2:
+            raise CheckFailed(expected="2", came=str(value), cause="Double it.", reread="00 §1")
+        return "one number"
+
+    with pytest.raises(CheckFailed) as failed:
+        doubled(3)
+    assert str(failed.value).startswith("00.1 is not right yet.")
+    assert 'check.hint("00.1")' in str(failed.value)
+    assert failed.value._render_traceback_() == str(failed.value).split("\n")
+    assert not apart.exists() and capsys.readouterr().out == ""
+    doubled(2)
+    assert capsys.readouterr().out == "00.1 passed: one number.\n"
+    assert [f.name for f in apart.iterdir()] == ["00.1"]
+
+    with pytest.raises(ConfigError, match="two checks"):
+        checks(task)(lambda value: "")
+
+
+def test_a_check_leaves_the_random_numbers_alone(task: Task) -> None:
+    @checks(task)
+    def drawn(value: int) -> str:
+        return str(torch.rand(3).tolist())
+
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    drawn(0)
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(draw(3, 4), draw(3, 4)) and not torch.equal(draw(3, 4), draw(4, 4))
+
+
+def test_hints_come_one_at_a_time(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    checks(task)(lambda value: "")
+
+    def said() -> str:
+        return capsys.readouterr().out.strip()
+
+    told: list[str] = []
+    for _ in range(4):
+        check.hint("00.1")
+        told.append(said())
+    assert told == [
+        "Hint 1 of 3 for 00.1: Add.",
+        "Hint 2 of 3 for 00.1: x + x.",
+        "Hint 3 of 3 for 00.1: 2 * x.",
+        "Hint 3 of 3 for 00.1: 2 * x.",
+    ]
+    check.hint("00.1", 1)
+    assert said() == told[0]
+    with pytest.raises(ConfigError, match="hints 1 to 3"):
+        check.hint("00.1", 4)
+    with pytest.raises(ConfigError, match=r"no task '77.7'; the tasks are 00.1, "):
+        check.hint("77.7")
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_progress_is_kept_from_one_kernel_to_the_next(task: Task, apart: Path) -> None:
+    checks(task)(lambda value: "")
+    apart.mkdir()
+    (apart / "00.1").write_text("2026-02-03\n")
+    (apart / ".00.2.tmp").write_text("half a file")
+    table = check.progress("00")
+    assert table.rows == (("00.1", "double", 1, 5, "2026-02-03"),)
+    assert str(table).splitlines()[-1] == "1 of 1 tasks passed"
+    html = table._repr_html_()
+    assert html.count("<td>") == 5 and 'scope="col"' in html and "1 of 1 tasks passed" in html
+    everything = check.progress()
+    assert len(everything.rows) == len(TASKS)
+    assert [row[0] for row in everything.rows] == sorted(TASKS)
+
+
+def test_what_this_kernel_passed_is_shown_where_nothing_can_be_kept(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @checks(task)
+    def nothing(value: int) -> str:
+        return "nothing"
+
+    (tmp_path / "file").write_text("in the way")
+    for setting in ("off", str(tmp_path / "file")):
+        monkeypatch.setenv("MINIMOE_PROGRESS", setting)
+        nothing(0)
+        assert check.progress("00").rows[0][-1] == "now"
+
+
+def test_progress_is_in_the_cache_unless_told_otherwise(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MINIMOE_PROGRESS")
+    assert record.folder() == own_cache / "progress"
+    record.record("00.1")
+    assert (own_cache / "progress" / "00.1").is_file()
+
+
+def test_jupyter_shows_the_message_without_a_traceback() -> None:
+    """In an IPython of its own: the learner's line, then the message, and nothing of the machinery."""
+    code = (
+        "from minimoe import check\n"
+        "check.top_k_router(lambda x, weight, k: (x.float() @ weight.float().T).softmax(-1).topk(k))"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "IPython",
+        "--colors=NoColor",
+        "--no-banner",
+        "--quick",
+        "-c",
+        code,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = done.stdout + done.stderr
+    assert "03.1 is not right yet." in shown and "do not sum to 1" in shown
+    assert "minimoe/check" not in shown and "Traceback" not in shown
