@@ -27,6 +27,13 @@ from minimoe.check.lesson03 import (
     top_k_router,
 )
 from minimoe.check.lesson04 import balance_of_layers, bias_step, kept_tokens, switch_loss
+from minimoe.check.lesson05 import (
+    causality_test,
+    dealt_table,
+    expert_choice,
+    group_limited,
+    transport_plan,
+)
 from minimoe.check.lesson06 import (
     dispatch_by_sorting,
     dropped_adds_nothing,
@@ -46,14 +53,18 @@ __all__ = [
     "bias_step",
     "bits_remembered",
     "block_cost",
+    "causality_test",
     "choose_then_weigh",
+    "dealt_table",
     "dense_mixture",
     "dispatch_by_sorting",
     "dropped_adds_nothing",
     "error_of_average",
+    "expert_choice",
     "experts_touched",
     "find",
     "gate_gradient",
+    "group_limited",
     "hint",
     "kept_tokens",
     "mixture_gradient",
@@ -65,5 +76,6 @@ __all__ = [
     "swiglu",
     "switch_loss",
     "top_k_router",
+    "transport_plan",
     "wide_mlp",
 ]
