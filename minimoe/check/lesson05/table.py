@@ -77,8 +77,8 @@ def in_order_of_ids(counts: Tensor, num_experts: int) -> Tensor:
 @suspect("05 §1")
 def in_turn(counts: Tensor, num_experts: int) -> Tensor:
     """The ids are as if dealt in turn, like cards: every E-th of the sorted ids is on one expert. That comes of
-    counting the ids of an expert where its tokens should be counted, or of an order that begins with the rarest id (sort and
-    argsort are ascending unless told otherwise): the heavy ones come when there is nothing left to even them out."""
+    counting the ids of an expert where its tokens should be counted, or of an order that begins with the rarest id
+    (argsort is ascending unless told otherwise): the heavy ones come when there is nothing left to even them out."""
     return along(counts, torch.arange(len(counts)) % num_experts)
 
 
