@@ -10,7 +10,6 @@ What nbgrader wants to know follows from that (`mark`); nbgrader's own preproces
 
 import argparse
 import copy
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -30,12 +29,12 @@ from nbgrader.preprocessors import (
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS, EXERCISES = ROOT / "solutions", ROOT / "exercises"
-for folder in (ROOT, ROOT / "book"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
-lessons = importlib.import_module("lessons")
-check = importlib.import_module("minimoe.check")
+from book import lessons  # noqa: E402
+from minimoe import check  # noqa: E402
+from minimoe.io import write_text  # noqa: E402
 
 TASK = re.compile(r"\d\d(\.\d)?")
 NBGRADER = {"schema_version": 3, "task": False}
@@ -174,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 changed.append(file)
                 if options.action == "make":
-                    write(file, text)
+                    write_text(file, text)
     for file in changed:
         name = file.relative_to(ROOT)
         print(f"{name}: written" if options.action == "make" else f"{name}: run `make exercises`")
@@ -184,11 +183,6 @@ def main(arguments: list[str] | None = None) -> int:
     for name in stale:
         print(f"exercises/{name}: has no solution notebook", file=sys.stderr)
     return 1 if stale or (changed and options.action == "check") else 0
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file at once."""
-    importlib.import_module("minimoe.io").write_text(path, text)
 
 
 if __name__ == "__main__":

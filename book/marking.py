@@ -36,9 +36,8 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT / "_build" / "nbgrader"
-for folder in (ROOT, ROOT / "book"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 # nbgrader's own use of its database, of which a teacher need not know
 warnings.filterwarnings("ignore", category=SAWarning)
 # nbgrader calls alembic by its name: that of this environment, activated or not

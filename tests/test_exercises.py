@@ -17,7 +17,7 @@ from minimoe.check.task import TASKS
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
-from tests.notebook_cells import exercises_module, load_answers
+from tests.notebook_cells import exercises_module, load_answers, script
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -59,6 +59,19 @@ def test_exercises_are_what_the_generator_makes(path: Path) -> None:
         f.relative_to(ROOT) for f, text in made.items() if not f.exists() or f.read_text() != text
     ]
     assert changed == [], "run `make exercises`"
+
+
+def test_the_teachers_page_follows_from_lessons_and_exercises() -> None:
+    page = script("teaching")
+    told = page.lessons()
+    for path in SOLUTIONS:
+        for task, worth in page.points(path.stem[:2]).items():
+            assert f"| {task} | {TASKS[task].task.title} |" in told and worth > 0
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        text = page.prose(json.loads(path.read_text(encoding="utf-8")))
+        assert f"(../notebooks/{path.name})" in told
+        assert ("What you will be able to do" in text) == bool(page.objectives(text)), path.name
+        assert page.objectives(text) in told
 
 
 def test_there_are_no_other_exercises() -> None:
