@@ -31,7 +31,7 @@ TASK = Task(
 
 Layer = Callable[[Tensor], Tensor]
 AHEAD = 16  # as far as the cheats look; the task says so
-LEAK, ROUNDING = 1e-3, 1e-5  # and this
+LEAK = 1e-3  # and at least so much they move some output
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def in_turn(x: Tensor) -> Tensor:
 
 def rounded(x: Tensor) -> Tensor:
     """Rounds differently at every length, as products of other shapes do."""
-    return mlp(x) * (1 + 1e-6 * (len(x) % 7))
+    return mlp(x) * (1 + 2e-7 * (len(x) % 7))
 
 
 def competition(x: Tensor) -> Tensor:
