@@ -23,8 +23,10 @@ from minimoe.train.fetch import cache_dir  # noqa: E402
 
 # sha256 of the archive that `npm pack NAME@VERSION` writes.
 PACKAGES = {
+    "@jupyter-widgets/html-manager@1.0.14": "9d647396585ef74da93f87f645c5dcc14bebf5784192c577f72b199597614e81",
     "jquery@3.7.1": "68a9f787516da47c680e09c187bcbac4536b6f85d90eb882844e12919e583f53",
     "mathjax@2.7.7": "f0054315d40f7288b2373b23520677fd1132a405702dfca05ee6ebe5cd0a8677",
+    "mathjax@3.2.2": "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
     "requirejs@2.3.7": "31f3330c978fb28684622fe71165dc946432cf0210b2ea8a1ca0233e70f2737d",
     "reveal.js@4.6.1": "4f4121ef2b8e7e9398bdecd7b3b6ce5e0ee3a2f5af221708eb6c4ce03bcae6be",
 }

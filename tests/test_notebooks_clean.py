@@ -156,7 +156,11 @@ def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
     contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
     pages: list[str] = [contents["root"]]
     for part in contents["parts"]:
-        pages += [chapter["file"] for chapter in part["chapters"]]
+        for chapter in part["chapters"]:
+            pages += [
+                chapter["file"],
+                *(section["file"] for section in chapter.get("sections", [])),
+            ]
     missing = [
         page
         for page in pages
@@ -283,10 +287,14 @@ def test_built_pages_are_read(tmp_path: Path) -> None:
     (tmp_path / "good.html").write_text(
         '<h1 id="top">x</h1><a href="#top">up</a><img src="a.png" alt="Two bars">'
     )
+    (tmp_path / "a.png").touch()
     assert pages.problems(tmp_path) == []
     (tmp_path / "bad.html").write_text(
         '<img src="_images/a.png" alt="_images/a.png"><img src="b.png">'
         '<a href="gone.html">x</a><a href="good.html#no">y</a>'
     )
+    for picture in ("_images/a.png", "b.png"):
+        (tmp_path / picture).parent.mkdir(exist_ok=True)
+        (tmp_path / picture).touch()
     assert len(pages.problems(tmp_path)) == 4
     assert pages.problems(tmp_path / "empty") != []

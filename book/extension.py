@@ -1,0 +1,236 @@
+"""What this book adds to Jupyter Book: scripts served from the book itself, lesson numbers, pages filled from files.
+
+Sphinx loads it as a local extension (book/_config.yml). Each part is a few lines and stands by itself:
+
+- scripts and fonts of npm packages are put into _static/npm (`fetch_packages`, `place_packages`);
+- what the theme loads and the book does not need is taken out of the pages (`slim`);
+- a lesson's chapter number is the number in its file's name (`number_chapters`);
+- launch buttons point to the repository of the setting, and are left out without one (`launch_buttons`);
+- marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
+- docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`).
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.environment.collectors.toctree import TocTreeCollector
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from book import filled, npm  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+# Package -> its folder under _static/npm, and the files that pages load. The paths are those of _config.yml.
+SCRIPTS = {
+    "mathjax@3.2.2": ("mathjax", ["es5/tex-mml-chtml\\.js", "es5/input/tex/.*", "es5/a11y/assistive-mml\\.js",
+                                  "es5/output/chtml/fonts/.*", "LICENSE"]),
+    "requirejs@2.3.7": ("require", ["require\\.js"]),
+    "@jupyter-widgets/html-manager@1.0.14": ("widgets", ["dist/embed-amd\\.js", "dist/.*\\.woff2", "LICENSE"]),
+}  # fmt: skip
+
+# --- scripts from the book itself -----------------------------------------------------------------
+
+
+def fetch_packages(app: Any) -> None:
+    """Have every package in the cache before anything is built.
+
+    Raises:
+        ExtensionError: one cannot be had, and CI is true.
+    """
+    app.minimoe_npm = True
+    try:
+        for package in SCRIPTS:
+            npm.archive(package)
+    except npm.NpmError as error:
+        if os.environ.get("CI") == "true":
+            raise ExtensionError(f"{error}; without it pages would show raw TeX") from error
+        app.minimoe_npm = False
+        message = "%s\nThe book is built without MathJax and widgets: formulas stay TeX. Build once with a network."
+        logger.info(message, error, color="red")
+
+
+def place_packages(app: Any) -> None:
+    """Unpack the packages into _static/npm, once for each version."""
+    folder = Path(app.outdir) / "_static" / "npm"
+    for package, (name, wanted) in SCRIPTS.items():
+        done = folder / name / f".{package.replace('/', '-')}"
+        if app.minimoe_npm and not done.exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            npm.unpack(package, folder / name, wanted)
+            done.touch()
+
+
+# --- pages that load no more than they need ------------------------------------------------------
+
+# The icons as a script (1.5 MB; the theme's stylesheet has them as fonts, too), live code from a foreign server, and
+# the second and third time that the same thing is said.
+UNUSED = [
+    re.compile(r"<!-- So that users can add custom icons -->\s*"),
+    re.compile(r"<script src=\"[^\"]*scripts/fontawesome\.js[^\"]*\"></script>\s*"),
+    re.compile(r"<script>const THEBE_JS_URL[^<]*</script>\s*"),
+    re.compile(r"<script[^>]*sphinx-thebe\.js[^>]*></script>\s*"),
+    re.compile(r"<link[^>]*sphinx-thebe\.css[^>]*/>\s*"),
+    re.compile(r"<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\" ?/>\s*"),
+    re.compile(
+        r"<script>var togglebuttonSelector[^<]*</script>\s*(?=[\s\S]*<script>var togglebuttonSelector)"
+    ),
+]
+# Files that no page asks for then.
+UNUSED_FILES = ["_static/scripts/fontawesome.js", "_static/sphinx-thebe.*", "_static/**/*.map",
+                "_static/locales", "_static/vendor/fontawesome/webfonts/*.ttf",
+                "_static/webpack-macros.html", "_static/sbt-webpack-macros.html"]  # fmt: skip
+
+
+def slim(html: str) -> str:
+    """A page without what the theme loads for nothing."""
+    for pattern in UNUSED:
+        html = pattern.sub("", html)
+    # A table or a formula that scrolls by itself can be reached with the keyboard.
+    html = re.sub(
+        r"<div class=\"(pst-scrollable-table-container)\">", r'<div class="\1" tabindex="0">', html
+    )
+    return html
+
+
+def finish(app: Any, error: Exception | None) -> None:
+    """After the build: packages in, ballast out."""
+    if error is not None or app.builder.format != "html":
+        return
+    place_packages(app)
+    out = Path(app.outdir)
+    for page in out.rglob("*.html"):
+        if "_static" not in page.relative_to(out).parts:
+            before = page.read_text(encoding="utf-8")
+            if (after := slim(before)) != before:
+                page.write_text(after, encoding="utf-8")
+    for pattern in UNUSED_FILES:
+        for path in out.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def number_chapters(app: Any, env: Any, docnames: list[str]) -> None:
+    """Let a chapter's number be the lesson's own: 12 for notebooks/12_..., also where lessons before it are missing."""
+    assign = TocTreeCollector.assign_section_numbers
+
+    def assign_lesson_numbers(self: TocTreeCollector, env: Any) -> list[str]:
+        changed = assign(self, env)
+        for docname, numbers in env.toc_secnumbers.items():
+            lesson = re.fullmatch(r"notebooks/(\d\d)_\w+", docname)
+            if not lesson:
+                continue
+            for anchor, number in numbers.items():
+                if number:
+                    numbers[anchor] = (int(lesson[1]), *number[1:])
+            if "secnumber" in env.titles[docname]:
+                env.titles[docname]["secnumber"] = [int(lesson[1])]
+        for toc in [*env.tocs.values()]:
+            for reference in toc.findall(lambda n: n.tagname == "reference"):
+                of_page = re.fullmatch(r"notebooks/(\d\d)_\w+", reference.get("refuri", ""))
+                if of_page and reference.get("secnumber"):
+                    reference["secnumber"] = [int(of_page[1]), *reference["secnumber"][1:]]
+        return changed
+
+    if not getattr(assign, "of_lessons", False):
+        assign_lesson_numbers.of_lessons = True  # type: ignore[attr-defined]
+        TocTreeCollector.assign_section_numbers = assign_lesson_numbers  # type: ignore[method-assign]
+
+
+# --- launch buttons -------------------------------------------------------------------------------
+
+
+def repository(setting: str) -> str:
+    """'owner/name' of the repository on GitHub: the environment's GITHUB_REPOSITORY, else the setting, else ''."""
+    name = os.environ.get("GITHUB_REPOSITORY") or setting
+    if name and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ExtensionError(
+            f"the repository is {name!r}; expected 'owner/name' (GITHUB_REPOSITORY, or "
+            "minimoe_repository in book/_config.yml)"
+        )
+    return name
+
+
+def launch_buttons(app: Any, config: Any) -> None:
+    """Buttons to Colab, Binder and the repository, if there is one."""
+    name = repository(config.minimoe_repository)
+    if name:
+        config.html_theme_options |= {
+            "repository_url": f"https://github.com/{name}",
+            "repository_branch": "main",
+            "use_repository_button": True,
+            "launch_buttons": {
+                "colab_url": "https://colab.research.google.com",
+                "binderhub_url": "https://mybinder.org",
+                "notebook_interface": "jupyterlab",
+            },
+        }
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def fill(app: Any, docname: str, source: list[str]) -> None:
+    """Replace the marks of a page by what they stand for."""
+    if docname.startswith("book/"):
+        source[0] = filled.fill(source[0])
+
+
+def escaped(line: str) -> str:
+    """A line of plain text with `code` in backquotes, as reStructuredText."""
+    parts = re.split(r"(`+[^`]+`+)", line)
+    return "".join(
+        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
+        for part in parts
+    )  # fmt: skip
+
+
+def as_restructured(text: str) -> str:
+    """A docstring, which is plain text, as reStructuredText; the sections (Args: ...) are for napoleon.
+
+    A paragraph before them that is indented, or begins with a decorator, is code or a table and stays as it is.
+    """
+    paragraphs: list[str] = []
+    in_sections = False
+    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+        in_sections = in_sections or bool(re.match(r"\w+:\n", paragraph))
+        if not in_sections and re.match(r" {4}|@", paragraph):
+            indented = (
+                paragraph
+                if paragraph.startswith(" ")
+                else re.sub("^", "    ", paragraph, flags=re.M)
+            )
+            paragraphs.append(f"::\n\n{indented}")
+        else:
+            paragraphs.append("\n".join(escaped(line) for line in paragraph.split("\n")))
+    return "\n\n".join(paragraphs) + "\n"  # fmt: skip
+
+
+def plain_docstring(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Docstrings of minimoe are plain text; Sphinx wants reStructuredText."""
+    lines[:] = as_restructured("\n".join(lines)).split("\n")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Sphinx's entry point."""
+    app.add_config_value("minimoe_repository", "", "html")
+    app.connect("config-inited", launch_buttons)
+    app.connect("builder-inited", fetch_packages)
+    # After sphinx-multitoc-numbering, which replaces the same method.
+    app.connect("env-before-read-docs", number_chapters)
+    app.connect("source-read", fill, priority=100)
+    app.connect("autodoc-process-docstring", plain_docstring, priority=100)
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

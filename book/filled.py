@@ -1,0 +1,183 @@
+"""The parts of pages that follow from files of the repository: how to cite, stored results, the library's modules.
+
+A page holds the mark <!-- filled: NAME -->, or <!-- filled: NAME ARGUMENTS -->; the build puts the Markdown that the
+function of that name returns in its place.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from book.teaching import lessons
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "book" / "results"
+MARK = re.compile(r"<!-- filled: (\w+)(?: ([\w. ]+))? -->")
+
+
+def fill(text: str) -> str:
+    """A page with its marks replaced.
+
+    Raises:
+        ValueError: a mark names nothing that is known.
+    """
+
+    def one(found: re.Match[str]) -> str:
+        if found[1] not in PARTS:
+            raise ValueError(f"no part is called {found[1]!r}; there are {', '.join(PARTS)}")
+        return PARTS[found[1]](*(found[2] or "").split())
+
+    return MARK.sub(one, text)
+
+
+def table(heads: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table; a bar in a cell is escaped."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines
+    )
+
+
+def citation() -> str:
+    """CITATION.cff as a sentence and as BibTeX."""
+    entry = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    authors = " and ".join(
+        a.get("name") or f"{a['given-names']} {a['family-names']}" for a in entry["authors"]
+    )
+    address = entry.get("doi") or entry.get("repository-code") or entry.get("url") or ""
+    fields = {"author": f"{{{authors}}}", "title": entry["title"], "version": entry["version"]}
+    if released := str(entry.get("date-released", "")):
+        fields["year"] = released[:4]
+    if address:
+        fields["howpublished"] = address
+    bibtex = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    said = f"{authors}: *{entry['title']}*, version {entry['version']}."
+    return f"> {said}\n\n```bibtex\n@misc{{minimoe,\n{bibtex}\n}}\n```"  # fmt: skip
+
+
+# --- stored results -------------------------------------------------------------------------------
+
+
+def read(name: str) -> dict[str, Any]:
+    """A stored result."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def provenance() -> str:
+    """Every stored result: what it was run on and the command that runs it again."""
+    commands = {
+        "study.json": "make study",
+        "train_rate.json": "python -m minimoe bench --suite train",
+    }
+    rows: list[list[Any]] = []
+    for path in sorted(RESULTS.glob("*.json")):
+        result = read(path.name)
+        command = result.get("command") or commands.get(path.name)
+        if command is None and "suite" in result:
+            command = f"python -m minimoe bench --suite {result['suite']}"
+        rows.append(
+            [
+                f"`book/results/{path.name}`",
+                result.get("date", ""),
+                f"{result.get('hardware', '')}, {result.get('threads', '')} thread(s)",
+                result.get("torch", ""),
+                f"`{command}`" if command else "",
+            ]
+        )
+    return table(["file", "date", "machine", "torch", "made by"], rows)  # fmt: skip
+
+
+def findings() -> str:
+    """The claims of the article that the study tests, each with its verdict."""
+    rows = [
+        [f["claim"], f["title"], f["article"], f["verdict"]] for f in read("study.json")["findings"]
+    ]
+    return table(["claim", "", "the article", "here"], rows)
+
+
+def by_setting(points: list[dict[str, Any]], keys: list[str], values: list[str]) -> list[list[Any]]:
+    """Rows of settings with mean and range over seeds of each value."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(tuple(point[k] for k in keys), []).append(point)
+    rows: list[list[Any]] = []
+    for setting, members in groups.items():
+        cells: list[Any] = [f"{s:g}" if isinstance(s, float) else s for s in setting]
+        for value in values:
+            got = [m[value] for m in members]
+            cells.append(f"{sum(got) / len(got):.3f} ({min(got):.3f} to {max(got):.3f})")
+        rows.append([*cells, len(members)])
+    return rows
+
+
+def balance() -> str:
+    """Lesson 04: the cures at each strength."""
+    heads = ["cure", "strength", "loss, nats a character", "MaxVio", "seeds"]
+    rows = by_setting(read("balance.json")["points"], ["cure", "strength"], ["loss", "max_vio"])
+    return table(heads, rows)
+
+
+def routers() -> str:
+    """Lesson 05: every router on the same task."""
+    if not (RESULTS / "router_zoo.json").exists():
+        return "*No run is stored yet.*"
+    heads = ["router", "loss, nats a character", "MaxVio", "runs"]
+    rows = by_setting(read("router_zoo.json")["rows"], ["router"], ["loss", "max_vio"])
+    return table(heads, rows)
+
+
+def training_rate() -> str:
+    """How fast the mini model trains, against a dense one of equal active parameters."""
+    result = read("train_rate.json")
+    rows = [
+        [name, f"{m['parameters']:,}", f"{m['active_parameters']:,}",
+         "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**m["tokens_per_second"])]
+        for name, m in result["models"].items()
+    ]  # fmt: skip
+    ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**result["ratio"])
+    shown = table(["model", "parameters held", "used", "tokens a second"], rows)
+    return f"{shown}\n\nSparse over dense: {ratio}; the goal is {result['goal']}."
+
+
+# --- the library ----------------------------------------------------------------------------------
+
+
+def modules(package: str) -> list[str]:
+    """The modules of a package, itself first; of minimoe itself without its packages and its command line."""
+    folder = ROOT / package.replace(".", "/")
+    pattern = "*.py" if package == "minimoe" else "**/*.py"
+    found: list[str] = []
+    for path in sorted(folder.glob(pattern)):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        if parts[-1] != "__main__":
+            found.append(".".join(parts))
+    return sorted(found)
+
+
+def api(*packages: str) -> str:
+    """Every module of the packages with its docstrings, as Sphinx reads them from the code."""
+    lines: list[str] = []
+    for module in [m for package in packages for m in modules(package)]:
+        lines += [
+            f"## {module}",
+            "",
+            "```{eval-rst}",
+            f".. automodule:: {module}",
+            "   :members:",
+            "   :member-order: bysource",
+            "   :ignore-module-all:",
+            "```",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    part.__name__: part
+    for part in (citation, provenance, findings, balance, routers, training_rate, api, lessons)
+}

@@ -1,0 +1,245 @@
+"""The book's machinery: pages load nothing from elsewhere, and generated parts say what their source says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import pytest
+import yaml
+from sphinx.errors import ExtensionError
+
+from book import check_pages, extension, filled, npm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# --- nothing from elsewhere -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<script src="//cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="http://cdn.example/x.css">',
+        '<link rel="preload" as="font" href="https://cdn.example/x.woff2">',
+        '<link rel="icon" href="https://cdn.example/x.svg">',
+        '<img alt="x" src="https://cdn.example/x.png">',
+        '<img alt="" srcset="a.png 1x, https://cdn.example/x.png 2x" src="a.png">',
+        '<iframe src="https://cdn.example/"></iframe>',
+        '<style>@import "https://cdn.example/x.css";</style>',
+        '<style>p { background: url(https://cdn.example/x.png) }</style>',
+        '<p style="background: url(\'https://cdn.example/x.png\')">x</p>',
+        '<svg aria-label="x"><image href="https://cdn.example/x.png"/></svg>',
+    ],
+)  # fmt: skip
+def test_what_a_page_loads_from_elsewhere_is_found(tmp_path: Path, html: str) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "page.html").write_text(html)
+    found = [line for line in check_pages.problems(tmp_path) if "from elsewhere" in line]
+    assert len(found) == 1
+
+
+def test_what_a_page_names_or_has_itself_is_let_through(tmp_path: Path) -> None:
+    (tmp_path / "x.js").touch()
+    (tmp_path / "page.html").write_text(
+        '<a href="https://doi.example/1">x</a><link rel="canonical" href="https://book.example/">'
+        "<script src='x.js?v=1'></script><script>const url = 'https://example';</script>"
+        "<img alt='' src='data:image/png;base64,//8='>"
+    )
+    assert check_pages.problems(tmp_path) == []
+
+
+def test_the_search_page_and_style_sheets_are_read_too(tmp_path: Path) -> None:
+    (tmp_path / "search.html").write_text('<script src="https://cdn.example/x.js"></script>')
+    (tmp_path / "x.css").write_text(
+        "@font-face{src:url(https://cdn.example/x.woff2)} a{b:url(y.png)}"
+    )
+    assert len(check_pages.problems(tmp_path)) == 2
+
+
+def test_a_missing_script_is_an_error_where_the_registry_must_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").write_text('<script src="_static/npm/mathjax/x.js"></script>')
+    monkeypatch.setenv("CI", "true")
+    assert ["not there" in line for line in check_pages.problems(tmp_path)] == [True]
+    monkeypatch.delenv("CI")
+    assert check_pages.problems(tmp_path) == []
+
+
+def test_without_the_registry_a_build_says_so_and_fails_in_ci(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(package: str, folder: Path) -> Path:
+        raise npm.NpmError(f"npm could not fetch {package}")
+
+    class App:
+        minimoe_npm = True
+
+    said: list[str] = []
+    monkeypatch.setattr(npm, "fetch", unreachable)
+    monkeypatch.setattr(extension.logger, "info", lambda m, *a, **k: said.append(m % a))
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(ExtensionError, match="could not fetch mathjax"):
+        extension.fetch_packages(App())
+    monkeypatch.delenv("CI")
+    app = App()
+    extension.fetch_packages(app)
+    assert not app.minimoe_npm
+    assert len(said) == 1 and "formulas stay TeX" in said[0]
+
+
+def test_every_script_of_the_configuration_is_in_a_package() -> None:
+    config = yaml.safe_load((ROOT / "book/_config.yml").read_text())["sphinx"]["config"]
+    paths = [config["mathjax_path"], *config["nb_ipywidgets_js"]]
+    folders = {folder: wanted for folder, wanted in extension.SCRIPTS.values()}
+    for path in paths:
+        top, folder, name = path.split("/", 2)
+        assert top == "npm"
+        assert any(re.fullmatch(pattern, name) for pattern in folders[folder])
+    assert set(extension.SCRIPTS) <= set(npm.PACKAGES)
+
+
+def test_ballast_is_taken_out_of_a_page_and_nothing_else() -> None:
+    kept = '<script src="_static/doctools.js"></script><p>fontawesome.js THEBE_JS_URL</p>'
+    ballast = (
+        '<script src="_static/scripts/fontawesome.js?digest=1"></script>'
+        '<script>const THEBE_JS_URL = "https://cdn.example"; const x = 1</script>'
+        '<script async="async" src="_static/sphinx-thebe.js?v=1"></script>'
+    )
+    assert extension.slim(ballast + kept) == kept
+    twice = "<script>var togglebuttonSelector = 'x';</script>" * 2
+    assert extension.slim(twice) == twice[: len(twice) // 2]
+
+
+# --- one setting ----------------------------------------------------------------------------------
+
+
+def test_the_repository_comes_from_the_environment_or_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    assert extension.repository("") == ""
+    assert extension.repository("a/b") == "a/b"
+    monkeypatch.setenv("GITHUB_REPOSITORY", "c/d.e")
+    assert extension.repository("a/b") == "c/d.e"
+    monkeypatch.setenv("GITHUB_REPOSITORY", "https://example/c/d")
+    with pytest.raises(ExtensionError, match="owner/name"):
+        extension.repository("")
+
+
+class Config:
+    """As much of Sphinx's configuration as the buttons need."""
+
+    def __init__(self) -> None:
+        self.minimoe_repository = ""
+        self.html_theme_options: dict[str, Any] = {}
+
+
+def test_without_a_repository_there_are_no_buttons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    config = Config()
+    extension.launch_buttons(None, config)
+    assert config.html_theme_options == {}
+    monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
+    extension.launch_buttons(None, config)
+    assert config.html_theme_options["repository_url"] == "https://github.com/a/b"
+    assert config.html_theme_options["launch_buttons"]["colab_url"].startswith("https://")
+
+
+# --- what pages are filled with -------------------------------------------------------------------
+
+
+def test_marks_are_replaced_and_unknown_ones_named() -> None:
+    shown = filled.fill("a <!-- filled: citation --> b")
+    assert shown.startswith("a > ") and shown.endswith(" b") and "filled" not in shown
+    with pytest.raises(ValueError, match="'weather'"):
+        filled.fill("<!-- filled: weather -->")
+
+
+def test_the_citation_is_that_of_the_file() -> None:
+    entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    for text in (entry["title"], entry["version"]):
+        assert text in filled.citation()
+
+
+def test_every_stored_result_is_listed_with_the_command_that_makes_it() -> None:
+    rows = filled.provenance().splitlines()[2:]
+    assert len(rows) == len(list((ROOT / "book/results").glob("*.json")))
+    assert all(re.search(r"\| `(?:\w+=\S+ )?(?:make|python) [^`]+` \|$", row) for row in rows)
+
+
+def test_a_table_gives_mean_and_range_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [{"cure": "x", "strength": 0.1, "loss": v, "max_vio": 1.0} for v in (1.0, 2.0, 6.0)]
+    (tmp_path / "balance.json").write_text(json.dumps({"points": points}))
+    monkeypatch.setattr(filled, "RESULTS", tmp_path)
+    assert "| x | 0.1 | 3.000 (1.000 to 6.000) | 1.000 (1.000 to 1.000) | 3 |" in filled.balance()
+
+
+def test_every_module_of_the_library_is_on_one_page_of_the_reference() -> None:
+    pages = "".join(p.read_text() for p in (ROOT / "book/api").glob("*.md"))
+    shown = re.findall(r"automodule:: (\S+)", filled.fill(pages))
+    there = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in (ROOT / "minimoe").rglob("*.py")
+        if p.name != "__main__.py"
+    }
+    assert sorted(shown) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("A *b* and |c|.", "A *b* and |c|."),
+        ("Gives `x` back, and x_ too.", "Gives x back, and x_ too."),
+        ("Sum over `a * b`", "Sum over a * b"),
+    ],
+)
+def test_a_plain_docstring_stays_what_it_is(docstring: str, expected: str) -> None:
+    tree = docutils.core.publish_doctree(
+        extension.as_restructured(docstring),
+        settings_overrides={"halt_level": 2, "report_level": 2},
+    )
+    assert tree.astext() == expected
+
+
+def test_code_and_tables_in_a_docstring_are_kept_as_they_are() -> None:
+    text = "Does it.\n\n    with x as y:\n        y.pop(**z)\n\nArgs:\n    a: one.\n\n    b: two."
+    shown = extension.as_restructured(text)
+    assert "::\n\n    with x as y:\n        y.pop(**z)\n" in shown
+    assert shown.count("::") == 1
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def glossary() -> list[str]:
+    """The terms of the glossary."""
+    text = (ROOT / "book/glossary.md").read_text()
+    body = text.partition(":::{glossary}\n")[2].partition("\n:::")[0]
+    return [line for line in body.splitlines() if line and not line.startswith(" ")]
+
+
+def prose(path: Path) -> str:
+    """The Markdown of a page or notebook."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+PAGES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "book").glob("*.md"))]
+
+
+def test_the_glossary_is_in_order_and_every_link_to_it_is_there() -> None:
+    terms = glossary()
+    assert terms == sorted(terms, key=str.lower) and len(terms) > 30
+    for path in PAGES:
+        for link in re.findall(r"\{term\}`([^`]+)`", prose(path)):
+            target = re.search(r"<(.+)>$", link)
+            assert (target[1] if target else link).lower() in {t.lower() for t in terms}, path.name
