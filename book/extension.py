@@ -3,9 +3,10 @@
 Sphinx loads it as a local extension (book/_config.yml). Each part is a few lines and stands by itself:
 
 - scripts and fonts of npm packages are put into _static/npm (`fetch_packages`, `place_packages`);
-- what the theme loads and the book does not need is taken out of the pages (`slim`);
+- what the theme loads and the book does not need is taken out of the pages, and what it forgot for readers with a
+  keyboard or a screen reader is put in (`slim`, `mended`);
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
-- launch buttons point to the repository of the setting, and are left out without one (`launch_buttons`);
+- launch buttons point to the repository of the setting, and are left out without one (`theme_options`);
 - marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
 - docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`).
 """
@@ -17,9 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sphinx.environment.collectors.toctree import TocTreeCollector
+from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -94,10 +96,22 @@ def slim(html: str) -> str:
     """A page without what the theme loads for nothing."""
     for pattern in UNUSED:
         html = pattern.sub("", html)
-    # A table or a formula that scrolls by itself can be reached with the keyboard.
-    html = re.sub(
-        r"<div class=\"(pst-scrollable-table-container)\">", r'<div class="\1" tabindex="0">', html
-    )
+    return html
+
+
+# What people who do not see the page, or do not use a mouse, need: what a button does, and reach for what scrolls.
+MENDED = [
+    (re.compile(r' role="doc-biblioentry"'), ""),  # withdrawn from the standard
+    (re.compile(r"<summary>(<span class=\"toctree-toggle\")"), r'<summary aria-label="Pages below">\1'),
+    (re.compile(r"<div class=\"(pst-scrollable-table-container|math notranslate nohighlight)\""),
+     r'<div tabindex="0" class="\1"'),
+]  # fmt: skip
+
+
+def mended(html: str) -> str:
+    """A page that can be used with a keyboard and a screen reader."""
+    for pattern, replacement in MENDED:
+        html = pattern.sub(replacement, html)
     return html
 
 
@@ -110,7 +124,7 @@ def finish(app: Any, error: Exception | None) -> None:
     for page in out.rglob("*.html"):
         if "_static" not in page.relative_to(out).parts:
             before = page.read_text(encoding="utf-8")
-            if (after := slim(before)) != before:
+            if (after := mended(slim(before))) != before:
                 page.write_text(after, encoding="utf-8")
     for pattern in UNUSED_FILES:
         for path in out.glob(pattern):
@@ -122,9 +136,9 @@ def finish(app: Any, error: Exception | None) -> None:
 
 def number_chapters(app: Any, env: Any, docnames: list[str]) -> None:
     """Let a chapter's number be the lesson's own: 12 for notebooks/12_..., also where lessons before it are missing."""
-    assign = TocTreeCollector.assign_section_numbers
+    assign = TocTreeCollectorWithStyles.assign_section_numbers
 
-    def assign_lesson_numbers(self: TocTreeCollector, env: Any) -> list[str]:
+    def assign_lesson_numbers(self: TocTreeCollectorWithStyles, env: Any) -> list[str]:
         changed = assign(self, env)
         for docname, numbers in env.toc_secnumbers.items():
             lesson = re.fullmatch(r"notebooks/(\d\d)_\w+", docname)
@@ -144,7 +158,7 @@ def number_chapters(app: Any, env: Any, docnames: list[str]) -> None:
 
     if not getattr(assign, "of_lessons", False):
         assign_lesson_numbers.of_lessons = True  # type: ignore[attr-defined]
-        TocTreeCollector.assign_section_numbers = assign_lesson_numbers  # type: ignore[method-assign]
+        TocTreeCollectorWithStyles.assign_section_numbers = assign_lesson_numbers  # type: ignore[method-assign]
 
 
 # --- launch buttons -------------------------------------------------------------------------------
@@ -161,8 +175,10 @@ def repository(setting: str) -> str:
     return name
 
 
-def launch_buttons(app: Any, config: Any) -> None:
-    """Buttons to Colab, Binder and the repository, if there is one."""
+def theme_options(app: Any, config: Any) -> None:
+    """Buttons to Colab, Binder and the repository, if there is one; and what the theme wants to be told."""
+    # Readers get the theme that their system asks for; without a word the theme's script complains.
+    config.html_context.setdefault("default_mode", "auto")
     name = repository(config.minimoe_repository)
     if name:
         config.html_theme_options |= {
@@ -216,6 +232,15 @@ def as_restructured(text: str) -> str:
     return "\n\n".join(paragraphs) + "\n"  # fmt: skip
 
 
+def keep_tags(app: Any, document: Any) -> None:
+    r"""Let a formula of several lines keep its number: Sphinx would put it into `split`, which forbids \tag."""
+    for node in document.findall(nodes.math_block):
+        text = node.astext()
+        if r"\tag" in text and r"\\" in text and not node.get("nowrap"):
+            node.children[:] = [nodes.Text(rf"\begin{{equation*}}{text.strip()}\end{{equation*}}")]
+            node["nowrap"] = True
+
+
 def plain_docstring(
     app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
@@ -226,11 +251,12 @@ def plain_docstring(
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx's entry point."""
     app.add_config_value("minimoe_repository", "", "html")
-    app.connect("config-inited", launch_buttons)
+    app.connect("config-inited", theme_options)
     app.connect("builder-inited", fetch_packages)
-    # After sphinx-multitoc-numbering, which replaces the same method.
+    # After the extensions that number chapters by themselves.
     app.connect("env-before-read-docs", number_chapters)
     app.connect("source-read", fill, priority=100)
+    app.connect("doctree-read", keep_tags)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,6 +24,7 @@ from minimoe.train.fetch import cache_dir  # noqa: E402
 # sha256 of the archive that `npm pack NAME@VERSION` writes.
 PACKAGES = {
     "@jupyter-widgets/html-manager@1.0.14": "9d647396585ef74da93f87f645c5dcc14bebf5784192c577f72b199597614e81",
+    "axe-core@4.10.3": "0f2b4d7dcdf7d1219df8d1959ad68e565f51d14c3f0d88bb71cd59abeb956292",
     "jquery@3.7.1": "68a9f787516da47c680e09c187bcbac4536b6f85d90eb882844e12919e583f53",
     "mathjax@2.7.7": "f0054315d40f7288b2373b23520677fd1132a405702dfca05ee6ebe5cd0a8677",
     "mathjax@3.2.2": "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",

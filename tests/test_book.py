@@ -137,15 +137,16 @@ class Config:
     def __init__(self) -> None:
         self.minimoe_repository = ""
         self.html_theme_options: dict[str, Any] = {}
+        self.html_context: dict[str, Any] = {}
 
 
 def test_without_a_repository_there_are_no_buttons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     config = Config()
-    extension.launch_buttons(None, config)
+    extension.theme_options(None, config)
     assert config.html_theme_options == {}
     monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
-    extension.launch_buttons(None, config)
+    extension.theme_options(None, config)
     assert config.html_theme_options["repository_url"] == "https://github.com/a/b"
     assert config.html_theme_options["launch_buttons"]["colab_url"].startswith("https://")
 

@@ -1,0 +1,91 @@
+"""Lesson 03 in JupyterLab: it opens, runs all its cells, and its slider moves the figure."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import ROOT, SCREENSHOTS
+
+pytestmark = [pytest.mark.browser, pytest.mark.corpus]
+
+LESSON = "03_routing.ipynb"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    """The address of lesson 03 in a JupyterLab of its own, on a copy; root is let in, which only tests may do."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / LESSON, tmp_path / "notebooks")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/results").symlink_to(ROOT / "book/results")
+    log = (tmp_path / "lab.log").open("w+")
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
+        "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=", f"--notebook-dir={tmp_path}",
+        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    own = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
+           "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
+    server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
+    address = None
+    deadline = time.monotonic() + 60
+    while address is None and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        address = re.search(
+            r"http://127\.0\.0\.1:[1-9]\d+/", (tmp_path / "lab.log").read_text(encoding="utf-8")
+        )
+    try:
+        assert address is not None, (tmp_path / "lab.log").read_text(encoding="utf-8")
+        yield f"{address[0]}lab/tree/notebooks/{LESSON}"
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.goto(lab)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(
+        ".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000, state="attached"
+    )
+    # Resolves when the last cell has run; false if one failed.
+    page.set_default_timeout(170_000)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    failed = page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+             .filter(c => c.cell_type === 'code')
+             .filter(c => c.execution_count === null || c.outputs.some(o => o.output_type === 'error'))
+             .map(c => c.source.slice(0, 80))"""
+    )
+    assert failed == []
+    page.evaluate(
+        """() => { const n = window.jupyterapp.shell.currentWidget.content;
+             const i = n.widgets.findIndex(w => w.model.type === 'code' && /interact/.test(w.model.sharedModel.source));
+             n.activeCellIndex = i; n.scrollToItem(i, 'center'); }"""
+    )
+    handle = page.wait_for_selector(".widget-slider .noUi-handle")
+    picture = ".jp-OutputArea:has(.widget-slider) img"
+    before = page.wait_for_selector(picture).get_attribute("src")
+    handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "([where, old]) => { const now = document.querySelector(where); return now && now.src && now.src !== old; }",
+        arg=[picture, before],
+        timeout=30_000,
+    )
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-03.png"))
+    context.close()

@@ -1,0 +1,185 @@
+"""Every page of the book, seen in Chromium without a network: it loads, its formulas are drawn, it is accessible."""
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from book import npm
+from tests.browser.conftest import ROOT, SCREENSHOTS
+
+pytestmark = pytest.mark.browser
+
+# What the theme's script says on a page whose margin notes have one heading: known, harmless, and not ours.
+KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+# What depends on colours: all that can differ between light and dark.
+COLOURS = ["color-contrast", "link-in-text-block"]
+
+
+def pages() -> list[str]:
+    """The pages of the table of contents, and the search page."""
+    contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
+    found = [contents["root"]]
+    for part in contents["parts"]:
+        for chapter in part["chapters"]:
+            found += [chapter["file"], *(s["file"] for s in chapter.get("sections", []))]
+    return [*found, "search", "genindex"]
+
+
+@functools.cache
+def axe() -> str:
+    """axe-core, which finds what keeps people from using a page."""
+    folder = npm.cache_dir() / "npm" / "axe-core-4.10.3"
+    if not (folder / "axe.min.js").exists():
+        npm.unpack("axe-core@4.10.3", folder, ["axe\\.min\\.js"])
+    return (folder / "axe.min.js").read_text(encoding="utf-8")
+
+
+class Seen:
+    """A page and what went wrong while it was loaded."""
+
+    def __init__(self, page: Any, book: str) -> None:
+        self.page, self.book = page, book
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._said)
+        page.on("response", self._answered)
+        page.route("**/*", self._asked)
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _answered(self, response: Any) -> None:
+        if response.status >= 400:
+            self.errors.append(f"{response.status} {response.url}")
+
+    def _asked(self, route: Any) -> None:
+        url = route.request.url
+        if url.startswith((self.book, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.elsewhere.append(url)
+            route.abort()
+
+    def open(self, name: str) -> None:
+        """Load a page and wait until its formulas are drawn."""
+        self.page.goto(f"{self.book}/{name}", wait_until="load")
+        self.page.wait_for_function("!window.MathJax?.startup || window.MathJax.startup.promise")
+        self.page.evaluate("window.MathJax?.startup?.promise")
+        # Colours are judged when they have arrived.
+        self.page.add_style_tag(
+            content="* { transition: none !important; animation: none !important }"
+        )
+
+    def violations(self, run_only: dict[str, Any]) -> list[str]:
+        """What axe-core finds, one line for each element."""
+        self.page.evaluate(axe())
+        found = self.page.evaluate(
+            "(only) => axe.run(document, {runOnly: only, resultTypes: ['violations']})", run_only
+        )
+        return [
+            f"{v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
+            for v in found["violations"]
+            for node in v["nodes"]
+        ]
+
+
+@pytest.fixture
+def seen(browser: Any, book: str) -> Iterator[Seen]:
+    """A fresh browser window that can reach the book and nothing else."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield Seen(context.new_page(), book)
+    context.close()
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page(seen: Seen, name: str) -> None:
+    seen.open(f"{name}.html")
+    page = seen.page
+    problems = [f"console: {e}" for e in seen.errors if not KNOWN.search(e)]
+    problems += [f"loads {url}" for url in seen.elsewhere]
+    # Every formula is drawn: a container of MathJax stands in it, and no error.
+    problems += page.evaluate(
+        """() => [...document.querySelectorAll('.math')].filter(
+             m => !m.querySelector('mjx-container') || m.querySelector('mjx-merror'))
+           .map(m => 'not drawn: ' + m.textContent.slice(0, 60))"""
+    )
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    picture = SCREENSHOTS / name.replace("/", "-")
+    page.screenshot(path=f"{picture}-light.png", full_page=True)
+    problems += [f"light: {v}" for v in seen.violations({"type": "tag", "values": WCAG})]
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.screenshot(path=f"{picture}-dark.png", full_page=True)
+    problems += [f"dark: {v}" for v in seen.violations({"type": "rule", "values": COLOURS})]
+    # 640 pixels are a window of 1280 at 200 % zoom.
+    for width in (640, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            problems.append(f"{wide} pixels wide in a window of {width}")
+    page.screenshot(path=f"{picture}-narrow.png", full_page=True)
+    assert problems == []
+
+
+def test_search_finds_a_term(seen: Seen) -> None:
+    seen.open("search.html?q=roofline")
+    seen.page.wait_for_selector("#search-results li a")
+    links = seen.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    assert any("01_dense_mlp" in link for link in links)
+    assert seen.elsewhere == []
+
+
+def test_the_search_field_opens_from_the_keyboard(seen: Seen) -> None:
+    seen.open("book/intro.html")
+    seen.page.keyboard.press("Control+k")
+    seen.page.keyboard.type("sinkhorn")
+    seen.page.keyboard.press("Enter")
+    seen.page.wait_for_selector("#search-results li a")
+    assert "q=sinkhorn" in seen.page.url
+
+
+def test_the_theme_can_be_switched_and_stays(seen: Seen) -> None:
+    seen.open("book/intro.html")
+    theme = "document.documentElement.dataset.theme"
+    modes: list[str] = []
+    for _ in range(3):
+        seen.page.click(".theme-switch-button:visible")
+        modes.append(seen.page.evaluate(theme))
+    assert {"light", "dark"} <= set(modes)
+    while seen.page.evaluate(theme) != "dark":
+        seen.page.click(".theme-switch-button:visible")
+    seen.open("book/glossary.html")
+    assert seen.page.evaluate(theme) == "dark"
+
+
+def test_the_first_page_is_light(book: str) -> None:
+    import gzip
+    from html.parser import HTMLParser
+    from urllib.parse import urlsplit
+
+    from tests.browser.conftest import BOOK
+
+    files = {Path("book/intro.html")}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            values = dict(attrs)
+            address = values.get("src") or (values.get("href") if tag == "link" else None)
+            if address and values.get("rel") not in ("next", "prev", "index", "search"):
+                files.add(Path("book") / urlsplit(address).path)
+
+    Reader().feed((BOOK / "book/intro.html").read_text(encoding="utf-8"))
+    counted = [
+        f for f in files if "/npm/" not in f.as_posix() and f.suffix not in (".woff2", ".woff")
+    ]
+    size = sum(len(gzip.compress((BOOK / f).read_bytes())) for f in counted)
+    print(f"{size / 1000:.0f} kB gzipped in {len(counted)} files")
+    assert len(counted) > 8
+    assert size <= 500_000
