@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= course,dev,teacher,hf,gpu
+EXTRAS ?= course,dev,teacher,hf,gpu,browser
 JOBS ?= 2
 TORCH_INDEX ?=
 LAB_ARGS ?=
@@ -32,13 +32,17 @@ PY := $(VENV)/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow study train corpus book lint format notebooks exercises release autograde grades slides env text clean distclean
+.PHONY: help lab test test-slow test-browser study train corpus book lint format notebooks exercises release autograde grades slides env text clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lab: $(STAMP) text ## fetch the text and open lessons and exercises in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+
+test-browser: $(STAMP) text ## look at every page of the built book, and at lesson 03 in JupyterLab, in Chromium
+	@test -f _build/html/book/intro.html || { echo "make: there is no book yet; run 'make book' first" >&2; exit 1; }
+	$(TEST_ENV) $(PY) -m pytest -m browser -n $(JOBS) --dist load $(TEST_ARGS) tests/browser
 
 study: $(STAMP) text ## the routing study of the shipped model: one HTML report, in study/
 	$(PY) -m minimoe study $(STUDY_ARGS)
@@ -80,6 +84,7 @@ release: $(STAMP) ## make what a class is handed: _build/nbgrader/release (LESSO
 	$(PY) book/marking.py release $(LESSONS)
 
 autograde: $(STAMP) ## mark what students handed in (SUBMISSIONS=folder LIMIT=60)
+	@test -n "$(SUBMISSIONS)" || { echo "make: say where it is: make autograde SUBMISSIONS=folder" >&2; exit 1; }
 	$(PY) book/marking.py autograde $(SUBMISSIONS) $(if $(LIMIT),--limit $(LIMIT))
 
 grades: $(STAMP) ## the marks as CSV: _build/nbgrader/grades.csv

@@ -434,7 +434,7 @@ def normal(name: str) -> str:
 
 def test_constraints_fix_every_requirement_within_its_range() -> None:
     exact = pins()
-    for requirement in requirements("course", "dev", "teacher", "hf", "gpu"):
+    for requirement in requirements("course", "dev", "teacher", "hf", "gpu", "browser"):
         version = exact.get(normal(requirement.name))
         assert version, f"constraints.txt does not fix {requirement.name}"
         assert requirement.specifier.contains(version), (
