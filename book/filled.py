@@ -81,7 +81,7 @@ def provenance() -> str:
             command = f"python -m minimoe bench --suite {result['suite']}"
         rows.append(
             [
-                f"`book/results/{path.name}`",
+                f"`{path.name}`",
                 result.get("date", ""),
                 f"{result.get('hardware', '')}, {result.get('threads', '')} thread(s)",
                 result.get("torch", ""),
@@ -96,7 +96,7 @@ def findings() -> str:
     rows = [
         [f["claim"], f["title"], f["article"], f["verdict"]] for f in read("study.json")["findings"]
     ]
-    return table(["claim", "", "the article", "here"], rows)
+    return table(["claim", "in short", "the article", "here"], rows)
 
 
 def by_setting(points: list[dict[str, Any]], keys: list[str], values: list[str]) -> list[list[Any]]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import docutils.core
+import nbformat
 import pytest
 import yaml
+from docutils import nodes
 from sphinx.errors import ExtensionError
 
-from book import check_pages, extension, filled, npm
+from book import check_pages, extension, filled, npm, terms
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -219,13 +221,6 @@ def test_code_and_tables_in_a_docstring_are_kept_as_they_are() -> None:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def glossary() -> list[str]:
-    """The terms of the glossary."""
-    text = (ROOT / "book/glossary.md").read_text()
-    body = text.partition(":::{glossary}\n")[2].partition("\n:::")[0]
-    return [line for line in body.splitlines() if line and not line.startswith(" ")]
-
-
 def prose(path: Path) -> str:
     """The Markdown of a page or notebook."""
     if path.suffix == ".md":
@@ -238,9 +233,70 @@ PAGES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "book").
 
 
 def test_the_glossary_is_in_order_and_every_link_to_it_is_there() -> None:
-    terms = glossary()
-    assert terms == sorted(terms, key=str.lower) and len(terms) > 30
+    entries = terms.terms()
+    names = [entry[0] for entry in entries]
+    assert names == sorted(names, key=str.lower) and len(names) > 30
+    known = {spelling.lower() for entry in entries for spelling in entry}
+    assert len(known) == sum(map(len, entries)), "a spelling stands twice"
     for path in PAGES:
-        for link in re.findall(r"\{term\}`([^`]+)`", prose(path)):
-            target = re.search(r"<(.+)>$", link)
-            assert (target[1] if target else link).lower() in {t.lower() for t in terms}, path.name
+        links = [(link[2] or link[1]).strip().lower() for link in terms.LINK.finditer(prose(path))]
+        assert set(links) <= known, path.name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda p: p.stem
+)
+def test_every_term_of_a_lesson_is_linked_at_its_first_use(path: Path) -> None:
+    if not terms.LINK.search(prose(path)):
+        pytest.skip("no term is linked yet; run: python book/terms.py")
+    assert terms.unlinked(path) == [], "run: python book/terms.py"
+
+
+def test_first_uses_are_found_in_prose_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "glossary.md"
+    page.write_text(":::{glossary}\nexpert\nexperts\n    One.\n\nexpert choice\n    Two.\n:::\n")
+    monkeypatch.setattr(terms, "GLOSSARY", page)
+    cells = [
+        "# Experts\n\n`experts` and $expert$ and [expert](x.md): see *expert\nchoice*.",
+        "An expert.",
+    ]
+    lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in cells])
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(lesson, path)
+    assert sorted(terms.unlinked(path)) == ["expert", "expert\nchoice"]
+    assert terms.link(path) == 2
+    texts = [c.source for c in nbformat.read(path, as_version=4).cells]
+    assert texts == [
+        cells[0].replace("*expert\nchoice*", "*{term}`expert choice`*"),
+        "An {term}`expert`.",
+    ]
+    assert terms.unlinked(path) == [] and terms.link(path) == 0
+
+
+# --- a formula of several lines -------------------------------------------------------------------
+
+
+def test_a_formula_of_several_lines_keeps_its_number() -> None:
+    document: Any = docutils.core.publish_doctree("")
+    for text in (r"a = b \\tag{1}", r"a = \begin{cases} 1 \\ 2 \end{cases} \tag{2}", r"a \\ b"):
+        document += nodes.math_block(text, text)
+    extension.keep_tags(None, document)
+    shown = [(n.astext(), bool(n.get("nowrap"))) for n in document.findall(nodes.math_block)]
+    assert shown[1] == (
+        r"\begin{equation*}a = \begin{cases} 1 \\ 2 \end{cases} \tag{2}\end{equation*}",
+        True,
+    )
+    assert shown[2] == (r"a \\ b", False)
+
+
+def test_what_the_theme_forgets_for_the_keyboard_is_put_in() -> None:
+    html = extension.mended(
+        '<summary><span class="toctree-toggle"></span></summary>'
+        '<div class="math notranslate nohighlight" id="x"></div><div role="doc-biblioentry"></div>'
+    )
+    assert '<summary aria-label="Pages below">' in html
+    assert '<div tabindex="0" class="math notranslate nohighlight" id="x">' in html
+    assert "doc-biblioentry" not in html
+    assert extension.mended(html) == html

@@ -56,20 +56,20 @@ def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) 
     page = context.new_page()
     page.goto(lab)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_selector(
-        ".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000, state="attached"
+    # Ready is when the kernel has said so, not when the page shows an idle one.
+    notebook = "window.jupyterapp.shell.currentWidget"
+    page.evaluate(f"{notebook}.context.sessionContext.ready.then(() => null)")
+    page.wait_for_function(
+        f"{notebook}.context.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000
     )
-    # Resolves when the last cell has run; false if one failed.
-    page.set_default_timeout(170_000)
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
-    failed = page.evaluate(
-        """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
-             .filter(c => c.cell_type === 'code')
-             .filter(c => c.execution_count === null || c.outputs.some(o => o.output_type === 'error'))
-             .map(c => c.source.slice(0, 80))"""
+    page.evaluate(
+        "() => { window.jupyterapp.commands.execute('notebook:run-all-cells').then(r => { window.ran = [r]; }); }"
     )
-    assert failed == []
+    page.wait_for_function("window.ran", timeout=170_000)
+    cells = f"{notebook}.content.model.sharedModel.cells.filter(c => c.cell_type === 'code')"
+    broken = f"{cells}.filter(c => c.outputs.some(o => o.output_type === 'error'))"
+    assert page.evaluate(f"() => {cells}.every(c => c.execution_count !== null)")
+    assert page.evaluate(f"() => {broken}.map(c => c.source.slice(0, 80))") == []
     page.evaluate(
         """() => { const n = window.jupyterapp.shell.currentWidget.content;
              const i = n.widgets.findIndex(w => w.model.type === 'code' && /interact/.test(w.model.sharedModel.source));

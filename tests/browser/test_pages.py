@@ -116,7 +116,7 @@ def test_page(seen: Seen, name: str) -> None:
     page.screenshot(path=f"{picture}-light.png", full_page=True)
     problems += [f"light: {v}" for v in seen.violations({"type": "tag", "values": WCAG})]
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
-    page.screenshot(path=f"{picture}-dark.png", full_page=True)
+    page.screenshot(path=f"{picture}-dark.png")
     problems += [f"dark: {v}" for v in seen.violations({"type": "rule", "values": COLOURS})]
     # 640 pixels are a window of 1280 at 200 % zoom.
     for width in (640, 320):
@@ -124,7 +124,7 @@ def test_page(seen: Seen, name: str) -> None:
         wide = page.evaluate("document.documentElement.scrollWidth")
         if wide > width:
             problems.append(f"{wide} pixels wide in a window of {width}")
-    page.screenshot(path=f"{picture}-narrow.png", full_page=True)
+    page.screenshot(path=f"{picture}-narrow.png")
     assert problems == []
 
 
