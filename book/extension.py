@@ -102,6 +102,7 @@ def slim(html: str) -> str:
 # What people who do not see the page, or do not use a mouse, need: what a button does, and reach for what scrolls.
 MENDED = [
     (re.compile(r' role="doc-biblioentry"'), ""),  # withdrawn from the standard
+    (re.compile(r'<div role="list" class="citation-list">'), '<div class="citation-list">'),  # of no list items
     (re.compile(r"<summary>(<span class=\"toctree-toggle\")"), r'<summary aria-label="Pages below">\1'),
     (re.compile(r"<div class=\"(pst-scrollable-table-container|math notranslate nohighlight)\""),
      r'<div tabindex="0" class="\1"'),
