@@ -337,7 +337,7 @@ def headings(lesson: str) -> list[str] | None:
 def cited_sections() -> set[str]:
     """Every section that a task or the code of a check sends somebody to."""
     text = "".join(
-        p.read_text(encoding="utf-8") for p in (ROOT / "minimoe/check").glob("lesson*.py")
+        p.read_text(encoding="utf-8") for p in (ROOT / "minimoe/check").glob("lesson*/*.py")
     )
     return set(re.findall(r'"(\d\d (?:§\d+|[A-Z][^".]*))"', text)) | {
         s for e in TASKS.values() for s in e.task.sections

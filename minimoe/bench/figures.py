@@ -29,7 +29,7 @@ def ratios_to_dense(result: Result, threads: int) -> Figure:
     names = _order(cases)
     shapes = list(dict.fromkeys(c["case"] for c in cases))
     figure, axes = plt.subplots(
-        len(shapes), 2, figsize=(7.0, (0.22 * len(names) + 0.6) * len(shapes) + 0.3),
+        len(shapes), 2, figsize=(7.0, (0.22 * len(names) + 0.7) * len(shapes) + 0.3),
         sharex="col", sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     goals = {FORWARD: 1.15, BOTH: 1.25}
@@ -41,7 +41,7 @@ def ratios_to_dense(result: Result, threads: int) -> Figure:
         for y, name in enumerate(names):
             if rows.get(name):
                 _whisker(axis, rows[name], y, BLUE if name in DISPATCHERS else LINE)
-        axis.set_title(f"{case['work']}, {case['case']}")
+        axis.set_title(f"{case['work']}\n{case['case']}")
         axis.tick_params(axis="y", length=0)
     for axis in axes[-1]:
         axis.set_xlabel("time / time of the dense MLP")

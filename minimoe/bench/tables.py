@@ -66,6 +66,28 @@ def case_markdown(case: Result) -> str:
     return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
 
 
+def choices_table(result: Result, expected: dict[str, str]) -> str:
+    """Every choice: the way taken, what was expected of it, and the others' times over its own, least to most."""
+    rows: list[tuple[str, ...]] = []
+    for question in dict.fromkeys(c["question"] for c in result["choices"]):
+        records = [c for c in result["choices"] if c["question"] == question]
+        taken = ", ".join(dict.fromkeys(c["taken"] for c in records))
+        ratios: dict[str, list[float]] = {}
+        for record in records:
+            for row in record["rows"]:
+                if row["way"] != record["taken"]:
+                    ratios.setdefault(row["way"], []).append(row["to_taken"]["median"])
+        measured = "; ".join(f"{way}: {_range(values)}" for way, values in ratios.items())
+        rows.append((f"**{question}**: {taken}", expected.get(question, ""), measured))
+    lines = ["what | expected | measured", "--- | --- | ---", *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def decode_table(result: Result) -> str:
     """Tokens per second of each way to dispatch."""
     rows = [
