@@ -286,6 +286,12 @@ class ModelConfig:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token 1"
             )
+        for name in ("n_shared_experts", "capacity_factor"):
+            if self.router_type == "soft" and getattr(self, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but router_type is 'soft': soft MoE has neither shared "
+                    "experts nor a capacity; leave it out or choose a router"
+                )
         every = ("dense", "average", "relu")
         if self.router_type in every and self.capacity_factor is not None:
             raise ConfigError(

@@ -127,8 +127,8 @@ def quantize_experts(model: AnyModule) -> AnyModule:
     """A copy of the model (or layer) with its `Experts` in int8; the model itself is left as it is.
 
     Everything else is copied as it stands: attention, router, shared experts, embedding. What it saves:
-    `held_bytes(model)` before, and of the copy. `save_pretrained` of the copy writes a folder that `from_pretrained`
-    cannot read: quantise after loading, which takes no longer than reading.
+    `held_bytes(model)` before, and of the copy. `save_pretrained` refuses the copy:
+    save the model itself, and quantise after loading.
 
     Raises:
         ConfigError: no experts, or none that are not quantised already.

@@ -415,3 +415,17 @@ def test_nothing_of_a_model_lies_outside_of_its_folder(
 
 def test_errors_are_those_of_the_library() -> None:
     assert issubclass(CheckpointError, MinimoeError)
+
+
+def test_trap_8_the_selection_bias_is_stored_as_it_is(tmp_path: Path) -> None:
+    model = MixtralModel(TINY.replace(router_type="sigmoid", n_shared_experts=0))
+    bias = {k: v for k, v in model.state_dict().items() if k.endswith("e_score_correction_bias")}
+    assert bias
+    for value in bias.values():
+        value.copy_(torch.linspace(0.1, 0.9, len(value)))  # no multiples of what bfloat16 can hold
+    model.save_pretrained(tmp_path, dtype=torch.bfloat16)
+    again = MixtralModel.from_pretrained(tmp_path).state_dict()
+    for name, value in bias.items():
+        assert torch.equal(again[name], value)
+    gate = "layers.0.mlp.gate.weight"
+    assert torch.equal(again[gate], model.state_dict()[gate].bfloat16().float())

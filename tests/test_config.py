@@ -72,6 +72,8 @@ def test_expert_and_head_sizes_have_defaults() -> None:
         ({"router_type": "dense"}, "the 'dense' router gives each token all num_experts = 8"),
         ({"router_type": "relu", "capacity_factor": 1.0}, "leave it None"),
         ({"router_bias_update_rate": 0.001}, "only 'sigmoid' has a selection bias"),
+        ({"router_type": "soft", "n_shared_experts": 1}, "n_shared_experts is 1, but"),
+        ({"router_type": "soft", "capacity_factor": 1.5}, "capacity_factor is 1.5, but"),
         ({"capacity_factor": 0.0}, "capacity_factor is 0.0"),
         ({"routed_scaling_factor": 0.0}, "routed_scaling_factor is 0.0"),
         ({"n_shared_experts": -1}, "n_shared_experts is -1; it must be an integer of at least 0"),

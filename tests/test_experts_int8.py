@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minimoe import MixtralModel
 from minimoe.dispatch import DISPATCHERS
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import Experts
 from minimoe.experts_int8 import Int8Experts, dequantize, held_bytes, quantize, quantize_experts
 from minimoe.layers import MoELayer
@@ -215,3 +215,11 @@ def test_the_shipped_model_hardly_changes() -> None:
     for r, s in zip(a.routings, b.routings, strict=True):
         chosen = [x.expert.view(-1, 2).sort(-1).values for x in (r, s)]
         assert float((chosen[0] == chosen[1]).all(-1).float().mean()) > 0.95
+
+
+def test_a_quantised_model_is_not_saved_where_nothing_could_read_it(tmp_path: Path) -> None:
+    model = tiny_model()
+    for layout in ("minimoe", "huggingface"):
+        with pytest.raises(CheckpointError, match="convert after loading"):
+            quantize_experts(model).save_pretrained(tmp_path / layout, layout=layout)
+        assert not (tmp_path / layout).exists()

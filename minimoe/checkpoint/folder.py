@@ -121,16 +121,16 @@ def save_model(
             f"max_shard_size is {max_shard_size}; it must be a positive count of bytes"
         )
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
+    with torch.device("meta"):
+        plain = set(MixtralModel(model.config).state_dict())
+    strange = sorted(plain ^ set(model.state_dict()))
+    if strange:
+        raise CheckpointError(
+            f"the model has other tensors than its configuration says ({', '.join(strange[:4])}), and could not be "
+            "read back: save the model that its quantised or offloaded experts came from, and convert after loading"
+        )
     if layout == "huggingface":
         values = to_huggingface(model.config, dtype or model.embed_tokens.weight.dtype)
-        with torch.device("meta"):
-            plain = set(MixtralModel(model.config).state_dict())
-        strange = sorted(plain ^ set(model.state_dict()))
-        if strange:
-            raise CheckpointError(
-                f"the model has other tensors than its configuration says ({', '.join(strange[:4])}): quantised or "
-                "offloaded experts have no place in transformers' layout; save the model that they came from"
-            )
         family = FAMILIES[values["model_type"]]
         tensors = {
             key: value[index]

@@ -31,7 +31,8 @@ def write_folder(
 ) -> None:
     """Write config.json (its text is `config`) and the tensors, in shards of at most `max_shard_size` bytes.
 
-    Floating types become `dtype`, None: stay. All files are written beside their places before the first one moves
+    Floating types become `dtype` (but for the selection bias), None: stay.
+    All files are written beside their places before the first one moves
     there: on a full disk the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
     its index before the new shards move in, so that no index ever names a mixture.
 
@@ -64,7 +65,7 @@ def write_folder(
             for name, shard in zip(names, shards, strict=True):
                 temporary = begin(name)
                 save_file(
-                    {k: _cast(v.detach(), dtype).contiguous() for k, v in shard.items()},
+                    {k: _cast(k, v.detach(), dtype).contiguous() for k, v in shard.items()},
                     temporary,
                     {"format": "pt"},
                 )
@@ -90,7 +91,7 @@ def _split(
     shards: list[dict[str, Tensor]] = [{}]
     held = 0
     for name, value in tensors.items():
-        size = _size(value, dtype)
+        size = _size(name, value, dtype)
         if shards[-1] and held + size > most:
             shards.append({})
             held = 0
@@ -100,15 +101,20 @@ def _split(
 
 
 def _index(shards: list[dict[str, Tensor]], names: list[str], dtype: torch.dtype | None) -> str:
-    total = sum(_size(v, dtype) for shard in shards for v in shard.values())
+    total = sum(_size(k, v, dtype) for shard in shards for k, v in shard.items())
     places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
 
 
-def _size(value: Tensor, dtype: torch.dtype | None) -> int:
-    converted = dtype is not None and value.is_floating_point()
-    return value.numel() * (dtype.itemsize if converted and dtype else value.element_size())
+def _type(name: str, value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    # the selection bias moves in steps that a short type would lose beside it
+    keeps = not value.is_floating_point() or name.endswith("e_score_correction_bias")
+    return value.dtype if dtype is None or keeps else dtype
 
 
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+def _size(name: str, value: Tensor, dtype: torch.dtype | None) -> int:
+    return value.numel() * _type(name, value, dtype).itemsize
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(_type(name, value, dtype))
