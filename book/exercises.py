@@ -32,7 +32,7 @@ SOLUTIONS, EXERCISES = ROOT / "solutions", ROOT / "exercises"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book import lessons  # noqa: E402
+from book import first_cell, lessons  # noqa: E402
 from minimoe import check  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 
@@ -133,6 +133,7 @@ def student_version(notebook: Any) -> Any:
 def made(path: Path) -> dict[Path, str]:
     """The files that follow from a solution notebook, as text: itself in normal form, and the exercise."""
     solution: Any = nbformat.read(path, as_version=4)
+    first_cell.put(solution)
     normalise(solution)
     exercise = student_version(solution)
     return {

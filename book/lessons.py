@@ -1,6 +1,7 @@
 """Run the lessons and store their outputs in one normal form, so that a diff shows what changed and nothing else.
 
 python book/lessons.py run [NOTEBOOK ...]      execute in place; all of notebooks/ when none is named
+python book/lessons.py setup [NOTEBOOK ...]    only write the first cell (book/first_cell.py), without running anything
 python book/lessons.py check [NOTEBOOK ...]    say which are not in normal form; exit code 1 if any
 """
 
@@ -16,7 +17,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from book import first_cell  # noqa: E402
+
+LESSONS = ROOT / "notebooks"
 SECONDS_PER_CELL = 120
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -39,7 +46,8 @@ def normalise(notebook: Any) -> None:
     The kernel is the plain `python3` of whichever environment runs it; cells number from 1; what the kernel
     sent to one stream in several pieces is one piece; times of execution are dropped. So are widgets and their
     state: without a kernel they are dead, their ids change with every run, and a page with them loads scripts
-    from elsewhere. What a widget shows has its static picture beside it.
+    from elsewhere. What a widget shows has its static picture beside it; an explorable brings it, as HTML, along
+    with the data from which it lives without a kernel.
     """
     notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = dict(KERNELSPEC)
@@ -56,8 +64,11 @@ def normalise(notebook: Any) -> None:
         if cell.get("execution_count") is not None:
             number += 1
             cell["execution_count"] = number
-        live = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
-        cell["outputs"] = merge_streams(live)
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output["data"].pop(WIDGET, None)
+        kept = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]
+        cell["outputs"] = merge_streams(kept)
         for output in cell["outputs"]:
             if output.output_type == "execute_result":
                 output["execution_count"] = cell["execution_count"]
@@ -107,6 +118,7 @@ def run(path: Path) -> float:
         CellExecutionError, CellTimeoutError: a cell failed; the file is left as it was.
     """
     notebook: Any = nbformat.read(path, as_version=4)
+    first_cell.put(notebook)
     client = NotebookClient(
         notebook,
         # a stored run that is made anew takes its minutes
@@ -124,12 +136,20 @@ def run(path: Path) -> float:
     return seconds
 
 
+def set_up(path: Path) -> None:
+    """Write a lesson's first cell and leave the others as they are stored."""
+    notebook: Any = nbformat.read(path, as_version=4)
+    first_cell.put(notebook)
+    normalise(notebook)
+    write(notebook, path)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description="Run the lessons, or check the form they are stored in."
     )
-    parser.add_argument("action", choices=("run", "check"))
+    parser.add_argument("action", choices=("run", "setup", "check"))
     parser.add_argument(
         "notebooks", nargs="*", type=Path, help="default: every lesson in notebooks/"
     )
@@ -141,6 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not is_normal(path):
                 print(f"{path}: not in normal form; run `make notebooks`", file=sys.stderr)
                 failed += 1
+            continue
+        if options.action == "setup":
+            set_up(path)
             continue
         try:
             print(f"{path.name}: {run(path):.1f} s", flush=True)
