@@ -13,6 +13,7 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from pybtex.database import parse_string
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -183,6 +184,41 @@ def test_every_citation_has_an_entry() -> None:
         for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
             cited |= {key.strip() for key in group.split(",")}
     assert cited <= set(entries)
+
+
+DOI = re.compile(r"10\.\d{4,9}/[^\s\"<>{}]+")
+ARXIV = re.compile(r"https://arxiv\.org/abs/(?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5}")
+
+
+def unfindable(bibliography: str) -> list[str]:
+    """Entries with neither a DOI nor an arXiv id, nor a reason why not (the field `nodoi`)."""
+    found = []
+    for key, entry in parse_string(bibliography, "bibtex").entries.items():
+        fields = entry.fields
+        doi, url = DOI.fullmatch(fields.get("doi", "")), ARXIV.fullmatch(fields.get("url", ""))
+        if not (doi or url or len(fields.get("nodoi", "").split()) > 3):
+            found.append(key)
+    return found
+
+
+def test_every_entry_of_the_bibliography_can_be_found_or_says_why_not() -> None:
+    assert unfindable((ROOT / "book/references.bib").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        ("doi = {10.1162/neco.1991.3.1.79}", []),
+        ("url = {https://arxiv.org/abs/1701.06538}", []),
+        ("nodoi = {a chapter of a printed book}", []),
+        ("url = {https://example.org/paper.pdf}", ["x"]),
+        ("url = {https://arxiv.org/abs/1771.06538}", ["x"]),
+        ("doi = {https://doi.org/10.1162/neco.1991.3.1.79}", ["x"]),
+        ("nodoi = {}", ["x"]),
+    ],
+)
+def test_an_entry_that_nobody_can_find_is_seen(field: str, found: list[str]) -> None:
+    assert unfindable(f"@misc{{x,\n  title = {{A}},\n  {field}\n}}") == found
 
 
 # --- that the checks above see what they should --------------------------------------------------
