@@ -3,6 +3,7 @@
 Sphinx loads it as a local extension (book/_config.yml). Each part is a few lines and stands by itself:
 
 - scripts and fonts of npm packages are put into _static/npm (`fetch_packages`, `place_packages`);
+- the scripts and files of the explorables are put into _static/explorables (`place_explorables`);
 - what the theme loads and the book does not need is taken out of the pages, and what it forgot for readers with a
   keyboard or a screen reader is put in (`slim`, `mended`);
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
@@ -71,6 +72,29 @@ def place_packages(app: Any) -> None:
             done.touch()
 
 
+def place_explorables(app: Any) -> None:
+    """Write each explorable's module and files to _static/explorables; book/assets/explorables.js loads them."""
+    from minimoe.widgets import EXPLORABLES
+    from minimoe.widgets.explorable import module
+
+    folder = Path(app.outdir) / "_static" / "explorables"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, make in EXPLORABLES.items():
+        (folder / f"{name}.mjs").write_text(module(name), encoding="utf-8")
+        for file, content in make().files.items():
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / file).write_bytes(content())
+
+
+def load_explorables(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Let the pages that hold an explorable load the script that starts them."""
+    if "minimoe-explorable" in context.get("body", ""):
+        app.add_js_file("explorables.js", loading_method="defer")
+
+
 # --- pages that load no more than they need ------------------------------------------------------
 
 # The icons as a script (1.5 MB; the theme's stylesheet has them as fonts, too), live code from a foreign server, and
@@ -121,6 +145,7 @@ def finish(app: Any, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     place_packages(app)
+    place_explorables(app)
     out = Path(app.outdir)
     for page in out.rglob("*.html"):
         if "_static" not in page.relative_to(out).parts:
@@ -258,6 +283,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("env-before-read-docs", number_chapters)
     app.connect("source-read", fill, priority=100)
     app.connect("doctree-read", keep_tags)
+    app.connect("html-page-context", load_explorables)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

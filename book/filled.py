@@ -177,7 +177,27 @@ def api(*packages: str) -> str:
     return "\n".join(lines)
 
 
+# --- explorables ----------------------------------------------------------------------------------
+
+
+def explorable(name: str) -> str:
+    """An explorable with its static figure; it starts when the reader scrolls to it."""
+    from minimoe.widgets import EXPLORABLES
+
+    return f"\n{EXPLORABLES[name]().html()}\n"
+
+
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (citation, provenance, findings, balance, routers, training_rate, api, lessons)
+    for part in (
+        citation,
+        provenance,
+        findings,
+        balance,
+        routers,
+        training_rate,
+        api,
+        lessons,
+        explorable,
+    )
 }

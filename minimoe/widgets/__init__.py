@@ -1,0 +1,15 @@
+"""Explorables: figures that the reader can turn, in JupyterLab and on the static page, where no kernel runs.
+
+Each computes in JavaScript what the library computes in Python, from data that the library hands over; tests run both.
+"""
+
+from collections.abc import Callable
+
+from minimoe.widgets.explorable import Explorable
+from minimoe.widgets.router_playground import router_playground
+
+EXPLORABLES: dict[str, Callable[[], Explorable]] = {
+    "router_playground": router_playground,
+}
+
+__all__ = ["EXPLORABLES", "Explorable", "router_playground"]

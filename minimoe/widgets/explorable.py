@@ -1,0 +1,102 @@
+"""The frame of every explorable: what it is made of, how it gets into a notebook and onto a page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def module(name: str) -> str:
+    """The JavaScript of an explorable: one module that needs no other file.
+
+    The stylesheet and the helpers of common.js come first, then the explorable's own widget.js.
+
+    Raises:
+        ValueError: no explorable has that name.
+    """
+    path = HERE / name / "widget.js"
+    if not path.is_file():
+        known = ", ".join(sorted(p.parent.name for p in HERE.glob("*/widget.js")))
+        raise ValueError(f"there is no explorable {name!r}; there are {known}")
+    style = json.dumps((HERE / "common.css").read_text(encoding="utf-8"))
+    helpers = (HERE / "common.js").read_text(encoding="utf-8")
+    return f"const STYLE = {style};\n{helpers}\n{path.read_text(encoding='utf-8')}"
+
+
+@dataclass(frozen=True)
+class Explorable:
+    """An interactive figure with its static stand-in.
+
+    In a notebook, the value of a cell shows itself: alive where a kernel and anywidget are there, else as the static
+    figure. A page of the book carries the same HTML, and starts it when the reader scrolls to it.
+
+    Attributes:
+        name: folder in minimoe/widgets whose widget.js draws it.
+        data: what the JavaScript reads, as JSON.
+        draw: makes the static figure, on matplotlib.
+        alt: what the static figure shows, in words.
+        files: larger pieces by name, made when asked for; the page loads them as files, JupyterLab over the kernel.
+    """
+
+    name: str
+    data: dict[str, Any]
+    draw: Callable[[], Figure]
+    alt: str
+    files: Mapping[str, Callable[[], bytes]] = field(default_factory=dict[str, Callable[[], bytes]])
+
+    @cached_property
+    def figure(self) -> str:
+        """The static figure as HTML; its picture lies inside."""
+        import matplotlib.pyplot as plt
+
+        drawn = self.draw()
+        out = io.BytesIO()
+        drawn.savefig(out, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        plt.close(drawn)
+        picture = base64.b64encode(out.getvalue()).decode()
+        return (
+            f'<figure><img alt="{html.escape(self.alt)}" style="max-width:100%" '
+            f'src="data:image/png;base64,{picture}"></figure>'
+        )
+
+    def html(self) -> str:
+        """The place on a page: the static figure, and the data from which it comes alive. One line."""
+        data = json.dumps(self.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        return (
+            f'<div class="minimoe-explorable" data-explorable="{self.name}">{self.figure}'
+            f'<script type="application/json">{data}</script></div>'
+        )
+
+    def widget(self) -> Any:
+        """The live explorable for JupyterLab, an anywidget.AnyWidget.
+
+        Raises:
+            ImportError: anywidget is not installed.
+        """
+        from minimoe.widgets.live import live
+
+        return live(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Static HTML always; and where anywidget is installed the live widget, which notebooks prefer."""
+        bundle: dict[str, Any] = {"text/plain": self.alt, "text/html": self.html()}
+        try:
+            shown = self.widget()._repr_mimebundle_()
+        except ImportError:
+            return bundle
+        # a display formatter gives (data, metadata) or data alone
+        data = shown[0] if isinstance(shown, tuple) else shown
+        return bundle | {WIDGET: data[WIDGET]}
