@@ -22,7 +22,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def module(name: str) -> str:
     """The JavaScript of an explorable: one module that needs no other file.
 
-    The stylesheet and the helpers of common.js come first, then the explorable's own widget.js.
+    The stylesheet and the helpers of common.js come first, then what else the explorable's folder has, widget.js last.
 
     Raises:
         ValueError: no explorable has that name.
@@ -32,8 +32,9 @@ def module(name: str) -> str:
         known = ", ".join(sorted(p.parent.name for p in HERE.glob("*/widget.js")))
         raise ValueError(f"there is no explorable {name!r}; there are {known}")
     style = json.dumps((HERE / "common.css").read_text(encoding="utf-8"))
-    helpers = (HERE / "common.js").read_text(encoding="utf-8")
-    return f"const STYLE = {style};\n{helpers}\n{path.read_text(encoding='utf-8')}"
+    others = sorted(other for other in path.parent.glob("*.js") if other != path)
+    parts = [part.read_text(encoding="utf-8") for part in (HERE / "common.js", *others, path)]
+    return "\n".join([f"const STYLE = {style};", *parts])
 
 
 @dataclass(frozen=True)
