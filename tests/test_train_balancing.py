@@ -364,6 +364,21 @@ def test_infinite_logits_of_a_sigmoid_router_are_found_although_its_weights_are_
         run.train(progress=False)
 
 
+@pytest.mark.parametrize("attention", ["switchhead", "moa"])
+def test_routers_of_the_attention_are_watched_too(
+    corpus: Corpus, tmp_path: Path, attention: str
+) -> None:
+    model: dict[str, Any] = {"attention_type": attention, "attention_num_experts": 4}
+    run = tiny_run(tmp_path, corpus, model=model, accumulate=3)
+    routers = [n for n, _ in run.model.layers[1].named_parameters() if "attn" in n and "gate" in n]
+    assert routers
+    run.model.layers[1].get_parameter(routers[-1]).detach()[-1, 0] = float("nan")
+    with pytest.raises(
+        TrainingError, match="step 1 failed: the router logits of the attention of layer 2 are not"
+    ):
+        run.train(progress=False)
+
+
 def test_an_error_of_a_router_names_the_step(corpus: Corpus, tmp_path: Path) -> None:
     model: dict[str, Any] = {"router_type": "base", "num_experts_per_tok": 1}
     run = tiny_run(tmp_path, corpus, model=model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from minimoe.balance import GlobalLoad
 from minimoe.errors import MinimoeError
 from minimoe.model import MixtralModel
+from minimoe.routing import Routing
 from minimoe.train.balancing import Balancing
 from minimoe.train.environment import autocast
 
@@ -23,11 +24,13 @@ class Step:
         losses: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts.
         counts: assignments per expert [E] of each sparse layer, over the whole batch.
         finite: for each sparse layer a bool scalar, whether all its router logits are numbers.
+        attention_finite: the same for the routers of each layer's attention; empty where it has no experts.
     """
 
     losses: dict[str, Tensor]
     counts: list[Tensor]
     finite: list[Tensor]
+    attention_finite: list[Tensor]
 
 
 def accumulate_gradients(
@@ -59,6 +62,7 @@ def accumulate_gradients(
     sums: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     finite: list[Tensor] = []
+    attention_finite: list[Tensor] = []
     for ids in parts:
         with autocast(ids.device):
             out = model(
@@ -72,9 +76,10 @@ def accumulate_gradients(
                 sums[key] = sums.get(key, 0) + value.detach() / len(parts)
         seen = [routing.load() for routing in out.routings]
         loads = [a + b for a, b in zip(loads, seen, strict=True)] if loads else seen
-        known = [all_finite(routing.logits) for routing in out.routings]
-        finite = [a & b for a, b in zip(finite, known, strict=True)] if finite else known
-    return Step(sums, loads, finite)
+        finite = all_of(finite, [all_finite([routing]) for routing in out.routings])
+        known = [all_finite(routings) for routings in out.attention_routings]
+        attention_finite = all_of(attention_finite, known)
+    return Step(sums, loads, finite, attention_finite)
 
 
 @torch.no_grad()
@@ -92,9 +97,15 @@ def count_experts(model: MixtralModel, parts: Sequence[Tensor]) -> list[Tensor]:
     return [load.counts for load in loads]
 
 
-def all_finite(logits: Tensor | None) -> Tensor:
-    """Whether router logits hold neither NaN nor infinity, a bool scalar on their device; true where there are none."""
-    return torch.tensor(True) if logits is None else logits.detach().isfinite().all()
+def all_finite(routings: Sequence[Routing]) -> Tensor:
+    """Whether the logits of all routings are numbers, neither NaN nor infinite: a bool scalar on their device."""
+    known = [r.logits.detach().isfinite().all() for r in routings if r.logits is not None]
+    return torch.stack(known).all() if known else torch.tensor(True)
+
+
+def all_of(before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
+    """Both, layer by layer; `now` alone if there is no before."""
+    return [a & b for a, b in zip(before, now, strict=True)] if before else now
 
 
 def require_finite(model: MixtralModel, step: Step, norm: Tensor) -> None:
@@ -103,12 +114,16 @@ def require_finite(model: MixtralModel, step: Step, norm: Tensor) -> None:
     Raises:
         MinimoeError: names the first layer (from 1) whose router logits are not finite, or else the gradient.
     """
-    flags = torch.stack([f.to(norm.device) for f in (*step.finite, norm.isfinite())])
-    *routers, gradient = flags.tolist()
-    if not all(routers):
-        config = model.config
-        sparse = [i + 1 for i in range(config.num_hidden_layers) if config.is_sparse(i)]
-        layer = sparse[routers.index(False)]
-        raise MinimoeError(f"the router logits of layer {layer} are not finite")
+    known = [*step.finite, *step.attention_finite, norm.isfinite()]
+    *routers, gradient = torch.stack([flag.to(norm.device) for flag in known]).tolist()
+    config = model.config
+    layers = range(1, config.num_hidden_layers + 1)
+    # soft MoE has layers and no routing
+    names = [(i, 1, f"layer {i}") for i in layers if step.finite and config.is_sparse(i - 1)]
+    names += [(i, 0, f"the attention of layer {i}") for i in layers if step.attention_finite]
+    # the first in the order in which a token meets them: what comes after it is spoilt by it
+    spoilt = sorted(name for name, fine in zip(names, routers, strict=True) if not fine)
+    if spoilt:
+        raise MinimoeError(f"the router logits of {spoilt[0][2]} are not finite")
     if not gradient:
         raise MinimoeError("the gradient is not finite")
