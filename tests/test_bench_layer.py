@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.bench import calls, peers
+from minimoe.bench import calls, hardware, peers, weights
 from minimoe.bench.cases import Case, make_experts, make_routings
 from minimoe.bench.implementations import BATCHED_MM, DENSE, DENSE_TORCH, Implementation, Ready
 from minimoe.bench.layer import Budget, clear, measure_case
@@ -347,12 +347,15 @@ def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> N
 
 
 def test_a_replayed_case_is_divided_by_its_calls(experts: Experts) -> None:
+    size = sum(p.nbytes for p in experts.parameters())
     case = CASE.replace(tokens=1, replay=True)
-    result = measure_case(case, named("grouped"), experts, Counting(), Budget(1), DEVICE, threads=1)
+    result = measure_case(
+        case, named("grouped"), experts, Counting(), Budget(1), DEVICE, threads=1, cache=5 * size // 4
+    )  # fmt: skip
     (row,) = result["rows"]
-    # four experts, two at a time: a series of two calls, together 1 second
-    assert row["how"] == "series"
-    assert row["seconds"]["median"] == 0.5
+    # four experts, two at a time: a series of two calls with each of 3 copies of the weights, together 1 second
+    assert (row["how"], row["weight_copies"]) == ("series", 3)
+    assert row["seconds"]["median"] == pytest.approx(1 / 6)
     assert row["saved_bytes"] is None
 
 
@@ -380,6 +383,123 @@ def test_a_series_is_captured_where_there_are_graphs(
 
     monkeypatch.setattr(calls, "capture", fails)
     assert [r["how"] for r in run()["rows"]] == ["series", "series"]
+
+
+# --- cold weights --------------------------------------------------------------------------------
+
+
+def reuse(names: list[int], size: int) -> int:
+    """The fewest bytes touched from one use of some weights to their next, each use touching `size` bytes."""
+    last: dict[int, int] = {}
+    gaps: list[int] = []
+    for place, name in enumerate(names):
+        if name in last:
+            gaps.append((place - last[name]) * size)
+        last[name] = place
+    return min(gaps)
+
+
+def noting(name: str, seen: list[int], exact: bool = True) -> Implementation:
+    """The loop, which writes down whose down projection each call is given."""
+
+    def prepare(case: Case, experts: Experts) -> Ready:
+        mine = experts if exact else make_experts(case, CPU)
+
+        def forward(x: Tensor, routing: Routing) -> Tensor:
+            seen.append(mine.down_proj.data_ptr())
+            return loop(x, routing, mine)
+
+        return Ready(forward, tuple(mine.parameters()))
+
+    return Implementation(name, prepare, exact=exact)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_call_finds_its_weights_in_the_cache(experts: Experts, backward: bool) -> None:
+    size = sum(p.nbytes for p in experts.parameters())
+    cache = int(2.2 * size)
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    every = (
+        noting("a", seen[True]),
+        noting("own", seen[False], False),
+        noting("b", seen[True]),
+    )
+    case, clock = CASE.replace(backward=backward), CpuClock()
+    result = measure_case(case, every, experts, clock, Budget(12), DEVICE, threads=1, cache=cache)
+    assert result["cache_bytes"] == cache
+    # twice 2.2 sets of weights fill 5 copies
+    assert [r["weight_copies"] for r in result["rows"]] == [5, 5, 5]
+    for names, takers in ((seen[True], 2), (seen[False], 1)):
+        timed = names[-12 * takers :]
+        assert len(set(timed)) == 5
+        assert reuse(timed, size) >= 2 * cache
+    assert all(p.grad is None for p in experts.parameters())
+
+
+def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> None:
+    """One token and 2 of 4 experts: a call touches half of the weights, those of the dense layer are as many."""
+    half = sum(p.nbytes for p in experts.parameters()) // 2
+    used: list[int] = []
+
+    def prepare(case: Case, experts: Experts) -> Ready:
+        def forward(x: Tensor, routing: Routing) -> Tensor:
+            used.append(hash((experts.down_proj.data_ptr(), *routing.expert.tolist())))
+            return loop(x, routing, experts)
+
+        return Ready(forward, tuple(experts.parameters()))
+
+    every = (Implementation("noting", prepare), *named("dense"))
+    case = CASE.replace(tokens=1, replay=True)
+    result = measure_case(
+        case, every, experts, Counting(), Budget(2), DEVICE, threads=1, cache=3 * half
+    )
+    # 6 halves must be touched: 3 copies of the experts, 6 of the dense layer; a series of 3 copies x 2 routings
+    assert {r["implementation"]: r["weight_copies"] for r in result["rows"]} == {
+        "noting": 3, "dense": 6
+    }  # fmt: skip
+    timed = used[-12:]
+    assert len(set(timed)) == 6
+    assert reuse(timed, half) == 6 * half
+    by_hand = [
+        1 / 6,
+        4 / 6,
+    ]  # seconds of the first and the fourth timed call, by this clock, for each of 6 calls
+    assert result["rows"][0]["seconds"]["median"] == pytest.approx(sum(by_hand) / 2)
+
+
+def test_copies_are_as_many_as_needed_and_allowed(experts: Experts) -> None:
+    leaf = [torch.zeros(25), torch.zeros(25)]  # 200 bytes
+    needed = weights.copies_needed
+    assert needed(leaf, 1, cache=1000, limit=10_000) == 10
+    assert needed(leaf, 0.5, cache=1000, limit=10_000) == 20
+    assert needed(leaf, 1, cache=1001, limit=10_000) == 11
+    assert needed(leaf, 1, cache=1000, limit=999) == 4
+    assert needed(leaf, 1, cache=90, limit=10_000) == 1
+    assert needed(leaf, 1, cache=1000, limit=100) == 1
+    first, second = weights.copied(experts, 2)
+    assert first is experts
+    for mine, theirs in zip(experts.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
+    routings = make_routings(CASE.replace(tokens=1, replay=True), CPU)
+    assert weights.touched_share(routings) == 1
+    assert weights.touched_share(routings[:1]) == 0.5
+
+
+def test_the_cache_is_the_largest_that_the_system_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "CACHES", tmp_path)
+    assert hardware.cache_bytes(CPU) == 64 << 20
+    for i, size in enumerate(("32K", "2M\n", "1024K", "odd")):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}" / "size").write_text(size)
+    assert hardware.cache_bytes(CPU) == 2 << 20
+    chip = types.SimpleNamespace(L2_cache_size=50 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
+    assert hardware.cache_bytes(CUDA) == 50 << 20
+
+
+# --- parts ---------------------------------------------------------------------------------------
 
 
 def test_the_reference_is_the_loop_in_float64(experts: Experts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,19 +21,28 @@ CHECKED_TOKENS = 64
 def make_setup(
     case: Case,
     implementation: Implementation,
-    ready: Ready,
+    copies: Sequence[Ready],
+    turn: Iterator[int],
+    calls: int,
     x: Tensor,
     dy: Tensor,
     routings: list[Routing],
 ) -> tuple[Setup, str]:
-    """What is timed in round i, and how it is called: 'call', 'series' or 'graph'."""
+    """What is timed in round i, and how it is called: 'call', 'series' or 'graph'.
+
+    Args:
+        copies: the implementation with each copy of its weights. A call takes the next one.
+        turn: counts the calls of all who share these copies.
+        calls: of a series; copies change with each call, routings after a round of copies.
+    """
     inside = in_context(implementation)
     if case.replay:
 
         def series() -> None:
             with torch.no_grad():
-                for routing in routings:
-                    ready.forward(x, routing)
+                for i in range(calls):
+                    routing = routings[i * len(routings) // calls]
+                    copies[i % len(copies)].forward(x, routing)
 
         if has_graphs(x.device) and implementation.capturable:
             try:
@@ -45,7 +54,7 @@ def make_setup(
         return lambda i: inside(series), "series"
 
     def setup(i: int) -> Work:
-        routing = routings[i % len(routings)]
+        routing, ready = routings[i % len(routings)], copies[next(turn) % len(copies)]
         if case.backward:
             return inside(training_call(ready, x, dy, routing))
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from minimoe.cost import DEVICES, Device
 from minimoe.linear import cpu_backend, linear, onednn_available
 from minimoe.train.environment import processor_name
 
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # Linux
+USUAL_CACHE = 64 << 20  # bytes, where the system does not say
 PACKAGES = ("transformers", "triton", "liger-kernel", "sonic-moe")
 
 
@@ -48,6 +51,22 @@ def hardware_name(device: torch.device) -> str:
 def load_average() -> list[float] | None:
     """Runnable processes over the last 1, 5 and 15 minutes; None where the system does not say."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def cache_bytes(device: torch.device, *, tiny: bool = False) -> int:
+    """Size of the last-level cache: the GPU's L2, or the largest of the first core; 64 MiB where it is not told."""
+    if tiny:
+        return 1 << 15
+    if device.type == "cuda":
+        properties: Any = torch.cuda.get_device_properties(device)
+        return int(getattr(properties, "L2_cache_size", USUAL_CACHE))
+    sizes: list[int] = []
+    for path in CACHES.glob("index*/size"):
+        text = path.read_text(encoding="utf-8").strip()  # '32768K'
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:])
+        if unit and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * unit)
+    return max(sizes, default=USUAL_CACHE)
 
 
 def measure_device(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from minimoe.bench.timing import (
     spread,
     steady,
 )  # fmt: skip
+from minimoe.bench.weights import LARGEST_COPIES, copied, copies_needed, touched_share
 from minimoe.cost import Device, layer_bytes, layer_flops
 from minimoe.dispatch import DISPATCHERS
 from minimoe.experts import Experts
@@ -53,15 +55,17 @@ def measure_case(
     floor_device: Device,
     *,
     threads: int | None = None,
+    cache: int = 0,
 ) -> dict[str, Any]:
     """Measure every implementation that can do the case; JSON-ready.
 
     An implementation that fails or gives a wrong result has its reason in `absent` and no time.
 
     Args:
-        experts: weights of the case's shape.
+        experts: weights of the case's shape; calls take turns among copies of them (`bench.weights`).
         floor_device: whose peak and bandwidth make the floor.
         threads: CPU threads that torch uses; None on a GPU.
+        cache: bytes of the last-level cache, which the copies outgrow; 0: one set of weights, whatever is in the cache.
     """
     device = experts.gate_up_proj.device
     routings = make_routings(case, device)
@@ -73,7 +77,11 @@ def measure_case(
     setups: dict[str, Setup] = {}
     absent: dict[str, str] = {}
     extra: dict[str, dict[str, Any]] = {}
-    calls = len(routings) if case.replay else 1  # of the layer, in one timed call
+    limit = LARGEST_COPIES[device.type]
+    share = touched_share(routings if case.replay else routings[:1])
+    banks = copied(experts, copies_needed(list(experts.parameters()), share, cache, limit))
+    calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
+    together = itertools.count()
     for implementation in implementations:
         name = implementation.name
         reason = implementation.refuses(case)
@@ -84,6 +92,13 @@ def measure_case(
             continue
         try:
             ready = implementation.prepare(case, experts)
+            count, turn = len(banks), together
+            if not implementation.exact:  # weights of its own, of which it touches all
+                count, turn = copies_needed(ready.leaves, 1, cache, limit), itertools.count()
+            prepared = (
+                implementation.prepare(case, banks[i % len(banks)]) for i in range(1, count)
+            )
+            copies = [ready, *prepared]
             with implementation.context(), torch.no_grad():
                 error = relative_error(ready.forward(x, routings[0]), right)
             if implementation.exact and not error <= TOLERANCE[case.dtype]:
@@ -92,9 +107,10 @@ def measure_case(
                 )
                 continue
             inside = in_context(implementation)
-            setup, how = make_setup(case, implementation, ready, x, dy, routings)
+            setup, how = make_setup(case, implementation, copies, turn, calls, x, dy, routings)
             setup(0)()  # so that what cannot run is found here
             extra[name] = {"error": error if implementation.exact else None, "how": how}
+            extra[name] |= {"weight_copies": count}
             extra[name] |= measure_memory(case, ready, x, dy, routings[0], inside)
             setups[name] = setup
         except Exception as failure:  # a peer may raise anything; the others go on
@@ -124,6 +140,7 @@ def measure_case(
         "rounds": len(next(iter(samples.values()), [])),
         "flops": flops,
         "bytes": moved,
+        "cache_bytes": cache,
         "floor": {"seconds": floor.seconds, "limit": floor.limit, "device": floor_device.name},
         "rows": [
             row(name, seconds, samples[name], floor.seconds, flops, calls) | extra[name]

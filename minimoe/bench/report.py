@@ -47,7 +47,7 @@ def case_table(case: dict[str, Any]) -> str:
         "",
         f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
         f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
-        f"floor {duration(floor['seconds'])} ({floor['limit']})",
+        f"floor {duration(floor['seconds'])} ({floor['limit']}); {rotation(case)}",
         f"{'implementation':32s} {'median':>10s} {'quartiles':>19s} {'x floor':>8s} {'x dense':>8s} {'TFLOP/s':>8s} "
         f"{'saved':>8s} {'peak':>8s}",
     ]
@@ -63,6 +63,14 @@ def case_table(case: dict[str, Any]) -> str:
         )
     lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
     return "\n".join(lines)
+
+
+def rotation(case: dict[str, Any]) -> str:
+    """'weights in 6 copies, 22 of dense; cache 33.6 MB': those that have another number are named."""
+    counts = {row["implementation"]: row["weight_copies"] for row in case["rows"]}
+    usual = max(counts.values(), key=list(counts.values()).count, default=1)
+    others = "".join(f", {n} of {name}" for name, n in counts.items() if n != usual)
+    return f"weights in {usual} copies{others}; cache {megabytes(case['cache_bytes'])}"
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from minimoe.bench.decode import bench_decode
 from minimoe.bench.goals import Goal, cpu_goals, goal_line, gpu_goals
 from minimoe.bench.hardware import (
     backend_rates,
+    cache_bytes,
     environment,
     load_average,
     measure_device,
@@ -127,7 +128,8 @@ def cpu_suite(options: Options) -> dict[str, Any]:
             for case in cpu_cases(options, skewed=threads == counts[0]):
                 experts = make_experts(case, device)
                 measured = measure_case(
-                    case, field.implementations, experts, make_clock(device), Budget(rounds), peak, threads=threads
+                    case, field.implementations, experts, make_clock(device), Budget(rounds), peak, threads=threads,
+                    cache=cache_bytes(device, tiny=options.tiny),
                 )  # fmt: skip
                 result["cases"].append(measured)
                 print(case_table(measured), flush=True)
@@ -194,8 +196,9 @@ def gpu_suite(options: Options) -> dict[str, Any]:
             experts = make_experts(case, device)
         seconds = min(MOST_SECONDS, left / (len(cases) - i) / 2)
         values = measure_case(
-            case, field.implementations, experts, clock, Budget(rounds, seconds=seconds), floor
-        )
+            case, field.implementations, experts, clock, Budget(rounds, seconds=seconds), floor,
+            cache=cache_bytes(device, tiny=options.tiny),
+        )  # fmt: skip
         result["cases"].append(values)
         print(case_table(values), flush=True)
         if device.type == "cuda":
