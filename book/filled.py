@@ -140,7 +140,8 @@ def training_rate() -> str:
     ]  # fmt: skip
     ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**result["ratio"])
     shown = table(["model", "parameters held", "used", "tokens a second"], rows)
-    return f"{shown}\n\nSparse over dense: {ratio}; the goal is {result['goal']}."
+    (goal,) = result["goals"]
+    return f"{shown}\n\nSparse over dense: {ratio}; the goal is {goal['limit']}."
 
 
 # --- the library ----------------------------------------------------------------------------------

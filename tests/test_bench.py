@@ -78,7 +78,13 @@ def test_the_result_is_json_and_the_table_says_the_same(
     assert (result["threads"], result["clock"]) == (1, "cpu")
     for key in ("hardware", "torch", "date", "cpu_products"):
         assert result[key]
-    assert "goal 0.85 measured 0.500 (0.250 to 1.000)" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "sparse / dense 0.500 (0.250 to 1.000)"
+    assert (
+        lines[-1].split()
+        == "goal >= 0.85 measured 0.5 ratio 0.59 missed tokens per second, sparse / dense".split()
+    )
+    assert [g["met"] for g in result["goals"]] == [False]
 
 
 def test_a_real_measurement_runs_and_restores_the_threads() -> None:

@@ -259,8 +259,10 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
     assert ran == ["cpu", "train", "decode", "choices"]
-    assert json.loads((tmp_path / "all.json").read_text()) == [{"suite": n} for n in ran]
-    assert json.loads((tmp_path / "train_rate.json").read_text()) == {"suite": "train"}
+    command = "python -m minimoe bench --suite"
+    stored = [{"suite": n, "command": f"{command} {n}"} for n in ran]
+    assert json.loads((tmp_path / "all.json").read_text()) == stored
+    assert json.loads((tmp_path / "train_rate.json").read_text()) == stored[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run_and_write("all", Options())
     assert ran[4:] == ["cpu", "train", "decode", "choices", "gpu"]
@@ -281,6 +283,14 @@ def test_the_command_hands_everything_on(
         ("train", Options(), None, None),
         ("gpu", Options(3, 2, True, ("a=b.py", "c=d.py"), "cuda:1"), Path("x.json"), Path("y")),
     ]
+
+
+def test_the_command_is_stored_as_it_can_be_given_again() -> None:
+    given = Options(3, 2, True, ("mine=/home/somebody/peer.py",), "cuda:1")
+    assert given.command("gpu") == (
+        "python -m minimoe bench --suite gpu --rounds 3 --threads 2 --device cuda:1 --quick --peer mine=PATH"
+    )
+    assert Options().command("cpu") == "python -m minimoe bench --suite cpu"
 
 
 @pytest.mark.parametrize(

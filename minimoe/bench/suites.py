@@ -68,6 +68,14 @@ class Options:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; it must be at least 1")
 
+    def command(self, suite: str) -> str:
+        """The command that runs this suite so. Peers are named without the paths of their files."""
+        words = ["python -m minimoe bench --suite", suite]
+        words += [f"--{n} {v}" for n in ("rounds", "threads", "device") if (v := getattr(self, n))]
+        words += ["--quick"] if self.quick else []
+        words += [f"--peer {peer.partition('=')[0]}=PATH" for peer in self.peers]
+        return " ".join(words)
+
 
 def run_and_write(
     name: str, options: Options, json_path: Path | None = None, out: Path | None = None
@@ -92,7 +100,7 @@ def run_and_write(
         check_writable(path)
     results: list[dict[str, Any]] = []
     for suite in names:
-        results.append(SUITES[suite](options))
+        results.append(SUITES[suite](options) | {"command": options.command(suite)})
         if suite in files:
             write_result(files[suite], results[-1])
     if json_path is not None:

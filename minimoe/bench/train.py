@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.bench.hardware import environment
+from minimoe.bench.goals import Goal, goal_line
+from minimoe.bench.hardware import environment, load_average
 from minimoe.bench.report import heading
 from minimoe.bench.timing import CpuClock, Setup, alternate, clock_name, cpu_threads, spread, steady
 from minimoe.config import ModelConfig
@@ -130,8 +131,10 @@ def bench_train(
             for name, config in (("sparse", sparse), ("dense", dense))
         },
         "ratio": spread(ratios),
-        "goal": GOAL,
+        "load_average_after": load_average(),
     }
+    goal = Goal("tokens per second, sparse / dense", GOAL, result["ratio"]["median"], at_most=False)
+    result["goals"] = [goal.record()]
     print(table(result))
     return result
 
@@ -168,7 +171,7 @@ def table(result: dict[str, Any]) -> str:
         )
     ratio = result["ratio"]
     lines.append(
-        f"sparse / dense: goal {result['goal']:.2f} measured {ratio['median']:.3f} "
-        f"({ratio['low']:.3f} to {ratio['high']:.3f})"
+        f"sparse / dense {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
     )
+    lines += [goal_line(goal) for goal in result["goals"]]
     return "\n".join(lines)
