@@ -4,7 +4,7 @@
 // --- elements --------------------------------------------------------------------------------------------------
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "tspan", "polyline", "polygon", "title"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "tspan", "polyline", "polygon", "title", "defs", "pattern"]);
 let ids = 0;
 
 // h("button", {class: "x", onclick: f}, "text", child): an element with attributes, listeners and children.
@@ -92,6 +92,47 @@ function checkbox({ label, value = false, oninput }) {
 function button(text, onclick) {
   return h("button", { type: "button", class: "mm-button", onclick }, text);
 }
+
+// A button that turns a slider of whole numbers to its end, from where it is or, at the end, from its start.
+// Readers who ask for less motion get ten steps, one a second. Returns {element, playing, stop}.
+function player(control, { milliseconds = 150, text = "Play" } = {}) {
+  const { input } = control;
+  let timer;
+  const element = button(text, () => (timer ? stop() : start()));
+  function stop() {
+    clearInterval(timer);
+    timer = undefined;
+    element.textContent = text;
+  }
+  function go(value) {
+    control.set(value);
+    input.dispatchEvent(new Event("input"));
+  }
+  function start() {
+    const [low, high] = [Number(input.min), Number(input.max)];
+    const calm = lessMotion();
+    if (Number(input.value) >= high) go(low);
+    timer = setInterval(() => {
+      const next = Number(input.value) + (calm ? Math.ceil((high - low) / 10) : 1);
+      if (element.isConnected) go(Math.min(next, Number(input.max)));
+      if (!element.isConnected || next >= Number(input.max)) stop();
+    }, calm ? 1000 : milliseconds);
+    element.textContent = "Pause";
+  }
+  // whoever takes the slider has it
+  input.addEventListener("pointerdown", stop);
+  input.addEventListener("keydown", stop);
+  return {
+    element,
+    stop,
+    get playing() {
+      return timer !== undefined;
+    },
+  };
+}
+
+// Whether the reader has asked the system for less motion.
+const lessMotion = () => window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // --- words ------------------------------------------------------------------------------------------------------
 
