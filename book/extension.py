@@ -205,6 +205,11 @@ def theme_options(app: Any, config: Any) -> None:
     """Buttons to Colab, Binder and the repository, if there is one; and what the theme wants to be told."""
     # Readers get the theme that their system asks for; without a word the theme's script complains.
     config.html_context.setdefault("default_mode", "auto")
+    config.html_theme_options["logo"] = {
+        "image_light": "_static/wordmark.svg",
+        "image_dark": "_static/wordmark-dark.svg",
+        "alt_text": "minimoe, to the first page",
+    }
     name = repository(config.minimoe_repository)
     if name:
         config.html_theme_options |= {

@@ -111,6 +111,11 @@ def test_page(seen: Seen, name: str) -> None:
              m => !m.querySelector('mjx-container') || m.querySelector('mjx-merror'))
            .map(m => 'not drawn: ' + m.textContent.slice(0, 60))"""
     )
+    # The order of the keyboard is the order of the page.
+    problems += page.evaluate(
+        """() => [...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0)
+           .map(e => 'out of order: ' + e.outerHTML.slice(0, 80))"""
+    )
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = SCREENSHOTS / name.replace("/", "-")
     page.screenshot(path=f"{picture}-light.png", full_page=True)
@@ -143,6 +148,53 @@ def test_the_search_field_opens_from_the_keyboard(seen: Seen) -> None:
     seen.page.keyboard.press("Enter")
     seen.page.wait_for_selector("#search-results li a")
     assert "q=sinkhorn" in seen.page.url
+
+
+def test_tab_goes_through_a_page_in_its_order(seen: Seen) -> None:
+    """The first Tab offers to skip to the text; then every stop is visible, seen to be there, and further down."""
+    seen.open("notebooks/03_routing.html")
+    page = seen.page
+    page.keyboard.press("Tab")
+    assert "Skip to main content" in page.evaluate("document.activeElement.innerText")
+    stop = """() => { const e = document.activeElement; const parts = [e, ...e.children];
+      const marked = p => { const s = getComputedStyle(p);
+        return s.outlineStyle !== 'none' || s.boxShadow !== 'none' || s.textDecorationThickness !== 'auto'; };
+      const there = p => p.getBoundingClientRect().width * p.getBoundingClientRect().height > 0;
+      return [[...document.querySelectorAll('*')].indexOf(e), e.outerHTML.slice(0, 80), parts.some(there),
+              parts.some(marked)]; }"""
+    stops: list[list[Any]] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(stop))
+    places = [place for place, *_ in stops]
+    assert places == sorted(places)
+    assert len(set(places)) == len(places)  # nothing holds the focus
+    assert [html for _, html, visible, _ in stops if not visible] == []
+    assert [html for _, html, _, marked in stops if not marked] == []
+
+
+def test_the_skip_link_leads_to_the_text(seen: Seen) -> None:
+    seen.open("notebooks/03_routing.html")
+    seen.page.keyboard.press("Tab")
+    seen.page.keyboard.press("Enter")
+    seen.page.keyboard.press("Tab")
+    assert seen.page.evaluate("!!document.activeElement.closest('main')")
+
+
+def test_paper_is_white_and_nothing_is_cut_off(seen: Seen) -> None:
+    seen.page.emulate_media(color_scheme="dark")
+    seen.open("notebooks/06_dispatch.html")
+    theme = "document.documentElement.dataset.theme"
+    assert seen.page.evaluate(theme) == "dark"
+    seen.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert seen.page.evaluate(theme) == "light"
+    seen.page.emulate_media(media="print", color_scheme="dark")
+    seen.page.set_viewport_size({"width": 720, "height": 1000})
+    cut = """() => [...document.querySelectorAll('.bd-article pre')]
+      .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 60))"""
+    assert seen.page.evaluate(cut) == []
+    seen.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert seen.page.evaluate(theme) == "dark"
 
 
 def test_the_theme_can_be_switched_and_stays(seen: Seen) -> None:
