@@ -8,12 +8,21 @@ from collections.abc import Callable
 from minimoe.widgets.calculator import calculator
 from minimoe.widgets.capacity_drops import capacity_drops
 from minimoe.widgets.explorable import Explorable
+from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {
     "router_playground": router_playground,
     "calculator": calculator,
+    "roofline": roofline,
     "capacity_drops": capacity_drops,
 }
 
-__all__ = ["EXPLORABLES", "Explorable", "calculator", "capacity_drops", "router_playground"]
+__all__ = [
+    "EXPLORABLES",
+    "Explorable",
+    "calculator",
+    "capacity_drops",
+    "roofline",
+    "router_playground",
+]
