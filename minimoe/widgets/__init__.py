@@ -8,6 +8,7 @@ from collections.abc import Callable
 from minimoe.widgets.calculator import calculator
 from minimoe.widgets.capacity_drops import capacity_drops
 from minimoe.widgets.explorable import Explorable
+from minimoe.widgets.live_router import live_router
 from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 
@@ -16,6 +17,7 @@ EXPLORABLES: dict[str, Callable[[], Explorable]] = {
     "calculator": calculator,
     "roofline": roofline,
     "capacity_drops": capacity_drops,
+    "live_router": live_router,
 }
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Explorable",
     "calculator",
     "capacity_drops",
+    "live_router",
     "roofline",
     "router_playground",
 ]

@@ -120,14 +120,14 @@ def vocabulary(tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def byte_letters() -> list[str]:
-    """The letter that byte-level tokenizers write for each byte [256]: itself where it can be seen, else one from 256 on."""
+    """What byte-level tokenizers write for each byte [256]: itself if it can be seen, else a letter from 256 on."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(256, 512))
     return [chr(b if b in seen else next(hidden)) for b in range(256)]
 
 
 def runs(pattern: str) -> list[tuple[int, int]]:
-    """First and last of each run of code points that match `pattern` by the tokenizer library's own regular expressions."""
+    """First and last of each run of code points that match `pattern` in the tokenizer library's regular expressions."""
     # surrogates are not text, and beyond plane 3 Unicode has no letters, numbers or spaces
     every = [*range(0xD800), *range(0xE000, 0x40000)]
     split = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "removed", invert=True)

@@ -1,0 +1,103 @@
+"""How often the live router's int8 weights choose as the full weights do, and the load of each domain.
+
+python book/live_router.py     writes book/results/live_router.json: a minute on one core, with the text fetched
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from minimoe import MixtralModel  # noqa: E402
+from minimoe.checkpoint import pretrained_path  # noqa: E402
+from minimoe.experts_int8 import quantize_experts  # noqa: E402
+from minimoe.io import write_text  # noqa: E402
+from minimoe.study.recorder import record_split  # noqa: E402
+from minimoe.study.recordings import EQUAL_TOKENS, identity_of  # noqa: E402
+from minimoe.study.summary import rounded, surroundings, today  # noqa: E402
+from minimoe.train.corpus import end_of_text_id, load_corpus, load_tokenizer  # noqa: E402
+
+RESULT = ROOT / "book" / "results" / "live_router.json"
+
+
+def measure(max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
+    """Both models on the first held-out documents of each domain, up to `max_tokens` tokens, as the study reads them.
+
+    Shares are by layer, [L]: `same_set`, tokens with the same experts, in whatever order; `same_first`, with the same
+    first one. `load` and `load_full`, [domain][layer][expert], are the shares of all assignments, of int8 and of the
+    full weights.
+    """
+    path = pretrained_path("mini")
+    full = MixtralModel.from_pretrained(path)
+    models = {"int8": quantize_experts(full), "full": full}
+    tokenizer = load_tokenizer(path)
+    corpus = load_corpus(tokenizer=tokenizer)
+    identity = identity_of(path, corpus, max_tokens)
+    domains: list[dict[str, Any]] = []
+    for name in corpus.domains:
+        expert = {
+            kind: record_split(
+                model, corpus.heldout, domains=[name], max_tokens=max_tokens,
+                end_of_text=end_of_text_id(tokenizer),
+            ).expert
+            for kind, model in models.items()
+        }  # fmt: skip
+        domains.append(
+            {
+                "name": name,
+                "tokens": len(expert["full"]),
+                **agreement(expert["int8"], expert["full"]),
+                "load": load(expert["int8"], full.config.num_experts),
+                "load_full": load(expert["full"], full.config.num_experts),
+            }
+        )
+    tokens = [d["tokens"] for d in domains]
+    return {
+        "date": today(),
+        "command": "python book/live_router.py",
+        "checkpoint": "mini",
+        "checkpoint_sha256": identity["checkpoint_sha256"],
+        "data_sha256": identity["data_sha256"],
+        **dict(surroundings()),
+        "tokens": sum(tokens),
+        **{
+            key: np.average([d[key] for d in domains], axis=0, weights=tokens).tolist()
+            for key in ("same_set", "same_first")
+        },
+        "domains": domains,
+    }
+
+
+def agreement(a: npt.NDArray[np.int16], b: npt.NDArray[np.int16]) -> dict[str, list[float]]:
+    """Shares [L] of tokens to which a and b [T, L, K] give the same experts, and the same first one."""
+    return {
+        "same_set": (np.sort(a, axis=2) == np.sort(b, axis=2)).all(axis=2).mean(axis=0).tolist(),
+        "same_first": (a[:, :, 0] == b[:, :, 0]).mean(axis=0).tolist(),
+    }
+
+
+def load(expert: npt.NDArray[np.int16], num_experts: int) -> list[list[float]]:
+    """Share of the assignments that each expert gets, from expert [T, L, K] -> [L][E]."""
+    return [
+        (np.bincount(chosen.ravel(), minlength=num_experts) / chosen.size).tolist()
+        for chosen in expert.transpose(1, 0, 2)
+    ]
+
+
+def main() -> None:
+    """Measure and store."""
+    result = rounded(measure())
+    write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    for key in ("same_set", "same_first"):
+        print(key, *(f"{share:.4f}" for share in result[key]))
+
+
+if __name__ == "__main__":
+    main()
