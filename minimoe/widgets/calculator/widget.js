@@ -55,6 +55,10 @@ const COLOURS = {
 const named = (component) => component.replace("_", " ");
 const billions = (number) => si(number).replace("G", "B");
 const whole = (number) => Math.round(number).toLocaleString("en-GB");
+const powerOfTen = (number) => {
+  const [digits, power] = number.toExponential(2).split("e+");
+  return `${digits} · 10${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
+};
 const [BAR, ROW] = [26, 52];
 
 // Three stacked bars, [title, {component: size}, size of the full width] each.
@@ -134,7 +138,7 @@ export default explorable(({ data, stage, width }) => {
         [
           [`${billions(count.total)} parameters held`, of("total"), count.total],
           [`${billions(count.active)} used by a token, ${percent(share, 1)}`, of("active"), count.total],
-          [`${si(all, "FLOP")} forward for a token of ${whole(S)}`, forward, all],
+          [`${si(all, "FLOP")} forward a token, ${whole(S)} in the sequence`, forward, all],
         ],
         width,
       ),
@@ -152,9 +156,10 @@ export default explorable(({ data, stage, width }) => {
     facts.replaceChildren(
       ...[
         ["weights", [16, 8, 4].map((bits) => `${si((count.total * bits) / 8, "B")} in ${bits} bit`).join(", ")],
-        ["key/value cache, 16 bit", `${si(cacheBytes(c, 1), "B")} a token, ${si(cacheBytes(c, S), "B")} for ${whole(S)}`],
-        ["compute for a token", `forward ${si(all, "FLOP")}, backward ${si(2 * all, "FLOP")}, writing the last of ${whole(S)} ${si(last, "FLOP")}`],
-        ["training, 6 × used × tokens", `${cost.flops.toExponential(2).replace("e+", " · 10^")} FLOP`],
+        ["key/value cache", `${si(cacheBytes(c, 1), "B")} a token, ${si(cacheBytes(c, S), "B")} for ${whole(S)}`],
+        ["compute, a token", `${si(all, "FLOP")} forward, ${si(2 * all, "FLOP")} backward`],
+        ["writing the last one", `${si(last, "FLOP")}, after ${whole(S - 1)} others`],
+        ["training", `6 · used · tokens = ${powerOfTen(cost.flops)} FLOP`],
         ["on the GPUs below", `${whole(cost.hours)} GPU-hours, ${cost.days < 10 ? Number(cost.days.toPrecision(2)) : whole(cost.days)} days`],
       ].map(([head, value]) => h("tr", {}, h("th", { scope: "row" }, head), h("td", {}, value))),
     );
@@ -183,7 +188,7 @@ export default explorable(({ data, stage, width }) => {
     h("div", { class: "mm-buttons" }, button("Published sizes", restore)),
     picture.element,
     words.element,
-    h("details", {}, h("summary", {}, "Where did they go?"), answer),
+    h("details", { class: "mm-table" }, h("summary", {}, "Where did they go?"), answer),
     h("div", { class: "mm-scroll mm-table", tabindex: 0, role: "region", "aria-label": "By component" },
       h("table", {},
         h("thead", {}, h("tr", {}, ["component", "held", "used by a token", "FLOP a token"].map((head) => h("th", { scope: "col" }, head)))), parts)),

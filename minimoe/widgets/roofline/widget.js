@@ -88,14 +88,14 @@ function label(text, [a, b], { x, y }, width, { up = 8, anchor = "middle", fill 
 function times(tokens, all, T, now, cross, width) {
   const everything = all.flatMap((f) => [f.compute, f.memory]);
   const frame = axes(width, [1, tokens.at(-1)], [Math.min(...everything) / 1.5, Math.max(...everything) * 2],
-    { title: "least time of the layer", xlabel: "tokens T", unit: "s", xshow: whole });
+    { title: "least time (grey: the longer of the two)", xlabel: "tokens T", unit: "s", xshow: whole });
   const points = (key) => all.map((f, i) => [tokens[i], f[key]]);
   const near = (share) => Math.round(share * (tokens.length - 1));
   const parts = [...frame.parts];
   parts.push(line(points("seconds"), frame, "var(--mm-soft)", { "stroke-width": 9, "stroke-linejoin": "round" }));
   parts.push(line(points("memory"), frame, MEMORY));
   parts.push(line(points("compute"), frame, COMPUTE, { "stroke-dasharray": "6 3" }));
-  parts.push(label("memory", points("memory")[near(0.1)], frame, width, { fill: MEMORY, anchor: "start", up: 12 }));
+  parts.push(label("memory", points("memory").at(-1), frame, width, { fill: MEMORY, anchor: "end", up: -18 }));
   parts.push(label("arithmetic", points("compute")[near(0.34)], frame, width, { fill: COMPUTE, anchor: "start", up: -20 }));
   if (cross) {
     parts.push(h("line", { x1: frame.x(cross), x2: frame.x(cross), y1: TOP, y2: HEIGHT - BOTTOM, class: "mm-axis", "stroke-dasharray": "2 3" }));
@@ -111,7 +111,7 @@ function roof(tokens, all, now, device, width) {
   const ridge = device.peak / device.bandwidth;
   const span = [...all.map(intensity), ridge];
   const [x0, x1] = [Math.min(...span) / 1.5, Math.max(...span) * 3];
-  const frame = axes(width, [x0, x1], [x0 * device.bandwidth, device.peak * 3], { title: "best rate", xlabel: "FLOPs a byte", unit: "", xshow: si });
+  const frame = axes(width, [x0, x1], [x0 * device.bandwidth, device.peak * 3], { title: "best rate, FLOP/s (circles: T = 1, 8, 64, …)", xlabel: "FLOPs a byte", unit: "", xshow: si });
   const parts = [...frame.parts];
   parts.push(line([[x0, x0 * device.bandwidth], [ridge, device.peak]], frame, MEMORY));
   parts.push(line([[ridge, device.peak], [x1, device.peak]], frame, COMPUTE, { "stroke-dasharray": "6 3" }));
@@ -163,7 +163,7 @@ export default explorable(({ data, stage, width }) => {
 
     const met = touched(count, layer);
     const experts = met > layer.E - 0.05 ? `all ${layer.E} experts` : `${Number(met.toPrecision(2))} of ${layer.E} experts`;
-    const [name, rate] = [count === 1 ? "One token" : `${whole(count)} tokens`, si(count / now.seconds)];
+    const [name, rate] = [count === 1 ? "One token" : `${whole(count)} tokens`, whole(Number((count / now.seconds).toPrecision(3)))];
     const why =
       now.limit === "memory"
         ? `Memory limits: moving ${si(now.bytes, "B")} takes ${time(now.memory)}, the arithmetic only ${time(now.compute)}.`
@@ -173,7 +173,7 @@ export default explorable(({ data, stage, width }) => {
         ? `Up to ${whole(data.most)} tokens arithmetic never takes over.`
         : cross <= 1
           ? "Arithmetic limits from the first token on."
-          : `From ${whole(cross)} tokens on it is arithmetic${both.value ? "" : ` (by the rule, E/K · ${whole(chip.peak / chip.bandwidth)}: ${whole(crossover(layer, chip))})`}.`;
+          : `From ${whole(cross)} tokens on it is arithmetic${both.value ? "" : `; the rule T* = E/K · ${whole(chip.peak / chip.bandwidth)} says ${whole(crossover(layer, chip))}`}.`;
     const text = `${name} ${count === 1 ? "touches" : "touch"} ${experts}. ${why} So no program is faster than ${time(now.seconds)}, ${rate} tokens a second through this one layer. ${where}`;
     words.say(text);
     first.describe(`Least time against tokens, both logarithmic: a rising dashed line for arithmetic, and one for memory that flattens where all experts are touched. ${text}`);
