@@ -15,7 +15,7 @@ from torch import Tensor
 from minimoe.bench import calls, hardware, peers, weights
 from minimoe.bench.cases import Case, make_experts, make_routings
 from minimoe.bench.implementations import BATCHED_MM, DENSE, DENSE_TORCH, Implementation, Ready
-from minimoe.bench.layer import Budget, clear, measure_case
+from minimoe.bench.layer import Budget, measure_case
 from minimoe.bench.peers import gather_field, load_peer
 from minimoe.bench.timing import CpuClock, Sample, cpu_threads
 from minimoe.cost import Device, layer_floor
@@ -521,7 +521,7 @@ def test_gradients_start_anew_for_every_call(experts: Experts) -> None:
     assert experts.down_proj.grad is not None
     (right,) = torch.autograd.grad(loop(x, routing, experts), experts.down_proj, dy)
     torch.testing.assert_close(experts.down_proj.grad, right, rtol=1e-4, atol=1e-5)
-    clear(experts)
+    calls.clear(experts.parameters())
     assert experts.down_proj.grad is None
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from minimoe import __main__ as cli
-from minimoe.bench import choices, decode, goals, report, suites
+from minimoe.bench import choices, decode, goals, report, split, suites
+from minimoe.bench.cases import Case, make_experts
 from minimoe.bench.goals import FLAG, Goal, cpu_goals, goal_line, gpu_goals, worst
-from minimoe.bench.implementations import DENSE, DENSE_TORCH, EAGER
+from minimoe.bench.implementations import DENSE, DENSE_TORCH, EAGER, dense
 from minimoe.bench.peers import Field, gather_field
 from minimoe.bench.suites import Options, run_and_write
 from minimoe.config import ModelConfig
+from minimoe.cost import layer_flops
 from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
@@ -71,6 +73,10 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert [x for x in lines if x.startswith("goal ")] == [goal_line(g) for g in result["goals"]]
     assert lines[-1].startswith("goal ")
     assert len(result["goals"]) == 8
+    assert [s["work"] for s in result["splits"]] == ["forward", "forward+backward"]
+    for parted in result["splits"]:
+        parts = {r["part"]: r["to_dense"]["median"] for r in parted["rows"]}
+        assert parts["dense layer"] == 1 and len(parts) == 4
     assert any("x floor" in x and "x dense" in x for x in lines)
     stored = json.loads(path.read_text())
     assert stored == json.loads((tmp_path / "out" / "cpu.json").read_text())
@@ -79,6 +85,7 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     result = suites.cpu_suite(Options(rounds=1, quick=True, tiny=True))
     assert result["thread_counts"] == [1, 2]
     assert [p["threads"] for p in result["peaks"]] == [1, 2]
@@ -86,6 +93,7 @@ def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None
         (1, "cpu"), (1, "cpu"), (1, "cpu"), (2, "wall"), (2, "wall")
     ]  # fmt: skip
     assert len(result["goals"]) == 16
+    assert result["onednn_kernels"] == "16384"
 
 
 def test_the_gpu_suite_on_whatever_there_is(few: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,6 +457,34 @@ def test_worst_is_the_farthest_from_the_goal() -> None:
     assert worst("", 2, cases, seconds, at_most=False).measured == 1.0
     assert worst("", 2, cases[:1], seconds).note == "T2048"
     assert worst("", 2, [], seconds, missing="why").note == "why"
+
+
+# --- where the time goes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_products_alone_have_the_flops_of_the_layer(
+    backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flops: list[int] = []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        flops.append(2 * x.shape[0] * x.shape[1] * weight.shape[0])
+        return x @ weight.t()
+
+    monkeypatch.setattr(split, "multiply", counted)
+    t, d, f, e, k = 16, 8, 12, 4, 2
+    case = Case("", t, d, f, e, k)
+    experts = make_experts(case, torch.device("cpu"))
+    split.Operands.of(case, e, t * k // e, f).multiply(
+        experts.gate_up_proj, experts.down_proj, backward=backward
+    )
+    assert len(flops) == e * (6 if backward else 2)
+    assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
+    del flops[:]
+    wide = dense(case, experts)
+    split.Operands.of(case, 1, t, k * f).multiply(*wide.leaves, backward=backward)
+    assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
 
 
 # --- text ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ def make_setup(
 
     def setup(i: int) -> Work:
         routing, ready = routings[i % len(routings)], copies[next(turn) % len(copies)]
+        for other in (
+            copies
+        ):  # or memory for their gradients is new in the first rounds, and faulted in page by page
+            clear(other.leaves)
         if case.backward:
             return inside(training_call(ready, x, dy, routing))
 
@@ -69,8 +73,7 @@ def make_setup(
 
 def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work:
     """Forward and backward: gradients of the tokens, the routing's weights and the experts' weights."""
-    for leaf in ready.leaves:
-        leaf.grad = None
+    clear(ready.leaves)
     leaf_x = x.detach().requires_grad_()
     weight = routing.weight.detach().requires_grad_()
     mine = dataclasses.replace(routing, weight=weight)
@@ -79,6 +82,12 @@ def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work
         ready.forward(leaf_x, mine).backward(dy)
 
     return call
+
+
+def clear(leaves: Iterable[Tensor]) -> None:
+    """Give back the gradients."""
+    for leaf in leaves:
+        leaf.grad = None
 
 
 def measure_memory(

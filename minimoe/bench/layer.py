@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from minimoe.bench.calls import in_context, make_setup, measure_memory, reference, relative_error
+from minimoe.bench.calls import (
+    clear,
+    in_context,
+    make_setup,
+    measure_memory,
+    reference,
+    relative_error,
+)  # fmt: skip
 from minimoe.bench.cases import Case, make_routings
 from minimoe.bench.implementations import DENSE, Implementation
 from minimoe.bench.timing import (
@@ -119,7 +126,7 @@ def measure_case(
     # at least once with each routing: kernels are compiled for shapes, and in training those come back
     warm_up = max(budget.warm_up, 1 if case.replay else len(routings))
     samples = alternate(setups, clock, budget.rounds, warm_up=warm_up, seconds=budget.seconds)
-    clear(experts)
+    clear(experts.parameters())
     seconds = {n: [s / calls for s in steady(v, threads)] for n, v in samples.items()}
     flops, moved = case_floor_parts(case)
     floor = floor_device.floor(flops, moved)
@@ -189,9 +196,3 @@ def busiest_share(routing: Routing) -> float:
     """Load of the busiest expert, as a multiple of the mean."""
     load = routing.load().double()
     return float(load.max() / load.mean()) if routing.num_assignments else 1.0
-
-
-def clear(experts: Experts) -> None:
-    """Give back the gradients."""
-    for parameter in experts.parameters():
-        parameter.grad = None

@@ -65,6 +65,15 @@ def case_table(case: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def split_table(split: dict[str, Any]) -> str:
+    """Where the time goes: a line for each part."""
+    lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
+    for row in split["rows"]:
+        median = duration(row["seconds"]["median"])
+        lines.append(f"{row['part']:32s} {median:>10s} {row['to_dense']['median']:8.3f}")
+    return "\n".join(lines)
+
+
 def rotation(case: dict[str, Any]) -> str:
     """'weights in 6 copies, 22 of dense; cache 33.6 MB': those that have another number are named."""
     counts = {row["implementation"]: row["weight_copies"] for row in case["rows"]}

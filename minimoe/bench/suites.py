@@ -25,7 +25,15 @@ from minimoe.bench.hardware import (
 )  # fmt: skip
 from minimoe.bench.layer import Budget, measure_case
 from minimoe.bench.peers import gather_field
-from minimoe.bench.report import FILES, case_table, check_writable, heading, write_result
+from minimoe.bench.report import (
+    FILES,
+    case_table,
+    check_writable,
+    heading,
+    split_table,
+    write_result,
+)
+from minimoe.bench.split import measure_split
 from minimoe.bench.timing import cpu_threads, make_clock
 from minimoe.bench.train import bench_train
 from minimoe.dispatch import DISPATCHERS
@@ -33,6 +41,10 @@ from minimoe.errors import ConfigError
 from minimoe.train.environment import fast_cpu, resolve_device
 
 GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
+# Compiled kernels that oneDNN keeps. Of its own accord 1,024: room for the shapes of one implementation, but here
+# many would throw out each other's. Read at oneDNN's first product.
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+ROOM = "16384"
 MOST_SECONDS = 12.0  # of the rounds of one case
 TINY_CPU: dict[int, Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
 TINY_GPU: dict[str, Shape] = {
@@ -113,6 +125,7 @@ def run_and_write(
 
 def cpu_suite(options: Options) -> dict[str, Any]:
     """The layer in float32 on one thread and on two."""
+    os.environ.setdefault(KERNELS, ROOM)
     device = torch.device("cpu")
     field = gather_field(device, options.peers)
     cores = os.cpu_count() or 1
@@ -120,6 +133,8 @@ def cpu_suite(options: Options) -> dict[str, Any]:
     rounds = options.rounds or (3 if options.quick or options.tiny else 7)
     result: dict[str, Any] = {"suite": "cpu"} | environment(device, counts[-1])
     result |= {"thread_counts": counts, "absent": field.absent, "peaks": [], "cases": []}
+    result |= {"splits": [], "onednn_kernels": os.environ[KERNELS]}
+    cache = cache_bytes(device, tiny=options.tiny)
     print(heading(result))
     for threads in counts:
         with cpu_threads(threads), fast_cpu():
@@ -134,13 +149,17 @@ def cpu_suite(options: Options) -> dict[str, Any]:
                 }
             )
             for case in cpu_cases(options, skewed=threads == counts[0]):
-                experts = make_experts(case, device)
+                experts, clock = make_experts(case, device), make_clock(device)
                 measured = measure_case(
-                    case, field.implementations, experts, make_clock(device), Budget(rounds), peak, threads=threads,
-                    cache=cache_bytes(device, tiny=options.tiny),
+                    case, field.implementations, experts, clock, Budget(rounds), peak, threads=threads,
+                    cache=cache,
                 )  # fmt: skip
                 result["cases"].append(measured)
                 print(case_table(measured), flush=True)
+                if case.tokens > 1 and not case.skew:
+                    parts = measure_split(case, experts, clock, rounds, threads, cache)
+                    result["splits"].append(parts)
+                    print(split_table(parts), flush=True)
     goals = cpu_goals(result["cases"], result["peaks"][0]["backends"])
     return _finished(result, goals)
 
