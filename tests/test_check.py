@@ -94,9 +94,12 @@ def test_a_known_mistake_is_named_with_the_first_case_that_shows_it() -> None:
 
 def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
     said = judged(lambda x: 3 * x)
-    assert "None of the common mistakes" in said and "every case differ" in said
+    assert "None of the common mistakes" in said and "every case differs." in said
     assert "lesson 00, section 9" in said
     assert "not finite" in judged(lambda x: 2 * x / (x - x))
+    first_alone = judged(lambda x: torch.where(x == 0, 5.0, 2 * x))
+    assert "1 of 2 cases differs." in first_alone
+    assert "2 of 3 cases differ." in judged(lambda x: 2 * x + (x == 3), [*CASES, CASES[1]])
 
 
 def test_a_mistake_in_extreme_numbers_alone_is_looked_for_there() -> None:
@@ -121,6 +124,40 @@ def test_an_error_of_the_learner_comes_through_with_its_arguments() -> None:
     assert not hasattr(untouched.value, "__notes__")
 
 
+def test_what_stops_a_later_case_is_told_only_if_the_earlier_ones_are_right() -> None:
+    empty = case(x=torch.zeros(0, 2))
+
+    def fails_without_tokens(x: Tensor, factor: float) -> Tensor:
+        return factor * x.view(len(x), -1)  # PyTorch cannot tell what -1 is where there is nothing
+
+    assert "every case differs" in judged(lambda x: fails_without_tokens(x, 3), [*CASES, empty])
+    with pytest.raises(RuntimeError, match="cannot reshape") as caught:
+        judged(lambda x: fails_without_tokens(x, 2), [*CASES, empty])
+    assert any("an empty batch" in note for note in caught.value.__notes__)
+    assert "shape of the result" in judged(lambda x: 2 * x if len(x) else x.T, [*CASES, empty])
+    assert "every case differs" in judged(lambda x: 3 * x if len(x) else x.T, [*CASES, empty])
+
+
+def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(x: Tensor, weight: Tensor, k: int) -> Tensor:
+        return x @ weight
+
+    for answer, lines in ((wrong, 2), (lambda x: x, 1)):
+        with pytest.raises((RuntimeError, TypeError)) as caught:
+            check.top_k_router(answer)
+        files = [Path(entry.path) for entry in caught.traceback]
+        # this line, and that of the learner if it was reached
+        assert files == [Path(__file__)] * lines
+        assert any("raised by your" in note for note in caught.value.__notes__)
+    # an error of the check itself keeps all its lines
+    monkeypatch.setattr("minimoe.check.lesson01.capacity.as_number", None)
+    with pytest.raises(TypeError, match="not callable") as own:
+        check.bits_remembered(lambda loss, facts, answers: 0.0)
+    assert any(Path(entry.path).name == "capacity.py" for entry in own.traceback)
+
+
 def test_a_suspect_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match="no docstring"):
         suspect("00 §1")(lambda x: x)
@@ -132,6 +169,9 @@ def test_the_place_of_the_largest_difference_is_shown() -> None:
     assert difference(a, b, "token") == ("token 1: 0 0 0 0", "token 1: 0 0 0.5 0")
     b[2, 3] = torch.nan
     assert difference(a, b, "token")[1] == "token 2: 0.25 0 0 nan"
+    # what is rounding beside the others is the 0 that the lesson has there
+    tiny = torch.tensor([[1.4e-18, -0.0, 0.25, 1e-6]])
+    assert difference(tiny, tiny + 0.1) == ("row 0: 0 0 0.25 1.0e-06", "row 0: 0.1 0.1 0.35 0.1")
     assert difference(torch.tensor(1.0), torch.tensor(2.0)) == ("1", "2")
     assert difference(torch.tensor([1.0]), torch.tensor([2.0])) == ("1", "2")
 

@@ -61,7 +61,9 @@ class Case:
         except NotImplementedError:
             raise
         except Exception as error:
-            error.add_note(f"(raised by your {name_of(function)} for {self})")
+            none = any(isinstance(v, Tensor) and not v.numel() for v in self.arguments.values())
+            empty = ", an empty batch" if none else ""
+            error.add_note(f"(raised by your {name_of(function)} for {self}{empty})")
             raise
         for name, old in self.arguments.items():
             if isinstance(old, Tensor) and not torch.equal(old, copies[name].detach()):
@@ -160,18 +162,29 @@ def judge(
 
     Raises:
         CheckFailed: with the first case in which the answer is wrong.
+        Exception: what the learner's function raised, if its answers before were right.
     """
     answers: list[Tensor] = []
+    stopped: Exception | None = None  # told only if all before it was right
     for c in cases:
         try:
             answers.append(view(c.call(answer), c))
         except CheckFailed as failed:
             failed.tried = failed.tried or str(c)
             failed.reread = failed.reread or reread
+            stopped = failed
+        except NotImplementedError:
             raise
+        except Exception as error:
+            stopped = error
+        if stopped is not None:
+            break
+    cases = cases[: len(answers)]
     right = [view(c.call(reference), c) for c in cases]
     wrong = [i for i in range(len(cases)) if not close(answers[i], right[i], tolerance)]
     if not wrong:
+        if stopped is not None:
+            raise stopped
         return f"{len(cases)} cases"
     first = wrong[0]
     expected, came = difference(right[first], answers[first], row)
@@ -195,8 +208,9 @@ def unknown(answer: Tensor, wrong: int, cases: int) -> str:
             "Your answer is not finite. Look for a division by zero, or for exp() of a large number: "
             "softmax and logsumexp subtract the largest first."
         )
-    where = "every case" if wrong == cases else f"{wrong} of {cases} cases"
-    return f"None of the common mistakes gives these numbers; {where} differ. Follow one of them by hand."
+    where = "every case differs" if wrong == cases else f"{wrong} of {cases} cases differ"
+    where += "s" if wrong == 1 < cases else ""
+    return f"None of the common mistakes gives these numbers; {where}. Follow one of them by hand."
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -214,4 +228,7 @@ def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, s
     if expected.ndim == 1:
         return numbers(expected), numbers(came)
     worst = int(gap.flatten(1).amax(1).argmax())
-    return f"{row} {worst}: {numbers(expected[worst])}", f"{row} {worst}: {numbers(came[worst])}"
+    # a number that is only rounding beside the others is shown as the 0 that it stands for
+    size = torch.nan_to_num(torch.stack([expected[worst].abs().amax(), came[worst].abs().amax()]))
+    shown = [v.where(~(v.abs() < 1e-10 * size.amax()), 0) for v in (expected[worst], came[worst])]
+    return f"{row} {worst}: {numbers(shown[0])}", f"{row} {worst}: {numbers(shown[1])}"

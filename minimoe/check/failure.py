@@ -75,7 +75,9 @@ def number(value: Any) -> str:
     """One number, short: 0.3333, 12, 1.2e-07."""
     if isinstance(value, bool | int):
         return str(value)
-    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+    if value == 0:
+        return "0"  # no -0
+    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def shape(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import ParamSpec
 
 import torch
@@ -14,6 +16,7 @@ from minimoe.check.record import record
 from minimoe.errors import ConfigError
 
 P = ParamSpec("P")
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def checks(task: Task) -> Callable[[Callable[P, str]], Callable[P, None]]:
 
     The check neither sees nor leaves traces in torch's random numbers: it starts from a seed of its own, and the
     learner's sequence goes on as if nothing had been drawn. On success one line is printed and the progress is kept; on
-    failure CheckFailed is raised. NotImplementedError and other errors of the learner's code come through as they are.
+    failure CheckFailed is raised. NotImplementedError and other errors of the learner's code come through as they are,
+    without the lines of the check that led to the learner's function.
     """
 
     def frame(function: Callable[P, str]) -> Callable[P, None]:
@@ -89,6 +93,9 @@ def checks(task: Task) -> Callable[[Callable[P, str]], Callable[P, None]]:
                 except CheckFailed as failed:
                     failed.task = task.id
                     raise failed from None
+                except Exception as error:
+                    error.__traceback__ = of_learner(error)
+                    raise
             record(task.id)
             print(f"{task.id} passed: {tried}.")
 
@@ -100,6 +107,15 @@ def checks(task: Task) -> Callable[[Callable[P, str]], Callable[P, None]]:
         return run
 
     return frame
+
+
+def of_learner(error: Exception) -> TracebackType | None:
+    """The traceback of an error from the learner's function on; all of it where the error is the check's own."""
+    trace = error.__traceback__
+    while trace is not None and HERE in Path(trace.tb_frame.f_code.co_filename).parents:
+        trace = trace.tb_next
+    called = hasattr(error, "__notes__")  # it was the learner's function that could not be called
+    return trace if trace is not None or called else error.__traceback__
 
 
 def find(task_id: str) -> Task:
