@@ -1,4 +1,4 @@
-"""Lesson 03 in JupyterLab: it opens, runs all its cells, and its slider moves the figure."""
+"""JupyterLab: lesson 03 opens, runs all its cells, and its slider moves the figure; every explorable is alive."""
 
 import os
 import re
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
+from book.lessons import KERNELSPEC
+from minimoe.widgets import EXPLORABLES
 from tests.browser.conftest import ROOT, SCREENSHOTS
 
 pytestmark = [pytest.mark.browser, pytest.mark.corpus]
@@ -21,9 +24,15 @@ LESSON = "03_routing.ipynb"
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of lesson 03 in a JupyterLab of its own, on a copy; root is let in, which only tests may do."""
+    """The address of notebooks in a JupyterLab of its own, on copies; root is let in, which only tests may do."""
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / LESSON, tmp_path / "notebooks")
+    cells = [f"from minimoe import widgets\nwidgets.{name}()" for name in EXPLORABLES]
+    notebook: Any = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(c) for c in cells],
+        metadata={"kernelspec": KERNELSPEC},  # without one JupyterLab asks
+    )
+    nbformat.write(notebook, tmp_path / "notebooks" / "explorables.ipynb")
     (tmp_path / "book").mkdir()
     (tmp_path / "book/results").symlink_to(ROOT / "book/results")
     log = (tmp_path / "lab.log").open("w+")
@@ -44,32 +53,61 @@ def lab(tmp_path: Path) -> Iterator[str]:
         )
     try:
         assert address is not None, (tmp_path / "lab.log").read_text(encoding="utf-8")
-        yield f"{address[0]}lab/tree/notebooks/{LESSON}"
+        yield f"{address[0]}lab/tree/notebooks"
     finally:
         server.terminate()
         server.wait(20)
         log.close()
 
 
-def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
-    page.goto(lab)
+NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+CELLS = f"{NOTEBOOK}.content.model.sharedModel.cells.filter(c => c.cell_type === 'code')"
+
+
+def run_all(page: Any, address: str) -> None:
+    """Open a notebook and run its cells; none fails."""
+    page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     # Ready is when the kernel has said so, not when the page shows an idle one.
-    notebook = "window.jupyterapp.shell.currentWidget"
-    page.evaluate(f"{notebook}.context.sessionContext.ready.then(() => null)")
+    page.evaluate(f"{NOTEBOOK}.context.sessionContext.ready.then(() => null)")
     page.wait_for_function(
-        f"{notebook}.context.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000
+        f"{NOTEBOOK}.context.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000
     )
     page.evaluate(
         "() => { window.jupyterapp.commands.execute('notebook:run-all-cells').then(r => { window.ran = [r]; }); }"
     )
     page.wait_for_function("window.ran", timeout=170_000)
-    cells = f"{notebook}.content.model.sharedModel.cells.filter(c => c.cell_type === 'code')"
-    broken = f"{cells}.filter(c => c.outputs.some(o => o.output_type === 'error'))"
-    assert page.evaluate(f"() => {cells}.every(c => c.execution_count !== null)")
+    broken = f"{CELLS}.filter(c => c.outputs.some(o => o.output_type === 'error'))"
+    assert page.evaluate(f"() => {CELLS}.every(c => c.execution_count !== null)")
     assert page.evaluate(f"() => {broken}.map(c => c.source.slice(0, 80))") == []
+
+
+def test_every_explorable_is_alive(browser: Any, lab: str) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    run_all(page, f"{lab}/explorables.ipynb")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(EXPLORABLES):
+        page.evaluate(
+            f"""() => {{ const n = {NOTEBOOK}.content;
+                 n.activeCellIndex = {index}; n.scrollToItem({index}, 'start'); }}"""
+        )
+        here = f".jp-CodeCell[data-windowed-list-index='{index}'] .mm-explorable"
+        page.wait_for_selector(here, timeout=30_000)
+        shown = f"document.querySelector(`{here}`).innerHTML.replace(/<input[^>]*>/g, '')"
+        before = page.evaluate(shown)
+        page.locator(f"{here} input[type=range]").first.focus()
+        page.keyboard.press("End")
+        page.wait_for_function(f"before => {shown} !== before", arg=before, timeout=20_000)
+        page.locator(here).screenshot(path=str(SCREENSHOTS / f"jupyterlab-{name}.png"))
+    assert page.locator(".mm-failed").count() == 0
+    context.close()
+
+
+def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    run_all(page, f"{lab}/{LESSON}")
     page.evaluate(
         """() => { const n = window.jupyterapp.shell.currentWidget.content;
              const i = n.widgets.findIndex(w => w.model.type === 'code' && /interact/.test(w.model.sharedModel.source));
