@@ -379,12 +379,14 @@ def test_routers_of_the_attention_are_watched_too(
         run.train(progress=False)
 
 
-def test_an_error_of_a_router_names_the_step(corpus: Corpus, tmp_path: Path) -> None:
+def test_logits_without_a_balanced_assignment_name_step_and_layer(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     model: dict[str, Any] = {"router_type": "base", "num_experts_per_tok": 1}
     run = tiny_run(tmp_path, corpus, model=model)
-    spoil(run, 0)
+    spoil(run, 1)
     with pytest.raises(
-        TrainingError, match="step 1 failed: balanced_assignment needs finite scores"
+        TrainingError, match="step 1 failed: the router logits of layer 2 are not finite"
     ):
         run.train(progress=False)
 

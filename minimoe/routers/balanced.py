@@ -144,7 +144,9 @@ class BaseRouter(Router):
         logits = scores(x, self.weight)  # [T, E]
         choice = logits.detach()
         expert = choice.argmax(dim=-1)  # [T]
-        if self.training:
+        # Logits that are not numbers have no best assignment. As with any router they end in `Routing.check()`, and in
+        # training with the step and the layer.
+        if self.training and bool(choice.isfinite().all()):
             if valid is None:
                 expert = balanced_assignment(choice, self.tolerance)
             else:
