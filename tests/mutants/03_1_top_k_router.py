@@ -109,3 +109,34 @@ def wrong_off_by_one_choice(x, weight, k):
     z = x.float() @ weight.float().T
     expert = z.argsort(-1, descending=True).roll(-1, dims=-1)[:, :k]
     return z.gather(1, expert).softmax(-1), expert
+
+
+def wrong_converted_late(x, weight, k):
+    """says: when the product has been rounded already"""
+    w, expert = (x @ weight.T).float().softmax(-1).topk(k)
+    return w / w.sum(-1, keepdim=True), expert
+
+
+def wrong_softmax_in_float32_alone(x, weight, k):
+    """says: when the product has been rounded already"""
+    w, expert = torch.softmax(x @ weight.T, dim=-1, dtype=torch.float32).topk(k)
+    return w / w.sum(-1, keepdim=True), expert
+
+
+def wrong_returned_in_the_type_of_x(x, weight, k):
+    """says: returned in the type of x"""
+    w, expert = right_softmax_first(x, weight, k)
+    return w.type_as(x), expert
+
+
+def wrong_softmax_before_and_after(x, weight, k):
+    """says: the second is taken of probabilities"""
+    p = torch.nn.functional.softmax((x.float() @ weight.float().T).softmax(-1), dim=-1)
+    w, expert = p.topk(k)
+    return w / w.sum(-1, keepdim=True), expert
+
+
+def wrong_experts_sorted_alone(x, weight, k):
+    """says: out of step"""
+    w, expert = right_choice_first(x, weight, k)
+    return w, torch.sort(expert, dim=-1)[0]

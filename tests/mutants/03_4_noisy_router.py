@@ -6,7 +6,7 @@ TASK = "03.4"
 
 
 def right_noise_on_logits(x, weight, k, sigma, training):
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     if training:
         z = z + torch.randn(z.shape) * sigma
     w, expert = z.softmax(-1).topk(k)
@@ -14,7 +14,7 @@ def right_noise_on_logits(x, weight, k, sigma, training):
 
 
 def right_normal_distribution(x, weight, k, sigma, training):
-    z = torch.nn.functional.linear(x, weight)
+    z = torch.nn.functional.linear(x.float(), weight.float())
     if training and sigma > 0:
         z = torch.distributions.Normal(z, sigma).sample()
     best, expert = z.topk(k)
@@ -38,7 +38,7 @@ def wrong_way_round(x, weight, k, sigma, training):
 
 def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
     """says: for the whole batch"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     if training:
         z = z + sigma * torch.randn(z.shape[1])
     best, expert = z.topk(k)
@@ -47,7 +47,7 @@ def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
 
 def wrong_same_noise_for_all_experts(x, weight, k, sigma, training):
     """says: all experts of a token have the same"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     if training:
         z = z + sigma * torch.randn(len(z), 1)
     best, expert = z.topk(k)
@@ -56,7 +56,7 @@ def wrong_same_noise_for_all_experts(x, weight, k, sigma, training):
 
 def wrong_after_the_choice(x, weight, k, sigma, training):
     """says: The choice never changes"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     w, expert = z.softmax(-1).topk(k)
     w = w / w.sum(-1, keepdim=True)
     if training:
@@ -71,7 +71,7 @@ def wrong_variance(x, weight, k, sigma, training):
 
 def wrong_uniform(x, weight, k, sigma, training):
     """says: uniform"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     if training:
         z = z + sigma * torch.rand_like(z)
     best, expert = z.topk(k)
@@ -80,7 +80,7 @@ def wrong_uniform(x, weight, k, sigma, training):
 
 def wrong_on_probabilities(x, weight, k, sigma, training):
     """says: added to the probabilities"""
-    p = (x @ weight.T).softmax(-1)
+    p = (x.float() @ weight.float().T).softmax(-1)
     if training:
         p = p + sigma * torch.randn_like(p)
     w, expert = p.topk(k)
@@ -89,7 +89,7 @@ def wrong_on_probabilities(x, weight, k, sigma, training):
 
 def wrong_clean_weights(x, weight, k, sigma, training):
     """says: those of the clean logits"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     expert = (z + sigma * torch.randn_like(z) * training).topk(k).indices
     return z.gather(1, expert).softmax(-1), expert
 
@@ -110,8 +110,40 @@ def wrong_jitter_in_place(x, weight, k, sigma, training):
 
 def wrong_not_scaled(x, weight, k, sigma, training):
     """says: noise that sigma does not scale"""
-    z = x @ weight.T
+    z = x.float() @ weight.float().T
     if training:
         z = z + torch.randn_like(z)
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_in_the_type_of_x(x, weight, k, sigma, training):
+    """says: not the router of task 03.1, which computes in float32"""
+    z = x @ weight.T
+    if training:
+        z = z + sigma * torch.randn_like(z)
+    best, expert = z.topk(k)
+    return best.softmax(-1), expert
+
+
+def wrong_noise_on_x(x, weight, k, sigma, training):
+    """says: The noise is on x"""
+    x = x.float()
+    return right_noise_on_logits(x + sigma * torch.randn_like(x) * training, weight, k, 0, False)
+
+
+def wrong_jitter_on_a_copy(x, weight, k, sigma, training):
+    """says: as jitter is"""
+    x = x.float()
+    if training:
+        x = x * torch.empty_like(x).uniform_(1 - sigma, 1 + sigma)
+    return right_noise_on_logits(x, weight, k, 0, False)
+
+
+def wrong_logits_multiplied(x, weight, k, sigma, training):
+    """says: not that of equation (6)"""
+    z = x.float() @ weight.float().T
+    if training:
+        z = z * (1 + sigma * torch.randn_like(z))
     best, expert = z.topk(k)
     return best.softmax(-1), expert

@@ -50,6 +50,24 @@ def wrong_norm_over_the_batch(scores, k):
 
 
 def wrong_euclidean(scores, k):
-    """says: None of the common mistakes"""
+    """says: root of the sum of their squares"""
     w, expert = scores.topk(k)
     return w / torch.linalg.vector_norm(w, dim=-1, keepdim=True), expert
+
+
+def wrong_softmax_of_probabilities(scores, k):
+    """says: They are probabilities already"""
+    best, expert = scores.topk(k, dim=-1)
+    return torch.softmax(best, dim=-1), expert
+
+
+def wrong_over_dim_0(scores, k):
+    """says: sums over the tokens (dim=0)"""
+    w, expert = scores.topk(k, dim=-1)
+    return w / w.sum(dim=0), expert
+
+
+def wrong_over_the_largest(scores, k):
+    """says: None of the common mistakes"""
+    w, expert = scores.topk(k)
+    return w / w[:, :1], expert

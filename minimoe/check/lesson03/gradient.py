@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, case, judge, suspect
+from minimoe.check.compare import Case, Suspect, case, judge, suspect
 from minimoe.check.forms import draw, expect_tensor
 from minimoe.check.lesson03.router import over_sum
 from minimoe.check.task import Task, checks
@@ -23,7 +23,7 @@ TASK = Task(
     after=("03.2",),
     hints=(
         "Build two matrices [T, E] first: `inside`, 1 for the chosen experts and 0 for the others, and `weight`, the "
-        "combine weights with 0 for the others. scatter does both.",
+        "combine weights with 0 for the others. scatter along dim 1 does both.",
         "In (4) and in (5) the sum runs over the chosen experts only: (weight * g).sum(dim=-1, keepdim=True).",
         "(4) is weight * (g − sum), and (5) is p * (inside * g − sum): the factor in front is what differs, and "
         "that in (5) experts outside lose the sum too.",
@@ -108,8 +108,77 @@ def g_outside(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
     return front * (g - mean)
 
 
+WHOLE_BATCH = (
+    "The sum runs over the whole batch, as in the lesson's cell, which is for one token. Here every token has a sum of "
+    "its own: .sum(dim=-1, keepdim=True)."
+)
+
+
+def over_batch(z: Tensor, g: Tensor, k: int, renormalise: bool, norm: bool, mean: bool) -> Tensor:
+    """Equations (4) and (5) with the norm of the weights, or the weighted mean, or both, taken over all tokens."""
+    inside, weight, _, _ = parts(z, g, k, renormalise)
+    p = z.softmax(-1)
+    if renormalise and norm:
+        weight = inside * p / (inside * p).sum()
+    total = (weight * g).sum() if mean else (weight * g).sum(-1, keepdim=True)
+    return (weight if renormalise else p) * (inside * g - total)
+
+
+def whole_batch(norm: bool, mean: bool) -> Suspect:
+    """A suspect that forgets dim=-1 in one of the two sums or in both."""
+    return Suspect(
+        WHOLE_BATCH,
+        "03 §3",
+        lambda z, g, k, renormalise: over_batch(z, g, k, renormalise, norm, mean),
+    )
+
+
+@suspect("03 §3")
+def no_front(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """The factor in front is missing: w_e in (4), p_e in (5). An expert that hardly counts moves its logit hardly."""
+    inside, _, _, mean = parts(z, g, k, renormalise)
+    return inside * g - mean
+
+
+@suspect("03 §3")
+def inside_in_front(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """In equation (4) the factor in front is the weight w_e; yours is 1 for every chosen expert."""
+    inside, _, front, mean = parts(z, g, k, renormalise)
+    return inside * (g - mean) if renormalise else front * (inside * g - mean)
+
+
+@suspect("03 §3")
+def sum_unweighted(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """The chosen g are added without weights. It is a weighted mean that is taken off: Σ_j w_j g_j."""
+    inside, _, front, _ = parts(z, g, k, renormalise)
+    return front * (inside * g - (inside * g).sum(-1, keepdim=True))
+
+
+@suspect("03 §3")
+def probabilities_in_4(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """In the sum of equation (4) stand the probabilities p_j. Renormalised, the weights are w_j, which sum to 1 over
+    the chosen experts."""
+    inside, _, front, _ = parts(z, g, k, renormalise)
+    return front * (inside * g - (inside * z.softmax(-1) * g).sum(-1, keepdim=True))
+
+
+@suspect("03 §3")
+def probability_in_front(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """In front of equation (4) stands p_e. Renormalised, it is the weight w_e, which is 0 for experts outside."""
+    inside, _, _, mean = parts(z, g, k, renormalise)
+    return z.softmax(-1) * inside * (g - mean) if renormalise else by_hand(z, g, k, False)
+
+
+@suspect("03 §3")
+def mean_over_tokens(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
+    """Right, and then divided by the number of tokens. g is what the loss says already; no mean is left to take."""
+    return by_hand(z, g, k, renormalise) / len(z)
+
+
 SUSPECTS = (
     always_4, always_5, nothing_compared, turned_round, nothing_outside, plain_mean, all_compared, g_outside,
+    whole_batch(norm=False, mean=True), whole_batch(norm=True, mean=False), whole_batch(norm=True, mean=True),
+    no_front, inside_in_front, sum_unweighted, probabilities_in_4, probability_in_front, mean_over_tokens,
 )  # fmt: skip
 
 

@@ -65,7 +65,33 @@ def over_batch(scores: Tensor, k: int) -> Pair:
     return w / w.sum(), expert
 
 
-SUSPECTS = (mended_too_late, probability_kept, norm_removed, over_batch)
+@suspect("03 §1")
+def over_each_expert(scores: Tensor, k: int) -> Pair:
+    """The weights are divided by sums over the tokens (dim=0), for every K. Those of one token lie along dim=-1."""
+    w, expert = scores.topk(k)
+    return w / w.sum(0, keepdim=True), expert
+
+
+@suspect("03 §2")
+def softmax_of_probabilities(scores: Tensor, k: int) -> Pair:
+    """A softmax is taken of the scores. They are probabilities already; choose-then-softmax is for logits. Divide by
+    the sum."""
+    w, expert = scores.topk(k)
+    return w.softmax(-1), expert
+
+
+@suspect("03 §1")
+def root_of_squares(scores: Tensor, k: int) -> Pair:
+    """The weights are divided by the root of the sum of their squares, which is what a norm is unless told otherwise.
+    Weights that sum to 1 need ord=1, as in the function on view, or .sum()."""
+    w, expert = scores.topk(k)
+    return w / w.norm(dim=-1, keepdim=True), expert
+
+
+SUSPECTS = (
+    mended_too_late, probability_kept, norm_removed, over_batch, over_each_expert, softmax_of_probabilities,
+    root_of_squares,
+)  # fmt: skip
 
 
 @checks(TASK)

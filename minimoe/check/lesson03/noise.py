@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import case
+from minimoe.check.compare import case, close, difference
 from minimoe.check.failure import CheckFailed, numbers
-from minimoe.check.forms import expect_routing
+from minimoe.check.forms import draw, expect_routing
 from minimoe.check.lesson03.router import Pair, over_sum
 from minimoe.check.lesson03.router import reference as without_noise
 from minimoe.check.task import Task, checks
@@ -20,7 +20,7 @@ TASK = Task(
     objective="Give the logits noise in training, and none when the model is used.",
     difficulty=2,
     minutes=15,
-    sections=("03 §5",),
+    sections=("03 §5", "03 What could go wrong"),
     after=("03.1",),
     hints=(
         "The router of 03.1 with one line between logits and choice, equation (6).",
@@ -62,6 +62,10 @@ def other_noises(z: Tensor) -> Iterable[tuple[Pair, str]]:
     squared = "The standard deviation is sigma squared: multiply by sigma."
     root = "The standard deviation is the root of sigma: multiply by sigma itself."
     even = "The noise is uniform (rand). Equation (6) has normal noise: randn."
+    moved = (
+        "The noise is on x: added to it, or multiplied, as jitter is. Then one draw moves all logits of a token "
+        "together. Equation (6) gives every logit a draw of its own, after the product."
+    )
     late = "The choice is noisy as it should be, but the weights are those of the clean logits."
     drowned = (
         "The noise is added to the probabilities. They lie between 0 and 1, so it drowns them, and weights become "
@@ -71,6 +75,10 @@ def other_noises(z: Tensor) -> Iterable[tuple[Pair, str]]:
     yield choose(z + SIGMA**0.5 * normal), root
     yield choose(z + SIGMA * uniform), even
     yield choose(z + SIGMA * (2 * uniform - 1)), even
+    # x is a single 1 here, so that noise on it multiplies all logits of the token
+    yield choose(z * (1 + SIGMA * normal[:, :1])), moved
+    yield choose(z * (1 + SIGMA * (2 * uniform[:, :1] - 1))), moved
+    yield choose(z * (1 + SIGMA * uniform[:, :1])), moved
     w, expert = (z.softmax(-1) + SIGMA * normal).topk(K)
     yield (w, expert), drowned
     yield (over_sum(w), expert), drowned
@@ -97,9 +105,18 @@ def noisy_router(router: Callable[[Tensor, Tensor, int, float, bool], Pair]) -> 
         tried = str(c)
         return expect_routing(c.call(router), K, MANY, E)
 
+    def short() -> tuple[Tensor, Tensor]:
+        nonlocal tried
+        tokens, rows = draw(1, 64, 16).bfloat16(), draw(2, 8, 16).bfloat16()
+        c = case(x=tokens, weight=rows, k=K, sigma=SIGMA, training=False)
+        tried = str(c)
+        right = expect_routing(without_noise(tokens, rows, K), K, 64, 8)
+        return right, expect_routing(c.call(router), K, 64, 8)
+
     try:
         quiet(ask, still)
         loud(ask, still, x @ weight.T)
+        in_float32(*short())
     except CheckFailed as failed:
         failed.tried, failed.reread = tried, failed.reread or "03 §5"
         raise
@@ -133,6 +150,20 @@ def quiet(ask: Callable[[float, bool], Tensor], still: Tensor) -> None:
         )
 
 
+def in_float32(right: Tensor, came: Tensor) -> None:
+    """The quiet router computes in float32 whatever comes in."""
+    if close(came, right, 1e-5):
+        return
+    expected, given = difference(right, came, "token")
+    raise CheckFailed(
+        expected=expected,
+        came=given,
+        cause="With x in bfloat16 and without noise this is not the router of task 03.1, which computes in float32: "
+        "x.float() @ weight.float().T, before anything is rounded.",
+        reread="03 What could go wrong",
+    )
+
+
 def loud(ask: Callable[[float, bool], Tensor], still: Tensor, z: Tensor) -> None:
     """Where there must be noise, and this one."""
     first, second = ask(SIGMA, True), ask(SIGMA, True)
@@ -151,17 +182,17 @@ def loud(ask: Callable[[float, bool], Tensor], still: Tensor, z: Tensor) -> None
     right, given = statistics(matrix(choose(z + SIGMA * torch.randn_like(z)))), statistics(first)
     if float((right - given).abs().max()) < ALIKE:
         return
+    fits = (
+        text
+        for routing, text in other_noises(z)
+        if float((statistics(matrix(routing)) - given).abs().max()) < ALIKE
+    )
+    unknown = "There is noise, but not that of equation (6)."
     if torch.equal(first != 0, still != 0):
-        cause = (
+        unknown = (
             "The choice never changes: the noise comes after it. Add it to the logits before topk."
         )
-    else:
-        causes = (
-            text
-            for routing, text in other_noises(z)
-            if float((statistics(matrix(routing)) - given).abs().max()) < ALIKE
-        )
-        cause = next(causes, "There is noise, but not that of equation (6).")
+    cause = next(fits, unknown)
     worst = int((right - given).abs().amax(1).argmax())
     what = ("share of the choices", "mean weight", "root mean square of the weight")[worst]
     raise CheckFailed(

@@ -20,7 +20,7 @@ TASK = Task(
     objective="Turn equations (1) and (2) into a router.",
     difficulty=2,
     minutes=15,
-    sections=("03 §1",),
+    sections=("03 §1", "03 What could go wrong"),
     hints=(
         "Three steps, one line each: logits from x and W, the softmax of equation (1), the K largest of each row.",
         "p.topk(k, dim=-1) gives values and indices at once. The values are not yet the weights: divide them by their "
@@ -49,7 +49,7 @@ def over_sum(w: Tensor) -> Tensor:
     return w / w.sum(dim=-1, keepdim=True)
 
 
-@suspect("03 §2")
+@suspect("03 §1")
 def not_renormalised(x: Tensor, weight: Tensor, k: int) -> Pair:
     """The weights are right but for one step: they do not sum to 1 for each token. Equation (2) divides by the sum
     over the chosen experts."""
@@ -74,10 +74,19 @@ def smallest(x: Tensor, weight: Tensor, k: int) -> Pair:
 
 @suspect("03 §2")
 def softmax_twice(x: Tensor, weight: Tensor, k: int) -> Pair:
-    """There are two softmaxes: one over all experts, and one more over the K probabilities. The second makes the
-    weights nearly equal; divide by the sum instead."""
+    """There are two softmaxes, and the second is taken of probabilities, which lie so close together that the weights
+    become nearly equal. Whether it runs over the K or over all makes no difference, equation (3); divide by the sum
+    instead."""
     w, expert = logits(x, weight).softmax(-1).topk(k)
     return w.softmax(-1), expert
+
+
+@suspect("03 §1")
+def out_of_step(x: Tensor, weight: Tensor, k: int) -> Pair:
+    """Weights and experts are right, and out of step: the ids are sorted and the weights are not. Any order will do,
+    as long as weight k belongs to expert k."""
+    w, expert = logits(x, weight).softmax(-1).topk(k)
+    return over_sum(w), expert.sort(-1).values
 
 
 @suspect("03 §1")
@@ -126,9 +135,25 @@ def in_bfloat16(x: Tensor, weight: Tensor, k: int) -> Pair:
     return over_sum(w), expert
 
 
+@suspect("03 What could go wrong")
+def converted_late(x: Tensor, weight: Tensor, k: int) -> Pair:
+    """Right in float32. With x in bfloat16 you convert the logits, when the product has been rounded already. Convert
+    what goes into it: x.float() @ weight.float().T."""
+    w, expert = (x @ weight.T).float().softmax(-1).topk(k)
+    return over_sum(w), expert
+
+
+@suspect("03 What could go wrong")
+def returned_short(x: Tensor, weight: Tensor, k: int) -> Pair:
+    """Right, but for the last step: the weights are returned in the type of x. With x in bfloat16 that rounds them to 8
+    bits; leave them in float32."""
+    w, expert = reference(x, weight, k)
+    return w.to(x.dtype), expert
+
+
 SUSPECTS = (
-    not_renormalised, over_tokens, smallest, softmax_twice, no_softmax, logits_as_weights, equal_weights,
-    masked_with_zero, over_batch, in_bfloat16,
+    not_renormalised, over_tokens, smallest, softmax_twice, out_of_step, no_softmax,
+    logits_as_weights, equal_weights, masked_with_zero, over_batch, in_bfloat16, converted_late, returned_short,
 )  # fmt: skip
 
 
