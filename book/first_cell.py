@@ -41,7 +41,7 @@ if "google.colab" in sys.modules:
         subprocess.run([*clone, f"https://github.com/{{REPOSITORY}}", str(course)], check=True)
     if importlib.util.find_spec("minimoe") is None:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
-        subprocess.run([*install, str(course)], check=True)
+        subprocess.run([*install, str(course), "anywidget>=0.9,<1"], check=True)
         sys.path.insert(0, str(course))  # this kernel started before it was installed
     os.chdir(course / "notebooks")
 """.rstrip()

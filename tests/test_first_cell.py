@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -74,10 +76,18 @@ def test_on_colab_it_clones_installs_and_goes_to_the_lessons(colab: Colab) -> No
     colab.run("someone/some.course")
     assert colab.commands == [
         ["git", "clone", "--quiet", "--depth", "1", "https://github.com/someone/some.course", str(colab.course)],
-        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", str(colab.course)],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", str(colab.course), "anywidget>=0.9,<1"],
     ]  # fmt: skip
     assert sys.path[0] == str(colab.course)
     assert colab.moved == [str(colab.course / "notebooks")]
+
+
+def test_what_is_installed_beside_the_library_is_what_the_course_needs() -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asked = re.findall(r'str\(course\), "([^"]+)"', first_cell.source(""))
+    assert asked and set(asked) <= set(needed["course"])
 
 
 def test_on_colab_a_second_run_only_goes_to_the_lessons(colab: Colab) -> None:
