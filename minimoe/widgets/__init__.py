@@ -5,6 +5,7 @@ Each computes in JavaScript what the library computes in Python, from data that 
 
 from collections.abc import Callable
 
+from minimoe.widgets.balance_film import balance_film
 from minimoe.widgets.calculator import calculator
 from minimoe.widgets.capacity_drops import capacity_drops
 from minimoe.widgets.explorable import Explorable
@@ -16,6 +17,7 @@ EXPLORABLES: dict[str, Callable[[], Explorable]] = {
     "router_playground": router_playground,
     "calculator": calculator,
     "roofline": roofline,
+    "balance_film": balance_film,
     "capacity_drops": capacity_drops,
     "live_router": live_router,
 }
@@ -23,6 +25,7 @@ EXPLORABLES: dict[str, Callable[[], Explorable]] = {
 __all__ = [
     "EXPLORABLES",
     "Explorable",
+    "balance_film",
     "calculator",
     "capacity_drops",
     "live_router",
