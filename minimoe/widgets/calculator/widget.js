@@ -165,29 +165,31 @@ export default explorable(({ data, stage, width }) => {
     );
 
     const experts = count.parts.experts?.total ?? 0;
-    const one = parameters(changed(preset, { ...said, E: 1, K: 1 })).total;
     const same = ["E", "K", "F", "D", "L", "heads", "kv"].every((key) => shaped[key].value === sizes(preset)[key]);
     const text =
       `${choice.value}${same ? "" : ", changed,"} holds ${billions(count.total)} parameters and uses ${billions(count.active)} for a token, ${percent(share)}. ` +
       (experts
-        ? `Its experts are ${percent(experts / count.total)} of it; the other ${billions(count.total - experts)} are held once, however many experts there are.`
+        ? `Its experts are ${percent(experts / count.total)} of it; the other ${billions(count.total - experts)} are not copied.`
         : "It is dense: every parameter works for every token.");
     words.say(text);
     picture.describe(`Stacked bars of parameters held and used and of FLOPs, by component. ${text}`);
-    const E = c.num_experts;
-    answer.textContent = experts && E > 1
-      ? `With one expert the same model has ${billions(one)} parameters. ${E} such models would hold ${billions(E * one)}; this one holds ${billions(count.total)}, ` +
-        `because its ${E} experts share everything else. That saves ${billions(E * one - count.total)}.`
-      : "This model has one expert in each layer, so nothing is shared. Turn E up.";
+    // with one expert left, the question is still about those that it had
+    const E = c.num_experts > 1 ? c.num_experts : sizes(preset).E;
+    const [one, many] = [1, E].map((n) => parameters(changed(preset, { ...said, E: n })).total);
+    answer.textContent = E > 1
+      ? `With one expert this model has ${billions(one)} parameters, so ${E} of its kind would hold ${billions(E * one)}. With ${E} experts it holds ` +
+        `${billions(many)}: only the experts are copied, and everything else is shared. That saves ${billions(E * one - many)}.`
+      : "This model is dense: nothing is copied, and nothing is shared. Turn E up.";
   }
 
   stage.append(
     h("p", { class: "mm-title" }, "What does a model cost?"),
     h("p", {}, "Eight times seven is 56, but Mixtral 8x7B holds 46.7 billion parameters. Where did nine billion go? Turn E down to 1 and see what is left."),
-    h("div", { class: "mm-controls" }, choice.element, Object.values(shaped).map((control) => control.element), context.element),
-    h("div", { class: "mm-buttons" }, button("Published sizes", restore)),
+    h("div", { class: "mm-controls" }, [choice, shaped.E, shaped.K, shaped.F].map((control) => control.element)),
     picture.element,
     words.element,
+    h("div", { class: "mm-controls" }, [shaped.D, shaped.L, shaped.heads, shaped.kv, context].map((control) => control.element)),
+    h("div", { class: "mm-buttons" }, button("Published sizes", restore)),
     h("details", { class: "mm-table" }, h("summary", {}, "Where did they go?"), answer),
     h("div", { class: "mm-scroll mm-table", tabindex: 0, role: "region", "aria-label": "By component" },
       h("table", {},

@@ -44,6 +44,7 @@ export const REACH = {
 
 const whole = (number) => Math.round(number).toLocaleString("en-GB");
 const time = (seconds) => si(seconds, "s");
+const rounded = (number) => (number < 1e6 ? whole(Number(number.toPrecision(3))) : `${Number((number / 1e6).toPrecision(3))} million`);
 const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [250, 46, 10, 26, 40];
 const MEMORY = "var(--mm-blue)";
 const COMPUTE = "var(--mm-vermillion)";
@@ -95,7 +96,7 @@ function times(tokens, all, T, now, cross, width) {
   parts.push(line(points("seconds"), frame, "var(--mm-soft)", { "stroke-width": 9, "stroke-linejoin": "round" }));
   parts.push(line(points("memory"), frame, MEMORY));
   parts.push(line(points("compute"), frame, COMPUTE, { "stroke-dasharray": "6 3" }));
-  parts.push(label("memory", points("memory").at(-1), frame, width, { fill: MEMORY, anchor: "end", up: -18 }));
+  parts.push(label("memory", points("memory")[near(0.08)], frame, width, { fill: MEMORY, anchor: "start", up: -22 }));
   parts.push(label("arithmetic", points("compute")[near(0.34)], frame, width, { fill: COMPUTE, anchor: "start", up: -20 }));
   if (cross) {
     parts.push(h("line", { x1: frame.x(cross), x2: frame.x(cross), y1: TOP, y2: HEIGHT - BOTTOM, class: "mm-axis", "stroke-dasharray": "2 3" }));
@@ -162,8 +163,8 @@ export default explorable(({ data, stage, width }) => {
     second.draw(roof(tokens, all, now, chip, half));
 
     const met = touched(count, layer);
-    const experts = met > layer.E - 0.05 ? `all ${layer.E} experts` : `${Number(met.toPrecision(2))} of ${layer.E} experts`;
-    const [name, rate] = [count === 1 ? "One token" : `${whole(count)} tokens`, whole(Number((count / now.seconds).toPrecision(3)))];
+    const experts = layer.E === 1 ? "the only expert" : met > layer.E - 0.05 ? `all ${layer.E} experts` : `${Number(met.toPrecision(2))} of ${layer.E} experts`;
+    const [name, rate] = [count === 1 ? "One token" : `${whole(count)} tokens`, rounded(count / now.seconds)];
     const why =
       now.limit === "memory"
         ? `Memory limits: moving ${si(now.bytes, "B")} takes ${time(now.memory)}, the arithmetic only ${time(now.compute)}.`
