@@ -146,7 +146,7 @@ def test_without_a_repository_there_are_no_buttons(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     config = Config()
     extension.theme_options(None, config)
-    assert config.html_theme_options == {}
+    assert not {"repository_url", "launch_buttons"} & config.html_theme_options.keys()
     monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
     extension.theme_options(None, config)
     assert config.html_theme_options["repository_url"] == "https://github.com/a/b"
