@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.bench.calls import training_call
+from minimoe.bench.calls import clear, training_call
 from minimoe.bench.cases import Case, make_routings
 from minimoe.bench.implementations import Ready, dense, dispatcher
 from minimoe.bench.timing import Clock, Setup, Work, alternate, paired, spread, steady
@@ -48,6 +48,8 @@ def measure_split(
     def layer(copies: Sequence[Ready]) -> Setup:
         def setup(i: int) -> Work:
             ready, routing = copies[i % len(copies)], routings[i % len(routings)]
+            for copy in copies:
+                clear(copy.leaves)
             if case.backward:
                 return training_call(ready, x, dy, routing)
 
