@@ -51,8 +51,8 @@ def mini_run() -> dict[str, Any]:
     steps = probe["step"].tolist()
     return {
         "title": "the shipped model, mini",
-        "about": f"The mini model of the later lessons. Each frame: {tokens:,} held-out tokens, {tokens // len(domains)} of "
-        f"each domain and the same each time; each token has {k} of {experts} experts.",
+        "about": f"The mini model of the later lessons. Each frame: {tokens:,} held-out tokens, "
+        f"{tokens // len(domains)} of each domain and the same each time; each token has {k} of {experts} experts.",
         "unit": "nats a token",
         "steps": steps,
         "counts": hot.sum(dim=(2, 4)).permute(2, 0, 1, 3).tolist(),
@@ -129,7 +129,7 @@ def draw() -> Figure:
             share = counts / counts.sum(dim=1, keepdim=True)
             experts = share.shape[1]
             image = axis.imshow(
-                share.T * experts, aspect="auto", cmap="Blues", vmin=0, vmax=FULL, interpolation="nearest",
+                (share.T * experts).numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=FULL, interpolation="nearest",
                 extent=(0, steps[-1], experts + 0.5, 0.5),
             )  # fmt: skip
             axis.set(title=title, xlabel="training step", ylabel="expert", yticks=range(1, experts + 1, 2))  # fmt: skip
