@@ -138,7 +138,7 @@ export default explorable(({ data, stage, width }) => {
         [
           [`${billions(count.total)} parameters held`, of("total"), count.total],
           [`${billions(count.active)} used by a token, ${percent(share, 1)}`, of("active"), count.total],
-          [`${si(all, "FLOP")} forward a token, ${whole(S)} in the sequence`, forward, all],
+          [`${si(all, "FLOP")} forward a token, S = ${whole(S)}`, forward, all],
         ],
         width,
       ),
@@ -146,7 +146,7 @@ export default explorable(({ data, stage, width }) => {
     parts.replaceChildren(
       ...Object.keys(COLOURS).filter((name) => count.parts[name] || forward[name]).map((name) =>
         h("tr", {},
-          h("th", { scope: "row" }, h("span", { class: "mm-swatch", style: `background: ${COLOURS[name]}` }), named(name)),
+          h("th", { scope: "row" }, h("span", { class: "mm-keep" }, h("span", { class: "mm-swatch", style: `background: ${COLOURS[name]}` }), name.split("_")[0]), name.split("_").slice(1).map((word) => ` ${word}`)),
           [count.parts[name] && billions(count.parts[name].total), count.parts[name] && billions(count.parts[name].active), forward[name] && si(forward[name])].map((cell) => h("td", {}, cell ?? "–")),
         ),
       ),

@@ -100,7 +100,8 @@ function times(tokens, all, T, now, cross, width) {
   parts.push(label("arithmetic", points("compute")[near(0.34)], frame, width, { fill: COMPUTE, anchor: "start", up: -20 }));
   if (cross) {
     parts.push(h("line", { x1: frame.x(cross), x2: frame.x(cross), y1: TOP, y2: HEIGHT - BOTTOM, class: "mm-axis", "stroke-dasharray": "2 3" }));
-    parts.push(h("text", { x: frame.x(cross), y: TOP - 4, "text-anchor": frame.x(cross) > width - 60 ? "end" : "middle" }, whole(cross)));
+    const side = frame.x(cross) > width - 80 ? -1 : 1;
+    parts.push(h("text", { x: frame.x(cross) + 5 * side, y: HEIGHT - BOTTOM - 6, "text-anchor": side < 0 ? "end" : "start" }, `T = ${whole(cross)}`));
   }
   parts.push(dot([T, now.seconds], frame));
   return parts;
