@@ -204,10 +204,7 @@ export function choose(probs, k) {
 // it stays alive.
 export function reader(buffer, post, slice) {
   const { config, tensors } = readWeights(buffer);
-  const table = (name) => tensors[`tokenizer.${name}`];
-  const tokenizer = new Tokenizer({
-    bytes: table("bytes"), merges: table("merges"), letters: table("letters"), numbers: table("numbers"), spaces: table("spaces"),
-  });
+  const tokenizer = new Tokenizer(tensors);
   const model = new Model({ config, tensors });
   const size = config.num_hidden_layers * config.num_experts;
   let newest = 0;

@@ -33,9 +33,11 @@ class Heap {
 }
 
 export class Tokenizer {
-  // The tables of export.py: bytes [256], merges [M·2], and runs of letters, numbers and spaces, first and last of each.
-  // What counts as a letter comes from there and not from the browser, whose Unicode may be newer.
-  constructor({ bytes, merges, letters, numbers, spaces }) {
+  // From the tables of export.py, `tokenizer.bytes` and so on, by name. What counts as a letter comes from there and not
+  // from the browser, whose Unicode may be newer.
+  constructor(tensors) {
+    const [bytes, merges, letters, numbers, spaces] =
+      ["bytes", "merges", "letters", "numbers", "spaces"].map((name) => tensors[`tokenizer.${name}`]);
     this.bytes = bytes;
     this.first = 257; // what the first pair merges into; before it are end-of-text and the bytes
     this.size = this.first + merges.length / 2;

@@ -1,0 +1,517 @@
+"""The live router's JavaScript: texts are cut as `tokenizers` cuts them, and routed as PyTorch routes them in int8."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load, load_file, save
+
+from minimoe import MixtralModel
+from minimoe.checkpoint import pretrained_path
+from minimoe.errors import MinimoeError
+from minimoe.experts_int8 import quantize_experts
+from minimoe.train.tokens import load_tokenizer, train_tokenizer
+from minimoe.widgets import live_router as live_router_function
+from minimoe.widgets.live_router import RESULT, live_router
+from minimoe.widgets.live_router.examples import EXAMPLES
+from minimoe.widgets.live_router.export import export, vocabulary, weights
+from tests.node import in_node
+from tests.small import tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+Floats = npt.NDArray[np.float32]
+
+# Of every probability: PyTorch sums in float32, in an order that depends on the processor; the page sums in float64.
+# 6e-7 is what was seen on one machine.
+CLOSE = 1e-5
+# Where the second and the third probability are further apart than this, no error within CLOSE can swap them.
+MARGIN = 2 * CLOSE
+LIMIT = 255  # tokens: 256 positions, the first of which end-of-text takes
+
+# Our own words: the domains of the training text, other languages, code, numbers, and what is unlikely.
+TEXTS = [
+    # English
+    "The licensee may copy, modify and distribute the software, provided that this notice appears in all copies.",
+    'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, express or implied.',
+    "And it came to pass in those days, that the king went up unto the mountain with all his servants.",
+    "Blessed are they that hear the word; for their reward is great in the house of the Lord.",
+    "Enter the DUKE and two Gentlemen.\n\nDUKE. What news, good sir? How fares my daughter?",
+    "O gentle night, that hidest every wound, what tongue shall tell thee what the day hath done?",
+    "Preheat the oven to 180 °C. Mix flour, sugar and butter, add two eggs, and bake for 35 minutes.",
+    "Ingredients\n- 1 cup rice\n- 2 tablespoons olive oil\n- 1 onion, chopped\n\nBring water to a boil and stir.",
+    "The river rises in the northern hills and flows for 120 kilometres before it meets the sea.",
+    "Maria Keller (born 4 March 1951) is an Austrian physicist known for her work on thin films.",
+    "Question: Which of these is a mammal?\nA. Trout\nB. Whale\nC. Lizard\nD. Wren\nAnswer: B",
+    # French and Spanish
+    "La commune se trouve au bord de la Loire, à douze kilomètres de la préfecture du département.",
+    "L'été dernier, elle a écrit un roman dont l'héroïne élève des chevaux près de la forêt.",
+    "El municipio tiene una superficie de 48 km² y una población de unos tres mil habitantes.",
+    "¿Dónde está la biblioteca? Mañana jugará el niño con su pequeño perro en la montaña.",
+    # other languages, which the model hardly knows
+    "Der schnelle braune Fuchs springt über den faulen Hund, während die Mühle klappert.",
+    "Ночью над рекой поднялся туман, и лодки стояли тихо.",
+    "Το νησί έχει λίγους κατοίκους και πολλά ελαιόδεντρα.",
+    "في الصباح يشرب الناس القهوة ويقرأون الأخبار.",
+    "הספינה יצאה מן הנמל עם עלות השחר.",
+    "春になると川辺に人が集まり、桜を見る。",
+    "नदी के किनारे एक पुराना मंदिर है।",
+    "한강의 밤은 조용하고 바람은 차다.",
+    # code, numbers, formulas
+    "def mean(values):\n    total = 0\n    for v in values:\n        total += v\n    return total / len(values)\n",
+    'class Stack(list):\n    """Last in, first out."""\n\n    def push(self, item):\n        self.append(item)\n',
+    "import os, sys\nif __name__ == '__main__':\n\tsys.exit(main(os.environ.get('HOME', '')))\n",
+    ">>> integrate(sin(x)**2, (x, 0, pi))\npi/2\n>>> simplify((x**2 - 1)/(x - 1))\nx + 1",
+    '{"name": "mini", "layers": 6, "experts": [1, 2, 3], "tied": true}',
+    "3.14159 26535 89793 23846 26433 83279 50288 41971 69399 37510 58209 74944",
+    "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987",
+    "∑ᵢ xᵢ² ≤ ∥x∥²; ∀ε > 0 ∃δ > 0: |x − a| < δ ⇒ |f(x) − f(a)| < ε",
+    # what is unlikely
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "  \t\n\n   \r\n  .  \u00a0 \u3000 ...   !!!???   \n",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇫🇷 e\u0301 \u200b\u202e\u0000\u0007\ufeff\ufffd",
+    "x",
+    "<|eot|> is text here, and so is </s>.",
+]
+
+Routed = list[tuple[list[int], Floats]]
+
+# m.reader on texts one after the other, or (`together`) all asked for at once.
+READ = """(async () => {
+  const bytes = readFileSync(given.file);
+  const found = [];
+  const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
+  const keep = ({text, tokens, cut, probs}) => found.push({text, tokens, cut, probs: [...probs]});
+  const read = m.reader(buffer, keep, given.slice);
+  if (given.together) await Promise.all(given.texts.map((text) => read(text)));
+  else for (const text of given.texts) await read(text);
+  return found;
+})()"""
+TOKENIZE = """(() => {
+  const bytes = readFileSync(given.file);
+  const {tensors} = m.readWeights(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
+  const tokenizer = new m.Tokenizer(tensors);
+  return given.texts.map((text) => tokenizer.encode(text));
+})()"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported weights."""
+    path = tmp_path_factory.mktemp("live_router") / "router.safetensors"
+    path.write_bytes(export())
+    return path
+
+
+@pytest.fixture(scope="module")
+def full() -> MixtralModel:
+    """The shipped model."""
+    return MixtralModel.from_pretrained("mini")
+
+
+def tokenized(texts: list[str]) -> list[list[int]]:
+    """Tokens by the library `tokenizers`; text that spells a special token is text."""
+    tokenizer = load_tokenizer(pretrained_path("mini"))
+    tokenizer.encode_special_tokens = True
+    return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+@torch.no_grad()
+def in_torch(model: MixtralModel, texts: list[str]) -> Routed:
+    """Of each text its tokens, at most LIMIT, and their probabilities [S, L, E]."""
+    found: Routed = []
+    for ids in tokenized(texts):
+        cut = ids[:LIMIT]
+        routings = model(torch.tensor([[0, *cut]]), logits_to_keep=1).routings
+        probs = [r.probs[1:] for r in routings if r.probs is not None]
+        found.append((cut, torch.stack(probs, dim=1).numpy()))
+    return found
+
+
+def in_page(
+    path: Path, texts: list[str], *, slice_ms: float = 1e9, together: bool = False
+) -> list[dict[str, Any]]:
+    """What the JavaScript posts for each text."""
+    given = {"file": str(path), "texts": texts, "slice": slice_ms, "together": together}
+    return in_node("live_router", READ, given)
+
+
+def routed(found: list[dict[str, Any]]) -> Routed:
+    """The same as `in_torch` gives, from what the page posted."""
+    return [
+        (one["tokens"], np.array(one["probs"], np.float32).reshape(len(one["tokens"]), 6, 8))
+        for one in found
+    ]
+
+
+def differences(expected: Routed, found: Routed) -> dict[str, float]:
+    """Largest difference of probabilities and of weights; choices compared, chosen differently, and left out.
+
+    What is left out are ties: a choice within MARGIN that the two sides make differently changes what this token
+    hands on, and so the later layers of it and of all tokens after it.
+    """
+    out = {"probs": 0.0, "weights": 0.0, "compared": 0, "different": 0, "ties": 0, "left out": 0}
+    for (ids, a), (tokens, b) in zip(expected, found, strict=True):
+        assert ids == tokens
+        ordered = -np.sort(-a, axis=-1)
+        tie = ordered[..., 1] - ordered[..., 2] <= MARGIN  # [S, L]
+        first, second = (np.sort(np.argsort(-p, axis=-1, kind="stable")[..., :2]) for p in (a, b))
+        differs = (first != second).any(axis=-1)
+        out["ties"] += int(tie.sum())
+        # after[t, l]: a tie fell differently in an earlier layer, at this token or one before it
+        swapped = np.logical_or.accumulate(tie & differs, axis=0)
+        after = np.zeros_like(swapped)
+        after[:, 1:] = np.logical_or.accumulate(swapped, axis=1)[:, :-1]
+        out["left out"] += int((after | (tie & differs)).sum())
+        counted = ~after & ~(tie & differs)
+        out["compared"] += int(counted.sum())
+        out["different"] += int((differs & counted).sum())
+        out["probs"] = max(out["probs"], float(np.abs(a - b)[~after].max(initial=0)))
+        wa, wb = (np.take_along_axis(p, first, -1) for p in (a, b))
+        wa, wb = (w / w.sum(axis=-1, keepdims=True) for w in (wa, wb))
+        out["weights"] = max(out["weights"], float(np.abs(wa - wb)[counted].max(initial=0)))
+    return out
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_file_holds_what_the_quantised_model_holds(full: MixtralModel, file: Path) -> None:
+    stored = load_file(file)
+    state = quantize_experts(full).state_dict()
+    own = {name: t for name, t in stored.items() if not name.startswith("tokenizer.")}
+    # nothing of what comes after the last router, and nothing else is missing
+    later = {"lm_head.weight", "norm.weight"}
+    later |= {name for name in state if name.startswith("layers.5.mlp.experts.")}
+    assert set(own) == set(state) - later
+    original = load_file(pretrained_path("mini") / "model.safetensors")
+    for name, tensor in own.items():
+        if ".experts." in name:
+            assert tensor.dtype == state[name].dtype
+            assert torch.equal(tensor, state[name])
+        else:
+            assert tensor.dtype == torch.bfloat16
+            assert torch.equal(tensor, original[name])
+    assert file.read_bytes() == export(), "the same bytes every time"
+    assert file.stat().st_size < 4_500_000
+
+
+def test_other_models_and_tokenizers_are_refused() -> None:
+    with pytest.raises(MinimoeError, match="differs in router_type"):
+        weights(tiny_model(router_type="switch", num_experts_per_tok=1))
+    with pytest.raises(
+        MinimoeError, match=r"gate\.weight is not stored as bf16|is not stored as bf16"
+    ):
+        weights(tiny_model())
+    tokenizer = train_tokenizer(["some text, and some more text"], 300)
+    assert set(vocabulary(tokenizer)) >= {"tokenizer.bytes", "tokenizer.merges"}
+    tokenizer.pre_tokenizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(MinimoeError, match="and no other"):
+        vocabulary(tokenizer)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of many kinds: of all Unicode, of one script, of words and spaces, of what the tokenizer joins."""
+    draw = random.Random(0)
+    scripts = [(0x20, 0x7F), (0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x900), (0x2000, 0x2C00),
+               (0x3000, 0xD800), (0xE000, 0x10000), (0x1F000, 0x20000), (0x10000, 0x110000)]  # fmt: skip
+    spaces = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2003\u2028\u200b\u3000\ufeff"
+    words = [
+        "the",
+        "The",
+        "'s",
+        "'S",
+        "'re",
+        "n't",
+        "'",
+        "don't",
+        "1",
+        "²",
+        "Ⅷ",
+        "½",
+        "é",
+        "e\u0301",
+        "ß",
+        "=",
+        "---",
+        "👩‍🚀",
+    ]
+    vocabulary = [load_tokenizer(pretrained_path("mini")).decode([i]) for i in range(1, 4096)]
+    texts: list[str] = []
+    for _ in range(count):
+        length = draw.randrange(1, 60)
+        low, high = draw.choice(scripts)
+        kinds = [
+            lambda low=low, high=high: chr(draw.randrange(low, high)),
+            lambda: draw.choice(spaces),
+            lambda: draw.choice(words),
+            lambda: draw.choice(vocabulary),
+            lambda: draw.choice("etaoin"),
+        ]
+        chosen = draw.sample(kinds, draw.randrange(1, 4))
+        text = "".join(draw.choice(chosen)() for _ in range(length))
+        texts.append("".join(c for c in text if not 0xD800 <= ord(c) < 0xE000))
+    return texts
+
+
+def test_any_text_is_cut_as_the_tokenizer_cuts_it(file: Path) -> None:
+    texts = [
+        *TEXTS,
+        *random_texts(3000),
+        "",
+        "a" * 3000,
+        "ab" * 2000,
+        " " * 3000,
+        "!" * 999,
+        "\n" * 500 + "x",
+    ]
+    texts += ["".join(random.Random(n).choices("abehinorst", k=2000)) for n in range(3)]
+    # where the kind of character changes, by this Python's Unicode
+    edges = [c for c in range(1, 0x3FFFF) if len({category(chr(c + i))[0] for i in (-1, 0, 1)}) > 1]
+    texts += one_by_one([*range(0x600), *edges, *range(0xE0000, 0xE0200)])
+    found = in_node("live_router", TOKENIZE, {"file": str(file), "texts": texts})
+    wrong = [t for t, a, b in zip(texts, tokenized(texts), found, strict=True) if a != b]
+    assert wrong == []
+
+
+def one_by_one(points: list[int]) -> list[str]:
+    """Texts in which each character stands where letters, numbers, spaces and all else are told apart."""
+    text = [f"a{chr(c)}1" for c in points if not 0xD800 <= c < 0xE000]
+    return ["".join(text[i : i + 2000]) for i in range(0, len(text), 2000)]
+
+
+@pytest.mark.slow
+def test_every_character_is_of_the_kind_that_the_tokenizer_takes_it_for(file: Path) -> None:
+    texts = one_by_one(list(range(0x110000)))
+    found = in_node("live_router", TOKENIZE, {"file": str(file), "texts": texts})
+    wrong = [t for t, a, b in zip(texts, tokenized(texts), found, strict=True) if a != b]
+    assert wrong == []
+
+
+def test_halves_of_surrogate_pairs_are_replacement_characters(file: Path) -> None:
+    halves = ["\ud83d", "x\udc69y", "\udc69\ud83d", " \ud800 \ud800"]
+    whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in halves]
+    assert whole[1] == "x\ufffdy"
+    assert in_node("live_router", TOKENIZE, {"file": str(file), "texts": halves}) == tokenized(
+        whole
+    )
+
+
+def test_how_tokens_are_written() -> None:
+    texts = {
+        " the": "␣the", "\n\t ": "↵⇥␣", "é": "é", "\x00": "⟨U+0000⟩", "\u202e": "⟨U+202E⟩", "\u200d": "⟨U+200D⟩",
+        "\u0301": "◌\u0301", "👩": "👩", "\ufeff": "⟨U+FEFF⟩", "": "",
+    }  # fmt: skip
+    parts = {
+        b"\xe2\x80": "⟨E2⟩⟨80⟩", b"a\xf0\x9f": "a⟨F0⟩⟨9F⟩", b"\x80b\xc3\xa9": "⟨80⟩bé",
+        b"\xff\xc0\x80": "⟨FF⟩⟨C0⟩⟨80⟩",
+    }  # fmt: skip
+    given = [list(t.encode()) for t in texts] + [list(b) for b in parts]
+    assert in_node("live_router", "given.map(m.written)", given) == [
+        *texts.values(),
+        *parts.values(),
+    ]
+
+
+# --- routing --------------------------------------------------------------------------------------
+
+
+def test_routing_equals_pytorch_with_the_same_int8_weights(full: MixtralModel, file: Path) -> None:
+    assert len(TEXTS) >= 30
+    long = " ".join(TEXTS)  # as long as the model reads
+    texts = [*TEXTS, long]
+    found = in_page(file, texts)
+    assert [one["cut"] for one in found] == [False] * len(TEXTS) + [True]
+    result = differences(in_torch(quantize_experts(full), texts), routed(found))
+    print(
+        f"\n{result['compared']:,.0f} choices; {result['ties']:.0f} are within {MARGIN:g}, and {result['left out']:.0f} "
+        f"left out for them; probabilities differ by {result['probs']:.1e}, weights by {result['weights']:.1e}"
+    )
+    assert result["probs"] <= CLOSE
+    assert result["different"] == 0
+    assert result["weights"] <= 1e-4
+    assert result["left out"] <= 0.01 * result["compared"]
+
+
+def test_a_wrong_scale_would_be_noticed(full: MixtralModel, file: Path, tmp_path: Path) -> None:
+    """One scale of one channel of one expert, off by two hundredths."""
+    whole = load(file.read_bytes())
+    scale = whole["layers.1.mlp.experts.gate_up_scale"]
+    scale[2, 7] *= 1.02
+    config = (pretrained_path("mini") / "config.json").read_text()
+    other = tmp_path / "wrong.safetensors"
+    other.write_bytes(save(whole, {"config": json.dumps({**json.loads(config), "end_of_text": 0})}))
+    expected = in_torch(quantize_experts(full), TEXTS)
+    assert differences(expected, routed(in_page(other, TEXTS)))["probs"] > CLOSE
+    # and the full weights are not the int8 weights
+    assert differences(in_torch(full, TEXTS), routed(in_page(file, TEXTS)))["probs"] > 100 * CLOSE
+
+
+def test_reading_on_from_a_common_beginning_is_reading_anew(file: Path) -> None:
+    texts = [
+        "The river rises",
+        "The river rises in the north.",
+        "The river",
+        "",
+        "The river rises in the north.",
+    ]
+    once = in_page(file, texts)
+    for one in once:
+        (alone,) = in_page(file, [one["text"]])
+        assert one == alone
+    assert in_page(file, texts, slice_ms=0) == once  # with a pause after every token
+
+
+def test_a_newer_text_ends_the_reading_of_an_older_one(file: Path) -> None:
+    texts = [TEXTS[0], " ".join(TEXTS), TEXTS[1], TEXTS[1]]
+    found = in_page(file, texts, slice_ms=0, together=True)
+    assert [one["text"] for one in found] == [TEXTS[1]]
+    assert found == in_page(file, [TEXTS[1]])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "word " * 2000, "a" * 10_000, "👩‍🚀" * 1500, "\n" * 10_000, "مرحبا " * 1700]
+)
+def test_of_a_long_text_the_beginning_is_read(file: Path, text: str) -> None:
+    (found,) = in_page(file, [text])
+    assert found["tokens"] == tokenized([text])[0][:LIMIT]
+    assert found["cut"] == (len(tokenized([text])[0]) > LIMIT)
+    assert len(found["probs"]) == len(found["tokens"]) * 6 * 8
+
+
+def test_where_a_text_is_cut() -> None:
+    given = [[[0x61], [0xC3]], [[0xF0, 0x9F, 0x91, 0xA9], [0x62]], []]
+    assert in_node("live_router", "given.map(m.beginning)", given) == ["a", "👩b", ""]
+
+
+def test_the_worker_is_the_reader(file: Path) -> None:
+    """The worker's script, by itself in a world of its own, posts what the reader finds."""
+    run = """(async () => {
+      const vm = await import('node:vm');
+      const posted = [];
+      const world = vm.createContext({
+        TextEncoder, TextDecoder, performance, setTimeout,
+        postMessage: (message) => posted.push(message),
+      });
+      vm.runInContext(m.workerSource(), world);
+      const bytes = readFileSync(given.file);
+      world.onmessage({data: bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)});
+      await world.onmessage({data: given.text});
+      return posted.map((p) => p.probs ? {tokens: p.tokens, probs: [...p.probs]} : p);
+    })()"""
+    ready, found = in_node("live_router", run, {"file": str(file), "text": TEXTS[0]})
+    (alone,) = in_page(file, [TEXTS[0]])
+    assert ready == "ready"
+    assert found == {key: alone[key] for key in ("tokens", "probs")}
+
+
+@pytest.mark.parametrize("damage", ["short", "text", "empty"])
+def test_damaged_weights_are_an_error(file: Path, tmp_path: Path, damage: str) -> None:
+    whole = file.read_bytes()
+    bad = {"short": whole[:100_000], "text": b"<!doctype html><p>not found", "empty": b""}[damage]
+    (tmp_path / "bad").write_bytes(bad)
+    with pytest.raises(AssertionError, match="Error"):
+        in_page(tmp_path / "bad", ["x"])
+
+
+# --- loads ----------------------------------------------------------------------------------------
+
+
+def test_loads_and_their_distance(full: MixtralModel) -> None:
+    (_, probs), *_ = in_torch(full, [TEXTS[0]])
+    top = np.argsort(-probs, axis=-1)[..., :2]  # [S, L, K]
+    expected = np.stack(
+        [np.bincount(chosen.ravel(), minlength=8) / chosen.size for chosen in top.swapaxes(0, 1)]
+    )
+    found = in_node(
+        "live_router",
+        "m.loads(given.map((t) => t.map((p) => m.choose(Float32Array.from(p), 2))), 6, 8)",
+        probs.tolist(),
+    )
+    np.testing.assert_allclose(found, expected)
+    # by hand: a half of the choices has to move; the nearer of two
+    assert in_node("live_router", "m.apart([1, 0, 0], [0.5, 0.5, 0])") == 0.5
+    near = "m.nearest([[1, 0]], [{name: 'a', load: [[0.5, 0.5]]}, {name: 'b', load: [[0.8, 0.2]]}]).name"
+    assert in_node("live_router", near) == "b"
+
+
+def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
+    full: MixtralModel,
+) -> None:
+    result, study = (
+        json.loads((ROOT / "book/results" / name).read_text())
+        for name in ("live_router.json", "study.json")
+    )
+    for key in ("checkpoint_sha256", "data_sha256"):
+        assert result[key] == study[key]
+    domains = {d["name"]: d for d in result["domains"]}
+    compared = 0
+    for layer in study["measurements"]["domains"]:
+        for name, tokens, share in zip(
+            layer["names"], layer["tokens"], layer["share"], strict=True
+        ):
+            d = domains[name]
+            # the study reads more of two domains, and cuts there within a document
+            exact = d["tokens"] == tokens
+            compared += exact
+            np.testing.assert_allclose(
+                d["load_full"][layer["layer"] - 1], share, atol=2e-6 if exact else 1e-3
+            )
+    assert compared >= 20
+    for d in domains.values():
+        assert np.abs(np.array(d["load"]) - d["load_full"]).max() < 2e-3
+        np.testing.assert_allclose(np.sum(d["load"], axis=1), 1, atol=1e-5)
+    # the same on the held-out text that is shipped with the weights
+    token = load_file(pretrained_path("mini") / "probe.safetensors")["token"].long()
+    with torch.no_grad():
+        chosen = [
+            np.stack(
+                [r.expert.view(-1, 2).numpy() for r in model(token, logits_to_keep=1).routings],
+                axis=1,
+            )
+            for model in (full, quantize_experts(full))
+        ]
+    same = (np.sort(chosen[0]) == np.sort(chosen[1])).all(axis=-1).mean(axis=0)
+    np.testing.assert_allclose(result["same_set"], same, atol=0.005)
+    assert same[0] == result["same_set"][0] == 1, "no expert comes before the first router"
+
+
+# --- the explorable -------------------------------------------------------------------------------
+
+
+def test_the_static_figure_shows_what_the_page_shows(file: Path) -> None:
+    shown = live_router()
+    (_, probs), *_ = routed(in_page(file, [EXAMPLES[0][2]]))
+    first = probs.argmax(axis=-1) + 1
+    for layer in (1, 3, 6):
+        told = shown.alt.split(f"Layer {layer}: ")[1].split(". Layer")[0]
+        assert [int(n) for n in re_numbers(told)] == first[:, layer - 1].tolist()
+    assert {e["domain"] for e in shown.data["examples"]} - {""} <= {
+        d["name"] for d in shown.data["domains"]
+    }
+
+
+def re_numbers(told: str) -> list[str]:
+    """The experts of 'The 2, river 6, 120 4.': the last word of each part."""
+    return [part.rstrip(".").split(" ")[-1] for part in told.split(", ")]
+
+
+def test_without_its_measurement_it_says_how_to_make_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    monkeypatch.setattr(
+        sys.modules["minimoe.widgets.live_router"], "RESULT", tmp_path / "none.json"
+    )
+    with pytest.raises(MinimoeError, match=r"python book/live_router\.py"):
+        live_router_function()
+    assert RESULT.is_file()
