@@ -12,9 +12,11 @@ from torch import Tensor
 
 from minimoe import check
 from minimoe.check import hints, record
-from minimoe.check.compare import case, difference, extreme, judge, suspect
+from minimoe.check.compare import case, extreme, judge, suspect
+from minimoe.check.difference import difference
 from minimoe.check.failure import CheckFailed, number, numbers, place, shape
 from minimoe.check.forms import draw, expect_routing, expect_tensor, expect_tuple
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import TASKS, Task, checks
 from minimoe.errors import ConfigError
 
@@ -158,6 +160,27 @@ def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
     assert any(Path(entry.path).name == "capacity.py" for entry in own.traceback)
 
 
+def test_one_must_be_able_to_train_through_an_answer() -> None:
+    def right(x: Tensor, w: Tensor) -> Tensor:
+        return w * x**2
+
+    asked = case("two of each", x=torch.tensor([1.0, -2.0]), w=torch.tensor([3.0, 4.0]))
+
+    def said(answer: Any) -> str:
+        try:
+            expect_gradients(answer, right, asked, ("x", "w"), reread="00 §1")
+        except CheckFailed as failed:
+            return " ".join(str(failed).split())
+        return ""
+
+    assert said(lambda x, w: (w * x.double()) * x) == ""
+    assert "learnt through x: the result is made without" in said(lambda x, w: right(x.detach(), w))
+    assert "(two of each)" in said(lambda x, w: right(x, w).detach())
+    assert "came no gradient" in said(lambda x, w: torch.tensor(right(x, w).tolist()))
+    part = said(lambda x, w: w * x * x.detach())
+    assert "gradient by x is not: a part" in part
+
+
 def test_a_suspect_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match="no docstring"):
         suspect("00 §1")(lambda x: x)
@@ -172,6 +195,16 @@ def test_the_place_of_the_largest_difference_is_shown() -> None:
     # what is rounding beside the others is the 0 that the lesson has there
     tiny = torch.tensor([[1.4e-18, -0.0, 0.25, 1e-6]])
     assert difference(tiny, tiny + 0.1) == ("row 0: 0 0 0.25 1.0e-06", "row 0: 0.1 0.1 0.35 0.1")
+    # of a long row the part where they differ, and as many digits as it takes
+    long = torch.arange(20.0)
+    assert difference(long, long + (long == 15) / 8)[1] == (
+        "numbers 11 to 18 of 20: 11 12 13 14 15.12 16 17 18"
+    )
+    assert difference(long[None], long[None] + (long == 19))[0] == (
+        "row 0, numbers 12 to 19 of 20: 12 13 14 15 16 17 18 19"
+    )
+    near = difference(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.00002]]))
+    assert near == ("row 0: 1 2", "row 0: 1 2.00002")
     assert difference(torch.tensor(1.0), torch.tensor(2.0)) == ("1", "2")
     assert difference(torch.tensor([1.0]), torch.tensor([2.0])) == ("1", "2")
 

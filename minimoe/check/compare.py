@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.failure import CheckFailed, number, numbers, shape
+from minimoe.check.difference import Tolerance, close, difference
+from minimoe.check.failure import CheckFailed, shape
 
 View = Callable[[Any, "Case"], Tensor]
 
@@ -24,11 +25,12 @@ class Case:
     """One call: arguments by name, handed over by position (a learner may have called them otherwise).
 
     `extreme` marks ties, overflow and the like: who fails there alone has made a mistake of its own, and who fails
-    elsewhere is told of that first.
+    elsewhere is told of that first. `about` says what its numbers do not show, such as 'nobody chose the last expert'.
     """
 
     arguments: dict[str, Any]
     extreme: bool = False
+    about: str = ""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -47,7 +49,7 @@ class Case:
                 parts.append(f"{name} = {value}")
             else:
                 parts.append(name)
-        return ", ".join(parts)
+        return ", ".join(parts) + (f" ({self.about})" if self.about else "")
 
     def call(self, function: Callable[..., Any]) -> Any:
         """What the function gives for copies of the arguments; what it raises gets a note of the arguments.
@@ -77,9 +79,9 @@ class Case:
         return value
 
 
-def case(**arguments: Any) -> Case:
+def case(about: str = "", /, **arguments: Any) -> Case:
     """A case, written as a call: case(x=x, k=2)."""
-    return Case(arguments)
+    return Case(arguments, about=about)
 
 
 def extreme(**arguments: Any) -> Case:
@@ -109,7 +111,7 @@ class Suspect:
     variant: Callable[..., Any]
 
     def explains(
-        self, answers: Sequence[Tensor], cases: Sequence[Case], view: View, tolerance: float
+        self, answers: Sequence[Tensor], cases: Sequence[Case], view: View, tolerance: Tolerance
     ) -> bool:
         """Whether this mistake would give these answers, on every one of these cases."""
         wrong = (view(c.call(self.variant), c) for c in cases)
@@ -143,7 +145,7 @@ def judge(
     view: View,
     reread: str,
     row: str = "row",
-    tolerance: float = 1e-5,
+    tolerance: Tolerance = 1e-5,
 ) -> str:
     """Hold an answer against the reference on every case; if it is wrong, name the mistake.
 
@@ -155,7 +157,7 @@ def judge(
         view: (what a function gave, case) -> one tensor to compare; checks the form and raises CheckFailed.
         reread: where to send who made an unknown mistake.
         row: what the first dimension of the compared tensor counts, such as 'token'.
-        tolerance: relative and absolute.
+        tolerance: relative and absolute, one number or two.
 
     Returns:
         What was tried, for the line of success.
@@ -211,24 +213,3 @@ def unknown(answer: Tensor, wrong: int, cases: int) -> str:
     where = "every case differs" if wrong == cases else f"{wrong} of {cases} cases differ"
     where += "s" if wrong == 1 < cases else ""
     return f"None of the common mistakes gives these numbers; {where}. Follow one of them by hand."
-
-
-def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Equal in shape and, within the tolerance, in value; NaN equals NaN."""
-    return a.shape == b.shape and torch.allclose(
-        a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
-    )
-
-
-def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, str]:
-    """The place where two tensors of one shape differ most, as two short texts."""
-    gap = torch.nan_to_num((expected.double() - came.double()).abs(), nan=torch.inf)
-    if expected.ndim == 0:
-        return number(expected.item()), number(came.item())
-    if expected.ndim == 1:
-        return numbers(expected), numbers(came)
-    worst = int(gap.flatten(1).amax(1).argmax())
-    # a number that is only rounding beside the others is shown as the 0 that it stands for
-    size = torch.nan_to_num(torch.stack([expected[worst].abs().amax(), came[worst].abs().amax()]))
-    shown = [v.where(~(v.abs() < 1e-10 * size.amax()), 0) for v in (expected[worst], came[worst])]
-    return f"{row} {worst}: {numbers(shown[0])}", f"{row} {worst}: {numbers(shown[1])}"

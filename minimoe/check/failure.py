@@ -64,20 +64,20 @@ def place(section: str) -> str:
     return f"lesson {lesson}, " + (f"section {part[1:]}" if part[0] == "§" else f"'{part}'")
 
 
-def numbers(values: Tensor) -> str:
+def numbers(values: Tensor, digits: int = 4) -> str:
     """A few numbers in one line: the first of a vector, or a single one."""
     flat = values.detach().flatten().tolist()
-    shown = [number(v) for v in flat[:SHOWN]]
+    shown = [number(v, digits) for v in flat[:SHOWN]]
     return " ".join(shown) + (f" … ({len(flat)} in all)" if len(flat) > SHOWN else "")
 
 
-def number(value: Any) -> str:
+def number(value: Any, digits: int = 4) -> str:
     """One number, short: 0.3333, 12, 1.2e-07."""
     if isinstance(value, bool | int):
         return str(value)
     if value == 0:
         return "0"  # no -0
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.{digits - 3}e}"
 
 
 def shape(value: Any) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import case, close, difference
+from minimoe.check.compare import case
+from minimoe.check.difference import close, difference
 from minimoe.check.failure import CheckFailed, numbers
 from minimoe.check.forms import draw, expect_routing
 from minimoe.check.lesson03.router import Pair, over_sum

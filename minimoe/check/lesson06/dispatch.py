@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, case, difference, extreme, judge, suspect
+from minimoe.check.compare import Case, case, extreme, judge, suspect
+from minimoe.check.difference import difference
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor
 from minimoe.check.task import Task, checks

@@ -1,0 +1,51 @@
+"""How far an answer is from the right one: whether it is near enough, and the place where it is farthest, in words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minimoe.check.failure import SHOWN, numbers
+
+Tolerance = float | tuple[float, float]  # relative and absolute, the same or two
+
+
+def close(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
+    """Equal in shape and, within the tolerance, in value; NaN equals NaN."""
+    rtol, atol = tolerance if isinstance(tolerance, tuple) else (tolerance, tolerance)
+    return a.shape == b.shape and torch.allclose(
+        a.double(), b.double(), rtol=rtol, atol=atol, equal_nan=True
+    )
+
+
+def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, str]:
+    """The place where two tensors of one shape differ most, as two short texts.
+
+    Of a long row a part is shown in which they do; and as many digits as it takes to see it.
+    """
+    label = ""
+    if expected.ndim > 1:
+        worst = int(gap(expected, came).flatten(1).amax(1).argmax())
+        label, expected, came = f"{row} {worst}", expected[worst], came[worst]
+    expected, came = expected.flatten(), came.flatten()
+    most = int(gap(expected, came).argmax())
+    if most >= SHOWN:
+        start = min(most - SHOWN // 2, len(came) - SHOWN)
+        part = f"numbers {start} to {start + SHOWN - 1} of {len(came)}"
+        label = f"{label}, {part}" if label else part
+        expected, came = expected[start : start + SHOWN], came[start : start + SHOWN]
+    # a number that is only rounding beside the others is shown as the 0 that it stands for
+    size = torch.nan_to_num(torch.cat([expected, came]).abs()).amax()
+    a, b = (v.where(~(v.abs() < 1e-10 * size), 0) for v in (expected, came))
+    texts = ("", "")
+    for digits in (4, 6, 9):
+        texts = numbers(a, digits), numbers(b, digits)
+        if texts[0] != texts[1]:
+            break
+    label += ": " if label else ""
+    return label + texts[0], label + texts[1]
+
+
+def gap(expected: Tensor, came: Tensor) -> Tensor:
+    """|expected − came|, infinite where either is not a number."""
+    return torch.nan_to_num((expected.double() - came.double()).abs(), nan=torch.inf)
