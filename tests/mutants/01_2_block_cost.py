@@ -47,3 +47,29 @@ def wrong_two_numbers(t, d, f):
 def wrong_unknown(t, d, f):
     """says: None of the common mistakes"""
     return 3 * d * f, 6 * t * d * f + 10 * t * f, 18 * t * d * f
+
+
+def right_as_a_list_of_floats(T, D, F):
+    forward = 2.0 * T * (F * D + F * D + D * F)
+    return [3.0 * D * F, forward, forward * 3]
+
+
+def wrong_order(T, D, F):
+    """says: in another order"""
+    return 6 * T * D * F, 18 * T * D * F, 3 * D * F
+
+
+def wrong_elementwise_too(T, D, F):
+    """says: element-wise part"""
+    forward = 6 * T * D * F + 10 * T * F
+    return 3 * D * F, forward, 3 * forward
+
+
+def wrong_forward_in_multiply_adds(T, D, F):
+    """says: the forward pass half of what is expected"""
+    return 3 * D * F, 3 * T * D * F, 18 * T * D * F
+
+
+def wrong_memory(T, D, F):
+    """says: four bytes each"""
+    return 12 * D * F, 6 * T * D * F, 18 * T * D * F

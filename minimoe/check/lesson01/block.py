@@ -12,6 +12,7 @@ from torch import Tensor
 from minimoe.check.compare import Case, case, extreme, judge, suspect
 from minimoe.check.failure import CheckFailed, numbers
 from minimoe.check.forms import draw, expect_tensor
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -84,12 +85,37 @@ def with_residual(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
     return x + (F.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
 
 
-SUSPECTS = (swapped, no_gate, both_halves, after_product, sigmoid, gelu, added, with_residual)
+@suspect("01 §1")
+def relu(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+    """The activation is relu, max(a, 0). silu is a·sigmoid(a): smooth, and a little below 0 for negative a."""
+    return (F.relu(x @ w1.T) * (x @ w3.T)) @ w2.T
+
+
+@suspect("01 §1")
+def exponent_turned_round(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+    """The sign in the exponent is turned round: silu(a) = a / (1 + exp(−a)), so that large a pass and small ones do
+    not."""
+    gate = x @ w1.T
+    return (gate * torch.sigmoid(-gate) * (x @ w3.T)) @ w2.T
+
+
+@suspect("01 What could go wrong")
+def overflow(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+    """The formula is right, and exp(a) overflows above 88: inf/inf is NaN. torch.nn.functional.silu is written for both
+    ends."""
+    gate = x @ w1.T
+    return (gate * gate.exp() / (1 + gate.exp()) * (x @ w3.T)) @ w2.T
+
+
+SUSPECTS = (
+    swapped, no_gate, both_halves, after_product, sigmoid, gelu, added, with_residual, relu, exponent_turned_round,
+    overflow,
+)  # fmt: skip
 
 
 @checks(TASK)
 def swiglu(block: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> str:
-    """Check block(x [T, D], w1 [F, D], w3 [F, D], w2 [D, F]) -> [T, D], equation (1); and its gradient by x."""
+    """Check block(x [T, D], w1 [F, D], w3 [F, D], w2 [D, F]) -> [T, D], equation (1); and its gradients."""
 
     def weights(d: int, f: int) -> dict[str, Tensor]:
         return {"w1": draw(1, f, d), "w3": draw(2, f, d), "w2": draw(3, d, f) / f**0.5}
@@ -102,6 +128,7 @@ def swiglu(block: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> str:
         return expect_tensor(value, "the output", c["x"].shape).detach().float()
 
     tried = judge(block, reference, cases, SUSPECTS, view=view, reread="01 §1", row="token")
+    expect_gradients(block, reference, cases[0], ("x", "w1", "w3", "w2"), reread="01 §1")
     arguments = {n: v.clone() for n, v in cases[-1].arguments.items()}
     x = arguments["x"].requires_grad_()
     grad = torch.autograd.grad(block(*arguments.values()).sum(), x)[0]
@@ -113,4 +140,4 @@ def swiglu(block: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> str:
             "torch.nn.functional.silu is written for both ends.",
             reread="01 What could go wrong",
         )
-    return f"{tried}, and the gradient of the last"
+    return f"{tried}, and gradients"

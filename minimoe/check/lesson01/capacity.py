@@ -74,8 +74,51 @@ def negative(loss: float, facts: int, answers: int) -> float:
     return facts * (math.log2(answers) - loss / math.log(2))
 
 
+@suspect("01 §5")
+def times_ln_2(loss: float, facts: int, answers: int) -> float:
+    """Multiplied by ln 2, where it is to be divided: a bit is ln 2 nats, so there are more bits than nats."""
+    return max(0.0, facts * (math.log(answers) - loss) * math.log(2))
+
+
+@suspect("01 §5")
+def loss_of_one_fact(loss: float, facts: int, answers: int) -> float:
+    """The loss is taken off once. It is the mean over the facts, so it counts for each of them: N (ln A − L)."""
+    return max(0.0, facts * math.log2(answers) - loss / math.log(2))
+
+
+@suspect("01 §5")
+def share_of_facts(loss: float, facts: int, answers: int) -> float:
+    """This is the share that is remembered, times the number of facts. In bits each fact counts log2(A)."""
+    return max(0.0, facts * (1 - loss / math.log(answers)))
+
+
+@suspect("01 §5")
+def size_alone(loss: float, facts: int, answers: int) -> float:
+    """Right, but for a model that is worse than guessing: it remembers 0 bits, not as many as it lacks."""
+    return abs(facts * (math.log2(answers) - loss / math.log(2)))
+
+
+@suspect("01 §5")
+def decimal(loss: float, facts: int, answers: int) -> float:
+    """The logarithm of A is to base 10, and the loss is in nats: ln A."""
+    return max(0.0, facts * (math.log10(answers) - loss) / math.log(2))
+
+
+@suspect("01 §5")
+def decimal_throughout(loss: float, facts: int, answers: int) -> float:
+    """The logarithms are to base 10, and the loss is in nats: ln A and ln 2."""
+    return max(0.0, facts * (math.log10(answers) - loss) / math.log10(2))
+
+
+@suspect("01 §5")
+def whole_bits(loss: float, facts: int, answers: int) -> float:
+    """Right, and then rounded down to whole bits. Capacity is an amount, not a count: leave it as it is."""
+    return float(int(max(0.0, facts * (math.log2(answers) - loss / math.log(2)))))
+
+
 SUSPECTS = (
-    in_nats, mixed_units, for_one_fact, unknown_bits, everything, natural_log_of_facts, negative,
+    in_nats, mixed_units, for_one_fact, unknown_bits, everything, natural_log_of_facts, negative, times_ln_2,
+    loss_of_one_fact, share_of_facts, size_alone, decimal, decimal_throughout, whole_bits,
 )  # fmt: skip
 
 
@@ -91,4 +134,5 @@ def bits_remembered(function: Callable[[float, int, int], float]) -> str:
         del c
         return as_number(value, "bits")
 
-    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §5", tolerance=1e-6)
+    near = (3e-5, 1e-2)  # float32 is right, too, where ln A and the loss nearly cancel
+    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §5", tolerance=near)

@@ -65,8 +65,8 @@ def multiply_adds(tokens: int, hidden_size: int, width: int) -> Counts:
 
 @suspect("01 §3")
 def backward_alone(tokens: int, hidden_size: int, width: int) -> Counts:
-    """The last number is the backward pass alone. A training step is forward and backward: three times the forward
-    pass."""
+    """The last number is twice the forward pass. That is the backward pass alone; a training step is forward and
+    backward, three times the forward pass."""
     return variant(step=2)(tokens, hidden_size, width)
 
 
@@ -97,8 +97,39 @@ def with_biases(tokens: int, hidden_size: int, width: int) -> Counts:
     return held + 2 * width + hidden_size, forward, step
 
 
+@suspect("01 §2")
+def other_order(tokens: int, hidden_size: int, width: int) -> Counts:
+    """The numbers are right and in another order: first the parameters, then the FLOPs of a forward pass, then those of
+    a training step."""
+    held, forward, step = variant()(tokens, hidden_size, width)
+    return forward, step, held
+
+
+@suspect("01 §3")
+def elementwise(tokens: int, hidden_size: int, width: int) -> Counts:
+    """You count the element-wise part, about 10·T·F, as well. The lesson leaves it out, and so does the task."""
+    held, forward, step = variant()(tokens, hidden_size, width)
+    return held, forward + 10 * tokens * width, step + 30 * tokens * width
+
+
+@suspect("01 What could go wrong")
+def half_forward(tokens: int, hidden_size: int, width: int) -> Counts:
+    """The training step is right, and the forward pass half of what is expected: a multiplication and an addition are
+    two operations (FLOPs)."""
+    held, forward, step = variant()(tokens, hidden_size, width)
+    return held, forward / 2, step
+
+
+@suspect("01 §2")
+def bytes_held(tokens: int, hidden_size: int, width: int) -> Counts:
+    """In the place of the parameters stands their memory in float32, four bytes each. Asked for is their number."""
+    held, forward, step = variant()(tokens, hidden_size, width)
+    return 4 * held, forward, step
+
+
 SUSPECTS = (
     two_matrices, multiply_adds, backward_alone, backward_like_forward, one_token, parameters_of_tokens, with_biases,
+    other_order, elementwise, half_forward, bytes_held,
 )  # fmt: skip
 
 
