@@ -144,6 +144,13 @@ def training_rate() -> str:
     return f"{shown}\n\nSparse over dense: {ratio}; the goal is {goal['limit']}."
 
 
+def benchmark(part: str) -> str:
+    """A part of the benchmark page."""
+    from book import benchmarks  # it needs the benchmark's own code, and the library
+
+    return benchmarks.benchmark(part)
+
+
 # --- the library ----------------------------------------------------------------------------------
 
 
@@ -197,6 +204,7 @@ PARTS: dict[str, Callable[..., str]] = {
         balance,
         routers,
         training_rate,
+        benchmark,
         api,
         lessons,
         explorable,

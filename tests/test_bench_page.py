@@ -1,11 +1,14 @@
 """What the benchmark page shows is what is stored: tables by hand, figures by their points."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
 
+from book import benchmarks, filled
 from minimoe.bench import figures, tables
 from minimoe.bench.goals import Goal
 from minimoe.errors import MinimoeError
@@ -93,10 +96,12 @@ def test_choices_are_drawn_and_listed_beside_what_was_taken() -> None:
     marked: list[Any] = [line for line in axis.lines if line.get_marker() in ("o", "s")]
     medians = [line.get_xdata()[0] for line in marked if len(line.get_xdata())]
     assert medians == [2.0, 3.0]
-    lines = tables.choices_table(result, {"how": "it is mine"}).splitlines()
-    assert lines[2:] == ["| **how**: mine | it is mine | other: 2.00 to 3.00 |"]
-    result = {"choices": [record("small", 2.0)]}
-    assert "other: 2.00 |" in tables.choices_table(result, {})
+    lines = tables.choices_table(result, {"how": ("it is mine", 2.0)}).splitlines()
+    assert lines[2:] == ["| **how**: mine | it is mine | other: 2.00 to 3.00 | as expected |"]
+    less = tables.choices_table(result, {"how": ("it is mine", 2.5)})
+    assert "other: 2.00 to 3.00 | less than expected |" in less
+    result = {"choices": [record("small", 0.9)]}
+    assert "other: 0.90 | not everywhere |" in tables.choices_table(result, {})
     plt.close("all")
 
 
@@ -131,6 +136,96 @@ def test_tables_by_hand(result: Any) -> None:
     decoded = {"rows": [{"implementation": "loop", "tokens_per_second": {"median": 1234.5},
                          "seconds_per_token": {"median": 0.0008}, "to_dense": {"median": 2.0}}]}  # fmt: skip
     assert tables.decode_table(decoded).splitlines()[2] == "| loop | 1,234 | 0.80 | 2.00 |"
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(benchmarks, "FIGURES", tmp_path / "figures")
+    return tmp_path / "figures"
+
+
+def test_the_page_is_made_of_the_stored_results(drawn: Path) -> None:
+    page = (benchmarks.ROOT / "book" / "benchmarks.md").read_text()
+    marks = re.findall(r"<!-- filled: benchmark (\w+) -->", page)
+    assert set(marks) == set(benchmarks.PARTS) and len(marks) == len(set(marks))
+    shown = filled.fill(page)
+    assert "<!-- filled" not in shown
+    figures_of_page = re.findall(r"```{figure} /_build/figures/(\S+)\n:alt: (.+)\n\n(.+)\n", shown)
+    assert {name for name, _, _ in figures_of_page} == {p.name for p in drawn.iterdir()}
+    assert len(figures_of_page) == 4
+    for name, alt, caption in figures_of_page:
+        assert (drawn / name).read_text().startswith("<?xml")
+        assert re.search(r"\d", alt) and caption.endswith(".")
+    result = benchmarks.stored("cpu.json")
+    for goal in result["goals"]:
+        assert goal["goal"] in shown
+    assert result["command"] in shown and result["hardware"] in shown
+
+
+def test_no_number_stands_in_the_page_itself() -> None:
+    """Sizes that are chosen may; what is measured has a point or a unit, and comes from a file."""
+    page = (benchmarks.ROOT / "book" / "benchmarks.md").read_text()
+    assert not re.findall(
+        r"\d+[.,]\d+ ?(?:ms|×|%|times)|\d+ (?:ms|%|TFLOP|GFLOP|tokens a second)", page
+    )
+
+
+def test_the_verdict_by_hand() -> None:
+    goals = [
+        Goal("a", 1.0, 1.1),
+        Goal("b", 2.0, 1.9, at_most=False),
+        Goal("c", 1.0, 0.5),
+        Goal("d", 1.0, None),
+    ]
+    said = benchmarks.verdict({"goals": [goal.record() for goal in goals]})
+    assert said == "Of 3 goals that apply here, 1 are met. Missed by 10 %: a. Missed by 5 %: b."
+
+
+def test_ways_that_beat_what_was_taken_are_named() -> None:
+    def record(q3: float) -> dict[str, Any]:
+        row = {"way": "other", "to_taken": {"median": 0.9, "q3": q3}}
+        return {"question": "how", "size": "small", "rows": [row]}
+
+    assert "than the one taken in" in benchmarks.beaten({"choices": [record(1.01)]})
+    assert "other (how, small: 0.90)." in benchmarks.beaten({"choices": [record(0.99)]})
+
+
+def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    shown = benchmarks.gpu()
+    assert "No result of a GPU is stored yet" in shown and "figure" not in shown
+    assert "| Mixtral, T = 1, time of a replayed graph | ≤ 230 us | not measured |" in shown
+    cases = [
+        case(work, row("triton", 2.0, saved=1), row("dense", 1.0, saved=1), name="Qwen3", tokens=8192, threads=None)
+        for work in ("forward", "forward+backward")
+    ]  # fmt: skip
+    result = {
+        "device": "cuda", "hardware": "NVIDIA H200", "torch": "2", "date": "today", "command": "the command",
+        "cases": cases, "goals": [Goal("rate", 520, 500, False, "TFLOP/s").record()],
+    }  # fmt: skip
+    (tmp_path / "gpu.json").write_text(json.dumps(result))
+    shown = benchmarks.gpu()
+    assert "NVIDIA H200, torch 2, today. Made by `the command`." in shown
+    assert "| rate | ≥ 520 TFLOP/s | 500 TFLOP/s | 0.96 | missed |" in shown
+    assert "Missed by 4 %: rate." in shown
+    assert {p.name for p in drawn.iterdir()} == {"gpu_forward.svg", "gpu_both.svg"}
+    assert "Qwen3, 8192 tokens: triton 0.5, dense 1." in shown
+    assert shown.count(":::{dropdown}") == 2
+
+
+def test_a_part_or_a_result_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="no part 'weather'; there are ran_on"):
+        benchmarks.benchmark("weather")
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"cpu\.json is missing"):
+        benchmarks.goals()
 
 
 def test_results_that_are_missing_or_broken(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minimoe.bench.hardware import environment
+from minimoe.bench.hardware import environment, load_average
 from minimoe.bench.report import heading
 from minimoe.bench.timing import (
     Setup,
@@ -88,6 +88,7 @@ def bench_decode(
             for n, v in seconds.items()
         ],
     }
+    result["load_average_after"] = load_average()
     print(table(result))
     return result
 

@@ -66,24 +66,41 @@ def case_markdown(case: Result) -> str:
     return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
 
 
-def choices_table(result: Result, expected: dict[str, str]) -> str:
-    """Every choice: the way taken, what was expected of it, and the others' times over its own, least to most."""
+def ways_not_taken(result: Result, question: str) -> dict[str, list[float]]:
+    """The times of the other ways over that of the way taken, for each size."""
+    ratios: dict[str, list[float]] = {}
+    for record in result["choices"]:
+        for row in record["rows"]:
+            if record["question"] == question and row["way"] != record["taken"]:
+                ratios.setdefault(row["way"], []).append(row["to_taken"]["median"])
+    return ratios
+
+
+def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str:
+    """Every choice: the way taken, what was expected, the others' times over its own, and whether it came so.
+
+    Args:
+        expected: by question in words, and the least ratio that the words promise.
+    """
     rows: list[tuple[str, ...]] = []
     for question in dict.fromkeys(c["question"] for c in result["choices"]):
         records = [c for c in result["choices"] if c["question"] == question]
         taken = ", ".join(dict.fromkeys(c["taken"] for c in records))
-        ratios: dict[str, list[float]] = {}
-        for record in records:
-            for row in record["rows"]:
-                if row["way"] != record["taken"]:
-                    ratios.setdefault(row["way"], []).append(row["to_taken"]["median"])
-        measured = "; ".join(f"{way}: {_range(values)}" for way, values in ratios.items())
-        rows.append((f"**{question}**: {taken}", expected.get(question, ""), measured))
-    lines = ["what | expected | measured", "--- | --- | ---", *(" | ".join(row) for row in rows)]
+        ratios = ways_not_taken(result, question)
+        measured = "; ".join(f"{way}: {span(values)}" for way, values in ratios.items())
+        words, least = expected.get(question, ("", 1.0))
+        every = [value for values in ratios.values() for value in values]
+        outcome = "as expected"
+        if min(every) < least:
+            outcome = "less than expected" if min(every) >= 1 else "not everywhere"
+        rows.append((f"**{question}**: {taken}", words, measured, outcome))
+    heads = ("what: the way taken", "expected", "measured, time of the others over it", "outcome")
+    lines = [" | ".join(heads), " | ".join(["---"] * 4), *(" | ".join(row) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _range(values: Sequence[float]) -> str:
+def span(values: Sequence[float]) -> str:
+    """Lowest to highest."""
     low, high = f"{min(values):.2f}", f"{max(values):.2f}"
     return low if low == high else f"{low} to {high}"
 
