@@ -133,8 +133,9 @@ export default explorable(({ data, stage, width }) => {
     const logged = chosen.log ? chosen.log.steps.map((s, i) => [s, chosen.log.max_vio[layer.value][i]]) : [];
     state.log = logged.filter(([s]) => s <= state.limit);
     drawn = still(state, width);
+    const share = step.value / Number(step.input.max); // of the training that is shown
     step.input.max = state.frames.length - 1;
-    step.set(Math.min(step.value, state.frames.length - 1));
+    step.set(Math.round(share * (state.frames.length - 1)));
     about.textContent = chosen.about;
     numbers.set(
       Array.from({ length: 10 }, (_, i) => {
