@@ -59,3 +59,49 @@ def wrong_unknown(gate_up, down):
     """says: None of the common mistakes"""
     wide, narrow = right_side_by_side(gate_up, down)
     return wide, narrow.flip(1)
+
+
+def right_the_scale_on_the_ups(gate_up, down):
+    gates, ups = gate_up.chunk(2, dim=1)
+    e, d, f = down.shape
+    wide = torch.cat([gates.reshape(e * f, d), ups.reshape(e * f, d) / e])
+    return wide, torch.einsum("edf->def", down).reshape(d, e * f)
+
+
+def right_unit_by_unit(gate_up, down):
+    e, d, f = down.shape
+    rows = gate_up.view(e, 2, f, d).permute(1, 2, 0, 3).reshape(2 * f * e, d)
+    return rows.double(), (down.double() / e).permute(1, 2, 0).reshape(d, f * e)
+
+
+def wrong_units_out_of_step(gate_up, down):
+    """says: meet other units' columns"""
+    gates, ups = gate_up.chunk(2, dim=1)
+    return torch.cat([*gates, *ups]), down.permute(1, 2, 0).reshape(down.shape[1], -1) / len(down)
+
+
+def wrong_halves_out_of_step(gate_up, down):
+    """says: gates meet the ups of other units"""
+    gates, ups = gate_up.chunk(2, dim=1)
+    d = gate_up.shape[2]
+    wide = torch.cat([gates.reshape(-1, d), ups.permute(1, 0, 2).reshape(-1, d)])
+    return wide, torch.cat(list(down), dim=1) / len(down)
+
+
+def wrong_root(gate_up, down):
+    """says: divided by √E"""
+    gates, ups = gate_up.chunk(2, dim=1)
+    return torch.cat([*gates, *ups]), torch.cat(list(down), dim=1) / len(down) ** 0.5
+
+
+def wrong_width(gate_up, down):
+    """says: divided by the width F"""
+    gates, ups = gate_up.chunk(2, dim=1)
+    return torch.cat([*gates, *ups]), torch.cat(list(down), dim=1) / down.shape[2]
+
+
+def wrong_first_expert_repeated(gate_up, down):
+    """says: None of the common mistakes"""
+    gate, up = gate_up[0].chunk(2)
+    n = len(down)
+    return torch.cat([gate] * n + [up] * n), torch.cat([down[0]] * n, dim=1) / n

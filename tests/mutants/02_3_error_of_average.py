@@ -61,7 +61,72 @@ def wrong_not_reduced(members, target):
     )
 
 
-def wrong_unknown(members, target):
+def right_from_pairs(members, target):
+    average = members.mean(0)
+    pairs = (members[:, None] - members[None]).square().mean() / 2
+    return ((average - target) ** 2).mean(), ((members - target) ** 2).mean(), pairs
+
+
+def right_python_numbers(members, target):
+    average = sum(members) / len(members)
+    error = [float((m - target).pow(2).mean()) for m in members]
+    first = float((average - target).pow(2).mean())
+    return [first, sum(error) / len(error), sum(error) / len(error) - first]
+
+
+def wrong_as_in_the_lesson(members, target):
+    """says: as the lesson does for one-hot characters"""
+    average = members.mean(dim=0)
+    return (
+        (average - target).square().sum(-1).mean(),
+        (members - target).square().sum(-1).mean(),
+        (members - average).square().sum(-1).mean(),
+    )
+
+
+def wrong_order_of_the_equation(members, target):
+    """says: in another order"""
+    first, second, third = right_from_pairs(members, target)
+    return second, third, first
+
+
+def wrong_from_one_mean(members, target):
+    """says: one mean of all numbers"""
+    first, second, _ = right_from_pairs(members, target)
+    return first, second, members.var(unbiased=False)
+
+
+def wrong_negative(members, target):
+    """says: the minus stands in equation (3)"""
+    first, second, _ = right_from_pairs(members, target)
+    return first, second, first - second
+
+
+def wrong_between_members(members, target):
+    """says: twice as large"""
+    first, second, _ = right_from_pairs(members, target)
+    return first, second, (members[:, None] - members[None]).square().mean()
+
+
+def wrong_members_added(members, target):
+    """says: 1/E in front of both"""
+    first, second, third = right_from_pairs(members, target)
+    return first, len(members) * second, len(members) * third
+
+
+def wrong_standard_deviation(members, target):
+    """says: standard deviation"""
+    first, second, _ = right_from_pairs(members, target)
+    return first, second, members.std(0, unbiased=False).mean()
+
+
+def wrong_average_error_twice(members, target):
+    """says: Average the members first"""
+    _, second, third = right_from_pairs(members, target)
+    return second, second, third
+
+
+def wrong_median(members, target):
     """says: None of the common mistakes"""
-    a, b, c = right_three_means(members, target)
-    return a, b, 2 * c
+    _, second, third = right_from_pairs(members, target)
+    return (members.median(0).values - target).square().mean(), second, third

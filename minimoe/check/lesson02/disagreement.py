@@ -102,7 +102,71 @@ def over_examples(members: Tensor, target: Tensor) -> Three:
     )
 
 
-SUSPECTS = (unbiased, swapped, from_target, root, absolute, summed, over_examples)
+@suspect("02 §2")
+def summed_over_outputs(members: Tensor, target: Tensor) -> Three:
+    """The squares are added over the last dimension before the mean, as the lesson does for one-hot characters. Here
+    each term is a mean over all entries."""
+    average, error, disagreement = reference(members, target)
+    v = target.shape[-1]
+    return average * v, error * v, disagreement * v
+
+
+@suspect("02 §2")
+def other_order(members: Tensor, target: Tensor) -> Three:
+    """The numbers are right and in another order: first the error of the average, then the average error, then the
+    disagreement."""
+    average, error, disagreement = reference(members, target)
+    return error, disagreement, average
+
+
+@suspect("02 §2")
+def from_one_mean(members: Tensor, target: Tensor) -> Three:
+    """The disagreement is measured from one mean of all numbers. Members disagree entry by entry: measure from their
+    average, [T, V]."""
+    average, error, _ = reference(members, target)
+    return average, error, (members.double() - members.double().mean()).square().mean()
+
+
+@suspect("02 §2")
+def negative(members: Tensor, target: Tensor) -> Three:
+    """The disagreement is negative. It is a mean of squares; the minus stands in equation (3)."""
+    average, error, disagreement = reference(members, target)
+    return average, error, -disagreement
+
+
+@suspect("02 §2")
+def of_pairs(members: Tensor, target: Tensor) -> Three:
+    """The disagreement is twice as large as it should be, as the mean square between two members is. Measure from the
+    average, not from one another."""
+    average, error, disagreement = reference(members, target)
+    return average, error, 2 * disagreement
+
+
+@suspect("02 §2")
+def added_members(members: Tensor, target: Tensor) -> Three:
+    """The members' terms are added. Equation (3) has 1/E in front of both."""
+    average, error, disagreement = reference(members, target)
+    return average, error * len(members), disagreement * len(members)
+
+
+@suspect("02 §2")
+def standard_deviation(members: Tensor, target: Tensor) -> Three:
+    """The disagreement is a standard deviation. Equation (3) has its square, the variance over members."""
+    average, error, _ = reference(members, target)
+    return average, error, members.double().std(0, correction=0).mean()
+
+
+@suspect("02 §2")
+def average_error_twice(members: Tensor, target: Tensor) -> Three:
+    """The first is the average error as well. Average the members first, and then take the error."""
+    _, error, disagreement = reference(members, target)
+    return error, error, disagreement
+
+
+SUSPECTS = (
+    unbiased, swapped, from_target, root, absolute, summed, over_examples, summed_over_outputs, other_order,
+    from_one_mean, negative, of_pairs, added_members, standard_deviation, average_error_twice,
+)  # fmt: skip
 
 
 @checks(TASK)

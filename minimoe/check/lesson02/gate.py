@@ -81,7 +81,71 @@ def sigmoid_gate(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
     return w * (1 - w) * inner(f, slope)
 
 
-SUSPECTS = (not_compared, plain_mean, no_weight, turned_round, squared_weight, sigmoid_gate)
+@suspect("02 §3")
+def over_batch(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """The mean that is taken off runs over the whole batch. Every token has a mixture of its own: sum over the experts,
+    dim=-1, with keepdim=True."""
+    w, g = z.softmax(-1), inner(f, slope)
+    return w * (g - (w * g).sum())
+
+
+@suspect("02 §3")
+def over_tokens(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """The softmax runs over the tokens. Each token shares out its own weights among the experts: dim=-1."""
+    w = z.softmax(0)
+    return w * inner(f - weigh(w, f), slope)
+
+
+@suspect("02 §3")
+def unweighted_sum(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """What is taken off is a plain sum over the experts. It is the mixture, in which each counts with its weight."""
+    return z.softmax(-1) * inner(f - f.sum(0), slope)
+
+
+@suspect("02 §3")
+def by_the_weights(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """This is the gradient by the weights, ∂L/∂w. Asked for is ∂L/∂z, through the softmax."""
+    return inner(f, slope)
+
+
+@suspect("02 §3")
+def no_softmax(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """The logits are taken for weights. The weights are softmax(z)."""
+    return z * inner(f - weigh(z, f), slope)
+
+
+@suspect("02 §3")
+def mean_over_outputs(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """The inner product is a mean over the D numbers. ⟨a, b⟩ is a sum."""
+    w = z.softmax(-1)
+    return w * inner(f - weigh(w, f), slope) / f.shape[-1]
+
+
+@suspect("02 §3")
+def mean_over_tokens(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """Right, and then divided by the number of tokens. ∂L/∂y is what the loss says already; no mean is left to take."""
+    w = z.softmax(-1)
+    return w * inner(f - weigh(w, f), slope) / max(len(z), 1)
+
+
+@suspect("02 §3")
+def mixture_added(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """The mixture is added to f where it is to be taken off: f − y."""
+    w = z.softmax(-1)
+    return w * inner(f + weigh(w, f), slope)
+
+
+@suspect("02 §3")
+def weighed_twice(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
+    """Inside the bracket stands w·f. The comparison is of f itself with the mixture; w stands in front."""
+    w = z.softmax(-1)
+    return w * (w * inner(f, slope) - inner(weigh(w, f).expand_as(f), slope))
+
+
+SUSPECTS = (
+    not_compared, plain_mean, no_weight, turned_round, squared_weight, sigmoid_gate, over_batch, over_tokens,
+    unweighted_sum, by_the_weights, no_softmax, mean_over_outputs, mean_over_tokens, mixture_added, weighed_twice,
+)  # fmt: skip
 
 
 @checks(TASK)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.forms import draw, expect_tensor
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -102,7 +103,61 @@ def heaviest(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
     return weigh(w * top, outputs(x, gate_up, down))
 
 
-SUSPECTS = (averaged, added, divided, normalised, softmaxed, swapped, weighed_first, heaviest)
+@suspect("02 §1")
+def last_alone(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """Only the last expert is left: y = ... in the loop forgets those before. Add up: y = y + ..."""
+    return w[:, -1:] * outputs(x, gate_up, down)[-1]
+
+
+@suspect("02 §1")
+def read_across(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """w is reshaped from [T, E] to [E, T], so that tokens get one another's weights. Transpose it: w.T."""
+    return weigh(w.reshape(w.T.shape).T, outputs(x, gate_up, down))
+
+
+@suspect("02 §1")
+def one_set_of_weights(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """The weights are averaged over the batch, so that all tokens have the same. Then the mixture is one wide MLP."""
+    return weigh(w.mean(0, keepdim=True).expand_as(w), outputs(x, gate_up, down))
+
+
+@suspect("02 §1")
+def softmax_over_tokens(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """A softmax is taken of w, over the tokens. They are weights already, not logits."""
+    return weigh(w.softmax(0), outputs(x, gate_up, down))
+
+
+@suspect("02 §1")
+def alternate_rows(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """Gate and other half are taken from alternate rows, [::2] and [1::2]. Here each is a block: rows [:F], rows [F:]."""
+    rows = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], dim=1)
+    return weigh(w, outputs(x, rows, down))
+
+
+@suspect("01 §1")
+def gate_alone(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """Rows [F:] are not used: silu of the gate is to be multiplied by the other half, entry by entry."""
+    gate = torch.einsum("td,efd->etf", x, gate_up).chunk(2, dim=-1)[0]
+    return weigh(w, torch.einsum("etf,edf->etd", F.silu(gate), down))
+
+
+@suspect("01 §1")
+def with_residual(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """x is added to the result. The residual belongs to the transformer around the layer, not to the layer."""
+    return x + weigh(w, outputs(x, gate_up, down))
+
+
+@suspect("02 §1")
+def mixed_parameters(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
+    """The experts' parameters are mixed, and one MLP runs. An expert is not linear in them: mix the outputs."""
+    gate, up = torch.einsum("te,efd,td->tf", w, gate_up, x).chunk(2, dim=-1)
+    return torch.einsum("te,edf,tf->td", w, down, F.silu(gate) * up)
+
+
+SUSPECTS = (
+    averaged, added, divided, normalised, softmaxed, swapped, weighed_first, heaviest, last_alone, read_across,
+    one_set_of_weights, softmax_over_tokens, alternate_rows, gate_alone, with_residual, mixed_parameters,
+)  # fmt: skip
 
 
 @checks(TASK)
@@ -121,6 +176,8 @@ def dense_mixture(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) 
     def view(value: Any, c: Case) -> Tensor:
         return expect_tensor(value, "the output", c["x"].shape).detach().float()
 
-    return judge(
+    tried = judge(
         function, reference, cases, SUSPECTS, view=view, reread="02 §1", row="token", tolerance=1e-4
     )
+    expect_gradients(function, reference, cases[0], ("w", "x", "gate_up"), reread="02 §3")
+    return f"{tried}, and gradients"

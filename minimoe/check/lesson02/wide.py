@@ -88,8 +88,40 @@ def ups_first(gate_up: Tensor, down: Tensor) -> Pair:
     return torch.cat([*ups, *gates]), reference(gate_up, down)[1]
 
 
+@suspect("02 §1")
+def unit_by_unit(gate_up: Tensor, down: Tensor) -> Pair:
+    """The columns of down stand unit by unit, the rows of gate_up expert by expert, so that units meet other units'
+    columns. Both in one order: for [E, D, F] that is permute(1, 0, 2)."""
+    return reference(gate_up, down)[0], down.permute(1, 2, 0).flatten(1) / len(down)
+
+
+@suspect("02 §1")
+def halves_out_of_step(gate_up: Tensor, down: Tensor) -> Pair:
+    """Gates stand expert by expert and ups unit by unit, so that gates meet the ups of other units. Both halves in one
+    order."""
+    gates, ups = gate_up.chunk(2, dim=1)
+    return torch.cat([gates.flatten(0, 1), ups.transpose(0, 1).flatten(0, 1)]), reference(
+        gate_up, down
+    )[1]
+
+
+@suspect("02 §1")
+def by_the_root(gate_up: Tensor, down: Tensor) -> Pair:
+    """The outputs are divided by √E. An average divides by E."""
+    wide, narrow = reference(gate_up, down)
+    return wide, narrow * len(down) ** 0.5
+
+
+@suspect("02 §1")
+def by_the_width(gate_up: Tensor, down: Tensor) -> Pair:
+    """The outputs are divided by the width F. The average is over the E experts."""
+    wide, narrow = reference(gate_up, down)
+    return wide, narrow * len(down) / down.shape[2]
+
+
 SUSPECTS = (
     a_sum, expert_by_expert, reshaped, scaled_twice, scaled_inside, averaged_weights, ups_first,
+    unit_by_unit, halves_out_of_step, by_the_root, by_the_width,
 )  # fmt: skip
 
 
