@@ -49,7 +49,7 @@ function still(state, width) {
   const top = curve(experts);
   const high = Math.max(1, Math.ceil(Math.max(...frames.map((f) => f.maxVio), ...log.map(([, v]) => v))));
   const y = (value) => top + CURVE * (1 - value / high);
-  parts.push(h("text", { x: x(0), y: top - 8, class: "mm-quiet" }, "MaxVio"));
+  parts.push(h("text", { x: 0, y: top - 8, class: "mm-quiet" }, "MaxVio"));
   for (const tick of [0, high]) {
     parts.push(h("line", { x1: x(0), x2: x(limit), y1: y(tick), y2: y(tick), class: tick ? "mm-grid" : "mm-axis" }));
     parts.push(h("text", { x: GUTTER - 8, y: y(tick) + 4, "text-anchor": "end", class: "mm-quiet" }, String(tick)));
@@ -142,8 +142,8 @@ export default explorable(({ data, stage, width }) => {
         const [low, high] = [(state.limit * i) / 10, (state.limit * (i + 1)) / 10];
         const last = state.frames.filter((f) => f.step > low && f.step <= high).at(-1);
         const batches = state.log.filter(([s]) => s > low && s <= high).map(([, v]) => v);
-        const mean = batches.length ? (sum(batches) / batches.length).toFixed(2) : "";
-        const cells = last ? [last.maxVio.toFixed(2), String(last.busiest + 1), percent(last.share[last.busiest]), last.loss.toFixed(2)] : ["", "", "", ""];
+        const mean = batches.length ? (sum(batches) / batches.length).toFixed(2) : "–";
+        const cells = last ? [last.maxVio.toFixed(2), String(last.busiest + 1), percent(last.share[last.busiest]), last.loss.toFixed(2)] : ["–", "–", "–", "–"];
         return [Math.round(high).toLocaleString("en"), ...cells, mean];
       }),
     );
