@@ -129,7 +129,7 @@ def softmax_over_tokens(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> 
 
 @suspect("02 §1")
 def alternate_rows(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
-    """Gate and other half are taken from alternate rows, [::2] and [1::2]. Here each is a block: rows [:F], rows [F:]."""
+    """The halves are taken from alternate rows, [::2] and [1::2]. Here each is a block: rows [:F], rows [F:]."""
     rows = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], dim=1)
     return weigh(w, outputs(x, rows, down))
 
