@@ -119,7 +119,12 @@ def test_whatever_the_sliders_say_is_a_model_with_the_library_s_numbers() -> Non
         assert (c.hidden_size, c.num_hidden_layers) == (said["D"], said["L"])
         assert c.num_attention_heads == said["heads"]
         assert c.num_experts_per_tok == min(said["K"], said["E"])
-        assert c.head_size == PRESETS[name].head_size
+        published = PRESETS[name]
+        assert c.head_size == published.head_size
+        if types := published.layer_types:
+            assert c.layer_types == tuple(types[i % len(types)] for i in range(said["L"]))
+        if len(published.mlp_only_layers) < published.num_hidden_layers:
+            assert c.mlp_only_layers == tuple(i for i in published.mlp_only_layers if i < said["L"])
         if any(map(c.is_sparse, range(said["L"]))):
             assert (c.num_experts, c.expert_size) == (said["E"], said["F"])
         agree(numbers, c, said["S"])
