@@ -144,7 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
         "bench", help="measure the layer, decoding and training, and print ratios"
     )
     bench.add_argument(
-        "--suite", default="cpu", help="cpu, train, decode, choices, gpu or all (default: cpu, a minute or two)"
+        "--suite", default="cpu",
+        help="cpu (the layer), train, decode, choices (ways of the CPU path that were not taken), gpu (the layer, "
+        "eight minutes) or all that this machine can run (default: cpu, a few minutes)",
     )  # fmt: skip
     bench.add_argument(
         "--train", action="store_const", dest="suite", const="train", help="--suite train"
@@ -154,7 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--rounds", type=int, help="how often each implementation is timed")
     bench.add_argument(
-        "--threads", type=int, help="CPU threads (default: the CPU suite takes 1, then 2)"
+        "--threads",
+        type=int,
+        help="CPU threads (default: cpu takes 1, then 2; choices 1; others as torch is set)",
     )
     bench.add_argument(
         "--peer", action="append", default=[], metavar="NAME=PATH",

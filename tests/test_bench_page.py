@@ -122,8 +122,8 @@ def test_rates_of_a_gpu_are_drawn_over_tokens_with_floor_and_goal() -> None:
 
 def test_tables_by_hand(result: Any) -> None:
     lines = tables.goals_table(result).splitlines()
-    assert lines[2] == "| a (worst) | ≤ 1.15 | 1.2 | 1.04 | missed |"
-    assert lines[3] == "| b | ≥ 520 TFLOP/s | not measured |  |  |"
+    assert lines[2] == "| a (worst) | ≤\N{NO-BREAK SPACE}1.15 | 1.2 | 1.04 | missed |"
+    assert lines[3] == "| b | ≥\N{NO-BREAK SPACE}520 TFLOP/s | not measured |  |  |"
     lines = tables.case_markdown(result["cases"][0]).splitlines()
     assert lines[2] == "| dense | 2 s | 2.00 | 1.000 | 3.0 MB | 3.0 MB |"
     assert [line.split(" |")[0] for line in lines[2:]] == [
@@ -199,7 +199,10 @@ def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
     monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
     shown = benchmarks.gpu()
     assert "No result of a GPU is stored yet" in shown and "figure" not in shown
-    assert "| Mixtral, T = 1, time of a replayed graph | ≤ 230 us | not measured |" in shown
+    assert (
+        "| Mixtral, T = 1, time of a replayed graph | ≤\N{NO-BREAK SPACE}230 us | not measured |"
+        in shown
+    )
     cases = [
         case(work, row("triton", 2.0, saved=1), row("dense", 1.0, saved=1), name="Qwen3", tokens=8192, threads=None)
         for work in ("forward", "forward+backward")
@@ -211,7 +214,7 @@ def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
     (tmp_path / "gpu.json").write_text(json.dumps(result))
     shown = benchmarks.gpu()
     assert "NVIDIA H200, torch 2, today. Made by `the command`." in shown
-    assert "| rate | ≥ 520 TFLOP/s | 500 TFLOP/s | 0.96 | missed |" in shown
+    assert "| rate | ≥\N{NO-BREAK SPACE}520 TFLOP/s | 500 TFLOP/s | 0.96 | missed |" in shown
     assert "Missed by 4 %: rate." in shown
     assert {p.name for p in drawn.iterdir()} == {"gpu_forward.svg", "gpu_both.svg"}
     assert "Qwen3, 8192 tokens: triton 0.5, dense 1." in shown

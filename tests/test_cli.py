@@ -264,7 +264,8 @@ def test_bench_writes_its_json_or_says_why_not(
     )
     path = tmp_path / "a" / "bench.json"
     assert main(["bench", "--train", "--json", str(path), "--rounds", "2"]) == 0
-    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2}
+    command = "python -m minimoe bench --suite train --rounds 2"
+    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2, "command": command}
     (tmp_path / "file").write_text("in the way")
     line = one_line(capsys, main(["bench", "--train", "--json", str(tmp_path / "file" / "x.json")]))
     assert "cannot be written" in line

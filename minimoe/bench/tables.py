@@ -46,7 +46,8 @@ def goals_table(result: Result) -> str:
         if goal["measured"] is not None:
             measured, ratio = f"{goal['measured']:.3g}{unit}", f"{goal['ratio']:.2f}"
         verdict = {True: "met", False: "missed", None: ""}[goal["met"]]
-        rows.append((goal["goal"] + note, f"{sign} {goal['limit']:g}{unit}", measured, ratio, verdict))  # fmt: skip
+        aim = f"{sign}\N{NO-BREAK SPACE}{goal['limit']:g}{unit}"
+        rows.append((goal["goal"] + note, aim, measured, ratio, verdict))
     return markdown_table(("what", "goal", "measured", "ratio", ""), rows)
 
 
