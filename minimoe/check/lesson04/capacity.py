@@ -97,16 +97,82 @@ def dropped(expert: Tensor, num_experts: int, factor: float) -> Tensor:
     return ~reference(expert, num_experts, factor)
 
 
+@suspect("04 §4")
+def rounded_to_nearest(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """The places are rounded to the nearest whole number. Round up, ⌈ ⌉: nobody is dropped for half a place."""
+    return places(expert, num_experts) < round(factor * len(expert) / num_experts)
+
+
+@suspect("04 §4")
+def one_more(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """int() + 1 is not rounding up: where factor · T/E is a whole number it gives one place too many. math.ceil does
+    not."""
+    return places(expert, num_experts) < int(factor * len(expert) / num_experts) + 1
+
+
+@suspect("04 §4")
+def rounded_before(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """You round T/E up and then multiply by the factor. Round once, at the end: ⌈factor · T / E⌉."""
+    return places(expert, num_experts) < factor * -(-len(expert) // num_experts)
+
+
+@suspect("04 §4")
+def one_at_least(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """The places are rounded down, with 1 as the least. Round up, ⌈factor · T / E⌉; then one token finds its place by
+    itself."""
+    return places(expert, num_experts) < max(1, int(factor * len(expert) / num_experts))
+
+
+@suspect("04 §4")
+def all_of_the_busy(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """A busy expert drops all its tokens. It serves as many as it has places, the first to come."""
+    room = capacity(len(expert), num_experts, factor)
+    return torch.bincount(expert, minlength=num_experts)[expert] <= room
+
+
+@suspect("04 §4")
+def nobody_waits(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """Every token is the first in its queue: the cumulative sum runs along the experts, dim=1. Tokens arrive along
+    dim=0."""
+    return torch.full_like(expert, capacity(len(expert), num_experts, factor)) > 0
+
+
+@suspect("04 §4")
+def places_shared(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """There are E·C places for all. Every expert has C of its own, and they do not help another."""
+    return torch.arange(len(expert)) < num_experts * capacity(len(expert), num_experts, factor)
+
+
+@suspect("04 §4")
+def topk_of_mask(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """As many tokens are kept as there are places, and not the first: topk of a mask of zeros and ones takes any of the
+    ones. A cumulative sum keeps the order."""
+    mask = torch.nn.functional.one_hot(expert, num_experts).float()
+    room = min(capacity(len(expert), num_experts, factor), len(expert))
+    return (torch.zeros_like(mask).scatter(0, mask.topk(room, dim=0).indices, 1.0) * mask).sum(
+        1
+    ) > 0
+
+
+@suspect("04 §4")
+def experts_seen(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """The places are shared among the experts that were chosen. E is the number of all: an idle expert's places stay
+    empty."""
+    seen = max(1, len(expert.unique()))
+    return places(expert, num_experts) < capacity(len(expert), seen, factor)
+
+
+@suspect("04 §4")
+def in_order_of_experts(expert: Tensor, num_experts: int, factor: float) -> Tensor:
+    """The experts are sorted first, and the answer is left in that order. kept[t] is of the t-th token that arrived."""
+    return reference(expert.sort().values, num_experts, factor)
+
+
 SUSPECTS = (
-    rounded_down,
-    one_too_many,
-    one_too_few,
-    last_served,
-    one_queue,
-    no_division,
-    no_factor,
-    dropped,
-)
+    rounded_before, rounded_down, one_too_many, one_too_few, last_served, one_queue, no_division, no_factor, dropped,
+    rounded_to_nearest, one_more, one_at_least, all_of_the_busy, nobody_waits, places_shared, topk_of_mask,
+    experts_seen, in_order_of_experts,
+)  # fmt: skip
 
 
 @checks(TASK)
@@ -117,9 +183,13 @@ def kept_tokens(function: Callable[[Tensor, int, float], Tensor]) -> str:
     for i, (t, e, factor) in enumerate(sizes):
         skewed = torch.randint(e, (2, t), generator=torch.Generator().manual_seed(i)).amin(0)
         cases.append(case(expert=skewed, num_experts=e, factor=factor))
+    # ⌈2 · 9/4⌉ = 5 is less than 2 · ⌈9/4⌉ = 6
+    busy = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 3])
+    cases.append(case(expert=busy, num_experts=4, factor=2.0))
+    cases.append(case("nobody chose the last two", expert=busy % 2, num_experts=4, factor=1.5))
     cases.append(
-        extreme(expert=torch.tensor([2]), num_experts=4, factor=1.0)
-    )  # one token finds a place
+        case("one token finds a place", expert=torch.tensor([2]), num_experts=4, factor=1.0)
+    )
     cases.append(extreme(expert=torch.zeros(0, dtype=torch.int64), num_experts=4, factor=1.0))
 
     def view(value: Any, c: Case) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.forms import draw
+from minimoe.check.lesson04.switch import chosen_only, share, token_by_token, value_and_gradient
 from minimoe.check.lesson04.switch import reference as one_layer
-from minimoe.check.lesson04.switch import share, value_and_gradient
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -86,7 +86,78 @@ def logits_averaged(logits: Tensor, k: int) -> Tensor:
     return torch.stack(losses).mean()
 
 
-SUSPECTS = (constant, pooled, added_layers, times_k, after_choice, logits_averaged)
+def layers(logits: Tensor, loss: Callable[[Tensor, Tensor], Tensor], k: int) -> Tensor:
+    """[L]: a loss of the full softmax and the chosen experts, layer by layer."""
+    return torch.stack([loss(z.softmax(-1), z.topk(k).indices) for z in logits])
+
+
+@suspect("04 What could go wrong")
+def chosen_alone(logits: Tensor, k: int) -> Tensor:
+    """P contains the chosen experts' probabilities only. An expert that is not chosen then cannot be pulled back: P is
+    the mean of the full softmax."""
+    return layers(logits, chosen_only.variant, k).mean()
+
+
+@suspect("04 §3")
+def by_token(logits: Tensor, k: int) -> Tensor:
+    """The product is taken for each token and then averaged. Both means come first: f and P are of the layer."""
+    return layers(logits, token_by_token.variant, k).mean()
+
+
+@suspect("04 §3")
+def no_factor(logits: Tensor, k: int) -> Tensor:
+    """The factor E is missing: even load should give 1, whatever the number of experts."""
+    return reference(logits, k) / logits.shape[-1]
+
+
+@suspect("04 §3")
+def mean_over_experts(logits: Tensor, k: int) -> Tensor:
+    """The products are averaged over the experts. Equation (3) adds them up, and multiplies by E."""
+    return reference(logits, k) / logits.shape[-1] ** 2
+
+
+@suspect("04 What could go wrong")
+def worst_layer(logits: Tensor, k: int) -> Tensor:
+    """This is the loss of the worst layer. Average over the layers, so that all of them are balanced."""
+    return layers(logits, one_layer, k).max()
+
+
+@suspect("04 What could go wrong")
+def first_layer(logits: Tensor, k: int) -> Tensor:
+    """This is the loss of the first layer alone: the others are free to collapse."""
+    return layers(logits, one_layer, k)[0]
+
+
+@suspect("04 What could go wrong")
+def averaged_layers(logits: Tensor, k: int) -> Tensor:
+    """The logits are averaged over the layers, and then there is one loss. Each layer has a choice and a load of its
+    own."""
+    z = logits.mean(0)
+    return one_layer(z.softmax(-1), z.topk(k).indices)
+
+
+@suspect("04 §3")
+def over_tokens(logits: Tensor, k: int) -> Tensor:
+    """The softmax runs over the tokens. dim=-1 is the experts."""
+    return torch.stack([one_layer(z.softmax(0), z.topk(k).indices) for z in logits]).mean()
+
+
+@suspect("04 §3")
+def cut_off(logits: Tensor, k: int) -> Tensor:
+    """The value is right, and there is no gradient: look for .detach(), .item() or no_grad."""
+    return reference(logits, k).detach()
+
+
+@suspect("04 §3")
+def no_softmax(logits: Tensor, k: int) -> Tensor:
+    """P is the mean of the logits. It is the mean of their softmax."""
+    return torch.stack([one_layer(z, z.topk(k).indices) for z in logits]).mean()
+
+
+SUSPECTS = (
+    constant, pooled, added_layers, times_k, after_choice, logits_averaged, chosen_alone, by_token, no_factor,
+    mean_over_experts, worst_layer, first_layer, averaged_layers, over_tokens, cut_off, no_softmax,
+)  # fmt: skip
 
 
 @checks(TASK)

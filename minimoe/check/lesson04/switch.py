@@ -102,9 +102,82 @@ def first_choices(p: Tensor, expert: Tensor) -> Tensor:
     return reference(p, expert[:, :1])
 
 
+@suspect("04 §3")
+def own_choice(p: Tensor, expert: Tensor) -> Tensor:
+    """The experts that you are given are not used: you choose anew, the K largest of p. With noise or a bias the router
+    may have chosen others, and those carry the load."""
+    return reference(p, p.topk(expert.shape[1]).indices)
+
+
+@suspect("04 §3")
+def own_first(p: Tensor, expert: Tensor) -> Tensor:
+    """The experts that you are given are not used: you count the largest of p. All K choices of the router are
+    assignments."""
+    return reference(p, p.argmax(-1, keepdim=True))
+
+
+@suspect("04 §3")
+def cut_off(p: Tensor, expert: Tensor) -> Tensor:
+    """The value is right, and there is no gradient: P is cut off from the graph, by .detach(), .data, .item() or
+    no_grad. It is f that has none."""
+    return reference(p, expert).detach()
+
+
+@suspect("04 §3")
+def mean_over_experts(p: Tensor, expert: Tensor) -> Tensor:
+    """The products are averaged over the experts, which divides by E. Equation (3) adds them up and multiplies by E."""
+    return reference(p, expert) / p.shape[1] ** 2
+
+
+@suspect("04 §3")
+def probabilities_added(p: Tensor, expert: Tensor) -> Tensor:
+    """P is a sum over the tokens. It is their mean, so that the loss does not grow with the batch."""
+    return reference(p, expert) * len(p)
+
+
+@suspect("04 §3")
+def counts_added(p: Tensor, expert: Tensor) -> Tensor:
+    """f is a count. It is a share of the T·K assignments, so that the loss does not grow with the batch."""
+    return reference(p, expert) * expert.numel()
+
+
+@suspect("04 §3")
+def softmax_again(p: Tensor, expert: Tensor) -> Tensor:
+    """A softmax is taken of p. It is the softmax already."""
+    return reference(p.softmax(-1), expert)
+
+
+@suspect("04 §4")
+def importance(p: Tensor, expert: Tensor) -> Tensor:
+    """This is the importance loss, equation (5): it evens probabilities and has no counts."""
+    mean = p.mean(0)
+    return mean.var(correction=0) / mean.mean().square()
+
+
+@suspect("04 §3")
+def less_one(p: Tensor, expert: Tensor) -> Tensor:
+    """You take 1 off, so that even load gives 0. Equation (3) leaves it: even load gives 1."""
+    return reference(p, expert) - 1
+
+
+@suspect("04 §3")
+def k_for_e(p: Tensor, expert: Tensor) -> Tensor:
+    """The factor is K. It is E, the number of experts."""
+    return reference(p, expert) * expert.shape[1] / p.shape[1]
+
+
+@suspect("04 §3")
+def soft_counts(p: Tensor, expert: Tensor) -> Tensor:
+    """The value is right, and f has a gradient too. It is a count: nothing flows through it."""
+    chosen = torch.zeros_like(p).scatter(1, expert, 1.0)
+    f = (chosen + p - p.detach()).mean(0) / expert.shape[1]
+    return p.shape[1] * (f * p.mean(0)).sum()
+
+
 SUSPECTS = (
     counts_squared, after_choice, chosen_only, summed_over_k, no_factor, squared_factor, probabilities_squared,
-    token_by_token, first_choices,
+    token_by_token, first_choices, own_choice, own_first, cut_off, mean_over_experts, probabilities_added, counts_added,
+    softmax_again, importance, less_one, k_for_e, soft_counts,
 )  # fmt: skip
 
 
@@ -144,6 +217,10 @@ def switch_loss(function: Callable[[Tensor, Tensor], Tensor]) -> str:
     for i, (t, e, k) in enumerate(sizes):
         p = (2 * draw(i, t, e)).softmax(-1).requires_grad_()
         cases.append(case(p=p, expert=p.detach().topk(k).indices))
+    # what a router with noise or a bias chooses are not the largest p; and an expert may go without
+    p = (2 * draw(5, 12, 6)).softmax(-1).requires_grad_()
+    cases.append(case("chosen with noise", p=p, expert=draw(6, 12, 6).topk(2).indices))
+    cases.append(case("nobody chose the last expert", p=p, expert=draw(7, 12, 5).topk(2).indices))
 
     def view(value: Any, c: Case) -> Tensor:
         return value_and_gradient(value, c["p"])
