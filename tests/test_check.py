@@ -195,6 +195,8 @@ def test_the_place_of_the_largest_difference_is_shown() -> None:
     # what is rounding beside the others is the 0 that the lesson has there
     tiny = torch.tensor([[1.4e-18, -0.0, 0.25, 1e-6]])
     assert difference(tiny, tiny + 0.1) == ("row 0: 0 0 0.25 1.0e-06", "row 0: 0.1 0.1 0.35 0.1")
+    garbage = torch.tensor([1e18, 3.0])
+    assert difference(torch.tensor([8.0, 3.0]), garbage) == ("8 3", "1e+18 0")
     # of a long row the part where they differ, and as many digits as it takes
     long = torch.arange(20.0)
     assert difference(long, long + (long == 15) / 8)[1] == (

@@ -34,9 +34,7 @@ def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, s
         part = f"numbers {start} to {start + SHOWN - 1} of {len(came)}"
         label = f"{label}, {part}" if label else part
         expected, came = expected[start : start + SHOWN], came[start : start + SHOWN]
-    # a number that is only rounding beside the others is shown as the 0 that it stands for
-    size = torch.nan_to_num(torch.cat([expected, came]).abs()).amax()
-    a, b = (v.where(~(v.abs() < 1e-10 * size), 0) for v in (expected, came))
+    a, b = without_rounding(expected), without_rounding(came)
     texts = ("", "")
     for digits in (4, 6, 9):
         texts = numbers(a, digits), numbers(b, digits)
@@ -44,6 +42,12 @@ def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, s
             break
     label += ": " if label else ""
     return label + texts[0], label + texts[1]
+
+
+def without_rounding(values: Tensor) -> Tensor:
+    """Numbers of which those that are only rounding, alone or beside the others, are the 0 that they stand for."""
+    largest = torch.nan_to_num(values.abs()).amax()
+    return values.where(~(values.abs() < torch.clamp(1e-10 * largest, min=1e-12)), 0)
 
 
 def gap(expected: Tensor, came: Tensor) -> Tensor:
