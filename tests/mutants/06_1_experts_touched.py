@@ -76,3 +76,35 @@ def wrong_returns_nothing(share, tokens):
 def wrong_off_by_one(share, tokens):
     """says: None of the common mistakes"""
     return (1 - (1 - share) ** (tokens + 1)).sum()
+
+
+def right_token_by_token(share, tokens):
+    touched = torch.zeros(len(share), dtype=torch.float64)
+    for _ in range(tokens):
+        touched = touched + (1 - touched) * share
+    return touched.sum().item()
+
+
+def wrong_poisson(share, tokens):
+    """says: holds for small q only"""
+    return (1 - torch.exp(-share * tokens)).sum()
+
+
+def wrong_any(share, tokens):
+    """says: any of them is touched"""
+    return 1 - torch.prod((1 - share) ** tokens)
+
+
+def wrong_all_visits(share, tokens):
+    """says: all the assignments"""
+    return share.sum() * tokens
+
+
+def wrong_one_token_less(share, tokens):
+    """says: The exponent is T − 1"""
+    return (1 - (1 - share) ** (tokens - 1)).sum()
+
+
+def wrong_rounded(share, tokens):
+    """says: need not be a whole one"""
+    return round(float((1 - (1 - share) ** tokens).sum()))

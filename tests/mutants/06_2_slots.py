@@ -115,5 +115,82 @@ def wrong_mask(expert, num_experts, capacity):
 
 
 def wrong_last_come_first_served(expert, num_experts, capacity):
-    """says: None of the common mistakes"""
+    """says: you count from the end"""
     return right_by_hand(expert.flip(0), num_experts, capacity).flip(0)
+
+
+def right_count_by_tokens(expert, num_experts, capacity):
+    # a token's experts are K different ones, so that it is enough to count tokens
+    arrived = F.one_hot(expert, num_experts).sum(1).cumsum(0)
+    place = arrived.gather(1, expert) - 1
+    return torch.where(place < capacity, capacity * expert + place, -1)
+
+
+def right_pairs(expert, num_experts, capacity):
+    flat = expert.reshape(-1)
+    place = torch.tril(flat[:, None] == flat, diagonal=-1).sum(1)
+    slot = capacity * flat + place
+    slot[place >= capacity] = -1
+    return slot.reshape(expert.shape)
+
+
+def place_of(expert):
+    flat = expert.reshape(-1)
+    return torch.tril(flat[:, None] == flat, diagonal=-1).sum(1).view(expert.shape)
+
+
+def wrong_from_one_up_to_capacity(expert, num_experts, capacity):
+    """says: the last of an expert is the first of the next"""
+    place = place_of(expert) + 1
+    return torch.where(place <= capacity, capacity * expert + place, -1)
+
+
+def wrong_last_place_empty(expert, num_experts, capacity):
+    """says: The last place of each expert stays empty"""
+    place = place_of(expert)
+    return torch.where(place + 1 < capacity, capacity * expert + place, -1)
+
+
+def wrong_dropped_is_zero(expert, num_experts, capacity):
+    """says: Who finds no place gets slot 0"""
+    place = place_of(expert)
+    return (capacity * expert + place) * (place < capacity)
+
+
+def wrong_cut_at_the_end(expert, num_experts, capacity):
+    """says: at the end they are cut"""
+    return torch.minimum(
+        capacity * expert + place_of(expert), torch.tensor(capacity * num_experts - 1)
+    )
+
+
+def wrong_length_of_stretches(expert, num_experts, capacity):
+    """says: E slots long"""
+    place = place_of(expert)
+    return torch.where(place < capacity, num_experts * expert + place, -1)
+
+
+def wrong_busy_drop_all(expert, num_experts, capacity):
+    """says: It serves the first C"""
+    count = torch.bincount(expert.flatten(), minlength=num_experts)
+    slot = capacity * expert + place_of(expert)
+    return slot.masked_fill(count[expert] > capacity, -1)
+
+
+def wrong_packed(expert, num_experts, capacity):
+    """says: row of equation (10)"""
+    count = torch.bincount(expert.flatten(), minlength=num_experts)
+    place = place_of(expert)
+    offset = torch.cumsum(count, 0) - count
+    return torch.where(place < capacity, offset[expert] + place, -1)
+
+
+def wrong_next_free_expert(expert, num_experts, capacity):
+    """says: None of the common mistakes"""
+    taken, slot = [0] * num_experts, []
+    for e in expert.flatten().tolist():
+        while taken[e] >= capacity and min(taken) < capacity:
+            e = (e + 1) % num_experts
+        slot.append(capacity * e + taken[e] if taken[e] < capacity else -1)
+        taken[e] += 1
+    return torch.tensor(slot, dtype=torch.int64).view(expert.shape)

@@ -94,7 +94,40 @@ def wrong_two_of_three(expert, num_experts):
 
 
 def wrong_descending(expert, num_experts):
-    """says: None of the common mistakes"""
+    """says: the sort is descending"""
     e = expert.flatten()
     order = e.argsort(stable=True, descending=True)
     return order, e.bincount(minlength=num_experts), order.argsort()
+
+
+def right_by_lists(expert, num_experts):
+    flat = expert.flatten().tolist()
+    order = sorted(range(len(flat)), key=lambda n: (flat[n], n))
+    inverse = [0] * len(flat)
+    for row, n in enumerate(order):
+        inverse[n] = row
+    counts = [flat.count(e) for e in range(num_experts)]
+    return [torch.tensor(part, dtype=torch.int64) for part in (order, counts, inverse)]
+
+
+def wrong_remainders(expert, num_experts):
+    """says: stand remainders"""
+    flat = expert.flatten()
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=num_experts)
+    return order % max(1, expert.shape[0]), counts, torch.argsort(order)
+
+
+def wrong_experts_in_order(expert, num_experts):
+    """says: which sort gives first"""
+    flat = expert.flatten()
+    values, order = torch.sort(flat, stable=True)
+    return values, torch.bincount(flat, minlength=num_experts), torch.argsort(order)
+
+
+def wrong_counts_sorted(expert, num_experts):
+    """says: None of the common mistakes"""
+    flat = expert.flatten()
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=num_experts).sort(descending=True).values
+    return order, counts, torch.argsort(order)

@@ -152,3 +152,87 @@ def wrong_shape(x, w, expert, run):
 def wrong_expert_of_the_neighbour(x, w, expert, run):
     """says: None of the common mistakes"""
     return right_scatter_add(x, w, (expert + 1) % run.num_experts, run)
+
+
+def right_where_each_is_wanted(x, w, expert, run):
+    y = torch.zeros(x.shape, dtype=torch.float64)
+    for e in expert.unique().tolist():
+        token, slot = torch.where(expert == e)
+        y = y.index_add(0, token, w[token, slot, None] * run(x[token], e).double())
+    return y.type_as(x)
+
+
+def right_batched_product(x, w, expert, run):
+    order, counts, inverse = plan(expert)
+    out = torch.empty(len(order), x.shape[1])
+    start = 0
+    for e, n in enumerate(counts.tolist()):
+        if n:
+            out[start : start + n] = run(x[order[start : start + n] // w.shape[1]], e).float()
+        start += n
+    results = out[inverse].view(*w.shape, x.shape[1])
+    return torch.bmm(w.unsqueeze(1), results).squeeze(1).to(x.dtype)
+
+
+def results_of(x, expert, run):
+    out = torch.zeros(*expert.shape, x.shape[1])
+    for e in expert.unique().tolist():
+        mine = expert == e
+        out[mine] = run(x[mine.nonzero()[:, 0]], e).float()
+    return out  # [T, K, D]
+
+
+def wrong_weights_detached(x, w, expert, run):
+    """says: nothing can be learnt through w"""
+    return (results_of(x, expert, run) * w.detach()[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_no_grad(x, w, expert, run):
+    """says: nothing can be learnt through"""
+    with torch.no_grad():
+        return (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_weights_rounded(x, w, expert, run):
+    """says: w as it is"""
+    short = w.to(x.dtype).float()
+    return (results_of(x, expert, run) * short[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_experts_in_float32(x, w, expert, run):
+    """says: The experts run in the type of x"""
+    return (results_of(x.float(), expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_plain_mean(x, w, expert, run):
+    """says: mean of the K results"""
+    return results_of(x, expert, run).mean(1).to(x.dtype)
+
+
+def wrong_renormalised(x, w, expert, run):
+    """says: yours are divided by their sum"""
+    w = w / w.sum(-1, keepdim=True)
+    return (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_softmax(x, w, expert, run):
+    """says: A softmax is taken of w"""
+    w = torch.softmax(w, dim=-1)
+    return (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_first_choice(x, w, expert, run):
+    """says: Only the first choice"""
+    return (results_of(x, expert[:, :1], run) * w[:, :1, None]).sum(1).to(x.dtype)
+
+
+def wrong_read_choice_by_choice(x, w, expert, run):
+    """says: you read it as [K, T, D]"""
+    t, k = w.shape
+    results = results_of(x, expert, run).view(k, t, x.shape[1])
+    return (results * w.T[..., None]).sum(0).to(x.dtype)
+
+
+def wrong_residual(x, w, expert, run):
+    """says: x is added to the result"""
+    return x + (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)

@@ -110,3 +110,99 @@ def wrong_unwritten(x, probs, capacity, run):
         t = (expert == e).nonzero()[:capacity, 0]
         y[t] = p[t, None] * run(x[t], e)
     return y
+
+
+def who(probs, capacity):
+    p, expert = probs.max(dim=-1)
+    before = torch.tril(expert[:, None] == expert, diagonal=-1).sum(1)
+    return p[:, None], expert, before
+
+
+def right_token_by_token(x, probs, capacity, run):
+    p, expert, before = who(probs, capacity)
+    rows = [torch.zeros(0, x.shape[1])]
+    for t in range(len(x)):
+        kept = before[t] < capacity
+        rows.append(p[t] * run(x[t : t + 1], int(expert[t])) if kept else torch.zeros_like(x[:1]))
+    return torch.cat(rows)
+
+
+def right_masked_at_the_end(x, probs, capacity, run):
+    p, expert, before = who(probs, capacity)
+    y = torch.zeros(x.shape, dtype=torch.float64)
+    for e in range(probs.shape[1]):
+        token = (expert == e).nonzero()[:, 0]
+        y = y.index_add(0, token, run(x[token], e).double())
+    return y * p * (before < capacity)[:, None]
+
+
+def wrong_probability_detached(x, probs, capacity, run):
+    """says: nothing can be learnt through probs"""
+    return right_masked_at_the_end(x, probs.detach(), capacity, run)
+
+
+def wrong_residual_inside(x, probs, capacity, run):
+    """says: The token is added inside the layer"""
+    return right_token_by_token(x, probs, capacity, run) + x
+
+
+def wrong_dropped_is_cancelled(x, probs, capacity, run):
+    """says: A dropped token gives −x"""
+    kept = who(probs, capacity)[2] < capacity
+    return torch.where(kept[:, None], right_token_by_token(x, probs, capacity, run), -x)
+
+
+def wrong_one_too_few(x, probs, capacity, run):
+    """says: one token too few"""
+    return right_token_by_token(x, probs, capacity - 1, run)
+
+
+def wrong_count_along_the_experts(x, probs, capacity, run):
+    """says: The count runs along the experts"""
+    return right_token_by_token(x, probs, len(x) if capacity else 0, run)
+
+
+def wrong_last_served(x, probs, capacity, run):
+    """says: The last tokens are served"""
+    return right_token_by_token(x.flip(0), probs.flip(0), capacity, run).flip(0)
+
+
+def wrong_probability_twice(x, probs, capacity, run):
+    """says: multiplied in twice"""
+    return probs.max(dim=-1, keepdim=True).values * right_token_by_token(x, probs, capacity, run)
+
+
+def wrong_probability_on_the_token(x, probs, capacity, run):
+    """says: into the token before the expert runs"""
+    p, expert, before = who(probs, capacity)
+    y = torch.zeros_like(x)
+    for t in (before < capacity).nonzero()[:, 0].tolist():
+        y[t] = run(p[t] * x[t : t + 1], int(expert[t]))[0]
+    return y
+
+
+def wrong_on_zeros(x, probs, capacity, run):
+    """says: f(0) is not 0"""
+    p, expert, before = who(probs, capacity)
+    y = torch.zeros_like(x)
+    for e in range(probs.shape[1]):
+        mine = ((expert == e) & (before < capacity))[:, None]
+        y = y + run(x * mine, e)
+    return p * y
+
+
+def wrong_next_best(x, probs, capacity, run):
+    """says: sent to the next best expert"""
+    room, y = [capacity] * probs.shape[1], torch.zeros_like(x)
+    for t in range(len(x)):
+        for e in probs[t].argsort(descending=True).tolist():
+            if room[e]:
+                room[e] -= 1
+                y[t] = probs[t, e] * run(x[t : t + 1], e)[0]
+                break
+    return y
+
+
+def wrong_normalised_over_the_batch(x, probs, capacity, run):
+    """says: None of the common mistakes"""
+    return right_masked_at_the_end(x, probs / probs.sum(0, keepdim=True), capacity, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,8 @@ from minimoe.check.compare import Case, case, extreme, judge, suspect
 from minimoe.check.difference import difference
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor
+from minimoe.check.lesson06.bank import Bank
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -32,39 +33,6 @@ TASK = Task(
         "In float32: out.float() before the weights and the sum, .to(x.dtype) after it.",
     ),
 )
-
-
-class Bank:
-    """Experts to call: bank(rows [n, D], e) -> [n, D], each a small function of its own that is not linear.
-
-    They work number by number, so that a row has the same result in every company, bit for bit. In bfloat16
-    results are eighths: their sum with weights in 64ths is exact in float32, in any order. Keeps how often each was
-    called and on how many rows.
-    """
-
-    def __init__(self, num_experts: int, hidden_size: int, seed: int) -> None:
-        self.num_experts = num_experts
-        self.scale = draw(seed, num_experts, hidden_size)
-        self.shift = draw(seed + 1, num_experts, hidden_size)
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin to count anew."""
-        self.calls: Counter[int] = Counter()
-        self.rows = 0
-
-    def __call__(self, rows: Tensor, expert: int) -> Tensor:
-        if not 0 <= expert < self.num_experts:
-            raise IndexError(
-                f"run was called with expert {expert}; they are 0 to {self.num_experts - 1}"
-            )
-        self.calls[expert] += len(rows) > 0
-        self.rows += len(rows)
-        out = (rows.float() * self.scale[expert] + self.shift[expert]).abs()
-        return ((8 * out).round() / 8).bfloat16() if rows.dtype == torch.bfloat16 else out
-
-    def __str__(self) -> str:
-        return f"{self.num_experts} experts"
 
 
 def definition(
@@ -177,13 +145,52 @@ def last_wins(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
     return y.to(x.dtype)
 
 
+@suspect("06 §5")
+def plain_mean(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """The weights are not used: this is the mean of the K results."""
+    return definition(x, torch.full_like(w, 1 / max(w.shape[1], 1)), expert, run)
+
+
+@suspect("06 §1")
+def renormalised(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """Right for weights that sum to one. A dispatcher takes weights as they come; yours are divided by their sum."""
+    return definition(x, w / w.sum(1, keepdim=True), expert, run)
+
+
+@suspect("06 §1")
+def softmaxed(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """A softmax is taken of w. They are weights already."""
+    return definition(x, w.softmax(1), expert, run)
+
+
+@suspect("06 §5")
+def first_alone(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """Only the first choice of each token is run. All K are assignments."""
+    return definition(x, w[:, :1], expert[:, :1], run)
+
+
+@suspect("06 §5")
+def choice_by_choice(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """out[inverse] is in the order of the assignments, and you read it as [K, T, D]: it is [T, K, D]."""
+    out, order = sorted_parts(x, expert, run)
+    rows = out[inverted(order)].view(*w.T.shape, x.shape[1])
+    return (rows.float() * w.T[..., None]).sum(0).to(x.dtype)
+
+
+@suspect("06 §1")
+def with_residual(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
+    """x is added to the result. The residual belongs to the transformer around the layer, not to the dispatch."""
+    return x + definition(x, w, expert, run)
+
+
 SUSPECTS = (
-    no_weights, mean, weighed_before, left_sorted, order_again, weights_unsorted, wrong_token, last_wins,
+    no_weights, mean, weighed_before, left_sorted, order_again, weights_unsorted, wrong_token, last_wins, plain_mean,
+    renormalised, softmaxed, first_alone, choice_by_choice, with_residual,
 )  # fmt: skip
 
 
-def expect_work(run: Bank, assignments: int) -> None:
-    """Every assignment was computed once, and every expert called at most once."""
+def expect_work(run: Bank, assignments: int, kind: torch.dtype) -> None:
+    """Every assignment was computed once, in the type of x, and every expert called at most once."""
     if run.rows > assignments:
         raise CheckFailed(
             expected=f"{assignments} rows in all, one for each assignment",
@@ -200,6 +207,14 @@ def expect_work(run: Bank, assignments: int) -> None:
             cause="The numbers may be right, but this is many small products. Sort, and run each expert once.",
             reread="06 §5",
         )
+    if run.types - {kind}:
+        raise CheckFailed(
+            expected=f"experts that are given rows in {kind}, as x",
+            came=f"rows in {next(iter(run.types - {kind}))}",
+            cause="The experts run in the type of x, where they are fast. Only their results are converted, to be "
+            "weighed and added in float32.",
+            reread="06 What could go wrong",
+        )
 
 
 def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,7 +224,7 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Any:
         run.forget()
         value = function(x, w, expert, run)
-        expect_work(run, expert.numel())
+        expect_work(run, expert.numel(), x.dtype)
         return value
 
     return call
@@ -240,7 +255,7 @@ def expect_float32_sum(y: Tensor, c: Case) -> None:
             expected=expected,
             came=came,
             cause="Right but for rounding. With tokens in bfloat16 your results are weighed or added up in bfloat16, "
-            "and each step rounds to 8 bits: out.float() first, .to(x.dtype) at the end.",
+            "and each step rounds to 8 bits: out.float() first, w as it is, .to(x.dtype) at the end.",
             reread="06 What could go wrong",
         )
 
@@ -254,12 +269,17 @@ def dispatch_by_sorting(function: Callable[[Tensor, Tensor, Tensor, Bank], Tenso
         scores = draw(i, t, e)
         arguments = {"w": draw(i + 50, t, k).softmax(-1), "expert": scores.topk(k).indices}
         cases.append(case(x=draw(i + 20, t, d), **arguments, run=Bank(e, d, i)))
+    arguments = {"w": draw(7, 9, 2).sigmoid(), "expert": draw(8, 9, 5).topk(2).indices}
+    about = "weights that do not sum to one"
+    cases.append(case(about, x=draw(9, 9, 3), **arguments, run=Bank(5, 3, 10)))
     none = torch.zeros(0, 2)
     cases.append(extreme(x=torch.zeros(0, 4), w=none, expert=none.long(), run=Bank(3, 4, 9)))
     scores = draw(11, 64, 12)
-    w = (64 * draw(13, 64, 8).softmax(-1)).round() / 64
+    w = (1024 * draw(13, 64, 8).softmax(-1)).round() / 1024  # more digits than bfloat16 has
     sixteen = {"x": draw(12, 64, 32).bfloat16(), "w": w}
     cases.append(extreme(**sixteen, expert=scores.topk(8).indices, run=Bank(12, 32, 14)))
-    return judge(
+    tried = judge(
         counted(function), reference, cases, SUSPECTS, view=view, reread="06 §5", row="token", tolerance=2e-5
     )  # fmt: skip
+    expect_gradients(function, reference, cases[0], ("w", "x"), reread="06 §1")
+    return f"{tried}, and gradients"

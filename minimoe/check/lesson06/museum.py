@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minimoe.check.compare import Case, case, extreme, judge, suspect
 from minimoe.check.forms import draw, expect_tensor
-from minimoe.check.lesson06.dispatch import Bank
+from minimoe.check.lesson06.bank import Bank
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -106,8 +107,89 @@ def taken_off(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
     return p * y - p * x
 
 
+@suspect("06 What could go wrong")
+def residual_inside(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """The token is added inside the layer. The block around it does that already: with the residual connection the
+    token counts twice."""
+    return x + reference(x, probs, capacity, run)
+
+
+@suspect("06 What could go wrong")
+def negative(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """A dropped token gives −x, so that nothing is left of it after the residual connection. It is to be carried past
+    as it is: the layer gives zero."""
+    y, p, kept = layer(x, probs, capacity, run)
+    return torch.where(kept, p * y, -x)
+
+
+@suspect("06 §4")
+def one_too_few(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """Every expert serves one token too few. The cumulative count includes the token itself, so it may be as large as
+    the capacity: <=."""
+    y, p, kept = layer(x, probs, capacity, run, served(probs, capacity - 1)[2])
+    return torch.where(kept, p * y, 0)
+
+
+@suspect("06 §4")
+def nobody_waits(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """The count runs along the experts, so that every token is the first of its queue. It has to run along the tokens,
+    dimension 0."""
+    every = torch.full((len(x),), capacity > 0)
+    y, p, kept = layer(x, probs, capacity, run, every)
+    return torch.where(kept, p * y, 0)
+
+
+@suspect("06 §4")
+def last_first(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """The last tokens are served and the first dropped. In the layer on view the first to arrive are served."""
+    y, p, kept = layer(x, probs, capacity, run, served(probs.flip(0), capacity)[2].flip(0))
+    return torch.where(kept, p * y, 0)
+
+
+@suspect("06 §1")
+def probability_twice(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """The probability is multiplied in twice: once where the expert runs and once at the end."""
+    y, p, kept = layer(x, probs, capacity, run)
+    return torch.where(kept, p * p * y, 0)
+
+
+@suspect("06 §1")
+def probability_first(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """The probability is multiplied into the token before the expert runs. An expert is not linear: weigh its
+    result."""
+    y, _, kept = layer(probs.amax(1, keepdim=True) * x, probs, capacity, run)
+    return torch.where(kept, y, 0)
+
+
+@suspect("06 §1")
+def run_on_zeros(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """Experts run on zeros in the place of the tokens that are not theirs, and the results are added up: f(0) is not 0.
+    Run each on its own rows."""
+    y, p, kept = layer(x, probs, capacity, run)
+    expert = served(probs, capacity)[0]
+    y = torch.where(kept, y, 0)
+    for e in range(probs.shape[1]):
+        not_its_own = ~kept[:, 0] | (expert != e)
+        y = y + torch.where(not_its_own[:, None], run(torch.zeros_like(x), e), 0)
+    return p * y
+
+
+@suspect("06 §4")
+def second_best(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
+    """Who finds no place is sent to the next best expert. In the layer on view a dropped token is dropped."""
+    room, y = [capacity] * probs.shape[1], torch.zeros_like(x)
+    for t in range(len(x)):
+        wanted = probs[t].argsort(descending=True).tolist()
+        e = next((e for e in wanted if room[e] > 0), None)
+        if e is not None:
+            room[e] -= 1
+            y[t] = probs[t, e] * run(x[t : t + 1], e)[0]
+    return y
+
+
 SUSPECTS = (
-    unchanged, without_probability, probability_lost, nobody_dropped, likely_first, taken_off,
+    unchanged, without_probability, probability_lost, nobody_dropped, likely_first, taken_off, residual_inside,
+    negative, one_too_few, nobody_waits, last_first, probability_twice, probability_first, run_on_zeros, second_best,
 )  # fmt: skip
 
 
@@ -125,6 +207,8 @@ def dropped_adds_nothing(function: Callable[[Tensor, Tensor, int, Bank], Tensor]
     def view(value: Any, c: Case) -> Tensor:
         return expect_tensor(value, "y", c["x"].shape).detach().float()
 
-    return judge(
+    tried = judge(
         function, reference, cases, SUSPECTS, view=view, reread="06 What could go wrong", row="token"
     )  # fmt: skip
+    expect_gradients(function, reference, cases[0], ("probs", "x"), reread="06 §1")
+    return f"{tried}, and gradients"

@@ -107,8 +107,44 @@ def choice_by_choice(expert: Tensor, num_experts: int) -> Plan:
     return reference(expert.T.contiguous(), num_experts)
 
 
+def of_order(order: Tensor, expert: Tensor, num_experts: int) -> Plan:
+    """The plan with another order, and the inverse of that."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order))
+    return order, reference(expert, num_experts)[1], inverse
+
+
+@suspect("06 §5")
+def as_it_falls(expert: Tensor, num_experts: int) -> Plan:
+    """The rows of an expert are not always in order of arrival: sort and argsort keep it only if told to. Say
+    stable=True."""
+    return of_order(expert.flatten().argsort(), expert, num_experts)
+
+
+@suspect("06 §5")
+def busiest_id_first(expert: Tensor, num_experts: int) -> Plan:
+    """The last expert comes first: the sort is descending."""
+    return of_order(expert.flatten().argsort(stable=True, descending=True), expert, num_experts)
+
+
+@suspect("06 §5")
+def tokens_by_remainder(expert: Tensor, num_experts: int) -> Plan:
+    """In the place of the order stand remainders, n % T. The order is of assignments, from 0 to N − 1."""
+    order, counts, inverse = reference(expert, num_experts)
+    return order % max(len(expert), 1), counts, inverse
+
+
+@suspect("06 §5")
+def values(expert: Tensor, num_experts: int) -> Plan:
+    """In the place of the order stand the experts in order, which sort gives first. The order is its second value, the
+    indices: argsort."""
+    _, counts, inverse = reference(expert, num_experts)
+    return expert.flatten().sort().values, counts, inverse
+
+
 SUSPECTS = (
-    no_inverse, exchanged, not_stable, tokens, offsets, ends, no_offset, choice_by_choice,
+    no_inverse, exchanged, not_stable, tokens, offsets, ends, no_offset, choice_by_choice, as_it_falls,
+    busiest_id_first, tokens_by_remainder, values,
 )  # fmt: skip
 
 

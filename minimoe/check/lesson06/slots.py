@@ -126,9 +126,67 @@ def one_too_many(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
     return torch.where(place <= capacity, capacity * expert + place, -1)
 
 
+@suspect("06 §4")
+def from_one_and_kept(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """Places are counted from 1, up to C: slots are one too large, and the last of an expert is the first of the next.
+    A cumulative sum that includes the assignment itself is one too large."""
+    place = places(expert.flatten(), num_experts).view(expert.shape) + 1
+    return torch.where(place <= capacity, capacity * expert + place, -1)
+
+
+@suspect("06 §4")
+def one_too_few(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """The last place of each expert stays empty: with places from 0, kept is place < C."""
+    place = places(expert.flatten(), num_experts).view(expert.shape)
+    return torch.where(place < capacity - 1, capacity * expert + place, -1)
+
+
+@suspect("06 §4")
+def dropped_on_zero(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """Who finds no place gets slot 0, which belongs to the first token of expert 0. Dropped is -1."""
+    return reference(expert, num_experts, capacity).clamp_min(0)
+
+
+@suspect("06 §4")
+def on_the_very_last(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """Nobody is dropped: slots run over into the next expert's, and at the end they are cut. kept is place < C."""
+    place = places(expert.flatten(), num_experts).view(expert.shape)
+    return (capacity * expert + place).clamp_max(num_experts * capacity - 1)
+
+
+@suspect("06 §4")
+def stretches_of_e(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """The stretch of an expert is E slots long: this is E·e + place. It is C long, C·e + place."""
+    place = places(expert.flatten(), num_experts).view(expert.shape)
+    return torch.where(place < capacity, num_experts * expert + place, -1)
+
+
+@suspect("06 §4")
+def last_first(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """The last to arrive are served first: you count from the end."""
+    return reference(expert.flip(0, 1), num_experts, capacity).flip(0, 1)
+
+
+@suspect("06 §4")
+def all_of_the_busy(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """A busy expert drops all its assignments. It serves the first C."""
+    count = torch.bincount(expert.flatten(), minlength=num_experts)
+    return torch.where(count[expert] <= capacity, reference(expert, num_experts, capacity), -1)
+
+
+@suspect("06 §5")
+def packed(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """The stretches have the length of the counts: this is the row of equation (10). With capacity every stretch is C
+    long, also where it is not filled."""
+    count = torch.bincount(expert.flatten(), minlength=num_experts)
+    place = places(expert.flatten(), num_experts).view(expert.shape)
+    return torch.where(place < capacity, (count.cumsum(0) - count)[expert] + place, -1)
+
+
 SUSPECTS = (
     nobody_waits, first_choices_first, by_column, from_one, into_the_next, on_the_last, all_or_none, interleaved,
-    place_only, one_too_many,
+    place_only, one_too_many, from_one_and_kept, one_too_few, dropped_on_zero, on_the_very_last, stretches_of_e,
+    last_first, all_of_the_busy, packed,
 )  # fmt: skip
 
 

@@ -90,8 +90,41 @@ def as_a_share(share: Tensor, tokens: int) -> Tensor:
     return reference(share, tokens) / len(share)
 
 
+@suspect("06 §2")
+def rare(share: Tensor, tokens: int) -> Tensor:
+    """This is 1 − exp(−T·q), which holds for small q only. Exactly, T tokens miss an expert with probability
+    (1 − q)^T."""
+    return (1 - torch.exp(-tokens * share.double())).sum()
+
+
+@suspect("06 §2")
+def any_of_them(share: Tensor, tokens: int) -> Tensor:
+    """The probabilities of the experts are multiplied: this is the probability that any of them is touched. Expected
+    numbers add up."""
+    return 1 - ((1 - share.double()) ** tokens).prod()
+
+
+@suspect("06 §2")
+def visits(share: Tensor, tokens: int) -> Tensor:
+    """These are all the assignments, T·K. Two tokens may choose the same expert, and it is still one."""
+    return tokens * share.double().sum()
+
+
+@suspect("06 §2")
+def one_token_less(share: Tensor, tokens: int) -> Tensor:
+    """The exponent is T − 1. All T tokens have to miss an expert, the first as well."""
+    return (1 - (1 - share.double()) ** (tokens - 1)).sum()
+
+
+@suspect("06 §2")
+def whole_experts(share: Tensor, tokens: int) -> Tensor:
+    """Right, and then rounded. An expected number need not be a whole one."""
+    return reference(share, tokens).round()
+
+
 SUSPECTS = (
-    even, missed, no_repeats, clamped_each, with_replacement, normalised, all_tokens, as_a_share,
+    even, missed, no_repeats, clamped_each, with_replacement, normalised, all_tokens, as_a_share, rare, any_of_them,
+    visits, one_token_less, whole_experts,
 )  # fmt: skip
 
 
