@@ -133,14 +133,6 @@ def wrong_places_for_all(expert, num_experts, factor):
     return torch.arange(len(expert)) < room * num_experts
 
 
-def wrong_topk_of_mask(expert, num_experts, factor):
-    """says: takes any of the ones"""
-    mask = torch.nn.functional.one_hot(expert, num_experts).float()
-    room = min(int(-(-factor * len(expert) // num_experts)), len(expert))
-    kept = torch.zeros_like(mask).scatter(0, mask.topk(room, dim=0).indices, 1.0)
-    return (kept * mask).any(dim=1)
-
-
 def wrong_experts_that_were_chosen(expert, num_experts, factor):
     """says: E is the number of all"""
     before = torch.tril(expert[:, None] == expert, diagonal=-1).sum(1)
