@@ -132,3 +132,136 @@ def test_without_its_script_a_sentence_and_the_figure_stay(seen: Seen) -> None:
     assert element is not None
     assert "could not be loaded" in element.inner_text()
     assert element.query_selector("figure img").is_visible()
+
+
+# --- the live router ------------------------------------------------------------------------------
+
+REFUSED = """window.Worker = class {
+  terminate() {}
+  postMessage() {
+    setTimeout(() => this.onerror(new Event("error", {cancelable: true})));
+  }
+}"""
+WATCH = """() => {
+  let last = performance.now();
+  window.longest = 0;
+  setInterval(() => {
+    const now = performance.now();
+    window.longest = Math.max(window.longest, now - last);
+    last = now;
+  }, 10);
+}"""
+
+
+def live_router(seen: Seen, state: str) -> Any:
+    """Open the page and scroll to the live router until it is ready, or has failed; returns its element."""
+    seen.open(PAGE)
+    seen.page.wait_for_function(
+        """([where, state]) => {
+          const place = document.querySelector(where);
+          if (!place.dataset.state) place.scrollIntoView();
+          return place.dataset.state === state;
+        }""",
+        arg=[place("live_router"), state],
+        timeout=20_000,
+    )
+    return seen.page.query_selector(place("live_router"))
+
+
+def write(seen: Seen, text: str, said: str) -> str:
+    """Put a text into the emptied live router and wait for the beginning of its status; returns the notice of a cut."""
+    for content, beginning in (("", "There is no text to read"), (text, said)):
+        seen.page.fill(f"{place('live_router')} textarea", content)
+        seen.page.wait_for_function(
+            "([where, said]) => document.querySelector(where + ' .mm-status').textContent.startsWith(said)",
+            arg=[place("live_router"), beginning],
+            timeout=20_000,
+        )
+    return seen.page.inner_text(f"{place('live_router')} .lr-cut")
+
+
+def tokens(seen: Seen) -> list[str]:
+    """The tokens that the live router shows."""
+    return seen.page.eval_on_selector_all(
+        f"{place('live_router')} .lr-token bdi", "all => all.map(e => e.textContent)"
+    )
+
+
+def test_live_router_shows_the_tokens_of_what_is_typed(seen: Seen) -> None:
+    element = live_router(seen, "ready")
+    assert write(seen, "It rains.", "4 tokens") == ""
+    assert tokens(seen) == ["It", "ra", "ins", "."]
+    # walk with the keys: one token is in the order of Tab, and its numbers are in the table
+    element.query_selector(".lr-token").focus()
+    seen.page.keyboard.press("ArrowRight")
+    seen.page.keyboard.press("ArrowRight")
+    selected = element.query_selector('.lr-token[aria-selected="true"]')
+    assert selected.inner_text().split()[0] == "ins"
+    assert "ins: expert" in selected.get_attribute("aria-label")
+    assert seen.page.evaluate("document.activeElement.getAttribute('tabindex')") == "0"
+    assert len(element.query_selector_all('.lr-token[tabindex="0"]')) == 1
+    assert "Token 3, “ins”" in element.query_selector(".lr-detail caption").inner_text()
+    # the other pointer: only looks
+    element.query_selector_all(".lr-token")[0].hover()
+    assert "Token 1, “It”" in element.query_selector(".lr-detail caption").inner_text()
+    seen.page.mouse.move(0, 0)
+    assert "Token 3, “ins”" in element.query_selector(".lr-detail caption").inner_text()
+    # what is framed at layer 6 is what the token shows there
+    element.query_selector("input[type=range]").focus()
+    seen.page.keyboard.press("End")
+    numbers = selected.query_selector("span").inner_text().split()
+    rows = element.query_selector_all(".lr-detail tbody tr")
+    framed = {
+        row.query_selector("th").inner_text()
+        for row in rows
+        if "lr-chosen" in (row.query_selector_all("td")[5].get_attribute("class") or "")
+    }
+    assert framed == set(numbers)
+    assert [e for e in seen.errors if not KNOWN.search(e)] == []
+
+
+@pytest.mark.parametrize("worker", ["worker", "no worker", "worker refused"])
+def test_live_router_takes_any_text_and_the_page_lives(seen: Seen, worker: str) -> None:
+    seen.page.add_init_script("delete window.WebAssembly")
+    if worker == "no worker":
+        seen.page.add_init_script("delete window.Worker")
+    if worker == "worker refused":  # as a page's security policy does, later
+        seen.page.add_init_script(REFUSED)
+    live_router(seen, "ready")
+    write(seen, "Now it begins.", "5 tokens")
+    seen.page.evaluate(WATCH)
+    notice = write(seen, "word and number 7, " * 527, "255 tokens")
+    assert "cut after" in notice and "of its 10,013 characters" in notice
+    assert len(tokens(seen)) == 255
+    assert "cut" in write(seen, "👩‍🚀 é \u200b" * 1400, "255 tokens")
+    assert {"⟨F0⟩", "⟨9F⟩"} & set(tokens(seen))
+    assert write(seen, "", "There is no text to read") == ""
+    assert tokens(seen) == []
+    write(seen, "مرحبا بالعالم", "25 tokens")
+    assert seen.page.get_attribute(f"{place('live_router')} .lr-tokens", "dir") == "rtl"
+    write(seen, "\x00\ufeff\u202e" + "a" * 10_000, "255 tokens")
+    # what is typed while a long text is read replaces it
+    seen.page.fill(f"{place('live_router')} textarea", "x = 1; " * 2000)
+    seen.page.wait_for_timeout(250)
+    write(seen, "Done", "2 tokens")
+    assert tokens(seen) == ["D", "one"]
+    assert seen.page.evaluate("window.longest") < 1000
+    assert [e for e in seen.errors if not KNOWN.search(e)] == []
+
+
+def test_live_router_without_its_weights(seen: Seen) -> None:
+    seen.page.route("**/router.safetensors", lambda route: route.abort())
+    element = live_router(seen, "failed")
+    assert (
+        "could not start: its file router.safetensors could not be loaded" in element.inner_text()
+    )
+    assert element.query_selector("figure img").is_visible()
+
+
+def test_live_router_with_damaged_weights(seen: Seen) -> None:
+    seen.page.route(
+        "**/router.safetensors", lambda route: route.fulfill(body=b"<!doctype html>", status=200)
+    )
+    element = live_router(seen, "failed")
+    assert "its weights are damaged" in element.inner_text()
+    assert element.query_selector("figure img").is_visible()
