@@ -138,7 +138,7 @@ export function detail(layers, experts) {
 
 // Bars of this text's load [E], with a domain's average as lines.
 export function loadBars(width, own, average) {
-  const [height, top, left] = [130, 8, 34];
+  const [height, top, left] = [130, 8, 40];
   const highest = Math.max(0.3, ...own, ...average) * 1.05;
   const step = (width - left) / average.length;
   const y = (share) => top + height * (1 - share / highest);
@@ -156,5 +156,5 @@ export function loadBars(width, own, average) {
       h("text", { x: x + step / 2, y: top + height + 31, "text-anchor": "middle" }, percent(share)),
     ];
   });
-  return [...grid, ...bars, h("text", { x: left + (width - left) / 2, y: top + height + 47, "text-anchor": "middle", class: "mm-quiet" }, "expert, and its share of the choices for this text")];
+  return [...grid, ...bars, h("text", { x: left + (width - left) / 2, y: top + height + 47, "text-anchor": "middle", class: "mm-quiet" }, "expert, and its share of this text")];
 }

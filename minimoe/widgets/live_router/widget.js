@@ -27,6 +27,7 @@ export function beginning(bytes) {
 export default explorable(async ({ model, data, stage, width }) => {
   const { layers, experts, k, domains, agreement } = data;
   const weights = await file(model, "router.safetensors");
+  let shown;
   let found = { tokens: [], choices: [], load: loads([], layers, experts) };
 
   const words = status();
@@ -59,11 +60,13 @@ export default explorable(async ({ model, data, stage, width }) => {
       }));
     found = { tokens, choices, load: loads(choices, layers, experts) };
     list.show(tokens, getComputedStyle(input).direction);
-    const seen = isCut ? beginning(bytes) : text;
-    cut.textContent = isCut
-      ? `The model reads ${tokens.length} tokens at most, so the text is cut after ${seen.length.toLocaleString("en")} of its ${text.length.toLocaleString("en")} characters: “…${[...seen].slice(-24).join("")}”.`
-      : "";
+    const seen = beginning(bytes);
+    const counts = [tokens.length, seen.length, text.length].map((n) => n.toLocaleString("en"));
+    const tail = h("bdi", {}, [...seen].slice(-24).join(""));
+    const notice = `The model reads ${counts[0]} tokens at most, so the text is cut after ${counts[1]} of its ${counts[2]} characters: “…`;
+    cut.replaceChildren(...(isCut ? [notice, tail, "”."] : []));
     paint();
+    shown?.();
   }
 
   function paint() {
@@ -81,7 +84,7 @@ export default explorable(async ({ model, data, stage, width }) => {
       : "There is no text to read. The lines show the domain alone.";
     words.say(text);
     picture.describe(`Share of choices that each of ${experts} experts gets at layer ${l + 1}, of this text and of “${other.title}”. ${text}`);
-    numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), percent(share - other.load[l][e], 1)]));
+    numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), percent(share - other.load[l][e], 1).replace("-", "−")]));
   }
 
   stage.classList.add("lr");
@@ -108,7 +111,8 @@ export default explorable(async ({ model, data, stage, width }) => {
   );
   input.value = data.examples[0].text;
   domain.set(data.examples[0].domain);
+  const first = new Promise((done) => (shown = done)); // what comes in place of the figure is whole
   read.ask(input.value);
-  paint();
+  await first;
   return read.stop;
 });
