@@ -106,3 +106,16 @@ def wrong_counts_from_one(counts, num_experts):
 def wrong_random(counts, num_experts):
     """says: None of the common mistakes"""
     return torch.randint(num_experts, counts.shape)
+
+
+def wrong_ids_that_do_not_occur(counts, num_experts):
+    """says: also for ids that do not occur"""
+    return torch.where(counts > 0, right_argmin(counts, num_experts), -1)
+
+
+def wrong_blocks_by_frequency(counts, num_experts):
+    """says: all frequent ids are on one expert"""
+    table = torch.empty_like(counts)
+    order = counts.argsort(descending=True)
+    table[order] = torch.arange(len(counts)) * num_experts // len(counts)
+    return table

@@ -114,6 +114,56 @@ def wrong_in_place(z, iterations):
 
 
 def wrong_assignment(z, iterations):
-    """says: None of the common mistakes"""
+    """says: Each token is given to its best expert"""
     plan = right_double_scaling(z, iterations)
     return torch.zeros_like(z).scatter(1, plan.argmax(1, keepdim=True), 1.0)
+
+
+def wrong_rows_shifted_by_their_largest(z, iterations):
+    """says: shifting each row before exp() does not save it"""
+    plan = (z - z.max(dim=1, keepdim=True).values).exp()
+    for _ in range(iterations):
+        plan = plan / plan.sum(dim=1, keepdim=True)
+        plan = plan / plan.sum(dim=0) * len(z) / z.shape[1]
+    return plan
+
+
+def wrong_rows_at_the_end(z, iterations):
+    """says: once more"""
+    plan = right_logarithm_of_the_plan(z, iterations)
+    return plan / plan.sum(-1, keepdim=True)
+
+
+def wrong_one_more(z, iterations):
+    """says: one iteration too many"""
+    return right_logarithm_of_the_plan(z, iterations + 1)
+
+
+def wrong_until_nothing_changes(z, iterations):
+    """says: until nothing changes"""
+    return right_logarithm_of_the_plan(z.double(), 400)
+
+
+def wrong_corrections(z, iterations):
+    """says: where they are to be set to it"""
+    u, v = torch.zeros(len(z), 1), torch.zeros(1, z.shape[1])
+    for _ in range(iterations):
+        u = u - torch.logsumexp(z + v, dim=1, keepdim=True)
+        share = torch.tensor(len(z) / z.shape[1]).log()
+        v = v - torch.logsumexp(z + u, dim=0, keepdim=True) + share
+    return (z + u + v).exp()
+
+
+def wrong_columns_of_all(z, iterations):
+    """says: Columns sum to T"""
+    return right_logarithm_of_the_plan(z, iterations) * z.shape[1]
+
+
+def wrong_sums_to_one(z, iterations):
+    """says: The whole plan sums to 1"""
+    return right_logarithm_of_the_plan(z, iterations) / len(z)
+
+
+def wrong_clamped_logits(z, iterations):
+    """says: None of the common mistakes"""
+    return right_logarithm_of_the_plan(z.clamp(-1, 1), iterations)

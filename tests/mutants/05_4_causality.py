@@ -141,3 +141,25 @@ def wrong_batch(layer, hidden_size):
     """says: tokens of one text as a matrix"""
     x = torch.randn(2, 40, hidden_size)
     return torch.allclose(layer(x[:, :20]), layer(x)[:, :20])
+
+
+def wrong_means_alone(layer, hidden_size):
+    """says: number by number"""
+    for length in range(2, 40):
+        x = torch.randn(length, hidden_size)
+        full = layer(x)
+        for s in range(1, length):
+            if (layer(x[:s]) - full[:s]).mean(1).abs().max() > 1e-4:
+                return False
+    return True
+
+
+def wrong_gradients(layer, hidden_size):
+    """says: your test finds nothing"""
+    x = torch.randn(24, hidden_size, requires_grad=True)
+    y = layer(x)
+    for t in range(23):
+        grad = torch.autograd.grad(y[t].sum(), x, retain_graph=True)[0]
+        if grad[t + 1 :].abs().max() > 1e-4:
+            return False
+    return True

@@ -110,3 +110,60 @@ def wrong_softmax(z, b, k, n_group, topk_group):
     """says: None of the common mistakes"""
     expert = right_minus_infinity(z, b, k, n_group, topk_group)[1]
     return z.gather(1, expert).softmax(-1), expert
+
+
+def right_groups_gathered(z, b, k, n_group, topk_group):
+    s = z.sigmoid()
+    size = z.shape[1] // n_group
+    score = (s + b).view(-1, n_group, size).sort(-1).values[..., -2:].sum(-1)
+    group = score.topk(topk_group).indices
+    candidate = (group[..., None] * size + torch.arange(size)).flatten(1)
+    best = (s + b).gather(1, candidate).topk(k).indices
+    expert = candidate.gather(1, best)
+    w = s.gather(1, expert)
+    return w / w.sum(-1, keepdim=True).clamp_min(1e-20), expert
+
+
+def wrong_experts_without_bias(z, b, k, n_group, topk_group):
+    """says: Experts are chosen without the bias"""
+    s = z.sigmoid()
+    groups = two_best((s + b).unflatten(-1, (n_group, -1)))
+    best = torch.zeros_like(groups).scatter(1, groups.topk(topk_group).indices, 1.0)
+    allowed = best.repeat_interleave(z.shape[1] // n_group, dim=1)
+    w, expert = (s * allowed).topk(k)
+    return w / (w.sum(-1, keepdim=True) + 1e-20), expert
+
+
+def wrong_softmax_of_scores(z, b, k, n_group, topk_group):
+    """says: The weights are a softmax"""
+    _, expert = right_groups_gathered(z, b, k, n_group, topk_group)
+    return z.sigmoid().gather(1, expert).softmax(-1), expert
+
+
+def wrong_sum_over_all(z, b, k, n_group, topk_group):
+    """says: the sum over all experts"""
+    _, expert = right_groups_gathered(z, b, k, n_group, topk_group)
+    s = z.sigmoid()
+    return s.gather(1, expert) / s.sum(-1, keepdim=True), expert
+
+
+def wrong_every_nth(z, b, k, n_group, topk_group):
+    """says: Groups are neighbours"""
+    s = z.sigmoid()
+    groups = (s + b).unflatten(-1, (-1, n_group)).topk(2, dim=1).values.sum(1)
+    best = torch.zeros_like(groups).scatter(1, groups.topk(topk_group).indices, 1.0)
+    forbidden = best.repeat(1, z.shape[1] // n_group) == 0
+    expert = (s + b).masked_fill(forbidden, float("-inf")).topk(k).indices
+    w = s.gather(1, expert)
+    return w / (w.sum(-1, keepdim=True) + 1e-20), expert
+
+
+def wrong_groups_of_the_batch(z, b, k, n_group, topk_group):
+    """says: Every token chooses its own"""
+    s = z.sigmoid()
+    score = two_best((s + b).unflatten(-1, (n_group, -1))).sum(0)
+    best = torch.zeros(n_group).scatter(0, score.topk(topk_group).indices, 1.0)
+    forbidden = best.repeat_interleave(z.shape[1] // n_group) == 0
+    expert = (s + b).masked_fill(forbidden, float("-inf")).topk(k).indices
+    w = s.gather(1, expert)
+    return w / (w.sum(-1, keepdim=True) + 1e-20), expert

@@ -56,6 +56,11 @@ def ahead(x: Tensor, distance: int) -> Tensor:
     return later
 
 
+def centred(x: Tensor) -> Tensor:
+    """Less the mean of each row: what is added to an output does not show in its mean."""
+    return x - x.mean(1, keepdim=True)
+
+
 def within(x: Tensor, places: int) -> Tensor:
     """Token by token, for the first `places` tokens of each of two experts; nothing for the others."""
     one = (x[:, 0] > 0).double()
@@ -145,9 +150,9 @@ TRIALS = (
         "off, where you only change some.",
     ),
     Trial(
-        "one token ahead", lambda x: mlp(x) + 0.3 * ahead(x, 1), False,
-        "Only the last output before the cut changes when something follows it, and what follows must not be zeros. "
-        "Compare all s rows with tokens like the others behind them.",
+        "one token ahead", lambda x: mlp(x) + 0.3 * centred(ahead(x, 1)), False,
+        "Only the last output before the cut changes when something follows it, by numbers that sum to zero; and what "
+        "follows must not be zeros. Compare all s rows, number by number, with tokens like the others behind them.",
     ),
     Trial(
         "the first output reads the last token", first_reads_last, False,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.forms import draw, expect_tensor
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import Task, checks
 
 TASK = Task(
@@ -136,9 +137,76 @@ def logits_as_weights(x: Tensor, weight: Tensor, c: float) -> Tensor:
     return best_of_column(z, z, places(z.shape[1], z.shape[2], c))
 
 
+@suspect("05 §2")
+def token_choice_up(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """Here tokens choose their experts, ⌈c⌉ each: the choice runs along the rows (dim=-1). In expert choice it runs
+    down the columns, along the tokens."""
+    p = probabilities(x, weight)
+    w, expert = p.topk(min(p.shape[2], math.ceil(c)), dim=-1)
+    return torch.zeros_like(p).scatter(-1, expert, w)
+
+
+@suspect("05 What could go wrong")
+def whole_batch_few_places(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """The tokens of all sequences compete with one another for the places of a single one. Every sequence by itself."""
+    p = probabilities(x, weight)
+    flat = p.flatten(0, 1)[None]
+    return best_of_column(flat, flat, places(p.shape[1], p.shape[2], c)).view_as(p)
+
+
+@suspect("05 §2")
+def rounded_to_nearest(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """C is rounded to the nearest whole number. It is a ceiling: math.ceil."""
+    p = probabilities(x, weight)
+    return best_of_column(p, p, round(c * p.shape[1] / p.shape[2]))
+
+
+@suspect("05 §2")
+def without_c(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """The factor c is not used: an expert takes C = ⌈c·S/E⌉ tokens."""
+    p = probabilities(x, weight)
+    return best_of_column(p, p, places(p.shape[1], p.shape[2], 1.0))
+
+
+@suspect("05 §2")
+def without_e(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """An expert takes c·S tokens. The places of all experts together are about c·S; each has C = ⌈c·S/E⌉."""
+    p = probabilities(x, weight)
+    return best_of_column(p, p, math.ceil(c * p.shape[1]))
+
+
+@suspect("05 §2")
+def least_wanted(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """Every expert takes the tokens that want it least: sort and argsort are ascending unless told otherwise."""
+    p = probabilities(x, weight)
+    return best_of_column(p, -p, places(p.shape[1], p.shape[2], c))
+
+
+@suspect("05 §2")
+def columns_renormalised(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """The weights of an expert are made to sum to 1 over its tokens. Equation (3) takes the probabilities alone."""
+    out = reference(x, weight, c)
+    return out / out.sum(1, keepdim=True).clamp_min(1e-9)
+
+
+@suspect("05 §4")
+def sigmoid(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """The probabilities are sigmoids. In equation (3) they are a softmax over the experts."""
+    p = (x @ weight.T).sigmoid()
+    return best_of_column(p, p, places(p.shape[1], p.shape[2], c))
+
+
+@suspect("05 §2")
+def one_for_each_token(x: Tensor, weight: Tensor, c: float) -> Tensor:
+    """A token that several experts take is left to one of them. In expert choice it is worked on by all."""
+    out = reference(x, weight, c)
+    return out * torch.zeros_like(out).scatter(-1, out.argmax(-1, keepdim=True), 1.0)
+
+
 SUSPECTS = (
     token_choice, rounded_down, at_least_one, whole_batch, over_tokens, by_logits, renormalised, ones, k_places,
-    logits_as_weights,
+    logits_as_weights, token_choice_up, whole_batch_few_places, rounded_to_nearest, without_c, without_e, least_wanted,
+    columns_renormalised, sigmoid, one_for_each_token,
 )  # fmt: skip
 
 
@@ -152,6 +220,7 @@ def expert_choice(function: Choice) -> str:
         (4, 7, 3, 1.0),
         (2, 3, 8, 1.0),
         (2, 6, 4, 4.0),
+        (2, 5, 3, 4.0),
     )
     cases = [
         case(x=draw(i, b, s, 6), weight=draw(i + 20, e, 6, scale=1.5), c=c)
@@ -162,4 +231,6 @@ def expert_choice(function: Choice) -> str:
         size = (*c["x"].shape[:2], len(c["weight"]))
         return expect_tensor(value, "the routing", size).detach().float().flatten(0, 1)
 
-    return judge(function, reference, cases, SUSPECTS, view=view, reread="05 §2", row="token")
+    tried = judge(function, reference, cases, SUSPECTS, view=view, reread="05 §2", row="token")
+    expect_gradients(function, reference, cases[0], ("weight", "x"), reread="05 §2")
+    return f"{tried}, and gradients"

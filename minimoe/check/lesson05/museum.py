@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minimoe.check.compare import Case, case, extreme, judge, suspect
 from minimoe.check.forms import draw, expect_routing
+from minimoe.check.lesson03.router import over_sum
 from minimoe.check.task import Task, checks
 
 Pair = tuple[Tensor, Tensor]
@@ -139,6 +140,53 @@ def no_groups(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pa
     return route(z, b, k, 1, 1)
 
 
+@suspect("05 §4")
+def chosen_without_bias(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """Experts are chosen without the bias, groups with it. Both choices are made by s + b."""
+    return route(z, b, k, n_group, topk_group, choose_with_bias=False)
+
+
+@suspect("05 §4")
+def softmaxed(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """The weights are a softmax of the scores. They are the scores divided by their sum."""
+    s, expert = z.sigmoid(), route(z, b, k, n_group, topk_group)[1]
+    return s.gather(1, expert).softmax(-1), expert
+
+
+@suspect("05 §4")
+def over_all(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """The weights are divided by the sum over all experts. Divide by the sum over the K that are chosen."""
+    s, expert = z.sigmoid(), route(z, b, k, n_group, topk_group)[1]
+    return s.gather(1, expert) / s.sum(-1, keepdim=True), expert
+
+
+@suspect("05 §4")
+def every_nth(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """A group is every G-th expert. Groups are neighbours: the first E/G experts, the next E/G, and so on."""
+    mixed = torch.arange(z.shape[1]).view(-1, n_group).T.flatten()  # group by group
+    w, place = route(z[:, mixed], b[mixed], k, n_group, topk_group)
+    return w, mixed[place]
+
+
+@suspect("05 §4")
+def groups_of_the_batch(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """One set of groups is chosen for the whole batch. Every token chooses its own."""
+    s = z.sigmoid()
+    size = z.shape[1] // n_group
+    score = (s + b).unflatten(-1, (n_group, -1)).topk(min(2, size)).values.sum(-1).mean(0)
+    allowed = torch.zeros(n_group).scatter(0, score.topk(topk_group).indices, 1.0)
+    allowed = allowed.repeat_interleave(size) > 0
+    expert = (s + b).masked_fill(~allowed, -math.inf).topk(k).indices
+    return over_sum(s.gather(1, expert)), expert
+
+
+@suspect("05 §4")
+def softmax_scores(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
+    """The scores are a softmax. Here each expert has a score of its own, a sigmoid."""
+    s = z.softmax(-1)
+    return route((s / (1 - s)).log(), b, k, n_group, topk_group)
+
+
 @suspect("05 What could go wrong")
 def nothing_by_nothing(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
     """Right as long as a score is left. Where all sigmoids underflow the weights are 0/0: keep the tiny number in the
@@ -148,7 +196,8 @@ def nothing_by_nothing(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: i
 
 SUSPECTS = (
     as_on_view, zero_mask, minus_one, best_alone, all_of_group, without_bias, groups_without_bias, bias_not_negative,
-    bias_in_weights, not_normalised, no_groups, nothing_by_nothing,
+    bias_in_weights, not_normalised, no_groups, chosen_without_bias, softmaxed, over_all, every_nth,
+    groups_of_the_batch, softmax_scores, nothing_by_nothing,
 )  # fmt: skip
 
 
@@ -161,7 +210,7 @@ def group_limited(function: Callable[[Tensor, Tensor, int, int, int], Pair]) -> 
         for i, (t, e, k, g, m) in enumerate(sizes):
             b = 0.3 * draw(i + 40, e) + shift
             cases.append(case(z=draw(i, t, e), b=b, k=k, n_group=g, topk_group=m))
-    dead = torch.full((2, 8), -120.0)
+    dead = torch.full((2, 8), -1000.0)  # sigmoid is 0 in float64 as well
     cases.append(extreme(z=dead, b=draw(7, 8), k=2, n_group=4, topk_group=2))
 
     def view(value: Any, c: Case) -> Tensor:

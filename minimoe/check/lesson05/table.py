@@ -103,8 +103,15 @@ def by_rank(counts: Tensor, num_experts: int) -> Tensor:
     return reference(counts, num_experts)[counts.argsort(descending=True)]
 
 
+@suspect("05 §1")
+def blocks_by_frequency(counts: Tensor, num_experts: int) -> Tensor:
+    """The sorted ids are cut into E blocks of equal length, so that all frequent ids are on one expert."""
+    return along(counts, torch.arange(len(counts)) * num_experts // len(counts))
+
+
 SUSPECTS = (
     modulo, blocks, in_order_of_ids, in_turn, there_and_back, to_the_fullest, by_rank,
+    blocks_by_frequency,
 )  # fmt: skip
 
 
@@ -117,6 +124,8 @@ def dealt_table(function: Callable[[Tensor, int], Tensor]) -> str:
         # a few frequent ids and many rare ones, no two alike
         counts = (30 * torch.randn(v, generator=generator).mul(1.3).exp()).long() * v
         cases.append(case(counts=counts + torch.randperm(v, generator=generator), num_experts=e))
+    rare = torch.tensor([5, 0, 17, 2, 0, 9])
+    cases.append(case("two ids do not occur", counts=rare, num_experts=3))
 
     def view(value: Any, c: Case) -> Tensor:
         """The experts' loads, largest first: which expert is which does not matter."""
@@ -126,7 +135,7 @@ def dealt_table(function: Callable[[Tensor, int], Tensor]) -> str:
             raise CheckFailed(
                 expected=f"experts from 0 to {e - 1}",
                 came=f"from {int(table.min())} to {int(table.max())}",
-                cause="The table holds experts, one for each id.",
+                cause="The table holds experts, one for each id, also for ids that do not occur.",
                 reread="05 §1",
             )
         load = torch.zeros(e, dtype=torch.int64).index_add(0, table.long(), c["counts"])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minimoe.check.compare import Case, case, extreme, judge, suspect
@@ -125,9 +126,72 @@ def overflow(z: Tensor, iterations: int) -> Tensor:
     return plan
 
 
+@suspect("05 §3")
+def shifted(z: Tensor, iterations: int) -> Tensor:
+    """The iteration is right, and shifting each row before exp() does not save it: where a whole column lies more than
+    103 below, it becomes 0, and 0/0 is NaN. Work with logarithms, u and v, and take exp() once at the end."""
+    plan = (z.float() - z.float().amax(1, keepdim=True)).exp()
+    for _ in range(iterations):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0) * (len(z) / z.shape[1])
+    return plan
+
+
+@suspect("05 §3")
+def rows_at_the_end(z: Tensor, iterations: int) -> Tensor:
+    """After the last iteration the rows are normalised once more. Then the columns are not exact any more, and they are
+    the load."""
+    plan = reference(z, iterations)
+    return plan / plan.sum(1, keepdim=True)
+
+
+@suspect("05 §3")
+def one_too_many(z: Tensor, iterations: int) -> Tensor:
+    """There is one iteration too many."""
+    return reference(z, iterations + 1)
+
+
+@suspect("05 §3")
+def to_the_end(z: Tensor, iterations: int) -> Tensor:
+    """You go on until nothing changes. Asked for is the plan after the given number of iterations."""
+    return reference(z, 500)
+
+
+@suspect("05 §3")
+def hard(z: Tensor, iterations: int) -> Tensor:
+    """Each token is given to its best expert. The plan itself is asked for, which shares tokens out."""
+    plan = reference(z, iterations)
+    return torch.zeros_like(plan).scatter(1, plan.argmax(1, keepdim=True), 1.0)
+
+
+@suspect("05 §3")
+def accumulated(z: Tensor, iterations: int) -> Tensor:
+    """u and v are corrected by −logsumexp of z + v and z + u, where they are to be set to it. (A correction has to be
+    computed from z + u + v.)"""
+    z = z.double()
+    u, v = z.new_zeros(z.shape[0], 1), z.new_zeros(z.shape[1])
+    for _ in range(iterations):
+        u = u - (z + v).logsumexp(1, keepdim=True)
+        v = v + math.log(len(z) / z.shape[1]) - (z + u).logsumexp(0)
+    return (z + u + v).exp()
+
+
+@suspect("05 §3")
+def columns_of_t(z: Tensor, iterations: int) -> Tensor:
+    """Columns sum to T. All of them together have T, so each has T/E."""
+    return alternate(z, iterations, 1.0, float(len(z)))
+
+
+@suspect("05 §3")
+def sums_to_one(z: Tensor, iterations: int) -> Tensor:
+    """The whole plan sums to 1. Here it sums to T: each token has a share of 1 to give."""
+    return reference(z, iterations) / len(z)
+
+
 SUSPECTS = (
     rows_last, doubly_stochastic, shares_exchanged, rows_alone, columns_alone, both_from_the_old, one_too_few, one_only,
-    logarithm_of_the_plan, overflow,
+    logarithm_of_the_plan, overflow, shifted, rows_at_the_end, one_too_many, to_the_end, hard, accumulated,
+    columns_of_t, sums_to_one,
 )  # fmt: skip
 
 
@@ -137,6 +201,8 @@ def transport_plan(function: Callable[[Tensor, int], Tensor]) -> str:
     sizes = ((6, 3, 2), (5, 8, 3), (12, 4, 4), (7, 7, 2), (40, 5, 30), (4, 1, 2))
     cases = [case(z=draw(i, t, e), iterations=n) for i, (t, e, n) in enumerate(sizes)]
     cases.append(extreme(z=draw(9, 12, 4, scale=60), iterations=20))
+    unwanted = draw(10, 8, 4) + torch.tensor([0.0, 200.0, -200.0, 0.0])
+    cases.append(extreme(z=unwanted, iterations=5))
 
     def view(value: Any, c: Case) -> Tensor:
         return expect_tensor(value, "the plan", c["z"].shape).detach().double()
