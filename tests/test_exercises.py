@@ -221,6 +221,9 @@ def test_a_right_answer_is_accepted(path: Path, name: str) -> None:
 )
 def test_a_wrong_answer_is_named(path: Path, name: str) -> None:
     function = load_answers(path)[name]
+    if (function.__doc__ or "").startswith("raises: "):
+        it_raises(path, name)
+        return
     says = (function.__doc__ or "").removeprefix("says: ").strip()
     assert says, f"{name}: its docstring has to say what the check says: 'says: ...'"
     message = " ".join(verdict(path, name).split())
@@ -228,6 +231,16 @@ def test_a_wrong_answer_is_named(path: Path, name: str) -> None:
     for label in ("expected", "came", "cause", "reread lesson"):
         assert label in message, message
     assert TASKS[load_answers(path)["TASK"]].task.id in message
+
+
+def it_raises(path: Path, name: str) -> None:
+    """An answer that stops with an error of its own: the error or its note says where."""
+    words = load_answers(path)[name].__doc__.removeprefix("raises: ").strip()
+    with pytest.raises(Exception) as caught:
+        verdict(path, name)
+    notes = getattr(caught.value, "__notes__", [])
+    assert any("raised by your" in note for note in notes)
+    assert words in " ".join([str(caught.value), *notes])
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -238,7 +251,7 @@ def test_every_task_has_four_wrong_answers_with_different_messages_and_two_right
     names = [(p, n) for p in mine for n in load_answers(p)]
     causes: set[str] = set()
     for path, name in names:
-        if name.startswith("wrong_"):
+        if name.startswith("wrong_") and "raises: " not in (load_answers(path)[name].__doc__ or ""):
             try:
                 TASKS[task].check(load_answers(path)[name])
             except check.CheckFailed as failed:

@@ -78,3 +78,10 @@ def wrong_changes_its_argument(logits, k, norm_topk_prob):
     e = logits.exp()
     w, expert = e.topk(k)
     return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
+
+
+def wrong_largest_of_the_batch(logits, k, norm_topk_prob):
+    """raises: an empty batch"""
+    e = (logits - logits.max()).exp()
+    w, expert = e.topk(k)
+    return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert

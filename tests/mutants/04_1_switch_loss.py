@@ -129,3 +129,9 @@ def wrong_variation_of_counts(p, expert):
     """says: None of the common mistakes"""
     f = torch.bincount(expert.flatten(), minlength=p.shape[1]).float()
     return f.var() / f.mean() ** 2
+
+
+def wrong_number_of_experts_guessed(p, expert):
+    """raises: nobody chose the last expert"""
+    f = torch.nn.functional.one_hot(expert).double().mean((0, 1))
+    return p.shape[1] * (f * p.mean(0)).sum()

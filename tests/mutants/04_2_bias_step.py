@@ -191,3 +191,10 @@ def wrong_scores_normalised_before_the_choice(s, bias, k, rate):
     """says: None of the common mistakes"""
     w, expert, count = parts(s / s.sum(-1, keepdim=True), bias, k)
     return w, expert, bias + rate * torch.sign(count.mean() - count)
+
+
+def wrong_idle_experts_not_counted(s, bias, k, rate):
+    """raises: nobody chooses the last expert"""
+    w, expert, _ = parts(s, bias, k)
+    count = torch.bincount(expert.flatten()).float()
+    return w, expert, bias + rate * torch.sign(count.mean() - count)

@@ -180,3 +180,9 @@ def wrong_in_bfloat16(x, weight, c):
     """says: None of the common mistakes"""
     p = (x.bfloat16() @ weight.bfloat16().T).softmax(-1).float()
     return taken(p, places_of(x, weight, c))
+
+
+def wrong_more_than_there_are(x, weight, c):
+    """raises: c = 4.0"""
+    p = (x @ weight.T).softmax(-1)
+    return taken(p, -int(-c * x.shape[1] // len(weight)))

@@ -236,3 +236,16 @@ def wrong_read_choice_by_choice(x, w, expert, run):
 def wrong_residual(x, w, expert, run):
     """says: x is added to the result"""
     return x + (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_assignments_for_tokens(x, w, expert, run):
+    """raises: out of bounds"""
+    order, counts, inverse = plan(expert)
+    out = experts_on(x[order], counts, run)
+    return (out[inverse].view(*w.shape, x.shape[1]) * w[..., None]).sum(1).to(x.dtype)
+
+
+def wrong_shape_guessed(x, w, expert, run):
+    """raises: an empty batch"""
+    results = results_of(x, expert, run).view(*w.shape, -1)
+    return (results * w[..., None]).sum(1).to(x.dtype)
