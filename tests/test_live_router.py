@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file, save
 
+from book.live_router import agreement, load
 from minimoe import MixtralModel
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
@@ -352,7 +354,7 @@ def test_a_wrong_scale_would_be_noticed(
     full: MixtralModel, int8: MixtralModel, file: Path, tmp_path: Path
 ) -> None:
     """One scale of one channel of one expert, off by two hundredths."""
-    whole = load(file.read_bytes())
+    whole = load_tensors(file.read_bytes())
     scale = whole["layers.1.mlp.experts.gate_up_scale"]
     scale[2, 7] *= 1.02
     config = (pretrained_path("mini") / "config.json").read_text()
@@ -448,6 +450,17 @@ def test_loads_and_their_distance(full: MixtralModel) -> None:
     assert in_node("live_router", "m.apart([1, 0, 0], [0.5, 0.5, 0])") == 0.5
     near = "m.nearest([[1, 0]], [{name: 'a', load: [[0.5, 0.5]]}, {name: 'b', load: [[0.8, 0.2]]}]).name"
     assert in_node("live_router", near) == "b"
+
+
+def test_agreement_by_hand() -> None:
+    """Two tokens, two layers: the same; the same two in another order; another second one; others altogether."""
+    a = np.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]], np.int16)
+    b = np.array([[[0, 1], [3, 2]], [[4, 6], [1, 0]]], np.int16)
+    assert agreement(a, b) == {"same_set": [0.5, 0.5], "same_first": [1.0, 0.0]}
+    assert load(a, 8) == [
+        [0.25, 0.25, 0, 0, 0.25, 0.25, 0, 0],
+        [0, 0, 0.25, 0.25, 0, 0, 0.25, 0.25],
+    ]
 
 
 def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
