@@ -294,7 +294,7 @@ def test_the_command_hands_everything_on(
 
 
 def test_the_command_is_stored_as_it_can_be_given_again() -> None:
-    given = Options(3, 2, True, ("mine=/home/somebody/peer.py",), "cuda:1")
+    given = Options(3, 2, True, ("mine=peers/peer.py",), "cuda:1")
     assert given.command("gpu") == (
         "python -m minimoe bench --suite gpu --rounds 3 --threads 2 --device cuda:1 --quick --peer mine=PATH"
     )
