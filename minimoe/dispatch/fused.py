@@ -1,7 +1,7 @@
 """`grouped` on a CPU as one autograd function: the same sums as the plain form, with less around them.
 
-Three things make it fast. oneDNN compiles a kernel for every new shape, which costs a good part of the product itself, so
-each expert's rows are filled up to whole blocks and shapes come back. Forward and backward are written by hand,
+Three things make it fast. oneDNN compiles a kernel for every new shape, which costs a good part of the product itself:
+each expert's rows are filled up to whole blocks, so shapes come back. Forward and backward are written by hand,
 one expert at a time, so that what an expert needs stays in the cache. And silu, the slow part of the activation, is
 kept for the backward pass instead of computed twice: on a CPU time is scarcer than memory.
 """

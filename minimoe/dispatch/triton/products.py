@@ -315,7 +315,8 @@ def weight_gradient(rows: Tensor, x: Tensor, plan: TilePlan, transpose: bool) ->
     """The kernel of `weight_gradient_spec`. An expert without rows gets zeros; the busiest experts begin first."""
     r, c, e = rows.shape[1], x.shape[1], plan.start.shape[0] - 1
     t = tile("weight", plan.block_m, x, c, plan.block_m)
-    bm = tile("weight", 128, x, r, 64).n  # rows of the result: as many as its widest tile has columns
+    # rows of the result: as many as the widest tile has columns
+    bm = tile("weight", 128, x, r, 64).n
     out = x.new_empty(e, c, r) if transpose else x.new_empty(e, r, c)
     block = (t.n, bm) if transpose else (bm, t.n)
     _weight[(e * (r // bm) * (c // t.n),)](
