@@ -146,7 +146,8 @@ def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
     def wrong(x: Tensor, weight: Tensor, k: int) -> Tensor:
         return x @ weight
 
-    for answer, lines in ((wrong, 2), (lambda x: x, 1)):
+    answers: list[tuple[Any, int]] = [(wrong, 2), (lambda x: x, 1)]
+    for answer, lines in answers:
         with pytest.raises((RuntimeError, TypeError)) as caught:
             check.top_k_router(answer)
         files = [Path(entry.path) for entry in caught.traceback]

@@ -90,6 +90,7 @@ def wrong_weights_detached(x, gate_up, down, w):
 
 def wrong_last_one_wins(x, gate_up, down, w):
     """says: Only the last expert is left"""
+    y = x
     for e in range(len(gate_up)):
         gate, up = (x @ gate_up[e].T).chunk(2, dim=-1)
         y = w[:, e, None] * ((torch.nn.functional.silu(gate) * up) @ down[e].T)
