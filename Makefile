@@ -56,7 +56,7 @@ corpus: $(STAMP) ## fetch the text and list its domains, sizes and licences
 
 test: $(STAMP) text ## unit tests, then every lesson
 	@failed=0; \
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile $(TEST_ARGS) tests || failed=1; \
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS) tests || failed=1; \
 	$(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile notebooks || failed=1; \
 	exit $$failed
 
