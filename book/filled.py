@@ -69,23 +69,17 @@ def read(name: str) -> dict[str, Any]:
 
 def provenance() -> str:
     """Every stored result: what it was run on and the command that runs it again."""
-    commands = {
-        "study.json": "make study",
-        "train_rate.json": "python -m minimoe bench --suite train",
-    }
     rows: list[list[Any]] = []
     for path in sorted(RESULTS.glob("*.json")):
         result = read(path.name)
-        command = result.get("command") or commands.get(path.name)
-        if command is None and "suite" in result:
-            command = f"python -m minimoe bench --suite {result['suite']}"
+        command = "make study" if path.name == "study.json" else result["command"]
         rows.append(
             [
                 f"`{path.name}`",
                 result.get("date", ""),
                 f"{result.get('hardware', '')}, {result.get('threads', '')} thread(s)",
                 result.get("torch", ""),
-                f"`{command}`" if command else "",
+                f"`{command}`",
             ]
         )
     return table(["file", "date", "machine", "torch", "made by"], rows)  # fmt: skip
@@ -128,20 +122,6 @@ def routers() -> str:
     heads = ["router", "loss, nats a character", "MaxVio", "runs"]
     rows = by_setting(read("router_zoo.json")["rows"], ["router"], ["loss", "max_vio"])
     return table(heads, rows)
-
-
-def training_rate() -> str:
-    """How fast the mini model trains, against a dense one of equal active parameters."""
-    result = read("train_rate.json")
-    rows = [
-        [name, f"{m['parameters']:,}", f"{m['active_parameters']:,}",
-         "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**m["tokens_per_second"])]
-        for name, m in result["models"].items()
-    ]  # fmt: skip
-    ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**result["ratio"])
-    shown = table(["model", "parameters held", "used", "tokens a second"], rows)
-    (goal,) = result["goals"]
-    return f"{shown}\n\nSparse over dense: {ratio}; the goal is {goal['limit']}."
 
 
 def benchmark(part: str) -> str:
@@ -203,7 +183,6 @@ PARTS: dict[str, Callable[..., str]] = {
         findings,
         balance,
         routers,
-        training_rate,
         benchmark,
         api,
         lessons,

@@ -55,20 +55,26 @@ def make_setup(
 
     def setup(i: int) -> Work:
         routing, ready = routings[i % len(routings)], copies[next(turn) % len(copies)]
-        for other in (
-            copies
-        ):  # or memory for their gradients is new in the first rounds, and faulted in page by page
-            clear(other.leaves)
-        if case.backward:
-            return inside(training_call(ready, x, dy, routing))
-
-        def forward() -> None:
-            with torch.no_grad():
-                ready.forward(x, routing)
-
-        return inside(forward)
+        return inside(one_call(case, copies, ready, x, dy, routing))
 
     return setup, "call"
+
+
+def one_call(
+    case: Case, copies: Sequence[Ready], ready: Ready, x: Tensor, dy: Tensor, routing: Routing
+) -> Work:
+    """The case's work by `ready`, one of `copies`; the gradients of all of them are given back first."""
+    # or memory for gradients is new in the first rounds, and faulted in page by page
+    for copy in copies:
+        clear(copy.leaves)
+    if case.backward:
+        return training_call(ready, x, dy, routing)
+
+    def forward() -> None:
+        with torch.no_grad():
+            ready.forward(x, routing)
+
+    return forward
 
 
 def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work:

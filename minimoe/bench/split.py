@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.bench.calls import clear, training_call
+from minimoe.bench.calls import one_call
 from minimoe.bench.cases import Case, make_routings
 from minimoe.bench.implementations import Ready, dense, dispatcher
 from minimoe.bench.timing import Clock, Setup, Work, alternate, paired, spread, steady
@@ -48,16 +48,7 @@ def measure_split(
     def layer(copies: Sequence[Ready]) -> Setup:
         def setup(i: int) -> Work:
             ready, routing = copies[i % len(copies)], routings[i % len(routings)]
-            for copy in copies:
-                clear(copy.leaves)
-            if case.backward:
-                return training_call(ready, x, dy, routing)
-
-            def forward() -> None:
-                with torch.no_grad():
-                    ready.forward(x, routing)
-
-            return forward
+            return one_call(case, copies, ready, x, dy, routing)
 
         return setup
 

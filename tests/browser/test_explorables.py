@@ -103,8 +103,11 @@ def test_is_accessible_and_fits(seen: Seen, name: str) -> None:
 @pytest.mark.parametrize("name", EXPLORABLES)
 def test_is_printed(seen: Seen, name: str) -> None:
     element = started(seen, name)
+    assert element.query_selector(".mm-controls").is_visible()
     seen.page.emulate_media(media="print")
-    assert element.is_visible()
+    assert not element.query_selector(".mm-controls").is_visible()  # paper has no sliders
+    assert element.query_selector("svg, canvas").is_visible()
+    assert element.query_selector(".mm-status").is_visible()
 
 
 def test_starts_only_when_scrolled_to(seen: Seen) -> None:
@@ -116,8 +119,7 @@ def test_starts_only_when_scrolled_to(seen: Seen) -> None:
     seen.page.set_viewport_size({"width": 1280, "height": 300})
     seen.open(PAGE)
     seen.page.wait_for_timeout(300)
-    if len(EXPLORABLES) > 2:
-        assert not any(f"{last}.mjs" in url for url in asked)
+    assert not any(f"{last}.mjs" in url for url in asked)
     started(seen, last)
     assert any(f"{last}.mjs" in url for url in asked)
 

@@ -115,26 +115,26 @@ def logarithm_of_the_plan(z: Tensor, iterations: int) -> Tensor:
     return reference(z, iterations).log()
 
 
+def normalised(plan: Tensor, iterations: int) -> Tensor:
+    """Rows, then columns, in turn, without logarithms."""
+    for _ in range(iterations):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0) * (len(plan) / plan.shape[1])
+    return plan
+
+
 @suspect("05 §3")
 def overflow(z: Tensor, iterations: int) -> Tensor:
     """The iteration is right, and the arithmetic is not: exp(z) is infinite in float32 beyond 88, or 0 below −103.
     Work with logarithms, u and v, and take exp() once at the end."""
-    plan = z.float().exp()
-    for _ in range(iterations):
-        plan = plan / plan.sum(1, keepdim=True)
-        plan = plan / plan.sum(0) * (len(z) / z.shape[1])
-    return plan
+    return normalised(z.float().exp(), iterations)
 
 
 @suspect("05 §3")
 def shifted(z: Tensor, iterations: int) -> Tensor:
     """The iteration is right, and shifting each row before exp() does not save it: where a whole column lies more than
     103 below, it becomes 0, and 0/0 is NaN. Work with logarithms, u and v, and take exp() once at the end."""
-    plan = (z.float() - z.float().amax(1, keepdim=True)).exp()
-    for _ in range(iterations):
-        plan = plan / plan.sum(1, keepdim=True)
-        plan = plan / plan.sum(0) * (len(z) / z.shape[1])
-    return plan
+    return normalised((z.float() - z.float().amax(1, keepdim=True)).exp(), iterations)
 
 
 @suspect("05 §3")
