@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minimoe import MixtralModel
-from minimoe.checkpoint import load_layer
+from minimoe.checkpoint import load_layer, weights_fingerprint
 from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts_int8 import quantize_experts
@@ -447,3 +447,42 @@ def test_trap_8_the_selection_bias_is_stored_as_it_is(tmp_path: Path) -> None:
         assert torch.equal(again[name], value)
     gate = "layers.0.mlp.gate.weight"
     assert torch.equal(again[gate], model.state_dict()[gate].bfloat16().float())
+
+
+# --- what a folder is recognised by -------------------------------------------------------------------
+
+
+def test_trap_eval_harness_4063_any_byte_of_any_shard_is_another_folder(sharded: Path) -> None:
+    """lm-evaluation-harness #4063: a result is found again for other weights."""
+    found = {weights_fingerprint(sharded)}
+    for name in (shards(sharded)[0], shards(sharded)[-1]):
+        data = bytearray((sharded / name).read_bytes())
+        data[-1] ^= 1
+        (sharded / name).write_bytes(data)
+        found.add(weights_fingerprint(sharded))
+    edit_index(sharded, lambda places: places.pop("model.norm.weight"))
+    found.add(weights_fingerprint(sharded))
+    (sharded / shards(sharded)[0]).rename(sharded / "model-00000.safetensors")
+    found.add(weights_fingerprint(sharded))
+    assert len(found) == 5
+    assert weights_fingerprint(sharded) in found
+
+
+def test_one_changed_router_among_megabytes_is_another_folder(tmp_path: Path) -> None:
+    wide = MixtralModel(TINY.replace(hidden_size=256, intermediate_size=512, num_experts=16))
+    wide.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size > 25e6
+    first = weights_fingerprint(tmp_path)
+    for name, value in wide.state_dict().items():
+        if name.endswith("gate.weight"):
+            value[3, 5] += 1e-3
+            wide.save_pretrained(tmp_path)
+            assert weights_fingerprint(tmp_path) != first
+            value[3, 5] -= 1e-3
+
+
+def test_pickles_are_told_apart_too(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"one")
+    first = weights_fingerprint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"two")
+    assert weights_fingerprint(tmp_path) != first

@@ -5,6 +5,7 @@ Two layouts are read and written: minimoe's own, and that of Hugging Face transf
 """
 
 from minimoe.checkpoint.families import FAMILIES
+from minimoe.checkpoint.fingerprint import weights_fingerprint
 from minimoe.checkpoint.folder import (
     SHIPPED,
     WEIGHTS,
@@ -39,5 +40,6 @@ __all__ = [
     "restore_model",
     "save_model",
     "to_huggingface",
+    "weights_fingerprint",
     "write_tensors",
 ]

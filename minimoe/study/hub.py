@@ -13,14 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from minimoe.checkpoint import weights_fingerprint
 from minimoe.errors import CheckpointError, MinimoeError
-from minimoe.study.loading import (
-    FoundModel,
-    dtype_name,
-    plain,
-    sha256,
-    weights_fingerprint,
-)
+from minimoe.study.loading import FoundModel, dtype_name, plain, sha256
 from minimoe.study.quiet import quiet_libraries
 from minimoe.study.transformers_models import SUPPORTED, TransformersSource, unknown_model
 

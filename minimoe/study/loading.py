@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from minimoe.checkpoint import SHIPPED, pretrained_path
+from minimoe.checkpoint import SHIPPED, pretrained_path, weights_fingerprint
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.study.recorder import source_of
@@ -23,8 +23,6 @@ from minimoe.train.loop import resolve_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_BLOCKS, _BLOCK = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -157,25 +155,6 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
     copy.no_truncation()
     copy.encode_special_tokens = True
     return copy
-
-
-def weights_fingerprint(folder: str | Path) -> str:
-    """sha256 of the weight files' names, sizes and contents, of which long ones are read at 64 places.
-
-    Hashing every byte of a large model takes minutes; any training changes all of the weights, so samples tell.
-    """
-    total = hashlib.sha256()
-    for path in sorted(p for kind in _WEIGHTS for p in Path(folder).glob(kind)):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            if size <= _BLOCKS * _BLOCK:
-                total.update(file.read())
-                continue
-            for i in range(_BLOCKS):
-                file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
-                total.update(file.read(_BLOCK))
-    return total.hexdigest()
 
 
 def sha256(text: str) -> str:
