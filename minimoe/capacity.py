@@ -61,8 +61,8 @@ def places(expert: Tensor, takes: Tensor, num_experts: int) -> Tensor:
     """Place of each assignment in its expert's queue, from 0: how many before it go to the same expert.
 
     Args:
-        expert [N]: int64, in order of arrival.
-        takes [N]: bool, False for assignments that take no place; theirs is meaningless.
+        expert: [N] int64, in order of arrival.
+        takes: [N] bool, False for assignments that take no place; theirs is meaningless.
 
     Returns [N] int64. A stable sort, so first come is first served; top-k on a 0/1 mask would promise no order.
     """

@@ -60,7 +60,9 @@ class ModelConfig:
         router_type: how tokens meet experts, one of `ROUTER_TYPES`; `minimoe.routers.make_router` builds it. 'soft'
             makes each sparse layer a soft MoE.
         norm_topk_prob: renormalise the K selected probabilities to sum to 1 (Mixtral always does).
-        n_group, topk_group, routed_scaling_factor: of the sigmoid router (DeepSeek-V3).
+        n_group: groups of experts of the sigmoid router (DeepSeek-V3).
+        topk_group: groups among which a token chooses its experts.
+        routed_scaling_factor: multiplies the sigmoid router's weights.
         slots_per_expert: of soft MoE.
         n_shared_experts: experts that every token passes through, each as wide as a routed one unless
             `shared_expert_intermediate_size` is given (DeepSeekMoE: Dai et al. 2024, eq. 9).
@@ -85,11 +87,18 @@ class ModelConfig:
             moves it, 0: never.
         experts_implementation: name of the dispatcher; 'auto' takes the fastest one that the device has.
 
-        mlp_bias, router_bias, attention_output_bias, attention_sinks, sliding_window, layer_types and the MLA sizes
-            (`q_lora_rank`, `kv_lora_rank`, `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`) complete the
-            published configurations that `minimoe.cost` counts; `unsupported()` lists what `MixtralModel` cannot
-            build. `layer_types` says of each layer 'full_attention' or 'sliding_attention'; without it a
-            `sliding_window` is every layer's.
+        mlp_bias: biases in MLPs and experts. This field and those below complete the published configurations that
+            `minimoe.cost` counts; `unsupported()` lists what `MixtralModel` cannot build.
+        router_bias: a bias on the router's logits.
+        attention_output_bias: a bias on attention's output projection.
+        attention_sinks: a learned logit of each head in the denominator of attention.
+        sliding_window: earlier tokens that attention sees; None: all.
+        layer_types: 'full_attention' or 'sliding_attention' for each layer; empty: `sliding_window` is every layer's.
+        q_lora_rank: rank of MLA's queries; None: no compression.
+        kv_lora_rank: rank of MLA's keys and values.
+        qk_nope_head_dim: width of the part of an MLA query or key that is not rotated.
+        qk_rope_head_dim: width of the part that is.
+        v_head_dim: width of an MLA value.
 
     Raises:
         ConfigError: a size is impossible; the message names the field, its value and what is expected.

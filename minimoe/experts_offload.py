@@ -70,7 +70,8 @@ class OffloadedExperts(ExpertBank):
         source: reads an expert.
         cache_experts: C, at least 1; E keeps all that were ever used.
         hidden_act: name of the activation.
-        dtype, device: of the experts in memory; both follow `.to()`.
+        dtype: of the experts in memory; follows `.to()`.
+        device: where they are; follows `.to()`.
 
     Raises:
         ConfigError: no room for an expert.

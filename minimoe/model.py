@@ -27,7 +27,7 @@ class ModelOutput:
     """What a forward pass returns.
 
     Attributes:
-        logits [B, S, V]: next-token scores.
+        logits: [B, S, V] next-token scores.
         routings: one Routing for each sparse layer, in order; tokens are [B, S] flattened by row; soft MoE has none.
         loss: what training minimises: `lm_loss`, and in training also the weighted balance terms; None without labels.
         lm_loss: mean next-token cross-entropy in nats over the labels that are not −100.
@@ -138,10 +138,10 @@ class MixtralModel(nn.Module):
         """Run the model.
 
         Args:
-            input_ids [B, S]: int64, each in [0, V).
-            labels [B, S]: the same ids; position s is predicted from the tokens before it. −100 is ignored, and so is
+            input_ids: [B, S] int64, each in [0, V).
+            labels: [B, S] the same ids; position s is predicted from the tokens before it. −100 is ignored, and so is
                 every label whose own position is padding, or the position before it.
-            attention_mask [B, S_all]: True or 1 for tokens, False or 0 for padding, on either side. With a cache it
+            attention_mask: [B, S_all] True or 1 for tokens, False or 0 for padding, on either side. With a cache it
                 covers the cached tokens too.
             cache: keys and values of earlier tokens, extended in place.
             logits_to_keep: compute logits for this many last positions only (0: all); who wants routings or the next
@@ -246,7 +246,7 @@ class MixtralModel(nn.Module):
         """Continue input_ids [B, S] by up to `max_new_tokens` ids; returns [B, S + new].
 
         Args:
-            attention_mask [B, S]: prompts of different length are padded on the left.
+            attention_mask: [B, S] prompts of different length are padded on the left.
             temperature: 0 takes the most likely token; otherwise logits are divided by it.
             top_p: sample from the smallest set of tokens whose probability reaches this (Holtzman et al. 2020).
             seed: makes sampling repeatable; None draws from torch's global generator.

@@ -18,17 +18,17 @@ class Routing:
     N is fixed by the router (T·K for token choice), never by the data, so no step waits for the device.
 
     Attributes:
-        token [N]: int64, the token of each assignment.
-        expert [N]: int64, its expert.
-        weight [N]: float32, its combine weight; differentiable.
+        token: [N] int64, the token of each assignment.
+        expert: [N] int64, its expert.
+        weight: [N] float32, its combine weight; differentiable.
         shape: (T, E).
-        kept [N]: bool, False where capacity dropped the assignment; None: dropless.
+        kept: [N] bool, False where capacity dropped the assignment; None: dropless.
         k: token choice with K experts for every token, in token-major order, so that every [N] is a free [T, K]
             view; None for other routers.
-        valid [T]: bool, False for padding, which no loss and no statistic counts; None: every token is valid.
-        sequence [T]: int64, the sequence of each token; None: unknown.
-        logits [T, E]: float32 raw scores; None for routers without any.
-        probs [T, E]: float32, the full distribution, which balancing losses use; None for routers without any.
+        valid: [T] bool, False for padding, which no loss and no statistic counts; None: every token is valid.
+        sequence: [T] int64, the sequence of each token; None: unknown.
+        logits: [T, E] float32 raw scores; None for routers without any.
+        probs: [T, E] float32, the full distribution, which balancing losses use; None for routers without any.
     """
 
     token: Tensor

@@ -76,7 +76,7 @@ class GlobalLoad:
         num_experts: E.
 
     Attributes:
-        counts [E]: int64, valid assignments so far, before any drop.
+        counts: [E] int64, valid assignments so far, before any drop.
     """
 
     def __init__(self, num_experts: int, *, device: torch.device | str = "cpu") -> None:

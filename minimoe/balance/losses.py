@@ -21,7 +21,7 @@ def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     the K choices report K times this value.
 
     Args:
-        counts [E]: assignments per expert over the global batch, from `GlobalLoad` (Qiu et al. 2025); None: those of
+        counts: [E] assignments per expert over the global batch, from `GlobalLoad` (Qiu et al. 2025); None: those of
             this routing. The loss is linear in P, so the mean of these losses over ranks and steps of equally many
             tokens is exactly the loss of the global batch, which the mean of losses with local counts is not.
 
@@ -135,7 +135,7 @@ def l1_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     `SparsityController` sets, takes up the difference.
 
     Args:
-        counts [E]: assignments per expert over the global batch, as in `switch_loss`; None: those of this routing.
+        counts: [E] assignments per expert over the global batch, as in `switch_loss`; None: those of this routing.
     """
     load = _counts(routing, counts).to(routing.weight.dtype)
     f = routing.num_experts * load / load.sum().clamp_min(1)
@@ -152,7 +152,7 @@ def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> T
     where the routing was made without noise.
 
     Args:
-        counts [E]: assignments per expert over the global batch, for 'switch' and 'l1'; the others have no use for it.
+        counts: [E] assignments per expert over the global batch, for 'switch' and 'l1'; the others have no use for it.
     """
     match kind:
         case "switch":

@@ -41,7 +41,7 @@ def plan_replicas(
     has a place left, among equals one without the same expert: a heuristic, good where devices hold several copies.
 
     Args:
-        load [E]: assignments per expert, measured or expected.
+        load: [E] assignments per expert, measured or expected.
         num_replicas: copies in all, a multiple of `num_devices` and at least E.
         num_devices: devices, each with `num_replicas / num_devices` places.
 

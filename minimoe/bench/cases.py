@@ -35,7 +35,11 @@ class Case:
 
     Attributes:
         name: of the shape.
-        tokens, hidden_size, expert_size, num_experts, k: T, D, F, E, K.
+        tokens: T.
+        hidden_size: D.
+        expert_size: F.
+        num_experts: E.
+        k: K.
         dtype: of tokens and weights.
         backward: forward and backward pass; else forward without gradients.
         skew: 0 for uniform routing; s > 0 draws experts with probabilities proportional to 1/rank^s (Zipf).

@@ -19,7 +19,8 @@ class CheckFailed(AssertionError):
     message alone, without a traceback through code that is not the learner's.
 
     Args:
-        expected, came: the two things that differ, in words or small numbers.
+        expected: what a right answer gives, in words or small numbers.
+        came: what the answer gave, in the same form.
         cause: the likely cause, one or two sentences.
         reread: the section to reread, such as '03 §2'.
     """

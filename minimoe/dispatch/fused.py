@@ -35,8 +35,8 @@ class Layout:
     """Rows in order of their expert, each expert's stretch filled up to whole blocks; P rows in all.
 
     Attributes:
-        token [P]: int64, whose row it is; filling rows read token 0, and their weight is 0.
-        row [N]: int64, where assignment n stands.
+        token: [P] int64, whose row it is; filling rows read token 0, and their weight is 0.
+        row: [N] int64, where assignment n stands.
         sizes: rows of each expert, filling included.
     """
 

@@ -15,10 +15,10 @@ class Plan:
     """Sorted order of a routing's N assignments; computed once, used forward and backward.
 
     Attributes:
-        order [N]: int64; assignment order[i] stands at sorted place i. Stable: within an expert, arrival order.
-        token [N]: int64; the token at each sorted place.
-        counts [E]: int64; rows of each expert.
-        inverse [N]: int64; assignment n stands at sorted place inverse[n].
+        order: [N] int64, assignment order[i] stands at sorted place i. Stable: within an expert, arrival order.
+        token: [N] int64, the token at each sorted place.
+        counts: [E] int64, rows of each expert.
+        inverse: [N] int64, assignment n stands at sorted place inverse[n].
     """
 
     order: Tensor

@@ -18,9 +18,9 @@ class Context:
     """What a router may know of its T tokens besides their vectors.
 
     Attributes:
-        token_ids [T]: int64; for routers that look at the token itself.
-        sequence [T]: int64, which sequence a token belongs to.
-        valid [T]: bool, False for padding.
+        token_ids: [T] int64; for routers that look at the token itself.
+        sequence: [T] int64, which sequence a token belongs to.
+        valid: [T] bool, False for padding.
     """
 
     token_ids: Tensor | None = None

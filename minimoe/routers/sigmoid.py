@@ -29,7 +29,8 @@ class SigmoidRouter(Router):
         num_experts: E.
         num_experts_per_tok: K, from 1 to the experts of `topk_group` groups.
         norm_topk_prob: renormalise the K scores to sum to 1, with ε = 1e-20 against scores that all underflow.
-        n_group, topk_group: groups, and how many of them a token may visit.
+        n_group: groups of experts.
+        topk_group: groups that a token may visit.
         routed_scaling_factor: on the weights, after renormalising.
 
     Raises:

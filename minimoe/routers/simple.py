@@ -173,7 +173,7 @@ class HashRouter(Router):
         num_experts: E.
         num_experts_per_tok: K, from 1 to E.
         table: 'random' or 'balanced'.
-        counts [V]: how often each id occurs; needed by 'balanced'.
+        counts: [V] how often each id occurs; needed by 'balanced'.
         seed: of the random table.
 
     The table [V, K] is a buffer and is saved with the weights. Raises at routing when `token_ids` are missing.

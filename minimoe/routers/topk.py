@@ -96,8 +96,8 @@ class NoisyRouting(Routing):
     """A routing with noise in its logits, and what `load_loss` needs to see past it.
 
     Attributes:
-        clean [T, E]: logits without noise.
-        noise_std [T, E]: standard deviation of the noise on each logit, positive.
+        clean: [T, E] logits without noise.
+        noise_std: [T, E] standard deviation of the noise on each logit, positive.
     """
 
     clean: Tensor | None = None

@@ -33,9 +33,13 @@ class FoundModel:
         name: as the report calls it.
         tokenizer: the model's, as the library tokenizers has it; neither pads nor cuts.
         begin: id of the token that the model expects before a text; None: none.
-        layers: numbers of the layers with experts, counted from 1, of num_layers.
-        num_experts, experts_per_token, vocab_size, parameters, max_length: E, K, V, all parameters held, the longest
-            sequence.
+        layers: numbers of the layers with experts, counted from 1.
+        num_layers: L, layers without experts included.
+        num_experts: E.
+        experts_per_token: K.
+        vocab_size: V.
+        parameters: all that the model holds.
+        max_length: tokens of the longest sequence.
         identity: plain values by which a trace of this model is recognised.
         load: reads the weights; the model is in eval mode on its device.
     """

@@ -53,11 +53,25 @@ class Measurements(st.Result):
     """All results. Tuples over `layers` (first, middle, last) or, where said, over every layer.
 
     Attributes:
+        layers: the three layers shown, numbered from 1.
+        num_layers: L.
         load: by kind of text, every layer.
-        topics: of the encyclopaedia; domains: the packages; subjects: of the real questions.
+        domains: load of each package.
+        topics: load of each topic of the encyclopaedia.
+        subjects: load of each subject of the real questions.
         questions_against_text: load of 'text', 'questions' and 'mmlu' against all three together.
-        information, information_topics, repeats, preferred: every layer. paths: first choices, sets.
-        tokens, shares, apart: the article's tokens on natural text, and on generated questions.
+        information: what tokens and domains say of the expert, every layer.
+        information_topics: the same with topics instead of domains, every layer.
+        repeats: same expert as the token before, every layer.
+        preferred: experts of the article's tokens, every layer.
+        tokens: the article's tokens, as this model has them.
+        shares: of these tokens on natural text.
+        apart: of these tokens on generated questions.
+        frequent: tokens most often sent to each expert.
+        characteristic: tokens that set an expert apart.
+        coactivation: experts chosen together.
+        paths: first choices, then sets.
+        dependence: between the first choices of layers.
         text: the kind of text, a key of `load`, that whatever is not said to be of another is of.
 
     Of a study that reads questions alone, `text` is their title, `topics` holds the subjects, `information` is about

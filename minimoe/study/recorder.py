@@ -74,8 +74,9 @@ class RoutingRecorder:
         recording = recorder.pop()
 
     Args:
-        model, layers: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is
-            left when the context closes, whatever closes it.
+        model: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is left when
+            the context closes, whatever closes it.
+        layers: numbers of the layers to record, from 1; None: all with experts.
 
     Raises:
         TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.
@@ -141,12 +142,15 @@ def record_documents(
     sees another one, and documents may be treated as independent.
 
     Args:
-        model, layers: see `source_of`.
+        model: see `source_of`.
+        layers: numbers of the layers to record, from 1; None: all with experts.
         documents: one record a document.
         tokens: its token ids [n], without end-of-text.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
         max_length: tokens a window, if fewer than the model could read.
+        meta: what the trace says of its origin.
+        progress: wraps the batches as they are read, to show how far reading is; None: silent.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")

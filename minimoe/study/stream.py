@@ -37,7 +37,9 @@ class TraceWriter:
         identity: plain JSON values that say of what the trace is. A folder of another identity is refused.
 
     Attributes:
-        written, tokens: chunks and tokens in the folder. documents: what they hold, in order.
+        written: chunks in the folder.
+        tokens: that the chunks hold.
+        documents: that the chunks hold, in order.
 
     Raises:
         TraceError: another identity, chunks without a manifest, a damaged or a missing chunk, or a folder that cannot
@@ -178,10 +180,17 @@ def record_stream(
     Weights are kept in half precision (11 bits), which the chunks compress to about two bytes each.
 
     Args:
-        model, layers, end_of_text, batch_tokens, max_length: see `record_documents`.
-        documents, tokens: each document and its token ids [n]; none may be empty.
+        model: see `source_of`.
+        documents: one record a document; none may be empty.
+        tokens: its token ids [n], without end-of-text.
+        folder: for chunks and manifest, made if it does not exist.
         identity: of model, text and options; the folder refuses to go on with another one.
+        layers: numbers of the layers to record, from 1; None: all with experts.
         chunk_tokens: a chunk ends with the document that reaches so many: what a crash costs.
+        end_of_text: the context of a document's first token; None where the model was trained without any.
+        batch_tokens: tokens a forward pass, padding included.
+        max_length: tokens a window, if fewer than the model could read.
+        progress: wraps the batches as they are read, to show how far reading is; None: silent.
 
     Raises:
         TraceError: another identity in the folder, or other documents.

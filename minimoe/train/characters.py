@@ -22,7 +22,7 @@ class Characters:
     """A text as character ids; the last tenth is held out.
 
     Attributes:
-        ids [n]: int64, the whole text.
+        ids: [n] int64, the whole text.
         letters: the V different characters, sorted; a character's id is its place.
         cut: where the held-out part begins.
     """

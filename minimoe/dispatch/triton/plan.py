@@ -36,14 +36,15 @@ class TilePlan:
     """A routing of N assignments laid out in tiles of `block_m` rows. M tiles, P = M · block_m rows, all int32.
 
     Attributes:
-        row [N]: where assignment n stands; -1 where it has no row (dropped).
-        token [P]: the token of each row; T where none stands.
-        assignment [P]: the assignment of each row; N where none stands.
-        start [E + 1]: first row of each expert; start[E] rows are in use. Multiples of `block_m`.
-        tile_expert [M]: the expert of each tile; E for tiles that are not in use.
+        row: [N] where assignment n stands; -1 where it has no row (dropped).
+        token: [P] the token of each row; T where none stands.
+        assignment: [P] the assignment of each row; N where none stands.
+        start: [E + 1] first row of each expert; start[E] rows are in use. Multiples of `block_m`.
+        tile_expert: [M] the expert of each tile; E for tiles that are not in use.
         block_m: rows of a tile.
         k: experts of every token, if the assignments stand in token order with the same number each.
-        order [N], bounds [T + 1]: for other routings: assignments sorted by token, and where each token's begin.
+        order: [N] assignments sorted by token, for routings whose `k` is None.
+        bounds: [T + 1] where each token's assignments begin in `order`.
     """
 
     row: Tensor

@@ -59,10 +59,15 @@ class KernelReport:
     """One kernel, compiled.
 
     Attributes:
-        kernel: its name; `rows`: BLOCK_M of the plan it works on, 0 where that plays no part.
-        arch, dtype, shape: compute capability, type, and the name of the layer's sizes.
-        warps, stages: as launched.
-        registers: of each thread. stack: bytes of memory for each thread, 0 without spills.
+        kernel: its name.
+        rows: BLOCK_M of the plan it works on, 0 where that plays no part.
+        arch: compute capability.
+        dtype: of tokens and weights.
+        shape: name of the layer's sizes.
+        warps: of each program, as launched.
+        stages: of its software pipeline, as launched.
+        registers: of each thread.
+        stack: bytes of memory for each thread, 0 without spills.
         shared: bytes of shared memory of a block.
         counts: how often each of `INSTRUCTIONS` stands in the code.
         seconds: to compile; little where Triton's cache had it.

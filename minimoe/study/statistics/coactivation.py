@@ -31,15 +31,21 @@ class CoActivation(Result):
 
     Attributes:
         conditional: [E, E] P(j chosen | i chosen); NaN on the diagonal and for an expert never chosen.
-        low, high: [E, E] documents bootstrapped; NaN with fewer than 50.
+        low: [E, E] lower end of the interval, documents bootstrapped; NaN with fewer than 50.
+        high: [E, E] upper end.
         chance: [E, E] the same if the K choices were independent but for being distinct, with the loads as they are:
             a set has a probability proportional to the product of its experts' weights (conditional Poisson
-            sampling). chance_equal: (K − 1)/(E − 1), its value when loads are equal.
-        entropy, entropy_chance, entropy_limit: bits, of the unordered pairs; the limit is log2(E(E − 1)/2).
-        maximum, maximum_pair: largest conditional, and its (i, j), experts 0-based.
+            sampling).
+        chance_equal: (K − 1)/(E − 1), the value of `chance` when loads are equal.
+        entropy: bits, of the unordered pairs.
+        entropy_chance: the same under `chance`.
+        entropy_limit: log2(E(E − 1)/2), which no entropy of pairs exceeds.
+        maximum: largest conditional.
+        maximum_pair: its (i, j), experts 0-based.
         maximum_null: the largest conditional when choices are traded between the tokens of a document, so that every
             document keeps its loads and every token its number of choices; on `null_tokens` tokens of whole documents,
             against the largest conditional of the same tokens.
+        null_tokens: tokens that `maximum_null` was made of.
     """
 
     layer: int

@@ -25,10 +25,13 @@ class LayerDependence(Result):
     """Of the first choices of L layers.
 
     Attributes:
-        information, low, high: [L, L] bits, delete-a-group jackknife over documents; NaN on the diagonal.
+        information: [L, L] bits, delete-a-group jackknife over documents; NaN on the diagonal.
+        low: [L, L] lower end of its interval.
+        high: [L, L] upper end.
         null_high: [L, L] 95 % quantile of the plug-in value when one layer is shifted cyclically within each document
             by a random number of tokens, which keeps what documents and neighbours share.
-        entropy: [L] bits of the first choice. normalised: information over the smaller of the two entropies.
+        entropy: [L] bits of the first choice.
+        normalised: [L, L] information over the smaller of the two entropies.
     """
 
     layers: tuple[int, ...]

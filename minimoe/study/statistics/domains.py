@@ -42,11 +42,26 @@ class DomainLoad(Result):
 
     Attributes:
         few_documents: [D] fewer than 50 documents: intervals are NaN, and `notes` says so; the null is given.
-        share, share_low, share_high: [D, E], document bootstrap. null_low, null_high: [D, E] band of each expert.
-        ratio...: [D] max/min, interval as in `Load`. tv...: [D] total variation to the pooled load, interval made for a
-            distance (`interval_of_distance`); tv_p: P(null >= observed), tv_p_holm adjusted for D labels.
-        jsd: [D] Jensen-Shannon divergence to the pooled load, bits. *_null_high is the 95 % quantile of the null for
-            tv and jsd, the upper end of the central 95 % band for ratio.
+        pooled: [E] share of each expert in all labelled documents.
+        share: [D, E] of all assignments of a label.
+        share_low: [D, E] lower end of its interval, document bootstrap.
+        share_high: [D, E] upper end.
+        null_low: [D, E] lower end of the null's band of each expert.
+        null_high: [D, E] upper end.
+        ratio: [D] max/min.
+        ratio_low: [D] lower end of its interval, as in `Load`.
+        ratio_high: [D] upper end of that interval.
+        ratio_null_low: [D] lower end of the null's central 95 % band.
+        ratio_null_high: [D] upper end of that band.
+        ratio_p: [D] P(null >= observed).
+        tv: [D] total variation to the pooled load.
+        tv_low: [D] lower end of its interval, made for a distance (`interval_of_distance`).
+        tv_high: [D] upper end of that one.
+        tv_null_high: [D] 95 % quantile of its null.
+        tv_p: [D] P(null >= observed) of the total variation.
+        tv_p_holm: [D] `tv_p` adjusted for D labels.
+        jsd: [D] Jensen-Shannon divergence to the pooled load, bits.
+        jsd_null_high: [D] 95 % quantile of the null of `jsd`.
     """
 
     layer: int

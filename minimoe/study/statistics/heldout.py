@@ -65,7 +65,9 @@ def held_out_gain(
     """Fit on one half of the units (documents), predict the other, and the other way round.
 
     Args:
-        token, unit: [n] class of the token and unit of each row; expert: [n, K].
+        token: [n] class of the token of each row.
+        expert: [n, K] its experts.
+        unit: [n] its unit.
         unit_label: [units] label of each unit; the halves are drawn within labels.
     """
     fold = random_groups(unit_label, 4, rng)  # folds 0, 1 are one half, 2, 3 the other

@@ -36,12 +36,16 @@ class MutualInformation(Result):
     """I(x; e) for e one of the K experts of a token, taken at random; it cannot exceed log2(E/K).
 
     Attributes:
+        classes: V, kinds of token or of label.
         plug_in: from the counts as they are; too high, since noise looks like information.
-        bias: what independent tokens would add to it, (V − 1)(E − K)/(2·T·K·ln 2) for V classes and T tokens.
+        bias: what independent tokens would add to it, (V − 1)(E − K)/(2·T·K·ln 2) for T tokens.
         corrected: plug_in − bias.
-        value, low, high: delete-a-group jackknife over documents. Its value takes off the bias that documents cause as
-            well, so where documents matter it is below `corrected`; noise can make it a little negative.
-        normalised: value / limit, with limit = log2(E/K).
+        value: delete-a-group jackknife over documents, which takes off the bias that documents cause as well: where
+            documents matter it is below `corrected`; noise can make it a little negative.
+        low: lower end of the jackknife's interval.
+        high: upper end.
+        limit: log2(E/K), which the information cannot exceed.
+        normalised: value / limit.
         null: the plug-in value with the labels dealt out anew to the documents; None for tokens, which have no labels.
     """
 

@@ -29,7 +29,10 @@ class Load(Result):
     """Load of the E experts of one layer.
 
     Attributes:
-        share, share_low, share_high: [E] of all assignments (sum 1), with document-bootstrap interval.
+        assignments: T·K, the tokens' choices counted one by one.
+        share: [E] of all assignments (sum 1).
+        share_low: [E] lower end of its document-bootstrap interval.
+        share_high: [E] upper end.
         ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest
             ratio of any two experts, by a simultaneous band over all pairs, not the percentiles of the draws.
         ratio_corrected: max/min less its bootstrap bias, on the logarithm, at least 1.
@@ -37,8 +40,8 @@ class Load(Result):
         cv2: population variance of the shares over their squared mean.
         ratio_null: max/min if loads were equal and every token independent.
         ratio_null_documents: max/min if loads were equal and documents differed as much as they do.
-        design_effect: variance of the shares over what independent tokens would give, pooled over the experts;
-            effective_tokens = tokens / design_effect.
+        design_effect: variance of the shares over what independent tokens would give, pooled over the experts.
+        effective_tokens: tokens / design_effect.
     """
 
     layer: int

@@ -35,15 +35,22 @@ class Paths(Result):
     """Paths of one kind: the first choices ('first') or the sets of K experts ('set') of a token, layer by layer.
 
     Attributes:
-        possible_log10: log10 of E^L or C(E, K)^L. expected_uniform: distinct paths of as many tokens if each path were
-            equally likely. expected_loads: if each layer kept its loads and knew nothing of the others.
+        kind: 'first' or 'set'.
+        distinct: paths that occur.
+        possible_log10: log10 of E^L or C(E, K)^L.
+        expected_uniform: distinct paths of as many tokens if each path were equally likely.
+        expected_loads: the same if each layer kept its loads and knew nothing of the others.
         repeated: share of tokens whose path an earlier token took, 1 − distinct/tokens; documents bootstrapped, given
             which tokens are repeats, documents being taken in random order.
-        shared: share of tokens whose path any other token takes; shared_other_document: any token of another document.
-        curve_tokens, curve_distinct: distinct paths among the first so many tokens, in the same order of documents.
-        pairs: unordered pairs of tokens that take one path; same_document: share of them within one document.
-        context, same_context: share of those pairs that agree in the last 1, 2, ... tokens up to and with their own
-            (within their documents); same_context_chance: the same among all pairs of tokens.
+        shared: share of tokens whose path any other token takes.
+        shared_other_document: share of tokens whose path a token of another document takes.
+        curve_tokens: numbers of tokens, in the order of documents of `repeated`.
+        curve_distinct: distinct paths among the first so many tokens.
+        pairs: unordered pairs of tokens that take one path.
+        same_document: share of these pairs within one document.
+        context: numbers of tokens 1, 2, ... up to and with a pair's own, within their documents.
+        same_context: share of the pairs that agree in so many last tokens.
+        same_context_chance: the same among all pairs of tokens.
     """
 
     kind: str

@@ -42,15 +42,22 @@ class PreferredExperts(Result):
     """The preferred expert of X tokens: chosen on half of the documents, its share estimated on the other half.
 
     Attributes:
-        occurrences, documents: [X] of the token in all of the trace.
+        token: [X] ids.
+        occurrences: [X] of the token in all of the trace.
+        documents: [X] that hold the token.
         expert: [X] 0-based; -1 where the token is absent from the first half.
-        share, n: [X] N(x, e)/N(x) and N(x) in the second half; NaN where the token is absent from it.
-        wilson_low, wilson_high: [X] as if occurrences were independent. low, high: [X] documents of the second half
-            bootstrapped; NaN where fewer than 10 of them hold the token.
+        share: [X] N(x, e)/N(x) in the second half; NaN where the token is absent from it.
+        n: [X] N(x) in the second half.
+        wilson_low: [X] lower end of the interval as if occurrences were independent.
+        wilson_high: [X] upper end of it.
+        low: [X] lower end, documents of the second half bootstrapped; NaN where fewer than 10 of them hold the token.
+        high: [X] upper end of this one.
         chance: [X] fraction of all tokens that choose that expert: what a token without preference would show.
-        apparent: [X] largest share over all documents, selection and all; null_mean, null_high: [X] mean and 95 %
-            quantile of the largest share among as many tokens drawn at random from the layer.
-        mean_share, mean_chance: over the tokens listed, weighted by n.
+        apparent: [X] largest share over all documents, selection and all.
+        null_mean: [X] mean of the largest share among as many tokens drawn at random from the layer.
+        null_high: [X] 95 % quantile of it.
+        mean_share: over the tokens listed, weighted by n.
+        mean_chance: of `chance`, weighted likewise.
     """
 
     layer: int
@@ -77,8 +84,15 @@ class TokenShares(Result):
     """N(x, e)/N(x) of X tokens for every expert, over all documents; a row sums to K.
 
     Attributes:
-        occurrences, documents: [X]; 0 for a token that does not occur, whose shares are NaN.
-        wilson_*, low, high: [X, E], as in `PreferredExperts`. chance: [E] fraction of all tokens that choose it.
+        token: [X] ids.
+        occurrences: [X] in the trace; 0 for a token that does not occur, whose shares are NaN.
+        documents: [X] that hold the token.
+        share: [X, E] N(x, e)/N(x).
+        wilson_low: [X, E] lower end of the interval as if occurrences were independent.
+        wilson_high: [X, E] upper end of it.
+        low: [X, E] lower end, documents bootstrapped; NaN where fewer than 10 of them hold the token.
+        high: [X, E] upper end of this one.
+        chance: [E] fraction of all tokens that choose the expert.
         null_high: [X] 95 % quantile of the largest share among as many tokens drawn at random.
         preferred: the expert of each and its share without selection.
     """

@@ -24,8 +24,13 @@ class ExpertTokens(Result):
     """The `top` tokens of each expert by some score, best first.
 
     Attributes:
-        token, count: [E, top] token ids and assignments to the expert; -1 and 0 where there are fewer.
-        score: [E, top], `score_name` says which. low, high: [E, top] 95 % interval of `interval_of`; NaN without.
+        score_name: what `score` is.
+        interval_of: what `low` and `high` bound.
+        token: [E, top] ids; -1 where there are fewer.
+        count: [E, top] assignments to the expert; 0 where there are fewer.
+        score: [E, top] by which tokens are ordered.
+        low: [E, top] lower end of the 95 % interval; NaN without.
+        high: [E, top] upper end.
     """
 
     layer: int
