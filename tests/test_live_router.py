@@ -416,10 +416,57 @@ def test_the_worker_is_the_reader(file: Path) -> None:
       await world.onmessage({data: given.text});
       return posted.map((p) => p.probs ? {tokens: p.tokens, probs: [...p.probs]} : p);
     })()"""
-    ready, found = in_node("live_router", run, {"file": str(file), "text": TEXTS[0]})
+    ready, *alive, found = in_node("live_router", run, {"file": str(file), "text": TEXTS[0]})
     (alone,) = in_page(file, [TEXTS[0]])
     assert ready == "ready"
+    assert set(alive) <= {"reading"}
     assert found == {key: alone[key] for key in ("tokens", "probs")}
+
+
+# m.engine with a worker that reads, or keeps silent; the clock is turned by hand.
+WORKER = """(async () => {
+  const { mock } = await import('node:test');
+  mock.timers.enable({ apis: ['setTimeout'] });
+  const said = [];
+  let worker;
+  class Silent {
+    constructor() { worker = this; }
+    postMessage(message) {
+      said.push(message);
+      if (!Silent.mute) queueMicrotask(() => this.onmessage({ data: message === given.buffer ? "ready" : message }));
+    }
+    terminate() { said.push("terminated"); }
+  }
+  globalThis.Worker = Silent;
+  const read = await m.engine(given.buffer, (answer) => said.push(`read ${answer}`), () => said.push("lost"));
+  const later = async (seconds) => { mock.timers.tick(1000 * seconds); await null; };
+  const ask = async (text, mute) => { Silent.mute = mute; read.ask(text); await null; };
+  await later(60);
+  await ask("one");
+  await later(60);
+  for (const step of given.steps) await eval(step);
+  return said;
+})()"""
+
+
+def test_a_worker_that_has_started_is_left_alone_and_a_lost_one_is_noticed() -> None:
+    def said(*steps: str) -> list[str]:
+        return in_node("live_router", WORKER, {"buffer": "weights", "steps": steps})
+
+    begun = ["weights", "one", "read one"]
+    assert said() == begun
+    assert said("ask('two', true)", "later(4)") == [*begun, "two"]
+    assert said("ask('two', true)", "later(6)") == [*begun, "two", "terminated", "lost"]
+    # a reader who leaves is told nothing, and asks nothing any more
+    assert said("ask('two', true)", "read.stop()", "later(60)", "ask('three')") == [
+        *begun,
+        "two",
+        "terminated",
+    ]
+    # a sign of life is enough, and its lack after that is noticed
+    alive = ["ask('two', true)", "later(4)", "worker.onmessage({data: 'reading'})", "later(4)"]
+    assert said(*alive) == [*begun, "two"]
+    assert said(*alive, "later(2)") == [*begun, "two", "terminated", "lost"]
 
 
 @pytest.mark.parametrize("damage", ["short", "text", "empty"])

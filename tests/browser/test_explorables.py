@@ -251,6 +251,32 @@ def test_live_router_takes_any_text_and_the_page_lives(seen: Seen, worker: str) 
     assert [e for e in seen.errors if not KNOWN.search(e)] == []
 
 
+WATCHED = (
+    "window.Worker = class extends Worker { constructor(a) { super(a); window.worker = this; } }"
+)
+
+
+def test_live_router_reads_on_after_half_a_minute_and_says_when_its_worker_is_lost(
+    seen: Seen,
+) -> None:
+    seen.page.add_init_script(WATCHED)
+    element = live_router(seen, "ready")
+    write(seen, "It rains.", "4 tokens")
+    seen.page.wait_for_timeout(30_000)
+    assert write(seen, "Done", "2 tokens") == ""
+    assert "no longer answers" not in element.inner_text()
+    # a worker that is ended from outside says nothing
+    seen.page.evaluate("window.worker.terminate()")
+    seen.page.fill(f"{place('live_router')} textarea", "It rains again.")
+    seen.page.click(f"{place('live_router')} button:has-text('Start again')", timeout=10_000)
+    seen.page.wait_for_function(
+        "where => document.querySelector(where + ' .mm-status').textContent.startsWith('5 tokens')",
+        arg=place("live_router"),
+    )
+    assert tokens(seen) == ["It", "ra", "ins", "again", "."]
+    assert "no longer answers" not in element.inner_text()
+
+
 def test_live_router_without_its_weights(seen: Seen) -> None:
     seen.page.route("**/router.safetensors", lambda route: route.abort())
     element = live_router(seen, "failed")

@@ -1,5 +1,8 @@
 // The reader of texts in a worker, so that the page stays alive whatever it reads.
 
+const STARTS = 10_000; // milliseconds in which a worker has to read the weights
+const ANSWERS = 5_000; // and in which it has to give a sign of life while it reads a text
+
 // All that runs in the worker, as a script without imports.
 export function workerSource() {
   const parts = [Heap, Tokenizer, readWeights, fromBfloat16, unpack, multiply, rmsNorm, rotate, weighted, softmax, choose, Model, reader];
@@ -7,7 +10,7 @@ export function workerSource() {
     let read;
     onmessage = ({ data }) => {
       if (read) return read(data).catch((error) => setTimeout(() => { throw error; }));
-      read = reader(data, postMessage, 50);
+      read = reader(data, postMessage, 50, () => postMessage("reading"));
       postMessage("ready");
     };`;
   return parts.map(String).join("\n") + listen;
@@ -20,16 +23,17 @@ function startWorker(buffer) {
       const address = URL.createObjectURL(new Blob([workerSource()], { type: "text/javascript" }));
       const worker = new Worker(address);
       const settle = (result) => {
+        clearTimeout(waiting);
         URL.revokeObjectURL(address);
         if (!result) worker.terminate();
         resolve(result);
       };
+      const waiting = setTimeout(settle, STARTS, null);
       worker.onmessage = () => settle(worker);
       worker.onerror = (event) => {
         event.preventDefault();
         settle(null);
       };
-      setTimeout(settle, 10_000, null);
       worker.postMessage(buffer);
     } catch {
       resolve(null); // no workers here, or none from a Blob
@@ -38,18 +42,43 @@ function startWorker(buffer) {
 }
 
 // {ask(text), stop()}: `post` gets what `reader` finds. In a worker where there can be one, else in slices on the page.
-export async function engine(buffer, post) {
+// A worker that was ended from outside fires no event: `lost` is called when it has not answered for some seconds.
+export async function engine(buffer, post, lost) {
   const worker = await startWorker(buffer);
-  let read = worker ? (text) => worker.postMessage(text) : reader(buffer, post, 12);
-  let last = "";
+  let read = worker ? ask : reader(buffer, post, 12);
+  let [last, waiting] = [];
+
+  function ask(text) {
+    wait();
+    worker.postMessage(text);
+  }
+
+  function wait() {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      stop();
+      lost();
+    }, ANSWERS);
+  }
+
+  function stop() {
+    clearTimeout(waiting);
+    worker?.terminate();
+    read = () => {};
+  }
+
   if (worker) {
-    worker.onmessage = ({ data }) => post(data);
+    worker.onmessage = ({ data }) => {
+      if (data === "reading") return wait();
+      clearTimeout(waiting);
+      post(data);
+    };
     worker.onerror = (event) => {
       event.preventDefault();
-      worker.terminate(); // out of memory, perhaps: go on without it
+      stop(); // out of memory, perhaps: go on without it
       read = reader(buffer, post, 12);
       read(last);
     };
   }
-  return { ask: (text) => read((last = text)), stop: () => worker?.terminate() };
+  return { ask: (text) => read((last = text)), stop };
 }

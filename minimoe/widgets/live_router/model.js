@@ -201,8 +201,8 @@ export function choose(probs, k) {
 
 // Reads texts for the page: post({text, tokens, probs, ...}) as each is done. A newer text ends the reading of an older
 // one, and what both begin with is not read again. Works in slices of so many milliseconds: on a page short ones, so that
-// it stays alive.
-export function reader(buffer, post, slice) {
+// it stays alive. After each slice it calls `pausing`.
+export function reader(buffer, post, slice, pausing = () => {}) {
   const { config, tensors } = readWeights(buffer);
   const tokenizer = new Tokenizer(tensors);
   const model = new Model({ config, tensors });
@@ -221,6 +221,7 @@ export function reader(buffer, post, slice) {
     for (const id of ids.slice(same)) {
       model.read(id);
       if (performance.now() - began > slice) {
+        pausing();
         await new Promise((done) => setTimeout(done));
         if (job !== newest) return;
         began = performance.now();

@@ -13,8 +13,8 @@ const LOOK = `
 .lr-token i { border-top: 1px solid var(--lr-ink); border-inline-start: 1px solid var(--lr-ink); font-style: normal; }
 .lr-token[aria-selected="true"] { box-shadow: 0 0 0 2px var(--mm-back), 0 0 0 4px var(--mm-text); z-index: 1; }
 .lr-token:hover { box-shadow: 0 0 0 2px var(--mm-line); }
-.lr-cut { border-left: 3px solid var(--mm-vermillion); padding-left: 0.5rem; }
-.lr-cut:empty { display: none; }
+.lr :is(.lr-cut, .lr-gone) { border-left: 3px solid var(--mm-vermillion); padding-left: 0.5rem; }
+.lr :is(.lr-cut, .lr-gone):empty { display: none; }
 .lr-both { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; align-items: flex-start; }
 .lr-both > * { flex: 1 1 17rem; min-width: 0; }
 .lr .lr-detail { border-collapse: separate; border-spacing: 1px; font-size: 0.8125rem; font-variant-numeric: tabular-nums; margin: 0; width: auto; }

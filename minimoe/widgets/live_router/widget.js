@@ -47,9 +47,18 @@ export default explorable(async ({ model, data, stage, width }) => {
       read.ask(text);
     }),
   );
-  const read = await engine(weights, show).catch(() => {
-    throw new Error("its weights are damaged");
-  });
+  const gone = h("p", { class: "lr-gone", role: "alert" });
+  let read;
+  const begin = async () => {
+    read = await engine(weights, show, lost);
+    gone.replaceChildren();
+    read.ask(input.value);
+  };
+  const again = button("Start again", begin);
+
+  function lost() {
+    gone.replaceChildren("The model no longer answers: the browser has ended the worker that ran it. ", again);
+  }
 
   function show({ text, bytes, cut: isCut, probs }) {
     const tokens = bytes.map((spelling) => ({ text: written(spelling) }));
@@ -98,6 +107,7 @@ export default explorable(async ({ model, data, stage, width }) => {
     h("div", { class: "mm-controls" }, layer.element, domain.element),
     h("p", {}, "Each token has the number and colour of its first expert; the second one stands beside it. Point at a token, or walk with the arrow keys, for its weights at every layer."),
     list.element,
+    gone,
     cut,
     words.element,
     h("div", { class: "lr-both" },
@@ -112,7 +122,9 @@ export default explorable(async ({ model, data, stage, width }) => {
   input.value = data.examples[0].text;
   domain.set(data.examples[0].domain);
   const first = new Promise((done) => (shown = done)); // what comes in place of the figure is whole
-  read.ask(input.value);
+  await begin().catch(() => {
+    throw new Error("its weights are damaged");
+  });
   await first;
-  return read.stop;
+  return () => read.stop();
 });
