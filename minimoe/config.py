@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ _OPTIONAL = (
     "moe_intermediate_size", "shared_expert_intermediate_size", "head_dim", "sliding_window", "q_lora_rank",
     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
 )  # fmt: skip
+MOST_LAYERS = 10_000
 _CHOICES = {
     "experts_implementation": EXPERTS_IMPLEMENTATIONS,
     "router_type": ROUTER_TYPES,
@@ -160,15 +162,17 @@ class ModelConfig:
     v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_kind(field.name, getattr(self, field.name), str(field.type))
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         for name in _POSITIVE:
-            _check_count(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1)
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1, "None or an integer")
-        _check_count("n_shared_experts", self.n_shared_experts, 0)
+                check_count(name, getattr(self, name), 1, "None or an integer")
+        check_count("n_shared_experts", self.n_shared_experts, 0)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -387,6 +391,35 @@ class ModelConfig:
         return PRESETS[name]
 
 
-def _check_count(name: str, value: object, least: int, kind: str = "an integer") -> None:
+def check_count(name: str, value: object, least: int, kind: str = "an integer") -> None:
+    """Raise where a size is not one.
+
+    Raises:
+        ConfigError: no integer, below `least`, or more than any machine could hold.
+    """
+    most = MOST_LAYERS if name == "num_hidden_layers" else 2**31 - 1
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be {kind} of at least {least}")
+        raise ConfigError(f"{name} is {value!r:.60}; it must be {kind} of at least {least}")
+    if value > most:
+        raise ConfigError(f"{name} is {value:.3g}; it must be at most {most:,}")
+
+
+def _check_kind(name: str, value: object, annotation: str) -> None:
+    """Raise where a truth value, a number or a list is something else, or a number is not finite."""
+    if value is None and annotation.endswith("| None"):
+        return
+    kind = annotation.removesuffix(" | None")
+    if kind == "bool" and not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r:.60}; it must be true or false")
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if kind == "float" and not math.isfinite(number):
+        raise ConfigError(f"{name} is {value!r:.60}; it must be a finite number")
+    item = {"tuple[int, ...]": (int, "integers"), "tuple[str, ...]": (str, "texts")}.get(kind)
+    if item is None:
+        return
+    right = isinstance(value, (list, tuple)) and all(
+        isinstance(x, item[0]) and not isinstance(x, bool)
+        for x in value  # pyright: ignore[reportUnknownVariableType]
+    )
+    if not right:
+        raise ConfigError(f"{name} is {value!r:.60}; it must be a list of {item[1]}")

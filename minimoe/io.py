@@ -1,12 +1,16 @@
-"""Files that are either the old one or the new one, never half of the new one."""
+"""Files that are either the old one or the new one, never half of the new one; and JSON that may be damaged."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+
+from minimoe.errors import MinimoeError
 
 
 @contextlib.contextmanager
@@ -42,3 +46,20 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        error: there is no such file, or it holds something else; the message names the file and the reason.
+    """
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise error(f"{path} cannot be read as JSON: its brackets are nested too deeply") from None
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} cannot be read as JSON: {reason}") from reason
+    if not isinstance(values, dict):
+        raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")
+    return values

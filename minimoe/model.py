@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,11 @@ class MixtralModel(nn.Module):
 
     Embedding, L blocks of grouped-query attention and sparse SwiGLU experts, RMSNorm, output projection.
     Parameter names are those of transformers 5 without its `model.` prefix.
+
+    Attributes:
+        generation_config: settings of text generation (eos_token_id and others, as transformers names them) that came
+            with the folder that the model was read from. They are kept for the folder that it is saved to; `generate`
+            goes by its arguments alone.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -109,6 +115,7 @@ class MixtralModel(nn.Module):
                 "counted (minimoe.cost), not run"
             )
         self.config = config
+        self.generation_config: dict[str, Any] = {}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -347,15 +354,19 @@ class MixtralModel(nn.Module):
     ) -> None:
         """Write config.json and the weights to the folder `path`; what is there survives a write that fails.
 
+        Files are read back before they take the place of older ones. Weights that the model shares, other than a tied
+        output projection, are written as often as they are used, and are no longer shared when they are read.
+
         Args:
             dtype: rounds the weights; None: as they are.
             layout: 'minimoe', or 'huggingface' for transformers, as the family that computes what this model does (see
-                `minimoe.checkpoint.to_huggingface`). Tokenizer and generation_config.json are not written.
+                `minimoe.checkpoint.to_huggingface`). A tokenizer is not written; generation_config.json is, where the
+                model has one.
             max_shard_size: bytes of one file of weights; None: 5 GB with 'huggingface', else one file.
 
         Raises:
             ConfigError: no family of transformers can have this configuration; the message names the fields.
-            CheckpointError: a file could not be written.
+            CheckpointError: a file could not be written, or the model could not be read back as what it is.
         """
         from minimoe.checkpoint import save_model
 

@@ -63,6 +63,7 @@ def upcycle(
     with torch.device("meta"):
         model = MixtralModel(config)
     model.to(dtype).to_empty(device=device)
+    model.generation_config = dict(dense.generation_config)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     new = model.state_dict()

@@ -19,6 +19,7 @@ from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts_int8 import quantize_experts
 from minimoe.model import Block
 from minimoe.presets import PRESETS
+from tests.huggingface import library
 from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
 
 INDEX = "model.safetensors.index.json"
@@ -166,6 +167,117 @@ def test_an_interrupted_exchange_of_shards_is_refused_not_mixed(
         MixtralModel.from_pretrained(tmp_path / "0")
 
 
+def test_trap_safetensors_98_shared_weights_are_written_as_often_as_they_are_used(
+    tmp_path: Path,
+) -> None:
+    """safetensors #98, Megatron-Bridge #919: 'Some tensors share memory'."""
+    layers = tiny_model(num_hidden_layers=3)
+    first, last = layers.layers[0], layers.layers[2]
+    assert isinstance(first, Block) and isinstance(last, Block)
+    last.mlp, last.self_attn = first.mlp, first.self_attn
+    head = tiny_model(tie_word_embeddings=False)
+    head.lm_head.weight = head.embed_tokens.weight
+    overlap = tiny_model(tie_word_embeddings=False)
+    rows = torch.randn(65, 16)
+    overlap.embed_tokens.weight = torch.nn.Parameter(rows[:64])
+    overlap.lm_head.weight = torch.nn.Parameter(rows[1:])
+    ids = random_ids(2, 9)
+    for model in (layers, head, overlap):
+        for layout in ("minimoe", "huggingface"):
+            for size in (None, 4000):
+                model.save_pretrained(tmp_path, layout=layout, max_shard_size=size)
+                again = MixtralModel.from_pretrained(tmp_path)
+                assert weights_digest(again) == weights_digest(model)
+                assert torch.equal(again(ids).logits, model(ids).logits)
+                assert not list(tmp_path.glob(".*"))
+
+
+def _misfit(change: str) -> MixtralModel:
+    model = tiny_model()
+    if change == "head":
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(64, 16))
+    if change == "vocabulary":
+        model.embed_tokens.weight = torch.nn.Parameter(torch.zeros(70, 16))
+        model.lm_head.weight = model.embed_tokens.weight
+    if change == "meta":
+        model.layers[0].to("meta")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "named"),
+    [
+        ("head", None, r"has an lm_head\.weight of its own, but tie_word_embeddings is true"),
+        (
+            "vocabulary",
+            None,
+            r"wrong shape: \S*embed_tokens\.weight is \(70, 16\), expected \(64, 16\)",
+        ),
+        ("meta", None, "have no values yet"),
+        ("", torch.int8, r"wrong type: .* is torch\.int8"),
+        ("", torch.float8_e4m3fn, "has the type F8_E4M3; known are"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_nothing_replaces_a_good_folder_that_could_not_be_read_back(
+    tmp_path: Path, layout: str, change: str, dtype: torch.dtype | None, named: str
+) -> None:
+    tiny_model(5).save_pretrained(tmp_path, layout=layout, max_shard_size=8000)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=named):
+        _misfit(change).save_pretrained(tmp_path, layout=layout, dtype=dtype)
+    assert contents(tmp_path) == before
+
+
+def test_what_the_disk_did_not_keep_does_not_replace_a_good_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model(5).save_pretrained(tmp_path)
+    before = contents(tmp_path)
+
+    def forgetful(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, path, metadata)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    monkeypatch.setattr("minimoe.checkpoint.write.save_file", forgetful)
+    with pytest.raises(CheckpointError, match=r"norm\.weight was read back from .* other values"):
+        tiny_model(1).save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+
+
+# --- settings of generation --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_trap_colibri_1478_settings_of_generation_survive_reading_and_writing(
+    tmp_path: Path, layout: str
+) -> None:
+    """colibri #1478: eos_token_id dropped by a conversion, so that generation never ends."""
+    settings = {"eos_token_id": [7, 9], "bos_token_id": 1, "temperature": 0.6, "do_sample": True}
+    tiny_model().save_pretrained(tmp_path / "a", layout="huggingface")
+    edit_json(tmp_path / "a" / "config.json", {"eos_token_id": 7, "pad_token_id": 0})
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(settings))
+    MixtralModel.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b", layout=layout)
+    model = quantize_experts(MixtralModel.from_pretrained(tmp_path / "b"))
+    assert model.generation_config == settings | {"pad_token_id": 0}
+    MixtralModel.from_pretrained(tmp_path / "b").save_pretrained(
+        tmp_path / "c", layout="huggingface"
+    )
+    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    for name, value in (settings | {"pad_token_id": 0}).items():
+        assert getattr(theirs.generation_config, name) == value
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["eos_token_id"] == [7, 9]
+    # without the file, ids of config.json are the settings
+    (tmp_path / "a" / "generation_config.json").unlink()
+    model = MixtralModel.from_pretrained(tmp_path / "a")
+    assert model.generation_config == {"eos_token_id": 7, "pad_token_id": 0}
+
+
+def edit_json(path: Path, changes: dict[str, Any]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 # --- one layer ---------------------------------------------------------------------------------------
 
 
@@ -278,15 +390,47 @@ def test_trap_20_an_index_that_is_wrong_about_a_shard(sharded: Path) -> None:
         MixtralModel.from_pretrained(sharded)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}']
+)
 def test_what_is_no_index_is_refused(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match=rf"{INDEX} is not an index of shards"):
         MixtralModel.from_pretrained(sharded)
 
 
+@pytest.mark.parametrize("bad", ["[" * 10**5, '{"a":' * 10**5, "[1]", '"text"', "3", "", "\xff"])
+@pytest.mark.parametrize("name", [INDEX, "config.json", "generation_config.json"])
+def test_damaged_json_is_refused_by_name(sharded: Path, name: str, bad: str) -> None:
+    (sharded / name).write_bytes(bad.encode("latin-1"))
+    with pytest.raises(CheckpointError) as caught:
+        MixtralModel.from_pretrained(sharded)
+    assert str(sharded / name) in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
-    "place", ["../model.safetensors", "/tmp/model.safetensors", "..", "weights.bin"]
+    "header",
+    [
+        b"[" * 10**5, b'{"a":' * 10**5, b"[]", b"null", b'{"norm.weight": 3}', b"{}",
+        b'{"norm.weight": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"norm.weight": {"dtype": "F32", "shape": [18446744073709551615, 16], "data_offsets": [0, 4]}}',
+        b'{"norm.weight": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64000000]}}',
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_damaged_header_is_refused_by_name(tmp_path: Path, header: bytes) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        MixtralModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../model.safetensors", "/tmp/model.safetensors", "..", "weights.bin", "\0.safetensors"],
 )
 def test_an_index_reaches_nothing_outside_of_its_folder(sharded: Path, place: str) -> None:
     edit_index(sharded, lambda places: places.update({"model.norm.weight": place}))

@@ -1,6 +1,9 @@
 """Configurations of transformers: translated both ways, every field accounted for, and refused by name."""
 
+import importlib
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +131,34 @@ def test_what_is_written_means_the_same_to_transformers(kind: str) -> None:
         ("qwen2_moe", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "its own for full_attention"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
         ("olmoe", {"head_dim": 8}, "head_dim is 8"),
-        ("mixtral", {"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ("mixtral", {"hidden_act": "relu2"}, "hidden_act is 'relu2'; known are silu"),
         ("mixtral", {"quantization_config": {"quant_method": "awq"}}, "quantization_config is {'quant_method': 'awq'}"),
         ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob is False, a field of 'mixtral' that has no translation"),
-        ("mixtral", {"mystery": 1}, "mystery is 1"),
+        # a field of other families, that says something else than such a model is
+        ("mixtral", {"n_shared_experts": 2}, "n_shared_experts is 2"),
+        ("mixtral", {"use_qk_norm": True}, "use_qk_norm is True"),
+        ("mixtral", {"routed_scaling_factor": 2.5}, "routed_scaling_factor is 2.5"),
+        ("mixtral", {"moe_intermediate_size": 8}, "moe_intermediate_size is 8"),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 8}, "shared_expert_intermediate_size is 8"),
+        ("qwen3_moe", {"qkv_bias": True}, "qkv_bias is True"),
+        ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm is False"),
+        ("olmoe", {"kv_lora_rank": 8}, "kv_lora_rank is 8"),
+        ("llama", {"num_local_experts": 8}, "num_experts is 8"),
+        ("llama", {"is_causal": False}, "is_causal is False"),
+        ("mistral", {"attention_chunk_size": 8}, "attention_chunk_size is 8"),
+        ("mixtral", {"per_layer_config": {"0": {"num_experts_per_tok": 1}}}, "per_layer_config is {'0'"),
+        # another kind of value
+        ("mixtral", {"hidden_act": ["silu"]}, "hidden_act is ['silu']; expected a text"),
+        ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers is 1; expected a list"),
+        ("qwen3_moe", {"decoder_sparse_step": "2"}, "decoder_sparse_step is '2'; expected an integer"),
+        ("mixtral", {"rope_parameters": [1]}, "rope_parameters is [1]; expected an object"),
+        ("mixtral", {"rope_parameters": {"rope_theta": "big"}}, "rope_theta is 'big'; it must be a finite number"),
+        ("mixtral", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be a finite number"),
+        ("mixtral", {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+        ("mixtral", {"num_hidden_layers": 10**30}, "num_hidden_layers is 1e+30; it must be at most 10,000"),
+        ("mixtral", {"hidden_size": 10**30}, "hidden_size is 1e+30; it must be at most"),
+        ("mixtral", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
+        ("mixtral", {"model_type": ["mixtral"]}, "model_type is ['mixtral']; known are mixtral"),
         ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 8}, "is true with sliding_window = 8"),
         ("qwen2_moe", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types has 'sliding_attention'"),
         ("qwen3_moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7 but num_experts is 6"),
@@ -173,6 +199,75 @@ def test_what_is_counted_but_not_built_is_refused_with_its_folder(
     assert str(tmp_path) in str(caught.value)
 
 
+# what transformers reads of a configuration without letting it change the function in eval mode
+NOT_OF_THE_FUNCTION = {
+    "_attn_implementation", "attention_dropout", "output_router_logits", "pad_token_id", "num_local_experts",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_every_field_that_transformers_reads_is_translated_or_refused(kind: str) -> None:
+    """Of the family's own source: what is not among these says nothing, and may be anything."""
+    library()
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    read = set(re.findall(r"config\.([a-z_0-9]+)", inspect.getsource(module)))
+    assert len(read) > 10
+    assert read - set(FAMILIES[kind].defaults) - NOT_OF_THE_FUNCTION <= {
+        "rope_parameters", "clip_qkv", "router_jitter_noise", "router_aux_loss_coef", "head_dim",
+    }  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "llama"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"attention_dropout": 0.1},
+        {"attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1},
+        {"unsloth_version": "2026.3.3", "unsloth_fixed": True},
+        {"auto_map": {"AutoModel": "x.Y"}},
+        {"type_vocab_size": 16, "type_sequence_label_size": 2, "num_choices": 4},
+        {"shared_expert_intermediate_size": 0, "qkv_bias": False, "n_shared_experts": 0},
+        {"mystery": 1},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_trap_mlx_serve_20_what_says_nothing_of_the_function_is_read_past(
+    tmp_path: Path, kind: str, field: dict[str, Any]
+) -> None:
+    """mlx-serve #20: Qwen3-Coder-30B-A3B was refused for fields that say what a qwen3_moe is anyway."""
+    saved(tmp_path, kind)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | field))
+    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = random_ids(2, 12)
+    ours = MixtralModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=2e-5, rtol=1e-5)
+
+
+def test_qwen3_coder_as_published() -> None:
+    values = PUBLISHED["qwen3-30b-a3b"] | {
+        "intermediate_size": 5472, "max_position_embeddings": 262_144, "max_window_layers": 28, "qkv_bias": False,
+        "rope_theta": 10_000_000, "router_aux_loss_coef": 0.0, "shared_expert_intermediate_size": 0,
+        "use_qk_norm": True,
+    }  # fmt: skip
+    assert from_huggingface(values) == PRESETS["qwen3-30b-a3b"].replace(
+        intermediate_size=5472, max_position_embeddings=262_144, rope_theta=10_000_000, router_aux_loss_coef=0.0
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_window_as_wide_as_the_model_cuts_nothing(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1,
+    }  # fmt: skip
+    theirs = saved(tmp_path, "qwen2", **options)
+    assert "sliding_attention" in theirs.config.layer_types
+    ids = random_ids(2, 12)
+    ours = MixtralModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=2e-5, rtol=1e-5)
+
+
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ConfigError, match="model_type is 'gpt2'; known are mixtral, olmoe"):
         from_huggingface({"model_type": "gpt2"})
@@ -184,8 +279,8 @@ def test_unknown_families_are_named() -> None:
         # a window as wide as the model sees cuts nothing
         ({"sliding_window": 32}, {"sliding_window": None}),
         ({"sliding_window": 31}, {"sliding_window": 31}),
-        # switched off, or not known and null
-        ({"mystery": None, "rope_scaling": None}, {}),
+        # switched off, or null
+        ({"clip_qkv": None, "rope_scaling": None}, {}),
         # of transformers 4, and both; the newer one counts
         ({"rope_parameters": None, "rope_theta": 77.0}, {"rope_theta": 77.0}),
         ({"rope_theta": 77.0}, {"rope_theta": 500.0}),

@@ -19,12 +19,15 @@ from minimoe.checkpoint.translate import from_huggingface, to_huggingface
 from minimoe.checkpoint.write import write_folder
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.io import read_object
 from minimoe.model import Block, MixtralModel
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = ("mini",)
 LAYOUTS = ("minimoe", "huggingface")
 SHARD_SIZE = 5 * 10**9
+GENERATION = "generation_config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
@@ -120,17 +123,12 @@ def save_model(
         raise ConfigError(
             f"max_shard_size is {max_shard_size}; it must be a positive count of bytes"
         )
+    _check_tensors(model)
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
-    with torch.device("meta"):
-        plain = set(MixtralModel(model.config).state_dict())
-    strange = sorted(plain ^ set(model.state_dict()))
-    if strange:
-        raise CheckpointError(
-            f"the model has other tensors than its configuration says ({', '.join(strange[:4])}), and could not be "
-            "read back: save the model that its quantised or offloaded experts came from, and convert after loading"
-        )
+    family: Family | None = None
     if layout == "huggingface":
         values = to_huggingface(model.config, dtype or model.embed_tokens.weight.dtype)
+        values |= {k: v for k, v in model.generation_config.items() if k in TOKEN_IDS}
         family = FAMILIES[values["model_type"]]
         tensors = {
             key: value[index]
@@ -140,8 +138,43 @@ def save_model(
         limit = limit or SHARD_SIZE
     # without a limit one file holds everything, however large
     size = limit or sum(v.nbytes for v in tensors.values()) + 1
-    text = json.dumps(values, indent=2) + "\n"
-    write_folder(Path(path), text, tensors, dtype=dtype, max_shard_size=size)
+    files = {"config.json": values}
+    if model.generation_config:
+        files[GENERATION] = model.generation_config
+    with torch.device("meta"):
+        targets = model_tensors(MixtralModel(model.config))
+    write_folder(
+        Path(path), {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}, tensors,
+        dtype=dtype, max_shard_size=size, check=lambda files: find(targets, files, family),
+    )  # fmt: skip
+
+
+def _check_tensors(model: MixtralModel) -> None:
+    """Raise where the model could not be read back as what it is."""
+    with torch.device("meta"):
+        plain = set(MixtralModel(model.config).state_dict())
+    strange = sorted(plain ^ set(model.state_dict()))
+    if strange:
+        raise CheckpointError(
+            f"the model has other tensors than its configuration says ({', '.join(strange[:4])}), and could not be "
+            "read back: save the model that its quantised or offloaded experts came from, and convert after loading"
+        )
+    empty = sorted(name for name, value in model.state_dict().items() if value.is_meta)
+    if empty:
+        raise CheckpointError(
+            f"{', '.join(empty[:4])} {'has' if len(empty) == 1 else 'have'} no values yet (they are on the meta "
+            "device): load weights into the model before saving it"
+        )
+    head, embedding = model.lm_head.weight, model.embed_tokens.weight
+    if (
+        model.config.tie_word_embeddings
+        and head is not embedding
+        and not torch.equal(head, embedding)
+    ):
+        raise CheckpointError(
+            "the model has an lm_head.weight of its own, but tie_word_embeddings is true in its configuration, with "
+            "which only the embedding is saved: set model.config to model.config.replace(tie_word_embeddings=False)"
+        )
 
 
 def load_model(
@@ -155,6 +188,7 @@ def load_model(
     folder = pretrained_path(name_or_path)
     config, family = _read_config(folder)
     model = _without_memory(config, folder)
+    model.generation_config = _generation_config(folder)
     with TensorFiles(folder) as files:
         if files.absent():
             raise CheckpointError(
@@ -208,14 +242,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, Family | None]:
     """The configuration, and the family whose layout the folder has; None: minimoe's own."""
     if path.is_dir():
         path = path / "config.json"
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{path} holds {type(values).__name__}, expected an object of configuration fields"
-        )
+    values = read_object(path, CheckpointError)
     try:
         if "model_type" in values:
             return from_huggingface(values), FAMILIES[values["model_type"]]
@@ -224,12 +251,20 @@ def _read_config(path: Path) -> tuple[ModelConfig, Family | None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """The settings of text generation that a folder has: of its own file, and ids of config.json that are not there."""
+    values = read_object(folder / "config.json", CheckpointError)
+    found = {name: values[name] for name in TOKEN_IDS if values.get(name) is not None}
+    path = folder / GENERATION
+    return found | read_object(path, CheckpointError) if path.is_file() else found
+
+
 def _without_memory(config: ModelConfig, folder: Path) -> MixtralModel:
     """The model on the meta device: shapes, and no memory behind them."""
     try:
         with torch.device("meta"):
             return MixtralModel(config)
-    except ConfigError as error:
+    except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 

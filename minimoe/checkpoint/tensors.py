@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe.errors import CheckpointError
-from minimoe.io import atomic_write
+from minimoe.errors import CheckpointError, MinimoeError
+from minimoe.io import atomic_write, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,9 +45,28 @@ def write_tensors(
     """
     try:
         with atomic_write(path) as temporary:
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
+            save_file(apart(tensors), temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise unwritten(path, error) from error
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file holds them: contiguous, and each in memory of its own where two of them share some.
+
+    Weights that a model shares are so written twice, and read back as two that are equal.
+    """
+    taken: dict[int, list[tuple[int, int]]] = {}  # of each storage, from where to where
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        begin, end = value.data_ptr(), value.data_ptr() + value.nbytes
+        places = taken.setdefault(value.untyped_storage().data_ptr(), [])
+        if any(begin < last and first < end for first, last in places):
+            value = value.clone()
+        else:
+            places.append((begin, end))
+        found[name] = value
+    return found
 
 
 class TensorFiles:
@@ -61,14 +79,19 @@ class TensorFiles:
         folder: where they are.
         source: the file that lists the tensors, for messages.
 
+    Args:
+        places: file name of each tensor, where they are known already.
+
     Raises:
         CheckpointError: here and in every method, names the file that is missing, truncated or of another format.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, places: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self._open: dict[str, Any] = {}
-        if (folder / SINGLE).is_file():  # as in transformers, it comes before an index
+        if places is not None:
+            self.source, self._shard = folder, dict(places)
+        elif (folder / SINGLE).is_file():  # as in transformers, it comes before an index
             self.source = folder / SINGLE
             self._shard = dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
         else:
@@ -143,19 +166,25 @@ class TensorFiles:
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> file name."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        places: dict[str, str] = {str(k): str(v) for k, v in values["weight_map"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        places: Any = read_object(path).get("weight_map")
+    except MinimoeError as error:
+        raise CheckpointError(f"{INDEX} is not an index of shards: {error}") from error
+    if not isinstance(places, dict) or not _all_text(places.values()):
         raise CheckpointError(
-            f"{path} is not an index of shards ({type(error).__name__}: {error}); expected an object with 'weight_map'"
-        ) from error
+            f"{path} is not an index of shards; expected an object with 'weight_map', which names the file of each "
+            "tensor"
+        )
     files = set(places.values())
     strange = sorted(f for f in files if Path(f).name != f or not f.endswith(".safetensors"))
-    if strange:
+    if strange or "\0" in "".join(files):
         raise CheckpointError(
-            f"{path} names what is no safetensors file of its folder: {', '.join(strange)}"
+            f"{path} names what is no safetensors file of its folder: {', '.join(map(repr, strange or sorted(files)))}"
         )
     return places
+
+
+def _all_text(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _incomplete(path: Path, error: Exception) -> CheckpointError:

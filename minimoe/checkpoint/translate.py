@@ -1,7 +1,10 @@
 """Configurations of Hugging Face transformers, translated in both directions.
 
-A field of config.json is translated, known not to change what the model computes, or refused by name: nothing is passed
-over in silence. A field that is missing has the value that transformers gives it.
+What a config.json means is what transformers computes with it. A field on which that depends is translated, or has the
+one value that the model here can have, or is refused by name. So is a field that says something else than the model is,
+though transformers would not look at it: `n_shared_experts` of a Mixtral. Other fields act in training alone (dropout)
+or say nothing of the function (token ids, the version of a tool), and are not looked at. A field that is missing has
+the value that transformers gives it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 
 from minimoe.checkpoint.families import FAMILIES, Family
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, check_count
 from minimoe.errors import ConfigError
 
 # fields with the same name and meaning on both sides
@@ -23,17 +26,15 @@ _SAME = (
     "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob",
     "router_aux_loss_coef", "router_jitter_noise",
 )  # fmt: skip
-# what changes nothing that a forward pass computes
-_IRRELEVANT = {
-    "model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache",
-    "bos_token_id", "eos_token_id", "pad_token_id", "output_router_logits", "output_attentions",
-    "output_hidden_states", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id",
-    "problem_type", "max_window_layers", "_attn_implementation_autoset",
-}  # fmt: skip
-# what this model has in one way only; None counts as not said
+# what transformers lets every family say, and this model has in one way only; None counts as not said
 _ONLY = {
-    "attention_dropout": 0.0, "pretraining_tp": 1, "partial_rotary_factor": 1.0, "clip_qkv": None,
-    "quantization_config": None,
+    "partial_rotary_factor": 1.0, "clip_qkv": None, "quantization_config": None, "pretraining_tp": 1, "is_causal": True,
+    "attention_chunk_size": None, "per_layer_config": None,
+}  # fmt: skip
+# fields of ModelConfig that act in training alone
+_TRAINING = {
+    "initializer_range", "router_aux_loss_type", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
+    "router_bias_update_rate", "capacity_factor", "experts_implementation",
 }  # fmt: skip
 _ACTIVATIONS = {
     "silu": "silu",
@@ -51,16 +52,21 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     the one here is 1 and averages them; the router z-loss, which transformers has not, gets the coefficient 0.
 
     Raises:
-        ConfigError: an unknown `model_type`; a field that has no translation, or a value that the model here cannot
-            have; the message names the field.
+        ConfigError: an unknown `model_type`; a field that says what the model here cannot have; the message names it.
     """
     kind = values.get("model_type")
-    if kind not in FAMILIES:
-        raise ConfigError(f"model_type is {kind!r}; known are {', '.join(FAMILIES)}")
+    if kind not in (*FAMILIES,):  # in a tuple, where a list may be looked for
+        raise ConfigError(f"model_type is {kind!r:.60}; known are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     values = {"num_experts" if k == "num_local_experts" else k: v for k, v in values.items()}
-    _refuse_strangers(values, kind)
+    for name, only in _ONLY.items():
+        if values.get(name) not in (None, only):
+            raise ConfigError(
+                f"{name} is {values[name]!r:.60}, which this model cannot have; only {only!r} is read"
+            )
     given = {name: values.get(name, default) for name, default in family.defaults.items()}
+    given |= {"layer_types": values.get("layer_types")}
+    check_kinds(given)
     fields = {name: given[name] for name in _SAME if name in given}
     if given["hidden_act"] not in _ACTIVATIONS:
         raise ConfigError(
@@ -77,7 +83,9 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         "mlp_only_layers": _dense_layers(given, family),
         "router_z_loss_coef": 0.0,
     }
-    return ModelConfig(**{**fields, **family.always})
+    config = ModelConfig(**{**fields, **family.always})
+    _refuse_contradictions(values, config, family)
+    return config
 
 
 def to_huggingface(config: ModelConfig, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -153,21 +161,41 @@ def _write(
     }
 
 
-def _refuse_strangers(values: Mapping[str, Any], kind: str) -> None:
-    """Raise where a field is unknown, or has a value that this model cannot have."""
-    known = {*FAMILIES[kind].defaults, *_IRRELEVANT, *_ONLY, "rope_parameters", "rope_scaling"}
+def check_kinds(given: Mapping[str, Any]) -> None:
+    """Raise where a field, from which others are worked out, is not of its kind."""
+    for name in ("hidden_act", "layer_types", "mlp_only_layers", "decoder_sparse_step"):
+        value, kind = (
+            given.get(name),
+            {"hidden_act": str, "decoder_sparse_step": int}.get(name, list),
+        )
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name} is {value!r:.60}; expected {_KINDS[kind]}")
+    check_count("num_hidden_layers", given["num_hidden_layers"], 1)
+
+
+_KINDS = {str: "a text", int: "an integer", list: "a list"}
+
+
+def _refuse_contradictions(values: Mapping[str, Any], config: ModelConfig, family: Family) -> None:
+    """Raise where a field that the family does not have says something else than such a model is."""
+    experts = not family.dense
+    said = {k: v for k, v in config.to_dict().items() if k not in _TRAINING} | {
+        "head_dim": config.head_size,
+        "qkv_bias": config.attention_bias,
+        "use_qk_norm": config.qk_norm is not None,
+        "num_experts": config.num_experts * experts,
+        "num_experts_per_tok": config.num_experts_per_tok * experts,
+        "moe_intermediate_size": config.expert_size * experts,
+        "shared_expert_intermediate_size": config.shared_size * experts,
+    }
     for name, value in values.items():
-        if value is None:  # switched off
+        if name not in said or name in family.defaults or value is None or value == said[name]:
             continue
-        if name in _ONLY and value != _ONLY[name]:
+        if value or said[name]:  # both off is the same, however it is written
             raise ConfigError(
-                f"{name} is {value!r:.60}, which this model cannot have; only {_ONLY[name]!r} is read"
+                f"{name} is {value!r:.60}, a field of {values['model_type']!r} that has no translation, since such a "
+                f"model has {said[name]!r}; if it does not change what the model computes, take it out of config.json"
             )
-        if name not in known:
-            raise ConfigError(
-                f"{name} is {value!r:.60}, a field of {kind!r} that has no translation; if it does not change what "
-                "the model computes, take it out of config.json"
-            )  # fmt: skip
 
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
@@ -175,6 +203,10 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
     theta = values.get("rope_theta") or default
     for name in ("rope_scaling", "rope_parameters"):  # transformers 4 and 5: the newer one counts
         group: Any = values.get(name) or {}
+        if not isinstance(group, dict):
+            raise ConfigError(
+                f"{name} is {group!r:.60}; expected an object with rope_type and others"
+            )
         kind = group.get("rope_type", group.get("type", "default"))
         if kind != "default":
             raise ConfigError(
@@ -195,15 +227,19 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
 
 def _window(given: Mapping[str, Any]) -> int | None:
     """The sliding window of every layer; None where it cuts nothing that the model can see."""
-    types = {kind for kind in given.get("layer_types") or () if kind != "full_attention"}
+    window = given.get("sliding_window") or None
+    for name in ("sliding_window", "max_position_embeddings"):
+        if given.get(name) is not None:
+            check_count(name, given[name], 0)
+    used = given.get("use_sliding_window", True)
+    wide = used and window is not None and window >= given["max_position_embeddings"]
+    known = ("full_attention", "sliding_attention") if wide else ("full_attention",)
+    types = [kind for kind in given.get("layer_types") or () if kind not in known]
     if types:
         raise ConfigError(
-            f"layer_types has {', '.join(map(repr, sorted(types)))}; only 'full_attention' is read"
+            f"layer_types has {types[0]!r:.60}; only {' and '.join(map(repr, known))} is read"
         )
-    window = given.get("sliding_window") or None
-    if not given.get("use_sliding_window", True):
-        return None
-    if window is None or window >= given["max_position_embeddings"]:
+    if not used or window is None or wide:
         return None
     if given.get("use_sliding_window"):
         raise ConfigError(
@@ -230,10 +266,7 @@ def _is_dense(config: ModelConfig) -> bool:
 def _essence(config: ModelConfig) -> ModelConfig:
     """The same function in eval mode, in one way of saying it, so that two configurations can be compared."""
     dense = _is_dense(config)
-    reset = {
-        "router_aux_loss_type", "router_z_loss_coef", "router_jitter_noise", "router_bias_update_rate",
-        "capacity_factor", "experts_implementation",
-    }  # fmt: skip
+    reset = _TRAINING - {"initializer_range", "router_aux_loss_coef"}
     if config.router_type == "expert_choice":
         reset.remove("capacity_factor")
     if config.router_type != "sigmoid":

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minimoe.checkpoint.tensors import INDEX, SINGLE, unwritten
+from minimoe.checkpoint.tensors import INDEX, SINGLE, TensorFiles, apart, unwritten
 from minimoe.errors import CheckpointError
 from minimoe.io import atomic_write
 
@@ -23,21 +23,25 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 def write_folder(
     folder: Path,
-    config: str,
+    texts: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     *,
     dtype: torch.dtype | None,
     max_shard_size: int,
+    check: Callable[[TensorFiles], object],
 ) -> None:
-    """Write config.json (its text is `config`) and the tensors, in shards of at most `max_shard_size` bytes.
+    """Write small files of text, such as config.json, and the tensors in shards of at most `max_shard_size` bytes.
 
-    Floating types become `dtype` (but for the selection bias), None: stay.
-    All files are written beside their places before the first one moves
-    there: on a full disk the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
+    Floating types become `dtype` (but for the selection bias), None: stay. All files are written beside their places,
+    and the weights are read back from there, before the first one moves: on a full disk, and where what was written
+    could not be loaded, the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
     its index before the new shards move in, so that no index ever names a mixture.
 
+    Args:
+        check: is given the files before they move; what it raises leaves the folder as it was.
+
     Raises:
-        CheckpointError: the folder cannot be made, or a file could not be written.
+        CheckpointError: the folder cannot be made, a file could not be written, or it does not hold what was written.
     """
     shards = _split(tensors, dtype, max_shard_size)
     count = len(shards)
@@ -61,16 +65,20 @@ def write_folder(
 
             if count > 1:
                 begin(INDEX).write_text(_index(shards, names, dtype), encoding="utf-8")
-            begin("config.json").write_text(config, encoding="utf-8")
+            for name, text in texts.items():
+                begin(name).write_text(text, encoding="utf-8")
+            written: dict[str, str] = {}
             for name, shard in zip(names, shards, strict=True):
                 temporary = begin(name)
-                save_file(
-                    {k: _cast(k, v.detach(), dtype).contiguous() for k, v in shard.items()},
-                    temporary,
-                    {"format": "pt"},
-                )
+                written |= dict.fromkeys(shard, temporary.name)
+                whole = apart({k: _cast(k, v, dtype) for k, v in shard.items()})
+                save_file(whole, temporary, {"format": "pt"})
                 with temporary.open("rb+") as file:  # a disk may say only now that it is full
                     os.fsync(file.fileno())
+                del whole
+            with TensorFiles(folder, written) as files:
+                check(files)
+                _compare(files, tensors, dtype)
             moving = True
             for old in [*folder.glob("*.safetensors"), folder / INDEX]:
                 ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
@@ -82,6 +90,18 @@ def write_folder(
                 f"a file of {folder} could not be put in its place ({error}); the folder is not whole: save again"
             ) from error
         raise unwritten(path, error) from error
+
+
+def _compare(files: TensorFiles, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Raise where the files do not hold the tensors bit for bit."""
+    for name, value in tensors.items():
+        pair = files.read(name), _cast(name, value.detach(), dtype).cpu()
+        a, b = (x.contiguous().flatten().view(torch.uint8) for x in pair)
+        if not torch.equal(a, b):
+            raise CheckpointError(
+                f"{name} was read back from {files.folder} with other values than were written: the disk or its file "
+                "system is at fault; what was there before is unchanged"
+            )
 
 
 def _split(
