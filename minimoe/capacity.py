@@ -130,7 +130,7 @@ class DropStats:
         asked = routing.counted()
         lost = torch.zeros_like(asked) if routing.kept is None else asked & ~routing.kept
         by_expert = routing.load().new_zeros(routing.num_experts)
-        by_expert = by_expert.index_add_(0, routing.expert, lost.to(by_expert.dtype))
+        by_expert = by_expert.index_add_(0, routing.index(), lost.to(by_expert.dtype))
         per_token = by_expert.new_zeros((2, routing.num_tokens))
         per_token[0].index_add_(0, routing.token, asked.to(by_expert.dtype))
         per_token[1].index_add_(0, routing.token, lost.to(by_expert.dtype))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,9 +294,7 @@ class MixtralModel(nn.Module):
         generator = None
         if seed is not None:
             generator = torch.Generator(device=input_ids.device).manual_seed(seed)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             incremental = all(router.is_incremental for router in self._routers())
             cache = KVCache(self.config.num_hidden_layers) if incremental else None
             ids, new, mask = input_ids, input_ids, attention_mask
@@ -314,8 +313,6 @@ class MixtralModel(nn.Module):
                 if bool(ended.all()):
                     break
             return ids
-        finally:
-            self.train(training)
 
     @classmethod
     def from_pretrained(
@@ -426,6 +423,19 @@ class MixtralModel(nn.Module):
                 f"{name} hold ids from {low} to {high}, but the vocabulary has ids 0 to "
                 f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
             )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """The model in eval mode while the context is open; afterwards each of its modules is in the mode it had before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        # one by one: model.train() would wake what was put to eval mode alone, as a frozen layer is
+        for module, training in modes:
+            module.training = training
 
 
 def mean_loss(losses: Sequence[Tensor | None]) -> Tensor | None:

@@ -19,7 +19,7 @@ class Routing:
 
     Attributes:
         token: [N] int64, the token of each assignment.
-        expert: [N] int64, its expert.
+        expert: [N] int64, its expert; with an id outside 0 … E − 1 it is no assignment (see `known`).
         weight: [N] float32, its combine weight; differentiable.
         shape: (T, E).
         kept: [N] bool, False where capacity dropped the assignment; None: dropless.
@@ -57,16 +57,31 @@ class Routing:
         """N."""
         return self.token.shape[0]
 
+    def known(self) -> Tensor:
+        """[N] bool: the id is that of an expert. Expert parallelism marks what other ranks do with −1 or E: it is
+        neither dispatched nor counted."""
+        return (self.expert >= 0) & (self.expert < self.num_experts)
+
+    def index(self) -> Tensor:
+        """[N] int64, each in 0 … E − 1, to index experts with; it means something where the assignment is `known`."""
+        return self.expert.clamp(0, self.num_experts - 1)
+
+    def taken(self) -> Tensor:
+        """[N] bool: assignments that a dispatcher multiplies: known, and not dropped."""
+        return self.known() if self.kept is None else self.known() & self.kept
+
+    def requested(self) -> Tensor:
+        """[N] bool: assignments that the router asked for, dropped ones included."""
+        return self.known()
+
     def counted(self) -> Tensor:
-        """[N] bool: assignments of valid tokens, dropped ones included (load is what the router asked for)."""
-        if self.valid is None:
-            return torch.ones_like(self.token, dtype=torch.bool)
-        return self.valid[self.token]
+        """[N] bool: requested assignments of valid tokens (load is what the router asked for)."""
+        return self.requested() if self.valid is None else self.requested() & self.valid[self.token]
 
     def load(self) -> Tensor:
         """[E] int64: assignments per expert, over valid tokens, before any drop."""
         counts = self.token.new_zeros(self.num_experts)
-        return counts.index_add_(0, self.expert, self.counted().to(counts.dtype))
+        return counts.index_add_(0, self.index(), self.counted().to(counts.dtype))
 
     def detach(self) -> Routing:
         """The same routing without gradients."""
@@ -78,9 +93,9 @@ class Routing:
 
     def dense(self) -> Tensor:
         """[T, E] float32: the matrix itself, zero where no assignment (or a dropped one) stands."""
-        weight = self.weight if self.kept is None else self.weight * self.kept
+        weight = torch.where(self.taken(), self.weight, 0)  # not a product: 0 · inf is not 0
         matrix = weight.new_zeros(self.shape)
-        return matrix.index_put((self.token, self.expert), weight, accumulate=True)
+        return matrix.index_put((self.token, self.index()), weight, accumulate=True)
 
     def check(self) -> Routing:
         """Validate shapes, types, ranges and finiteness; returns itself. Waits for the device: not for the hot path.

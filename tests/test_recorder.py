@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from minimoe import MixtralModel
+from minimoe.capacity import limit_capacity
 from minimoe.errors import TraceError
-from minimoe.study.recorder import RoutingRecorder, record_documents, record_routings, record_split
+from minimoe.study.recorder import (
+    RoutingRecorder,
+    record_documents,
+    record_routings,
+    record_split,
+    source_of,
+)
+from minimoe.study.sources import require_finite
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.train.corpus import Corpus
 from tests.small import random_ids, text_corpus, tiny_model, topk_routing
@@ -178,3 +186,67 @@ def test_progress_sees_every_batch(reader: MixtralModel) -> None:
     record_documents(reader, documents, tokens, batch_tokens=22, progress=progress)
     assert sum(seen) == 5
     assert seen == [2, 2, 1]  # lengths 10 and 11, 11 and 11, 32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_model_is_not_recorded_and_says_where(bad: float) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter("layers.1.mlp.gate.weight")[0] = bad
+    documents, tokens = texts(4)
+    with pytest.raises(
+        TraceError, match=r"layer 2 weighs the experts of token 0 \(id 0\) with \[nan"
+    ):
+        record_documents(model, documents, tokens)
+    with pytest.raises(TraceError, match="layer 2"), RoutingRecorder(model):
+        model(random_ids(1, 3))
+
+
+def test_a_token_of_padding_may_be_broken_in_a_recording() -> None:
+    model = tiny_model()
+    mask = torch.tensor([[True, True, False]])
+    with torch.no_grad(), RoutingRecorder(model) as recorder:
+        out = model(random_ids(1, 3), attention_mask=mask)
+    recording = recorder.pop()
+    recording.weight[2] = np.nan
+    require_finite(recording, (1, 2))
+    recording.weight[1, 1] = np.nan
+    with pytest.raises(TraceError, match="layer 2 weighs the experts of token 1"):
+        require_finite(recording, (1, 2))
+    assert out.logits.isfinite().all()
+
+
+def test_what_relu_routing_lists_and_does_not_choose_is_not_recorded() -> None:
+    model = tiny_model(router_type="relu", router_aux_loss_type="l1")
+    ids = random_ids(2, 20)
+    with torch.no_grad(), RoutingRecorder(model) as recorder:
+        out = model(ids)
+    recording = recorder.pop()
+    for column, routing in enumerate(out.routings):
+        expert, weight = recording.expert[:, column], recording.weight[:, column]
+        loads = np.bincount(expert[expert >= 0], minlength=routing.num_experts)
+        assert loads.tolist() == routing.load().tolist()
+        assert 0 < loads.sum() < expert.size
+        assert (weight[expert < 0] == 0).all() and (weight[expert >= 0] > 0).all()
+
+
+def test_what_capacity_drops_was_chosen() -> None:
+    routing = topk_routing([[0, 1], [0, 2]])
+    limited = limit_capacity(routing, 1)
+    assert limited.kept is not None and not limited.kept.all()
+    assert record_routings(torch.zeros(1, 2, dtype=torch.int64), [limited]).expert.tolist() == [
+        [[0, 1]], [[0, 2]]
+    ]  # fmt: skip
+
+
+def test_each_module_is_in_its_own_mode_after_recording() -> None:
+    model = tiny_model().train()
+    model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    record_documents(model, *texts(4))
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_compiled_model_is_refused_for_what_it_is() -> None:
+    with pytest.raises(TraceError, match="compiled with torch"):
+        source_of(torch.compile(tiny_model(), backend="eager"))  # pyright: ignore

@@ -467,3 +467,29 @@ def test_another_library_is_recorded_through_a_source_of_ones_own() -> None:
     assert trace.layer(1)[:, 0].tolist() == [0, 1, 1]
     with pytest.raises(TraceError, match=r"records layers \(1,\)|no such layer"):
         RoutingRecorder(source, layers=(2,))
+
+
+def test_compiled_code_is_not_taken_for_a_kernel() -> None:
+    model = mixtral().eval()
+    ids = torch.arange(9)[None]
+    model.compile(backend="eager")
+    model(ids)
+    with (
+        pytest.raises(TraceError, match="compiled with torch"),
+        RoutingRecorder(model) as recorder,
+    ):
+        model(ids)
+        recorder.pop()
+
+
+def test_a_broken_model_is_not_recorded_and_each_module_is_in_its_own_mode_afterwards() -> None:
+    model = mixtral().train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)
+    assert [module.training for module in model.modules()] == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight[0] = float("nan")
+    with pytest.raises(TraceError, match=r"layer 2 weighs the experts of token 0 \(id 0\)"):
+        record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)
+    assert [module.training for module in model.modules()] == before

@@ -108,6 +108,10 @@ def test_select_refuses(arguments: dict, message: str) -> None:
         ({"expert": np.zeros((6, 3, 1), np.int16)}, "expert has shape"),
         ({"weight": np.zeros((6, 2, 1), np.float32)}, "weight has shape"),
         ({"weight": np.zeros((6, 2, 2), np.int32)}, "weight is int32, expected floating point"),
+        (
+            {"weight": np.full((6, 2, 2), np.nan, np.float32)},
+            "weight holds values that are not finite",
+        ),
         ({"token": np.zeros(6)}, "token is float64, expected integers"),
         ({"token": np.full(6, 2**31)}, "token runs from"),
         ({"document": np.full(6, 3, np.int32)}, "document runs from 3 to 3, expected 0 to 2"),

@@ -64,7 +64,7 @@ def sequence_loss(routing: Routing) -> Tensor:
     p = probs.new_zeros(b, num_experts).index_add(0, row, probs)
     p = p / tokens.clamp_min(1)[:, None]
     load = probs.new_zeros(b * num_experts)
-    place = row[routing.token] * num_experts + routing.expert
+    place = row[routing.token] * num_experts + routing.index()
     load = load.index_add(0, place, routing.counted().to(probs.dtype)).view(b, num_experts)
     f = load / load.sum(dim=1, keepdim=True).clamp_min(1)
     return num_experts * (f * p).sum() / (tokens > 0).sum().clamp_min(1)
@@ -77,7 +77,7 @@ def importance_loss(routing: Routing) -> Tensor:
     population variance; 0 is even, E - 1 everything on one expert. It says nothing of how many tokens an expert gets.
     """
     weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
-    importance = weight.new_zeros(routing.num_experts).index_add(0, routing.expert, weight)
+    importance = weight.new_zeros(routing.num_experts).index_add(0, routing.index(), weight)
     return _cv2(importance)
 
 
@@ -141,7 +141,7 @@ def l1_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     f = routing.num_experts * load / load.sum().clamp_min(1)
     weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
     tokens = routing.num_tokens if routing.valid is None else routing.valid.sum()
-    return (f[routing.expert] * weight).sum() / torch.as_tensor(tokens).clamp_min(1)
+    return (f[routing.index()] * weight).sum() / torch.as_tensor(tokens).clamp_min(1)
 
 
 def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> Tensor | None:

@@ -18,9 +18,9 @@ class ActiveRouting(Routing):
     N = T·E is known beforehand. Entries of weight 0 are neither load nor drops, and are not `kept`.
     """
 
-    def counted(self) -> Tensor:
-        """[N] bool: assignments of valid tokens with a positive weight."""
-        return super().counted() & (self.weight.detach() > 0)
+    def requested(self) -> Tensor:
+        """[N] bool: assignments with a positive weight."""
+        return super().requested() & (self.weight.detach() > 0)
 
 
 class ReLURouter(Router):

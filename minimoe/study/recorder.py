@@ -13,13 +13,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
-from minimoe.model import MixtralModel
+from minimoe.model import MixtralModel, evaluating
 from minimoe.study.sources import (
+    COMPILED,
     MinimoeSource,
     Recording,
     RoutingSource,
     chosen_layers,
+    is_compiled,
     record_routings,
+    require_finite,
 )
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.study.transformers_models import (
@@ -60,7 +63,8 @@ def source_of(
     if is_transformers_model(model):
         return TransformersSource(model, layers)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
-        raise TraceError(unknown_model(type(model).__name__))
+        compiled = isinstance(model, nn.Module) and is_compiled(model)
+        raise TraceError(COMPILED if compiled else unknown_model(type(model).__name__))
     if layers is not None and chosen_layers(model.layers, layers) != model.layers:
         raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
     return model
@@ -113,14 +117,18 @@ class RoutingRecorder:
         """
         if not self._recordings:
             raise TraceError(
-                "nothing recorded yet: call the model inside the recorder's context first"
+                COMPILED
+                if is_compiled(self.model)
+                else "nothing recorded yet: call the model inside the recorder's context first"
             )
         return self._recordings.pop(0)
 
     def _hook(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        self._recordings.append(self.source.recording(args, kwargs, output))
+        recording = self.source.recording(args, kwargs, output)
+        require_finite(recording, self.layers)
+        self._recordings.append(recording)
 
 
 def record_documents(
@@ -162,23 +170,18 @@ def record_documents(
     if not every:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
     planned = list(batches(every, batch_tokens))
-    training = source.model.training
-    source.model.eval()
     rows: list[tuple[Window, Recording, int]] = []
-    try:
-        with torch.no_grad(), RoutingRecorder(source) as recorder:
-            for batch in progress(planned) if progress else planned:
-                width = max(len(w.tokens) for w in batch)
-                ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
-                mask = torch.zeros(len(batch), width, dtype=torch.bool)
-                for row, window in enumerate(batch):
-                    ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
-                    mask[row, : len(window.tokens)] = True
-                source.read(ids, None if bool(mask.all()) else mask)
-                recording = recorder.pop()
-                rows += [(window, recording, row * width) for row, window in enumerate(batch)]
-    finally:
-        source.model.train(training)
+    with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
+        for batch in progress(planned) if progress else planned:
+            width = max(len(w.tokens) for w in batch)
+            ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
+            mask = torch.zeros(len(batch), width, dtype=torch.bool)
+            for row, window in enumerate(batch):
+                ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
+                mask[row, : len(window.tokens)] = True
+            source.read(ids, None if bool(mask.all()) else mask)
+            recording = recorder.pop()
+            rows += [(window, recording, row * width) for row, window in enumerate(batch)]
     rows.sort(key=lambda r: (r[0].document, r[0].start))
     parts = [slice(at + w.context, at + len(w.tokens)) for w, _, at in rows]
     return RoutingTrace(

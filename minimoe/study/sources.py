@@ -31,6 +31,20 @@ class Recording:
     weight: npt.NDArray[np.float32]
 
 
+COMPILED = (
+    "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder sets "
+    "afterwards: record the model as it was before, or load it again"
+)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has taken the place of the call of the model or of one of its parts."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
 class RoutingSource(Protocol):
     """A model as the recorder sees it. Write one for a class that minimoe does not know and give it to
     `RoutingRecorder` in place of the model.
@@ -96,7 +110,7 @@ class MinimoeSource:
 
 
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
-    """Pack the routings of one forward pass.
+    """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
 
     Raises:
         TraceError: a routing without K choices per token (expert choice, for one).
@@ -109,8 +123,8 @@ def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording
     return pack(
         input_ids,
         routings[0].valid,
-        [r.expert.view(r.num_tokens, k) for r in routings],
-        [r.weight.view(r.num_tokens, k) for r in routings],
+        [torch.where(r.requested(), r.expert, -1).view(r.num_tokens, k) for r in routings],
+        [torch.where(r.requested(), r.weight, 0).view(r.num_tokens, k) for r in routings],
     )
 
 
@@ -127,6 +141,24 @@ def pack(
         else valid.detach().reshape(-1).cpu().numpy().astype(np.bool_),
         expert=torch.stack([e.detach().cpu() for e in expert], dim=1).numpy().astype(np.int16),
         weight=torch.stack([w.detach().float().cpu() for w in weight], dim=1).numpy(),
+    )
+
+
+def require_finite(recording: Recording, layers: Sequence[int]) -> None:
+    """Refuse the choices of a broken model; `layers` are the numbers of the recording's L columns.
+
+    Raises:
+        TraceError: a valid token has a weight that is not finite; names the first layer and its first token.
+    """
+    broken = ~np.isfinite(recording.weight) & recording.valid[:, None, None]
+    if not broken.any():
+        return
+    column, token = np.argwhere(broken.any(axis=2).T)[0]  # a layer spoils those after it
+    weights = recording.weight[token, column].tolist()
+    raise TraceError(
+        f"layer {layers[column]} weighs the experts of token {token} (id {recording.input_ids[token]}) with {weights}, "
+        "no numbers to record: the model's weights are damaged, or its numbers too large for their type "
+        "(float16 ends at 65,504)"
     )
 
 

@@ -113,6 +113,10 @@ class RoutingTrace:
                 "two documents share a domain and an id; ids are unique within a domain"
             )
         _check_range("expert", self.expert, -1, self.num_experts)
+        if not np.isfinite(self.weight).all():
+            raise TraceError(
+                "weight holds values that are not finite: the model that was recorded is broken, or the trace damaged"
+            )
         _check_range("document", self.document, 0, len(self.documents))
         _check_range("token", self.token, -1, np.iinfo(np.int32).max)
         _check_range("position", self.position, 0, np.iinfo(np.int32).max)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
-from minimoe.study.sources import Recording, chosen_layers, pack
+from minimoe.study.sources import COMPILED, Recording, chosen_layers, is_compiled, pack
 
 # Those that tests compare with routers computed anew. Keys are `config.model_type`.
 SUPPORTED = {
@@ -107,8 +107,10 @@ class TransformersSource:
         missing = [layer for layer in self.layers if layer not in self._kept]
         if missing:
             raise TraceError(
-                f"the experts of layers {missing} were not called; a fused kernel must have taken the place of the "
-                "sparse layer: load the model with use_kernels=False"
+                COMPILED
+                if is_compiled(self.model)
+                else f"the experts of layers {missing} were not called; a fused kernel must have taken the place of "
+                "the sparse layer: load the model with use_kernels=False"
             )
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         kept = [self._kept[layer] for layer in self.layers]
