@@ -4,11 +4,30 @@ The one idea of the library is `Routing`: a sparse matrix of tokens by experts. 
 multiplies by it, a balancing loss sums its columns, and the routing study is a summary of it.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from minimoe.config import ModelConfig
 from minimoe.errors import MinimoeError
-from minimoe.model import MixtralModel, ModelOutput
-from minimoe.routing import Routing
+
+if TYPE_CHECKING:
+    from minimoe.model import MixtralModel, ModelOutput
+    from minimoe.routing import Routing
 
 __version__ = "0.1.0"
 
 __all__ = ["MinimoeError", "MixtralModel", "ModelConfig", "ModelOutput", "Routing", "__version__"]
+
+# Imported when they are asked for, because they need torch, which takes seconds: `minimoe --help` does not.
+_LATE = {"MixtralModel": "model", "ModelOutput": "model", "Routing": "routing"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
+import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
 
 from minimoe import __version__
 from minimoe.errors import ConfigError, MinimoeError
@@ -17,23 +24,152 @@ from minimoe.errors import ConfigError, MinimoeError
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
 
+# What needs torch is imported by the command that computes: help and wrong arguments answer at once.
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: everything ends as after Ctrl-C, with a checkpoint and without half-written files."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
-    parser = build_parser()
-    args = parser.parse_args(arguments)
+    """Run one command; returns the exit code.
+
+    0: done. 2: bad input, told in one line on stderr. 130: interrupted, 143: terminated.
+
+    Raises:
+        SystemExit: help was asked for (code 0), or argparse does not understand the arguments (code 2).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        _print_anything(stream)
     try:
-        args.run(args)
-    except MinimoeError as error:
-        print(f"minimoe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minimoe: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+        with terminable():
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            _check_text(given)
+            args = build_parser().parse_args(given)
+            args.run(args)
+            _flush()
         return 0
-    return 0
+    except MinimoeError as error:
+        return _say(error)
+    except Terminated:
+        return _say("terminated", 143)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # nobody reads on, as in `minimoe corpus | head`
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        # torch has an error of its own for a GPU and says of the CPU's memory that it 'can't allocate' it
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        return _say("the memory is not enough; choose a smaller model, batch or text")
+    finally:
+        _drop_unwritten()
+
+
+def _say(what: object, code: int = 2) -> int:
+    print(f"minimoe: {what}", file=sys.stderr)
+    return code
+
+
+def _print_anything(stream: TextIO | None) -> None:
+    """Characters that the encoding of a terminal or a file lacks are printed as \\u2192; they do not end the run."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_unwritten() -> None:
+    """What cannot be written to standard output is forgotten, because Python would fail by it once more at its end."""
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout.flush()  # without a terminal there may be none
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse what the tokenizer, JSON and HTML cannot hold: bytes that are not UTF-8 (Python makes lone surrogates of
+    them) and zero bytes."""
+    for argument in arguments:
+        if "\0" in argument or re.search("[\ud800-\udfff]", argument):
+            short = argument if len(argument) <= 60 else f"{argument[:60]}…"
+            raise MinimoeError(
+                f"the argument {short!a} is not text: it holds a zero byte, or bytes that are not UTF-8; give it "
+                "in UTF-8, or rename the file"
+            )
+
+
+@contextlib.contextmanager
+def terminable() -> Generator[None]:
+    """Within, SIGTERM raises `Terminated`, so that what Ctrl-C cleans up is cleaned up then too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach Python's main thread only
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def number(
+    option: str, kind: type[int] | type[float], low: float, high: float, *, above: bool = False
+) -> Callable[[str], Any]:
+    """A type for argparse: a number from `low` (or `above` it) to `high`; nan is none.
+
+    Its error is a MinimoeError, which passes through argparse and is one line.
+    """
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not (low < value <= high if above else low <= value <= high):
+            least = f"above {low}" if above else f"at least {low}"
+            most = "finite" if high == _LARGE else f"at most {high}"
+            raise MinimoeError(f"{option} is {value}; it must be {least} and {most}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it: 'invalid int value'
+    return parse
+
+
+_LARGE = sys.float_info.max
+_MANY = 10**9  # steps, tokens: more than anybody waits for, and less than overflows
+_SEEDS, _THREADS = 2**32 - 1, 1024
+
+
+def count(option: str, low: int = 1, high: int = _MANY) -> Callable[[str], Any]:
+    """A type for argparse: a whole number."""
+    return number(option, int, low, high)
+
+
+def positive(option: str) -> Callable[[str], Any]:
+    """A type for argparse: a number above 0, up to 10^15."""
+    return number(option, float, 0, 1e15, above=True)
+
+
+def device_name(text: str) -> str:
+    """A type for argparse: what torch computes on; whether it is there is seen later."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise MinimoeError(f"unknown device {text!r}; give auto, cpu or cuda")
+    return text
+
+
+def dtype_name(text: str) -> str:
+    """A type for argparse: of weights."""
+    known = ("auto", "float32", "bfloat16", "float16")
+    if text not in known:
+        raise MinimoeError(f"unknown dtype {text!r}; give {', '.join(known)}")
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,19 +191,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="folder of the run (default: runs/PRESET, with the router's name)"
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    train.add_argument("--device", type=device_name, default="auto", help="auto, cpu or cuda")
     train.add_argument("--domains", help="comma-separated; default: all of the training mix")
     train.add_argument(
         "--tokenizer", help="folder or tokenizer.json to use instead of training one"
     )
     train.add_argument(
-        "--threads", type=int, help="CPU threads (part of what makes a run repeat exactly)"
+        "--threads",
+        type=count("--threads", high=_THREADS),
+        help="CPU threads (part of what makes a run repeat exactly)",
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
-    for name, kind in (("steps", int), ("batch-size", int), ("seq-len", int), ("lr", float), ("warmup", int),
-                       ("seed", int), ("eval-every", int), ("save-every", int), ("accumulate", int),
-                       ("balance-scope", str)):  # fmt: skip
-        train.add_argument(f"--{name}", type=kind)
+    for name in ("steps", "batch-size", "seq-len", "eval-every", "save-every", "accumulate"):
+        train.add_argument(f"--{name}", type=count(f"--{name}"))
+    train.add_argument("--warmup", type=count("--warmup", 0))
+    train.add_argument("--seed", type=count("--seed", 0, _SEEDS))
+    train.add_argument("--lr", type=number("--lr", float, 0, _LARGE, above=True))
+    train.add_argument("--balance-scope")
     train.add_argument(
         "--router", help="another router, balanced as its paper does: switch, sigmoid, relu, …"
     )
@@ -76,10 +216,12 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("prompt")
     generate.add_argument("--checkpoint", default="mini", help="'mini' or a folder (default: mini)")
-    generate.add_argument("--tokens", type=int, default=80)
-    generate.add_argument("--temperature", type=float, default=0.8)
-    generate.add_argument("--top-p", type=float, default=0.95)
-    generate.add_argument("--seed", type=int)
+    generate.add_argument("--tokens", type=count("--tokens", 0), default=80)
+    generate.add_argument(
+        "--temperature", type=number("--temperature", float, 0, _LARGE), default=0.8
+    )
+    generate.add_argument("--top-p", type=number("--top-p", float, 0, 1, above=True), default=0.95)
+    generate.add_argument("--seed", type=count("--seed", -(2**63), 2**64 - 1))
     generate.set_defaults(run=run_generate)
 
     study = commands.add_parser("study", help="run the routing study and write its report")
@@ -93,11 +235,11 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--domains", help="comma-separated; default: all of the training mix")
     study.add_argument(
         "--max-tokens",
-        type=int,
+        type=count("--max-tokens"),
         default=None,
         help="held-out tokens per domain (default: 40,000, more where a question needs it); with --model, of a subject",
     )  # fmt: skip
-    study.add_argument("--seed", type=int, default=0)
+    study.add_argument("--seed", type=count("--seed", 0, _SEEDS), default=0)
     real = study.add_argument_group(
         "the article's experiment on another model",
         "Questions by subject instead of held-out text. What is recorded is kept in --out/trace as it goes: after an "
@@ -113,14 +255,20 @@ def build_parser() -> argparse.ArgumentParser:
     real.add_argument(
         "--layers", help="1,16,32 or all (default: first, middle and last with experts)"
     )
-    real.add_argument("--device", help="auto, cpu or cuda (default: auto)")
+    real.add_argument("--device", type=device_name, help="auto, cpu or cuda (default: auto)")
     real.add_argument(
-        "--dtype", help="auto, float32, bfloat16 or float16 (default: auto, as stored)"
+        "--dtype",
+        type=dtype_name,
+        help="auto, float32, bfloat16 or float16 (default: auto, as stored)",
     )
     real.add_argument("--revision", help="branch, tag or commit of a model of the hub")
-    real.add_argument("--batch-tokens", type=int, help="tokens a forward pass (default: 8192)")
     real.add_argument(
-        "--chunk-tokens", type=int, help="tokens a crash costs at most (default: 65536)"
+        "--batch-tokens", type=count("--batch-tokens"), help="tokens a forward pass (default: 8192)"
+    )
+    real.add_argument(
+        "--chunk-tokens",
+        type=count("--chunk-tokens"),
+        help="tokens a crash costs at most (default: 65536)",
     )
     study.set_defaults(run=run_study_command)
 
@@ -128,15 +276,30 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("model", metavar="PRESET|PATH", help="a preset, or a folder with config.json")
     cost.add_argument("--json", action="store_true", help="print JSON instead of a table")
     cost.add_argument("--device", default="h200", help="hardware by name (default: h200)")
-    cost.add_argument("--peak", type=float, metavar="TFLOP/s", help="instead of the device's")
-    cost.add_argument("--bandwidth", type=float, metavar="TB/s", help="instead of the device's")
-    cost.add_argument("--batch", type=int, default=1, help="sequences at once (default: 1)")
-    cost.add_argument("--context", type=int, help="tokens of each (default: 4096, or what fits)")
-    cost.add_argument("--bits", type=float, default=16, help="of each weight (default: 16)")
-    cost.add_argument("--tokens", type=float, help="training budget, such as 2e12")
-    cost.add_argument("--gpus", type=int, default=1024, help="to train on (default: 1024)")
     cost.add_argument(
-        "--utilisation", type=float, default=0.4, help="of the peak in training (default: 0.4)"
+        "--peak", type=positive("--peak"), metavar="TFLOP/s", help="instead of the device's"
+    )
+    cost.add_argument(
+        "--bandwidth", type=positive("--bandwidth"), metavar="TB/s", help="instead of the device's"
+    )
+    cost.add_argument(
+        "--batch", type=count("--batch"), default=1, help="sequences at once (default: 1)"
+    )
+    cost.add_argument(
+        "--context", type=count("--context"), help="tokens of each (default: 4096, or what fits)"
+    )
+    cost.add_argument(
+        "--bits", type=positive("--bits"), default=16, help="of each weight (default: 16)"
+    )
+    cost.add_argument("--tokens", type=positive("--tokens"), help="training budget, such as 2e12")
+    cost.add_argument(
+        "--gpus", type=count("--gpus"), default=1024, help="to train on (default: 1024)"
+    )
+    cost.add_argument(
+        "--utilisation",
+        type=number("--utilisation", float, 0, 1, above=True),
+        default=0.4,
+        help="of the peak in training (default: 0.4)",
     )
     cost.set_defaults(run=run_cost)
 
@@ -154,10 +317,12 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--quick", action="store_true", help="fewer rounds and cases: a look, not a result"
     )
-    bench.add_argument("--rounds", type=int, help="how often each implementation is timed")
+    bench.add_argument(
+        "--rounds", type=count("--rounds"), help="how often each implementation is timed"
+    )
     bench.add_argument(
         "--threads",
-        type=int,
+        type=count("--threads", high=_THREADS),
         help="CPU threads (default: cpu takes 1, then 2; choices 1; others as torch is set)",
     )
     bench.add_argument(
@@ -165,7 +330,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="also measure forward(x, w13, w2, expert, weight) of this Python file; may be repeated",
     )  # fmt: skip
     bench.add_argument(
-        "--device", help="of the suites gpu (default: cuda) and decode (default: cpu)"
+        "--device",
+        type=device_name,
+        help="of the suites gpu (default: cuda) and decode (default: cpu)",
     )
     bench.add_argument("--json", type=Path, help="write the measurement to this file")
     bench.add_argument("--out", type=Path, help="write one file for each suite to this folder")
@@ -192,14 +359,10 @@ def run_corpus(args: argparse.Namespace) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume."""
-    import torch
-
     from minimoe.config import ModelConfig
     from minimoe.presets import PRESETS
-    from minimoe.train.card import write_card
-    from minimoe.train.corpus import load_corpus
-    from minimoe.train.loop import TRAIN_PRESETS, Run, resolve_device
-    from minimoe.train.settings import with_router
+    from minimoe.train.domains import resolve
+    from minimoe.train.settings import TRAIN_PRESETS, with_router
 
     if args.preset not in TRAIN_PRESETS:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
@@ -226,19 +389,24 @@ def run_train(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None
     }
     config = dataclasses.replace(TRAIN_PRESETS[args.preset], **options)
+    domains = split_names(args.domains)
+    resolve(domains)
+
+    import torch
+
+    from minimoe.train.card import write_card
+    from minimoe.train.corpus import load_corpus
+    from minimoe.train.loop import Run, resolve_device
+
     device = resolve_device(args.device)
     if args.threads is not None:
-        if args.threads < 1:
-            raise ConfigError(f"--threads is {args.threads}; it must be at least 1")
         torch.set_num_threads(args.threads)
     name = "-".join(filter(None, (args.preset, args.router)))
     out = args.out or Path("runs") / name
     tokenizer = args.tokenizer or (
         out if args.resume and (out / "tokenizer.json").exists() else None
     )
-    loaded = load_corpus(
-        split_names(args.domains), tokenizer=tokenizer, vocab_size=model.vocab_size
-    )
+    loaded = load_corpus(domains, tokenizer=tokenizer, vocab_size=model.vocab_size)
     run = Run(out, model, config, loaded, device=device, resume=args.resume, name=args.preset)
     held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
     print(
@@ -282,6 +450,10 @@ def run_study_command(args: argparse.Namespace) -> None:
     if given:
         option = next(iter(given)).replace("_", "-")
         raise ConfigError(f"--{option} belongs to the study of questions: give --model too")
+    from minimoe.train.domains import resolve
+
+    domains = split_names(args.domains)
+    resolve(domains)
     from minimoe.study.report import run_study
 
     checkpoint: Any = args.checkpoint
@@ -297,7 +469,7 @@ def run_study_command(args: argparse.Namespace) -> None:
     report = run_study(
         checkpoint,
         args.out,
-        domains=split_names(args.domains),
+        domains=domains,
         max_tokens=args.max_tokens,
         seed=args.seed,
     )
@@ -330,7 +502,6 @@ def find_config(name_or_path: str) -> ModelConfig:
     Raises:
         ConfigError: neither; with the nearest preset.
     """
-    from minimoe.checkpoint import read_config
     from minimoe.config import ModelConfig
     from minimoe.presets import PRESETS
 
@@ -338,6 +509,8 @@ def find_config(name_or_path: str) -> ModelConfig:
         return ModelConfig.preset(name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
+        from minimoe.checkpoint import read_config
+
         return read_config(path / "config.json")
     near = difflib.get_close_matches(path.name.lower(), PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -350,8 +523,6 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
     """The article's experiment on --model."""
     if args.train or args.domains or args.checkpoint != "mini":
         raise ConfigError("--train, --domains and --checkpoint are not for a study with --model")
-    from minimoe.study.real import run_real_study
-
     if options.get("layers", "all") != "all":
         try:
             options["layers"] = [int(number) for number in split_names(options["layers"]) or []]
@@ -359,6 +530,8 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
             raise ConfigError(
                 f"--layers is {options['layers']!r}; give numbers counted from 1, as 1,16,32, or all"
             ) from error
+    from minimoe.study.real import run_real_study
+
     return run_real_study(
         args.model, args.out, max_tokens=args.max_tokens, seed=args.seed, **options
     )
@@ -366,6 +539,10 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
 
 def run_bench(args: argparse.Namespace) -> None:
     """Measure one suite, or all."""
+    from minimoe.bench.report import FILES
+
+    if args.suite not in (*FILES, "all"):
+        raise ConfigError(f"unknown suite {args.suite!r}; known are {', '.join(FILES)}, all")
     from minimoe.bench.suites import Options, run_and_write
 
     options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)

@@ -27,3 +27,15 @@ class TrainingError(MinimoeError, RuntimeError):
 
 class TraceError(MinimoeError, ValueError):
     """A routing trace that is damaged or does not fit what is asked of it."""
+
+
+class WriteError(MinimoeError, OSError):
+    """A file that could not be written: the disk is full, or the folder is read-only. An older file is what it was."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(error.errno, reason)
+        self._text = f"{path} could not be written ({reason}); what was there before is unchanged"
+
+    def __str__(self) -> str:
+        return self._text

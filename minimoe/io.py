@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import importlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import MinimoeError
+from minimoe.errors import MinimoeError, WriteError
 
 
 @contextlib.contextmanager
@@ -18,34 +21,53 @@ def atomic_write(path: str | Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     The temporary file lies in the same folder, so that the final rename stays within one file system, where it is
-    atomic. The data reach the disk (fsync) before the rename: a power cut leaves the old file or the new one.
+    atomic. The data reach the disk (fsync) before the rename: a power cut leaves the old file or the new one. What a
+    killed process left of an earlier attempt at the same file is removed.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; `path` is then what it was before.
+        WriteError: the folder cannot be written or the disk is full; `path` is then what it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        # mkstemp gives 0600; a file that replaces another should be as readable as the umask allows
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, f".{glob.escape(path.name)}.????????.tmp")
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        with in_use(temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            # mkstemp gives 0600; a file that replaces another should be as readable as the umask allows
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, WriteError):
+            raise WriteError(path, error) from error
         raise
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically. A lone surrogate, which UTF-8 has no bytes for, is written as \\ud800.
+
+    Raises:
+        WriteError: as `atomic_write`.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """json.loads; nesting that is too deep for it is a ValueError too, as is everything else that is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[str, Any]:
@@ -55,11 +77,52 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
         error: there is no such file, or it holds something else; the message names the file and the reason.
     """
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise error(f"{path} cannot be read as JSON: its brackets are nested too deeply") from None
+        values: Any = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as reason:
         raise error(f"{path} cannot be read as JSON: {reason}") from reason
     if not isinstance(values, dict):
         raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")
     return values
+
+
+@contextlib.contextmanager
+def in_use(path: Path) -> Generator[None]:
+    """Mark a temporary file or folder as this process's until the block ends, or the process, however it ends."""
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left in `folder`, files and folders; what is in use, or cannot be removed, stays."""
+    for path in folder.glob(pattern):
+        handle = _lock(path)
+        if handle is None:
+            continue
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """An open handle with the lock on a file or folder; None: another process has it, or the system has no such locks.
+
+    The system gives the lock back when the handle is closed or the process ends.
+    """
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from minimoe import MixtralModel, ModelConfig, __version__
 from minimoe import __main__ as cli
 from minimoe.__main__ import main, split_names
+from minimoe.io import atomic_write
 from minimoe.train import loop
 
 NANO = ["train", "--preset", "nano", "--domains", "help", "--threads", "1", "--device", "cpu", "--quiet"]  # fmt: skip
@@ -174,10 +177,10 @@ def test_generate_continues_the_prompt_and_repeats_with_a_seed(
     ("option", "named"),
     [
         (["--tokens", "200"], "the model has positions for 128"),
-        (["--tokens", "-1"], "max_new_tokens is -1"),
+        (["--tokens", "-1"], "--tokens is -1; it must be at least 0"),
         (["--temperature", "-1"], "temperature is -1.0"),
-        (["--top-p", "0"], "top_p is 0.0"),
-        (["--seed", str(2**70)], "64 bits"),
+        (["--top-p", "0"], "--top-p is 0.0; it must be above 0 and at most 1"),
+        (["--seed", str(2**70)], f"at most {2**64 - 1}"),
     ],
 )
 def test_generate_refuses_what_cannot_work(
@@ -297,3 +300,193 @@ def test_the_module_runs_as_a_process(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "minimoe: unknown preset 'none'; known are nano, mini, small\n"
+
+
+# --- what it takes to answer ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["study", "--help"],
+        [],
+        ["fly"],
+        ["train", "--steps", "x"],
+        ["train", "--steps", "0"],
+        ["train", "--preset", "huge"],
+        ["train", "--router", "pets"],
+        ["train", "--domains", "pets"],
+        ["train", "--device", "gpu"],
+        ["train", "--seq-len", "1"],
+        ["study", "--domains", "pets"],
+        ["study", "--questions", "mmlu"],
+        ["study", "--model", "mini", "--layers", "one"],
+        ["study", "--model", "mini", "--dtype", "int8"],
+        ["generate", "a", "--temperature", "nan"],
+        ["cost", "huge"],
+        ["cost", "mini", "--batch", "0"],
+        ["bench", "--suite", "fast"],
+        ["bench", "--rounds", "0"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_wrong_arguments_answer_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from minimoe.__main__ import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    expected = 0 if {"--help", "--version"} & {*arguments} else 2
+    assert done.stderr.splitlines()[-1] == f"{expected} False", done.stderr
+
+
+WRONG_NUMBERS = ("inf", "-inf", "nan", "-1", "1" + "0" * 30)
+NUMBERS = {
+    "train": ["--steps", "--batch-size", "--seq-len", "--eval-every", "--save-every",
+              "--accumulate", "--warmup", "--seed", "--threads", "--lr"],
+    "generate a": ["--tokens", "--seed", "--top-p", "--temperature"],
+    "study": ["--max-tokens", "--seed"],
+    "study --model mini": ["--batch-tokens", "--chunk-tokens", "--max-tokens"],
+    "cost mini": ["--peak", "--bandwidth", "--batch", "--context", "--bits", "--tokens", "--gpus", "--utilisation"],
+    "bench": ["--rounds", "--threads"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_NUMBERS)
+@pytest.mark.parametrize(
+    ("command", "option"), [(c, o) for c, options in NUMBERS.items() for o in options]
+)
+def test_a_number_that_is_none_or_out_of_range_is_refused(
+    capsys: pytest.CaptureFixture[str], command: str, option: str, value: str
+) -> None:
+    if command == "generate a" and (option, value) in (
+        ("--seed", "-1"), ("--temperature", WRONG_NUMBERS[-1])
+    ):  # fmt: skip
+        return  # both are numbers that it can use
+    arguments = [*command.split(), f"{option}={value}"]
+    try:
+        code = main(arguments)
+    except SystemExit as end:  # 'inf' is no whole number: argparse says that
+        code = end.code
+    assert code == 2
+    assert option in capsys.readouterr().err.splitlines()[-1]
+
+
+# --- text, terminals and the system ---------------------------------------------------------------
+
+
+def as_process(
+    arguments: list[str | bytes], **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "minimoe", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_characters_that_the_terminal_lacks_are_spelt_out(encoding: str) -> None:
+    done = as_process(["cost", "mini"], PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "×".encode(encoding, "backslashreplace") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", b"bad \xff byte"],
+        ["cost", b"\xff"],
+        ["study", "--out", b"caf\xe9"],
+        ["corpus", "--domains", b"\x80"],
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere arguments are text")
+def test_arguments_that_are_not_utf8_are_refused_in_one_line(arguments: list[str | bytes]) -> None:
+    done = as_process(arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("minimoe: the argument ") and "is not text" in line
+
+
+@pytest.mark.parametrize("prompt", ["a \ud800 b", "\udc80", "zero \0 byte"])
+def test_half_a_character_in_an_argument_is_refused(
+    capsys: pytest.CaptureFixture[str], prompt: str
+) -> None:
+    assert "is not text" in one_line(capsys, main(["generate", prompt]))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["cost", "mini"], ["--help"]])
+def test_a_full_disk_behind_standard_output_is_no_traceback(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minimoe", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if arguments[0] == "cost":
+        assert done.stderr == "minimoe: No space left on device\n" and done.returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX systems")
+def test_a_reader_who_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "minimoe", "cost", "mini"],
+        stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_system_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "File name too long" in one_line(capsys, main(["cost", "x" * 5000]))
+
+    def too_large(args: Any) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(cli, "run_cost", too_large)
+    assert "memory is not enough" in one_line(capsys, main(["cost", "mini"]))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x"), AssertionError()])
+def test_an_error_of_the_program_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run_cost", fails)
+    with pytest.raises(type(error)):
+        main(["cost", "mini"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Half-written files are removed, and the handler that was there before is back."""
+
+    def killed(args: Any) -> None:
+        with atomic_write(tmp_path / "result") as temporary:
+            temporary.write_text("half of")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "run_cost", killed)
+    assert main(["cost", "mini"]) == 143
+    assert capsys.readouterr().err == "minimoe: terminated\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,12 +1,17 @@
 """Atomic writing: the old file or the new one, never half of the new one."""
 
+import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from minimoe.io import atomic_write, write_text
+from minimoe.errors import MinimoeError, WriteError
+from minimoe.io import atomic_write, in_use, parse_json, remove_leftovers, write_text
 from tests.small import small_disk
 
 
@@ -85,3 +90,68 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         write_text(tmp_path / "file" / "x", "text")
+
+
+def test_an_error_of_the_system_is_one_of_minimoe_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with small_disk(10_000), pytest.raises(WriteError) as caught:
+        write_text(path, "new" * 10_000)
+    assert isinstance(caught.value, MinimoeError) and isinstance(caught.value, OSError)
+    assert str(caught.value).startswith(f"{path} could not be written (File too large)")
+    assert caught.value.strerror == "File too large"
+
+
+def test_a_lone_surrogate_is_written_as_json_writes_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", json.dumps({"a": "half \ud800 →"}, ensure_ascii=False))
+    text = (tmp_path / "x").read_text(encoding="utf-8")
+    assert text == r'{"a": "half \ud800 →"}'
+    assert json.loads(text) == {"a": "half \ud800 →"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "1" * 5000])
+def test_whatever_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+    assert parse_json('{"a": [1]}') == {"a": [1]}
+
+
+HALF_WRITTEN = """
+import sys, time
+from minimoe.io import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks and signals of POSIX systems")
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file [1].txt"  # not a pattern
+    write_text(tmp_path / "other.txt", "other")
+    (tmp_path / ".file [1].txt.notes.tmp").write_text("of somebody else")
+    there = names(tmp_path)
+    command = [sys.executable, "-c", HALF_WRITTEN, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    write_text(path, "whole")  # while the other one is at it
+    (half,) = set(names(tmp_path)) - {*there, path.name}
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (tmp_path / half).exists()
+    write_text(path, "whole")
+    assert names(tmp_path) == sorted([*there, path.name])
+
+
+def test_leftovers_may_be_folders_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    for name in (".fetch-a", ".fetch-b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    with in_use(tmp_path / ".fetch-b"):
+        remove_leftovers(tmp_path, ".fetch-*")
+        assert names(tmp_path) == [".fetch-b"]
+    remove_leftovers(tmp_path, ".fetch-*")
+    assert names(tmp_path) == []
+    remove_leftovers(tmp_path / "absent", "*")

@@ -13,10 +13,10 @@ from minimoe.io import write_text
 # names of the files that `--out` writes, by suite
 FILES = {
     "cpu": "cpu.json",
-    "gpu": "gpu.json",
     "train": "train_rate.json",
     "decode": "decode.json",
     "choices": "choices.json",
+    "gpu": "gpu.json",
 }
 
 
@@ -126,10 +126,7 @@ def write_result(path: Path, result: dict[str, Any] | list[dict[str, Any]]) -> N
     """Write one measurement, or several, as JSON.
 
     Raises:
-        ConfigError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     text = json.dumps(rounded(result), indent=1, allow_nan=False)
-    try:
-        write_text(path, text + "\n")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error}); give another path") from error
+    write_text(path, text + "\n")

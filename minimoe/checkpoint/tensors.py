@@ -196,6 +196,7 @@ def _incomplete(path: Path, error: Exception) -> CheckpointError:
 
 def unwritten(path: Path, error: Exception) -> CheckpointError:
     """The error of a file that could not be written."""
+    reason = getattr(error, "strerror", None) or error
     return CheckpointError(
-        f"{path} could not be written ({error}); what was there before is unchanged"
+        f"{path} could not be written ({reason}); what was there before is unchanged"
     )

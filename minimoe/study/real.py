@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from minimoe.errors import MinimoeError
+from minimoe.io import write_text
 from minimoe.study.loading import find_model, kind_of
 from minimoe.study.question_measurements import measure_questions
 from minimoe.study.question_recording import encoded, layers_to_record, record_questions
 from minimoe.study.question_sets import question_set
-from minimoe.study.report import writable, write
+from minimoe.study.report import writable
 from minimoe.study.sources import spans
 from minimoe.study.stages import Stages
 from minimoe.study.summary import material, rounded, surroundings, today, trimmed
@@ -150,7 +151,7 @@ def run_real_study(
     stage("")
     summary["seconds"] = stage.seconds
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
-    write(out / "summary.json", text + "\n")
+    write_text(out / "summary.json", text + "\n")
     document = page(
         Page(
             title=f"What the experts of {found.name} do",
@@ -181,7 +182,7 @@ def run_real_study(
         )
     )
     report = out / "report.html"
-    write(report, document)
+    write_text(report, document)
     if progress:
         print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
     return report

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from minimoe.errors import CorpusError, MinimoeError, TraceError
+from minimoe.errors import CorpusError, TraceError
 from minimoe.model import MixtralModel
 from minimoe.study.measurements import (
     ENCYCLOPAEDIA,
@@ -61,7 +61,7 @@ def recorded_heldout(
         say: told what is done.
 
     Raises:
-        MinimoeError: `path` cannot be written.
+        WriteError: `path` cannot be written.
     """
     if path.is_file():
         try:
@@ -82,12 +82,7 @@ def recorded_heldout(
         if corpus.heldout.domain_slice(name).stop > corpus.heldout.domain_slice(name).start
     ]
     trace = RoutingTrace.concat(parts)
-    try:
-        trace.save(path)
-    except OSError as error:
-        raise MinimoeError(
-            f"{path} could not be written ({error.strerror}); what was there is unchanged"
-        ) from error
+    trace.save(path)
     return trace
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError, TraceError
-from minimoe.io import write_text
+from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study.measurements import measure
 from minimoe.study.recordings import (
@@ -119,7 +119,7 @@ def run_study(
     }
     stage("")
     summary["seconds"] = stage.seconds
-    write(
+    write_text(
         out / "summary.json",
         json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     )
@@ -144,7 +144,7 @@ def run_study(
         )
     )
     report = out / "report.html"
-    write(report, document)
+    write_text(report, document)
     if progress:
         print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
     return report
@@ -156,18 +156,9 @@ def writable(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        remove_leftovers(out, ".*.????????.tmp")
     except OSError as error:
         raise MinimoeError(
             f"the output folder {out} cannot be written ({error.strerror}); give another with --out"
         ) from error
     return out
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file of the report, or say in one line why not."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise MinimoeError(
-            f"{path} could not be written ({error.strerror}); what was there is unchanged"
-        ) from error

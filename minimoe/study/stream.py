@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import nn
 
 from minimoe.errors import TraceError
-from minimoe.io import write_text
+from minimoe.io import remove_leftovers, write_text
 from minimoe.study.recorder import Progress, RoutingSource, record_documents, source_of
 from minimoe.study.trace import ARRAYS, RoutingTrace, TraceDocument, describe
 
@@ -50,11 +50,12 @@ class TraceWriter:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder, ".*.tmp")
             chunks = _chunks(self.folder)
             if identity is not None:
                 self._claim(dict(identity), bool(chunks))
         except OSError as error:
-            raise TraceError(f"{self.folder} cannot be written ({error})") from error
+            raise TraceError(f"{self.folder} cannot be written ({error.strerror})") from error
         self.written = len(chunks)
         self.tokens = 0
         self.documents: list[TraceDocument] = []

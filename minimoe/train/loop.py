@@ -22,7 +22,7 @@ from minimoe.balance import Load
 from minimoe.checkpoint import write_tensors
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError, MinimoeError, TrainingError
-from minimoe.io import write_text
+from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.train.balancing import Balancing
 from minimoe.train.batches import Batches
@@ -272,8 +272,8 @@ class Run:
         recipe = json.dumps(self.recipe, indent=2, ensure_ascii=False)
         write_text(self.out / "recipe.json", recipe + "\n")
         write_text(self.out / "tokenizer.json", self.corpus.tokenizer.to_str())
-        for temporary in [*self.out.glob(".*.tmp"), *self.out.glob("probe/.*.tmp")]:
-            temporary.unlink()
+        remove_leftovers(self.out, ".*.tmp")
+        remove_leftovers(self.out / "probe", ".*.tmp")
         for path in self.out.glob("probe/*.safetensors"):
             if not path.stem.isdigit() or int(path.stem) > self.step:
                 path.unlink()

@@ -54,7 +54,11 @@ class Figure:
         return buffer.getvalue()
 
     def save(self, path: str | Path, dpi: int = DPI) -> None:
-        """Write the PNG atomically."""
+        """Write the PNG atomically.
+
+        Raises:
+            WriteError: `path` cannot be written.
+        """
         with atomic_write(path) as temporary:
             temporary.write_bytes(self.png(dpi))
 
