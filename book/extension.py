@@ -73,18 +73,19 @@ def place_packages(app: Any) -> None:
 
 
 def place_explorables(app: Any) -> None:
-    """Write each explorable's module and files to _static/explorables; book/assets/explorables.js loads them."""
+    """Write each explorable's script and files to _static/explorables; book/assets/explorables.js loads them."""
     from minimoe.widgets import EXPLORABLES
-    from minimoe.widgets.explorable import module
+    from minimoe.widgets.explorable import file_script, script
 
     folder = Path(app.outdir) / "_static" / "explorables"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, make in EXPLORABLES.items():
-        (folder / f"{name}.mjs").write_text(module(name), encoding="utf-8")
+        (folder / f"{name}.js").write_text(script(name), encoding="utf-8")
         for file, content in make().files.items():
             (folder / name).mkdir(exist_ok=True)
-            (folder / name / file).write_bytes(content())
+            text = file_script(name, file, content())
+            (folder / name / f"{file}.js").write_text(text, encoding="ascii")
 
 
 def load_explorables(
@@ -92,7 +93,7 @@ def load_explorables(
 ) -> None:
     """Let the pages that hold an explorable load the script that starts them."""
     if "minimoe-explorable" in context.get("body", ""):
-        app.add_js_file("explorables.js", loading_method="defer")
+        app.add_js_file("explorables.js", priority=900, loading_method="defer")  # after page.js
 
 
 # --- pages that load no more than they need ------------------------------------------------------

@@ -97,6 +97,19 @@ def test_without_anywidget_the_static_figure_is_shown(
         made["router_playground"].widget()
 
 
+def test_shares_are_not_rounded_to_none_or_to_all() -> None:
+    shares = [0, 0.004, 0.006, 0.5, 0.994, 0.996, 1]
+    shown = in_node("roofline", "given.map((share) => m.percent(share))", shares)
+    assert shown == ["0 %", "< 1 %", "1 %", "50 %", "99 %", "> 99 %", "100 %"]
+    shown = in_node("roofline", "given.map((share) => m.percent(share, 1))", [0.0004, 0.9996])
+    assert shown == ["< 0.1 %", "> 99.9 %"]
+    shown = in_node("roofline", "given.map((share) => m.difference(share, 1))", [0.03, -0.03, 0])
+    assert shown == ["+3.0 %", "−3.0 %", "0.0 %"]
+    # .997 was shown as .00
+    shown = in_node("roofline", "given.map(m.short)", [0, 0.28, 0.994, 0.9951, 0.997, 1])
+    assert shown == [".00", ".28", ".99", "1", "1", "1"]
+
+
 # --- router playground ----------------------------------------------------------------------------
 
 

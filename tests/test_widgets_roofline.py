@@ -122,3 +122,22 @@ def test_the_figure_says_what_it_shows() -> None:
     for tokens in (1, 64, MOST):
         seconds = layer_floor(DEVICES["h200"], tokens, c.hidden_size, c.expert_size, 8, 2)
         assert f"{1e6 * seconds:,.0f} µs for {tokens:,}" in roofline().alt
+
+
+def test_no_count_of_experts_is_rounded_past_those_that_there_are() -> None:
+    counts = [1, 2, 8, 30, 64, 100, 128, 200, 256, 400, 700, 4096]
+    given = [
+        {"T": t, "E": e, "K": k} for e in (1, 8, 60, 128, 256, 1024) for k in (1, 8) for t in counts if k <= e
+    ]  # fmt: skip
+    said = in_node("roofline", "given.map(({T, E, K}) => m.met(T, {E, K}))", given)
+    for case, text in zip(given, said, strict=True):
+        expected = experts_touched(case["T"], case["E"], case["K"])
+        if text == "the only expert":
+            assert case["E"] == 1
+        elif text.startswith("all"):
+            assert expected == pytest.approx(case["E"], abs=0.05)
+        else:
+            shown, of, there, _ = text.split()
+            assert of == "of" and int(there) == case["E"]
+            assert float(shown) == pytest.approx(expected, abs=0.0501)
+            assert float(shown) < case["E"]

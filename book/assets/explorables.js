@@ -1,20 +1,48 @@
 // Starts each explorable of the page when the reader comes near it. Without this script its static figure stays.
+// All is loaded as classic scripts, which put what they hold into `minimoe`: a page that is opened as a file may load
+// nothing else.
+var minimoe = {};
 (() => {
   const base = new URL("explorables/", document.currentScript.src);
+  const advice = serving ? ` Some browsers forbid this to pages opened as files; ${serving} serves them at http://localhost:8000.` : "";
+
+  // Resolves when the script is there; null where it is not.
+  function load(path) {
+    return new Promise((resolve) => {
+      const script = document.createElement("script");
+      script.src = new URL(`${path}.js`, base);
+      script.onload = () => resolve(minimoe[path]);
+      script.onerror = () => resolve(null);
+      document.head.append(script);
+      script.remove(); // it runs all the same
+    });
+  }
+
+  // A file of an explorable as bytes; null where it cannot be loaded.
+  async function bytes(path) {
+    const text = await load(path);
+    if (text === null) return null;
+    delete minimoe[path];
+    const found = atob(text);
+    const all = new Uint8Array(found.length);
+    for (let i = 0; i < found.length; i += 1) all[i] = found.charCodeAt(i);
+    return all;
+  }
 
   async function start(place) {
     const name = place.dataset.explorable;
     const figure = place.querySelector("figure");
     const el = document.createElement("div");
-    const given = { data: JSON.parse(place.querySelector("script").textContent), files: new URL(`${name}/`, base).href };
+    const given = { data: JSON.parse(place.querySelector("script").textContent), files: (file) => bytes(`${name}/${file}`) };
     place.append(el);
-    try {
-      const { default: widget } = await import(new URL(`${name}.mjs`, base));
+    const widget = minimoe[name] ?? (await load(name));
+    if (widget) {
       await widget.render({ model: { get: (key) => given[key] }, el });
-      if (!el.dataset.failed) figure.remove();
-    } catch (error) {
-      el.dataset.failed = error.message;
-      el.textContent = `This explorable could not be loaded. The figure stands in for it. (${error.message})`;
+      if (el.dataset.failed) el.append(advice);
+      else figure.remove();
+    } else {
+      el.dataset.failed = "not loaded";
+      el.textContent = `This explorable could not be loaded. The figure stands in for it.${advice}`;
     }
     place.dataset.state = el.dataset.failed ? "failed" : "ready";
   }
@@ -29,7 +57,5 @@
     },
     { rootMargin: "200px" },
   );
-  const begin = () => document.querySelectorAll(".minimoe-explorable").forEach((place) => seen.observe(place));
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
-  else begin();
+  document.querySelectorAll(".minimoe-explorable").forEach((place) => seen.observe(place));
 })();

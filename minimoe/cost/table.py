@@ -66,7 +66,7 @@ def _memory(report: dict[str, Any]) -> list[str]:
     batch, context = report["batch"], report["context"]
     of_step = f"by {batch:,} token{'s' * (batch > 1)}"
     if experts:
-        of_step += f"; {experts['touched_per_step']:.3g} of {experts['per_layer']} experts a layer"
+        of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts a layer"
     return [
         f"memory, weights of {8 * found['per_parameter']:g} bits, cache of 16",
         _row("weights", scaled(found["weights"], BYTES)),

@@ -200,7 +200,22 @@ function after(milliseconds, f) {
 
 // --- numbers ----------------------------------------------------------------------------------------------------
 
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+// 0.276 -> "28 %". Only nothing is 0 % and only everything 100 %: what lies between and would be rounded there is said
+// to be less or more.
+export function percent(share, digits = 0) {
+  const step = 10 ** -digits;
+  const shown = (100 * share).toFixed(digits);
+  if (share > 0 && Number(shown) === 0) return `< ${step.toFixed(digits)} %`;
+  if (share < 1 && Number(shown) === 100) return `> ${(100 - step).toFixed(digits)} %`;
+  return `${shown} %`;
+}
+
+// A difference of shares, with its sign: "+3 %", "−3 %".
+export const difference = (share, digits = 0) => `${share > 0 ? "+" : ""}${(100 * share).toFixed(digits)} %`.replace("-", "−");
+
+// A probability in little room: ".28", and "1" only for what is no nearer to .99.
+export const short = (p) => (p.toFixed(2) === "1.00" ? "1" : p.toFixed(2).slice(1));
+
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
 // 46,702,792,704 -> "46.7 G"; with a unit: "46.7 GB".
@@ -231,16 +246,12 @@ function normals(seed) {
 
 // --- the frame --------------------------------------------------------------------------------------------------
 
-// A binary file that comes with the explorable, as an ArrayBuffer: fetched on a page, from the kernel in JupyterLab.
+// A binary file that comes with the explorable, as an ArrayBuffer: a page gives a function that loads it, JupyterLab has it
+// from the kernel.
 async function file(model, name) {
   const files = model.get("files");
-  if (typeof files === "string") {
-    const answer = await fetch(files + name).catch(() => null);
-    if (!answer?.ok) throw new Error(`its file ${name} could not be loaded`);
-    return answer.arrayBuffer();
-  }
-  const view = files?.[name];
-  if (!view) throw new Error(`its file ${name} did not come with it`);
+  const view = typeof files === "function" ? await files(name) : files?.[name];
+  if (!view) throw new Error(`its file ${name} could not be loaded`);
   return view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
 }
 

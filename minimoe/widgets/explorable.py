@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,22 @@ def module(name: str) -> str:
     return "\n".join([f"const STYLE = {style};", *parts])
 
 
+def script(name: str) -> str:
+    """The same as a classic script, which a page that is opened as a file may load too: it sets `minimoe[name]`.
+
+    Raises:
+        ValueError: no explorable has that name.
+    """
+    text = re.sub(r"^export default ", "const widget = ", module(name), flags=re.MULTILINE)
+    text = re.sub(r"^export ", "", text, flags=re.MULTILINE)
+    return f"minimoe.{name} = (() => {{\n{text}\nreturn widget;\n}})();\n"
+
+
+def file_script(name: str, file: str, content: bytes) -> str:
+    """One of an explorable's files as a classic script, which sets `minimoe["name/file"]` to base64."""
+    return f'minimoe["{name}/{file}"] = "{base64.b64encode(content).decode()}";\n'
+
+
 @dataclass(frozen=True)
 class Explorable:
     """An interactive figure with its static stand-in.
@@ -49,7 +66,7 @@ class Explorable:
         data: what the JavaScript reads, as JSON.
         draw: makes the static figure, on matplotlib.
         alt: what the static figure shows, in words.
-        files: larger pieces by name, made when asked for; the page loads them as files, JupyterLab over the kernel.
+        files: larger pieces by name, made when asked for; a page loads them as scripts, JupyterLab over the kernel.
     """
 
     name: str

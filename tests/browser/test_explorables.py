@@ -1,11 +1,12 @@
 """The explorables in Chromium: each starts when scrolled to and reacts to a key and to a drag."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import SCREENSHOTS
+from tests.browser.conftest import BOOK, SCREENSHOTS
 from tests.browser.test_pages import COLOURS, KNOWN, WCAG, Seen, seen
 
 pytestmark = pytest.mark.browser
@@ -114,18 +115,52 @@ def test_starts_only_when_scrolled_to(seen: Seen) -> None:
     asked: list[str] = []
     seen.page.on("request", lambda request: asked.append(request.url))
     seen.open("book/intro.html")
-    assert not any("explorables" in url for url in asked)
+    assert not any("explorables/" in url for url in asked)
     last = list(EXPLORABLES)[-1]
     seen.page.set_viewport_size({"width": 1280, "height": 300})
     seen.open(PAGE)
     seen.page.wait_for_timeout(300)
-    assert not any(f"{last}.mjs" in url for url in asked)
+    assert not any(f"{last}.js" in url for url in asked)
     started(seen, last)
-    assert any(f"{last}.mjs" in url for url in asked)
+    assert any(f"{last}.js" in url for url in asked)
+
+
+SHIFTS = """(buffered) => {
+  window.shifted = 0;
+  new PerformanceObserver((list) => list.getEntries().forEach((e) => { window.shifted += e.value; }))
+    .observe({ type: "layout-shift", buffered });
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("page", [PAGE, "notebooks/06_dispatch.html"])
+def test_the_page_does_not_jump_when_explorables_start(seen: Seen, page: str, width: int) -> None:
+    seen.page.set_viewport_size({"width": width, "height": 844})
+    seen.open(page)
+    # on a page with formulas those move it before; here it is about the explorables
+    seen.page.evaluate(SHIFTS, page == PAGE)
+    every = ".minimoe-explorable"
+    reserved = seen.page.eval_on_selector_all(
+        every, "all => all.map((e) => [e.dataset.explorable, e.offsetHeight])"
+    )
+    # as a thumb scrolls: there is no time to be ready before the figure is seen
+    for element in seen.page.query_selector_all(every):
+        element.evaluate("e => e.scrollIntoView({block: 'center'})")
+        seen.page.wait_for_function("e => e.dataset.state === 'ready'", arg=element)
+        seen.page.wait_for_timeout(400)
+    real = seen.page.eval_on_selector_all(
+        every,
+        "all => all.map((e) => [e.dataset.explorable, e.offsetHeight, e.clientWidth])",
+    )
+    for (name, height), (_, now, wide) in zip(reserved, real, strict=True):
+        assert abs(height - now) <= 0.04 * now, f"{name} is {now} high where it is {wide} wide"
+    shifted = seen.page.evaluate("window.shifted")
+    print(f"{page} at {width}: {shifted:.3f}")
+    assert shifted < 0.05
 
 
 def test_without_its_script_a_sentence_and_the_figure_stay(seen: Seen) -> None:
-    seen.page.route("**/*.mjs", lambda route: route.abort())
+    seen.page.route("**/explorables/*.js", lambda route: route.abort())
     seen.open(PAGE)
     name = next(iter(EXPLORABLES))
     seen.page.eval_on_selector(place(name), "e => e.scrollIntoView()")
@@ -278,7 +313,7 @@ def test_live_router_reads_on_after_half_a_minute_and_says_when_its_worker_is_lo
 
 
 def test_live_router_without_its_weights(seen: Seen) -> None:
-    seen.page.route("**/router.safetensors", lambda route: route.abort())
+    seen.page.route("**/router.safetensors.js", lambda route: route.abort())
     element = live_router(seen, "failed")
     assert (
         "could not start: its file router.safetensors could not be loaded" in element.inner_text()
@@ -288,8 +323,67 @@ def test_live_router_without_its_weights(seen: Seen) -> None:
 
 def test_live_router_with_damaged_weights(seen: Seen) -> None:
     seen.page.route(
-        "**/router.safetensors", lambda route: route.fulfill(body=b"<!doctype html>", status=200)
+        "**/router.safetensors.js",
+        lambda route: route.fulfill(
+            body='minimoe["live_router/router.safetensors"] = btoa("<!doctype html>")', status=200
+        ),
     )
     element = live_router(seen, "failed")
     assert "its weights are damaged" in element.inner_text()
     assert element.query_selector("figure img").is_visible()
+
+
+# --- opened as files ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(browser: Any, book: str) -> Iterator[Seen]:
+    """A browser window that reads the built book from its folder, without a server."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield Seen(context.new_page(), BOOK.as_uri())
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        (PAGE, list(EXPLORABLES)),
+        ("notebooks/06_dispatch.html", ["roofline", "capacity_drops"]),
+        ("notebooks/12_recording_routing.html", ["live_router"]),
+    ],
+)
+def test_explorables_work_where_a_page_is_opened_as_a_file(
+    opened: Seen, page: str, names: list[str]
+) -> None:
+    opened.open(page)
+    for name in names:
+        element = opened.page.query_selector(place(name))
+        assert element is not None
+        element.scroll_into_view_if_needed()
+        opened.page.wait_for_selector(f"{place(name)}[data-state]", timeout=20_000)
+        assert element.get_attribute("data-state") == "ready", element.inner_text()
+        assert element.query_selector("input[type=range]") is not None
+        before = look(opened, name)
+        element.query_selector("input[type=range]").focus()
+        opened.page.keyboard.press("End")
+        changed(opened, name, before)
+    if "live_router" in names:
+        write(opened, "It rains.", "4 tokens")
+        assert tokens(opened) == ["It", "ra", "ins", "."]
+    assert [e for e in opened.errors if not KNOWN.search(e)] == []
+    assert opened.elsewhere == []
+
+
+def test_what_a_file_may_not_do_names_the_command_that_serves_the_folder(opened: Seen) -> None:
+    command = f'python -m http.server --directory "{BOOK}/"'
+    opened.page.route("**/explorables/*.js", lambda route: route.abort())
+    opened.open(PAGE)
+    name = next(iter(EXPLORABLES))
+    opened.page.eval_on_selector(place(name), "e => e.scrollIntoView()")
+    opened.page.wait_for_selector(f"{place(name)}[data-state=failed]")
+    assert command in opened.page.inner_text(place(name))
+    opened.errors.clear()
+    opened.open("search.html?q=roofline")
+    opened.page.wait_for_selector("#search-results li a")
+    assert command in opened.page.inner_text(".served")
+    assert opened.errors == []

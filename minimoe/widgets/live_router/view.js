@@ -30,7 +30,6 @@ const LOOK = `
 
 const colour = (expert) => `var(--lr-${(expert % 8) + 1})`;
 const ahead = /^␣(?!␣|$)/; // a blank before a word is shown as a gap
-const short = (p) => (p >= 0.9995 ? "1" : p.toFixed(2).slice(1));
 
 // The tokens as a list to walk through: {element, show(tokens), paint(choice), active}. `tokens` are {text}; choice(t) is
 // {experts, weights} of token t at the layer shown. `onchoose(t)` when one is focused, hovered or left (undefined).

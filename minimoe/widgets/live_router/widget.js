@@ -93,7 +93,7 @@ export default explorable(async ({ model, data, stage, width }) => {
       : "There is no text to read. The lines show the domain alone.";
     words.say(text);
     picture.describe(`Share of choices that each of ${experts} experts gets at layer ${l + 1}, of this text and of “${other.title}”. ${text}`);
-    numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), percent(share - other.load[l][e], 1).replace("-", "−")]));
+    numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), difference(share - other.load[l][e], 1)]));
   }
 
   stage.classList.add("lr");

@@ -6,13 +6,20 @@
 // Experts that T tokens are expected to meet.
 export const touched = (T, { E, K }) => E * (1 - (1 - K / E) ** T);
 
+// In words: a share of the experts is never rounded to more than there are.
+export function met(T, layer) {
+  const count = touched(T, layer).toFixed(1);
+  if (layer.E === 1) return "the only expert";
+  return Number(count) >= layer.E ? `all ${layer.E} experts` : `${Number(count)} of ${layer.E} experts`;
+}
+
 // {flops, bytes, compute, memory, seconds, limit} of a forward pass, or of both passes.
 export function floor(T, layer, device, backward = false) {
   const { D, F, E, K } = layer;
-  const met = touched(T, layer);
+  const read = touched(T, layer);
   const flops = (backward ? 18 : 6) * T * K * D * F;
-  let bytes = 6 * met * D * F + 4 * T * D;
-  if (backward) bytes += 6 * (met + E) * D * F + 6 * T * D + 4 * T * K * F;
+  let bytes = 6 * read * D * F + 4 * T * D;
+  if (backward) bytes += 6 * (read + E) * D * F + 6 * T * D + 4 * T * K * F;
   const [compute, memory] = [flops / device.peak, bytes / device.bandwidth];
   return { flops, bytes, compute, memory, seconds: Math.max(compute, memory), limit: compute >= memory ? "compute" : "memory" };
 }
@@ -163,8 +170,6 @@ export default explorable(({ data, stage, width }) => {
     first.draw(times(tokens, all, count, now, cross, half));
     second.draw(roof(tokens, all, now, chip, half));
 
-    const met = touched(count, layer);
-    const experts = layer.E === 1 ? "the only expert" : met > layer.E - 0.05 ? `all ${layer.E} experts` : `${Number(met.toPrecision(2))} of ${layer.E} experts`;
     const [name, rate] = [count === 1 ? "One token" : `${whole(count)} tokens`, rounded(count / now.seconds)];
     const why =
       now.limit === "memory"
@@ -175,8 +180,8 @@ export default explorable(({ data, stage, width }) => {
         ? `Up to ${whole(data.most)} tokens arithmetic never takes over.`
         : cross <= 1
           ? "Arithmetic limits from the first token on."
-          : `From ${whole(cross)} tokens on it is arithmetic${both.value ? "" : `; the rule T* = E/K · ${whole(chip.peak / chip.bandwidth)} says ${whole(crossover(layer, chip))}`}.`;
-    const text = `${name} ${count === 1 ? "touches" : "touch"} ${experts}. ${why} So no program is faster than ${time(now.seconds)}, ${rate} tokens a second through this one layer. ${where}`;
+          : `From ${whole(Math.ceil(cross))} tokens on it is arithmetic${both.value ? "" : `; the rule T* = E/K · ${whole(chip.peak / chip.bandwidth)} says ${whole(crossover(layer, chip))}`}.`;
+    const text = `${name} ${count === 1 ? "touches" : "touch"} ${met(count, layer)}. ${why} So no program is faster than about ${time(now.seconds)}, ${rate} tokens a second through this one layer. ${where}`;
     words.say(text);
     first.describe(`Least time against tokens, both logarithmic: a rising dashed line for arithmetic, and one for memory that flattens where all experts are touched. ${text}`);
     second.describe(`Roofline: at ${si(now.flops / now.bytes)} FLOPs a byte ${chip.name} can do at most ${si(now.flops / now.seconds, "FLOP/s")}, of ${si(chip.peak, "FLOP/s")}.`);

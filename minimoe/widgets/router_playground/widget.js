@@ -49,8 +49,7 @@ function bars(state, width) {
       const size = Math.min(1, value) * HEIGHT;
       parts.push(h("rect", { x: x + step * 0.2, width: step * 0.6, y: base - size, height: size, fill: colour }));
       if (value >= 0.005) {
-        const text = value >= 0.995 ? "1" : value.toFixed(2).slice(1);
-        parts.push(h("text", { x: x + step / 2, y: base - size - 4, "text-anchor": "middle" }, text));
+        parts.push(h("text", { x: x + step / 2, y: base - size - 4, "text-anchor": "middle" }, short(value)));
       }
     });
   });

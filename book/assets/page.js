@@ -1,0 +1,31 @@
+// Paper is white: a page is printed in the light theme, whatever the screen shows.
+(() => {
+  const page = document.documentElement;
+  let shown = null;
+  window.addEventListener("beforeprint", () => {
+    shown ??= page.dataset.theme;
+    page.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => {
+    if (shown) page.dataset.theme = shown;
+    shown = null;
+  });
+})();
+
+// The command that serves the book's folder, for readers who have opened a page as a file; undefined for all others.
+const serving = (() => {
+  if (location.protocol !== "file:") return undefined;
+  const folder = decodeURI(new URL("..", document.currentScript.src).pathname).replace(/^\/(?=[A-Z]:)/, "");
+  return `python -m http.server --directory "${folder}"`;
+})();
+
+// A page that was opened as a file may not read the others, so its search finds pages without quoting them.
+if (serving && document.getElementById("search-results")) {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  const said = document.createElement("p");
+  said.className = "served";
+  said.append("Opened as a file, the search shows titles alone. With ");
+  said.append(Object.assign(document.createElement("code"), { textContent: serving }));
+  said.append(" and http://localhost:8000 it quotes the pages, too.");
+  document.getElementById("search-results").before(said);
+}
