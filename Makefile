@@ -32,7 +32,7 @@ PY := $(VENV)/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow test-browser study train corpus book lint format notebooks exercises release autograde grades slides env text clean distclean
+.PHONY: help lab test test-slow test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,8 +87,11 @@ autograde: $(STAMP) ## mark what students handed in (SUBMISSIONS=folder LIMIT=60
 	@test -n "$(SUBMISSIONS)" || { echo "make: say where it is: make autograde SUBMISSIONS=folder" >&2; exit 1; }
 	$(PY) book/marking.py autograde $(SUBMISSIONS) $(if $(LIMIT),--limit $(LIMIT))
 
-grades: $(STAMP) ## the marks as CSV: _build/nbgrader/grades.csv
+grades: $(STAMP) ## the marks as CSV, and the map of mistakes, in _build/nbgrader
 	$(PY) book/marking.py grades
+
+feedback: $(STAMP) ## a page for each student: _build/nbgrader/feedback
+	$(PY) book/marking.py feedback
 
 slides: $(STAMP) ## make a lesson's slides, which need no network (LESSON=03)
 	$(PY) book/slides.py $(LESSON)

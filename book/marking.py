@@ -1,8 +1,9 @@
 """Hand exercises out to a class and mark what comes back, with nbgrader and its database, without a server.
 
 python book/marking.py release [NAME ...]       from solutions/: source/ and release/ of a course folder
-python book/marking.py autograde SUBMISSIONS    run and mark SUBMISSIONS/<student>/[<exercise>/]<exercise>.ipynb
-python book/marking.py grades [FILE]            the marks as CSV
+python book/marking.py autograde SUBMISSIONS    run and mark SUBMISSIONS/<student>/...
+python book/marking.py grades                   the marks as CSV, and the map of mistakes as CSV and as a page
+python book/marking.py feedback                 a page for each student
 
 All of it lives in one folder, _build/nbgrader, which is also a course folder for nbgrader's own commands and its
 formgrader: source/, release/, submitted/, autograded/, gradebook.db. Students' code runs in a kernel, a process of its
@@ -43,10 +44,12 @@ warnings.filterwarnings("ignore", category=SAWarning)
 # nbgrader calls alembic by its name: that of this environment, activated or not
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
 
-from book import exercises  # noqa: E402
-from book.marks import database, write_csv  # noqa: E402
+from book import class_pages, exercises, marks  # noqa: E402
+from book.marks import database, plain  # noqa: E402
+from book.mending import Exercise  # noqa: E402
 from book.run_with_limit import RunWithLimit  # noqa: E402
-from book.submissions import complete, find_submission, read_submission  # noqa: E402
+from book.submissions import HandedIn, handed_in, hidden  # noqa: E402
+from minimoe.io import write_text  # noqa: E402
 
 LIMIT = 60.0  # seconds for a cell
 
@@ -133,29 +136,24 @@ def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> li
 # --- marking --------------------------------------------------------------------------------------
 
 
-def mark_one(course: Path, assignment: str, student: str, path: Path | None, limit: float) -> str:
+def mark_one(course: Path, assignment: str, student: str, handed: HandedIn, limit: float) -> str:
     """Mark one submission; returns a remark, '' if there is nothing to say. Nothing that is in it stops the others."""
+    notes = list(handed.notes)
     for step in ("submitted", "autograded"):
         shutil.rmtree(course / step / student / assignment, ignore_errors=True)
-    remark = "nothing handed in"
-    if path is not None:
-        try:
-            notebook = read_submission(path)
-            released: Any = nbformat.read(
-                course / "release" / assignment / f"{assignment}.ipynb", as_version=4
-            )
-            added = complete(notebook, released)
+    try:
+        if handed.notebook is None:
+            zero(course, assignment, student)
+        else:
             folder = course / "submitted" / student / assignment
             folder.mkdir(parents=True)
-            nbformat.write(notebook, folder / f"{assignment}.ipynb")
+            nbformat.write(handed.notebook, folder / f"{assignment}.ipynb")
             run_and_save(course, assignment, student, limit)
-            remark = "put back: " + ", ".join(added) if added else ""
-        except Exception as error:
-            remark = str(error) if isinstance(error, ValueError) else f"not marked: {error!r}"
-            shutil.rmtree(course / "autograded" / student / assignment, ignore_errors=True)
-            zero(course, assignment, student)
-    else:
+    except Exception as error:
+        notes.append(f"not marked: {error!r}")
+        shutil.rmtree(course / "autograded" / student / assignment, ignore_errors=True)
         zero(course, assignment, student)
+    remark = plain("; ".join(notes))
     folder = course / "autograded" / student / assignment
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "remark.txt").write_text(remark + "\n", encoding="utf-8")
@@ -196,24 +194,47 @@ def autograde(submissions: Path, course: Path = COURSE, limit: float = LIMIT) ->
     released = sorted(p.name for p in (course / "release").glob("*") if p.is_dir())
     if not released:
         raise ValueError("nothing has been released; run `make release` first")
-    students = sorted(p for p in submissions.glob("*") if p.is_dir() and not p.name.startswith("."))
+    students: dict[str, list[Path]] = {}
+    for path in sorted(submissions.glob("*")):
+        if path.is_dir() and not hidden(path.name):
+            students.setdefault(path.name, []).append(path)
+        elif path.suffix.lower() in (".ipynb", ".py", ".zip"):
+            students.setdefault(path.stem, []).append(path)
     if not students:
         raise ValueError(f"{submissions} holds no folder; expected one for each student")
     os.environ["MINIMOE_PROGRESS"] = "off"
-    found = {(s.name, a): find_submission(s, a) for s in students for a in released}
+    # all are read before the first runs, so that none can change what another handed in
+    asked = {
+        name: Exercise(nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4))
+        for name in released
+    }
+    found = {student: handed_in(places, asked) for student, places in students.items()}
     # an exercise that nobody has handed in is not due yet
-    due = [a for a in released if any(found[s.name, a] for s in students)]
+    due = [name for name in released if any(found[s][name].there for s in students)]
     lines: list[str] = []
     for student in students:
         for assignment in due:
             started = time.perf_counter()
-            remark = mark_one(
-                course, assignment, student.name, found[student.name, assignment], limit
-            )
+            remark = mark_one(course, assignment, student, found[student][assignment], limit)
             seconds = time.perf_counter() - started
-            lines.append(f"{student.name} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
+            lines.append(f"{student} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
             print(lines[-1], flush=True)
     return lines
+
+
+def grades(course: Path = COURSE) -> list[Path]:
+    """Write the marks and the map of mistakes; returns the files.
+
+    Raises:
+        ValueError: nothing has been marked.
+    """
+    table, mistakes, page = (course / n for n in ("grades.csv", "mistakes.csv", "mistakes.html"))
+    found = marks.marks(course)
+    rows = [marks.row(mark) for mark in found]
+    marks.write_csv(table, rows[0], rows)
+    marks.write_csv(mistakes, *class_pages.mistakes_table(found))
+    write_text(page, class_pages.mistakes_page(found))
+    return [table, mistakes, page]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -227,10 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     back.add_argument("submissions", type=Path, help="a folder with one folder for each student")
     for command in (out, back):
         command.add_argument("--limit", type=float, default=LIMIT, help="seconds for a cell")
-    table = commands.add_parser("grades", help="write the marks as CSV")
-    table.add_argument(
-        "file", type=Path, nargs="?", help="default: grades.csv in the course folder"
-    )
+    commands.add_parser("grades", help="write the marks and the map of mistakes")
+    commands.add_parser("feedback", help="write a page for each student")
     options = parser.parse_args(arguments)
     course: Path = options.course.resolve()
     try:
@@ -239,9 +258,12 @@ def main(arguments: list[str] | None = None) -> int:
                 print(course / "release" / name)
         elif options.command == "autograde":
             autograde(options.submissions.resolve(), course, options.limit)
+        elif options.command == "grades":
+            for file in grades(course):
+                print(file)
         else:
-            file: Path = options.file or course / "grades.csv"
-            print(f"{file}: {write_csv(file, course)} rows")
+            files = class_pages.write_feedback(course, marks.marks(course))
+            print(f"{course / 'feedback'}: {len(files)} pages")
     except ValueError as error:
         print(f"marking: {error}", file=sys.stderr)
         return 2

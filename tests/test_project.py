@@ -489,6 +489,7 @@ TARGETS = {
     "exercises",
     "release",
     "autograde",
+    "feedback",
     "grades",
     "slides",
     "corpus",
