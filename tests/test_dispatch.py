@@ -1,6 +1,9 @@
 """Dispatchers: every one equals the sum that defines them, forward and for every gradient."""
 
+import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minimoe import linear as linear_module
+from minimoe.balance import sequence_loss, switch_loss
+from minimoe.capacity import DropStats, limit_capacity
 from minimoe.config import EXPERTS_IMPLEMENTATIONS
 from minimoe.dispatch import DISPATCHERS, auto, get_dispatcher, plan
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP, Experts
 from minimoe.linear import linear, onednn_available
 from minimoe.routers import TopKRouter
@@ -282,7 +287,7 @@ def test_plan_sorts_stably_and_knows_the_way_back() -> None:
     p = plan(routing)
     assert p.order.tolist() == [1, 2, 3, 5, 0, 4]
     assert p.token.tolist() == [0, 1, 1, 2, 0, 2]
-    assert p.counts.tolist() == [2, 2, 2, 0]
+    assert p.counts.tolist() == [2, 2, 2, 0, 0]
     assert torch.equal(p.order[p.inverse], torch.arange(6))
 
 
@@ -336,3 +341,111 @@ def test_a_second_derivative_of_the_fast_product_is_refused_not_wrong() -> None:
     else:
         grad.sum().backward()
         assert weight.grad is not None
+
+
+def hostile(
+    t: int, dtype: torch.dtype, k: int | None = 2
+) -> tuple[Tensor, Routing, Experts, Tensor]:
+    """x, a routing to four experts, and what of it is kept: not the third, whose output is infinite. Half of that is
+    dropped and half has an id that is no expert's; its weights are NaN."""
+    torch.manual_seed(t)
+    expert = torch.rand(t, 4).argsort(dim=1)[:, :2].flatten()
+    broken = expert == 3
+    weight = torch.rand(2 * t).masked_fill(broken, math.nan)
+    foreign = torch.tensor([-1, 4, 70_000, -70_000]).repeat(t)[: 2 * t]
+    dropped = broken & (torch.arange(2 * t) % 3 != 0)
+    expert = torch.where(broken & ~dropped, foreign, expert)
+    token = torch.arange(t).repeat_interleave(2)
+    order = torch.arange(2 * t) if k else torch.randperm(2 * t)
+    routing = Routing(token[order], expert[order], weight[order], (t, 4), kept=~dropped[order], k=k)
+    experts = make_experts(4, dtype)
+    with torch.no_grad():
+        experts.down_proj[3] = math.inf
+    return torch.randn(t, D).to(dtype), routing, experts, broken[order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [2, None])
+@pytest.mark.parametrize("t", [1, 2, 7, 66])
+@every
+def test_trap_14_what_takes_no_part_leaves_no_trace_not_even_nan(
+    name: str, t: int, k: int | None, dtype: torch.dtype
+) -> None:
+    x, routing, experts, broken = hostile(t, dtype, k)
+    close: dict[str, Any] = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype.itemsize > 2 else {"atol": 0.05, "rtol": 0.05}
+    )
+    fine = ~broken
+    part = Routing(routing.token[fine], routing.expert[fine], routing.weight[fine], routing.shape)
+    wanted = definition(x.double(), part, make_experts(4)).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(DISPATCHERS[name](x, routing, experts), wanted, **close)
+    everything: dict[str, dict[str, Tensor]] = {}
+    for one in (name, "loop"):
+        leaf, weight = x.clone().requires_grad_(), routing.weight.clone().requires_grad_()
+        y = DISPATCHERS[one](leaf, dataclasses.replace(routing, weight=weight), experts)
+        torch.testing.assert_close(y, wanted, **close)
+        inputs = [leaf, weight, experts.gate_up_proj, experts.down_proj]
+        grads = torch.autograd.grad(y.float().square().sum(), inputs)
+        # the weights of an expert that is infinite are not asked for
+        everything[one] = {
+            "x": grads[0],
+            "weight": grads[1],
+            "up": grads[2][:3],
+            "down": grads[3][:3],
+        }
+        assert not everything[one]["weight"][broken].any()
+        assert all(bool(g.isfinite().all()) for g in everything[one].values())
+    for what, grad in everything[name].items():
+        torch.testing.assert_close(grad, everything["loop"][what], **close)
+
+
+@every
+def test_a_broken_token_breaks_itself_alone(name: str) -> None:
+    """NaN in token 0, of which nobody asks for y: other tokens, and experts that it does not meet, see nothing."""
+    torch.manual_seed(0)
+    expert = torch.rand(40, 3).argsort(dim=1)[:, :2] + 2
+    expert[0] = torch.tensor([0, 1])
+    expert[1:4] = torch.tensor([0, 2])
+    routing = topk_routing(expert, torch.rand(40, 2), 5, kept=torch.arange(80) % 7 != 3)
+    x, experts = torch.randn(40, D), make_experts(5, torch.float32)
+    found: list[tuple[Tensor, ...]] = []
+    for spoilt in (False, True):
+        leaf = x.clone()
+        leaf[0] = math.nan if spoilt else 0
+        leaf.requires_grad_()
+        y = DISPATCHERS[name](leaf, routing, experts)
+        assert bool(y[0].isfinite().all()) != spoilt
+        inputs = [leaf, experts.gate_up_proj, experts.down_proj]
+        dx, d_up, d_down = torch.autograd.grad(y[1:].square().sum(), inputs)
+        found.append((y[1:], dx[1:], d_up[2:], d_down[2:]))
+    for with_it, without in zip(*found, strict=True):
+        torch.testing.assert_close(with_it, without)
+    with torch.no_grad():
+        torch.testing.assert_close(DISPATCHERS[name](leaf, routing, experts)[1:], found[0][0])
+
+
+def test_ids_that_are_no_expert_are_counted_by_nobody() -> None:
+    weight = torch.tensor([[0.5, 0.5], [0.5, math.nan]])
+    routing = topk_routing(
+        [[0, -1], [4, 2]], weight, 4, kept=torch.tensor([True, True, True, False])
+    )
+    alone = topk_routing([[0], [2]], torch.tensor([[0.5], [math.nan]]), 4)
+    assert routing.load().tolist() == alone.load().tolist() == [1, 0, 1, 0]
+    assert routing.dense().tolist() == [[0.5, 0, 0, 0], [0, 0, 0, 0]]
+    assert (
+        DropStats.of(routing).by_expert == (0, 0, 1, 0) and DropStats.of(routing).assignments == 2
+    )
+    assert limit_capacity(topk_routing([[0, -1], [-1, 4]]), 1).taken().tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    probs = torch.full((2, 4), 0.25)
+    one = dataclasses.replace(
+        topk_routing([[0, -1], [4, 2]], weight, 4, probs=probs), sequence=torch.arange(2)
+    )
+    assert float(sequence_loss(one)) == float(switch_loss(one)) == 1
+    with pytest.raises(MinimoeError, match="ids from -1 to 4"):
+        one.check()

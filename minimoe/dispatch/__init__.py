@@ -2,6 +2,7 @@
 
     y[t] = Σ over the kept assignments n of token t of weight[n] · expert[n](x[t])
 
+What is dropped, and what names an expert that does not exist, takes no part: no NaN of it reaches y or a gradient.
 `loop` is that sentence as code and the definition; every other dispatcher must equal it, forward and backward.
 """
 

@@ -28,13 +28,11 @@ def capacity(
     """
     check_inputs(x, routing, experts)
     t, e = routing.shape
-    kept = (
-        torch.ones_like(routing.token, dtype=torch.bool) if routing.kept is None else routing.kept
-    )
-    place = places(routing.expert, kept, e)  # [N]
+    expert, taken = routing.index(), routing.taken()
+    place = places(expert, taken, e)  # [N]
     c = places_each
     if c is None or x.device.type == "cpu":
-        busiest = int(torch.where(kept, place + 1, 0).max()) if routing.num_assignments else 0
+        busiest = int(torch.where(taken, place + 1, 0).max()) if routing.num_assignments else 0
         if c is not None and c < busiest:
             raise MinimoeError(
                 f"an expert has {busiest} kept assignments but {c} places: "
@@ -43,15 +41,20 @@ def capacity(
         c = busiest if c is None else c
     c = max(c, 1)
     # Which token fills which place; T stands for none and is a row of zeros. The dump column C takes what has no place.
-    column = torch.where(kept, place, c).clamp_max(c)
+    column = torch.where(taken, place, c).clamp_max(c)
     source = torch.full((e, c + 1), t, dtype=torch.int64, device=x.device)
-    source = source.index_put((routing.expert, column), routing.token)[:, :c]
+    source = source.index_put((expert, column), routing.token)[:, :c]
     rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]  # [E, C, D]
     gate_up, down = experts.stacked()
     gate, up = torch.bmm(rows, gate_up.transpose(1, 2)).chunk(2, dim=-1)
     out = torch.bmm(experts.activation(gate) * up, down.transpose(1, 2)).flatten(0, 1)  # [E·C, D]
     fits = column < c
-    slot = torch.where(fits, routing.expert * c + column, 0)
+    # What does not fit gathers zeros: a product with the weight 0 would let NaN and infinity through. The row of zeros
+    # costs a copy, so it is left out where the host can see that there is no use for it.
+    whole = x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(fits.all())
+    if not whole:
+        out = torch.cat([out, out.new_zeros(1, out.shape[1])])
+    slot = torch.where(fits, expert * c + column, e * c)
     weight = torch.where(fits, routing.weight, 0)
     if routing.k is not None and routing.num_assignments:
         total = torch.promote_types(out.dtype, torch.float32)

@@ -35,14 +35,16 @@ class Layout:
     """Rows in order of their expert, each expert's stretch filled up to whole blocks; P rows in all.
 
     Attributes:
-        token: [P] int64, whose row it is; filling rows read token 0, and their weight is 0.
-        row: [N] int64, where assignment n stands.
+        token: [P] int64, whose row it is; 0 in filling rows.
+        row: [N] int64, where assignment n stands; P if it is not taken and stands nowhere.
         sizes: rows of each expert, filling included.
+        counts: the same without the filling, which comes last in an expert's stretch.
     """
 
     token: Tensor
     row: Tensor
     sizes: list[int]
+    counts: list[int]
 
 
 def layout(routing: Routing, block: int) -> Layout:
@@ -50,19 +52,22 @@ def layout(routing: Routing, block: int) -> Layout:
 
     It is the order of `plan`, by NumPy, which sorts short integers by radix: a third of the time of all this.
     """
-    expert, num_experts = routing.expert.numpy(), routing.num_experts
-    kind = np.uint16 if num_experts <= 1 << 16 else np.int64
+    num_experts = routing.num_experts
+    expert = torch.where(routing.taken(), routing.expert, num_experts).numpy()
+    kind = np.uint16 if num_experts < 1 << 16 else np.int64
     order = np.argsort(expert.astype(kind), kind="stable")
-    counts = np.bincount(expert, minlength=num_experts)
+    counts = np.bincount(expert, minlength=num_experts + 1)[:num_experts]
     sizes = (counts + block - 1) // block * block
     # every row of expert e moves up by the filling of the experts before it
     filling = sizes - counts
     shift = np.cumsum(filling) - filling
-    row = np.empty_like(order)
-    row[order] = np.arange(len(order)) + np.repeat(shift, counts)
+    order = order[: int(counts.sum())]  # what is not taken stands last
+    place = np.arange(len(order)) + np.repeat(shift, counts)
     token = np.zeros(int(sizes.sum()), dtype=np.int64)
-    token[row] = routing.token.numpy()
-    return Layout(torch.from_numpy(token), torch.from_numpy(row), sizes.tolist())
+    token[place] = routing.token.numpy()[order]
+    row = np.full(len(expert), len(token))
+    row[order] = place
+    return Layout(torch.from_numpy(token), torch.from_numpy(row), sizes.tolist(), counts.tolist())
 
 
 def fused_grouped(
@@ -74,7 +79,7 @@ def fused_grouped(
     *,
     block: int | None = None,
 ) -> Tensor:
-    """x [T, D], weight [N] -> y [T, D] in float32, for routings with K experts a token; see `grouped`.
+    """x [T, D], weight [N], 0 where not taken -> y [T, D] in float32, for K experts a token; see `grouped`.
 
     `block` is what stretches are filled up to; None: `block_size` where oneDNN multiplies, which compiles by shape.
     """
@@ -88,7 +93,7 @@ def fused_grouped(
     return cast(
         Tensor,
         _FusedExperts.apply(  # pyright: ignore[reportUnknownMemberType]
-            *inputs, rows.token, rows.row, rows.sizes, routing.k, trains
+            *inputs, rows, routing.k, trains
         ),
     )
 
@@ -101,9 +106,7 @@ class _FusedExperts(torch.autograd.Function):
         weight: Tensor,
         gate_up_proj: Tensor,
         down_proj: Tensor,
-        token: Tensor,
-        row: Tensor,
-        sizes: list[int],
+        places: Layout,
         k: int,
         trains: bool,
     ) -> Tensor:
@@ -111,18 +114,23 @@ class _FusedExperts(torch.autograd.Function):
         kept: list[Tensor] = []
         outs: list[Tensor] = []
         weights = zip(gate_up_proj.unbind(0), down_proj.unbind(0), strict=True)
-        for part, (w13, w2) in zip(token.split(sizes), weights, strict=True):
+        parts = places.token.split(places.sizes)
+        for part, count, (w13, w2) in zip(parts, places.counts, weights, strict=True):
             if part.numel():
                 rows = x.index_select(0, part)
+                if trains:
+                    rows[count:] = 0  # NaN in token 0 must not reach the gradients of this expert
                 h = multiply(rows, w13)
                 gate, up = h.chunk(2, dim=-1)
                 silu = F.silu(gate)
                 if trains:
                     kept += [rows, h, silu]
                 outs.append(multiply(silu * up if trains else silu.mul_(up), w2))
-        y = _combine(torch.cat(outs), row, k, weight)
-        ctx.save_for_backward(weight, gate_up_proj, down_proj, token, row, *kept)
-        ctx.sizes, ctx.k = sizes, k
+        # row P, of what is not taken: a product with the weight 0 would let NaN and infinity through
+        outs.append(x.new_zeros(1, x.shape[1]))
+        y = _combine(outs, places.row, k, weight)
+        ctx.save_for_backward(weight, gate_up_proj, down_proj, *kept)
+        ctx.places, ctx.k = places, k
         return y
 
     @staticmethod
@@ -139,13 +147,15 @@ class _FusedExperts(torch.autograd.Function):
         """
         (dy,) = grads
         dy = dy.contiguous()
-        weight, gate_up_proj, down_proj, token, row, *kept = ctx.saved_tensors
-        row_weight = weight.new_zeros(len(token)).scatter_(0, row, weight)
-        d_row_weight = torch.empty_like(row_weight)
+        weight, gate_up_proj, down_proj, *kept = ctx.saved_tensors
+        places: Layout = ctx.places
+        token, row = places.token, places.row
+        row_weight = weight.new_zeros(len(token) + 1).scatter_(0, row, weight)
+        d_row_weight = torch.zeros_like(row_weight)
         d_gate_up, d_down = torch.empty_like(gate_up_proj), torch.empty_like(down_proj)
         d_rows: list[Tensor] = []
         saved, start = iter(kept), 0
-        for e, part in enumerate(token.split(ctx.sizes)):
+        for e, part in enumerate(token.split(places.sizes)):
             if not len(part):
                 d_gate_up[e].zero_()
                 d_down[e].zero_()
@@ -156,6 +166,7 @@ class _FusedExperts(torch.autograd.Function):
             w = row_weight[place, None]  # 0 for filling rows, which so add nothing to any gradient
             a = silu * up
             do = dy.index_select(0, part)
+            do[places.counts[e] :] = 0
             da = multiply(do, down_proj[e].t())
             d_row_weight[place] = torch.linalg.vecdot(a, da)
             d_down[e] = multiply(do.mul_(w).t(), a.t())
@@ -166,11 +177,13 @@ class _FusedExperts(torch.autograd.Function):
             # oneDNN reorders a transposed right-hand side, so the narrower matrix goes there
             d_gate_up[e] = multiply((rows * w).t(), dh.t()).t()
             d_rows.append(multiply(dh, gate_up_proj[e].t()))
-        dx = _combine(torch.cat(d_rows), row, ctx.k, weight)
-        return dx, d_row_weight[row], d_gate_up, d_down, None, None, None, None, None
+        d_rows.append(dy.new_zeros(1, dy.shape[1]))
+        dx = _combine(d_rows, row, ctx.k, weight)
+        return dx, d_row_weight[row], d_gate_up, d_down, None, None, None
 
 
-def _combine(rows: Tensor, row: Tensor, k: int, weight: Tensor) -> Tensor:
-    """y[t] = Σ over the K assignments of t of weight · row; rows [P, D], row [N], weight [N] -> [T, D]."""
-    weight = weight.view(-1, k)
-    return F.embedding_bag(row.view(-1, k), rows, mode="sum", per_sample_weights=weight)
+def _combine(parts: list[Tensor], row: Tensor, k: int, weight: Tensor) -> Tensor:
+    """y[t] = Σ over the K assignments of t of weight · row; P rows in parts [·, D], row and weight [N] -> [T, D]."""
+    return F.embedding_bag(
+        row.view(-1, k), torch.cat(parts), mode="sum", per_sample_weights=weight.view(-1, k)
+    )

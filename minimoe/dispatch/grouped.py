@@ -25,7 +25,7 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         # still a function of every input, so that gradients are zero and not missing
         used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
         return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
-    weight = routing.weight if routing.kept is None else routing.weight * routing.kept
+    weight = torch.where(routing.taken(), routing.weight, 0)
     if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
         return few(x, weight, routing, experts)
     if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
@@ -34,12 +34,12 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
 
 
 def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-    """`grouped` in plain operations, for weight [N], 0 where dropped, and at least one assignment."""
+    """`grouped` in plain operations, for weight [N], 0 where not taken, and at least one assignment."""
     num_tokens = x.shape[0]
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
-    parts = rows.split(counts)
+    *parts, none = rows.split(counts)
     if isinstance(experts, Experts):
         # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed;
         # and an expert without tokens still runs, on no rows: its gradient is zero, not None
@@ -47,7 +47,8 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
         outs = [glu(part, *w, experts.activation) for part, w in zip(parts, weights, strict=True)]
     else:  # weights that have to be fetched or unpacked: only those that are needed
         outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
-    out = torch.cat(outs)  # [N, D], sorted
+    # zeros for what is not taken: a product with the weight 0 would let NaN and infinity through
+    out = torch.cat([*outs, torch.zeros_like(none)])  # [N, D], sorted
     if routing.k is not None:
         # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
         inverse = order.inverse.view(num_tokens, routing.k)
@@ -63,12 +64,16 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
 
 
 def few(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-    """The same for no more assignments than experts, one after the other; weight [N] is 0 where dropped; no gradient.
+    """The same for no more assignments than experts, one after the other; no gradient.
 
-    Reads the N assignments on the host. An expert that several tokens chose runs for each of them.
+    Weight [N] is 0 where not taken. Reads the N assignments on the host. An expert that several tokens chose runs for
+    each of them.
     """
-    pairs = zip(routing.token.tolist(), routing.expert.tolist(), strict=True)
-    out = torch.cat([experts(x[t : t + 1], e) for t, e in pairs]) * weight[:, None]  # [N, D]
+    none = routing.num_experts
+    chosen = torch.where(routing.taken(), routing.expert, none)
+    pairs = zip(routing.token.tolist(), chosen.tolist(), strict=True)
+    rows = [x.new_zeros(1, x.shape[1]) if e == none else experts(x[t : t + 1], e) for t, e in pairs]
+    out = torch.cat(rows) * weight[:, None]  # [N, D]
     y = torch.zeros(x.shape, dtype=out.dtype, device=x.device)
     return y.index_add_(0, routing.token, out).to(x.dtype)
 

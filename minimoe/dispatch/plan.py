@@ -17,7 +17,7 @@ class Plan:
     Attributes:
         order: [N] int64, assignment order[i] stands at sorted place i. Stable: within an expert, arrival order.
         token: [N] int64, the token at each sorted place.
-        counts: [E] int64, rows of each expert.
+        counts: [E + 1] int64, rows of each expert, and at last those of none.
         inverse: [N] int64, assignment n stands at sorted place inverse[n].
     """
 
@@ -28,12 +28,12 @@ class Plan:
 
 
 def plan(routing: Routing) -> Plan:
-    """Sort the assignments by expert. Dropped ones keep their place (N is known on the host); their weight is zero."""
-    order = routing.expert.argsort(stable=True)
+    """Sort the assignments by expert; those that are not taken stand last (N is known on the host)."""
+    e = routing.num_experts
+    expert = torch.where(routing.taken(), routing.expert, e)
+    order = expert.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     # not bincount: the length of what it returns depends on the data, which no compiled graph can know
-    counts = order.new_zeros(routing.num_experts).index_add_(
-        0, routing.expert, torch.ones_like(order)
-    )
+    counts = order.new_zeros(e + 1).index_add_(0, expert, torch.ones_like(order))
     return Plan(order=order, token=routing.token[order], counts=counts, inverse=inverse)

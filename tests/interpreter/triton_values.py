@@ -108,6 +108,9 @@ def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) 
     nan = x.clone()
     nan[lost] = float("nan")  # what has no row is not multiplied by zero, but not read
     assert torch.equal(triton(nan, limited, experts)[~lost], triton(x, limited, experts)[~lost])
+    weight = limited.weight.masked_fill(~limited.kept, float("nan"))  # nor is a weight
+    same = triton(x, dataclasses.replace(limited, weight=weight), experts)
+    assert torch.equal(same, triton(x, limited, experts))
 
 
 def test_trap_14_dropped_assignments_in_the_decode_path() -> None:

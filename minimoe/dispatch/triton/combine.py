@@ -21,7 +21,7 @@ def combine_spec(y: Tensor, weight: Tensor | None, plan: TilePlan, num_tokens: i
     has = plan.row >= 0
     values = torch.where(has[:, None], y[plan.row.long()], 0).float()
     if weight is not None:
-        values = values * weight[:, None]
+        values = values * torch.where(has, weight, 0)[:, None]
     n = plan.row.shape[0]
     if plan.order is None or plan.bounds is None:
         token = torch.arange(n, device=y.device) // (plan.k or 1)
@@ -75,6 +75,6 @@ def _combine(
         place = r.to(tl.int64)[:, None] * D + column[None, :]
         values = tl.load(y + place, mask=(r >= 0)[:, None], other=0.0).to(tl.float32)
         if weight is not None:
-            values = values * tl.load(weight + n, mask=mine, other=0.0)[:, None]
+            values = values * tl.load(weight + n, mask=r >= 0, other=0.0)[:, None]
         sum += tl.sum(values, 0)
     tl.store(out + t.to(tl.int64) * D + column, sum.to(out.dtype.element_ty))

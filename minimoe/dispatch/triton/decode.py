@@ -27,12 +27,12 @@ def decode_spec(
 ) -> Tensor:
     """x [T, D], weight [N] -> y [T, D] for a routing with K experts a token: one vector at a time."""
     assert routing.k is not None
-    kept = torch.ones_like(weight) if routing.kept is None else routing.kept
+    expert = routing.index()
     rows = x.float()[routing.token]
-    h = torch.einsum("nd,nfd->nf", rows, gate_up.float()[routing.expert])
+    h = torch.einsum("nd,nfd->nf", rows, gate_up.float()[expert])
     gate, up = h.chunk(2, dim=-1)
-    y = torch.einsum("nf,ndf->nd", F.silu(gate) * up, down.float()[routing.expert])
-    y = torch.where(kept[:, None] > 0, y * weight[:, None], 0)
+    y = torch.einsum("nf,ndf->nd", F.silu(gate) * up, down.float()[expert])
+    y = torch.where(routing.taken()[:, None], y * weight[:, None], 0)
     return y.view(x.shape[0], routing.k, -1).sum(1).to(x.dtype)
 
 

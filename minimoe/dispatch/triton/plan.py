@@ -71,9 +71,7 @@ def tile_bound(assignments: int, num_experts: int, block_m: int) -> int:
 def plan_tiles_spec(routing: Routing, block_m: int) -> TilePlan:
     """The definition of `plan_tiles`, in plain operations. Reads counts on the host."""
     (t, e), n = routing.shape, routing.num_assignments
-    takes = torch.ones_like(routing.expert, dtype=torch.bool)
-    if routing.kept is not None:
-        takes = routing.kept
+    takes = routing.taken()
     start, rows = [0], tile_bound(n, e, block_m) * block_m
     row = torch.full((n,), -1)
     token, assignment = torch.full((rows,), t), torch.full((rows,), n)
