@@ -9,7 +9,8 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
 - launch buttons point to the repository of the setting, and are left out without one (`theme_options`);
 - marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
-- docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`).
+- docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`), and what they take has names and
+  texts (`named_parameters`).
 """
 
 import os
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx.domains.python import PyObject  # pyright: ignore[reportPrivateImportUsage]
 from sphinx.errors import ExtensionError
+from sphinx.ext import autosummary
 from sphinx.util import logging
 from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
@@ -28,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book import filled, npm  # noqa: E402
+from book import filled, npm, reference  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -177,10 +180,10 @@ def number_chapters(app: Any, env: Any, docnames: list[str]) -> None:
             if "secnumber" in env.titles[docname]:
                 env.titles[docname]["secnumber"] = [int(lesson[1])]
         for toc in [*env.tocs.values()]:
-            for reference in toc.findall(lambda n: n.tagname == "reference"):
-                of_page = re.fullmatch(r"notebooks/(\d\d)_\w+", reference.get("refuri", ""))
-                if of_page and reference.get("secnumber"):
-                    reference["secnumber"] = [int(of_page[1]), *reference["secnumber"][1:]]
+            for link in toc.findall(lambda n: n.tagname == "reference"):
+                of_page = re.fullmatch(r"notebooks/(\d\d)_\w+", link.get("refuri", ""))
+                if of_page and link.get("secnumber"):
+                    link["secnumber"] = [int(of_page[1]), *link["secnumber"][1:]]
         return changed
 
     if not getattr(assign, "of_lessons", False):
@@ -234,36 +237,6 @@ def fill(app: Any, docname: str, source: list[str]) -> None:
         source[0] = filled.fill(source[0])
 
 
-def escaped(line: str) -> str:
-    """A line of plain text with `code` in backquotes, as reStructuredText."""
-    parts = re.split(r"(`+[^`]+`+)", line)
-    return "".join(
-        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
-        for part in parts
-    )  # fmt: skip
-
-
-def as_restructured(text: str) -> str:
-    """A docstring, which is plain text, as reStructuredText; the sections (Args: ...) are for napoleon.
-
-    A paragraph before them that is indented, or begins with a decorator, is code or a table and stays as it is.
-    """
-    paragraphs: list[str] = []
-    in_sections = False
-    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
-        in_sections = in_sections or bool(re.match(r"\w+:\n", paragraph))
-        if not in_sections and re.match(r" {4}|@", paragraph):
-            indented = (
-                paragraph
-                if paragraph.startswith(" ")
-                else re.sub("^", "    ", paragraph, flags=re.M)
-            )
-            paragraphs.append(f"::\n\n{indented}")
-        else:
-            paragraphs.append("\n".join(escaped(line) for line in paragraph.split("\n")))
-    return "\n\n".join(paragraphs) + "\n"  # fmt: skip
-
-
 def keep_tags(app: Any, document: Any) -> None:
     r"""Let a formula of several lines keep its number: Sphinx would put it into `split`, which forbids \tag."""
     for node in document.findall(nodes.math_block):
@@ -277,7 +250,16 @@ def plain_docstring(
     app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Docstrings of minimoe are plain text; Sphinx wants reStructuredText."""
-    lines[:] = as_restructured("\n".join(lines)).split("\n")
+    lines[:] = reference.as_restructured("\n".join(lines)).split("\n")
+
+
+def named_parameters(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """After napoleon: every parameter and field has its own name and text, or the build says which has not."""
+    if what in ("class", "exception", "function", "method"):
+        for wrong in reference.complete(obj, lines):
+            logger.warning("%s: %s", name, wrong)
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -290,6 +272,10 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", fill, priority=100)
     app.connect("doctree-read", keep_tags)
     app.connect("html-page-context", load_explorables)
+    # Sentences do not end here, and what a dataclass holds are its fields.
+    autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Fig.", "Figs.")
+    next(f for f in PyObject.doc_field_types if f.name == "variable").label = "Fields"
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)
+    app.connect("autodoc-process-docstring", named_parameters, priority=900)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -134,35 +134,18 @@ def benchmark(part: str) -> str:
 # --- the library ----------------------------------------------------------------------------------
 
 
-def modules(package: str) -> list[str]:
-    """The modules of a package, itself first; of minimoe itself without its packages and its command line."""
-    folder = ROOT / package.replace(".", "/")
-    pattern = "*.py" if package == "minimoe" else "**/*.py"
-    found: list[str] = []
-    for path in sorted(folder.glob(pattern)):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        if parts[-1] != "__main__":
-            found.append(".".join(parts))
-    return sorted(found)
-
-
 def api(*packages: str) -> str:
-    """Every module of the packages with its docstrings, as Sphinx reads them from the code."""
-    lines: list[str] = []
-    for module in [m for package in packages for m in modules(package)]:
-        lines += [
-            f"## {module}",
-            "",
-            "```{eval-rst}",
-            f".. automodule:: {module}",
-            "   :members:",
-            "   :member-order: bysource",
-            "   :ignore-module-all:",
-            "```",
-            "",
-        ]
-    return "\n".join(lines)
+    """Every module of the packages, made from its docstrings."""
+    from book import reference  # it imports the library
+
+    return reference.page(*packages)
+
+
+def with_examples() -> str:
+    """The objects of the library that have an example."""
+    from book import reference
+
+    return reference.with_examples()
 
 
 # --- explorables ----------------------------------------------------------------------------------
@@ -185,6 +168,7 @@ PARTS: dict[str, Callable[..., str]] = {
         routers,
         benchmark,
         api,
+        with_examples,
         lessons,
         explorable,
     )

@@ -88,6 +88,11 @@ def limit_capacity(routing: Routing, capacity: int | Tensor) -> Routing:
     Args:
         capacity: C, or a scalar int64 tensor where it is known on the device only.
 
+    Example:
+        >>> token, expert = torch.arange(4), torch.tensor([0, 0, 1, 0])
+        >>> limit_capacity(Routing(token, expert, torch.ones(4), (4, 2), k=1), 2).kept
+        tensor([ True,  True,  True, False])
+
     Raises:
         ConfigError: a negative capacity.
     """

@@ -66,17 +66,17 @@ class ModelConfig:
         topk_group: groups among which a token chooses its experts.
         routed_scaling_factor: multiplies the sigmoid router's weights.
         slots_per_expert: of soft MoE.
-        n_shared_experts: experts that every token passes through, each as wide as a routed one unless
-            `shared_expert_intermediate_size` is given (DeepSeekMoE: Dai et al. 2024, eq. 9).
+        n_shared_experts: experts that every token passes through (DeepSeekMoE: Dai et al. 2024, eq. 9).
+        shared_expert_intermediate_size: width of one shared expert; None: that of a routed one.
         shared_expert_gate: scale the shared experts' output by σ(w·x) (Qwen2-MoE).
         capacity_factor: places per expert as a multiple of the fair share, in training only; None: dropless. Of the
             expert-choice router it scales the K experts that a token has on average, always.
 
         attention_type: 'gqa'; 'switchhead' (experts in the value and output projections: Csordás et al. 2023) or
-            'moa' (mixture of attention heads: Zhang et al. 2022), with `attention_num_experts` experts of which
-            `attention_num_experts_per_tok` are used; 'mla' is known to `minimoe.cost` only. SwitchHead has that many
-            experts in each head; of MoA they are groups of `num_key_value_heads` heads, and `num_attention_heads` is
-            the heads that one token computes.
+            'moa' (mixture of attention heads: Zhang et al. 2022); 'mla' is known to `minimoe.cost` only.
+        attention_num_experts: of each head (SwitchHead), or groups of `num_key_value_heads` heads (MoA, where
+            `num_attention_heads` is the heads that one token computes).
+        attention_num_experts_per_tok: how many of these a token uses.
         attention_norm_topk_prob: whether the weights of chosen attention experts are made to sum to 1; None: as the
             paper has it (SwitchHead no, MoA yes).
 
@@ -101,6 +101,11 @@ class ModelConfig:
         qk_nope_head_dim: width of the part of an MLA query or key that is not rotated.
         qk_rope_head_dim: width of the part that is.
         v_head_dim: width of an MLA value.
+
+    Example:
+        >>> config = ModelConfig(num_experts=16, num_experts_per_tok=4)
+        >>> config.expert_size
+        256
 
     Raises:
         ConfigError: a size is impossible; the message names the field, its value and what is expected.

@@ -121,6 +121,11 @@ class Experts(ExpertBank):
 
     `gate_up_proj` [E, 2F, D] (rows [:F] gate, w1; rows [F:] up, w3) and `down_proj` [E, D, F] (w2), as transformers 5
     holds them. The module owns weights; a dispatcher decides which rows meet which expert.
+
+    Example:
+        >>> experts = Experts(num_experts=4, hidden_size=8, intermediate_size=16)
+        >>> experts(torch.randn(3, 8), 2).shape  # three rows through expert 2
+        torch.Size([3, 8])
     """
 
     def __init__(

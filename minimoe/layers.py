@@ -64,6 +64,12 @@ class MoELayer(nn.Module):
 
     `gate` is the router, `experts` the stacked weights, `dispatch` the function that joins them; `shared_experts` is
     None without any. With a `capacity_factor` assignments beyond an expert's places are dropped, in training only.
+
+    Example:
+        >>> layer = MoELayer(ModelConfig(hidden_size=8, intermediate_size=16, num_experts=4))
+        >>> y, routing = layer(torch.randn(5, 8))
+        >>> y.shape, routing.num_assignments
+        (torch.Size([5, 8]), 10)
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -106,6 +106,14 @@ class MixtralModel(nn.Module):
         generation_config: settings of text generation (eos_token_id and others, as transformers names them) that came
             with the folder that the model was read from. They are kept for the folder that it is saved to; `generate`
             goes by its arguments alone.
+
+    Example:
+        >>> model = MixtralModel(ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=48))
+        >>> output = model(torch.tensor([[1, 2, 3]]))
+        >>> output.logits.shape
+        torch.Size([1, 3, 64])
+        >>> output.routings[0].expert.view(3, 2).shape  # layer 1: the two experts of each of three tokens
+        torch.Size([3, 2])
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -254,6 +262,8 @@ class MixtralModel(nn.Module):
         """Continue input_ids [B, S] by up to `max_new_tokens` ids; returns [B, S + new].
 
         Args:
+            input_ids: [B, S] int64, the prompts.
+            max_new_tokens: ids to add at most.
             attention_mask: [B, S] prompts of different length are padded on the left.
             temperature: 0 takes the most likely token; otherwise logits are divided by it.
             top_p: sample from the smallest set of tokens whose probability reaches this (Holtzman et al. 2020).

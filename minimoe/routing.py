@@ -29,6 +29,16 @@ class Routing:
         sequence: [T] int64, the sequence of each token; None: unknown.
         logits: [T, E] float32 raw scores; None for routers without any.
         probs: [T, E] float32, the full distribution, which balancing losses use; None for routers without any.
+
+    Example:
+        >>> token, expert = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 1])
+        >>> routing = Routing(token, expert, torch.tensor([1.0, 0.5, 0.5]), (3, 2), k=1).check()
+        >>> routing.load()
+        tensor([1, 2])
+        >>> routing.dense()
+        tensor([[0.0000, 1.0000],
+                [0.5000, 0.0000],
+                [0.0000, 0.5000]])
     """
 
     token: Tensor

@@ -12,7 +12,7 @@ import yaml
 from docutils import nodes
 from sphinx.errors import ExtensionError
 
-from book import check_pages, extension, filled, npm, terms
+from book import check_pages, extension, filled, npm, reference, terms
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -205,7 +205,7 @@ def test_every_module_of_the_library_is_on_one_page_of_the_reference() -> None:
 )
 def test_a_plain_docstring_stays_what_it_is(docstring: str, expected: str) -> None:
     tree = docutils.core.publish_doctree(
-        extension.as_restructured(docstring),
+        reference.as_restructured(docstring),
         settings_overrides={"halt_level": 2, "report_level": 2},
     )
     assert tree.astext() == expected
@@ -213,7 +213,7 @@ def test_a_plain_docstring_stays_what_it_is(docstring: str, expected: str) -> No
 
 def test_code_and_tables_in_a_docstring_are_kept_as_they_are() -> None:
     text = "Does it.\n\n    with x as y:\n        y.pop(**z)\n\nArgs:\n    a: one.\n\n    b: two."
-    shown = extension.as_restructured(text)
+    shown = reference.as_restructured(text)
     assert "::\n\n    with x as y:\n        y.pop(**z)\n" in shown
     assert shown.count("::") == 1
 

@@ -25,6 +25,11 @@ def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
             this routing. The loss is linear in P, so the mean of these losses over ranks and steps of equally many
             tokens is exactly the loss of the global batch, which the mean of losses with local counts is not.
 
+    Example:
+        >>> token, expert, even = torch.arange(4), torch.tensor([0, 1, 0, 1]), torch.full((4, 2), 0.5)
+        >>> switch_loss(Routing(token, expert, torch.ones(4), (4, 2), k=1, probs=even))
+        tensor(1.)
+
     Raises:
         MinimoeError: the router has no probabilities (hash, uniform), or counts are not one per expert.
     """

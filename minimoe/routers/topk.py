@@ -27,6 +27,12 @@ class TopKRouter(Router):
             are, so the language loss gives the router no gradient.
         jitter_noise: in training, inputs are multiplied by U(1 - j, 1 + j) (Fedus et al. 2021, section 2.2).
 
+    Example:
+        >>> router = TopKRouter(hidden_size=8, num_experts=4, num_experts_per_tok=2)
+        >>> routing = router(torch.randn(5, 8))
+        >>> routing.num_assignments, routing.probs.shape
+        (10, torch.Size([5, 4]))
+
     Raises:
         ConfigError: K > E.
     """

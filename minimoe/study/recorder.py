@@ -73,14 +73,17 @@ def source_of(
 class RoutingRecorder:
     """Collects the routings of every forward pass while the context is open; outputs are unchanged.
 
-        with RoutingRecorder(model) as recorder:
-            model(input_ids, attention_mask=mask)
-        recording = recorder.pop()
-
     Args:
         model: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is left when
             the context closes, whatever closes it.
         layers: numbers of the layers to record, from 1; None: all with experts.
+
+    Example:
+        >>> model = MixtralModel.from_pretrained("mini")
+        >>> with RoutingRecorder(model) as recorder:
+        ...     output = model(torch.tensor([[17, 4, 256]]))
+        >>> recorder.pop().expert.shape  # 3 tokens, 6 layers, 2 experts each
+        (3, 6, 2)
 
     Raises:
         TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.

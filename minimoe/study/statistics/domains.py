@@ -45,9 +45,9 @@ class DomainLoad(Result):
         pooled: [E] share of each expert in all labelled documents.
         share: [D, E] of all assignments of a label.
         share_low: [D, E] lower end of its interval, document bootstrap.
-        share_high: [D, E] upper end.
+        share_high: [D, E] upper end of it.
         null_low: [D, E] lower end of the null's band of each expert.
-        null_high: [D, E] upper end.
+        null_high: [D, E] upper end of the null's band.
         ratio: [D] max/min.
         ratio_low: [D] lower end of its interval, as in `Load`.
         ratio_high: [D] upper end of that interval.
