@@ -38,6 +38,8 @@ def write_folder(
     its index before the new shards move in, so that no index ever names a mixture.
 
     Args:
+        folder: made if it does not exist.
+        texts: file name -> content.
         check: is given the files before they move; what it raises leaves the folder as it was.
 
     Raises:
