@@ -509,9 +509,9 @@ def find_config(name_or_path: str) -> ModelConfig:
         return ModelConfig.preset(name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
-        from minimoe.checkpoint import read_config
+        from minimoe.checkpoint import read_counted
 
-        return read_config(path / "config.json")
+        return read_counted(path / "config.json")
     near = difflib.get_close_matches(path.name.lower(), PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(

@@ -160,6 +160,14 @@ class ModelConfig:
     attention_sinks: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
+    attention_gate: bool = False
+    layer_norms: int = 2
+    norm_bias: bool = False
+    head_bias: bool = False
+    state_layers: tuple[int, ...] = ()
+    state_matrix: int = 0
+    state_vector: int = 0
+    state_size: int = 0
     q_lora_rank: int | None = None
     kv_lora_rank: int | None = None
     qk_nope_head_dim: int | None = None
@@ -172,12 +180,20 @@ class ModelConfig:
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        object.__setattr__(self, "state_layers", tuple(self.state_layers))
         for name in _POSITIVE:
             check_count(name, getattr(self, name), 1)
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1, "None or an integer")
-        check_count("n_shared_experts", self.n_shared_experts, 0)
+        for name in (
+            "n_shared_experts",
+            "layer_norms",
+            "state_matrix",
+            "state_vector",
+            "state_size",
+        ):
+            check_count(name, getattr(self, name), 0)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -195,11 +211,12 @@ class ModelConfig:
         self._check_heads()
         self._check_layer_types()
         self._check_attention_experts()
-        bad = [i for i in self.mlp_only_layers if not 0 <= i < self.num_hidden_layers]
-        if bad:
-            raise ConfigError(
-                f"mlp_only_layers names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
-            )
+        for name in ("mlp_only_layers", "state_layers"):
+            bad = [i for i in getattr(self, name) if not 0 <= i < self.num_hidden_layers]
+            if bad:
+                raise ConfigError(
+                    f"{name} names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
+                )
         if not self.rope_theta > 0 or not self.rms_norm_eps > 0 or not self.initializer_range > 0:
             raise ConfigError("rope_theta, rms_norm_eps and initializer_range must be positive")
         self._check_routing()
@@ -346,7 +363,8 @@ class ModelConfig:
         plain = {f.name: f.default for f in dataclasses.fields(self)}
         counted = (
             "mlp_bias", "router_bias", "attention_output_bias", "attention_sinks", "sliding_window", "q_lora_rank",
-            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "attention_gate", "layer_norms",
+            "norm_bias", "head_bias", "state_layers",
         )  # fmt: skip
         found = [f"{n} = {v!r}" for n in counted if (v := getattr(self, n)) != plain[n]]
         return [*found, "attention_type = 'mla'"] if self.attention_type == "mla" else found

@@ -4,6 +4,7 @@ Two layouts are read and written: minimoe's own, and that of Hugging Face transf
 `minimoe.checkpoint.families`. Which one a folder has, its config.json says: transformers' has a `model_type`.
 """
 
+from minimoe.checkpoint.counted import COUNTED, counted_config
 from minimoe.checkpoint.families import FAMILIES
 from minimoe.checkpoint.fingerprint import weights_fingerprint
 from minimoe.checkpoint.folder import (
@@ -15,6 +16,7 @@ from minimoe.checkpoint.folder import (
     model_tensors,
     pretrained_path,
     read_config,
+    read_counted,
     restore_model,
     save_model,
 )
@@ -23,11 +25,13 @@ from minimoe.checkpoint.tensors import TensorFiles, read_tensors, write_tensors
 from minimoe.checkpoint.translate import from_huggingface, to_huggingface
 
 __all__ = [
+    "COUNTED",
     "FAMILIES",
     "SHIPPED",
     "WEIGHTS",
     "ExpertFiles",
     "TensorFiles",
+    "counted_config",
     "from_huggingface",
     "load_into",
     "load_layer",
@@ -36,6 +40,7 @@ __all__ = [
     "offload_experts",
     "pretrained_path",
     "read_config",
+    "read_counted",
     "read_tensors",
     "restore_model",
     "save_model",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minimoe.checkpoint.counted import counted_config
 from minimoe.checkpoint.families import FAMILIES, Family
 from minimoe.checkpoint.fit import Memory, copy, find, stored_type
 from minimoe.checkpoint.keys import places
@@ -69,6 +70,20 @@ def read_config(path: Path) -> ModelConfig:
         CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
     """
     return _read_config(path)[0]
+
+
+def read_counted(path: Path) -> ModelConfig:
+    """The configuration in a config.json (or in a folder that has one), for `minimoe.cost`: also of models that
+    `MixtralModel` does not build (see `minimoe.checkpoint.counted`).
+
+    Raises:
+        CheckpointError: not JSON, an unknown kind of model, or a field that cannot be counted; the message names it.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return counted_config(read_object(path, CheckpointError))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_family(folder: Path) -> Family | None:

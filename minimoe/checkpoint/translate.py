@@ -163,7 +163,13 @@ def _write(
 
 def check_kinds(given: Mapping[str, Any]) -> None:
     """Raise where a field, from which others are worked out, is not of its kind."""
-    for name in ("hidden_act", "layer_types", "mlp_only_layers", "decoder_sparse_step"):
+    for name in (
+        "hidden_act",
+        "layer_types",
+        "mlp_layer_types",
+        "mlp_only_layers",
+        "decoder_sparse_step",
+    ):
         value, kind = (
             given.get(name),
             {"hidden_act": str, "decoder_sparse_step": int}.get(name, list),

@@ -15,7 +15,8 @@ def forward_flops(config: ModelConfig, context: int) -> dict[str, float]:
     """FLOPs of the forward pass per token, by component: the mean over the tokens of a sequence of S = `context`.
 
         2 FLOPs for each parameter of a matrix that the token uses (see `minimoe.cost.parameters.Weights`)
-        attention scores    2·H·(d_qk + d_v) in each layer, for each token that is seen: (S + 1) / 2 in the mean
+        attention scores    2·H·(d_qk + d_v) in each layer, for each token that is seen: (S + 1) / 2 in the mean;
+                            of a layer that keeps a state instead, 4 · its numbers
 
     The sum is what training and prefill cost; the backward pass is twice that, one product of equal size for each of
     the two gradients. A sliding window shows a token no more than its width. Soft MoE runs its E · slots mixtures once
@@ -29,8 +30,8 @@ def forward_flops(config: ModelConfig, context: int) -> dict[str, float]:
     if config.router_type == "soft" and "experts" in found:
         found["router"] *= 3
         found["experts"] *= config.slots_per_expert / context
-    keys = sum(_mean_keys(context, config.window(i)) for i in range(config.num_hidden_layers))
-    found["attention_scores"] = keys * _score_flops(config, decode=False)
+    keys = sum(_mean_keys(context, config.window(i)) for i in _attention_layers(config))
+    found["attention_scores"] = keys * _score_flops(config, decode=False) + _state_flops(config)
     return found
 
 
@@ -50,6 +51,7 @@ def decode_flops(config: ModelConfig, context: int) -> dict[str, float]:
         )
     found = _projection_flops(config)
     found["attention_scores"] = _keys(config, context) * _score_flops(config, decode=True)
+    found["attention_scores"] += _state_flops(config)
     return found
 
 
@@ -78,7 +80,8 @@ def kv_cache_bytes(config: ModelConfig, context: int, *, bytes_per_element: floa
         2b·(key/value heads)·d a token and layer; 'mla' keeps b·(kv_lora_rank + qk_rope_head_dim) for all heads
 
     (Shazeer 2019; Ainslie et al. 2023; DeepSeek-V2 2024, section 2.1.4.) Experts in attention change nothing: values
-    are mixed before they are kept. A sliding window keeps no more than its width.
+    are mixed before they are kept. A sliding window keeps no more than its width, and a layer of `state_layers` its
+    state, however long the sequence.
 
     Raises:
         ConfigError: the context is below 1.
@@ -89,7 +92,8 @@ def kv_cache_bytes(config: ModelConfig, context: int, *, bytes_per_element: floa
         width = rank + rope
     else:
         width = 2 * config.num_key_value_heads * config.head_size
-    return _keys(config, context) * width * bytes_per_element
+    kept = _keys(config, context) * width + config.state_size * len(set(config.state_layers))
+    return kept * bytes_per_element
 
 
 def _projection_flops(config: ModelConfig) -> dict[str, float]:
@@ -113,8 +117,18 @@ def _score_flops(config: ModelConfig, *, decode: bool) -> int:
 
 def _keys(config: ModelConfig, context: int) -> int:
     """Tokens that the last of `context` sees, itself included, summed over layers."""
-    layers = range(config.num_hidden_layers)
+    layers = _attention_layers(config)
     return sum(min(context, config.window(layer) or context) for layer in layers)
+
+
+def _attention_layers(config: ModelConfig) -> list[int]:
+    states = set(config.state_layers)
+    return [layer for layer in range(config.num_hidden_layers) if layer not in states]
+
+
+def _state_flops(config: ModelConfig) -> int:
+    """Of the layers that keep a state: a token is multiplied and added into it, and read from it."""
+    return 4 * config.state_size * len(set(config.state_layers))
 
 
 def _mean_keys(context: int, window: int | None) -> float:

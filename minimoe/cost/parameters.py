@@ -99,7 +99,8 @@ class Parameters:
 def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters held, and used by one token, by component; the same as counting those of `MixtralModel(config)`.
 
-    'attention' includes its biases, sinks and the routers of its experts, 'router' those of the feed-forward layers;
+    'attention' includes its biases, sinks, the routers of its experts, and what stands in its place in `state_layers`;
+    'router' those of the feed-forward layers;
     'norms' are all RMSNorms. A tied output projection is part of 'embedding'. Buffers (the selection bias of the
     sigmoid router) are no parameters.
 
@@ -131,12 +132,16 @@ def weights(config: ModelConfig) -> list[Weights]:
         *_attention(config),
         *_sparse_layers(config, sparse),
         *_mlp("mlp", config, config.intermediate_size, layers=count - sparse),
-        Weights("norms", "vector", d, layers=2 * count + 1),
+        Weights(
+            "norms", "vector", d * (1 + config.norm_bias), layers=config.layer_norms * count + 1
+        ),
     ]
     if config.tie_word_embeddings:
         found.append(Weights("embedding", "matrix", v * d))
     else:
         found += [Weights("embedding", "table", v * d, rows=v), Weights("head", "matrix", v * d)]
+    head = "embedding" if config.tie_word_embeddings else "head"
+    found.append(Weights(head, "vector", v * config.head_bias))
     return [w for w in found if w.held]
 
 
@@ -177,7 +182,8 @@ def _mlp(
 
 
 def _attention(config: ModelConfig) -> list[Weights]:
-    d, size, layers = config.hidden_size, config.head_size, config.num_hidden_layers
+    d, size, states = config.hidden_size, config.head_size, len(set(config.state_layers))
+    layers = config.num_hidden_layers - states
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     e, k = config.attention_num_experts, config.attention_num_experts_per_tok
     bias = (heads + 2 * kv) * size  # queries, keys and values
@@ -196,11 +202,14 @@ def _attention(config: ModelConfig) -> list[Weights]:
             matrix = d * (heads + 2 * kv) * size + heads * size * d
     vector = bias * config.attention_bias + d * config.attention_output_bias
     vector += heads * config.attention_sinks
+    matrix += d * heads * size * config.attention_gate
     return [
         Weights("attention", "matrix", matrix, layers=layers),
         Weights("attention", "vector", vector, layers=layers),
         *experts,
         Weights("norms", "vector", norm, layers=layers),
+        Weights("attention", "matrix", config.state_matrix, layers=states),
+        Weights("attention", "vector", config.state_vector, layers=states),
     ]
 
 

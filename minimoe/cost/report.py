@@ -91,7 +91,10 @@ def cost_report(
             "weights": held,
             "touched_per_step": weight_bytes(config, batch, bytes_per_parameter=bits / 8),
         },
-        "kv_cache": {"per_token": kv_cache_bytes(config, 1), "total": cache},
+        "kv_cache": {
+            "per_token": kv_cache_bytes(config, 2) - kv_cache_bytes(config, 1),
+            "total": cache,
+        },
         "floors": {
             "device": {
                 "name": device.name,
