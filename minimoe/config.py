@@ -96,6 +96,15 @@ class ModelConfig:
         attention_sinks: a learned logit of each head in the denominator of attention.
         sliding_window: earlier tokens that attention sees; None: all.
         layer_types: 'full_attention' or 'sliding_attention' for each layer; empty: `sliding_window` is every layer's.
+        attention_gate: a matrix as large as that of the queries, which gates the heads' outputs (Qwen3-Next, AFMoE).
+        layer_norms: RMSNorms of the residual stream in a layer.
+        norm_bias: biases in these norms (PhiMoE).
+        head_bias: a bias on the output projection.
+        state_layers: indices (0-based) of layers that have, in the place of attention, a mixer that keeps a state of
+            fixed size: linear attention, a state space, a short convolution. Of each only its counts matter.
+        state_matrix: parameters of the matrices of such a mixer.
+        state_vector: its other parameters.
+        state_size: numbers that it keeps of a sequence.
         q_lora_rank: rank of MLA's queries; None: no compression.
         kv_lora_rank: rank of MLA's keys and values.
         qk_nope_head_dim: width of the part of an MLA query or key that is not rotated.
