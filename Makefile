@@ -83,9 +83,9 @@ exercises: $(STAMP) ## make exercises/ from solutions/
 release: $(STAMP) ## make what a class is handed: _build/nbgrader/release (LESSONS="03 04")
 	$(PY) book/marking.py release $(LESSONS)
 
-autograde: $(STAMP) ## mark what students handed in (SUBMISSIONS=folder LIMIT=60)
+autograde: $(STAMP) ## mark what students handed in (SUBMISSIONS=folder LIMIT=60 SANDBOX=auto|on|off)
 	@test -n "$(SUBMISSIONS)" || { echo "make: say where it is: make autograde SUBMISSIONS=folder" >&2; exit 1; }
-	$(PY) book/marking.py autograde $(SUBMISSIONS) $(if $(LIMIT),--limit $(LIMIT))
+	$(PY) book/marking.py autograde $(SUBMISSIONS) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SANDBOX),--sandbox $(SANDBOX))
 
 grades: $(STAMP) ## the marks as CSV, and the map of mistakes, in _build/nbgrader
 	$(PY) book/marking.py grades

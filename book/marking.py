@@ -6,8 +6,8 @@ python book/marking.py grades                   the marks as CSV, and the map of
 python book/marking.py feedback                 a page for each student
 
 All of it lives in one folder, _build/nbgrader, which is also a course folder for nbgrader's own commands and its
-formgrader: source/, release/, submitted/, autograded/, gradebook.db. Students' code runs in a kernel, a process of its
-own, with a limit for each cell (book/run_with_limit.py), and with the rights of whoever marks, as in nbgrader itself.
+formgrader: source/, release/, submitted/, autograded/, gradebook.db. Students' code runs in a process of its own, in a
+sandbox where there is one (book/sandbox.py), and the checks are made here (book/judge.py); nbgrader keeps the points.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import (
     CheckCellMetadata,
     IncludeHeaderFooter,
-    LimitOutput,
+    NbGraderPreprocessor,
     SaveAutoGrades,
     SaveCells,
 )
@@ -44,14 +44,15 @@ warnings.filterwarnings("ignore", category=SAWarning)
 # nbgrader calls alembic by its name: that of this environment, activated or not
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
 
-from book import class_pages, exercises, marks  # noqa: E402
+from book import class_pages, exercises, judge, marks  # noqa: E402
 from book.marks import database, plain  # noqa: E402
 from book.mending import Exercise  # noqa: E402
-from book.run_with_limit import RunWithLimit  # noqa: E402
+from book.sandbox import OPEN, Sandboxes  # noqa: E402
 from book.submissions import HandedIn, handed_in, hidden  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 
 LIMIT = 60.0  # seconds for a cell
+SANDBOX = {"auto": None, "on": True, "off": False}
 
 HEADER = """\
 **Before you hand in:** choose *Restart Kernel and Run All Cells*; the checks that pass then are those that count.
@@ -136,7 +137,9 @@ def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> li
 # --- marking --------------------------------------------------------------------------------------
 
 
-def mark_one(course: Path, assignment: str, student: str, handed: HandedIn, limit: float) -> str:
+def mark_one(
+    course: Path, assignment: str, student: str, handed: HandedIn, limit: float, rooms: Sandboxes
+) -> str:
     """Mark one submission; returns a remark, '' if there is nothing to say. Nothing that is in it stops the others."""
     notes = list(handed.notes)
     for step in ("submitted", "autograded"):
@@ -148,7 +151,7 @@ def mark_one(course: Path, assignment: str, student: str, handed: HandedIn, limi
             folder = course / "submitted" / student / assignment
             folder.mkdir(parents=True)
             nbformat.write(handed.notebook, folder / f"{assignment}.ipynb")
-            run_and_save(course, assignment, student, limit)
+            run_and_save(course, assignment, student, limit, rooms)
     except Exception as error:
         notes.append(f"not marked: {error!r}")
         shutil.rmtree(course / "autograded" / student / assignment, ignore_errors=True)
@@ -160,14 +163,39 @@ def mark_one(course: Path, assignment: str, student: str, handed: HandedIn, limi
     return remark
 
 
-def run_and_save(course: Path, assignment: str, student: str, limit: float) -> None:
-    """nbgrader's autograder for one submission: restore locked cells from the gradebook, run, save the points."""
-    config = Config()
-    config.RunWithLimit.timeout = max(1, round(limit))
+class Judged(NbGraderPreprocessor):
+    """Puts what the judge found into the cells; `run_and_save` makes a class of its own for each submission."""
+
+    outputs: dict[int, list[Any]]
+
+    def preprocess_cell(self, cell: Any, resources: Any, index: int) -> tuple[Any, Any]:
+        """A cell without outputs has not been run."""
+        if cell.cell_type == "code":
+            cell.outputs = self.outputs.get(index, [])
+        return cell, resources
+
+
+def run_and_save(
+    course: Path, assignment: str, student: str, limit: float, rooms: Sandboxes
+) -> None:
+    """Let the judge mark a submission, and nbgrader's autograder put the points down.
+
+    The gradebook is opened when all processes of the submission are gone.
+    """
+    path = course / "submitted" / student / assignment / f"{assignment}.ipynb"
+    notebook: Any = nbformat.read(path, as_version=4)
+    solution: Any = nbformat.read(
+        course / "source" / assignment / f"{assignment}.ipynb", as_version=4
+    )
+    outputs = judge.run(notebook, judge.Exam.of(solution), rooms, limit)
+    nbformat.write(notebook, path)  # as it was before it ran
     grader = Autograde(
         coursedir=directory(course, assignment, student),
-        config=config,
-        autograde_preprocessors=[RunWithLimit, LimitOutput, SaveAutoGrades, CheckCellMetadata],
+        autograde_preprocessors=[
+            type("Judged", (Judged,), {"outputs": outputs}),
+            SaveAutoGrades,
+            CheckCellMetadata,
+        ],
     )
     grader.force = True
     grader.permissions = 644
@@ -185,11 +213,19 @@ def zero(course: Path, assignment: str, student: str) -> None:
         book.db.commit()
 
 
-def autograde(submissions: Path, course: Path = COURSE, limit: float = LIMIT) -> list[str]:
+def autograde(
+    submissions: Path, course: Path = COURSE, limit: float = LIMIT, sandbox: bool | None = None
+) -> list[str]:
     """Mark everything in a folder with one folder for each student; returns a line for each submission.
 
+    Args:
+        submissions: the folder.
+        course: the course folder.
+        limit: seconds for a cell.
+        sandbox: True for a sandbox or nothing, False for none, None for one if it can be had.
+
     Raises:
-        ValueError: nothing has been released, or the folder holds no students.
+        ValueError: nothing has been released, the folder holds no students, or there is no sandbox and has to be.
     """
     released = sorted(p.name for p in (course / "release").glob("*") if p.is_dir())
     if not released:
@@ -212,10 +248,12 @@ def autograde(submissions: Path, course: Path = COURSE, limit: float = LIMIT) ->
     # an exercise that nobody has handed in is not due yet
     due = [name for name in released if any(found[s][name].there for s in students)]
     lines: list[str] = []
-    for student in students:
-        for assignment in due:
+    with Sandboxes(sandbox) as rooms:
+        if not rooms.boxed:
+            print(f"marking: {OPEN} ({rooms.why}).", file=sys.stderr, flush=True)
+        for student, assignment in ((s, a) for s in students for a in due):
             started = time.perf_counter()
-            remark = mark_one(course, assignment, student, found[student][assignment], limit)
+            remark = mark_one(course, assignment, student, found[student][assignment], limit, rooms)
             seconds = time.perf_counter() - started
             lines.append(f"{student} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
             print(lines[-1], flush=True)
@@ -246,6 +284,12 @@ def main(arguments: list[str] | None = None) -> int:
     out.add_argument("names", nargs="*", help="such as 03; default: all")
     back = commands.add_parser("autograde", help="run and mark")
     back.add_argument("submissions", type=Path, help="a folder with one folder for each student")
+    back.add_argument(
+        "--sandbox",
+        choices=SANDBOX,
+        default="auto",
+        help="run students' code in a bubblewrap sandbox: if one starts (auto), always, never",
+    )
     for command in (out, back):
         command.add_argument("--limit", type=float, default=LIMIT, help="seconds for a cell")
     commands.add_parser("grades", help="write the marks and the map of mistakes")
@@ -257,7 +301,8 @@ def main(arguments: list[str] | None = None) -> int:
             for name in release(options.names, course, options.limit):
                 print(course / "release" / name)
         elif options.command == "autograde":
-            autograde(options.submissions.resolve(), course, options.limit)
+            sandbox = SANDBOX[options.sandbox]
+            autograde(options.submissions.resolve(), course, options.limit, sandbox)
         elif options.command == "grades":
             for file in grades(course):
                 print(file)

@@ -20,6 +20,7 @@ SAID = {
     "CheckFailed": "wrong",
     "TimeLimit": "time limit",
     "KernelDied": "the kernel died",
+    "BadFrame": "answers that are none",
 }
 NOT_MARKED = "not marked"  # what was handed in could not be run; the remark says why
 COLUMNS = 5  # for tasks; no exercise has more

@@ -1,0 +1,359 @@
+"""Calls between the judge and a student's process, by a socket: JSON frames and safetensors, never pickle.
+
+Either end calls functions of the other with tensors, numbers, texts, tuples, lists and functions; gradients flow back
+through such a call. The judge trusts nothing that arrives: sizes, depth and time are bounded, and whatever does not fit
+is `Nonsense`. This file runs in both processes, so it imports nothing of the course.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+HEAD, BODY = 1_000_000, 64_000_000  # bytes of one frame, at most
+ALL = 500_000_000  # bytes that one cell may send
+DEPTH, TENSORS, WORDS = 20, 1000, 3000  # nesting, tensors of a frame, characters of a message
+Frame = tuple[dict[str, Any], list[Tensor]]
+
+
+class Lost(Exception):
+    """The other end cannot be spoken with any more."""
+
+    name = "KernelDied"
+
+
+class Late(Lost):
+    """It took too long."""
+
+    name = "TimeLimit"
+
+
+class Nonsense(Lost):
+    """What it sent is no frame, or no answer to what was asked."""
+
+    name = "BadFrame"
+
+
+class Remote(Exception):
+    """An error that was raised at the other end; `trace` are the lines that led to it there."""
+
+    def __init__(self, name: str, text: str, trace: str = "", own: Any = None) -> None:
+        super().__init__(text)
+        self.name, self.trace, self.own = name, trace, own
+
+
+class RemoteNotImplemented(Remote, NotImplementedError):
+    """A NotImplementedError at the other end: an untouched task."""
+
+
+@contextmanager
+def distrust() -> Generator[None]:
+    """Whatever goes wrong while a frame is taken apart is the fault of who sent it."""
+    try:
+        yield
+    except Lost:
+        raise
+    except Exception as error:
+        raise Nonsense(f"what came is no answer: {error!r}"[:WORDS]) from None
+
+
+def plain(t: Tensor) -> Tensor:
+    """The numbers of a tensor, without its graph and whatever else may hang on it."""
+    return Tensor.detach(t).as_subclass(Tensor).cpu().contiguous().clone()
+
+
+class Peer:
+    """One end of the socket.
+
+    Args:
+        find: the function of a name that the other end may call.
+        serve: what to do with other requests; gives a JSON value.
+        catches: errors of a called function that are sent on.
+    """
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        find: Callable[[str], Callable[..., Any]] | None = None,
+        serve: Callable[[dict[str, Any]], Any] | None = None,
+        catches: type[BaseException] = Exception,
+    ) -> None:
+        self.stream, self.find, self.serve, self.catches = stream, find, serve, catches
+        self.depth = 0
+        self.begin()
+
+    def begin(self, deadline: float | None = None) -> None:
+        """Forget what earlier calls have left; `deadline` is a reading of time.monotonic()."""
+        self.deadline, self.received = deadline, 0
+        self.functions: list[Callable[..., Any]] = []
+        self.raised: list[BaseException] = []
+        self.graphs: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """Let the next step on the socket last until the deadline.
+
+        Raises:
+            Late: it is over.
+        """
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise Late("the time is over")
+        self.stream.settimeout(left)
+
+    def send(self, head: dict[str, Any], tensors: Sequence[Tensor] = ()) -> None:
+        """Send one frame."""
+        text = json.dumps(head).encode()
+        body = save({str(i): t for i, t in enumerate(tensors)}) if tensors else b""
+        if len(text) > HEAD or len(body) > BODY:
+            raise ValueError(f"{len(text) + len(body)} bytes are too many to hand over")
+        self.hurry()
+        try:
+            self.stream.sendall(struct.pack("<QQ", len(text), len(body)) + text + body)
+        except TimeoutError:
+            raise Late("the time is over") from None
+        except OSError:
+            raise Lost("the kernel died") from None
+
+    def exactly(self, size: int) -> bytes:
+        """So many bytes from the other end."""
+        parts: list[bytes] = []
+        while size:
+            self.hurry()
+            try:
+                part = self.stream.recv(min(size, 1 << 20))
+            except TimeoutError:
+                raise Late("the time is over") from None
+            except OSError:
+                part = b""
+            if not part:
+                raise Lost("the kernel died")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def receive(self) -> Frame:
+        """One frame of the other end."""
+        head, body = struct.unpack("<QQ", self.exactly(16))
+        self.received += head + body
+        if head > HEAD or body > BODY or self.received > ALL:
+            raise Nonsense(f"a frame of {head + body} bytes is too large")
+        text, numbers = self.exactly(head), self.exactly(body)
+        with distrust():
+            frame: dict[str, Any] = dict(json.loads(text))
+            found = load(numbers) if numbers else {}
+            if len(found) > TENSORS:
+                raise ValueError(f"{len(found)} tensors")
+            return frame, [found[str(i)] for i in range(len(found))]
+
+    # --- values ---------------------------------------------------------------------------------
+
+    def pack(self, value: Any, live: list[Tensor], depth: int = 0) -> dict[str, Any]:
+        """A value as JSON; its tensors are added to `live`. Of what cannot cross, its kind alone does."""
+        if depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        if isinstance(value, Tensor):
+            live.append(value)
+            return {"t": len(live) - 1, "g": bool(value.requires_grad)}
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"v": value}
+        if isinstance(value, tuple | list):
+            parts: Sequence[Any] = value
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [self.pack(part, live, depth + 1) for part in parts]}
+        if callable(value):
+            self.functions.append(value)
+            return {"f": len(self.functions) - 1}
+        return {"o": type(value).__name__[:100]}
+
+    def unpack(self, tree: Any, tensors: Sequence[Tensor], depth: int = 0) -> Any:
+        """The value that `pack` made `tree` of."""
+        ((kind, told), *_) = tree.items()
+        if depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        if kind == "t":
+            return tensors[told]
+        if kind == "v" and (told is None or isinstance(told, bool | int | float | str)):
+            return told
+        if kind in ("tuple", "list"):
+            parts = [self.unpack(part, tensors, depth + 1) for part in told]
+            return tuple(parts) if kind == "tuple" else parts
+        if kind == "f":
+            return self.proxy(int(told))
+        if kind == "o":
+            return type(told if told.isidentifier() else "object", (), {})()
+        raise ValueError(f"a value of the kind {kind!r}")
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def ask(self, head: dict[str, Any], tensors: Sequence[Tensor] = ()) -> Frame:
+        """Send a request and wait for what comes of it; meanwhile answer what the other end asks.
+
+        Raises:
+            Remote: it failed at the other end. An error of this end that went there and back is raised itself.
+            Lost: there is no answer.
+        """
+        self.send(head, tensors)
+        while True:
+            answer, numbers = self.receive()
+            with distrust():
+                kind = answer["k"]
+                error = self.error_of(answer) if kind == "raised" else None
+            if error is not None:
+                raise error
+            if kind == "done":
+                return answer, numbers
+            self.answer(answer, numbers)
+
+    def error_of(self, answer: dict[str, Any]) -> BaseException:
+        """The error that the other end tells of."""
+        own = answer["own"]
+        if isinstance(own, int):
+            return self.raised[abs(own)]
+        name, text, trace = (str(answer[w])[:WORDS] for w in ("name", "text", "trace"))
+        make = RemoteNotImplemented if name == "NotImplementedError" else Remote
+        return make(name, text, trace, answer["mine"])
+
+    def proxy(self, what: str | int) -> Callable[..., Any]:
+        """A function of the other end, as if it were here: of a name, or one that it has handed over."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            live: list[Tensor] = []
+            head = {
+                "k": "call",
+                "f": what,
+                "a": [self.pack(a, live) for a in args],
+                "kw": {k: self.pack(v, live) for k, v in kwargs.items()},
+            }
+            answer: dict[str, Any] = {}
+            after: list[Tensor] = []
+
+            class Call(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+                    told, tensors = self.ask(head, [plain(t) for t in inputs])
+                    with distrust():
+                        answer.update(told)
+                        results = tensors[len(inputs) :]
+                        after.extend(tensors[: len(inputs)])
+                        fixed = [r for r, g in zip(results, told["g"], strict=True) if not g]
+                    ctx.mark_non_differentiable(*fixed)
+                    return tuple(results)
+
+                @staticmethod
+                def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+                    head = {"k": "back", "id": answer["id"]}
+                    found = self.ask(head, [plain(g) for g in grads])[1]
+                    with distrust():
+                        if [g.shape for g in found] != [t.shape for t in live]:
+                            raise ValueError("gradients of other shapes")
+                    return tuple(found)
+
+            results = Call.apply(*live)
+            with distrust(), torch.no_grad():
+                for here, there in zip(live, after, strict=True):
+                    if here.shape != there.shape or here.dtype != there.dtype:
+                        raise ValueError("an argument came back as another")
+                    if not torch.equal(here, there):  # changed in place, as if it had happened here
+                        here.copy_(there)
+                return self.unpack(answer["v"], results)
+
+        call.__name__ = call.__qualname__ = str(what)
+        return call
+
+    # --- answering ------------------------------------------------------------------------------
+
+    def answer(self, head: dict[str, Any], tensors: list[Tensor]) -> None:
+        """Do what the other end asks, and send what comes of it."""
+        self.depth += 1
+        try:
+            if self.depth > DEPTH:
+                raise RecursionError("calls from one end to the other and back, without end")
+            if head["k"] == "call":
+                done, numbers = self.called(head, tensors)
+            elif head["k"] == "back":
+                done, numbers = {}, self.slopes(head["id"], tensors)
+            else:
+                assert self.serve is not None
+                done, numbers = {"r": self.serve(head)}, []
+            self.send({"k": "done", **done}, numbers)
+        except Lost:
+            raise
+        except self.catches as error:
+            own = error.own if isinstance(error, Remote) else None
+            self.raised.append(error)
+            told = {
+                "name": type(error).__name__,
+                "text": str(error)[:WORDS],
+                "trace": lines_of(error),
+            }
+            self.send({"k": "raised", **told, "own": own, "mine": len(self.raised) - 1})
+        finally:
+            self.depth -= 1
+
+    def called(
+        self, head: dict[str, Any], tensors: list[Tensor]
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """Call one's own function, and keep what its gradients need."""
+        what = head["f"]
+        for tree in (*head["a"], *head["kw"].values()):
+            for told in tensors_of(tree):
+                tensors[told["t"]].requires_grad_(told["g"])
+        with torch.enable_grad():
+            given = [t.clone() if t.requires_grad else t for t in tensors]
+            args = [self.unpack(tree, given) for tree in head["a"]]
+            kwargs = {k: self.unpack(tree, given) for k, tree in head["kw"].items()}
+            if isinstance(what, str):
+                assert self.find is not None
+                function = self.find(what)
+            else:
+                function = self.functions[what]
+            value = function(*args, **kwargs)
+        live: list[Tensor] = []
+        tree = self.pack(value, live)
+        self.graphs.append((tensors, live))
+        done = {"v": tree, "id": len(self.graphs) - 1, "g": [bool(t.requires_grad) for t in live]}
+        return done, [plain(t) for t in (*given, *live)]
+
+    def slopes(self, key: int, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients by the arguments of an earlier call, given those by its results."""
+        leaves, results = self.graphs[key]
+        pairs = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if r.requires_grad]
+        wanted = [t for t in leaves if t.requires_grad]
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], wanted, [g for _, g in pairs],
+            retain_graph=True, allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        each = iter(found)
+        return [plain(next(each)) if t.requires_grad else torch.zeros_like(t) for t in leaves]
+
+
+def lines_of(error: BaseException) -> str:
+    """The traceback of an error, without the machinery around the cells."""
+    told = traceback.TracebackException.from_exception(error)
+    own = (
+        line
+        for line in told.stack
+        if line.filename != __file__ and "site-packages" not in line.filename
+    )
+    told.stack = traceback.StackSummary.from_list(list(own))
+    return "".join(told.format())[-WORDS:]
+
+
+def tensors_of(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tensors of a packed value."""
+    if "t" in tree:
+        yield tree
+    for part in (*tree.get("tuple", ()), *tree.get("list", ())):
+        yield from tensors_of(part)
