@@ -113,6 +113,31 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(tmp_path: Path)
         stream(tmp_path / "file" / "trace")
 
 
+def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    """Names of documents and an identity that somebody wrote do not tell that a tokenizer or an option changed."""
+    stream(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    other = [ids.copy() for ids in TOKENS]
+    other[5][-1] ^= 1
+    with pytest.raises(TraceError, match="read otherwise"):
+        record_stream(tiny_model(), DOCUMENTS, other, tmp_path, identity=IDENTITY)
+    for options, named in (
+        ({"end_of_text": 1}, "read otherwise"),
+        ({"max_length": 8}, "read otherwise"),
+        ({"layers": (2,)}, r"holds layers \[1, 2\], not \[2\]"),
+    ):
+        with pytest.raises(TraceError, match=named):
+            stream(tmp_path, **options)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    more = TraceDocument("quiz", "more")
+    writer = record_stream(
+        tiny_model(), [*DOCUMENTS, more], [*TOKENS, TOKENS[0]], tmp_path, identity=IDENTITY
+    )
+    assert writer.tokens == sum(LENGTHS) + LENGTHS[0] and writer.documents[-1] == more
+
+
 def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, calls = RoutingTrace.save, 0
 

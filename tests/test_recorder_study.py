@@ -329,14 +329,14 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("./nowhere", (), "'./nowhere' is neither a folder, nor a shipped model (mini), nor an id"),
         ("nowhere", (), "'nowhere' is neither a folder"),
         ("somebody/nothing", (), "somebody/nothing cannot be loaded"),
-        ("dense", (), "dense: llama is no model that the recorder knows"),
+        ("dense", (), "dense: LlamaForCausalLM has no sparse layer that the recorder knows"),
         ("tiny-deepseek_v3", ("--layers", "1,2"), "1: no such layer with experts; the model has them in layers 2 to 3"),
         ("tiny-mixtral", ("--layers", "0"), "0: no such layer"),
         ("tiny-mixtral", ("--layers", "1,x"), "--layers is '1,x'; give numbers"),
         ("tiny-mixtral", ("--layers", ","), "no layer at all"),
         ("tiny-mixtral", ("--dtype", "int3"), "unknown dtype 'int3'"),
         ("tiny-mixtral", ("--device", "toaster"), "unknown device 'toaster'"),
-        ("tiny-mixtral", ("--batch-tokens", "0"), "batch_tokens is 0"),
+        ("tiny-mixtral", ("--batch-tokens", "0"), "--batch-tokens is 0; it must be at least 1"),
         ("tiny-mixtral", ("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         ("tiny-mixtral", ("--questions", "riddles"), "unknown questions 'riddles'; give mmlu"),
         ("tiny-mixtral", ("--train",), "not for a study with --model"),
@@ -378,9 +378,52 @@ def test_a_model_of_the_hub_is_known_by_its_commit(
     (cache / "refs" / "main").write_text(commits[0])
     found = find_model("somebody/tiny", device="cpu")
     assert found.name == "somebody/tiny" and found.identity["revision"] == commits[0]
-    assert found.experts_per_token == 2 and next(found.load().parameters()).device.type == "cpu"
+    assert found.num_experts == 5 and next(found.load().parameters()).device.type == "cpu"
     other = find_model("somebody/tiny", device="cpu", revision=commits[1])
-    assert other.identity["revision"] == commits[1] and other.experts_per_token == 3
+    assert other.identity["revision"] == commits[1]
+    assert type(other.load()).__name__ == "GptOssForCausalLM"
+
+
+def test_trap_harness_4063_a_model_of_the_hub_without_a_known_commit_is_refused(
+    folders: dict[str, Path], tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which weights a recording is could not be told: 'main' is another model tomorrow."""
+    snapshot = tmp_path / "hub" / "models--somebody--tiny" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for path in folders["tiny-mixtral"].iterdir():
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    assert find_model("somebody/tiny", device="cpu").identity["revision"] == "a" * 40
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(CheckpointError, match="commit of somebody/tiny cannot be read"):
+        find_model("somebody/tiny", device="cpu")
+
+
+def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in folders["tiny-mixtral"].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    found = [find_model(folder, device="cpu").identity]
+    weights = load_file(folder / "model.safetensors")
+    weights[next(name for name in weights if "gate.weight" in name)][0, 0] += 1e-3
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    found.append(find_model(folder, device="cpu").identity)
+    for name, old, new in (
+        ("config.json", '"num_experts_per_tok": 2', '"num_experts_per_tok": 3'),
+        ("tokenizer.json", '"content": "<|eot|>"', '"content": "<|end|>"'),
+    ):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+        found.append(find_model(folder, device="cpu").identity)
+    found.append(find_model(folder, device="cpu", dtype="float16").identity)
+    assert len({json.dumps(identity, sort_keys=True) for identity in found}) == 5
 
 
 def test_options_of_the_experiment_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:

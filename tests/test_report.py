@@ -234,6 +234,41 @@ def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offlin
     copy.unlink()
 
 
+def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
+    checkpoint, tmp_path, monkeypatch
+):
+    """lm-evaluation-harness #4063: sharded folders of other weights had one identity, and one trace."""
+    model = MixtralModel.from_pretrained(checkpoint)
+    text = dataclasses.make_dataclass("Text", ["sha256", "domains"])
+    found = []
+
+    def see(sha256="0", domains=("law", "drama"), max_tokens=None):
+        identity = recordings.identity_of(tmp_path, text(sha256, domains), max_tokens)
+        found.append(json.dumps(identity))
+
+    with torch.no_grad():
+        for shift in (0, 1e-3):
+            model.get_parameter("layers.1.mlp.gate.weight")[0, 0] += shift
+            model.save_pretrained(tmp_path, max_shard_size=100_000)
+            assert not (tmp_path / "model.safetensors").exists()
+            see()
+    (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+    see()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    see()
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
+    see()
+    see(max_tokens=9)
+    see(sha256="1")
+    see(domains=("law",))
+    monkeypatch.setitem(recordings.MORE_TOKENS, "drama", 5)
+    see()
+    assert len(set(found)) == len(found) == 9
+    see()
+    assert found[-1] == found[-2]
+
+
 def test_without_mmlu_the_page_says_why(checkpoint, offline, monkeypatch, tmp_path, capsys):
     def missing():
         raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from minimoe.checkpoint import weights_fingerprint
-from minimoe.errors import CheckpointError, MinimoeError
+from minimoe.errors import CheckpointError, MinimoeError, TraceError
 from minimoe.study.loading import FoundModel, dtype_name, plain, sha256
 from minimoe.study.quiet import quiet_libraries
-from minimoe.study.transformers_models import SUPPORTED, TransformersSource, unknown_model
+from minimoe.study.transformers_models import TransformersSource
 
 # What a configuration says of the machine that read it and not of the model.
 _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -45,12 +45,15 @@ def find_transformers_model(
         ) from error
     with quiet_libraries("transformers", "huggingface_hub"):
         config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
-        if str(config.model_type) not in SUPPORTED:
-            raise CheckpointError(f"{source}: {unknown_model(str(config.model_type))}")
-        tokenizer = _asked(source, library.AutoTokenizer.from_pretrained, revision=revision)
+        local = isinstance(path_or_id, Path)
+        commit = None if local else _commit(source, revision)
         with torch.device("meta"):  # its shape without its weights
             shape = _asked(source, lambda _: library.AutoModelForCausalLM.from_config(config))
-    layers = TransformersSource(shape)
+        try:
+            layers = TransformersSource(shape)
+        except TraceError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        tokenizer = _asked(source, library.AutoTokenizer.from_pretrained, revision=commit)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise CheckpointError(
@@ -58,17 +61,14 @@ def find_transformers_model(
             "save it with a tokenizer.json"
         )
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
-    local = isinstance(path_or_id, Path)
-    commit = None if local else _commit(source, revision)
     return FoundModel(
         name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
         tokenizer=plain(backend),
         begin=_begin(tokenizer),
         layers=layers.layers,
-        num_layers=int(config.num_hidden_layers),
+        num_layers=layers.num_layers,
         num_experts=layers.num_experts,
-        experts_per_token=int(config.num_experts_per_tok),
-        vocab_size=int(config.vocab_size),
+        vocab_size=int(config.get_text_config().vocab_size),
         parameters=sum(p.numel() for p in shape.parameters()),
         max_length=layers.max_length,
         identity={
@@ -145,10 +145,18 @@ def _first_line(error: Exception) -> str:
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come."""
+    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come.
+
+    Raises:
+        CheckpointError: it is not known, so that a recording could not be told from one of other weights.
+    """
     cache: Any = importlib.import_module("huggingface_hub")
     path = cache.try_to_load_from_cache(name, "config.json", revision=revision or "main")
-    return Path(path).parent.name if isinstance(path, str) else revision or "main"
+    if not isinstance(path, str):
+        raise CheckpointError(
+            f"the commit of {name} cannot be read off the hub's cache; download the model and give its folder"
+        )
+    return Path(path).parent.name
 
 
 def _begin(tokenizer: Any) -> int | None:

@@ -36,7 +36,6 @@ class FoundModel:
         layers: numbers of the layers with experts, counted from 1.
         num_layers: L, layers without experts included.
         num_experts: E.
-        experts_per_token: K.
         vocab_size: V.
         parameters: all that the model holds.
         max_length: tokens of the longest sequence.
@@ -50,7 +49,6 @@ class FoundModel:
     layers: tuple[int, ...]
     num_layers: int
     num_experts: int
-    experts_per_token: int
     vocab_size: int
     parameters: int
     max_length: int
@@ -138,7 +136,6 @@ def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> F
         layers=source.layers,
         num_layers=config.num_hidden_layers,
         num_experts=config.num_experts,
-        experts_per_token=config.num_experts_per_tok,
         vocab_size=config.vocab_size,
         parameters=model.num_parameters(),
         max_length=source.max_length,

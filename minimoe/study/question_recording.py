@@ -117,7 +117,9 @@ def record_questions(
         MinimoeError: a batch does not fit the memory.
     """
     there = TraceWriter(folder, identity)
-    if there.documents == list(questions.documents):
+    reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
+    done = there.check(questions.documents, questions.tokens, layers, **reading)
+    if done == len(questions.documents):
         stage("the recorded choices are there already")
         return TraceWriter.read(folder)
     stage("loading the model")
@@ -143,9 +145,8 @@ def record_questions(
                 identity=identity,
                 layers=layers,
                 chunk_tokens=chunk_tokens,
-                end_of_text=found.begin,
+                **reading,
                 batch_tokens=batch_tokens,
-                max_length=WINDOW,
                 progress=watched,
             )
     except torch.OutOfMemoryError as error:

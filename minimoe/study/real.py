@@ -157,7 +157,7 @@ def run_real_study(
             title=f"What the experts of {found.name} do",
             summary=(
                 f"{found.name}: {found.num_layers} layers, {len(found.layers)} of them with {found.num_experts} "
-                f"experts, {found.experts_per_token} for each token; {found.parameters:,} parameters. Layers "
+                f"experts, {trace.experts_per_token} for each token; {found.parameters:,} parameters. Layers "
                 f"{spans(wanted)}, counted from 1, studied on {len(trace):,} tokens of {len(trace.documents):,} "
                 f"questions, {facts[0][1]}."
             ),

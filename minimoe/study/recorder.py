@@ -52,7 +52,7 @@ def source_of(
     """The model as a recorder sees it.
 
     Args:
-        model: a minimoe model, one of transformers (`transformers_models.SUPPORTED`), or a `RoutingSource`.
+        model: a minimoe model, one of transformers (see `TransformersSource`), or a `RoutingSource`.
         layers: numbers, counted from 1, of those to record; default, all that have experts.
 
     Raises:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from minimoe.checkpoint import weights_fingerprint
 from minimoe.errors import CorpusError, TraceError
 from minimoe.model import MixtralModel
 from minimoe.study.measurements import (
@@ -34,15 +35,20 @@ CONTROL_ENCYCLOPAEDIA = 60_000
 
 def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str, str]:
     """What a trace of the checkpoint in folder `path` is recognised by: its weights, its text and the options."""
-    total = hashlib.sha256()
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    total = hashlib.sha256(weights_fingerprint(path).encode())
+    for name in ("config.json", "tokenizer.json"):
         if (path / name).is_file():
-            total.update((path / name).read_bytes())
+            total.update(hashlib.sha256((path / name).read_bytes()).digest())
     return {
         "checkpoint_sha256": total.hexdigest(),
         "data_sha256": corpus.sha256,
-        "options": json.dumps({"domains": sorted(corpus.domains), "max_tokens": max_tokens}),
+        "options": json.dumps(_limits(corpus, max_tokens), sort_keys=True),
     }
+
+
+def _limits(corpus: Corpus, max_tokens: int | None) -> dict[str, int]:
+    """Held-out tokens to record of each domain."""
+    return {name: max_tokens or MORE_TOKENS.get(name, EQUAL_TOKENS) for name in corpus.domains}
 
 
 def recorded_heldout(
@@ -71,7 +77,7 @@ def recorded_heldout(
                 return stored
         except TraceError:
             pass  # damaged or foreign: it is replaced below
-    limits = {name: max_tokens or MORE_TOKENS.get(name, EQUAL_TOKENS) for name in corpus.domains}
+    limits = _limits(corpus, max_tokens)
     say(f"recording held-out text of {len(limits)} domains")
     end = end_of_text_id(corpus.tokenizer)
     parts = [

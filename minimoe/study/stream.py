@@ -10,6 +10,7 @@ complete or absent (it is written beside its place and moved there), and a folde
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +24,11 @@ from torch import nn
 from minimoe.errors import TraceError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.study.recorder import Progress, RoutingSource, record_documents, source_of
-from minimoe.study.trace import ARRAYS, RoutingTrace, TraceDocument, describe
+from minimoe.study.trace import ARRAYS, RoutingTrace, TraceDocument, TraceHeader, describe
 
 MANIFEST = "manifest.json"
+MADE_OF = "made_of_sha256"
+"""In the meta of each chunk, from `made_of`."""
 _CHUNK = re.compile(r"chunk-(\d{6})\.npz")
 
 
@@ -60,11 +63,44 @@ class TraceWriter:
         self.tokens = 0
         self.documents: list[TraceDocument] = []
         self._kind: tuple[int, tuple[int, ...], int] | None = None
+        self._made_of: list[tuple[int, str | None]] = []
         for path in chunks:
-            kind, documents, tokens = RoutingTrace.peek(path)
-            self._kind = self._kind or kind
-            self.documents += documents
-            self.tokens += tokens
+            self._count(RoutingTrace.peek(path))
+
+    def _count(self, chunk: TraceHeader | RoutingTrace) -> None:
+        self._kind = self._kind or chunk.kind
+        self._made_of.append((len(chunk.documents), chunk.meta.get(MADE_OF)))
+        self.documents += chunk.documents
+        self.tokens += chunk.tokens if isinstance(chunk, TraceHeader) else len(chunk)
+
+    def check(
+        self,
+        documents: Sequence[TraceDocument],
+        tokens: Sequence[npt.NDArray[Any]],
+        layers: Sequence[int],
+        **options: Any,
+    ) -> int:
+        """How many of these documents the chunks hold, which `record_stream` wrote with these token ids and options.
+
+        Raises:
+            TraceError: the chunks hold something else.
+        """
+        if self._kind is not None and self._kind[1] != tuple(layers):
+            raise TraceError(
+                f"{self.folder} holds layers {list(self._kind[1])}, not {list(layers)}; give another folder, or remove "
+                "this one"
+            )
+        at = 0
+        for count, stored in self._made_of:
+            part, at = slice(at, at + count), at + count
+            if self.documents[part] != list(documents[part]) or stored != made_of(
+                tokens[part], **options
+            ):
+                raise TraceError(
+                    f"{self.folder} holds other documents than those given, or read otherwise; give another folder, or "
+                    "remove this one"
+                )
+        return at
 
     def _claim(self, identity: dict[str, Any], used: bool) -> None:
         path = self.folder / MANIFEST
@@ -109,9 +145,7 @@ class TraceWriter:
                 f"{path} could not be written ({error.strerror}); the chunks before it are whole, and the same "
                 "command goes on after them"
             ) from error
-        self._kind = chunk.kind
-        self.documents += chunk.documents
-        self.tokens += len(chunk)
+        self._count(chunk)
         self.written += 1
         return path
 
@@ -125,7 +159,7 @@ class TraceWriter:
         chunks = _chunks(Path(folder))
         if not chunks:
             raise TraceError(f"{folder}: holds no chunk of a routing trace")
-        total = sum(RoutingTrace.peek(path)[2] for path in chunks)
+        total = sum(RoutingTrace.peek(path).tokens for path in chunks)
         arrays: dict[str, npt.NDArray[Any]] = {}
         index: dict[TraceDocument, int] = {}
         shared: dict[str, str] = {}
@@ -194,31 +228,36 @@ def record_stream(
         progress: wraps the batches as they are read, to show how far reading is; None: silent.
 
     Raises:
-        TraceError: another identity in the folder, or other documents.
+        TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
     """
     if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
         raise TraceError("every document needs its token ids, at least one")
     source = source_of(model, layers)
     writer = TraceWriter(folder, identity)
-    done = len(writer.documents)
-    if writer.documents != list(documents[:done]):
-        raise TraceError(
-            f"{folder} holds other documents than those given; give another folder, or remove this one"
-        )
+    reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
+    done = writer.check(documents, tokens, source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
         chunk = record_documents(
             source,
             documents[part],
             tokens[part],
-            end_of_text=end_of_text,
+            **reading,
             batch_tokens=batch_tokens,
-            max_length=max_length,
+            meta={MADE_OF: made_of(tokens[part], **reading)},
             progress=progress,
         )
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))
     return writer
+
+
+def made_of(tokens: Sequence[npt.NDArray[Any]], **options: Any) -> str:
+    """sha256 of the token ids of a chunk's documents and of how they are read."""
+    total = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for ids in tokens:
+        total.update(f"\n{len(ids)} ".encode() + np.asarray(ids, dtype=np.int32).tobytes())
+    return total.hexdigest()
 
 
 def chunk_slices(lengths: Sequence[int], chunk_tokens: int) -> Iterator[slice]:

@@ -38,6 +38,16 @@ class TraceDocument:
     topic: str | None = None
 
 
+@dataclass(frozen=True)
+class TraceHeader:
+    """What a trace on disk is of: E, the layers and K; its documents; how many tokens; its meta."""
+
+    kind: tuple[int, tuple[int, ...], int]
+    documents: tuple[TraceDocument, ...]
+    tokens: int
+    meta: dict[str, str]
+
+
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
     """The choices of every router for every token.
@@ -281,19 +291,24 @@ class RoutingTrace:
             raise _unreadable(path, error) from error
 
     @staticmethod
-    def peek(
-        path: str | Path,
-    ) -> tuple[tuple[int, tuple[int, ...], int], tuple[TraceDocument, ...], int]:
-        """The kind, the documents and the number of tokens of a trace on disk; its arrays are not read.
+    def peek(path: str | Path) -> TraceHeader:
+        """What a trace on disk is of; its arrays are not read.
 
         Raises:
             TraceError: as `load`.
         """
         header, _ = _read(path, ())
         try:
-            k, tokens = int(header["experts_per_token"]), int(header["tokens"])
-            kind = int(header["num_experts"]), tuple(header["layers"]), k
-            return kind, _documents(header), tokens
+            return TraceHeader(
+                kind=(
+                    int(header["num_experts"]),
+                    tuple(header["layers"]),
+                    int(header["experts_per_token"]),
+                ),
+                documents=_documents(header),
+                tokens=int(header["tokens"]),
+                meta=dict(header["meta"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(path, error) from error
 
