@@ -508,10 +508,12 @@ def find_config(name_or_path: str) -> ModelConfig:
     if name_or_path in PRESETS:
         return ModelConfig.preset(name_or_path)
     path = Path(name_or_path)
-    if path.is_dir():
-        from minimoe.checkpoint import read_counted
+    if path.exists():
+        from minimoe.checkpoint import read_counted, refuse_gguf
 
-        return read_counted(path / "config.json")
+        refuse_gguf(path)
+        if path.is_dir():
+            return read_counted(path / "config.json")
     near = difflib.get_close_matches(path.name.lower(), PRESETS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(

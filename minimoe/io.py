@@ -78,7 +78,9 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
     """
     try:
         values: Any = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
+    except OSError as reason:
+        raise error(f"{path} cannot be read as JSON: {reason.strerror}") from reason
+    except ValueError as reason:
         raise error(f"{path} cannot be read as JSON: {reason}") from reason
     if not isinstance(values, dict):
         raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minimoe import MixtralModel
+from minimoe.__main__ import main
 from minimoe.checkpoint import load_layer, weights_fingerprint
 from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts_int8 import quantize_experts
 from minimoe.model import Block
 from minimoe.presets import PRESETS
+from minimoe.study.loading import find_model
 from tests.huggingface import library
 from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
 
@@ -484,6 +486,21 @@ def test_a_pickle_is_not_read(tmp_path: Path, name: str) -> None:
     assert f"only {name}: a pickle can run any program" in str(caught.value)
     assert "save_pretrained(NEW_FOLDER)" in str(caught.value)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_gguf_file_gets_the_way_to_what_it_was_converted_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model-Q4_K_M.gguf"
+    path.write_bytes(b"GGUF")
+    for place in (tmp_path, path):
+        for read in (MixtralModel.from_pretrained, find_model):
+            with pytest.raises(CheckpointError, match=r"Q4_K_M\.gguf is a GGUF file.*safetensors"):
+                read(place)
+        assert main(["cost", str(place)]) == 2
+        assert "is a GGUF file" in capsys.readouterr().err
+    tiny_model().save_pretrained(tmp_path)  # beside weights that can be read it does no harm
+    MixtralModel.from_pretrained(tmp_path)
 
 
 def test_a_name_of_the_hub_gets_the_way_to_fetch_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -482,6 +483,25 @@ def test_folders_that_lack_something(
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks weights.*gate\.weight.*would be random"):
         find_model(copy, device="cpu").load()
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 5}))
+    sizes = r"weights of other sizes .*experts\.down_proj is \(\d+, \d+, \d+\), expected \(\d+, \d+, 5\)"
+    with pytest.raises(CheckpointError, match=sizes):
+        find_model(copy, device="cpu").load()
+    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(
+        CheckpointError, match=r"'hidden_size' expected int, got str.*fetch or save"
+    ):
+        find_model(copy, device="cpu")
+    quantised = {"quantization_config": {"quant_method": "fp8"}}
+    if importlib.util.find_spec("accelerate") is None:
+        (copy / "config.json").write_text(json.dumps(config | quantised))
+        with pytest.raises(CheckpointError, match="pip install accelerate"):
+            find_model(copy, device="cpu").load()
+    (copy / "config.json").write_text("[" * 10**5)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+        find_model(copy, device="cpu")
+    (copy / "config.json").write_text(json.dumps(config))
     (copy / "model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="copy cannot be loaded"):
         find_model(copy, device="cpu").load()

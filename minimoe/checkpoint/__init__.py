@@ -17,6 +17,7 @@ from minimoe.checkpoint.folder import (
     pretrained_path,
     read_config,
     read_counted,
+    refuse_gguf,
     restore_model,
     save_model,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "read_config",
     "read_counted",
     "read_tensors",
+    "refuse_gguf",
     "restore_model",
     "save_model",
     "to_huggingface",

@@ -27,6 +27,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = ("mini",)
 LAYOUTS = ("minimoe", "huggingface")
 SHARD_SIZE = 5 * 10**9
+PICKLES = ("*.bin", "*.pt", "*.pth")
 GENERATION = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -38,6 +39,7 @@ def pretrained_path(name_or_path: str | Path) -> Path:
         CheckpointError: neither a shipped name nor a folder with config.json and weights in safetensors.
     """
     path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
+    refuse_gguf(path)
     if not path.is_dir():
         raise CheckpointError(
             f"{str(name_or_path)!r} is neither a shipped model ({', '.join(SHIPPED)}) nor a folder; "
@@ -49,7 +51,7 @@ def pretrained_path(name_or_path: str | Path) -> Path:
             f"the folder {path} has no config.json; a checkpoint holds config.json and model.safetensors"
         )
     if not (path / SINGLE).is_file() and not (path / INDEX).is_file():
-        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind))
+        pickles = sorted(p.name for kind in PICKLES for p in path.glob(kind))
         if pickles:
             raise CheckpointError(
                 f"the folder {path} has no {SINGLE}, only {pickles[0]}: a pickle can run any program while it is read, "
@@ -61,6 +63,21 @@ def pretrained_path(name_or_path: str | Path) -> Path:
             "of them"
         )
     return path
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise where a path is a file of llama.cpp, or a folder that has such files and no others with weights.
+
+    Raises:
+        CheckpointError: says what to fetch instead.
+    """
+    found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    others = [p for kind in ("*.safetensors", *PICKLES) for p in path.glob(kind)]
+    if found and found[0].suffix == ".gguf" and not others:
+        raise CheckpointError(
+            f"{found[0]} is a GGUF file, which llama.cpp reads and minimoe does not: fetch the folder with "
+            "config.json and *.safetensors that it was converted from"
+        )
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -109,9 +109,19 @@ def _load(
             source,
             library.AutoModelForCausalLM.from_pretrained,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which ones is said below
             **options,
         )
-    lost = sorted(str(key) for what in ("missing_keys", "mismatched_keys") for key in report[what])
+    wrong = sorted(
+        f"{key} is {tuple(stored)}, expected {tuple(own)}"
+        for key, stored, own in report["mismatched_keys"]
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{source} has weights of other sizes than its config.json says: {', '.join(wrong[:4])}"
+            f"{' …' if wrong[4:] else ''} ({len(wrong)}); fetch or save both again, from one model"
+        )
+    lost = sorted(map(str, report["missing_keys"]))
     if lost:
         raise CheckpointError(
             f"{source} lacks weights of its configuration: {', '.join(lost[:4])}{' …' if lost[4:] else ''} "
@@ -130,18 +140,22 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
         raise
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
-            f"{source} does not fit the memory of the GPU ({_first_line(error)}); give --dtype bfloat16 or --device "
+            f"{source} does not fit the memory of the GPU ({' '.join(str(error).split())[:300]}); give --dtype bfloat16 or --device "
             "cpu, or install accelerate, which spreads it over GPUs and memory"
         ) from error
     except Exception as error:  # the library raises whatever its parts raise
-        text = _first_line(error)
+        text = _in_a_line(error)
         away = not Path(source).is_dir() and ("connect" in text or "offline" in text.lower())
         hint = "; download it where there is a network, or give its folder" if away else ""
+        if not text or not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+            # whatever a library runs into, a bare word often: what it read was not what it takes for granted
+            text = f"{type(error).__name__}: {text}"
+            hint = "; one of its files is damaged or of another version: fetch or save it again"
         raise CheckpointError(f"{source} cannot be loaded: {text}{hint}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _commit(name: str, revision: str | None) -> str:

@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from minimoe.checkpoint import SHIPPED, pretrained_path, weights_fingerprint
+from minimoe.checkpoint import SHIPPED, pretrained_path, refuse_gguf, weights_fingerprint
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.io import read_object
 from minimoe.model import MixtralModel
 from minimoe.study.recorder import source_of
 from minimoe.train.corpus import end_of_text_id, load_tokenizer
@@ -100,6 +100,7 @@ def kind_of(path_or_id: str | Path) -> str:
     name, folder = str(path_or_id), Path(path_or_id).expanduser()
     if name in SHIPPED:
         return "minimoe"
+    refuse_gguf(folder)
     if not folder.is_dir():
         if _HUB_ID.fullmatch(name):
             return "hub"
@@ -107,17 +108,10 @@ def kind_of(path_or_id: str | Path) -> str:
             f"{name!r} is neither a folder, nor a shipped model ({', '.join(SHIPPED)}), nor an id of the Hugging Face "
             "hub (owner/name)"
         )
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"the folder {folder} has no config.json, so it holds no model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} cannot be read as JSON: {error}"
-        ) from error
-    theirs = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"the folder {folder} has no config.json, so it holds no model")
+    config = read_object(folder / "config.json", CheckpointError)
+    theirs = "model_type" in config or "architectures" in config
     return "transformers" if theirs else "minimoe"
 
 
