@@ -140,8 +140,8 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
         raise
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
-            f"{source} does not fit the memory of the GPU ({' '.join(str(error).split())[:300]}); give --dtype bfloat16 or --device "
-            "cpu, or install accelerate, which spreads it over GPUs and memory"
+            f"{source} does not fit the memory of the GPU ({_in_a_line(error)}); give --dtype bfloat16 or "
+            "--device cpu, or install accelerate, which spreads it over GPUs and memory"
         ) from error
     except Exception as error:  # the library raises whatever its parts raise
         text = _in_a_line(error)
