@@ -157,8 +157,8 @@ class MixtralModel(nn.Module):
             input_ids: [B, S] int64, each in [0, V).
             labels: [B, S] the same ids; position s is predicted from the tokens before it. −100 is ignored, and so is
                 every label whose own position is padding, or the position before it.
-            attention_mask: [B, S_all] True or 1 for tokens, False or 0 for padding, on either side. With a cache it
-                covers the cached tokens too.
+            attention_mask: [B, S_all] True or 1 for tokens, False or 0 for padding, on either side, in any type; see
+                `zero_or_one`. With a cache it covers the cached tokens too.
             cache: keys and values of earlier tokens, extended in place.
             logits_to_keep: compute logits for this many last positions only (0: all); who wants routings or the next
                 token alone saves most of the work of the output projection. Not together with labels.
@@ -178,7 +178,7 @@ class MixtralModel(nn.Module):
         b, s = input_ids.shape
         past = len(cache) if cache is not None else 0
         device = input_ids.device
-        padding = None if attention_mask is None else attention_mask.bool()  # [B, S_all]
+        padding = None if attention_mask is None else zero_or_one(attention_mask)  # [B, S_all]
         valid = None if padding is None else padding[:, past:].reshape(-1)  # [T]
         if padding is None:
             position = torch.arange(past, past + s, device=device).expand(b, s)
@@ -188,6 +188,10 @@ class MixtralModel(nn.Module):
         mask = _attention_mask(padding, past, s, device)
         sequence = torch.arange(b, device=device).repeat_interleave(s)
         x = self.embed_tokens(input_ids)  # [B, S, D]
+        if (
+            padding is not None
+        ):  # a padding token may have a row of NaN, which a weight of 0 would let through
+            x = x.masked_fill(~padding[:, past:, None], 0)
         routings: list[Routing] = []
         attention: list[tuple[Routing, ...]] = []
         for block in self.layers:
@@ -277,7 +281,11 @@ class MixtralModel(nn.Module):
             raise MinimoeError(
                 f"input_ids has shape {tuple(input_ids.shape)}; generate needs a prompt [B, S] of at least one token"
             )
-        if attention_mask is not None and not bool(attention_mask[..., -1].all()):
+        mask = None
+        if attention_mask is not None:
+            self._check_mask(attention_mask, input_ids.shape[0], input_ids.shape[1])
+            mask = zero_or_one(attention_mask.cpu()).to(input_ids.device)
+        if mask is not None and not bool(mask[:, -1].all()):
             raise MinimoeError(
                 "attention_mask ends in padding, but generate continues the last token: pad shorter prompts on the left"
             )
@@ -307,12 +315,18 @@ class MixtralModel(nn.Module):
         with evaluating(self):
             incremental = all(router.is_incremental for router in self._routers())
             cache = KVCache(self.config.num_hidden_layers) if incremental else None
-            ids, new, mask = input_ids, input_ids, attention_mask
+            ids = new = input_ids
             ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
             for _ in range(max_new_tokens):
                 text = ids if cache is None else new
                 out = self(text, attention_mask=mask, cache=cache, logits_to_keep=1)
                 logits = out.logits[:, -1].float()  # [B, V]
+                if not bool(logits.isfinite().all()):
+                    start = ids.shape[1] - text.shape[1]
+                    valid = (
+                        torch.ones_like(text, dtype=torch.bool) if mask is None else mask[:, start:]
+                    )
+                    raise MinimoeError(self._broken(out, text, valid, start))
                 new = sample(logits, temperature, top_p, generator)[:, None]
                 if eos_token_id is not None:
                     new = torch.where(ended[:, None], torch.full_like(new, eos_token_id), new)
@@ -379,6 +393,28 @@ class MixtralModel(nn.Module):
 
         save_model(self, path, dtype=dtype, layout=layout, max_shard_size=max_shard_size)
 
+    def _broken(self, out: ModelOutput, ids: Tensor, valid: Tensor, start: int) -> str:
+        """What is not finite in a pass over ids [B, S], whose first column has position `start`; by layer and token."""
+        attention, sparse = iter(out.attention_routings), iter(out.routings)
+        layers: list[tuple[str, tuple[Routing, ...]]] = []
+        for i in range(
+            self.config.num_hidden_layers
+        ):  # as a token meets them: one spoils what comes after it
+            layers.append((f"the attention of layer {i + 1}", next(attention, ())))
+            if self.config.is_sparse(i):
+                layers.append((f"layer {i + 1}", tuple(r for r in (next(sparse, None),) if r)))
+        why = "its weights are damaged, or its numbers too large for their type (float16 ends at 65,504)"
+        for name, routings in layers:
+            known = [r.logits.isfinite().all(dim=1) for r in routings if r.logits is not None]
+            broken = [~fine & valid.flatten() for fine in known]
+            for token in (b.nonzero()[0].item() for b in broken if bool(b.any())):
+                row, column = divmod(int(token), ids.shape[1])
+                return (
+                    f"the router logits of {name} are not finite, first for token {start + column} of sequence {row} "
+                    f"(id {int(ids[row, column])}): {why}"
+                )
+        return f"the model's logits are not finite, though no router's are: {why}"
+
     def _routers(self) -> list[Router | SlotMixer]:
         return [b.mlp.gate for b in self.layers if isinstance(b.mlp, (MoELayer, SoftMoELayer))]
 
@@ -404,13 +440,10 @@ class MixtralModel(nn.Module):
             raise MinimoeError(
                 f"labels have shape {tuple(labels.shape)}; expected {tuple(input_ids.shape)}"
             )
-        if attention_mask is not None and tuple(attention_mask.shape) != (
-            input_ids.shape[0],
-            total,
-        ):
-            raise MinimoeError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(input_ids.shape[0], total)}"
-            )
+        if attention_mask is not None:
+            self._check_mask(attention_mask, input_ids.shape[0], total)
+        if cache is not None:
+            cache.check(input_ids.shape[0], self.config)
         if cache is not None and (
             whole := [type(r).__name__ for r in self._routers() if not r.is_incremental]
         ):
@@ -423,6 +456,10 @@ class MixtralModel(nn.Module):
             self._check_ids("input_ids", input_ids)
             if labels is not None and labels is not input_ids:
                 self._check_ids("labels", labels[labels != -100])
+
+    def _check_mask(self, mask: Tensor, b: int, s: int) -> None:
+        if tuple(mask.shape) != (b, s):
+            raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {(b, s)}")
 
     def _check_ids(self, name: str, ids: Tensor) -> None:
         if not ids.numel():
@@ -471,14 +508,42 @@ def sample(
     """One id [B] from logits [B, V]: the largest at temperature 0, else drawn from the nucleus of mass `top_p`."""
     if temperature == 0:
         return logits.argmax(dim=-1)
+    least = torch.finfo(logits.dtype).tiny  # what is smaller would be 0 beside the tensors
     # the largest logit becomes 0 first, so that a tiny temperature gives -inf and 0, not inf and NaN
-    probs = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    probs = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, least)
+    probs = probs.softmax(dim=-1)
     if top_p < 1:
         ordered, index = probs.sort(dim=-1, descending=True)
         # a token stays if the mass before it is below top_p; the first one always does
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0)
+        before = ordered.cumsum(dim=-1) - ordered
+        ordered = ordered.masked_fill(before >= max(top_p, least), 0)
         probs = torch.zeros_like(probs).scatter(-1, index, ordered)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def zero_or_one(mask: Tensor) -> Tensor:
+    """A mask of tokens (1) and padding (0) as bool, of its own shape.
+
+    Other numbers mean something else that a cast to bool would hide: the numbers of packed samples, or what is added
+    to attention scores (0 and −∞). On a GPU a mask that is not bool is looked at without waiting: a wrong one stops the
+    device, as ids beyond the vocabulary do.
+
+    Raises:
+        MinimoeError: a value that is neither 0 nor 1.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    ones = mask == 1
+    fine = (ones | (mask == 0)).all()
+    message = (
+        "attention_mask holds values besides 0 (padding) and 1 (a token): give such a mask, and run each packed sample "
+        "as a row of its own"
+    )
+    if mask.device.type != "cpu":
+        torch._assert_async(fine, message)  # pyright: ignore
+    elif not bool(fine):
+        raise MinimoeError(message)
+    return ones
 
 
 def _attention_mask(

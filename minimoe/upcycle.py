@@ -79,7 +79,11 @@ def upcycle(
         weight = (copies * config.initializer_range).repeat_interleave(granularity, dim=0)  # [E, D]
         block.mlp.gate.load_state_dict({"weight": weight})
         _fill_experts(block.mlp.experts, old.mlp, granularity, noise, generator)
-    return model.train(dense.training)
+    modules = dict(model.train(dense.training).named_modules())
+    for name, module in dense.named_modules():  # a layer that was in eval mode alone stays so
+        if name in modules:
+            modules[name].train(module.training)
+    return model
 
 
 def _sparse_layers(config: ModelConfig, layers: Iterable[int] | None) -> list[int]:

@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimoe import Routing
-from minimoe.balance import Load, switch_loss, z_loss
+from minimoe.attention.switchhead import ProjectionRouter
+from minimoe.balance import Load, importance_loss, load_loss, sequence_loss, switch_loss, z_loss
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import Block
-from minimoe.routers import TopKRouter
+from minimoe.routers import NoisyTopKRouter, SigmoidRouter, TopKRouter
 from tests.small import random_ids, tiny_model, topk_routing
 
 
@@ -174,3 +176,45 @@ def test_aux_loss_is_absent_without_sparse_layers() -> None:
     out = tiny_model(mlp_only_layers=(0, 1)).train()(ids, labels=ids)
     assert (out.aux_loss, out.z_loss, out.routings) == (None, None, ())
     assert torch.equal(out.loss, out.lm_loss)
+
+
+@pytest.mark.parametrize("level", [-10.0, -60.0, -80.0])
+def test_a_collapse_of_sigmoid_scores_is_seen_however_small_they_are(level: float) -> None:
+    """With an ε beside Σ s the shares, and the balancing loss, would fall to 0 where the router is collapsed."""
+    logits = level - torch.arange(4.0)  # every token prefers expert 0
+    router = SigmoidRouter(1, 4, 1)
+    heads = ProjectionRouter(1, 2, 2, 1, norm_topk_prob=True)
+    with torch.no_grad():
+        router.weight.copy_(logits[:, None])
+        heads.weight.copy_(logits[:, None])
+    p = F.logsigmoid(logits.double()).softmax(0)
+    routing = router(torch.ones(8, 1))
+    for loss in (switch_loss(routing), sequence_loss(routing)):
+        assert loss.item() == pytest.approx(4 * float(p[0]), rel=1e-5)
+        (gradient,) = torch.autograd.grad(loss, router.weight, retain_graph=True)
+        assert bool(gradient.isfinite().all()) and bool(gradient.any())
+    both = heads(torch.ones(8, 1))
+    assert both.probs is not None and both.probs.sum(1).tolist() == pytest.approx([1] * 8)
+    assert both.weight.tolist() == [1] * 16, "one renormalised expert a head weighs 1"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-25])
+def test_cv2_does_not_depend_on_the_size_of_the_weights(scale: float) -> None:
+    weight = (torch.tensor([[0.75], [0.25]]) * scale).requires_grad_()
+    loss = importance_loss(topk_routing([[0], [1]], weight, 2))
+    assert loss.item() == pytest.approx(0.25)
+    loss.backward()
+    assert weight.grad is not None and bool(weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("level", [-5.0, -30.0, -45.0, -60.0, -110.0])
+def test_the_load_loss_is_finite_where_the_noise_underflows(level: float) -> None:
+    torch.manual_seed(0)
+    router = NoisyTopKRouter(4, 4, 2).train()
+    with torch.no_grad():
+        router.noise_weight.fill_(level / 4)
+    loss = load_loss(router(1 + 0.1 * torch.randn(8, 4)))
+    loss.backward()
+    assert bool(loss.isfinite())
+    for parameter in router.parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all())

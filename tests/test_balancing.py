@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -449,3 +450,57 @@ def test_impossible_plans_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_replicas(load, replicas, devices)
+
+
+def copies_of_paretos(seed: int) -> list[float]:
+    generator = random.Random(seed)
+    return [1000 * generator.paretovariate(1.2) for _ in range(256)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_expert_is_twice_on_a_device_where_there_are_devices_enough(seed: int) -> None:
+    plan = plan_replicas(copies_of_paretos(seed), 288, 32)
+    assert max(plan.replicas) <= 32
+    assert all(len(set(experts)) == len(experts) for experts in plan.placement)
+    assert plan.imbalance < 1.01
+
+
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_where_nothing_was_counted_all_experts_are_replicated_alike(
+    e: int, devices: int, more: int
+) -> None:
+    places = -(-e // devices) + more
+    plan = plan_replicas([0.0] * e, places * devices, devices)
+    assert max(plan.replicas) - min(plan.replicas) <= (
+        1 if places * devices <= e * devices else devices
+    )
+    assert plan.imbalance == 1
+
+
+def best_plan(load: list[int], places: int, devices: int) -> float:
+    """The least load of the busiest device over all plans without an expert twice on a device, by trying them."""
+    sets = list(itertools.combinations(range(len(load)), places))
+    best = math.inf
+    for held in itertools.combinations_with_replacement(sets, devices):
+        copies = [sum(e in experts for experts in held) for e in range(len(load))]
+        if min(copies):
+            served = [sum(load[e] / copies[e] for e in experts) for experts in held]
+            best = min(best, max(served))
+    return best
+
+
+@given(
+    st.sampled_from(
+        [(3, 2, 2), (4, 3, 2), (4, 2, 3), (5, 2, 3), (5, 4, 2), (5, 2, 4), (6, 3, 3), (6, 2, 5)]
+    ),
+    st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_small_plan_is_better(sizes: tuple[int, int, int], data: st.DataObject) -> None:
+    e, places, devices = sizes
+    load = data.draw(st.lists(st.integers(0, 40), min_size=e, max_size=e))
+    plan = plan_replicas(load, places * devices, devices)
+    assert plan.max_load <= best_plan(load, places, devices) * (1 + 1e-9)
+    if max(plan.replicas) <= devices:
+        assert all(len(set(experts)) == len(experts) for experts in plan.placement)

@@ -647,3 +647,21 @@ def test_pickles_are_told_apart_too(tmp_path: Path) -> None:
     first = weights_fingerprint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"two")
     assert weights_fingerprint(tmp_path) != first
+
+
+@pytest.mark.parametrize("written", [None, torch.bfloat16])
+@pytest.mark.parametrize("read", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_the_selection_bias_keeps_every_bit_on_disk_and_back(
+    written: torch.dtype | None, read: torch.dtype | None, tmp_path: Path
+) -> None:
+    model = tiny_model(router_type="sigmoid")
+    bias = torch.tensor([0.5003, 0.5001, -0.3333, 0.001, 0])
+    model.get_buffer("layers.1.mlp.gate.e_score_correction_bias").copy_(bias)
+    model.save_pretrained(tmp_path, dtype=written)
+    again = MixtralModel.from_pretrained(tmp_path, dtype=read)
+    one = load_layer(tmp_path, 1, dtype=read)
+    for found in (
+        again.get_buffer("layers.1.mlp.gate.e_score_correction_bias"),
+        one.get_buffer("mlp.gate.e_score_correction_bias"),
+    ):
+        assert found.dtype == torch.float32 and torch.equal(found, bias)

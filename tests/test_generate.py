@@ -194,3 +194,63 @@ def test_trap_15_a_router_that_is_not_causal_is_refused() -> None:
     mlp.gate.is_causal = False
     with pytest.raises(MinimoeError, match="TopKRouter is not causal"):
         model.generate(random_ids(1, 3), 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 1e-50}, {"temperature": 5e-324}, {"top_p": 1e-50}, {"top_p": 5e-324}],
+)
+def test_what_is_too_small_for_float32_is_greedy(options: dict[str, Any]) -> None:
+    model, ids = tiny_model(), random_ids(2, 4)
+    assert torch.equal(model.generate(ids, 6, **options), model.generate(ids, 6, temperature=0))
+
+
+@pytest.mark.parametrize("temperature", [10.0, 1e30, float("inf")])
+def test_a_high_temperature_draws_from_everything(temperature: float) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    drawn = sample(logits.expand(200, -1), temperature, 1.0, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_model_says_so_at_the_first_token(bad: float, temperature: float) -> None:
+    model, ids = tiny_model(), torch.tensor([[3, 4, 5, 6], [0, 0, 7, 8]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with torch.no_grad():
+        model.get_parameter("layers.1.mlp.gate.weight")[2] = bad
+    with pytest.raises(
+        MinimoeError, match=r"router logits of layer 2 .* token 0 of sequence 0 \(id 3\)"
+    ):
+        model.generate(ids, 3, attention_mask=mask, temperature=temperature)
+    model = tiny_model()
+    with torch.no_grad():
+        model.embed_tokens.weight[7] = bad
+    with pytest.raises(MinimoeError, match=r"layer 1 .* token 2 of sequence 1 \(id 7\)"):
+        model.generate(ids, 3, attention_mask=mask, temperature=temperature)
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[9] = bad
+    with pytest.raises(MinimoeError, match="though no router's are"):
+        model.generate(ids, 3, attention_mask=mask, temperature=temperature)
+
+
+def test_a_token_that_breaks_the_model_later_is_named_by_its_place() -> None:
+    model, ids = tiny_model(tie_word_embeddings=False), random_ids(1, 4)
+    late = int(model.generate(ids, 1, temperature=0)[0, 4])
+    assert late not in ids
+    with torch.no_grad():
+        model.embed_tokens.weight[late] = float("nan")
+    with pytest.raises(MinimoeError, match=rf"token 4 of sequence 0 \(id {late}\)"):
+        model.generate(ids, 6, temperature=0)
+
+
+def test_each_module_is_in_its_own_mode_after_generating_whatever_happens() -> None:
+    model = tiny_model().train()
+    model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    model.generate(random_ids(1, 4), 2)
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(MinimoeError):
+        model.generate(torch.tensor([[999]]), 2)
+    assert [module.training for module in model.modules()] == before

@@ -1,5 +1,6 @@
 """MixtralModel: losses, padding, causality, bad input. Parity with transformers: test_huggingface_parity.py."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minimoe import MixtralModel
+from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import Block, ModelOutput, next_token_loss
@@ -218,3 +220,90 @@ def test_logits_to_keep_that_cannot_be_is_refused(keep: int, labelled: bool) -> 
     ids = random_ids(1, 4)
     with pytest.raises(MinimoeError, match="logits_to_keep"):
         tiny_model()(ids, labels=ids if labelled else None, logits_to_keep=keep)
+
+
+LEFT = [[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.bfloat16]
+)
+def test_a_mask_of_0_and_1_means_the_same_in_every_type(dtype: torch.dtype) -> None:
+    model, ids = tiny_model(), random_ids(2, 6)
+    expected = model(ids, attention_mask=torch.tensor(LEFT, dtype=torch.bool))
+    found = model(ids, attention_mask=torch.tensor(LEFT).to(dtype))
+    assert torch.equal(found.logits, expected.logits)
+    assert (
+        found.routings[0].valid is not None
+        and found.routings[0].valid.view(2, 6).int().tolist() == LEFT
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.tensor([[1, 1, 1, 2, 2, 2]]),  # numbers of packed samples
+        torch.tensor([[0, 0, 0, -1, -1, -1]]),
+        torch.tensor(
+            [[0.0, 0.0, 0.0, 0.0, -torch.inf, -torch.inf]]
+        ),  # what is added to attention scores
+        torch.tensor(
+            [[0.0, 0.0, 0.0, 0.0, torch.finfo(torch.float16).min, 0.0]], dtype=torch.float16
+        ),
+        torch.tensor([[1, 1, 1, 1, 1, torch.nan]]),
+        torch.full((1, 6), 0.5),
+        torch.ones(1, 1, 6, 6, dtype=torch.bool),
+        torch.ones(6, dtype=torch.bool),
+        torch.ones(1, 5),
+        torch.ones(()),
+    ],
+)
+def test_a_mask_that_means_something_else_is_refused(mask: Tensor) -> None:
+    model, ids = tiny_model(), random_ids(1, 6)
+    for call in (model, partial(model.generate, max_new_tokens=1)):
+        with pytest.raises(
+            MinimoeError, match=r"attention_mask (holds values besides 0|has shape)"
+        ):
+            call(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("attention", ["gqa", "switchhead", "moa"])
+def test_padding_may_have_a_row_of_nan(attention: str) -> None:
+    sizes = (
+        {}
+        if attention == "gqa"
+        else {"attention_num_experts": 4, "attention_num_experts_per_tok": 2}
+    )
+    model = tiny_model(attention_type=attention, tie_word_embeddings=False, **sizes).train()
+    ids, mask = random_ids(2, 6), torch.tensor(LEFT, dtype=torch.bool)
+    ids = ids.clamp_min(1).masked_fill(~mask, 0)
+    expected = model(ids, labels=ids, attention_mask=mask)
+    with torch.no_grad():
+        model.embed_tokens.weight[0] = torch.nan
+    found = model(ids, labels=ids, attention_mask=mask)
+    torch.testing.assert_close(found.logits[mask], expected.logits[mask])
+    assert found.loss is not None
+    found.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("attention", ["gqa", "switchhead", "moa"])
+def test_a_cache_of_another_batch_or_model_is_refused(attention: str) -> None:
+    sizes = (
+        {}
+        if attention == "gqa"
+        else {"attention_num_experts": 4, "attention_num_experts_per_tok": 2}
+    )
+    model = tiny_model(attention_type=attention, **sizes)
+    cache = KVCache(2)
+    model(random_ids(2, 4), cache=cache)
+    model(random_ids(2, 1), cache=cache)
+    with pytest.raises(
+        MinimoeError, match=r"keys of shape \(2, .* need 2 layers and \(3, .*new KVCache"
+    ):
+        model(random_ids(3, 1), cache=cache)
+    with pytest.raises(MinimoeError, match="the cache is of 3 layers"):
+        model(random_ids(2, 1), cache=KVCache(3))
+    with pytest.raises(MinimoeError, match="keys of shape"):
+        tiny_model(num_key_value_heads=4)(random_ids(2, 1), cache=cache)

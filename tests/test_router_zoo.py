@@ -1,5 +1,7 @@
 """Every router: what it declares is measured, what its paper says is computed another way."""
 
+import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimoe.attention import KVCache
 from minimoe.balance import DropStats, Load
@@ -566,6 +568,20 @@ def test_soft_moe_passes_over_padding_and_nothing() -> None:
     assert layer(x.reshape(-1, D)[:0])[0].shape == (0, D)
 
 
+def test_soft_moe_padding_may_hold_nan() -> None:
+    torch.manual_seed(0)
+    layer = SoftMoELayer(D, 3, 6, 2, initializer_range=0.5)
+    x, valid = torch.randn(12, D), torch.arange(12) % 6 < 4
+    sequence = torch.arange(2).repeat_interleave(6)
+    expected, _ = layer(x, sequence=sequence, valid=valid)
+    x[~valid] = float("nan")
+    found, _ = layer(x, sequence=sequence, valid=valid)
+    torch.testing.assert_close(found[valid], expected[valid])
+    found[valid].square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
+
+
 def test_soft_moe_gradcheck() -> None:
     layer = soft_layer().double()
     x = tokens(1, 4)[0][0].double().requires_grad_()
@@ -695,3 +711,60 @@ def test_trap_21_routers_are_incremental_as_declared(name: str) -> None:
         ]
         equal &= torch.allclose(torch.cat(parts), whole.dense(), atol=1e-6)
     assert equal == router.is_incremental
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda r: r.to(torch.bfloat16),
+        lambda r: r.half(),
+        lambda r: nn.Sequential(r).bfloat16()[0],
+        lambda r: copy.deepcopy(r).to("cpu", torch.float16),
+        lambda r: r.to(torch.float8_e4m3fn),
+    ],
+)
+@pytest.mark.parametrize("name", ["sigmoid", "mean binning", "hash"])
+def test_a_cast_shortens_no_buffer_of_a_router(name: str, cast: Callable[[Any], nn.Module]) -> None:
+    router = build(name)
+    with torch.no_grad():
+        for buffer in router.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.linspace(0.3333, 0.3334, len(buffer)))
+    before = {key: value.clone() for key, value in router.named_buffers()}
+    after = dict(cast(router).named_buffers())
+    assert before and before.keys() == after.keys()
+    for key, value in before.items():
+        assert after[key].dtype == value.dtype and torch.equal(after[key], value)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_shortens_no_selection_bias(assign: bool) -> None:
+    router = build("sigmoid")
+    state = {key: value.to(torch.bfloat16) for key, value in router.state_dict().items()}
+    router.load_state_dict(state, assign=assign)
+    bias = router.get_buffer("e_score_correction_bias")
+    assert bias.dtype == torch.float32
+    assert torch.equal(bias, state["e_score_correction_bias"].float())
+
+
+def test_sinkhorn_weights_sum_to_1_where_all_chosen_probabilities_underflow() -> None:
+    torch.manual_seed(0)
+    router = SinkhornRouter(D, E, 2, norm_topk_prob=True).train()
+    with (
+        torch.no_grad()
+    ):  # everybody prefers expert 0 by far, so the plan sends most tokens elsewhere
+        router.weight.copy_(-torch.arange(E)[:, None].expand(E, D) * 30)
+    routing = router(1 + 0.1 * torch.randn(30, D)).check()
+    assert routing.probs is not None
+    chosen = routing.probs[routing.token, routing.expert].view(-1, 2)
+    assert bool((chosen.sum(1) == 0).any())
+    assert routing.weight.view(-1, 2).sum(1).tolist() == pytest.approx([1] * 30)
+
+
+def test_base_balances_whatever_stands_in_padding() -> None:
+    router = build("base").train()
+    x = torch.randn(12, D)
+    valid = torch.arange(12) < 9
+    clean = router(x, valid=valid).expert[:9]
+    x[9:] = float("nan")
+    assert torch.equal(router(x, valid=valid).expert[:9], clean)

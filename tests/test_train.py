@@ -18,7 +18,7 @@ from minimoe.train.corpus import Corpus, Document, digest, encode
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
 from minimoe.train.optimizer import learning_rate, make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
-from minimoe.train.validation import evaluate
+from minimoe.train.validation import evaluate, probe
 from tests.small import TRAIN, small_disk, text_corpus, tiny_model, tiny_run, weights_digest
 
 
@@ -121,6 +121,24 @@ def test_evaluation_is_the_mean_over_windows(corpus: Corpus) -> None:
     assert all(loss.tokens == 30 for loss in few.values())
 
 
+def test_evaluation_and_probe_leave_each_module_in_its_own_mode(corpus: Corpus) -> None:
+    model = tiny_model(vocab_size=300).train()
+    model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    evaluate(model, corpus.heldout, corpus.domains, seq_len=16, max_windows=1)
+    assert [module.training for module in model.modules()] == before
+    assert probe(model, corpus.heldout, corpus.domains, seq_len=16) is not None
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_held_out_loss_that_is_no_number_is_no_result(corpus: Corpus) -> None:
+    model = tiny_model(vocab_size=300)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="held-out loss of domain rain is nan"):
+        evaluate(model, corpus.heldout, corpus.domains, seq_len=16, max_windows=1)
+
+
 def test_evaluation_of_text_shorter_than_a_window(corpus: Corpus) -> None:
     model = tiny_model(vocab_size=300, max_position_embeddings=4096)
     losses, _ = evaluate(model, corpus.heldout, ("snow",), seq_len=4096)
@@ -194,8 +212,8 @@ def test_the_probe_follows_the_same_tokens(finished: Path) -> None:
     assert [f.stem for f in files] == ["000004", "000008", "000010"]
     probes = [read_tensors(f) for f in files]
     assert probes[0]["expert"].shape == (3 * 16, 2, 2)
-    for probe in probes[1:]:
-        assert torch.equal(probe["token"], probes[0]["token"])
+    for seen in probes[1:]:
+        assert torch.equal(seen["token"], probes[0]["token"])
 
 
 def test_the_same_seed_gives_the_same_weights(corpus: Corpus, tmp_path: Path) -> None:

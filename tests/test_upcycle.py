@@ -245,3 +245,11 @@ def test_what_would_not_keep_the_function_is_refused_by_name(
     with pytest.raises(ConfigError) as caught:
         upcycle(dense_model(**changes), **arguments)
     assert named in str(caught.value)
+
+
+def test_a_layer_that_was_in_eval_mode_alone_stays_so() -> None:
+    dense = dense_model().train()
+    dense.layers[0].eval()
+    sparse = upcycle(dense, num_experts=4, granularity=2, noise=0.0)
+    assert sparse.training and sparse.layers[1].training
+    assert not any(module.training for module in sparse.layers[0].modules())

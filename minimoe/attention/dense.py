@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.config import ModelConfig
+from minimoe.errors import MinimoeError
 from minimoe.layers import RMSNorm
 from minimoe.linear import Linear
 from minimoe.routers.base import at_least_float32
@@ -23,6 +24,21 @@ class KVCache:
         """Tokens held."""
         first = self.keys[0]
         return 0 if first is None else first.shape[2]
+
+    def check(self, batch_size: int, config: ModelConfig) -> None:
+        """Refuse a cache of another model or of another batch.
+
+        Raises:
+            MinimoeError: names both shapes.
+        """
+        held, layers = self.keys[0], config.num_hidden_layers
+        fits = (batch_size, config.num_key_value_heads, len(self), config.head_size)
+        if len(self.keys) != layers or (held is not None and tuple(held.shape) != fits):
+            shape = None if held is None else tuple(held.shape)
+            raise MinimoeError(
+                f"the cache is of {len(self.keys)} layers and holds keys of shape {shape}; this model and batch need "
+                f"{layers} layers and {fits} (batch, heads, tokens, size): begin with a new KVCache"
+            )
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values to layer `layer` and return all of them."""

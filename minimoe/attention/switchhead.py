@@ -11,7 +11,7 @@ from minimoe.attention.dense import CausalAttention, KVCache
 from minimoe.attention.projection import ExpertProjection
 from minimoe.config import ModelConfig
 from minimoe.linear import Linear
-from minimoe.routers.base import Router, check_choice, scores, token_choice
+from minimoe.routers.base import Router, check_choice, scores, share, token_choice
 from minimoe.routing import Routing
 
 
@@ -85,21 +85,15 @@ class ProjectionRouter(Router):
         heads, e = self.num_heads, self.experts_per_head
         with torch.autocast(x.device.type, enabled=False):
             logits = scores(x, self.weight)  # [T, heads · E]
-            s = logits.sigmoid().view(x.shape[0], heads, e)
-            weight, expert = s.topk(self.k, dim=-1)  # [T, heads, K]
-            if self.norm_topk_prob:
-                weight = weight / weight.sum(dim=-1, keepdim=True).clamp_min(_tiny(weight))
-            probs = s / (s.sum(dim=-1, keepdim=True).clamp_min(_tiny(s)) * heads)
+            by_head = logits.view(x.shape[0], heads, e)
+            best, expert = by_head.topk(self.k, dim=-1)  # [T, heads, K]
+            weight = share(best) if self.norm_topk_prob else best.sigmoid()
+            probs = share(by_head) / heads
         first = torch.arange(heads, device=x.device)[:, None] * e  # [heads, 1]
         return token_choice(
             (expert + first).flatten(1), weight.flatten(1), self.num_experts,
             sequence=sequence, valid=valid, logits=logits, probs=probs.flatten(1),
         )  # fmt: skip
-
-
-def _tiny(x: Tensor) -> float:
-    """The smallest normal number of x's type: sums of scores that all underflow are not divided by 0."""
-    return torch.finfo(x.dtype).tiny
 
 
 class SwitchHead(CausalAttention):

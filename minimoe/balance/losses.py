@@ -9,6 +9,8 @@ from minimoe.errors import MinimoeError
 from minimoe.routers import NoisyRouting
 from minimoe.routing import Routing
 
+LEAST_NOISE = 1e-2  # tensor2tensor, the authors' own code, adds as much to every deviation
+
 
 def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     """Balancing loss of one layer, a float32 scalar (Fedus et al. 2021, eq. 4-6, for K >= 1).
@@ -108,7 +110,8 @@ def selection_probability(routing: Routing) -> Tensor:
 
         P(t, e) = Φ((clean[t, e] − the K-th largest noisy logit of t without e) / noise_std[t, e])
 
-    It is differentiable where the choice itself is not.
+    It is differentiable where the choice itself is not. Noise of less than `LEAST_NOISE` counts as so much: where
+    softplus underflows, the quotient and its gradient would not be finite.
 
     Raises:
         MinimoeError: the routing was made without noise (another router, or outside training).
@@ -126,7 +129,7 @@ def selection_probability(routing: Routing) -> Tensor:
     kth, next_best = best[:, k - 1 : k], best[:, k:]
     # without one of the K best, the K-th best of the others is the (K + 1)-th of all
     bar = torch.where(noisy >= kth, next_best, kth)
-    return torch.special.ndtr((routing.clean - bar) / routing.noise_std)
+    return torch.special.ndtr((routing.clean - bar) / routing.noise_std.clamp_min(LEAST_NOISE))
 
 
 def l1_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
@@ -215,5 +218,5 @@ def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
 
 def _cv2(values: Tensor) -> Tensor:
     """Var/Mean² of values [E] with the population variance; 0 where all are 0."""
-    mean = values.mean()
-    return values.var(correction=0) / mean.square().clamp_min(torch.finfo(values.dtype).tiny)
+    # divided first: the squares of small weights, such as scores that all but underflow, would be 0
+    return (values / values.mean().clamp_min(1e-36)).var(correction=0)

@@ -129,8 +129,10 @@ def _index(shards: list[dict[str, Tensor]], names: list[str], dtype: torch.dtype
 
 
 def _type(name: str, value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    # the selection bias moves in steps that a short type would lose beside it
-    keeps = not value.is_floating_point() or name.endswith("e_score_correction_bias")
+    # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
+    keeps = not value.is_floating_point() or name.endswith(
+        ("e_score_correction_bias", "gate.edges")
+    )
     return value.dtype if dtype is None or keeps else dtype
 
 

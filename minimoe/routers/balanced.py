@@ -68,12 +68,11 @@ class SinkhornRouter(Router):
         if self.training:
             selector = sinkhorn(selector / self.temperature, self.iterations, context.valid)
         expert = selector.topk(self.k, dim=-1).indices  # [T, K]
-        weight = probs.gather(-1, expert)
         # the plan's order is not that of the weights: first choice first
-        weight, order = weight.sort(dim=-1, descending=True, stable=True)
+        best, order = logits.gather(-1, expert).sort(dim=-1, descending=True, stable=True)
         expert = expert.gather(-1, order)
-        if self.norm_topk_prob:
-            weight = weight / weight.sum(dim=-1, keepdim=True)
+        # p / Σ p without a division: a plan may choose experts whose probabilities all underflow
+        weight = best.softmax(dim=-1) if self.norm_topk_prob else probs.gather(-1, expert)
         return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
 
 
@@ -144,16 +143,11 @@ class BaseRouter(Router):
         logits = scores(x, self.weight)  # [T, E]
         choice = logits.detach()
         expert = choice.argmax(dim=-1)  # [T]
+        rows = slice(None) if valid is None else valid.nonzero(as_tuple=True)[0]
         # Logits that are not numbers have no best assignment. As with any router they end in `Routing.check()`, and in
         # training with the step and the layer.
-        if self.training and bool(choice.isfinite().all()):
-            if valid is None:
-                expert = balanced_assignment(choice, self.tolerance)
-            else:
-                (rows,) = valid.nonzero(as_tuple=True)
-                expert = expert.index_copy(
-                    0, rows, balanced_assignment(choice[rows], self.tolerance)
-                )
+        if self.training and bool(choice[rows].isfinite().all()):
+            expert[rows] = balanced_assignment(choice[rows], self.tolerance)
         weight = logits.gather(-1, expert[:, None]).sigmoid()
         probs = logits.softmax(dim=-1)
         return token_choice(expert[:, None], weight, self.num_experts, logits=logits, probs=probs)

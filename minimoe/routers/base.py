@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,32 @@ class Router(nn.Module):
     is_causal_in_training: bool = True
     is_incremental: bool = True
     num_experts: int
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """What .to(), .half() and their kind call: casts weights, while floating buffers stay in float32 at least.
+
+        A shorter type would lose the steps of a selection bias, and edges of bins would merge.
+        """
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self._widen(before)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._widen(dict(self._buffers))  # assign=True takes the tensors as they are
+
+    def _widen(self, values: dict[str, Tensor | None]) -> None:
+        """Give floating buffers that are shorter than float32 these values, in float32 at least."""
+        for name, value in values.items():
+            now = self._buffers[name]
+            if (
+                value is not None
+                and now is not None
+                and now.is_floating_point()
+                and now.itemsize < 4
+            ):
+                self._buffers[name] = at_least_float32(value).to(now.device)
 
     def forward(
         self,
@@ -95,6 +123,15 @@ def scores(x: Tensor, weight: Tensor) -> Tensor:
         )
     x = at_least_float32(x)
     return F.linear(x, weight.to(x.dtype))
+
+
+def share(logits: Tensor) -> Tensor:
+    """Sigmoid scores over their sum, s / Σ s, of logits [..., E] -> [..., E].
+
+    Without a division, since scores may all underflow; an ε beside their sum would make every share small instead, and
+    a balancing loss with them.
+    """
+    return F.logsigmoid(logits).softmax(dim=-1)
 
 
 def token_choice(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.errors import ConfigError
-from minimoe.routers.base import Context, Router, check_choice, scores, token_choice
+from minimoe.routers.base import Context, Router, check_choice, scores, share, token_choice
 from minimoe.routing import Routing
 
 
@@ -83,7 +83,7 @@ class SigmoidRouter(Router):
         if self.norm_topk_prob:
             weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-20)
         weight = weight * self.routed_scaling_factor
-        probs = s / (s.sum(dim=-1, keepdim=True) + 1e-20)
+        probs = share(logits)
         return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
 
     def _allowed(self, selector: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
+from minimoe.model import zero_or_one
 from minimoe.study.sources import COMPILED, Recording, chosen_layers, is_compiled, pack
 
 FEW = 4
@@ -177,7 +178,7 @@ def _valid(ids: Tensor, mask: Any) -> Tensor | None:
             f"attention_mask is {given}, from which padding cannot be read; give the usual mask of shape "
             f"({ids.shape[0]}, {ids.shape[1]} or more with a cache)"
         )
-    return mask[:, mask.shape[1] - ids.shape[1] :] != 0
+    return zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu())
 
 
 def _is_matrix(value: Any, floating: bool) -> bool:

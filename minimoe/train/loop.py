@@ -169,7 +169,6 @@ class Run:
         except KeyboardInterrupt:
             # gradients of a step that was not finished must not reach the next one
             self.optimizer.zero_grad(set_to_none=True)
-            self.model.train()
             self.save()
             raise
         return losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from minimoe.balance import Load
-from minimoe.errors import ConfigError
-from minimoe.model import MixtralModel, next_token_loss
+from minimoe.errors import ConfigError, TrainingError
+from minimoe.model import MixtralModel, evaluating, next_token_loss
 from minimoe.train.environment import autocast
 from minimoe.train.tokens import TokenSplit
 
@@ -41,13 +42,12 @@ def evaluate(
 
     Raises:
         ConfigError: a domain has no held-out text.
+        TrainingError: a loss is not finite.
     """
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     losses: dict[str, DomainLoss] = {}
     counts: list[Tensor] = []
-    try:
+    with evaluating(model):
         for name in domains:
             stream = split.tokens[split.domain_slice(name)]
             require_heldout(name, len(stream))
@@ -70,9 +70,12 @@ def evaluate(
             total = [d for d in split.documents if d.domain == name]
             tokens_per_byte = sum(d.tokens for d in total) / max(1, sum(d.bytes for d in total))
             per_token = nats / tokens
+            if not math.isfinite(per_token):
+                raise TrainingError(
+                    f"the held-out loss of domain {name} is {per_token}: the model's weights are damaged, or "
+                    "its numbers too large for their type"
+                )
             losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
-    finally:
-        model.train(training)
     return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
 
 
@@ -99,7 +102,7 @@ def probe(
 ) -> dict[str, Tensor] | None:
     """The experts of the same few held-out tokens each time: repeated as a model trains, the routing's history.
 
-    Reads the first `windows` windows of each domain that has them, and leaves the model in training mode.
+    Reads the first `windows` windows of each domain that has them.
 
     Returns:
         `expert` [T, L, K] uint8 and `token` [rows, S] int32; None where no domain holds out a whole window, no layer is
@@ -117,10 +120,8 @@ def probe(
         return None
     ids = np.stack(rows)
     device = next(model.parameters()).device
-    model.eval()
-    with autocast(device):
+    with evaluating(model), autocast(device):
         out = model(torch.from_numpy(ids.astype(np.int64)).to(device))
-    model.train()
     if not out.routings or any(r.k is None or r.kept is not None for r in out.routings):
         return None
     chosen = [r.expert.view(r.num_tokens, -1) for r in out.routings]
