@@ -268,6 +268,27 @@ def test_a_window_as_wide_as_the_model_cuts_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_any_value_in_any_field_is_read_or_refused(kind: str) -> None:
+    """No other error than ours, whatever stands in the place of a number, a list or an object."""
+    names = {
+        *FAMILIES[kind].defaults,
+        "rope_parameters",
+        "rope_scaling",
+        "quantization_config",
+        "layer_types",
+    }
+    others: tuple[Any, ...] = (
+        "x", [1], {"a": []}, -1, 0, 2.5, True, 10**30, [[]], float("nan"), {"rope_type": ["x"]}, {"rope_theta": [1]},
+    )  # fmt: skip
+    for name in names | example(kind).keys():
+        for other in others:
+            try:
+                from_huggingface(example(kind) | {name: other})
+            except ConfigError as error:
+                assert len(str(error)) < 500, name
+
+
 def test_unknown_families_are_named() -> None:
     with pytest.raises(ConfigError, match="model_type is 'gpt2'; known are mixtral, olmoe"):
         from_huggingface({"model_type": "gpt2"})

@@ -210,9 +210,10 @@ def counted_config(values: Mapping[str, Any]) -> ModelConfig:
     """
     if "model_type" not in values:
         return ModelConfig.from_dict(values)
-    kind, part = values["model_type"], values.get("text_config")
+    part = values.get("text_config")
     if isinstance(part, dict):
-        return counted_config({"model_type": f"{kind}_text", **part})
+        values = {"model_type": f"{values['model_type']}_text", **part}
+    kind = values["model_type"]
     if kind in (*FAMILIES,):  # in a tuple, where a list may be looked for
         return from_huggingface({k: v for k, v in values.items() if k not in _NOT_COUNTED})
     if kind not in (*COUNTED,):
