@@ -15,7 +15,7 @@ import pytest
 
 from minimoe.errors import CorpusError
 from minimoe.train import corpus as corpus_module
-from minimoe.train import documents, domains, fetch, store
+from minimoe.train import documents, domains, fetch, sources, store
 from minimoe.train.corpus import (
     DOMAINS,
     Document,
@@ -616,6 +616,18 @@ def test_tier_0_needs_no_network(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert corpus.domains == TIER_0 and len(corpus.train) > 10_000
     assert not (own_cache / "packages").exists()
+
+
+def test_trap_harness_4063_a_changed_file_of_the_same_size_is_another_corpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "module.py"
+    monkeypatch.setattr(sources, "_stdlib_files", lambda: iter([("module.py", path)]))
+    found: set[str] = set()
+    for text in ("one = 1", "two = 2", "one = 1"):
+        path.write_text(text)
+        found.add(sources.fingerprint("code"))
+    assert len(found) == 2
 
 
 def test_the_default_mix() -> None:

@@ -253,12 +253,19 @@ def read_licences() -> list[Document]:
 
 
 def fingerprint(domain: str) -> str:
-    """A digest of what a domain of tier 0 would be read from: names and sizes of its files."""
+    """A digest of what a domain of tier 0 would be read from: names and contents of its files."""
     files = {
         "code": _stdlib_files,
         "math": _sympy_files,
         "help": lambda: iter([("topics.py", _topics_file())]),
         "licences": _licence_files,
     }[domain]()
-    listing = sorted((name, path.stat().st_size) for name, path in files if path.is_file())
+    listing = sorted((name, _sha256(path)) for name, path in files if path.is_file())
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # the readers leave it out too
