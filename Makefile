@@ -37,8 +37,9 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-saniti
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# book/lab holds JupyterLab's settings: the first notebook, no news, no buttons for teachers.
 lab: $(STAMP) text ## fetch the text and open lessons and exercises in JupyterLab
-	$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+	JUPYTER_CONFIG_PATH=$(CURDIR)/book/lab $(PY) -m jupyterlab --notebook-dir=. $(LAB_ARGS)
 
 test-browser: $(STAMP) text ## look at every page of the built book, and at lesson 03 in JupyterLab, in Chromium
 	@test -f _build/html/book/intro.html || { echo "make: there is no book yet; run 'make book' first" >&2; exit 1; }

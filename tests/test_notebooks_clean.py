@@ -143,6 +143,14 @@ def test_lesson_is_in_normal_form(path: Path) -> None:
     assert load("book/lessons.py").is_normal(path), "run `make notebooks`"
 
 
+def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
+    path = ROOT / "start_here.ipynb"
+    links = set(re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")))
+    pages = {f"{p.parent.name}/{p.name}" for p in [*LESSONS, *EXERCISES]}
+    assert links == pages | {"book/glossary.md"}
+    assert load("book/lessons.py").is_normal(path)
+
+
 def test_exercises_come_without_outputs() -> None:
     kept = [
         f"{path.name}: {cell['id']}"

@@ -17,14 +17,14 @@ from book.lessons import KERNELSPEC
 from minimoe.widgets import EXPLORABLES
 from tests.browser.conftest import ROOT, SCREENSHOTS
 
-pytestmark = [pytest.mark.browser, pytest.mark.corpus]
+pytestmark = pytest.mark.browser
 
 LESSON = "03_routing.ipynb"
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of notebooks in a JupyterLab of its own, on copies; root is let in, which only tests may do."""
+    """The address of a JupyterLab of its own, set up as by `make lab`, on copies; only tests may let root in."""
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / LESSON, tmp_path / "notebooks")
     cells = [f"from minimoe import widgets\nwidgets.{name}()" for name in EXPLORABLES]
@@ -39,9 +39,10 @@ def lab(tmp_path: Path) -> Iterator[str]:
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
         "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=", f"--notebook-dir={tmp_path}",
-        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
-    own = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
+    shutil.copy(ROOT / "start_here.ipynb", tmp_path)
+    own = {"JUPYTER_CONFIG_PATH": str(ROOT / "book/lab"),
+           "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
     server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
     address = None
@@ -53,7 +54,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         )
     try:
         assert address is not None, (tmp_path / "lab.log").read_text(encoding="utf-8")
-        yield f"{address[0]}lab/tree/notebooks"
+        yield address[0]
     finally:
         server.terminate()
         server.wait(20)
@@ -82,10 +83,30 @@ def run_all(page: Any, address: str) -> None:
     assert page.evaluate(f"() => {broken}.map(c => c.source.slice(0, 80))") == []
 
 
+def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str) -> None:
+    """No launcher, no question about news, none of the buttons that teachers need."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    run_all(page, lab)
+    page.wait_for_timeout(3000)  # news would come late
+    assert page.evaluate(f"{NOTEBOOK}.context.path") == "start_here.ipynb"
+    shown = "[...window.jupyterapp.shell.widgets('main')].map(w => w.title.label)"
+    assert page.evaluate(shown) == ["start_here.ipynb"]
+    assert page.locator(".jp-Launcher, .Toastify__toast").count() == 0
+    teachers = "window.jupyterapp.commands.listCommands().filter(c => c.startsWith('nbgrader'))"
+    assert page.evaluate(teachers) == []
+    assert page.locator("[class*=nbgrader], [data-command*=nbgrader]").count() == 0
+    assert "experts of each token" in page.inner_text(".jp-OutputArea-output")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-start.png"))
+    context.close()
+
+
+@pytest.mark.corpus
 def test_every_explorable_is_alive(browser: Any, lab: str) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    run_all(page, f"{lab}/explorables.ipynb")
+    run_all(page, f"{lab}lab/tree/notebooks/explorables.ipynb")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(EXPLORABLES):
         page.evaluate(
@@ -104,10 +125,11 @@ def test_every_explorable_is_alive(browser: Any, lab: str) -> None:
     context.close()
 
 
+@pytest.mark.corpus
 def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    run_all(page, f"{lab}/{LESSON}")
+    run_all(page, f"{lab}lab/tree/notebooks/{LESSON}")
     page.evaluate(
         """() => { const n = window.jupyterapp.shell.currentWidget.content;
              const i = n.widgets.findIndex(w => w.model.type === 'code' && /interact/.test(w.model.sharedModel.source));
