@@ -22,7 +22,7 @@ from minimoe.io import write_text  # noqa: E402
 from minimoe.study.recorder import record_split  # noqa: E402
 from minimoe.study.recordings import EQUAL_TOKENS, identity_of  # noqa: E402
 from minimoe.study.summary import rounded, surroundings, today  # noqa: E402
-from minimoe.train.corpus import end_of_text_id, load_corpus, load_tokenizer  # noqa: E402
+from minimoe.train.corpus import begin_of_text_id, load_corpus, load_tokenizer  # noqa: E402
 
 RESULT = ROOT / "book" / "results" / "live_router.json"
 
@@ -45,7 +45,7 @@ def measure(max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
         expert = {
             kind: record_split(
                 model, corpus.heldout, domains=[name], max_tokens=max_tokens,
-                end_of_text=end_of_text_id(tokenizer),
+                end_of_text=begin_of_text_id(tokenizer, own=True),
             ).expert
             for kind, model in models.items()
         }  # fmt: skip

@@ -206,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
         train.add_argument(f"--{name}", type=count(f"--{name}"))
     train.add_argument("--warmup", type=count("--warmup", 0))
     train.add_argument("--seed", type=count("--seed", 0, _SEEDS))
-    train.add_argument("--lr", type=number("--lr", float, 0, _LARGE, above=True))
+    train.add_argument("--lr", type=number("--lr", float, 0, 1000, above=True))
     train.add_argument("--balance-scope")
     train.add_argument(
         "--router", help="another router, balanced as its paper does: switch, sigmoid, relu, …"
@@ -424,18 +424,18 @@ def run_generate(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation."""
     import torch
 
-    from minimoe.checkpoint import pretrained_path
+    from minimoe.checkpoint import pretrained_path, read_family
     from minimoe.model import MixtralModel
-    from minimoe.train.corpus import end_of_text_id, load_tokenizer
+    from minimoe.train.tokens import begin_of_text_id, end_of_text_id, load_tokenizer, text_ids
 
     path = pretrained_path(args.checkpoint)
     model = MixtralModel.from_pretrained(path)
     tokenizer = load_tokenizer(path)
-    end = end_of_text_id(tokenizer)
-    ids = [end, *tokenizer.encode(args.prompt).ids]
+    begin = begin_of_text_id(tokenizer, own=read_family(path) is None)
+    ids = [*([] if begin is None else [begin]), *text_ids(tokenizer, [args.prompt])[0]]
     out = model.generate(
         torch.tensor([ids]), args.tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
-        eos_token_id=end,
+        eos_token_id=end_of_text_id(tokenizer),
     )  # fmt: skip
     print(tokenizer.decode(out[0].tolist()))
 

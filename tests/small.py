@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from minimoe.config import ModelConfig
@@ -101,6 +102,21 @@ def text_corpus(
     tokenizer = train_tokenizer((d.text for d in train), vocab_size)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
     return Corpus(domains, tokenizer, *splits, digest(*splits), {})
+
+
+def bytes_tokenizer(template: str | None = None) -> Tokenizer:
+    """One token a byte, after <unk>, <s> and </s>; `template` is what it puts around a text: '<s> $A'."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {name: i for i, name in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    if template is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    return tokenizer
 
 
 def tiny_run(

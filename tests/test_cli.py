@@ -17,6 +17,7 @@ from minimoe import __main__ as cli
 from minimoe.__main__ import main, split_names
 from minimoe.io import atomic_write
 from minimoe.train import loop
+from tests.small import bytes_tokenizer, tiny_model
 
 NANO = ["train", "--preset", "nano", "--domains", "help", "--threads", "1", "--device", "cpu", "--quiet"]  # fmt: skip
 
@@ -490,3 +491,43 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert capsys.readouterr().err == "minimoe: terminated\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- what a text begins with ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>"])
+@pytest.mark.parametrize("layout", ["huggingface", "minimoe"])
+def test_generate_and_both_studies_begin_with_the_same_one_token(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    template: str | None,
+    layout: str,
+) -> None:
+    """In a folder of transformers it is what transformers gives the model."""
+    model = tiny_model(vocab_size=300)
+    model.save_pretrained(tmp_path, layout=layout)
+    bytes_tokenizer(template).save(str(tmp_path / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    plain, seen = MixtralModel.generate, list[list[int]]()
+
+    def generate(self: MixtralModel, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        seen.append(ids[0].tolist())
+        return plain(self, ids, *args, **options)
+
+    monkeypatch.setattr(MixtralModel, "generate", generate)
+    assert main(["generate", "ab</s>", "--checkpoint", str(tmp_path), "--tokens", "1"]) == 0
+    tokenizer = bytes_tokenizer()
+    typed = [i for c in "ab</s>" for i in tokenizer.encode(c).ids]  # special tokens typed are text
+    transformers = pytest.importorskip("transformers")
+    begin = [2]
+    if layout == "huggingface":
+        ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
+        begin = ids[: ids.index(typed[0])]
+    assert seen == [[*begin, *typed]]
+    from minimoe.study.loading import find_model
+
+    found = find_model(tmp_path, device="cpu")
+    assert [found.begin] == (begin or [None])

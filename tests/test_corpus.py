@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from minimoe.errors import CorpusError
 from minimoe.train import corpus as corpus_module
@@ -19,6 +20,7 @@ from minimoe.train import documents, domains, fetch, sources, store
 from minimoe.train.corpus import (
     DOMAINS,
     Document,
+    begin_of_text_id,
     describe,
     encode,
     is_held_out,
@@ -26,8 +28,11 @@ from minimoe.train.corpus import (
     load_tokenizer,
     read_domain,
     table,
+    text_ids,
     train_tokenizer,
 )
+from minimoe.train.store import save_corpus
+from tests.small import bytes_tokenizer
 
 TIER_0 = ("code", "help", "licences")
 SYNTHETIC = ("law", "religion", "drama", "cooking", "wiki_en")
@@ -463,8 +468,6 @@ def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(CorpusError, match="at least 257"):
         train_tokenizer(["a"], 100)
-    from tokenizers import Tokenizer, models
-
     with pytest.raises(CorpusError, match="no end-of-text token"):
         encode(Tokenizer(models.BPE()), [])
 
@@ -668,3 +671,88 @@ def test_real_law_has_no_held_out_text_in_training() -> None:
         if is_held_out("law", d.work) and (s := shingles(d.text))
     ]
     assert float(np.median(shared)) < 0.10
+
+
+# --- one door for tokenizers ----------------------------------------------------------------------
+
+
+def spoilt(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, with truncation and padding switched on, as trainers leave it."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.enable_truncation(5)
+    copy.enable_padding(pad_id=0, length=12)
+    return copy
+
+
+LONG_AND_SHORT = [Document("help", "1", words("a", 60)), Document("help", "2", "Short.")]
+
+
+def test_a_tokenizer_that_cuts_and_pads_reads_texts_whole(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([d.text for d in LONG_AND_SHORT], 300)
+    right = encode(tokenizer, LONG_AND_SHORT)
+    bad = spoilt(tokenizer)
+    bad.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    for given in (loaded, bad):
+        split = encode(given, LONG_AND_SHORT)
+        assert split.tokens.tolist() == right.tokens.tolist()
+    assert bad.truncation  # what was given is as it was
+    assert text_ids(loaded, ["Short.", ""]) == [right.tokens[right.document == 1][:-1].tolist(), []]
+    assert loaded.to_str() == tokenizer.to_str()
+
+
+@pytest.mark.parametrize("kind", ["path", "object", "stored"])
+def test_a_corpus_is_the_same_whatever_the_tokenizer_cuts_and_pads(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    documents = [Document("help", str(i), words(str(i), 40)) for i in range(60)]
+    monkeypatch.setitem(
+        DOMAINS, "help", dataclasses.replace(DOMAINS["help"], read=lambda: documents)
+    )
+    tokenizer = train_tokenizer([d.text for d in documents], 300)
+    bad = spoilt(tokenizer)
+    bad.save(str(tmp_path / "tokenizer.json"))
+    right = load(domains="help", tokenizer=tokenizer)
+    if kind == "stored":  # as a version before stored it, tokenizer and all
+        (path,) = own_cache.glob("corpora/*.npz")
+        save_corpus(path, dataclasses.replace(right, tokenizer=bad), {})
+    given = {"path": tmp_path, "object": bad, "stored": tokenizer}[kind]
+    corpus = load(domains="help", tokenizer=given)
+    assert corpus.sha256 == right.sha256
+    assert corpus.tokenizer.truncation is None and corpus.tokenizer.padding is None
+
+
+def test_the_spelling_of_a_special_token_is_text(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["some text"], 300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (ids,) = text_ids(load_tokenizer(tmp_path), ["a<|eot|>b"])
+    assert 0 not in ids and len(ids) == len("a<|eot|>b")
+
+
+TEMPLATES = {None: None, "<s> $A": 1, "<s> $A </s>": 1, "$A </s>": None}
+
+
+@pytest.mark.parametrize(("template", "begin"), TEMPLATES.items())
+def test_what_a_text_begins_with_is_what_the_tokenizer_puts_there(
+    template: str | None, begin: int | None
+) -> None:
+    tokenizer = bytes_tokenizer(template)
+    assert begin_of_text_id(tokenizer, own=False) == begin
+    assert begin_of_text_id(spoilt(tokenizer), own=False) == begin
+    assert (
+        begin_of_text_id(tokenizer, own=True) == 2
+    )  # a model of ours read the end of the text before
+
+
+def test_a_tokenizer_without_a_token_for_a_text_says_so() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
+    with pytest.raises(CorpusError, match="cannot encode a text"):
+        text_ids(tokenizer, ["b"])
+
+
+@pytest.mark.parametrize("name", ["domain", "id", "text", "topic", "work", "description"])
+def test_half_a_character_is_no_text_of_a_document(name: str) -> None:
+    whole = {"domain": "law", "id": "1", "text": "a \U0001f600 b"}
+    Document(**whole)
+    with pytest.raises(CorpusError, match=rf"the {name} of document .* half of a character"):
+        Document(**(whole | {name: "half \ud83d of it"}))

@@ -220,16 +220,18 @@ def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offlin
     model = MixtralModel.from_pretrained(checkpoint)
     trace = studied.parent / "trace.npz"
     meta = RoutingTrace.load(trace).meta
-    same = recordings.recorded_heldout(model, report.load_corpus(), trace, 2000, dict(meta), stage)
+    same = recordings.recorded_heldout(
+        model, report.load_corpus(), trace, 2000, dict(meta), stage, begin=0
+    )
     assert recorded == [] and len(same) > 0
     copy = trace.with_name("copy.npz")
     copy.write_bytes(trace.read_bytes())
     recordings.recorded_heldout(
-        model, report.load_corpus(), copy, 2000, {**meta, "data_sha256": "1" * 64}, stage
+        model, report.load_corpus(), copy, 2000, {**meta, "data_sha256": "1" * 64}, stage, begin=0
     )
     assert recorded == ["law", "drama", "wiki_en", "questions"]
     copy.write_bytes(b"not a trace")
-    recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage)
+    recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage, begin=0)
     assert len(recorded) == 8
     copy.unlink()
 

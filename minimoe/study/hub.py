@@ -15,9 +15,10 @@ from torch import nn
 
 from minimoe.checkpoint import weights_fingerprint
 from minimoe.errors import CheckpointError, MinimoeError, TraceError
-from minimoe.study.loading import FoundModel, dtype_name, plain, sha256
+from minimoe.study.loading import FoundModel, dtype_name, sha256
 from minimoe.study.quiet import quiet_libraries
 from minimoe.study.transformers_models import TransformersSource
+from minimoe.train.tokens import begin_of_text_id, plain
 
 # What a configuration says of the machine that read it and not of the model.
 _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -64,7 +65,7 @@ def find_transformers_model(
     return FoundModel(
         name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
         tokenizer=plain(backend),
-        begin=_begin(tokenizer),
+        begin=begin_of_text_id(backend, own=False),
         layers=layers.layers,
         num_layers=layers.num_layers,
         num_experts=layers.num_experts,
@@ -171,9 +172,3 @@ def _commit(name: str, revision: str | None) -> str:
             f"the commit of {name} cannot be read off the hub's cache; download the model and give its folder"
         )
     return Path(path).parent.name
-
-
-def _begin(tokenizer: Any) -> int | None:
-    """The token that the tokenizer puts before every text by itself, if it does."""
-    ids: list[int] = tokenizer("a")["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None

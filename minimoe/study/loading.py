@@ -18,7 +18,7 @@ from minimoe.errors import CheckpointError, ConfigError
 from minimoe.io import read_object
 from minimoe.model import MixtralModel
 from minimoe.study.recorder import source_of
-from minimoe.train.corpus import end_of_text_id, load_tokenizer
+from minimoe.train.corpus import begin_of_text_id, load_tokenizer
 from minimoe.train.loop import resolve_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,8 +125,8 @@ def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> F
     source = source_of(model)
     return FoundModel(
         name=str(path_or_id) if str(path_or_id) in SHIPPED else path.resolve().name,
-        tokenizer=plain(tokenizer),
-        begin=end_of_text_id(tokenizer),
+        tokenizer=tokenizer,
+        begin=begin_of_text_id(tokenizer, own=True),
         layers=source.layers,
         num_layers=config.num_hidden_layers,
         num_experts=config.num_experts,
@@ -141,15 +141,6 @@ def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> F
         },
         load=lambda: model,
     )
-
-
-def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that neither pads nor cuts, and reads the spelling of a special token as the text that it is."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    copy.encode_special_tokens = True
-    return copy
 
 
 def sha256(text: str) -> str:

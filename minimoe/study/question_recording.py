@@ -22,7 +22,7 @@ from minimoe.study.stages import Stages
 from minimoe.study.stream import TraceWriter, record_stream
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.study.windows import Window
-from minimoe.train.corpus import Document
+from minimoe.train.corpus import Document, text_ids
 
 WINDOW = 4096
 """Longest stretch of a text that is read at once, in tokens; no question of MMLU is as long."""
@@ -77,9 +77,8 @@ def _ids(
 ) -> Iterator[tuple[Document, npt.NDArray[np.int32]]]:
     for start in range(0, len(questions), 256):
         part = questions[start : start + 256]
-        encodings = tokenizer.encode_batch_fast([q.text for q in part], add_special_tokens=False)
-        for question, encoding in zip(part, encodings, strict=True):
-            yield question, np.array(encoding.ids, dtype=np.int32)
+        for question, ids in zip(part, text_ids(tokenizer, [q.text for q in part]), strict=True):
+            yield question, np.array(ids, dtype=np.int32)
 
 
 def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> tuple[int, ...]:

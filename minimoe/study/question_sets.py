@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.errors import CorpusError
+from minimoe.io import parse_json
 from minimoe.study.quiet import quiet_libraries
 from minimoe.train.corpus import Document, is_held_out, mmlu_dev_questions, read_domain
 from minimoe.train.fetch import Log, fetch_packages, print_to_stderr
@@ -153,7 +154,7 @@ def _from_file(path: Path) -> list[Document]:
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
+            row: Any = parse_json(line)
         except ValueError:
             row = None
         good = isinstance(row, dict) and all(
@@ -165,7 +166,10 @@ def _from_file(path: Path) -> list[Document]:
                 f"got {line[:60]}"
             )
         name = str(row.get("id", number))
-        documents.append(Document("questions", name, row["text"], row["subject"]))
+        try:
+            documents.append(Document("questions", name, row["text"], row["subject"]))
+        except CorpusError as error:
+            raise CorpusError(f"{path}, line {number}: {error}") from error
     if not documents:
         raise CorpusError(f"{path} holds no question")
     twice = [name for name, count in Counter(d.id for d in documents).items() if count > 1]

@@ -217,7 +217,7 @@ def record_split(
     *,
     domains: Sequence[str] | None = None,
     max_tokens: int | None = None,
-    end_of_text: int = 0,
+    end_of_text: int | None = 0,
     meta: dict[str, str] | None = None,
     progress: Progress | None = None,
 ) -> RoutingTrace:

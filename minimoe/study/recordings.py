@@ -23,7 +23,7 @@ from minimoe.study.measurements import (
 )
 from minimoe.study.recorder import record_documents, record_split
 from minimoe.study.trace import RoutingTrace
-from minimoe.train.corpus import Corpus, encode, end_of_text_id, mmlu_dev_questions
+from minimoe.train.corpus import Corpus, encode, mmlu_dev_questions
 
 EQUAL_TOKENS = 40_000
 """Held-out tokens a domain, for what is said about all text together."""
@@ -58,6 +58,8 @@ def recorded_heldout(
     max_tokens: int | None,
     identity: dict[str, str],
     say: Progress,
+    *,
+    begin: int | None,
 ) -> RoutingTrace:
     """The trace of the held-out text: the one at `path` where it has this identity, else recorded and saved there.
 
@@ -65,6 +67,7 @@ def recorded_heldout(
         max_tokens: held-out tokens a domain; None, EQUAL_TOKENS and more of some.
         identity: from `identity_of`; the weights, text and options that a stored trace must be of.
         say: told what is done.
+        begin: what the model reads before a text (see `begin_of_text_id`).
 
     Raises:
         WriteError: `path` cannot be written.
@@ -79,10 +82,14 @@ def recorded_heldout(
             pass  # damaged or foreign: it is replaced below
     limits = _limits(corpus, max_tokens)
     say(f"recording held-out text of {len(limits)} domains")
-    end = end_of_text_id(corpus.tokenizer)
     parts = [
         record_split(
-            model, corpus.heldout, domains=[name], max_tokens=limit, end_of_text=end, meta=identity
+            model,
+            corpus.heldout,
+            domains=[name],
+            max_tokens=limit,
+            end_of_text=begin,
+            meta=identity,
         )
         for name, limit in limits.items()
         if corpus.heldout.domain_slice(name).stop > corpus.heldout.domain_slice(name).start
@@ -93,7 +100,7 @@ def recorded_heldout(
 
 
 def recorded_questions(
-    model: MixtralModel, tokenizer: Tokenizer
+    model: MixtralModel, tokenizer: Tokenizer, begin: int | None
 ) -> tuple[RoutingTrace | None, str]:
     """The real questions, or None and the reason."""
     try:
@@ -101,11 +108,11 @@ def recorded_questions(
     except CorpusError as error:
         return None, str(error)
     split = encode(tokenizer, documents)
-    return record_split(model, split, end_of_text=end_of_text_id(tokenizer)), ""
+    return record_split(model, split, end_of_text=begin), ""
 
 
 def control(
-    model: MixtralModel, corpus: Corpus, heldout: RoutingTrace, equal: int, seed: int
+    model: MixtralModel, heldout: RoutingTrace, equal: int, seed: int, begin: int | None
 ) -> tuple[Headline, Headline]:
     """The headline statistics of the model and of random weights of its configuration, on the same documents."""
     names = [d for d in heldout.domains if d != QUESTIONS]
@@ -120,9 +127,8 @@ def control(
         torch.manual_seed(seed)
         random = MixtralModel(model.config).eval()
     starts = np.searchsorted(same.document, np.arange(1, len(same.documents)))
-    end = end_of_text_id(corpus.tokenizer)
     untrained = record_documents(
-        random, same.documents, np.split(same.token, starts), end_of_text=end
+        random, same.documents, np.split(same.token, starts), end_of_text=begin
     )
     least = min(limits.values())
     return headline(same, equal_tokens=least, seed=seed), headline(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minimoe.checkpoint import pretrained_path
+from minimoe.checkpoint import pretrained_path, read_family
 from minimoe.errors import MinimoeError, TraceError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
@@ -34,7 +34,7 @@ from minimoe.study.summary import (
     rounded,
     trimmed,
 )
-from minimoe.train.corpus import DOMAINS, load_corpus, load_tokenizer
+from minimoe.train.corpus import DOMAINS, begin_of_text_id, load_corpus, load_tokenizer
 
 
 def run_study(
@@ -81,10 +81,13 @@ def run_study(
             f"the tokenizer beside {checkpoint} has {tokenizer.get_vocab_size()} tokens, the model "
             f"{model.config.vocab_size}; give a folder where they belong together"
         )
+    begin = begin_of_text_id(tokenizer, own=read_family(path) is None)
     identity = identity_of(path, corpus, max_tokens)
-    heldout = recorded_heldout(model, corpus, out / "trace.npz", max_tokens, identity, stage)
+    heldout = recorded_heldout(
+        model, corpus, out / "trace.npz", max_tokens, identity, stage, begin=begin
+    )
     stage("recording the real MMLU questions")
-    mmlu, why_not = recorded_questions(model, tokenizer)
+    mmlu, why_not = recorded_questions(model, tokenizer, begin)
     equal = EQUAL_TOKENS if max_tokens is None else max_tokens
     m = measure(
         heldout,
@@ -95,7 +98,7 @@ def run_study(
         say=lambda what: stage(f"measuring {what}"),
     )
     stage("control: the same with untrained weights")
-    trained, untrained = control(model, corpus, heldout, equal, seed)
+    trained, untrained = control(model, heldout, equal, seed, begin)
     titles = {name: DOMAINS[name].title for name in heldout.domains if name in DOMAINS}
     made = findings(m, titles)
 

@@ -47,10 +47,13 @@ from minimoe.train.table import DomainRow, describe, table
 from minimoe.train.tokens import (
     END_OF_TEXT,
     TokenSplit,
+    begin_of_text_id,
     digest,
     encode,
     end_of_text_id,
     load_tokenizer,
+    plain,
+    text_ids,
     train_tokenizer,
 )
 
@@ -67,6 +70,7 @@ __all__ = [
     "Package",
     "TokenSplit",
     "attributions",
+    "begin_of_text_id",
     "cache_dir",
     "describe",
     "encode",
@@ -77,8 +81,10 @@ __all__ = [
     "load_corpus",
     "load_tokenizer",
     "mmlu_dev_questions",
+    "plain",
     "read_domain",
     "table",
+    "text_ids",
     "train_tokenizer",
 ]
 
@@ -179,6 +185,8 @@ def load_corpus(
     wanted = resolve(domains, tier)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
+    elif tokenizer is not None:
+        tokenizer = plain(tokenizer)
     skipped = dict(fetch(wanted, log=log).skipped)
     names = [name for name in wanted if name not in skipped]
     fingerprints: dict[str, str] = {}

@@ -5,11 +5,14 @@ documents of one work are on the same side, so that no scene of a training play 
 """
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from minimoe.errors import CorpusError
 
 HELD_OUT_SHARE = 0.10
 # The first whole number with which every domain of few works (law, religion, drama, code, math) holds out
@@ -34,6 +37,9 @@ class Document:
     `id` is unique within the domain. `topic` is a finer label where the source has one. `work` is what the
     document belongs to for the split (a play, a book, a module) and is the id itself if not given.
     `description` is a short account of what the document is about, where the source has one.
+
+    Raises:
+        CorpusError: one of them holds a lone surrogate, which tokenizers and UTF-8 refuse.
     """
 
     domain: str
@@ -46,6 +52,12 @@ class Document:
     def __post_init__(self) -> None:
         if not self.work:
             object.__setattr__(self, "work", self.id)
+        for name in ("domain", "id", "text", "topic", "work", "description"):
+            if half := re.search("[\ud800-\udfff]", getattr(self, name) or ""):
+                raise CorpusError(
+                    f"the {name} of document {self.id!a} of {self.domain!a} holds {half[0]!a}, which is half of a "
+                    "character (a lone surrogate) and no text: remove it"
+                )
 
 
 @dataclass(frozen=True)

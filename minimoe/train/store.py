@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from minimoe.errors import CorpusError
 from minimoe.io import atomic_write
 from minimoe.train.documents import DocumentInfo
-from minimoe.train.tokens import TokenSplit, digest
+from minimoe.train.tokens import TokenSplit, digest, plain
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,5 @@ def _read(path: Path, skipped: dict[str, str]) -> Corpus:
     train, heldout = splits
     if digest(train, heldout) != side["sha256"]:
         raise CorpusError("its tokens do not match their sha256")
-    tokenizer = Tokenizer.from_str(side["tokenizer"])
+    tokenizer = plain(Tokenizer.from_str(side["tokenizer"]))
     return Corpus(tuple(side["domains"]), tokenizer, train, heldout, side["sha256"], skipped)

@@ -45,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer from a tokenizer.json or a folder that holds one.
+    """Read a tokenizer from a tokenizer.json or a folder that holds one, as `plain` leaves it.
 
     Raises:
         CorpusError: there is no such file, or it is not a tokenizer.
@@ -55,9 +55,44 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise CorpusError(f"no tokenizer at {file}")
     try:
-        return Tokenizer.from_file(str(file))
+        return plain(Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CorpusError(f"{file} is not a tokenizer.json: {error}") from error
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that does not cut and pad, as trainers leave it, and reads the spelling of a special token as text."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, nothing before it and nothing after it; `tokenizer` as `plain` returns it.
+
+    Raises:
+        CorpusError: the tokenizer has no token for a part of a text.
+    """
+    try:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except Exception as error:  # the library raises a bare Exception
+        raise CorpusError(f"the tokenizer cannot encode a text: {error}") from error
+    return [encoding.ids for encoding in encodings]
+
+
+def begin_of_text_id(tokenizer: Tokenizer, *, own: bool) -> int | None:
+    """The id that a model reads before a text; None: none.
+
+    A model that minimoe trained (`own`) has read the end of another text there. To any other the tokenizer says it: it
+    is the special token that it puts before a text by itself, as transformers has it.
+    """
+    if own:
+        return end_of_text_id(tokenizer)
+    encoding = plain(tokenizer).encode("a")
+    special = encoding.special_tokens_mask
+    return encoding.ids[0] if special and special[0] and not all(special) else None
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
@@ -113,33 +148,26 @@ class TokenSplit:
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> TokenSplit:
     """Encode documents in order. Text that spells a special token is encoded as the text it is."""
     end = end_of_text_id(tokenizer)
+    tokenizer = plain(tokenizer)
     small = tokenizer.get_vocab_size() <= 65_535
     dtype: type[np.uint16 | np.uint32] = np.uint16 if small else np.uint32
     chunks: list[Tokens] = []
     infos: list[DocumentInfo] = []
-    as_text = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        for start in range(0, len(documents), _BATCH):
-            batch = documents[start : start + _BATCH]
-            encodings = tokenizer.encode_batch_fast(
-                [d.text for d in batch], add_special_tokens=False
-            )
-            for document, encoding in zip(batch, encodings, strict=True):
-                ids = np.array([*encoding.ids, end], dtype)
-                chunks.append(ids)
-                infos.append(
-                    DocumentInfo(
-                        domain=document.domain,
-                        id=document.id,
-                        topic=document.topic,
-                        bytes=len(document.text.encode()),
-                        tokens=len(ids),
-                        work=document.work,
-                    )
+    for start in range(0, len(documents), _BATCH):
+        batch = documents[start : start + _BATCH]
+        for document, text in zip(batch, text_ids(tokenizer, [d.text for d in batch]), strict=True):
+            ids = np.array([*text, end], dtype)
+            chunks.append(ids)
+            infos.append(
+                DocumentInfo(
+                    domain=document.domain,
+                    id=document.id,
+                    topic=document.topic,
+                    bytes=len(document.text.encode()),
+                    tokens=len(ids),
+                    work=document.work,
                 )
-    finally:
-        tokenizer.encode_special_tokens = as_text
+            )
     tokens = np.concatenate(chunks) if chunks else np.zeros(0, dtype)
     lengths = np.array([len(chunk) for chunk in chunks], np.int64)
     document = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)

@@ -20,7 +20,7 @@ from minimoe.errors import MinimoeError
 from minimoe.experts_int8 import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.train.domains import DOMAINS
-from minimoe.train.tokens import end_of_text_id, load_tokenizer
+from minimoe.train.tokens import begin_of_text_id, load_tokenizer
 from minimoe.widgets.explorable import Explorable
 from minimoe.widgets.live_router.examples import EXAMPLES
 from minimoe.widgets.live_router.export import FILE, export
@@ -88,7 +88,7 @@ def first_experts(model: MixtralModel, text: str) -> tuple[list[str], dict[int, 
     """The tokens of `text`, written out, and by layer (from 1) the first expert of each (from 1), in int8."""
     tokenizer = load_tokenizer(pretrained_path("mini"))
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    ids = torch.tensor([[end_of_text_id(tokenizer), *tokens.ids]])
+    ids = torch.tensor([[begin_of_text_id(tokenizer, own=True), *tokens.ids]])
     routings = quantize_experts(model)(ids, logits_to_keep=1).routings
     words = [text[start:end].strip() or "␣" for start, end in tokens.offsets]
     k = model.config.num_experts_per_tok

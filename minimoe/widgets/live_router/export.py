@@ -17,7 +17,7 @@ from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
 from minimoe.experts_int8 import quantize_experts
 from minimoe.model import MixtralModel
-from minimoe.train.tokens import end_of_text_id, load_tokenizer
+from minimoe.train.tokens import begin_of_text_id, load_tokenizer
 
 FILE = "router.safetensors"
 # What the pre-tokenizer tells apart; in Unicode's current version or an older one, as the tokenizer's library has it.
@@ -50,7 +50,7 @@ def export(checkpoint: str = "mini") -> bytes:
     tokenizer = load_tokenizer(path)
     tensors = weights(model) | vocabulary(tokenizer)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    config["end_of_text"] = end_of_text_id(tokenizer)
+    config["end_of_text"] = begin_of_text_id(tokenizer, own=True)
     return save(tensors, {"config": json.dumps(config, sort_keys=True)})
 
 
