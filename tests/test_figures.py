@@ -1,5 +1,6 @@
 """Figures: each draws from results of a small trace, and its words hold the numbers that it shows."""
 
+import dataclasses
 import html
 import re
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
+from matplotlib.text import Text
 
+from minimoe.errors import MinimoeError
 from minimoe.study import figures
 from minimoe.study import statistics as st
 from minimoe.study.figures.loads import equal_band
@@ -21,6 +25,7 @@ from minimoe.study.figures.style import (
     times,
 )
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from tests.small import small_disk
 
 EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
 
@@ -273,3 +278,54 @@ def test_many_experts_are_numbered_by_about_five_round_numbers() -> None:
         assert ticks[0] == 1 and ticks[-1] <= count
         assert ticks == list(range(1, count + 1)) if count <= 10 else 2 <= len(ticks) <= 5
     assert expert_ticks(64) == [1, 16, 32, 48, 64]
+
+
+MARKUP = ("cost $$", "pay $x_$ more", r"\$ a \frac{ $", "<b>&amp;</b>", "a_b^c {d} %s", "$")
+
+
+def renamed(trace: RoutingTrace) -> RoutingTrace:
+    """The same trace; its topics and domains are called what matplotlib and HTML read as markup."""
+    documents = tuple(
+        TraceDocument(MARKUP[3 + i % 3], str(i), MARKUP[i % 6]) for i in range(len(trace.documents))
+    )
+    return dataclasses.replace(trace, documents=documents)
+
+
+def test_names_are_drawn_as_they_are_and_not_read_as_mathematics():
+    trace = renamed(TRACE)
+    topics = [st.domain_load(trace, x, by="topic", **FEW) for x in LAYERS]
+    made = [
+        figures.load(loads(trace), num_layers=3, text=MARKUP[1]),
+        figures.load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
+        figures.label_load(topics, MARKUP[:4], num_layers=3),
+        figures.labels_at(topics[-1], num_layers=3),
+        figures.skew(topics, titles={name: f"${name}" for name in MARKUP}, num_layers=3),
+        figures.ranked_tokens(
+            st.frequent_tokens(trace, 3, top=5, **FEW),
+            st.characteristic_tokens(trace, 3, top=5, groups=6),
+            lambda token: MARKUP[token % 6],
+        ),
+    ]
+    drawn = ""
+    for figure in made:
+        assert figure.png(dpi=40).startswith(b"\x89PNG")
+        for text in figure.figure.findobj(Text):
+            written = text.get_text()
+            # the powers of ten at a logarithmic axis are mathematics, and nothing else is
+            assert "mathdefault" in written or not is_math_text(written), written
+            drawn += written.replace(r"\$", "$") + "\n"
+        assert "<b>" not in figure.to_html(dpi=40).partition("<figcaption>")[2]
+    assert all(name in drawn for name in MARKUP[:4])
+    assert "pay $x_$…" in drawn and all(f"${name}" in drawn for name in MARKUP)
+
+
+def test_a_full_disk_while_a_figure_is_saved_is_an_error_of_minimoe(drawn, tmp_path):
+    drawn["load"].save(tmp_path / "load.png", dpi=40)
+    before = (tmp_path / "load.png").read_bytes()
+    with (
+        small_disk(1000),
+        pytest.raises(MinimoeError, match=r"load\.png could not be written"),
+    ):
+        drawn["load"].save(tmp_path / "load.png", dpi=40)
+    assert (tmp_path / "load.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["load.png"]

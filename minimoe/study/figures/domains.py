@@ -15,6 +15,7 @@ from minimoe.study.figures.style import (
     bracket,
     expert_panel,
     listed,
+    literal,
     name_axes,
     of_layers,
     panels,
@@ -153,7 +154,7 @@ def skew(
         top.set_xlabel("moved assignments, %")
         bottom.set_xlabel("busiest / least busy")
     for row in axes:
-        row[0].set_yticks(y, [str((titles or {}).get(label, label)) for label in names])
+        row[0].set_yticks(y, [literal(str((titles or {}).get(label, label))) for label in names])
         row[0].set_ylim(-0.6, len(names) - 0.1)
     last = loads[-1]
     outside = [label for label, p in zip(last.names, last.tv_p_holm, strict=True) if p < 0.05]

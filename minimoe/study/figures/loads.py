@@ -12,6 +12,7 @@ from minimoe.study.figures.style import (
     bracket,
     expert_panel,
     label_ends,
+    literal,
     name_axes,
     of_layers,
     panels,
@@ -118,7 +119,7 @@ def load_by_depth(
                 ends_of_bars = np.clip([value - low, high - value], 0, None)
             ax.errorbar(
                 at, value, ends_of_bars, color=colour, marker=marks[i % 6], ms=4,
-                linewidth=1.5, elinewidth=1, capsize=2, label=text, zorder=3,
+                linewidth=1.5, elinewidth=1, capsize=2, label=literal(text), zorder=3,
             )  # fmt: skip
         ends.append((100 * loads[-1].max_violation.value, text.replace(" ", "\n", 1), colour))
         said.append(

@@ -188,9 +188,14 @@ def whiskers(ax: Axes, x: Any, y: Floats, ends: Floats) -> None:
     )
 
 
+def literal(text: str) -> str:
+    """Names and tokens as matplotlib draws them as they are: between two dollar signs it would read mathematics."""
+    return text.replace("$", r"\$")
+
+
 def put_title(ax: Axes, text: str) -> None:
     """A small title at the left."""
-    ax.set_title(text, fontsize=SMALL, loc="left")
+    ax.set_title(literal(text), fontsize=SMALL, loc="left")
 
 
 def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -211,8 +216,8 @@ def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> No
         placed.append((at, y, text, colour))
     for at, _, text, colour in placed:
         ax.annotate(
-            text, (1.02, at), xycoords="axes fraction", color=colour, va="center", fontsize=SMALL, linespacing=0.95,
-            annotation_clip=False,
+            literal(text), (1.02, at), xycoords="axes fraction", color=colour, va="center", fontsize=SMALL,
+            linespacing=0.95, annotation_clip=False,
         )  # fmt: skip
 
 

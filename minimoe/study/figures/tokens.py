@@ -11,6 +11,7 @@ from minimoe.study.figures.style import (
     bracket,
     expert_ticks,
     listed,
+    literal,
     name_axes,
     of_layers,
     panels,
@@ -26,9 +27,9 @@ Decode = Callable[[int], str]
 
 def shown(text: str, longest: int = 9) -> str:
     """A token as it is printed: '␣' for a space and '↵' for a new line, so that ' the' and 'the' differ."""
-    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "→").replace("$", r"\$")
+    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
     text = "".join(c if c.isprintable() else "·" for c in text)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return literal(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def ranked_tokens(
