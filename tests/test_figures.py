@@ -316,7 +316,7 @@ def test_names_are_drawn_as_they_are_and_not_read_as_mathematics():
             drawn += written.replace(r"\$", "$") + "\n"
         assert "<b>" not in figure.to_html(dpi=40).partition("<figcaption>")[2]
     assert all(name in drawn for name in MARKUP[:4])
-    assert "pay $x_$…" in drawn and all(f"${name}" in drawn for name in MARKUP)
+    assert "pay␣$x_$…" in drawn and all(f"${name}" in drawn for name in MARKUP)
 
 
 def test_a_full_disk_while_a_figure_is_saved_is_an_error_of_minimoe(drawn, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minimoe import MixtralModel
+from minimoe.__main__ import Terminated, terminable
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.train.card import write_card
 from minimoe.train.corpus import Corpus
 from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
@@ -332,6 +335,104 @@ def test_a_state_that_lacks_a_part_or_is_something_else_is_refused(
     # and the whole one still resumes
     save_file(tensors, state, metadata)
     assert tiny_run(tmp_path, corpus, resume=True).step == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "about"),
+    [
+        ({"optimizer.0.exp_avg": lambda t: t.double()}, {}),
+        ({"optimizer.1.exp_avg_sq": lambda t: t.bfloat16()}, {}),
+        ({"optimizer.1.exp_avg_sq": lambda t: -t - 1}, {}),
+        ({"optimizer.2.exp_avg": lambda t: t * float("nan")}, {}),
+        ({"optimizer.0.step": lambda t: t - 8}, {}),
+        ({"optimizer.0.step": lambda t: t + 1}, {}),
+        ({"optimizer.0.step": lambda t: t.int()}, {}),
+        ({"model.norm.weight": lambda t: t.half()}, {}),
+        ({"model.norm.weight": lambda t: t / 0}, {}),
+        ({}, {"step": "-5"}),
+        ({}, {"step": "11"}),
+        ({}, {"step": "three"}),
+        ({}, {"seconds": "nan"}),
+        ({}, {"seconds": "-1"}),
+        ({}, {"aux_loss_coef": "inf"}),
+    ],
+)
+def test_a_state_of_other_types_and_impossible_numbers_is_refused(
+    corpus: Corpus, tmp_path: Path, change: dict[str, Any], about: dict[str, str]
+) -> None:
+    state = stopped(corpus, tmp_path)
+    tensors = load_file(state)
+    with safe_open(state, "pt") as file:
+        metadata = file.metadata()
+    changed = {name: function(tensors[name]) for name, function in change.items()}
+    save_file(tensors | changed, state, metadata | about)
+    with pytest.raises(CheckpointError, match="is not a whole state of this run") as caught:
+        tiny_run(tmp_path, corpus, resume=True)
+    named = [*change, *about, *about.values()]
+    assert any(name.rpartition(".")[2] in str(caught.value) for name in named)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[1, 2]", b"7", b"null", b'"step"', b'{"loss": 1}', b'{"step": "3"}', b'{"step": null}', b'{"step": 1.5}',
+     b'{"step": NaN}', b"\xff\xfe\x00", b"not JSON", b"[" * 100_000, b'{"step": 1, "heldout": [3]}', b"",
+     b'{"step": true}'],
+    ids=lambda line: repr(line[:20]),
+)  # fmt: skip
+def test_a_damaged_log_is_refused_by_its_line_and_left_as_it_is(
+    corpus: Corpus, tmp_path: Path, line: bytes
+) -> None:
+    stopped(corpus, tmp_path)
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
+    before = log.read_bytes()
+    for read in (lambda: tiny_run(tmp_path, corpus, resume=True), lambda: write_card(tmp_path)):
+        with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged: line 2 is no record"):
+            read()
+    assert log.read_bytes() == before
+
+
+def test_a_log_whose_last_validation_is_not_whole_is_refused(
+    corpus: Corpus, whole: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.out, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    last = json.loads(log.read_bytes().splitlines()[-1])
+    last["heldout"] = {"rain": {"nats": 1}}
+    log.write_text(json.dumps(last) + "\n")
+    with pytest.raises(CheckpointError, match="the validation of step 10 is not whole"):
+        tiny_run(tmp_path / "run", corpus, resume=True).train(progress=False)
+
+
+def test_a_run_that_was_stopped_between_its_last_state_and_its_model_writes_the_model(
+    corpus: Corpus, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path, corpus)
+    run.train(progress=False, stop_after=9)
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MixtralModel, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(progress=False)
+    monkeypatch.undo()
+    assert (tmp_path / "model.safetensors").read_bytes() != (
+        whole.out / "model.safetensors"
+    ).read_bytes()
+    again = tiny_run(tmp_path, corpus, resume=True)
+    again.train(progress=False)
+    assert_same(again, whole)
+
+
+def test_sigterm_is_held_back_as_ctrl_c_is() -> None:
+    done: list[str] = []
+    with pytest.raises(Terminated), terminable(), unbroken():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        done.append("the rest of the block")
+    assert done
 
 
 # Through the command line, in processes of their own.

@@ -12,6 +12,7 @@ from minimoe.errors import CheckpointError
 from minimoe.io import write_text
 from minimoe.train.corpus import attributions
 from minimoe.train.documents import MAX_HELDOUT_CHARACTERS
+from minimoe.train.log import LOG, read_log
 
 
 def write_card(folder: str | Path) -> str:
@@ -23,16 +24,12 @@ def write_card(folder: str | Path) -> str:
     folder = Path(folder)
     try:
         recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        log: list[dict[str, Any]] = [
-            json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()
-        ]
+        log = read_log(folder / LOG)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no complete training run: {error}") from error
     final = [r for r in log if "heldout" in r]
     if not final:
-        raise CheckpointError(
-            f"{folder / 'log.jsonl'} holds no validation; let the run reach one first"
-        )
+        raise CheckpointError(f"{folder / LOG} holds no validation; let the run reach one first")
     last = final[-1]
     config = ModelConfig.from_dict(recipe["model"])
     training, environment, data = recipe["training"], recipe["environment"], recipe["data"]

@@ -277,3 +277,7 @@ class Run:
             if not path.stem.isdigit() or int(path.stem) > self.step:
                 path.unlink()
         trim_log(self.out / LOG, self.step)
+        if (
+            self.step
+        ):  # a run that was stopped between its state and its model, perhaps the last ones
+            self.model.save_pretrained(self.out, dtype=torch.bfloat16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,23 +83,54 @@ def restore_state(
         model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, str(path)
     )
     try:
-        stored = metadata.get("aux_loss_coef")
-        progress = Progress(
-            int(metadata["step"]),
-            float(metadata["seconds"]),
-            None if stored is None else float(stored),
-        )
+        progress = _progress(metadata, recipe["training"]["steps"])
+        for name, target in model_tensors(model).items():
+            _require(f"model.{name}", tensors, target)
         if progress.step > 0:  # before the first step there are no moments
             for i, p in enumerate(model.parameters()):
-                for key, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)):
-                    # fused AdamW keeps its step counts beside the parameters
-                    value = tensors[f"optimizer.{i}.{key}"].reshape(shape)
+                at = f"optimizer.{i}."
+                count = _require(f"{at}step", tensors, torch.zeros(()))
+                if not 1 <= count <= progress.step:
+                    raise ValueError(f"{at}step is {count.item()}, expected 1 to {progress.step}")
+                moments = {key: _require(at + key, tensors, p) for key in ("exp_avg", "exp_avg_sq")}
+                if bool((moments["exp_avg_sq"] < 0).any()):
+                    raise ValueError(f"{at}exp_avg_sq holds a negative number")
+                # fused AdamW keeps its step counts beside the parameters
+                for key, value in {"step": count, **moments}.items():
                     optimizer.state[p][key] = value.to(p.device)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole state of this run ({error}); start anew in another folder"
         ) from error
     return progress
+
+
+def _progress(metadata: dict[str, str], steps: int) -> Progress:
+    """What the file says of where the run stood; a ValueError names what cannot be."""
+    stored = metadata.get("aux_loss_coef")
+    progress = Progress(
+        int(metadata["step"]),
+        float(metadata["seconds"]),
+        None if stored is None else float(stored),
+    )
+    if not 0 <= progress.step <= steps:
+        raise ValueError(f"step is {progress.step}, expected 0 to {steps}")
+    for name, value in (("seconds", progress.seconds), ("aux_loss_coef", progress.aux_loss_coef)):
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}, expected a finite number from 0 on")
+    return progress
+
+
+def _require(name: str, tensors: dict[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """The tensor of this name, of one element or of the shape of `like`, which must be of its type and finite."""
+    value = tensors[name]
+    if value.dtype != like.dtype:
+        raise ValueError(f"{name} is {value.dtype}, expected {like.dtype}")
+    if value.numel() != like.numel():
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return value.reshape(like.shape)
 
 
 def stored_step(path: Path) -> int | None:
