@@ -286,6 +286,31 @@ def test_calls_of_another_form_are_refused() -> None:
 
 
 @torch.no_grad()
+def test_models_of_another_shape_are_refused() -> None:
+    model, other = build("mixtral"), build("olmoe")
+    model.other = other.model
+    with pytest.raises(
+        TraceError, match=r"several stacks of layers \(model\.layers, other\.layers\)"
+    ):
+        RoutingRecorder(model)
+    del model.other
+    experts = other.model.layers[1].mlp.experts
+    for name in ("gate_up_proj", "down_proj"):
+        setattr(experts, name, nn.Parameter(getattr(experts, name)[:4].clone()))
+    model.model.layers[1].mlp.experts = experts
+    with pytest.raises(
+        TraceError, match=r"differ in their number of experts \(\{1: 6, 2: 4, 3: 6\}"
+    ):
+        RoutingRecorder(model)
+    assert RoutingRecorder(model, layers=[1, 3]).source.num_experts == E
+    model.model.layers[0].extra = nn.Module()
+    model.model.layers[0].extra.experts = model.model.layers[2].mlp.experts
+    model.model.layers[2].mlp = nn.Identity()
+    with pytest.raises(TraceError, match="layer 1 of MixtralForCausalLM has experts twice"):
+        RoutingRecorder(model)
+
+
+@torch.no_grad()
 def test_weights_before_the_ids_and_in_half_precision() -> None:
     model = build("mixtral").bfloat16()
     ids = torch.randint(3, V, (2, 9))
