@@ -15,6 +15,8 @@ from book.marks import Mark, Mistake, TaskMark
 from minimoe import check
 from minimoe.check import CheckFailed
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def cell(task: str, kind: str, source: str = "", error: Exception | None = None) -> Any:
     """A cell of a marked notebook, as nbgrader leaves it."""
@@ -77,6 +79,17 @@ def test_reasons_come_from_failed_checks_and_what_the_check_says(tmp_path: Path)
     assert told["reread"] == "lesson 03, section 2"
     assert found["03.4"].text == "invalid syntax"
     assert answers["03.4"] == "half\nother half\n"
+
+
+def test_the_commands_on_the_teaching_page_exist() -> None:
+    from nbgrader.apps.nbgraderapp import NbGraderApp
+
+    page = (ROOT / "book/teaching.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    made = set(re.findall(r"\bmake ([a-z-]+)", re.sub(r"make good|make env text", "", page)))
+    assert {"release", "autograde", "grades", "feedback"} <= made <= set(targets)
+    run = set(re.findall(r"`nbgrader ([a-z_]+)", page))
+    assert run <= set(NbGraderApp.subcommands) - {"formgrade"}  # which only says that it is gone
 
 
 WRONG = Mistake("wrong", {"cause": "<b>You</b> renormalise always.", "reread": "lesson 03, §2"})
