@@ -127,8 +127,11 @@ def marked(path: Path) -> tuple[dict[str, Mistake], dict[str, str]]:
             failed.add(task)
         if not mine.get("locked"):
             answers[task] = answers.get(task, "") + "".join(cell["source"]) + "\n"
-    missing = Mistake("no answer")
-    return {t: mistake(errors[t][0]) if t in answers else missing for t in failed}, answers
+    why = {task: mistake(errors[task][0]) for task in failed}
+    for task in failed - set(answers):
+        if why[task].said == "NameError":
+            why[task] = Mistake("no answer")
+    return why, answers
 
 
 def marks(course: Path) -> list[Mark]:

@@ -124,8 +124,8 @@ def mend(submitted: Iterable[Cell], exercise: Exercise) -> Mended:
     return Mended(
         notebook_of(cells, exercise),
         [f"{what}: {named(names)}" for what, names in notes.items() if names],
-        there & set(exercise.answers),
-        {c.part for c in cells if c.part in exercise.answers and not exercise.untouched(c)},
+        {a for a in exercise.answers if a in there or defining(cells, a, exercise)},
+        {a for a in exercise.answers if defining(cells, a, exercise)},
     )
 
 
@@ -142,29 +142,36 @@ def recognise(cells: list[Cell], exercise: Exercise) -> list[str]:
             cell.part = exercise.texts[bare(cell.source)]
         elif cell.grade_id in exercise.answers:
             cell.part = cell.grade_id if cell.grade_id in mine or not mine else mine[0]
-    for name, names in exercise.answers.items():
-        written = [c for c in cells if c.part == name and not exercise.untouched(c)]
-        if not any(names & defined(c.source) for c in written):
-            for cell in cells:
-                if not cell.part and cell.kind == "code" and names & defined(cell.source):
-                    cell.part = name
+    for name in exercise.answers:
+        for cell in defining(cells, name, exercise):
+            cell.part = cell.part or name
     return list(dict.fromkeys(c.part for c in cells if c.part and c.part != c.grade_id))
+
+
+def defining(cells: list[Cell], answer: str, exercise: Exercise) -> list[Cell]:
+    """The cells that define what an answer has to: its own, else any other, such as one that holds several answers."""
+    names = exercise.answers[answer]
+    found = [
+        c
+        for c in cells
+        if (c.kind == "code" or c.part) and not exercise.untouched(c) and names & defined(c.source)
+    ]
+    return [c for c in found if c.part == answer] or found
 
 
 def join(cells: list[Cell], exercise: Exercise) -> list[str]:
     """Drop stubs beside a written answer, and join the parts of one that was cut in the middle; returns the joined."""
     joined: list[str] = []
     for name in exercise.answers:
+        stubs = [c for c in cells if c.part == name and exercise.untouched(c)]
+        for extra in stubs if defining(cells, name, exercise) else stubs[1:]:
+            cells.remove(extra)
         mine = [c for c in cells if c.part == name]
-        written = [c for c in mine if not exercise.untouched(c)]
-        for extra in mine if written else mine[1:]:
-            if exercise.untouched(extra):
+        whole = "\n".join(c.source for c in mine)
+        if len(mine) > 1 and not all(compiles(c.source) for c in mine) and compiles(whole):
+            for extra in mine[:-1]:
                 cells.remove(extra)
-        whole = "\n".join(c.source for c in written)
-        if len(written) > 1 and not all(compiles(c.source) for c in written) and compiles(whole):
-            for extra in written[:-1]:
-                cells.remove(extra)
-            written[-1].source = whole
+            mine[-1].source = whole
             joined.append(name)
     return joined
 
@@ -201,7 +208,8 @@ def move_checks(cells: list[Cell], exercise: Exercise) -> list[str]:
     moved: list[str] = []
     for name, needed in exercise.checks.items():
         cell = next(c for c in cells if c.part == name)
-        answers = [i for i, c in enumerate(cells) if c.part in needed]
+        mine = [c for a in needed for c in defining(cells, a, exercise)]
+        answers = [i for i, c in enumerate(cells) if c.part in needed or c in mine]
         if answers and min(answers) > cells.index(cell):
             cells.insert(answers[-1] + 1, cell)
             cells.remove(cell)  # the first of the two: it stood before

@@ -263,6 +263,14 @@ def test_a_changed_check_stays_as_a_cell_of_ones_own(right: Any) -> None:
     assert "nbgrader" not in found.notebook.cells[at].metadata
 
 
+def test_answers_in_one_cell_are_not_undone_by_stubs_below(right: Any, tmp_path: Path) -> None:
+    KINDS["yola_one_cell"](tmp_path, right)
+    found = handed_in(tmp_path)
+    assert not any("NotImplementedError" in c.source for c in found.notebook.cells)
+    assert [n for n in names(found.notebook) if "answer" in n] == ["answer-03-1"]
+    assert found.notes == []
+
+
 def test_a_copy_after_the_check_stays_after_it(right: Any) -> None:
     again = copy.deepcopy(find(right, "answer-03-1"))
     again["source"] = "def top_k_router(x, weight, k):\n    return None"

@@ -236,6 +236,17 @@ def xena_writes_below(folder: Path, notebook: Any) -> None:
 
 
 @kind
+def yola_one_cell(folder: Path, notebook: Any) -> None:
+    """All answers in the cell of the first, the stubs of the others left below."""
+    answers = [find(notebook, f"answer-03-{i}") for i in "12345"]
+    answers[0]["source"] = "\n\n\n".join(text(a) for a in answers)
+    answers[1]["source"] = STUB_2
+    for answer in answers[2:]:
+        notebook["cells"].remove(answer)
+    write(folder, notebook)
+
+
+@kind
 def yara_two_files(folder: Path, notebook: Any) -> None:
     """The exercise as it was handed out, and the worked one as a browser named it."""
     worked = copy.deepcopy(notebook)
