@@ -22,16 +22,10 @@ from typing import Any
 
 import nbformat
 from nbgrader.api import Gradebook
-from nbgrader.converters import Autograde, GenerateAssignment
+from nbgrader.converters import GenerateAssignment
 from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
-from nbgrader.preprocessors import (
-    CheckCellMetadata,
-    IncludeHeaderFooter,
-    NbGraderPreprocessor,
-    SaveAutoGrades,
-    SaveCells,
-)
+from nbgrader.preprocessors import IncludeHeaderFooter, SaveCells
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
@@ -52,6 +46,7 @@ from book.submissions import HandedIn, handed_in, hidden  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 
 LIMIT = 60.0  # seconds for a cell
+ALONE = {".ipynb", ".py", ".zip"}  # files that may lie in the place of a student's folder
 SANDBOX = {"auto": None, "on": True, "off": False}
 
 HEADER = """\
@@ -138,78 +133,65 @@ def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> li
 
 
 def mark_one(
-    course: Path, assignment: str, student: str, handed: HandedIn, limit: float, rooms: Sandboxes
+    course: Path,
+    assignment: str,
+    student: str,
+    handed: HandedIn,
+    exam: judge.Exam,
+    limit: float,
+    rooms: Sandboxes,
 ) -> str:
-    """Mark one submission; returns a remark, '' if there is nothing to say. Nothing that is in it stops the others."""
-    notes = list(handed.notes)
-    for step in ("submitted", "autograded"):
-        shutil.rmtree(course / step / student / assignment, ignore_errors=True)
-    try:
-        if handed.notebook is None:
-            zero(course, assignment, student)
+    """Mark one submission; returns a remark, '' if there is nothing to say. Nothing that is in it stops the others.
+
+    The gradebook and the marked notebook are written when all processes of the submission are gone.
+    """
+    notes, notebook = list(handed.notes), handed.notebook
+    passed: set[str] = set()
+    folders = {step: course / step / student / assignment for step in ("submitted", "autograded")}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    if notebook is not None:
+        try:
+            nbformat.write(notebook, folders["submitted"] / f"{assignment}.ipynb")
+            outputs = judge.run(notebook, exam, rooms, limit)
+        except Exception as error:
+            notes.append(f"not marked: {error!r}")
         else:
-            folder = course / "submitted" / student / assignment
-            folder.mkdir(parents=True)
-            nbformat.write(handed.notebook, folder / f"{assignment}.ipynb")
-            run_and_save(course, assignment, student, limit, rooms)
-    except Exception as error:
-        notes.append(f"not marked: {error!r}")
-        shutil.rmtree(course / "autograded" / student / assignment, ignore_errors=True)
-        zero(course, assignment, student)
+            passed = put_down(notebook, exam, outputs)
+            folders["autograded"].mkdir(
+                parents=True, exist_ok=True
+            )  # it may be gone without a sandbox
+            nbformat.write(notebook, folders["autograded"] / f"{assignment}.ipynb")
+    enter(course, assignment, student, passed)
     remark = plain("; ".join(notes))
-    folder = course / "autograded" / student / assignment
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "remark.txt").write_text(remark + "\n", encoding="utf-8")
+    write_text(folders["autograded"] / "remark.txt", remark + "\n")
     return remark
 
 
-class Judged(NbGraderPreprocessor):
-    """Puts what the judge found into the cells; `run_and_save` makes a class of its own for each submission."""
-
-    outputs: dict[int, list[Any]]
-
-    def preprocess_cell(self, cell: Any, resources: Any, index: int) -> tuple[Any, Any]:
-        """A cell without outputs has not been run."""
-        if cell.cell_type == "code":
-            cell.outputs = self.outputs.get(index, [])
-        return cell, resources
-
-
-def run_and_save(
-    course: Path, assignment: str, student: str, limit: float, rooms: Sandboxes
-) -> None:
-    """Let the judge mark a submission, and nbgrader's autograder put the points down.
-
-    The gradebook is opened when all processes of the submission are gone.
-    """
-    path = course / "submitted" / student / assignment / f"{assignment}.ipynb"
-    notebook: Any = nbformat.read(path, as_version=4)
-    solution: Any = nbformat.read(
-        course / "source" / assignment / f"{assignment}.ipynb", as_version=4
-    )
-    outputs = judge.run(notebook, judge.Exam.of(solution), rooms, limit)
-    nbformat.write(notebook, path)  # as it was before it ran
-    grader = Autograde(
-        coursedir=directory(course, assignment, student),
-        autograde_preprocessors=[
-            type("Judged", (Judged,), {"outputs": outputs}),
-            SaveAutoGrades,
-            CheckCellMetadata,
-        ],
-    )
-    grader.force = True
-    grader.permissions = 644
-    start(grader)
+def put_down(notebook: Any, exam: judge.Exam, outputs: dict[int, list[Any]]) -> set[str]:
+    """Put what the judge found into the cells, and the whole checks; returns the checks that passed."""
+    passed: set[str] = set()
+    for index, found in outputs.items():
+        cell = notebook.cells[index]
+        cell.outputs = found
+        name = judge.name_of(cell)
+        if name in exam.checks:
+            cell.source = exam.checks[name]
+            if found and not any(o.output_type == "error" for o in found):
+                passed.add(name)
+    return passed
 
 
-def zero(course: Path, assignment: str, student: str) -> None:
-    """Enter a submission that could not be run, without points."""
+def enter(course: Path, assignment: str, student: str, passed: set[str]) -> None:
+    """Put a student's points into the gradebook; points that were given by hand stay, to be looked at again."""
     with Gradebook(database(course)) as book:
         book.update_or_create_student(student)
         book.update_or_create_submission(assignment, student)
         submitted: Any = book.find_submission_notebook(assignment, assignment, student)
         for grade in submitted.grades:
-            grade.auto_score, grade.needs_manual_grade = 0, False
+            grade.auto_score = grade.max_score if grade.name in passed else 0
+            grade.needs_manual_grade = grade.manual_score is not None
         book.db.commit()
 
 
@@ -232,16 +214,21 @@ def autograde(
         raise ValueError("nothing has been released; run `make release` first")
     students: dict[str, list[Path]] = {}
     for path in sorted(submissions.glob("*")):
-        if path.is_dir() and not hidden(path.name):
-            students.setdefault(path.name, []).append(path)
-        elif path.suffix.lower() in (".ipynb", ".py", ".zip"):
-            students.setdefault(path.stem, []).append(path)
+        name = path.name if path.is_dir() else path.stem
+        if not hidden(name) and (path.is_dir() or path.suffix.lower() in ALONE):
+            # a name that is no UTF-8 could not be written again
+            name = os.fsencode(name).decode("utf-8", errors="replace")
+            students.setdefault(name, []).append(path)
     if not students:
         raise ValueError(f"{submissions} holds no folder; expected one for each student")
     os.environ["MINIMOE_PROGRESS"] = "off"
     # all are read before the first runs, so that none can change what another handed in
     asked = {
         name: Exercise(nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4))
+        for name in released
+    }
+    exams = {
+        name: judge.Exam.of(nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4))
         for name in released
     }
     found = {student: handed_in(places, asked) for student, places in students.items()}
@@ -253,9 +240,10 @@ def autograde(
             print(f"marking: {OPEN} ({rooms.why}).", file=sys.stderr, flush=True)
         for student, assignment in ((s, a) for s in students for a in due):
             started = time.perf_counter()
-            remark = mark_one(course, assignment, student, found[student][assignment], limit, rooms)
+            handed = found[student][assignment]
+            remark = mark_one(course, assignment, student, handed, exams[assignment], limit, rooms)
             seconds = time.perf_counter() - started
-            lines.append(f"{student} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
+            lines.append(f"{plain(student)} {assignment}: {remark or 'marked'} ({seconds:.0f} s)")
             print(lines[-1], flush=True)
     return lines
 
