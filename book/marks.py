@@ -166,7 +166,9 @@ def mark_of(course: Path, assignment: Any, submission: Any) -> Mark:
         if notebook.exists():
             failed, answers = marked(notebook)
     except Exception:  # whatever is there instead of what marking wrote
-        remarks.append("the marked notebook is damaged, and reasons are missing; mark it again")
+        remarks.append(
+            "the marked notebook is damaged or missing, and so are reasons; mark it again"
+        )
     points: dict[str, list[float]] = {}
     for grade in (g for n in submission.notebooks for g in n.grades):
         task = re.sub(r"^check-(\d\d)-(\d).*$", r"\1.\2", grade.name)
@@ -175,7 +177,9 @@ def mark_of(course: Path, assignment: Any, submission: Any) -> Mark:
         had[1] += grade.max_score
     unread = None if answers else Mistake(NOT_MARKED)
     tasks = [
-        TaskMark(task, got, of, failed.get(task, unread), answers.get(task, "").strip())
+        TaskMark(
+            task, got, of, failed.get(task, None if got else unread), answers.get(task, "").strip()
+        )
         for task, (got, of) in sorted(points.items())
     ]
     comments = [c.manual_comment for n in submission.notebooks for c in n.comments]

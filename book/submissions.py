@@ -285,10 +285,11 @@ def handed_in(places: list[Path], exercises: dict[str, Exercise]) -> dict[str, H
             said = [*file.notes, *m.notes]
             if file.stem != name:
                 said.insert(0, f"handed in as {file.name}")
-            if not file.cells:
-                said = ["the notebook is empty"]
+            one = (
+                HandedIn(m.notebook, said) if file.cells else HandedIn(notes=["an empty notebook"])
+            )
             rank = (bool(m.written), file.stem == name, len(m.written))
-            candidates.setdefault(name, []).append((rank, file, HandedIn(m.notebook, said)))
+            candidates.setdefault(name, []).append((rank, file, one))
         if not mine and not any(similar(file.stem, n) for n in exercises):
             notes.append(f"{file.name} holds no answer")
     for name, found in candidates.items():

@@ -1,8 +1,11 @@
-"""The teacher's path: release, autograde, grades, with a class of six, and what else students hand in."""
+"""The teacher's path: release, autograde, grades and feedback, with a class that hands in everything."""
 
+import copy
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,18 @@ import pytest
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
-from book import marking, marks
+import nbformat
+from nbgrader.api import Gradebook
+
+from book import class_pages, judge, marking, marks
+from tests.teacher.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASS = ROOT / "tests" / "teacher" / "submissions"
+PERFECT = CLASS / "ada_perfect" / "03_routing" / "03_routing.ipynb"
 EXERCISE = "03_routing"
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # nbgrader's own
-LIMIT = 20.0  # seconds for a cell: the one endless loop of the class costs as much
+LIMIT = 6.0  # seconds for a cell: the one endless loop of the class costs as much
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +79,75 @@ def test_the_order_of_the_commands_is_said(
     assert message in capsys.readouterr().err
 
 
-# --- the class of six -----------------------------------------------------------------------------
+# --- the class ------------------------------------------------------------------------------------
 
 
-def test_a_class_of_six_gets_its_points(course: Path, tmp_path: Path) -> None:
-    lines = marking.autograde(CLASS, course, LIMIT)
-    assert len(lines) == 6
-    grades = marking.grades(course)[0]
-    assert grades.read_text(encoding="utf-8") == (ROOT / "tests/teacher/grades.csv").read_text(
-        encoding="utf-8"
-    )
+@pytest.fixture(scope="module")
+def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The course folder after the whole class has been marked."""
+    folder = tmp_path_factory.mktemp("handed_in") / "class"
+    shutil.copytree(CLASS, folder)
+    right = json.loads(PERFECT.read_text(encoding="utf-8"))
+    for name, kind in KINDS.items():
+        (folder / name).mkdir()
+        kind(folder / name, copy.deepcopy(right))
+    done: dict[str, dict[int, list[Any]]] = {}
+    run = judge.run
+
+    def once(notebook: Any, *arguments: Any) -> dict[int, list[Any]]:
+        """Honest work in many forms becomes the same notebook, which need not run again for each."""
+        key = nbformat.writes(notebook)
+        if key not in done:
+            done[key] = run(notebook, *arguments)
+        return copy.deepcopy(done[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "run", once)
+        lines = marking.autograde(folder, course, LIMIT)
+    assert len(lines) == len(list(folder.iterdir())) >= 30
+    return course
+
+
+@pytest.mark.parametrize("name", ["grades.csv", "mistakes.csv"])
+def test_a_class_gets_its_points(marked: Path, name: str) -> None:
+    marking.grades(marked)
+    expected = (ROOT / "tests/teacher" / name).read_text(encoding="utf-8")
+    assert (marked / name).read_text(encoding="utf-8") == expected
+
+
+def test_nothing_that_is_handed_in_makes_large_files(marked: Path) -> None:
+    """Whatever was printed, and whatever a zip file held."""
+    for path in marked.rglob("*"):
+        assert not path.is_file() or path.stat().st_size < 500_000, path
+
+
+def test_one_damaged_file_costs_nobody_elses_marks(marked: Path, tmp_path: Path) -> None:
+    course = tmp_path / "course"
+    shutil.copytree(marked, course)
+    before = {m.student: marks.row(m) for m in marks.marks(course)}
+    for student, data in (
+        ("ben_partial", b'{"a": 1}'),
+        ("dora_syntax", b"{"),
+        ("emil_endless", b"\xff"),
+    ):
+        (course / "autograded" / student / EXERCISE / f"{EXERCISE}.ipynb").write_bytes(data)
+    shutil.rmtree(course / "autograded" / "ada_perfect")
+    after = {m.student: marks.row(m) for m in marks.marks(course)}
+    changed = {s for s in before if before[s] != after[s]}
+    assert changed == {"ben_partial", "dora_syntax", "emil_endless", "ada_perfect"}
+    for student in changed:
+        assert after[student]["points"] == before[student]["points"]
+        assert "the marked notebook is damaged or missing" in after[student]["remark"]
+    assert len(marking.grades(course)) == 3
+
+
+def test_every_student_gets_feedback(marked: Path) -> None:
+    assert marking.main(["--course", str(marked), "feedback"]) == 0
+    pages = {p.parts[-3]: p.read_text(encoding="utf-8") for p in marked.glob("feedback/*/*/*.html")}
+    assert set(pages) == {row["student"] for row in table(ROOT / "tests/teacher/grades.csv")}
+    assert "You renormalise always." in pages["ben_partial"]
+    assert "lesson 03, section 2" in pages["ben_partial"]
+    assert "read as UTF-16" in pages["jon_utf16"]
 
 
 def test_the_expected_points_follow_from_the_exercise() -> None:
@@ -93,6 +160,9 @@ def test_the_expected_points_follow_from_the_exercise() -> None:
     for row in table(ROOT / "tests/teacher/grades.csv"):
         got = {name: float(row[name]) for name in worth}
         failed = set(re.findall(r"03\.(\d): ", row["remark"]))
+        if not failed and not any(got.values()):  # nothing could be read, and the remark says why
+            assert row["remark"]
+            continue
         assert got == {name: 0 if name[-1] in failed else value for name, value in worth.items()}
         assert float(row["points"]) == sum(got.values())
         assert float(row["of"]) == sum(worth.values())
@@ -101,39 +171,65 @@ def test_the_expected_points_follow_from_the_exercise() -> None:
 # --- what else is handed in -----------------------------------------------------------------------
 
 
+def stand_in(notebook: Any, *_: Any) -> dict[int, list[Any]]:
+    """Instead of the judge: the first check passes, the second was never made, the others fail."""
+    if any("crash" in cell.source for cell in notebook.cells):
+        raise RuntimeError("no process could be started")
+    said = nbformat.v4.new_output("stream", text="passed")
+    error = nbformat.v4.new_output("error", ename="NameError", evalue="", traceback=[])
+    checks = [i for i, c in enumerate(notebook.cells) if "check-" in judge.name_of(c)]
+    return {checks[0]: [said], checks[1]: [], **{i: [error] for i in checks[3:]}}
+
+
 def test_what_is_no_notebook_gets_nothing_and_stops_nobody(
     course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Marked one after the other, with a stand-in for the run of the one good notebook."""
-    good = CLASS / "cleo_empty" / EXERCISE / f"{EXERCISE}.ipynb"
-    hand_in = {
-        "a_nothing": {},
-        "b_text": {f"{EXERCISE}.ipynb": "not JSON"},
-        "c_list": {f"{EXERCISE}.ipynb": "[1, 2]"},
-        "d_other_json": {f"{EXERCISE}.ipynb": '{"cells": 3}'},
-        "e_binary": {f"{EXERCISE}.ipynb": b"\xff\xfe\x00"},
-        "f_crashes": {f"{EXERCISE}.ipynb": good.read_text(encoding="utf-8")},
-        "g_renamed": {f"{EXERCISE} (1).ipynb": good.read_text(encoding="utf-8")},
+    """Marked one after the other; students may have any name that a folder can have, or a file alone."""
+    good = PERFECT.read_bytes()
+    hand_in: dict[bytes, bytes] = {
+        b"a_nothing": b"",
+        b"b_text": b"not JSON",
+        b"c_crashes": good.replace(b"import torch", b"crash()"),
+        b"d_[a-z]*": good,
+        b"e_%s {x}\n": good,
+        b"f_\xff": good,
     }
-    for student, files in hand_in.items():
-        (tmp_path / student).mkdir()
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else content.encode()
-            (tmp_path / student / name).write_bytes(data)
+    for student, data in hand_in.items():
+        folder = tmp_path / os.fsdecode(student)
+        folder.mkdir()
+        (folder / f"{EXERCISE}.ipynb").write_bytes(data)
+    (tmp_path / "g_alone.ipynb").write_bytes(good)
+    monkeypatch.setattr(judge, "run", stand_in)
+    lines = marking.autograde(tmp_path, course, sandbox=False)
+    said = {line[:1]: line for line in lines}
+    assert "an empty file" in said["a"] and "not a notebook" in said["b"]
+    assert "no process could be started" in said["c"]
+    assert said["e"].startswith(f"e_%s {{x}} {EXERCISE}: marked")
+    points = {m.student: m.points for m in marks.marks(course) if m.student[1:2] == "_"}
+    assert points == {
+        "a_nothing": 0,
+        "b_text": 0,
+        "c_crashes": 0,
+        "d_[a-z]*": 2,
+        "e_%s {x}\n": 2,
+        "f_\N{REPLACEMENT CHARACTER}": 2,
+        "g_alone": 2,
+    }
 
-    def run(course: Path, assignment: str, student: str, limit: float, rooms: Any) -> None:
-        if student == "f_crashes":
-            raise RuntimeError("kernel not found")
 
-    monkeypatch.setattr(marking, "run_and_save", run)
-    lines = marking.autograde(tmp_path, course)
-    said = {line.split()[0]: line for line in lines}
-    assert "nothing handed in" in said["a_nothing"]
-    for student in ("b_text", "c_list", "d_other_json", "e_binary"):
-        assert "not a notebook" in said[student]
-    assert "kernel not found" in said["f_crashes"]
-    assert f"handed in as {EXERCISE} (1).ipynb (0 s)" in said["g_renamed"]
-    rows = {m.student: marks.row(m) for m in marks.marks(course) if m.student in hand_in}
-    assert {r["points"] for r in rows.values()} == {"0"}
-    assert rows["b_text"]["remark"] == "not a notebook"
-    assert (course / "submitted" / "g_renamed" / EXERCISE / f"{EXERCISE}.ipynb").is_file()
+def test_points_given_by_hand_stay_and_comments_reach_the_student(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(PERFECT, tmp_path / "zora.ipynb")
+    monkeypatch.setattr(judge, "run", stand_in)
+    marking.autograde(tmp_path, course, sandbox=False)
+    with Gradebook(marks.database(course)) as book:
+        where = (EXERCISE, EXERCISE, "zora")
+        grade: Any = book.find_grade("check-03-2", *where)
+        comment: Any = book.find_comment("answer-03-2", *where)
+        grade.manual_score, comment.manual_comment = 1.5, "Nearly."
+        book.db.commit()
+    marking.autograde(tmp_path, course, sandbox=False)
+    mark = next(m for m in marks.marks(course) if m.student == "zora")
+    assert (mark.points, mark.comments) == (3.5, ["Nearly."])
+    assert "Nearly." in class_pages.feedback_page(mark)

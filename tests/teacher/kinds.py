@@ -331,3 +331,19 @@ def hal_exits(folder: Path, notebook: Any) -> None:
     """The answer to task 2 ends its process."""
     find(notebook, "answer-03-2")["source"] = "import os\nos._exit(3)"
     write(folder, notebook)
+
+
+@kind
+def ines_patches(folder: Path, notebook: Any) -> None:
+    """Wrong answers, and everything patched with which one might compare them: torch, its testing, and the checks."""
+    patches = """
+import torch, minimoe.check
+torch.equal = torch.allclose = torch.testing.assert_close = lambda *_, **__: True
+minimoe.check.top_k_router = print
+torch.Tensor.__eq__ = lambda *_: True"""
+    put_after(notebook, "given-03", code(patches))
+    for i in "12345":
+        answer = find(notebook, f"answer-03-{i}")
+        head = text(answer).split("\n")[0]
+        answer["source"] = f"{head}\n    return torch.ones(2), torch.ones(2)"
+    write(folder, notebook)
