@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = list(sys.argv[1:] if arguments is None else arguments)
             _check_text(given)
             args = build_parser().parse_args(given)
+            for name, value in vars(args).items():
+                if value == [] and name != "peer":  # what argparse makes of '--domains=--'
+                    raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
             args.run(args)
             _flush()
         return 0

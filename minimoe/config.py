@@ -433,7 +433,7 @@ def check_count(name: str, value: object, least: int, kind: str = "an integer") 
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r:.60}; it must be {kind} of at least {least}")
     if value > most:
-        raise ConfigError(f"{name} is {value:.3g}; it must be at most {most:,}")
+        raise ConfigError(f"{name} is {min(value, 10**300):.3g}; it must be at most {most:,}")
 
 
 def _check_kind(name: str, value: object, annotation: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def find_model(
     from minimoe.study.hub import find_transformers_model
 
     spread = device == "auto" and where.type == "cuda"
-    source = name if kind == "hub" else Path(path_or_id).expanduser()
+    source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
     return find_transformers_model(source, None if spread else where, DTYPES.get(dtype), revision)
 
 
@@ -97,7 +98,7 @@ def kind_of(path_or_id: str | Path) -> str:
     Raises:
         CheckpointError: neither; or a folder without a readable config.json.
     """
-    name, folder = str(path_or_id), Path(path_or_id).expanduser()
+    name, folder = str(path_or_id), Path(os.path.expanduser(path_or_id))
     if name in SHIPPED:
         return "minimoe"
     refuse_gguf(folder)
