@@ -1,11 +1,13 @@
 """Atomic writing: the old file or the new one, never half of the new one."""
 
+import errno
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,17 @@ def test_leftovers_may_be_folders_and_what_is_in_use_stays(tmp_path: Path) -> No
     remove_leftovers(tmp_path, ".fetch-*")
     assert names(tmp_path) == []
     remove_leftovers(tmp_path / "absent", "*")
+
+
+def test_a_read_only_file_system_is_an_error_of_minimoe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write whatever the modes say, so the system's own answer stands in for such a mount."""
+
+    def read_only(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    with pytest.raises(WriteError, match=r"could not be written.*Read-only file system"):
+        write_text(tmp_path / "x", "text")
+    assert names(tmp_path) == []
