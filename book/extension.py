@@ -4,6 +4,7 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 
 - scripts and fonts of npm packages are put into _static/npm (`fetch_packages`, `place_packages`);
 - the scripts and files of the explorables are put into _static/explorables (`place_explorables`);
+- a page says its title and what it is about to those who link to it (`describe`);
 - what the theme loads and the book does not need is taken out of the pages, and what it forgot for readers with a
   keyboard or a screen reader is put in (`slim`, `mended`);
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
@@ -17,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ SCRIPTS = {
     "requirejs@2.3.7": ("require", ["require\\.js"]),
     "@jupyter-widgets/html-manager@1.0.14": ("widgets", ["dist/embed-amd\\.js", "dist/.*\\.woff2", "LICENSE"]),
 }  # fmt: skip
+
+FRONT_TITLE = "minimoe: a course about Mixture-of-Experts language models"
 
 # --- scripts from the book itself -----------------------------------------------------------------
 
@@ -99,6 +103,40 @@ def load_explorables(
         app.add_js_file("explorables.js", priority=900, loading_method="defer")  # after page.js
 
 
+# --- what others say of a page ---------------------------------------------------------------------
+
+
+def describe(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Title, description and OpenGraph of a page: its heading and the beginning of its first paragraph."""
+    if doctree is None:
+        return
+    paragraph = next(iter(doctree.findall(nodes.paragraph)), None)
+    text = " ".join(paragraph.astext().split()) if paragraph else ""
+    if len(text) > 200:
+        text = text[:200].rsplit(" ", 1)[0] + " …"
+    first = pagename == app.config.root_doc
+    title = FRONT_TITLE if first else f"{plain(context['title'])} · {app.config.html_title}"
+    tags = {"og:title": title, "og:description": text, "og:type": "website" if first else "article",
+            "og:site_name": app.config.html_title}  # fmt: skip
+    if base := app.config.html_baseurl:
+        tags["og:url"] = f"{base.rstrip('/')}/{app.builder.get_target_uri(pagename)}"
+    lines = [
+        f'<meta property="{name}" content="{escape(value)}" />' for name, value in tags.items()
+    ]
+    lines.append(f'<meta name="description" content="{escape(text)}" />')
+    context["metatags"] = "\n".join([context.get("metatags", ""), *lines])
+    if first:
+        context["docstitle"] = None  # else the name stands in the page's title twice
+        context["title"] = title
+
+
+def plain(title: str) -> str:
+    """A title without its mark-up."""
+    return unescape(re.sub(r"<[^>]+>", "", title))
+
+
 # --- pages that load no more than they need ------------------------------------------------------
 
 # The icons as a script (1.5 MB; the theme's stylesheet has them as fonts, too), live code from a foreign server, and
@@ -120,9 +158,15 @@ UNUSED_FILES = ["_static/scripts/fontawesome.js", "_static/sphinx-thebe.*", "_st
                 "_static/webpack-macros.html", "_static/sbt-webpack-macros.html"]  # fmt: skip
 
 
+# MathJax, and its settings, on a page without a formula.
+MATHJAX = re.compile(
+    r"<script>window\.MathJax[^<]*</script>\s*|<script[^>]*/mathjax/[^>]*></script>\s*"
+)
+
+
 def slim(html: str) -> str:
     """A page without what the theme loads for nothing."""
-    for pattern in UNUSED:
+    for pattern in UNUSED if re.search(r'class="[^"]*\bmath\b', html) else [*UNUSED, MATHJAX]:
         html = pattern.sub("", html)
     return html
 
@@ -275,6 +319,7 @@ def setup(app: Any) -> dict[str, Any]:
     # Sentences do not end here, and what a dataclass holds are its fields.
     autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Fig.", "Figs.")
     next(f for f in PyObject.doc_field_types if f.name == "variable").label = "Fields"
+    app.connect("html-page-context", describe)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)
     app.connect("autodoc-process-docstring", named_parameters, priority=900)
     app.connect("build-finished", finish)

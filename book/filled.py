@@ -4,6 +4,7 @@ A page holds the mark <!-- filled: NAME -->, or <!-- filled: NAME ARGUMENTS -->;
 function of that name returns in its place.
 """
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from book import first_cell
 from book.teaching import lessons
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +150,67 @@ def with_examples() -> str:
     return reference.with_examples()
 
 
+# --- the first page -------------------------------------------------------------------------------
+
+
+def front() -> str:
+    """The first screen: the router at work, what to do next, and what experts do."""
+    from book import extension  # it fills pages with this module
+    from minimoe.widgets import live_router
+
+    name = extension.repository(first_cell.repository())
+    colab = (
+        f"https://colab.research.google.com/github/{name}/blob/main/notebooks/01_dense_mlp.ipynb"
+    )
+    links = [
+        '<a class="front-button front-first" href="explorables.html#explorable-live-router" '
+        'data-starts="live_router">Start</a>',
+        f'<a class="front-button" href="{colab}">Open in Colab</a>' if name else "",
+        '<a class="front-button" href="teaching.html">Teach it</a>',
+        '<a href="../notebooks/01_dense_mlp.html">Lesson 1</a>',
+    ]
+    router = live_router(compact=True).html()
+    return f'\n{router}\n\n<p class="front-actions">{" ".join(filter(None, links))}</p>\n\n{subjects()}\n'
+
+
+def subjects(layer: int = 6) -> str:
+    """What experts do: the share of each domain's choices that each expert gets at a layer, as a heat map. One line."""
+    from minimoe.train.domains import DOMAINS
+
+    domains = read("live_router.json")["domains"]
+    load = {DOMAINS[d["name"]].title: d["load"][layer - 1] for d in domains}
+    experts = len(next(iter(load.values())))
+    wide, high, left, top = 42, 18, 12 + 6 * max(map(len, load)), 20
+    parts = [
+        f'<text x="{left + (e + 0.5) * wide:g}" y="13" text-anchor="middle">{e + 1}</text>'
+        for e in range(experts)
+    ]
+    for row, (title, shares) in enumerate(load.items()):
+        y = top + row * high
+        parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{html.escape(title)}</text>')  # fmt: skip
+        for e, share in enumerate(shares):
+            strength = min(1, share / 0.5)
+            size = f'width="{wide - 1}" height="{high - 1}" style="--p: {strength:.2f}"'
+            middle = f'x="{left + (e + 0.5) * wide:g}" y="{y + 13}" text-anchor="middle"'
+            parts.append(f'<rect x="{left + e * wide}" y="{y}" {size}/>')
+            parts.append(f"<text {middle}>{100 * share:.0f}</text>")
+    size = f"0 0 {left + experts * wide} {top + len(load) * high}"
+    strongest = sorted(((max(s), s.index(max(s)) + 1, t) for t, s in load.items()), reverse=True)
+    said = "; ".join(f"{title}: {share:.0%} to expert {e}" for share, e, title in strongest[:3])
+    alt = f"Share of the choices at layer {layer} that each of {experts} experts gets, for each kind of text. {said}."
+    share, expert, title = strongest[0]
+    caption = (
+        f"What experts do: at layer {layer} of the course's model, the share (%) of each kind of text that each of its "
+        f"{experts} experts reads. An even share would be {100 / experts:.1f}; of “{title}”, expert {expert} gets "
+        f"{share:.0%}. "
+        'How much of this is more than chance is <a href="../notebooks/13_domains_and_tokens.html">lesson 13</a>.'
+    )
+    picture = (
+        f'<svg viewBox="{size}" role="img" aria-label="{html.escape(alt)}">{"".join(parts)}</svg>'
+    )
+    return f'<figure class="front-picture">{picture}<figcaption>{caption}</figcaption></figure>'
+
+
 # --- explorables ----------------------------------------------------------------------------------
 
 
@@ -171,5 +234,6 @@ PARTS: dict[str, Callable[..., str]] = {
         with_examples,
         lessons,
         explorable,
+        front,
     )
 }

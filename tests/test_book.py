@@ -117,6 +117,36 @@ def test_ballast_is_taken_out_of_a_page_and_nothing_else() -> None:
     assert extension.slim(twice) == twice[: len(twice) // 2]
 
 
+def test_mathjax_is_loaded_where_there_is_a_formula() -> None:
+    scripts = (
+        '<script>window.MathJax = {"options": {}}</script>'
+        '<script defer="defer" src="../_static/npm/mathjax/es5/tex-mml-chtml.js"></script>'
+    )
+    formula = '<p>so <span class="math notranslate nohighlight">\\(x\\)</span></p>'
+    assert extension.slim(f"{scripts}<p>none</p>") == "<p>none</p>"
+    assert extension.slim(scripts + formula) == scripts + formula
+
+
+# --- the first page -------------------------------------------------------------------------------
+
+
+def test_the_first_page_offers_colab_only_where_there_is_a_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.setattr(filled.first_cell, "repository", lambda: "")
+    shown = filled.front()
+    assert "Colab" not in shown and "Teach it" in shown and 'data-starts="live_router"' in shown
+    monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
+    assert (
+        'href="https://colab.research.google.com/github/a/b/blob/main/notebooks/01_dense_mlp.ipynb"'
+        in filled.front()
+    )
+    # the picture says what the stored result says
+    (recipes,) = [d for d in filled.read("live_router.json")["domains"] if d["name"] == "cooking"]
+    assert f">{100 * recipes['load'][5][2]:.0f}</text>" in shown
+
+
 # --- one setting ----------------------------------------------------------------------------------
 
 

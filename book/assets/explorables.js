@@ -18,10 +18,10 @@ var minimoe = {};
     });
   }
 
-  // A file of an explorable as bytes; null where it cannot be loaded.
+  // A file of an explorable as bytes.
   async function bytes(path) {
     const text = await load(path);
-    if (text === null) return null;
+    if (!text) throw new Error(`its file ${path} could not be loaded.${advice}`);
     delete minimoe[path];
     const found = atob(text);
     const all = new Uint8Array(found.length);
@@ -38,8 +38,7 @@ var minimoe = {};
     const widget = minimoe[name] ?? (await load(name));
     if (widget) {
       await widget.render({ model: { get: (key) => given[key] }, el });
-      if (el.dataset.failed) el.append(advice);
-      else figure.remove();
+      if (!el.dataset.failed) figure.remove();
     } else {
       el.dataset.failed = "not loaded";
       el.textContent = `This explorable could not be loaded. The figure stands in for it.${advice}`;

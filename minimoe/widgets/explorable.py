@@ -93,8 +93,9 @@ class Explorable:
     def html(self) -> str:
         """The place on a page: the static figure, and the data from which it comes alive. One line."""
         data = json.dumps(self.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        form = " data-compact" if self.data.get("compact") else ""  # another height is kept free
         return (
-            f'<div class="minimoe-explorable" data-explorable="{self.name}">{self.figure}'
+            f'<div class="minimoe-explorable" data-explorable="{self.name}"{form}>{self.figure}'
             f'<script type="application/json">{data}</script></div>'
         )
 

@@ -312,13 +312,21 @@ def test_live_router_reads_on_after_half_a_minute_and_says_when_its_worker_is_lo
     assert "no longer answers" not in element.inner_text()
 
 
+def fails_to_start(seen: Seen, said: str) -> None:
+    """Press Start: a sentence says what is wrong, the recorded run stays, and Start can be pressed again."""
+    element = live_router(seen, "ready")
+    for _ in range(2):
+        element.query_selector("button:has-text('Start')").click()
+        seen.page.wait_for_function(
+            "([where, said]) => document.querySelector(where).innerText.includes(said)",
+            arg=[place("live_router"), said],
+        )
+    assert len(tokens(seen)) == 24
+
+
 def test_live_router_without_its_weights(seen: Seen) -> None:
     seen.page.route("**/router.safetensors.js", lambda route: route.abort())
-    element = live_router(seen, "failed")
-    assert (
-        "could not start: its file router.safetensors could not be loaded" in element.inner_text()
-    )
-    assert element.query_selector("figure img").is_visible()
+    fails_to_start(seen, "its file live_router/router.safetensors could not be loaded")
 
 
 def test_live_router_with_damaged_weights(seen: Seen) -> None:
@@ -328,9 +336,93 @@ def test_live_router_with_damaged_weights(seen: Seen) -> None:
             body='minimoe["live_router/router.safetensors"] = btoa("<!doctype html>")', status=200
         ),
     )
-    element = live_router(seen, "failed")
-    assert "its weights are damaged" in element.inner_text()
-    assert element.query_selector("figure img").is_visible()
+    fails_to_start(seen, "its weights are damaged")
+
+
+def test_live_router_is_a_recorded_run_until_the_reader_acts(seen: Seen) -> None:
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url))
+    element = live_router(seen, "ready")
+    recorded = look(seen, "live_router")
+    element.query_selector("input[type=range]").focus()
+    seen.page.keyboard.press("End")
+    changed(seen, "live_router", recorded)
+    seen.page.wait_for_timeout(300)
+    assert not any("safetensors" in url for url in asked)
+    element.query_selector("button:has-text('Start')").click()
+    seen.page.wait_for_selector(f"{place('live_router')} .lr-live:has-text('Live:')")
+    assert any("safetensors" in url for url in asked)
+    assert len(tokens(seen)) == 24  # the model finds what was recorded
+
+
+def costs(seen: Seen, said: str) -> str:
+    """The sentence on what the text costs, once it has these words."""
+    seen.page.wait_for_function(
+        "([where, said]) => document.querySelector(where + ' .lr-costs').textContent.includes(said)",
+        arg=[place("live_router"), said],
+        timeout=20_000,
+    )
+    return seen.page.inner_text(f"{place('live_router')} .lr-costs")
+
+
+def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen) -> None:
+    element = live_router(seen, "ready")
+    shown = """e => [...e.querySelectorAll('select, input, textarea')].map(x => x.value)
+                 .concat([...e.querySelectorAll('.lr-token, .lr-detail')].map(x => x.textContent))"""
+    before = element.evaluate(shown)
+    what, where = element.query_selector_all("select")[1:3]
+    what.select_option(label="expert 2 is switched off")
+    assert "than the 4.06 as trained" in costs(seen, "With expert 2 switched off")
+    where.select_option(label="at every layer")
+    costs(seen, "With expert 2 switched off")
+    numbers = "all => all.map(e => e.textContent)"
+    assert "2" not in seen.page.eval_on_selector_all(".lr-token :is(b, i)", numbers)
+    what.select_option(label="expert 3 is forced")
+    costs(seen, "With expert 3 forced")
+    assert {"3", "–"} == set(seen.page.eval_on_selector_all(".lr-token :is(b, i)", numbers))
+    # next tokens: a low temperature makes the first likelier, and a press writes it
+    what.select_option(label="nothing is changed")
+    costs(seen, "To predict it")
+    share = "e => parseFloat(e.querySelector('.lr-next output').textContent)"
+    plain = element.evaluate(share)
+    element.query_selector_all("input[type=range]")[1].focus()
+    seen.page.keyboard.press("Home")
+    assert element.evaluate(share) > plain
+    element.query_selector(".lr-next").click()
+    seen.page.wait_for_function("document.querySelectorAll('.lr-token').length === 25")
+    # all as at first
+    element.query_selector("button:has-text('As at first')").click()
+    seen.page.wait_for_function("document.querySelectorAll('.lr-token').length === 24")
+    seen.page.wait_for_timeout(400)
+    assert element.evaluate(shown) == before
+    assert [e for e in seen.errors if not KNOWN.search(e)] == []
+
+
+def test_live_router_has_a_tour_of_six_steps(seen: Seen) -> None:
+    element = live_router(seen, "ready")
+    element.query_selector("button:has-text('Guided tour')").click()
+    said = [
+        "Look at the token",
+        "tokens are repeated",
+        "The same text",
+        "French",
+        "After the text",
+        "is switched off",
+    ]
+    for step, words in enumerate(said, 1):
+        seen.page.wait_for_function(
+            """([where, head, words]) => {
+                 const tour = document.querySelector(where + ' .lr-tour');
+                 return tour.querySelector('strong').textContent.startsWith(head)
+                   && tour.querySelector('p').textContent.includes(words); }""",
+            arg=[place("live_router"), f"{step} of 6", words],
+            timeout=20_000,
+        )
+        if step < 6:
+            element.query_selector(".lr-tour button:has-text('Next')").click()
+    assert "as trained" in element.query_selector(".lr-tour p").inner_text()
+    element.query_selector("button:has-text('End the tour')").click()
+    assert element.query_selector(".lr-tour").is_hidden()
 
 
 # --- opened as files ------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,27 +210,68 @@ def test_the_theme_can_be_switched_and_stays(seen: Seen) -> None:
     assert seen.page.evaluate(theme) == "dark"
 
 
-def test_the_first_page_is_light(book: str) -> None:
+def test_the_first_page_is_light_and_has_no_formula(seen: Seen) -> None:
     import gzip
-    from html.parser import HTMLParser
-    from urllib.parse import urlsplit
 
-    from tests.browser.conftest import BOOK
-
-    files = {Path("book/intro.html")}
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            values = dict(attrs)
-            address = values.get("src") or (values.get("href") if tag == "link" else None)
-            if address and values.get("rel") not in ("next", "prev", "index", "search"):
-                files.add(Path("book") / urlsplit(address).path)
-
-    Reader().feed((BOOK / "book/intro.html").read_text(encoding="utf-8"))
-    counted = [
-        f for f in files if "/npm/" not in f.as_posix() and f.suffix not in (".woff2", ".woff")
-    ]
-    size = sum(len(gzip.compress((BOOK / f).read_bytes())) for f in counted)
-    print(f"{size / 1000:.0f} kB gzipped in {len(counted)} files")
-    assert len(counted) > 8
+    answers: list[Any] = []
+    seen.page.on("response", lambda answer: answers.append(answer))
+    seen.open("book/intro.html")
+    seen.page.wait_for_selector(".minimoe-explorable[data-state=ready]")
+    seen.page.wait_for_load_state("networkidle")
+    sizes = {a.url: len(gzip.compress(a.body())) for a in answers}
+    size = sum(sizes.values())
+    print(f"{size / 1000:.0f} kB gzipped in {len(sizes)} files")
+    assert len(sizes) > 15
+    assert any(url.split("?")[0].endswith(".woff2") for url in sizes)  # fonts count
+    assert not any("mathjax" in url for url in sizes)
     assert size <= 500_000
+
+
+FIRST = ".bd-article"
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
+    width, height = size
+    seen.page.set_viewport_size({"width": width, "height": height})
+    seen.open("book/intro.html")
+    page = seen.page
+    router = page.wait_for_selector(".minimoe-explorable[data-state=ready]")
+    begun = page.query_selector("[data-starts=live_router]")
+    wanted = [
+        f"{FIRST} h1",
+        f"{FIRST} p",
+        ".lr-token",
+        "[data-starts=live_router]",
+        ".front-picture svg",
+    ]
+    for selector in wanted:
+        box = page.query_selector(selector).bounding_box()
+        seen_whole = box["y"] + box["height"] <= height
+        assert box["y"] >= 0 and (seen_whole or (width < 400 and box["y"] < height)), selector
+    assert page.title() == "minimoe: a course about Mixture-of-Experts language models"
+    for name in ("description", "og:title", "og:description", "og:type"):
+        meta = page.query_selector(f'meta[name="{name}"], meta[property="{name}"]')
+        assert len(meta.get_attribute("content")) > 5
+    # every button leads somewhere, and there is none to a repository that is not known
+    links = page.eval_on_selector_all(
+        ".front-actions a", "all => all.map(a => [a.textContent, a.href])"
+    )
+    assert [text for text, _ in links if text != "Open in Colab"] == [
+        "Start",
+        "Teach it",
+        "Lesson 1",
+    ]
+    for text, address in links:
+        if text == "Open in Colab":
+            assert address.startswith("https://colab.research.google.com/github/")
+        else:
+            assert page.request.get(address).ok
+    # a recorded run until the reader acts
+    assert len(router.query_selector_all(".lr-token")) == 24
+    assert router.query_selector("textarea").is_hidden()
+    begun.click()
+    page.wait_for_selector(f"{FIRST} textarea:visible", timeout=20_000)
+    page.fill(f"{FIRST} textarea", "It rains.")
+    page.wait_for_function("document.querySelectorAll('.lr-token').length === 4")
+    assert [e for e in seen.errors if not KNOWN.search(e)] == []

@@ -2,8 +2,9 @@
 
 export.py      what the page needs of the model, as one safetensors file
 tokenizer.js   byte-level BPE
-model.js       the forward pass up to the last router; what is float32 and what float64 stands there
+model.js       the forward pass; what is float32 and what float64 stands there
 engine.js      a worker that runs both
+tour.js        six steps through what there is to be seen
 view.js, widget.js   what is seen
 """
 
@@ -23,7 +24,7 @@ from minimoe.train.domains import DOMAINS
 from minimoe.train.tokens import begin_of_text_id, load_tokenizer
 from minimoe.widgets.explorable import Explorable
 from minimoe.widgets.live_router.examples import EXAMPLES
-from minimoe.widgets.live_router.export import FILE, export
+from minimoe.widgets.live_router.export import FILE, export, spellings, weights
 from minimoe.widgets.live_router.figure import draw
 
 RESULT = Path(__file__).resolve().parents[3] / "book" / "results" / "live_router.json"
@@ -42,14 +43,21 @@ def measured() -> dict[str, Any]:
     return json.loads(RESULT.read_text(encoding="utf-8"))
 
 
-def live_router() -> Explorable:
-    """Any text, token by token: its experts at each layer, their weights, and the load beside that of ten domains."""
+def live_router(*, compact: bool = False) -> Explorable:
+    """Any text, token by token: its experts at each layer, what it costs, and the load beside that of ten domains.
+
+    It begins with a recorded run of the first example; `compact` shows no more than its tokens until the reader starts
+    the model.
+    """
     path = pretrained_path("mini")
-    model = MixtralModel.from_pretrained(path)
+    full = MixtralModel.from_pretrained(path)
+    model = quantize_experts(full)
     config, result = model.config, measured()
     layers, experts = config.num_hidden_layers, config.num_experts
-    words, first = first_experts(model, EXAMPLES[0][2])
-    shown = {layer: first[layer] for layer in (1, (layers + 1) // 2, layers)}
+    run = record(model, EXAMPLES[0][2])
+    words = [bytes(spelling).decode().strip() for spelling in run["bytes"]]
+    first = torch.tensor(run["probs"]).view(len(words), layers, experts).argmax(dim=2) + 1
+    shown = {layer: first[:, layer - 1].tolist() for layer in (1, (layers + 1) // 2, layers)}
     alt = (
         f"The {len(words)} tokens of a sentence, each with the number of the expert that the shipped model, in int8, "
         "chooses first. "
@@ -71,12 +79,15 @@ def live_router() -> Explorable:
         "experts": experts,
         "k": config.num_experts_per_tok,
         "parameters": model.num_parameters(),
+        "bytes": sum(tensor.nbytes for tensor in weights(full).values()),
         "domains": domains,
         "examples": [{"name": n, "domain": d, "text": text} for n, d, text in EXAMPLES],
         "agreement": {
             **{key: sum(result[key]) / layers for key in ("same_set", "same_first")},
             **{key: result[key] for key in ("tokens", "date", "command")},
         },
+        "recorded": run,
+        "compact": compact,
     }
     return Explorable(
         "live_router", data=data, draw=lambda: draw(words, shown), alt=alt, files={FILE: export}
@@ -84,15 +95,31 @@ def live_router() -> Explorable:
 
 
 @torch.no_grad()
-def first_experts(model: MixtralModel, text: str) -> tuple[list[str], dict[int, list[int]]]:
-    """The tokens of `text`, written out, and by layer (from 1) the first expert of each (from 1), in int8."""
+def record(model: MixtralModel, text: str, likeliest: int = 8) -> dict[str, Any]:
+    """What the page's reader posts for a text, from PyTorch, rounded.
+
+    Returns:
+        bytes: [S] lists, of each token. probs: [S·L·E], flat. costs: [S], nats that each token cost. next: the
+        likeliest tokens after the text, each with its bytes and probability `p`.
+    """
     tokenizer = load_tokenizer(pretrained_path("mini"))
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    ids = torch.tensor([[begin_of_text_id(tokenizer, own=True), *tokens.ids]])
-    routings = quantize_experts(model)(ids, logits_to_keep=1).routings
-    words = [text[start:end].strip() or "␣" for start, end in tokens.offsets]
-    k = model.config.num_experts_per_tok
-    return words, {
-        layer: (routing.expert.view(-1, k)[1:, 0] + 1).tolist()
-        for layer, routing in enumerate(routings, 1)
+    spelled = spellings(tokenizer)
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    output = model(torch.tensor([[begin_of_text_id(tokenizer, own=True), *tokens]]))
+    probs = torch.stack([routing.probs[1:] for routing in output.routings], dim=1)  # [S, L, E]
+    logs = output.logits[0].log_softmax(dim=-1)  # [S + 1, V]
+    costs = -logs[:-1].gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    top = logs[-1].exp().topk(likeliest)
+    return {
+        "text": text,
+        "only": None,
+        "cut": False,
+        "tokens": tokens,
+        "bytes": [spelled[token] for token in tokens],
+        "probs": [round(p, 4) for p in probs.flatten().tolist()],
+        "costs": [round(cost, 3) for cost in costs.tolist()],
+        "next": [
+            {"token": token, "bytes": spelled[token], "p": round(p, 4)}
+            for token, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ],
     }

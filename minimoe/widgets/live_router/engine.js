@@ -41,16 +41,16 @@ function startWorker(buffer) {
   });
 }
 
-// {ask(text), stop()}: `post` gets what `reader` finds. In a worker where there can be one, else in slices on the page.
+// {ask({text, only}), stop()}: `post` gets what `reader` finds. In a worker where there can be one, else in slices on the page.
 // A worker that was ended from outside fires no event: `lost` is called when it has not answered for some seconds.
 export async function engine(buffer, post, lost) {
   const worker = await startWorker(buffer);
   let read = worker ? ask : reader(buffer, post, 12);
   let [last, waiting] = [];
 
-  function ask(text) {
+  function ask(request) {
     wait();
-    worker.postMessage(text);
+    worker.postMessage(request);
   }
 
   function wait() {
@@ -80,5 +80,5 @@ export async function engine(buffer, post, lost) {
       read(last);
     };
   }
-  return { ask: (text) => read((last = text)), stop };
+  return { ask: (request) => read((last = request)), stop };
 }

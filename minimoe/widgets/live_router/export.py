@@ -1,7 +1,4 @@
-"""The weights of the live router: what decides the shipped model's routing, in int8, as one safetensors file.
-
-The last layer's experts, the final norm and the output projection come after the last router: they are left out.
-"""
+"""The weights of the live router: the shipped model, its experts in int8, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -55,12 +52,12 @@ def export(checkpoint: str = "mini") -> bytes:
 
 
 def weights(model: MixtralModel) -> dict[str, Tensor]:
-    """The quantised model's tensors that a router depends on.
+    """The quantised model's tensors, the tied output projection once.
 
     Raises:
         MinimoeError: a model that is built in another way, or weights that bf16 does not hold.
     """
-    config, last = model.config, model.config.num_hidden_layers - 1
+    config = model.config
     other = [
         f.name
         for f in fields(config)
@@ -70,10 +67,9 @@ def weights(model: MixtralModel) -> dict[str, Tensor]:
         raise MinimoeError(
             f"the live router runs models built as the shipped one is; this one differs in {', '.join(other)}"
         )
-    after = ("lm_head.", "norm.", f"layers.{last}.mlp.experts.")
     found: dict[str, Tensor] = {}
     for name, tensor in quantize_experts(model).state_dict().items():
-        if name.startswith(after):
+        if name.startswith("lm_head."):
             continue
         if ".experts." not in name:
             short = tensor.bfloat16()
@@ -124,6 +120,13 @@ def byte_letters() -> list[str]:
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(256, 512))
     return [chr(b if b in seen else next(hidden)) for b in range(256)]
+
+
+def spellings(tokenizer: Tokenizer) -> list[list[int]]:
+    """The bytes of every token of a byte-level tokenizer [V]; end-of-text, the first, has none."""
+    byte_of = {letter: b for b, letter in enumerate(byte_letters())}
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return [[], *([byte_of[letter] for letter in name] for name, _ in vocabulary[1:])]
 
 
 def runs(pattern: str) -> list[tuple[int, int]]:

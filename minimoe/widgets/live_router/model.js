@@ -1,5 +1,5 @@
-// The shipped model up to its last router, token by token: embedding, RMSNorm, attention with rotary positions, top-k
-// router, SwiGLU experts. Products are summed in float64; every result is stored in float32, where PyTorch stores it too.
+// The shipped model, token by token: embedding, RMSNorm, attention with rotary positions, top-k router, SwiGLU experts,
+// and the embedding again as output projection. Products are summed in float64; every result is stored in float32, where PyTorch stores it too.
 
 // safetensors -> {config, tensors by name}: float32 for bf16 and float32, everything else in its own type.
 export function readWeights(buffer) {
@@ -100,21 +100,23 @@ export class Model {
     this.layers = Array.from({ length: c.num_hidden_layers }, (_, l) => {
       const named = (name) => tensors[`layers.${l}.${name}`];
       const experts = (name) => unpack(named(`mlp.experts.${name}_proj`), named(`mlp.experts.${name}_scale`));
-      const last = l === c.num_hidden_layers - 1; // no router comes after its experts, so they are not in the file
       return {
         inputNorm: named("input_layernorm.weight"),
         postNorm: named("post_attention_layernorm.weight"),
         ...Object.fromEntries(["q", "k", "v", "o"].map((p) => [p, named(`self_attn.${p}_proj.weight`)])),
         gate: named("mlp.gate.weight"),
-        gateUp: last ? null : experts("gate_up"),
-        down: last ? null : experts("down"),
+        gateUp: experts("gate_up"),
+        down: experts("down"),
         keys: cache(), // of each key/value head, [S, d]
         values: cache(),
       };
     });
+    this.norm = tensors["norm.weight"];
     this.tokens = []; // those that have been read; position, keys and values go with them
+    this.only = null; // experts that may be chosen, by layer: those of a layer that it does not name are all there
+    this.logits = new Float32Array(c.max_position_embeddings * c.vocab_size); // [S, V], of the token after each
     this.probs = new Float32Array(c.max_position_embeddings * c.num_hidden_layers * c.num_experts);
-    const f = this.layers[0].down ? this.layers[0].down.length / (c.num_experts * c.hidden_size) : 0;
+    const f = this.layers[0].down.length / (c.num_experts * c.hidden_size);
     const sizes = {
       x: c.hidden_size, h: c.hidden_size, out: c.hidden_size, q: c.num_attention_heads * this.head,
       mixed: c.num_attention_heads * this.head, k: c.num_key_value_heads * this.head, v: c.num_key_value_heads * this.head,
@@ -129,7 +131,25 @@ export class Model {
     this.tokens.length = count;
   }
 
-  // Read one more token; its probabilities [L, E] are in `probs` then, at [position, layer].
+  // Let only these experts be chosen, {layer: [experts]} from 0; null: all. What was read with others is forgotten.
+  allow(only) {
+    if (JSON.stringify(only) !== JSON.stringify(this.only)) this.keep(0);
+    this.only = only;
+  }
+
+  // Nats that the token at a position cost, from the logits of the position before.
+  cost(position) {
+    const v = this.config.vocab_size;
+    const logits = this.logits.subarray((position - 1) * v, position * v);
+    let highest = -Infinity;
+    for (let i = 0; i < v; i += 1) highest = Math.max(highest, logits[i]);
+    let total = 0;
+    for (let i = 0; i < v; i += 1) total += Math.exp(logits[i] - highest);
+    return Math.log(total) + highest - logits[this.tokens[position]];
+  }
+
+  // Read one more token; its probabilities [L, E] are in `probs` then, at [position, layer], and what may come next in
+  // `logits`.
   read(token) {
     const { config: c, room } = this;
     const d = c.hidden_size;
@@ -143,9 +163,13 @@ export class Model {
       const at = (position * c.num_hidden_layers + l) * c.num_experts;
       const probs = this.probs.subarray(at, at + c.num_experts);
       multiply(probs, layer.gate, 0, room.h);
+      const allowed = this.only?.[l];
+      if (allowed) for (let e = 0; e < probs.length; e += 1) if (!allowed.includes(e)) probs[e] = -Infinity;
       softmax(probs);
-      if (layer.down) this.mix(layer, choose(probs, c.num_experts_per_tok));
+      this.mix(layer, choose(probs, c.num_experts_per_tok));
     });
+    rmsNorm(room.h, room.x, this.norm, c.rms_norm_eps);
+    multiply(this.logits.subarray(position * c.vocab_size, (position + 1) * c.vocab_size), this.embedding, 0, room.h);
     this.tokens.push(token);
   }
 
@@ -199,21 +223,22 @@ export function choose(probs, k) {
   return { experts, weights: experts.map((e) => Math.fround(probs[e] / total)) };
 }
 
-// Reads texts for the page: post({text, tokens, probs, ...}) as each is done. A newer text ends the reading of an older
-// one, and what both begin with is not read again. Works in slices of so many milliseconds: on a page short ones, so that
-// it stays alive. After each slice it calls `pausing`.
+// Reads texts for the page, {text, only}: post({text, only, tokens, probs, costs, logits, ...}) as each is done. A newer one
+// ends the reading of an older one, and what both begin with is not read again. Works in slices of so many milliseconds:
+// on a page short ones, so that it stays alive. After each slice it calls `pausing`.
 export function reader(buffer, post, slice, pausing = () => {}) {
   const { config, tensors } = readWeights(buffer);
   const tokenizer = new Tokenizer(tensors);
   const model = new Model({ config, tensors });
   const size = config.num_hidden_layers * config.num_experts;
   let newest = 0;
-  return async (text) => {
+  return async ({ text, only = null }) => {
     const job = (newest += 1);
     const limit = config.max_position_embeddings - 1;
     const found = tokenizer.encode(text, limit + 1);
     const tokens = found.slice(0, limit);
     const ids = [config.end_of_text, ...tokens]; // as in training, where every text comes after the end of another
+    model.allow(only);
     let same = 0;
     while (same < model.tokens.length && same < ids.length && model.tokens[same] === ids[same]) same += 1;
     model.keep(same);
@@ -228,6 +253,12 @@ export function reader(buffer, post, slice, pausing = () => {}) {
       }
     }
     const bytes = tokens.map((token) => tokenizer.spelling[token]);
-    post({ text, tokens, bytes, cut: found.length > limit, probs: model.probs.slice(size, ids.length * size) });
+    const costs = tokens.map((_, t) => model.cost(t + 1));
+    const logits = model.logits.slice((ids.length - 1) * config.vocab_size, ids.length * config.vocab_size);
+    const next = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, 8);
+    post({
+      text, only, tokens, bytes, cut: found.length > limit, probs: model.probs.slice(size, ids.length * size), costs, logits,
+      next: next.map((token) => ({ token, bytes: tokenizer.spelling[token] })), // the likeliest tokens after the text
+    });
   };
 }

@@ -25,6 +25,18 @@ const LOOK = `
 .lr .lr-detail th.lr-now { text-decoration: underline; font-weight: bold; }
 .lr .lr-detail .lr-name { text-align: center; color: var(--lr-ink); font-weight: bold; border-radius: 3px; }
 .lr .lr-detail tfoot td { background: none; }
+.lr-live { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem; min-height: 2.2rem; }
+.lr-costs { min-height: 2.9em; }
+.lr-next { display: grid; grid-template-columns: minmax(5rem, 1fr) 2fr 3.5rem; gap: 0.5rem; align-items: center; width: 100%; max-width: 30rem; font: inherit; text-align: start; color: var(--mm-text); background: none; border: 0; border-radius: 3px; padding: 1px 2px; cursor: pointer; }
+.lr-next:hover { box-shadow: 0 0 0 1px var(--mm-focus); }
+.lr-next bdi { white-space: pre; overflow: hidden; text-overflow: ellipsis; }
+.lr-next i { height: 0.9em; width: calc(100% * var(--p)); background: var(--mm-sky); }
+.lr-next output { text-align: end; font-variant-numeric: tabular-nums; }
+.lr-tour { border: 1px solid var(--mm-focus); border-radius: 0.25rem; padding: 0.5rem 0.75rem; margin: 0.5rem 0; }
+.lr-tour[hidden] { display: none; }
+.lr-tour p { min-height: 4.4em; }
+.lr-compact .lr-more { display: none; }
+.lr-compact .lr-tokens { min-height: 0; }
 @media (max-width: 480px) { .lr .lr-detail { font-size: 0.75rem; } .lr .lr-detail :is(th, td) { padding: 2px; min-width: 1.6rem; } }
 `;
 
@@ -77,6 +89,7 @@ export function tokenList(onchoose) {
 
   return {
     element,
+    activate: (t) => items.length && activate(t, false),
     show(tokens, direction) {
       element.dir = direction;
       items = tokens.map(({ text }, t) =>
@@ -92,9 +105,9 @@ export function tokenList(onchoose) {
         const [first, second] = item.querySelectorAll("b, i");
         item.style.background = colour(experts[0]);
         first.textContent = experts[0] + 1;
-        second.textContent = experts[1] + 1;
-        second.style.background = colour(experts[1]);
-        const said = experts.map((e, k) => `expert ${e + 1} with ${percent(weights[k])}`).join(", ");
+        second.textContent = weights[1] ? experts[1] + 1 : "–";
+        second.style.background = colour(experts[weights[1] ? 1 : 0]);
+        const said = experts.filter((_, i) => weights[i]).map((e, i) => `expert ${e + 1} with ${percent(weights[i])}`).join(", ");
         item.setAttribute("aria-label", `${tokens[t].text.replace(ahead, "")}: ${said}`);
         item.title = `${tokens[t].text}: ${said}`;
       });
@@ -119,15 +132,15 @@ export function detail(layers, experts) {
   return {
     element,
     mark: (layer) => heads.forEach((head, l) => head.classList.toggle("lr-now", l === layer)),
-    show(name, choices) {
-      caption.replaceChildren(...(name ? ["Token ", h("bdi", {}, name), ": probability of each expert at each layer. Framed: the two that read it, with their weights below."] : ["No token."]));
+    show(name, choices, cost) {
+      caption.replaceChildren(...(name ? ["Token ", h("bdi", {}, name), `, which cost ${cost.toFixed(1)} nats: probability of each expert at each layer. Framed: those that read it, with their weights below.`] : ["No token."]));
       every(layers).forEach((l) => {
         const choice = choices?.[l];
         every(experts).forEach((e) => {
           const cell = cells[e][l];
           cell.textContent = choice ? short(choice.probs[e]) : "";
           cell.style.setProperty("--p", choice ? choice.probs[e] : 0);
-          cell.classList.toggle("lr-chosen", Boolean(choice?.experts.includes(e)));
+          cell.classList.toggle("lr-chosen", Boolean(choice?.weights[choice.experts.indexOf(e)]));
         });
         feet[l].replaceChildren(...(choice ? choice.weights.flatMap((w) => [short(w), h("br")]).slice(0, -1) : []));
       });
@@ -156,4 +169,21 @@ export function loadBars(width, own, average) {
     ];
   });
   return [...grid, ...bars, h("text", { x: left + (width - left) / 2, y: top + height + 47, "text-anchor": "middle", class: "mm-quiet" }, "expert, and its share of this text")];
+}
+
+// What may come after the text: {element, show(tokens, probs)}; tokens are {text, written}, and `onpick(text)` gets the one
+// that is pressed.
+export function nextTokens(onpick) {
+  const element = h("div", { class: "mm-live", role: "group", "aria-label": "the likeliest next tokens" });
+  return {
+    element,
+    show(tokens, probs) {
+      element.replaceChildren(...tokens.map(({ text, written: seen }, i) => {
+        const [bar, share] = [h("i"), h("output", {}, percent(probs[i], 1))];
+        bar.style.setProperty("--p", probs[i]);
+        const name = seen || "end of text";
+        return h("button", { type: "button", class: "lr-next", disabled: !text, "aria-label": `${name}, ${percent(probs[i], 1)}: write it`, onclick: () => onpick(text) }, h("bdi", {}, name), bar, share);
+      }));
+    },
+  };
 }

@@ -1,4 +1,5 @@
-// The live router: the shipped model reads any text, and shows which experts read its tokens.
+// The live router: the shipped model reads any text, and shows which experts read its tokens. Until the reader acts it
+// shows a recorded run; then the model is loaded.
 
 // Share of all choices that each expert gets at each layer: [L][E] from probabilities [S, L, E] and the experts chosen.
 export function loads(choices, layers, experts) {
@@ -24,58 +25,205 @@ export function beginning(bytes) {
   return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes.flat()), { stream: true });
 }
 
-export default explorable(async ({ model, data, stage, width }) => {
-  const { layers, experts, k, domains, agreement } = data;
-  const weights = await file(model, "router.safetensors");
-  let shown;
-  let found = { tokens: [], choices: [], load: loads([], layers, experts) };
+// Logits [V] -> their probabilities at a temperature [V].
+export function distribution(logits, temperature) {
+  const probs = Float64Array.from(logits, (logit) => logit / temperature);
+  softmax(probs);
+  return probs;
+}
+
+// The experts that may be chosen, {layer: [experts]}, where one of them is "off" or "forced" at these layers.
+export function allowed({ how, expert }, layers, experts) {
+  const every = Array.from({ length: experts }, (_, e) => e);
+  return Object.fromEntries(layers.map((l) => [l, how === "forced" ? [expert] : every.filter((e) => e !== expert)]));
+}
+
+const mean = (numbers) => sum(numbers) / numbers.length;
+const text = (bytes) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes));
+
+export default explorable(({ model, data, stage, width }) => {
+  const { layers, experts, k, domains, agreement, recorded } = data;
+  const first = data.examples[0];
+  const middle = Math.ceil(layers / 2);
+  const state = { without: false, step: -1 };
+  let found;
+  let live; // promise of the engine, from when the reader first acts
+  let weights;
 
   const words = status();
   const cut = h("p", { class: "lr-cut", role: "status" });
+  const gone = h("p", { class: "lr-gone", role: "alert" });
   const one = detail(layers, experts);
-  const list = tokenList((t) => one.show(t === undefined ? "" : `${t + 1}, “${found.tokens[t].text}”`, found.choices[t]));
+  const list = tokenList((t) => (state.token = t ?? 0, one.show(t === undefined ? "" : `${t + 1}, “${found.tokens[t].text}”`, found.choices[t], found.costs[t])));
   const roomy = width > 620;
   const picture = drawing(roomy ? width - 300 : width, 190);
   const numbers = table("The load in numbers", ["expert", "this text", "the domain", "difference"]);
-  const input = h("textarea", { id: `lr-${(ids += 1)}`, rows: 4, dir: "auto", spellcheck: "false", oninput: after(200, () => read.ask(input.value)) });
-  const layer = slider({ label: "layer", min: 1, max: layers, value: Math.ceil(layers / 2), oninput: paint });
+  const costs = h("p", { class: "lr-costs", role: "status" });
+  const next = nextTokens((more) => {
+    input.value += more;
+    ask();
+  });
+  const input = h("textarea", { id: `lr-${(ids += 1)}`, rows: 4, dir: "auto", spellcheck: "false", oninput: after(200, ask) });
+  const layer = slider({ label: "layer", min: 1, max: layers, value: middle, oninput: turned });
   const domain = select({ label: "compare with", options: domains.map(({ name, title }) => [name, title]), oninput: paint });
-  const buttons = data.examples.map(({ name, domain: own, text }) =>
-    button(name, () => {
-      input.value = text;
-      if (own) domain.set(own);
-      read.ask(text);
-    }),
-  );
-  const gone = h("p", { class: "lr-gone", role: "alert" });
-  let read;
-  const begin = async () => {
-    read = await engine(weights, show, lost);
+  const temperature = slider({ label: "temperature", min: 0.1, max: 2, step: 0.1, value: 1, show: (v) => v.toFixed(1), oninput: () => (live ? paint() : ask()) });
+  const each = Array.from({ length: experts }, (_, e) => e);
+  const what = select({
+    label: "what if",
+    options: [["", "nothing is changed"], ...["off", "forced"].flatMap((how) => each.map((e) => [`${how} ${e}`, `expert ${e + 1} is ${how === "off" ? "switched off" : how}`]))],
+    oninput: ask,
+  });
+  const where = select({ label: "where", options: [["one", "at the layer shown"], ["all", "at every layer"]], oninput: ask });
+  const starter = button("Start", ask);
+  const running = h("span", { role: "status" }, `A recorded run; the model itself is loaded when you start it (${si(data.bytes, "B", 2)}). `);
+  const buttons = data.examples.map((example) => button(example.name, () => take(example)));
+  const again = button("Start again", () => {
+    live = undefined;
+    ask();
+  });
+
+  // --- the model --------------------------------------------------------------------------------
+
+  // The engine, started once; null where it cannot be had.
+  function start() {
+    live ??= begin().catch((error) => {
+      live = undefined;
+      running.textContent = `The model could not start: ${error.message}. What you see is the run before. `;
+      starter.disabled = false;
+      return null;
+    });
+    return live;
+  }
+
+  async function begin() {
+    running.textContent = "Loading the model … ";
+    starter.disabled = true;
     gone.replaceChildren();
-    read.ask(input.value);
-  };
-  const again = button("Start again", begin);
+    weights ??= await file(model, "router.safetensors");
+    const read = await engine(weights, answered, lost).catch(() => {
+      weights = undefined;
+      throw new Error("its weights are damaged");
+    });
+    stage.classList.remove("lr-compact");
+    running.textContent = `Live: ${si(data.parameters)} parameters run in your browser. Type a text of your own.`;
+    starter.remove();
+    return read;
+  }
 
   function lost() {
     gone.replaceChildren("The model no longer answers: the browser has ended the worker that ran it. ", again);
   }
 
-  function show({ text, bytes, cut: isCut, probs }) {
+  function only() {
+    if (!what.value) return null;
+    const [how, expert] = what.value.split(" ");
+    const at = where.value === "one" ? [layer.value - 1] : Array.from({ length: layers }, (_, l) => l);
+    return allowed({ how, expert: Number(expert) }, at, experts);
+  }
+
+  // Have the text read, as trained first where it is to be compared.
+  async function ask() {
+    const read = await start();
+    if (!read) return;
+    const plain = found.plainText === input.value;
+    read.ask({ text: input.value, only: plain ? only() : null });
+  }
+
+  function answered(answer) {
+    const plain = answer.only === null;
+    if (plain) [found.plain, found.plainText] = [answer.costs, answer.text];
+    show({ ...answer, plain: answer.text === found.plainText ? found.plain : null });
+    if (plain && answer.text === input.value && (what.value || state.without)) {
+      if (state.without) {
+        const own = found.load[layer.value - 1];
+        what.set(`off ${own.indexOf(Math.max(...own))}`);
+        state.without = false;
+      }
+      ask();
+    }
+  }
+
+  // --- what the reader does -----------------------------------------------------------------------
+
+  function turned() {
+    if (what.value && where.value === "one") ask();
+    paint();
+  }
+
+  function take({ text: own, domain: name }) {
+    input.value = own;
+    if (name) domain.set(name);
+    ask();
+  }
+
+  function reset() {
+    what.set("");
+    where.set("one");
+    temperature.set(1);
+    layer.set(middle);
+    domain.set(first.domain);
+    state.without = false;
+    leave();
+    list.activate(0);
+    input.value = first.text;
+    if (live) ask();
+    else show(recorded);
+  }
+
+  // --- the tour -----------------------------------------------------------------------------------
+
+  const tourHead = h("strong");
+  const tourText = h("p", { role: "status" });
+  const [back, on, end] = [button("Back", () => go(state.step - 1)), button("Next", () => go(state.step + 1)), button("End the tour", leave)];
+  const tour = h("div", { class: "lr-tour", hidden: true, role: "region", "aria-label": "guided tour" }, tourHead, tourText, h("div", { class: "mm-buttons" }, back, on, end));
+
+  function go(step) {
+    state.step = step;
+    const [title, said] = TOUR[step];
+    tour.hidden = false;
+    tourHead.textContent = `${step + 1} of ${TOUR.length}: ${title}`;
+    back.disabled = step === 0;
+    on.disabled = step === TOUR.length - 1;
+    what.set("");
+    where.set("one");
+    temperature.set(said.temperature ?? 1);
+    layer.set(said.layer);
+    state.without = Boolean(said.without);
+    state.wanted = said.token;
+    const example = data.examples[said.example];
+    domain.set((example ?? first).domain);
+    input.value = example ? example.text : said.text;
+    ask();
+    paint();
+  }
+
+  function leave() {
+    state.step = -1;
+    tour.hidden = true;
+  }
+
+  // --- what is seen -------------------------------------------------------------------------------
+
+  function show(answer) {
+    const { bytes, cut: isCut, probs, text: whole } = answer;
     const tokens = bytes.map((spelling) => ({ text: written(spelling) }));
     const choices = tokens.map((_, t) =>
       Array.from({ length: layers }, (_, l) => {
-        const own = probs.subarray((t * layers + l) * experts, (t * layers + l + 1) * experts);
+        const own = probs.slice((t * layers + l) * experts, (t * layers + l + 1) * experts);
         return { probs: own, ...choose(own, k) };
       }));
-    found = { tokens, choices, load: loads(choices, layers, experts) };
+    found = { plain: found?.plain, plainText: found?.plainText, ...answer, tokens, choices, domains, load: loads(choices, layers, experts) };
     list.show(tokens, getComputedStyle(input).direction);
+    if (state.wanted !== undefined && whole === input.value) {
+      list.activate(state.wanted);
+      state.wanted = undefined;
+    }
     const seen = beginning(bytes);
-    const counts = [tokens.length, seen.length, text.length].map((n) => n.toLocaleString("en"));
+    const counts = [tokens.length, seen.length, whole.length].map((n) => n.toLocaleString("en"));
     const tail = h("bdi", {}, [...seen].slice(-24).join(""));
     const notice = `The model reads ${counts[0]} tokens at most, so the text is cut after ${counts[1]} of its ${counts[2]} characters: “…`;
     cut.replaceChildren(...(isCut ? [notice, tail, "”."] : []));
     paint();
-    shown?.();
   }
 
   function paint() {
@@ -87,44 +235,67 @@ export default explorable(async ({ model, data, stage, width }) => {
     const other = domains.find(({ name }) => name === domain.value);
     picture.draw(loadBars(roomy ? width - 300 : width, own, other.load[l]));
     const most = own.indexOf(Math.max(...own));
-    const text = tokens.length
+    const said = tokens.length
       ? `${tokens.length} tokens. At layer ${l + 1} expert ${most + 1} is chosen most: ${percent(own[most])} of the choices; in “${other.title}” it is ${percent(other.load[l][most])}. ` +
         `${percent(apart(own, other.load[l]))} of the choices would have to change to give that domain's load. Over all layers the nearest of the ${domains.length} domains is “${nearest(load, domains).title}”.`
       : "There is no text to read. The lines show the domain alone.";
-    words.say(text);
-    picture.describe(`Share of choices that each of ${experts} experts gets at layer ${l + 1}, of this text and of “${other.title}”. ${text}`);
+    words.say(live || !data.compact ? said : `Each token goes to ${k} of ${experts} experts, whose numbers stand below it; it has the colour of the first. This is layer ${l + 1} of ${layers}: move it, and see who reads what.`);
+    picture.describe(`Share of choices that each of ${experts} experts gets at layer ${l + 1}, of this text and of “${other.title}”. ${said}`);
     numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), difference(share - other.load[l][e], 1)]));
+    costs.textContent = paid();
+    const probs = found.logits ? distribution(found.logits, temperature.value) : null;
+    next.show(found.next.map(({ bytes }) => ({ text: text(bytes), written: written(bytes) })), found.next.map(({ token, p }) => (probs ? probs[token] : p)));
+    if (state.step >= 0) tourText.textContent = found.logits && found.text === input.value ? TOUR[state.step][2](found) : "The model reads …";
+  }
+
+  // What the text costs, and what it would cost otherwise.
+  function paid() {
+    const { tokens, costs: own, plain, only: under } = found;
+    if (!tokens.length) return "";
+    const dearest = own.indexOf(Math.max(...own));
+    const now = mean(own);
+    if (!under) return `To predict it costs the model ${now.toFixed(2)} nats a token; of ${(Math.exp(now)).toFixed(0)} equally likely tokens each would cost as much. The most surprising is “${tokens[dearest].text}”, ${own[dearest].toFixed(1)} nats.`;
+    if (!plain) return `So changed, the text costs ${now.toFixed(2)} nats a token.`;
+    const more = now - mean(plain);
+    return `With ${what.input.selectedOptions[0].textContent.replace(" is", "")}, the text costs ${now.toFixed(2)} nats a token: ${Math.abs(more).toFixed(2)} ${more < 0 ? "less" : "more"} than the ${mean(plain).toFixed(2)} as trained.`;
   }
 
   stage.classList.add("lr");
+  stage.classList.toggle("lr-compact", Boolean(data.compact));
+  const more = (element) => (element.classList.add("lr-more"), element);
   stage.append(
     h("style", {}, LOOK),
-    h("p", { class: "mm-title" }, "The live router"),
-    h("p", {}, `This is the course's own model, ${si(data.parameters)} parameters, at work in your browser. Which experts read your text, and do the same ones read it in another language, or as code?`),
-    h("label", { class: "lr-label", for: input.id }, "text"),
-    input,
-    h("div", { class: "mm-buttons" }, buttons),
-    h("div", { class: "mm-controls" }, layer.element, domain.element),
-    h("p", {}, "Each token has the number and colour of its first expert; the second one stands beside it. Point at a token, or walk with the arrow keys, for its weights at every layer."),
+    more(h("p", { class: "mm-title" }, "The live router")),
+    more(h("p", {}, `This is the course's own model, ${si(data.parameters)} parameters, at work in your browser. Which experts read your text, and do the same ones read it in another language, or as code?`)),
+    more(h("div", { class: "mm-buttons" }, button("Guided tour", () => go(0)), button("As at first", reset))),
+    tour,
+    h("div", { class: "lr-live" }, running, data.compact ? [] : starter),
+    more(h("div", {}, h("label", { class: "lr-label", for: input.id }, "text"), input, h("div", { class: "mm-buttons" }, buttons))),
+    h("div", { class: "mm-controls" }, layer.element, more(domain.element), more(what.element), more(where.element)),
+    more(h("p", {}, "Each token has the number and colour of its first expert; the second one stands beside it. Point at a token, or walk with the arrow keys, for its weights at every layer.")),
     list.element,
     gone,
     cut,
     words.element,
-    h("div", { class: "lr-both" },
+    more(costs),
+    more(h("div", { class: "lr-both" },
       one.element,
-      h("div", {}, h("p", {}, "Load: bars, this text; lines, the domain's average."), picture.element)),
-    numbers.element,
-    h("p", {}, `Experts are held in int8 here. On ${agreement.tokens.toLocaleString("en")} tokens of held-out text, ${percent(agreement.same_set, 1)} of the choices fall on the same ${k} experts as with the full weights, and ${percent(agreement.same_first, 1)} have the same first one.`),
-    h("details", { class: "mm-table" },
+      h("div", {}, h("p", {}, "Load: bars, this text; lines, the domain's average."), picture.element))),
+    more(h("div", {}, h("p", {}, "What may come next? Press a token to write it."), h("div", { class: "mm-controls" }, temperature.element), next.element)),
+    more(numbers.element),
+    more(h("p", {}, `Experts are held in int8 here. On ${agreement.tokens.toLocaleString("en")} tokens of held-out text, ${percent(agreement.same_set, 1)} of the choices fall on the same ${k} experts as with the full weights, and ${percent(agreement.same_first, 1)} have the same first one.`)),
+    more(h("details", { class: "mm-table" },
       h("summary", {}, "What runs here"),
-      h("p", {}, `All ${layers} layers up to the last router, ${si(weights.byteLength, "B")} of weights: experts in int8 with one scale a channel, everything else as stored. Results are float32, sums float64. Before the text the model reads an end-of-text mark, as in training. The agreement was measured on ${agreement.date} with ${agreement.command}; layer 1 always agrees, as no expert comes before its router.`)),
+      h("p", {}, `The whole model, ${si(data.bytes, "B")}: experts in int8 with one scale a channel, everything else as stored. Results are float32, sums float64. Before the text the model reads an end-of-text mark, as in training. An expert that is switched off has its logit put to −∞ before the softmax; where one is forced, all others have. The agreement was measured on ${agreement.date} with ${agreement.command}; layer 1 always agrees, as no expert comes before its router.`))),
   );
-  input.value = data.examples[0].text;
-  domain.set(data.examples[0].domain);
-  const first = new Promise((done) => (shown = done)); // what comes in place of the figure is whole
-  await begin().catch(() => {
-    throw new Error("its weights are damaged");
+  input.value = first.text;
+  domain.set(first.domain);
+  show(recorded);
+  // on the first page the button stands beside others, and is a link without this script
+  const outside = data.compact ? document.querySelector("[data-starts=live_router]") : null;
+  outside?.addEventListener("click", (event) => {
+    event.preventDefault();
+    ask();
   });
-  await first;
-  return () => read.stop();
+  return async () => (await live)?.stop();
 });
