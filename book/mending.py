@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import nbformat
@@ -35,6 +36,16 @@ class Cell:
     kind: str = "code"
     grade_id: str = ""
     part: str = ""
+
+    @cached_property
+    def bare(self) -> str:
+        """The text without what editors change on their own."""
+        return bare(self.source)
+
+    @cached_property
+    def defined(self) -> set[str]:
+        """The names that it defines."""
+        return defined(self.source)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Exercise:
 
     def untouched(self, cell: Cell) -> bool:
         """Whether a cell is as it was handed out."""
-        return bare(cell.source) in self.texts
+        return cell.bare in self.texts
 
 
 def bare(source: str) -> str:
@@ -137,9 +148,9 @@ def named(cells: list[str]) -> str:
 def recognise(cells: list[Cell], exercise: Exercise) -> list[str]:
     """Say of each cell which of the exercise it is; returns those that nbgrader's id alone would not have told."""
     for cell in cells:
-        mine = [a for a, names in exercise.answers.items() if names & defined(cell.source)]
+        mine = [a for a, names in exercise.answers.items() if names & cell.defined]
         if exercise.untouched(cell):
-            cell.part = exercise.texts[bare(cell.source)]
+            cell.part = exercise.texts[cell.bare]
         elif cell.grade_id in exercise.answers:
             cell.part = cell.grade_id if cell.grade_id in mine or not mine else mine[0]
     for name in exercise.answers:
@@ -154,7 +165,7 @@ def defining(cells: list[Cell], answer: str, exercise: Exercise) -> list[Cell]:
     found = [
         c
         for c in cells
-        if (c.kind == "code" or c.part) and not exercise.untouched(c) and names & defined(c.source)
+        if (c.kind == "code" or c.part) and not exercise.untouched(c) and names & c.defined
     ]
     return [c for c in found if c.part == answer] or found
 
@@ -169,9 +180,9 @@ def join(cells: list[Cell], exercise: Exercise) -> list[str]:
         mine = [c for c in cells if c.part == name]
         whole = "\n".join(c.source for c in mine)
         if len(mine) > 1 and not all(compiles(c.source) for c in mine) and compiles(whole):
+            cells[cells.index(mine[-1])] = Cell(whole, part=name)
             for extra in mine[:-1]:
                 cells.remove(extra)
-            mine[-1].source = whole
             joined.append(name)
     return joined
 

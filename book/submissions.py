@@ -24,6 +24,7 @@ from book.mending import Cell, Exercise, mend
 
 LARGEST = 50_000_000  # bytes of a file; a notebook without outputs has 20 thousand
 MOST = 500  # files of a student
+MOST_CELLS = 2000
 SUFFIXES = {".ipynb", ".json", ".py", ".txt", ".zip", ""}
 WRITTEN_AS = {
     "utf-8-sig": "UTF-8 with a byte-order mark",
@@ -151,7 +152,8 @@ def unzipped(name: str, data: bytes, notes: list[str]) -> Iterator[tuple[str, by
                     raise ValueError(f"holds more than {LARGEST // 1_000_000} MB")
                 yield f"{name}/{member.filename}", part
     except Exception as error:  # zipfile raises what it meets, zlib's and struct's errors included
-        notes.append(f"{name}: {error if isinstance(error, ValueError) else 'not a zip file'}")
+        known = isinstance(error, ValueError | RuntimeError)  # too much in it, or encrypted
+        notes.append(f"{name}: {error if known else 'not a zip file'}")
 
 
 def decoded(data: bytes) -> tuple[str, list[str]]:
@@ -179,7 +181,7 @@ def read(name: str, data: bytes) -> File:
         found: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         if name.lower().endswith((".py", ".txt")) and not CELL.search(text):
-            return File(name, [Cell(s) for s in pieces(text)], tuple(notes))
+            return File(name, *first([Cell(s) for s in pieces(text)], notes))
         found = {"cells": salvaged(text)}
         if not found["cells"]:
             raise ValueError("not a notebook") from error
@@ -192,10 +194,16 @@ def read(name: str, data: bytes) -> File:
         listed = [c for s in sheets if isinstance(s, dict) for c in s.get("cells") or []]
     if not isinstance(listed, list):
         raise ValueError("not a notebook")
-    cells = [cell_of(c) for c in listed]
+    cells = [cell_of(c) for c in listed[: MOST_CELLS + 1]]
     if lost := [str(i) for i, c in enumerate(cells, start=1) if c is None]:
         notes.append(f"left out, since it is no cell: {', '.join(lost[:5])}")
-    return File(name, [c for c in cells if c is not None], tuple(notes))
+    return File(name, *first([c for c in cells if c is not None], notes))
+
+
+def first(cells: list[Cell], notes: list[str]) -> tuple[list[Cell], tuple[str, ...]]:
+    """As many cells as are looked at, and the notes, with one more if there are others."""
+    more = [f"of more than {MOST_CELLS} cells the first {MOST_CELLS} were read"]
+    return cells[:MOST_CELLS], (*notes, *(more if len(cells) > MOST_CELLS else []))
 
 
 def cell_of(found: Any) -> Cell | None:

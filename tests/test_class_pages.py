@@ -81,6 +81,39 @@ def test_reasons_come_from_failed_checks_and_what_the_check_says(tmp_path: Path)
     assert answers["03.4"] == "half\nother half\n"
 
 
+def test_a_hidden_test_is_told_from_an_error_of_ones_own() -> None:
+    def error(text: str) -> dict[str, str]:
+        return {"ename": "AssertionError", "evalue": text}
+
+    hidden = marks.mistake(error("Tensor-likes are not close!"))
+    assert (hidden.said, hidden.cause) == ("wrong", marks.HIDDEN)
+    own = marks.mistake(error("k > 0\n(raised by your top_k_router for x [5, 8])"))
+    assert (own.said, own.cause) == ("AssertionError", "AssertionError")
+
+
+def test_one_cause_is_counted_once_however_many_cases_show_it() -> None:
+    import torch
+
+    told: set[str] = set()
+    causes: set[str] = set()
+    for first_k in (1, 2):  # wrong everywhere, or where more than one is chosen
+
+        def answer(logits: Any, k: int, norm_topk_prob: bool, first_k: int = first_k) -> Any:
+            best, expert = logits.topk(k, dim=-1)
+            weights = torch.softmax(best, dim=-1) if norm_topk_prob else None
+            weights = (
+                (best - logits.logsumexp(-1, keepdim=True)).exp() if weights is None else weights
+            )
+            return weights * (1.25 if k >= first_k else 1), expert
+
+        with pytest.raises(CheckFailed) as raised:
+            check.choose_then_weigh(answer)
+        found = marks.mistake({"ename": "CheckFailed", "evalue": str(raised.value)})
+        told.add(found.told["cause"])
+        causes.add(found.cause)
+    assert len(told) == 2 and len(causes) == 1, told
+
+
 def test_the_commands_on_the_teaching_page_exist() -> None:
     from nbgrader.apps.nbgraderapp import NbGraderApp
 

@@ -176,6 +176,17 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     assert handed_in(link).notebook is None
 
 
+def test_of_many_cells_the_first_are_read() -> None:
+    many = [{"cell_type": "code", "source": f"{i}"} for i in range(3000)]
+    for name, data in (
+        ("a.ipynb", json.dumps({"cells": many})),
+        ("a.py", "\n".join(str(i) for i in range(3000))),
+    ):
+        file = submissions.read(name, data.encode())
+        assert [c.source for c in file.cells] == [str(i) for i in range(2000)]
+        assert file.notes == ("of more than 2000 cells the first 2000 were read",)
+
+
 def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submissions, "LARGEST", 100)
     (tmp_path / "large.ipynb").write_text(" " * 101)
