@@ -1,5 +1,5 @@
-"""Read the built pages of the book: every picture says what it shows, every link inside the book leads somewhere, and
-nothing is loaded from elsewhere.
+"""Read the built pages of the book: every picture says what it shows, every link inside the book leads somewhere, every
+lesson that is named is a link, and nothing is loaded from elsewhere.
 
     python book/check_pages.py _build/html
 
@@ -26,6 +26,22 @@ LOADED = {
 # A link of these kinds names a page for readers and machines; all others (stylesheet, icon, preload ...) are fetched.
 NAMING = {"index", "search", "next", "prev", "author", "license", "canonical", "alternate", "help"}
 IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+NO_PROSE = {
+    "a",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "title",
+    "code",
+    "pre",
+    "script",
+    "style",
+    "nav",
+    "aside",
+    "svg",
+    "button",
+}
 # Put there by the build where it reaches the npm registry, see book/extension.py.
 FROM_NPM = "_static/npm/"
 
@@ -40,10 +56,14 @@ class Page(HTMLParser):
         self.pictures: list[tuple[str, str | None]] = []
         self.loaded: list[str] = []
         self.in_style = False
+        self.inside: list[str] = []  # elements whose text is no prose, or is a link already
+        self.prose = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
+        if tag in NO_PROSE:
+            self.inside.append(tag)
         for name in ("id", "name"):
             if value := values.get(name):
                 self.ids.add(value)
@@ -58,9 +78,14 @@ class Page(HTMLParser):
         self.in_style = tag == "style"
 
     def handle_endtag(self, tag: str) -> None:
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
         self.in_style = self.in_style and tag != "style"
 
     def handle_data(self, data: str) -> None:
+        if not self.inside:
+            self.prose += data
         if self.in_style:
             self.loaded += IN_STYLE.findall(data)
 
@@ -100,8 +125,15 @@ def problems(folder: Path) -> list[str]:
         for path in sorted(folder.rglob("*.html"))
         if "_static" not in path.relative_to(folder).parts
     }
+    lessons = {Path(name).name[:2]: name for name in pages if name.startswith("notebooks/")}
     found: list[str] = []
     for name, page in pages.items():
+        named = re.finditer(r"\b[Ll]essons?\s+(\d\d?)\b", page.prose)
+        found += [
+            f"{name}: '{n[0]}' is no link"
+            for n in named
+            if lessons.get(n[1].zfill(2), name) != name
+        ]
         theirs = Path(name).name in THEME_PAGES
         for source, alt in [] if theirs else page.pictures:
             if says_nothing(source, alt):

@@ -10,6 +10,7 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
 - launch buttons point to the repository of the setting, and are left out without one (`theme_options`);
 - marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
+- what prose calls 'lesson 03' is a link to it (`link_lessons`), and search puts lessons first (search_scorer.js);
 - docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`), and what they take has names and
   texts (`named_parameters`).
 """
@@ -18,11 +19,13 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import index, pending_xref
 from sphinx.domains.python import PyObject  # pyright: ignore[reportPrivateImportUsage]
 from sphinx.errors import ExtensionError
 from sphinx.ext import autosummary
@@ -251,6 +254,7 @@ def repository(setting: str) -> str:
 
 def theme_options(app: Any, config: Any) -> None:
     """Buttons to Colab, Binder and the repository, if there is one; and what the theme wants to be told."""
+    config.html_search_scorer = str(ROOT / "book" / "search_scorer.js")
     # Readers get the theme that their system asks for; without a word the theme's script complains.
     config.html_context.setdefault("default_mode", "auto")
     config.html_theme_options["logo"] = {
@@ -306,6 +310,49 @@ def named_parameters(
             logger.warning("%s: %s", name, wrong)
 
 
+# Where a lesson's number is no word of the text: it is a link already, a heading, code, or a name in an index.
+NO_PROSE = (
+    nodes.reference,
+    nodes.title,
+    nodes.literal,
+    nodes.FixedTextElement,
+    pending_xref,
+    index,
+)
+LESSONS = re.compile(r"\b[Ll]essons?\s+\d\d?\b(?:(?:,| and|, and| to| or|–)\s?\d\d?\b)*")
+LESSON = re.compile(r"(?:[Ll]essons?\s+)?\b(\d\d?)\b")
+
+
+def link_lessons(app: Any, document: Any) -> None:
+    """Make a link of 'lesson 03', wherever prose says it, docstrings included; of lessons that are there."""
+    there = {
+        name[len("notebooks/") :][:2]: name for name in app.env.found_docs if "notebooks/" in name
+    }
+    for text in list(document.findall(nodes.Text)):
+        if not LESSONS.search(text) or any(isinstance(p, NO_PROSE) for p in above(text)):
+            continue
+        parts: list[Any] = []
+        at = 0
+        for said in LESSONS.finditer(text):
+            for one in LESSON.finditer(text, said.start(), said.end()):
+                page = there.get(one[1].zfill(2))
+                if page and page != app.env.docname:
+                    link = pending_xref(
+                        "", nodes.inline("", one[0]), refdomain="std", reftype="doc",
+                        reftarget=f"/{page}", refexplicit=True, refwarn=True, refdoc=app.env.docname,
+                    )  # fmt: skip
+                    parts += [nodes.Text(text[at : one.start()]), link]
+                    at = one.end()
+        text.parent.replace(text, [*parts, nodes.Text(text[at:])])
+
+
+def above(node: Any) -> Iterator[Any]:
+    """What a node is in, from the inside out."""
+    while node.parent is not None:
+        node = node.parent
+        yield node
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx's entry point."""
     app.add_config_value("minimoe_repository", "", "html")
@@ -315,6 +362,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("env-before-read-docs", number_chapters)
     app.connect("source-read", fill, priority=100)
     app.connect("doctree-read", keep_tags)
+    app.connect("doctree-read", link_lessons)
     app.connect("html-page-context", load_explorables)
     # Sentences do not end here, and what a dataclass holds are its fields.
     autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Fig.", "Figs.")

@@ -87,12 +87,33 @@ def provenance() -> str:
     return table(["file", "date", "machine", "torch", "made by"], rows)  # fmt: skip
 
 
+def plain(text: str) -> str:
+    """A text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]$<>|^])", r"\\\1", text)
+
+
 def findings() -> str:
-    """The claims of the article that the study tests, each with its verdict."""
+    """The claims of the article that the study tests: verdict and main number; folded, what each verdict rests on."""
+    found = read("study.json")["findings"]
     rows = [
-        [f["claim"], f["title"], f["article"], f["verdict"]] for f in read("study.json")["findings"]
+        [f["claim"], *map(plain, (f["title"], f["article"], f["short"])), f["verdict"]]
+        for f in found
     ]
-    return table(["claim", "in short", "the article", "here"], rows)
+    lines = [table(["claim", "in short", "the article", "measured here", "verdict"], rows)]
+    for f in found:
+        verdicts = [f"**{p['verdict']}**" if p["decides"] else p["verdict"] for p in f["parts"]]
+        parts = [
+            [plain(p["what"]), plain(p["found"]), verdict]
+            for p, verdict in zip(f["parts"], verdicts, strict=True)
+        ]
+        lines += [
+            f"::::{{dropdown}} {f['claim']}: {plain(f['title'])}",
+            plain(f["rule"]),
+            table(["measured", "result, with 95 % intervals", "by the rule"], parts),
+            *map(plain, f["remarks"]),
+            "::::",
+        ]
+    return "\n\n".join(lines)
 
 
 def by_setting(points: list[dict[str, Any]], keys: list[str], values: list[str]) -> list[list[Any]]:

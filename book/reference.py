@@ -76,9 +76,11 @@ def exported() -> frozenset[int]:
 
 def escaped(line: str) -> str:
     """A line of plain text with `code` in backquotes, as reStructuredText."""
+    # 'E.' at the beginning of a text is no item E of a list.
+    line = re.sub(r"(^\s*|: )(\w+)([.)])(?=\s|$)", r"\1\2\\\3", line)
     parts = re.split(r"(`+[^`]+`+)", line)
     return "".join(
-        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
+        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([*|]|\\(?![.)])|_(?!\w))", r"\\\1", part)
         for part in parts
     )  # fmt: skip
 
@@ -165,9 +167,16 @@ def complete(obj: Any, lines: list[str]) -> list[str]:
     ]
     kind = "ivar" if any(line.startswith(":ivar") for line in lines) else "param"
     added = [f":{kind} {name}: {escaped(known[name])}" for name in missing if name in known]
-    # Before what is raised and returned; a field list is set off from the text above it.
-    at = next((i for i, line in enumerate(lines) if re.match(r":(raises|returns)", line)), None)
-    at = len(lines) if at is None else at
+    # With the others; else before what is raised and returned, set off from the text above it.
+    starts = [i for i, line in enumerate(lines) if FIELD.match(line)]
+    if starts:
+        at = starts[-1] + 1
+        while at < len(lines) and lines[at].startswith(" "):
+            at += 1
+    else:
+        at = next(
+            (i for i, line in enumerate(lines) if re.match(r":(raises|returns)", line)), len(lines)
+        )
     lines[at:at] = added if found else ["", *added]
     return [*wrong, *(f"'{name}' has no text" for name in missing if name not in known)]
 

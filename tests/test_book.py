@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import docutils.core
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.errors import ExtensionError
 
 from book import check_pages, extension, filled, npm, reference, terms
@@ -302,6 +304,44 @@ def test_first_uses_are_found_in_prose_only(
         "An {term}`expert`.",
     ]
     assert terms.unlinked(path) == [] and terms.link(path) == 0
+
+
+# --- links to lessons -----------------------------------------------------------------------------
+
+
+def test_every_lesson_that_prose_names_is_a_link() -> None:
+    document: Any = docutils.core.publish_doctree(
+        "See lesson 03, and lessons 12 to 13; Lesson 5 and ``lesson 03``, lesson 07."
+    )
+    found = {"notebooks/03_routing", "notebooks/05_zoo", "notebooks/12_a", "notebooks/13_b"}
+    app = SimpleNamespace(env=SimpleNamespace(found_docs=found, docname="notebooks/05_zoo"))
+    extension.link_lessons(app, document)
+    links = [(n.astext(), n["reftarget"]) for n in document.findall(addnodes.pending_xref)]
+    assert links == [
+        ("lesson 03", "/notebooks/03_routing"),
+        ("lessons 12", "/notebooks/12_a"),
+        ("13", "/notebooks/13_b"),
+    ]
+    assert document.astext().startswith("See lesson 03, and lessons 12 to 13; Lesson 5 and lesson")
+
+
+def test_a_lesson_that_is_named_without_a_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/03_routing.html").write_text("<p>This is lesson 03.</p>")
+    (tmp_path / "page.html").write_text(
+        "<h2>Lesson 03</h2><p>In <a href='notebooks/03_routing.html'>lesson 03</a>, in lesson 3"
+        " and in lesson 07, not here yet.</p><pre>lesson 03</pre>"
+    )
+    assert check_pages.problems(tmp_path) == ["page.html: 'lesson 3' is no link"]
+
+
+def test_verdicts_have_the_numbers_that_they_rest_on() -> None:
+    shown, found = filled.findings(), filled.read("study.json")["findings"]
+    assert len(found) > 5
+    for finding in found:
+        assert filled.plain(finding["short"]) in shown
+        for part in finding["parts"]:
+            assert filled.plain(part["found"]).replace("\\|", "|") in shown.replace("\\|", "|")
 
 
 # --- a formula of several lines -------------------------------------------------------------------

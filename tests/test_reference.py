@@ -7,8 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+import docutils.core
 import pytest
 import yaml
+from docutils import nodes
 from sphinx.ext.napoleon import Config
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
@@ -28,7 +30,16 @@ def read(obj: Any) -> tuple[dict[str, str], list[str]]:
     what = "class" if inspect.isclass(obj) else "function"
     lines = str(GoogleDocstring(text, SETTINGS, what=what, obj=obj)).split("\n")
     wrong = reference.complete(obj, lines)
-    return dict(reference.entries(lines)), wrong
+    shown = docutils.core.publish_doctree("\n".join(lines), settings_overrides={"report_level": 5})
+    fields = {
+        field[0].astext().partition(" ")[2]: field[1].astext()
+        for field in shown.findall(nodes.field)
+        if field[0].astext().startswith(("param ", "ivar "))
+    }
+    assert list(fields) == [name for name, _ in reference.entries(lines)]
+    return fields, wrong + [
+        f"'{name}' is shown without a text" for name in fields if not fields[name].strip()
+    ]
 
 
 def test_every_parameter_and_field_has_its_own_name_and_text() -> None:

@@ -110,6 +110,13 @@ def test_page(seen: Seen, name: str) -> None:
              m => !m.querySelector('mjx-container') || m.querySelector('mjx-merror'))
            .map(m => 'not drawn: ' + m.textContent.slice(0, 60))"""
     )
+    # A formula that is wider than its column begins at its beginning.
+    problems += page.evaluate(
+        """() => [...document.querySelectorAll('div.math')].filter(box => {
+             const signs = [...box.querySelectorAll('mjx-mi, mjx-mo, mjx-mn')].map(e => e.getBoundingClientRect());
+             return Math.min(...signs.map(s => s.left)) < box.getBoundingClientRect().left - 1; })
+           .map(box => 'cut on the left: ' + box.textContent.slice(0, 60))"""
+    )
     # The order of the keyboard is the order of the page.
     problems += page.evaluate(
         """() => [...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0)
@@ -129,6 +136,21 @@ def test_page(seen: Seen, name: str) -> None:
         if wide > width:
             problems.append(f"{wide} pixels wide in a window of {width}")
     page.screenshot(path=f"{picture}-narrow.png")
+    # On a phone a table scrolls; no cell is so narrow that it breaks a word.
+    page.set_viewport_size({"width": 390, "height": 800})
+    problems += page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article table.table :is(td, th)')].filter(cell => {
+             const word = cell.innerText.split(/\\s|[-\u2013/]/).reduce((a, b) => a.length > b.length ? a : b, '');
+             const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+             while (text.nextNode()) {
+               const at = text.currentNode.data.indexOf(word);
+               if (word.length > 3 && at >= 0) {
+                 const range = document.createRange();
+                 range.setStart(text.currentNode, at); range.setEnd(text.currentNode, at + word.length);
+                 return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1;
+               } }
+             return false; }).map(cell => 'breaks a word: ' + cell.innerText.slice(0, 60))"""
+    )
     assert problems == []
 
 
@@ -138,6 +160,21 @@ def test_search_finds_a_term(seen: Seen) -> None:
     links = seen.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
     assert any("01_dense_mlp" in link for link in links)
     assert seen.elsewhere == []
+
+
+@pytest.mark.parametrize("word", ["routing", "router", "expert", "switch_loss"])
+def test_search_puts_lessons_before_the_objects_of_the_library(seen: Seen, word: str) -> None:
+    seen.open(f"search.html?q={word}")
+    seen.page.wait_for_function(
+        "document.querySelector('.search-summary')?.innerText.includes('found')"
+    )
+    links: list[str] = seen.page.eval_on_selector_all(
+        "#search-results li a", "all => all.map(a => new URL(a.href).pathname)"
+    )
+    rooms = ["notebooks" in link for link in links], ["book/api" in link for link in links]
+    assert any(rooms[0]) and any(rooms[1])
+    last_lesson = max(i for i, is_lesson in enumerate(rooms[0]) if is_lesson)
+    assert last_lesson < rooms[1].index(True)
 
 
 def test_the_search_field_opens_from_the_keyboard(seen: Seen) -> None:
