@@ -18,6 +18,7 @@ import nbformat
 
 from book.sandbox import Child, Sandboxes
 from book.sandboxed.wire import Late, Lost, Remote
+from minimoe.check.variation import varied
 
 TOTAL = 600.0  # seconds for a whole notebook
 WORDS = 5000  # characters of a message
@@ -37,17 +38,19 @@ class Exam:
         given: the source of the other read-only cells.
         wanted: the names that the answers define.
         space: what the given cells define, for the checks.
+        secret: varies what the checks try (book/vetting.py).
     """
 
     checks: dict[str, str] = field(default_factory=dict[str, str])
     given: dict[str, str] = field(default_factory=dict[str, str])
     wanted: set[str] = field(default_factory=set[str])
     space: dict[str, Any] = field(default_factory=dict[str, Any])
+    secret: int | None = None
 
     @classmethod
-    def of(cls, solution: Any) -> Exam:
+    def of(cls, solution: Any, secret: int | None = None) -> Exam:
         """The exam of a solution notebook in normal form, as it stands in source/."""
-        exam = cls()
+        exam = cls(secret=secret)
         for cell in solution.cells:
             mine = cell.metadata.get("nbgrader", {})
             if mine.get("grade"):
@@ -72,7 +75,7 @@ class Exam:
         child.peer.ask({"k": "check"})
         answers = {n: child.peer.proxy(n) for n in self.wanted}
         said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        with varied(self.secret), contextlib.redirect_stdout(said):
             exec(compile(self.checks[name], f"<{name}>", "exec"), {**self.space, **answers})
         return said.getvalue()
 
@@ -83,7 +86,7 @@ def failure(name: str, text: str, trace: str = "") -> Any:
     return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=lines)
 
 
-def told(error: Exception) -> Any:
+def told(error: BaseException) -> Any:
     """An error as the output of the cell that it belongs to."""
     text = "\n".join([str(error), *getattr(error, "__notes__", [])])[:WORDS]
     if isinstance(error, Remote):

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", category=SAWarning)
 # nbgrader calls alembic by its name: that of this environment, activated or not
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
 
-from book import class_pages, exercises, judge, marks  # noqa: E402
+from book import class_pages, exercises, judge, likeness, marks, vetting  # noqa: E402
 from book.marks import database, plain  # noqa: E402
 from book.mending import Exercise  # noqa: E402
 from book.sandbox import OPEN, Sandboxes  # noqa: E402
@@ -96,7 +96,11 @@ def start(converter: Any) -> None:
 
 
 def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> list[str]:
-    """Make source/ and release/ for these exercises, and enter their points in the gradebook; returns their names."""
+    """Make source/ and release/ for these exercises, and enter their points in the gradebook; returns their names.
+
+    Each gets a secret (book/vetting.py), so that what the checks will try is in nobody's hands.
+    """
+    os.environ["MINIMOE_PROGRESS"] = "off"
     paths = exercises.chosen(names)
     (course / "source").mkdir(parents=True, exist_ok=True)
     header: Any = nbformat.v4.new_notebook(
@@ -114,6 +118,7 @@ def release(names: list[str], course: Path = COURSE, limit: float = LIMIT) -> li
         solution: Any = nbformat.read(path, as_version=4)
         exercises.normalise(solution)
         nbformat.write(solution, folder / path.name)
+        vetting.keep(course, path.stem, vetting.draw(path.stem[:2], solution))
         maker = GenerateAssignment(
             coursedir=directory(course, path.stem),
             config=config,
@@ -227,8 +232,11 @@ def autograde(
         name: Exercise(nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4))
         for name in released
     }
+    secrets = vetting.kept(course)
     exams = {
-        name: judge.Exam.of(nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4))
+        name: judge.Exam.of(
+            nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4), secrets.get(name)
+        )
         for name in released
     }
     found = {student: handed_in(places, asked) for student, places in students.items()}
@@ -249,18 +257,20 @@ def autograde(
 
 
 def grades(course: Path = COURSE) -> list[Path]:
-    """Write the marks and the map of mistakes; returns the files.
+    """Write the marks, the map of mistakes and which answers are alike; returns the files.
 
     Raises:
         ValueError: nothing has been marked.
     """
-    table, mistakes, page = (course / n for n in ("grades.csv", "mistakes.csv", "mistakes.html"))
+    names = ("grades.csv", "mistakes.csv", "mistakes.html", "alike.csv")
+    table, mistakes, page, alike = (course / name for name in names)
     found = marks.marks(course)
     rows = [marks.row(mark) for mark in found]
     marks.write_csv(table, rows[0], rows)
     marks.write_csv(mistakes, *class_pages.mistakes_table(found))
     write_text(page, class_pages.mistakes_page(found))
-    return [table, mistakes, page]
+    marks.write_csv(alike, likeness.COLUMNS, likeness.rows(found))
+    return [table, mistakes, page, alike]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minimoe.check.difference import Tolerance, close, difference
 from minimoe.check.failure import CheckFailed, shape
+from minimoe.check.variation import shuffled
 
 View = Callable[[Any, "Case"], Tensor]
 
@@ -166,21 +167,25 @@ def judge(
         CheckFailed: with the first case in which the answer is wrong.
         Exception: what the learner's function raised, if its answers before were right.
     """
-    answers: list[Tensor] = []
-    stopped: Exception | None = None  # told only if all before it was right
-    for c in cases:
+    said: dict[int, Tensor | Exception] = {}
+    for i in shuffled(range(len(cases))):
+        c = cases[i]
         try:
-            answers.append(view(c.call(answer), c))
-        except CheckFailed as failed:
-            failed.tried = failed.tried or str(c)
-            failed.reread = failed.reread or reread
-            stopped = failed
+            said[i] = view(c.call(answer), c)
         except NotImplementedError:
             raise
         except Exception as error:
-            stopped = error
-        if stopped is not None:
+            if isinstance(error, CheckFailed):
+                error.tried, error.reread = error.tried or str(c), error.reread or reread
+            said[i] = error
+    # the first that stopped is told only if all before it was right
+    answers: list[Tensor] = []
+    stopped: Exception | None = None
+    for i in range(len(cases)):
+        if isinstance(outcome := said[i], Exception):
+            stopped = outcome
             break
+        answers.append(outcome)
     cases = cases[: len(answers)]
     right = [view(c.call(reference), c) for c in cases]
     wrong = [i for i in range(len(cases)) if not close(answers[i], right[i], tolerance)]

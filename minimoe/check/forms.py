@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from minimoe.check.failure import CheckFailed, shape
+from minimoe.check.variation import generator
 
 
 def draw(seed: int, *size: int, scale: float = 1.0) -> Tensor:
-    """Standard normal numbers [*size] times `scale`, the same for the same seed."""
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)) * scale
+    """Standard normal numbers [*size] times `scale`, the same for the same seed and secret."""
+    return torch.randn(*size, generator=generator(seed)) * scale
 
 
 def expect_tuple(value: Any, names: Sequence[str], cause: str = "") -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.lesson01.cost import as_number
 from minimoe.check.task import Task, checks
+from minimoe.check.variation import near
 
 TASK = Task(
     id="01.4",
@@ -126,7 +127,7 @@ SUSPECTS = (
 def bits_remembered(function: Callable[[float, int, int], float]) -> str:
     """Check function(mean cross-entropy in nats, facts, answers) -> bits, equation (6)."""
     cases = [
-        case(loss=loss, facts=n, answers=a)
+        case(loss=near(loss), facts=near(n), answers=near(a))
         for loss, n, a in ((1.0, 2048, 32), (0.0, 100, 10), (3.4, 2048, 32), (math.log(8), 64, 8), (4.0, 500, 32))
     ]  # fmt: skip
 
@@ -134,5 +135,5 @@ def bits_remembered(function: Callable[[float, int, int], float]) -> str:
         del c
         return as_number(value, "bits")
 
-    near = (3e-5, 1e-2)  # float32 is right, too, where ln A and the loss nearly cancel
-    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §5", tolerance=near)
+    close = (3e-5, 1e-2)  # float32 is right, too, where ln A and the loss nearly cancel
+    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §5", tolerance=close)

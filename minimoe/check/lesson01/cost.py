@@ -12,6 +12,7 @@ from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.failure import CheckFailed, number
 from minimoe.check.forms import expect_tuple
 from minimoe.check.task import Task, checks
+from minimoe.check.variation import near
 
 Counts = tuple[float, float, float]
 
@@ -137,7 +138,7 @@ SUSPECTS = (
 def block_cost(function: Callable[[int, int, int], Counts]) -> str:
     """Check function(T, D, F) -> (parameters, FLOPs forward, FLOPs of a training step), equations (2) and (3)."""
     sizes = ((7, 4, 6), (10, 64, 172), (3, 5, 5), (4096, 4096, 14336))
-    cases = [case(tokens=t, hidden_size=d, width=f) for t, d, f in sizes]
+    cases = [case(tokens=near(t), hidden_size=near(d), width=near(f)) for t, d, f in sizes]
 
     def view(value: Any, c: Case) -> Tensor:
         del c

@@ -10,6 +10,7 @@ from torch import Tensor
 from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.lesson01.cost import as_number
 from minimoe.check.task import Task, checks
+from minimoe.check.variation import near
 
 TASK = Task(
     id="01.3",
@@ -160,7 +161,7 @@ def roofline(function: Callable[[int, int, int, int, float, float], float]) -> s
     devices = ((70e9, 17e9, 4), (790e12, 4.3e12, 2))
     sizes = ((1, 1024, 4096), (64, 256, 512), (20_000, 256, 16), (30_000, 2048, 1024))
     cases = [
-        case(T=t, D=d, F=f, size=size, peak=peak, bandwidth=bandwidth)
+        case(T=near(t), D=near(d), F=near(f), size=size, peak=near(peak), bandwidth=near(bandwidth))
         for t, d, f in sizes
         for peak, bandwidth, size in devices
     ]
@@ -169,5 +170,5 @@ def roofline(function: Callable[[int, int, int, int, float, float], float]) -> s
         del c
         return as_number(value, "seconds")
 
-    near = (1e-5, 0.0)  # microseconds are judged as strictly as seconds
-    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §4", tolerance=near)
+    close = (1e-5, 0.0)  # microseconds are judged as strictly as seconds
+    return judge(function, reference, cases, SUSPECTS, view=view, reread="01 §4", tolerance=close)

@@ -266,6 +266,10 @@ def bias_step(function: Callable[[Tensor, Tensor, int, float], Step]) -> str:
             "nobody chooses the last expert", s=draw(7, 10, 5).sigmoid(), bias=none, k=2, rate=0.01
         )
     )
+    # counts 5, 2, 2 and 1 around a mean of 2.5, whatever is drawn: rounded down, it is the count of two
+    chosen = torch.tensor([[0, 1], [0, 1], [0, 2], [0, 2], [0, 3]])
+    s = 0.2 * draw(8, 5, 4).sigmoid() + torch.zeros(5, 4).scatter(1, chosen, 0.7)
+    cases.append(case(s=s, bias=torch.zeros(4), k=2, rate=0.05))
 
     def view(value: Any, c: Case) -> Tensor:
         t, e = c["s"].shape

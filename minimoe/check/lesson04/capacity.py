@@ -11,6 +11,7 @@ from torch import Tensor
 from minimoe.check.compare import Case, case, extreme, judge, suspect
 from minimoe.check.failure import CheckFailed, shape
 from minimoe.check.task import Task, checks
+from minimoe.check.variation import generator
 
 TASK = Task(
     id="04.3",
@@ -181,7 +182,7 @@ def kept_tokens(function: Callable[[Tensor, int, float], Tensor]) -> str:
     sizes = ((12, 4, 1.0), (20, 3, 0.5), (30, 5, 1.25), (9, 2, 0.75), (16, 4, 2.0))
     cases: list[Case] = []
     for i, (t, e, factor) in enumerate(sizes):
-        skewed = torch.randint(e, (2, t), generator=torch.Generator().manual_seed(i)).amin(0)
+        skewed = torch.randint(e, (2, t), generator=generator(i)).amin(0)
         cases.append(case(expert=skewed, num_experts=e, factor=factor))
     # ⌈2 · 9/4⌉ = 5 is less than 2 · ⌈9/4⌉ = 6
     busy = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 3])

@@ -13,6 +13,7 @@ from minimoe.check.compare import Case, case, judge, suspect
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import expect_tensor
 from minimoe.check.task import Task, checks
+from minimoe.check.variation import generator
 
 TASK = Task(
     id="05.1",
@@ -120,10 +121,10 @@ def dealt_table(function: Callable[[Tensor, int], Tensor]) -> str:
     """Check function(counts [V], num_experts) -> table [V]: from the most frequent id on, each to the least load."""
     cases: list[Case] = []
     for seed, (v, e) in enumerate(((12, 3), (40, 8), (100, 6), (5, 5), (3, 4), (30, 1))):
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(seed)
         # a few frequent ids and many rare ones, no two alike
-        counts = (30 * torch.randn(v, generator=generator).mul(1.3).exp()).long() * v
-        cases.append(case(counts=counts + torch.randperm(v, generator=generator), num_experts=e))
+        counts = (30 * torch.randn(v, generator=drawn).mul(1.3).exp()).long() * v
+        cases.append(case(counts=counts + torch.randperm(v, generator=drawn), num_experts=e))
     rare = torch.tensor([5, 0, 17, 2, 0, 9])
     cases.append(case("two ids do not occur", counts=rare, num_experts=3))
 
