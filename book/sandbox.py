@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,7 +148,7 @@ class Child:
         """
         if self.started:
             return self.peer
-        self.peer.begin(time.monotonic() + START)
+        self.peer.begin(START)
         assert self.process.stderr is not None
         try:
             self.peer.receive()

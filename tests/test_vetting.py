@@ -98,10 +98,9 @@ def test_what_the_test_above_rejects_passes_without_a_secret() -> None:
         assert task == "05.4" or vetting.passes(task, recorded.table())
 
 
-@pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("path", sorted((ROOT / "solutions").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_every_answer_is_judged_as_it_should_be_with_a_secret(path: Path, secret: int) -> None:
-    assert vetting.misjudged(path.stem[:2], nbformat.read(path, as_version=4), secret) == ""
+def test_every_answer_is_judged_as_it_should_be_with_a_secret(path: Path) -> None:
+    assert vetting.misjudged(path.stem[:2], nbformat.read(path, as_version=4), SECRETS[0]) == ""
 
 
 def test_a_secret_that_misjudges_is_not_taken(

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-HEAD, BODY = 1_000_000, 64_000_000  # bytes of one frame, at most
-ALL = 500_000_000  # bytes that one cell may send
+HEAD, BODY, ALL = (
+    1_000_000,
+    64_000_000,
+    500_000_000,
+)  # bytes of a frame's parts, and of all that one cell may send
 DEPTH, TENSORS, WORDS = 20, 1000, 3000  # nesting, tensors of a frame, characters of a message
 Frame = tuple[dict[str, Any], list[Tensor]]
 
@@ -47,9 +50,9 @@ class Nonsense(Lost):
 class Remote(Exception):
     """An error that was raised at the other end; `trace` are the lines that led to it there."""
 
-    def __init__(self, name: str, text: str, trace: str = "", own: Any = None) -> None:
+    def __init__(self, name: str, text: str, trace: str) -> None:
         super().__init__(text)
-        self.name, self.trace, self.own = name, trace, own
+        self.name, self.trace = name, trace
 
 
 class RemoteNotImplemented(Remote, NotImplementedError):
@@ -70,12 +73,18 @@ def plain(t: Tensor) -> Tensor:
     return Tensor.detach(t).as_subclass(Tensor).cpu().contiguous().clone()
 
 
+def learns(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which tensors ask for a gradient."""
+    return [bool(t.requires_grad) for t in tensors]
+
+
 class Peer:
     """One end of the socket.
 
     Args:
+        stream: the socket.
         find: the function of a name that the other end may call.
-        serve: what to do with other requests; gives a JSON value.
+        serve: does what else the other end asks.
         catches: errors of a called function that are sent on.
     """
 
@@ -83,32 +92,35 @@ class Peer:
         self,
         stream: socket.socket,
         find: Callable[[str], Callable[..., Any]] | None = None,
-        serve: Callable[[dict[str, Any]], Any] | None = None,
+        serve: Callable[[dict[str, Any]], None] | None = None,
         catches: type[BaseException] = Exception,
     ) -> None:
         self.stream, self.find, self.serve, self.catches = stream, find, serve, catches
         self.depth = 0
         self.begin()
 
-    def begin(self, deadline: float | None = None) -> None:
-        """Forget what earlier calls have left; `deadline` is a reading of time.monotonic()."""
-        self.deadline, self.received = deadline, 0
+    def begin(self, seconds: float | None = None) -> None:
+        """Forget what earlier calls have left; from now on there are so many seconds."""
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.received = 0
         self.functions: list[Callable[..., Any]] = []
-        self.raised: list[BaseException] = []
         self.graphs: list[tuple[list[Tensor], list[Tensor]]] = []
 
     # --- frames ---------------------------------------------------------------------------------
 
-    def hurry(self) -> None:
-        """Let the next step on the socket last until the deadline.
-
-        Raises:
-            Late: it is over.
-        """
+    @contextmanager
+    def in_time(self) -> Generator[None]:
+        """A step on the socket, which lasts until the deadline at most."""
         left = None if self.deadline is None else self.deadline - time.monotonic()
-        if left is not None and left <= 0:
-            raise Late("the time is over")
-        self.stream.settimeout(left)
+        try:
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self.stream.settimeout(left)
+            yield
+        except TimeoutError:
+            raise Late("the time is over") from None
+        except OSError:
+            raise Lost("the kernel died") from None
 
     def send(self, head: dict[str, Any], tensors: Sequence[Tensor] = ()) -> None:
         """Send one frame."""
@@ -116,29 +128,18 @@ class Peer:
         body = save({str(i): t for i, t in enumerate(tensors)}) if tensors else b""
         if len(text) > HEAD or len(body) > BODY:
             raise ValueError(f"{len(text) + len(body)} bytes are too many to hand over")
-        self.hurry()
-        try:
+        with self.in_time():
             self.stream.sendall(struct.pack("<QQ", len(text), len(body)) + text + body)
-        except TimeoutError:
-            raise Late("the time is over") from None
-        except OSError:
-            raise Lost("the kernel died") from None
 
     def exactly(self, size: int) -> bytes:
         """So many bytes from the other end."""
         parts: list[bytes] = []
         while size:
-            self.hurry()
-            try:
-                part = self.stream.recv(min(size, 1 << 20))
-            except TimeoutError:
-                raise Late("the time is over") from None
-            except OSError:
-                part = b""
-            if not part:
+            with self.in_time():
+                parts.append(self.stream.recv(min(size, 1 << 20)))
+            if not parts[-1]:
                 raise Lost("the kernel died")
-            parts.append(part)
-            size -= len(part)
+            size -= len(parts[-1])
         return b"".join(parts)
 
     def receive(self) -> Frame:
@@ -163,7 +164,7 @@ class Peer:
             raise ValueError(f"nested more than {DEPTH} deep")
         if isinstance(value, Tensor):
             live.append(value)
-            return {"t": len(live) - 1, "g": bool(value.requires_grad)}
+            return {"t": len(live) - 1}
         if value is None or isinstance(value, bool | int | float | str):
             return {"v": value}
         if isinstance(value, tuple | list):
@@ -175,9 +176,9 @@ class Peer:
             return {"f": len(self.functions) - 1}
         return {"o": type(value).__name__[:100]}
 
-    def unpack(self, tree: Any, tensors: Sequence[Tensor], depth: int = 0) -> Any:
+    def unpack(self, tree: dict[str, Any], tensors: Sequence[Tensor], depth: int = 0) -> Any:
         """The value that `pack` made `tree` of."""
-        ((kind, told), *_) = tree.items()
+        ((kind, told),) = tree.items()
         if depth > DEPTH:
             raise ValueError(f"nested more than {DEPTH} deep")
         if kind == "t":
@@ -199,41 +200,33 @@ class Peer:
         """Send a request and wait for what comes of it; meanwhile answer what the other end asks.
 
         Raises:
-            Remote: it failed at the other end. An error of this end that went there and back is raised itself.
+            Remote: it failed at the other end.
             Lost: there is no answer.
         """
         self.send(head, tensors)
         while True:
             answer, numbers = self.receive()
+            error: Remote | None = None
             with distrust():
                 kind = answer["k"]
-                error = self.error_of(answer) if kind == "raised" else None
+                if kind == "raised":
+                    name, text, trace = (str(answer[w])[:WORDS] for w in ("name", "text", "trace"))
+                    make = RemoteNotImplemented if name == "NotImplementedError" else Remote
+                    error = make(name, text, trace)
             if error is not None:
                 raise error
             if kind == "done":
                 return answer, numbers
             self.answer(answer, numbers)
 
-    def error_of(self, answer: dict[str, Any]) -> BaseException:
-        """The error that the other end tells of."""
-        own = answer["own"]
-        if isinstance(own, int):
-            return self.raised[abs(own)]
-        name, text, trace = (str(answer[w])[:WORDS] for w in ("name", "text", "trace"))
-        make = RemoteNotImplemented if name == "NotImplementedError" else Remote
-        return make(name, text, trace, answer["mine"])
-
     def proxy(self, what: str | int) -> Callable[..., Any]:
         """A function of the other end, as if it were here: of a name, or one that it has handed over."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             live: list[Tensor] = []
-            head = {
-                "k": "call",
-                "f": what,
-                "a": [self.pack(a, live) for a in args],
-                "kw": {k: self.pack(v, live) for k, v in kwargs.items()},
-            }
+            packed = [self.pack(a, live) for a in args]
+            named = {k: self.pack(v, live) for k, v in kwargs.items()}
+            head = {"k": "call", "f": what, "a": packed, "kw": named, "g": learns(live)}
             answer: dict[str, Any] = {}
             after: list[Tensor] = []
 
@@ -243,16 +236,16 @@ class Peer:
                     told, tensors = self.ask(head, [plain(t) for t in inputs])
                     with distrust():
                         answer.update(told)
-                        results = tensors[len(inputs) :]
                         after.extend(tensors[: len(inputs)])
+                        results = tensors[len(inputs) :]
                         fixed = [r for r, g in zip(results, told["g"], strict=True) if not g]
                     ctx.mark_non_differentiable(*fixed)
                     return tuple(results)
 
                 @staticmethod
                 def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-                    head = {"k": "back", "id": answer["id"]}
-                    found = self.ask(head, [plain(g) for g in grads])[1]
+                    told = {"k": "back", "id": answer["id"]}
+                    found = self.ask(told, [plain(g) for g in grads])[1]
                     with distrust():
                         if [g.shape for g in found] != [t.shape for t in live]:
                             raise ValueError("gradients of other shapes")
@@ -284,74 +277,52 @@ class Peer:
                 done, numbers = {}, self.slopes(head["id"], tensors)
             else:
                 assert self.serve is not None
-                done, numbers = {"r": self.serve(head)}, []
+                done, numbers = {}, []
+                self.serve(head)
             self.send({"k": "done", **done}, numbers)
         except Lost:
             raise
         except self.catches as error:
-            own = error.own if isinstance(error, Remote) else None
-            self.raised.append(error)
-            told = {
-                "name": type(error).__name__,
-                "text": str(error)[:WORDS],
-                "trace": lines_of(error),
-            }
-            self.send({"k": "raised", **told, "own": own, "mine": len(self.raised) - 1})
+            name = error.name if isinstance(error, Remote) else type(error).__name__
+            trace = "".join(traceback.format_exception(error))[-WORDS:]
+            self.send({"k": "raised", "name": name, "text": str(error)[:WORDS], "trace": trace})
         finally:
             self.depth -= 1
 
-    def called(
-        self, head: dict[str, Any], tensors: list[Tensor]
-    ) -> tuple[dict[str, Any], list[Tensor]]:
+    def called(self, head: dict[str, Any], tensors: list[Tensor]) -> Frame:
         """Call one's own function, and keep what its gradients need."""
         what = head["f"]
-        for tree in (*head["a"], *head["kw"].values()):
-            for told in tensors_of(tree):
-                tensors[told["t"]].requires_grad_(told["g"])
+        for t, g in zip(tensors, head["g"], strict=True):
+            t.requires_grad_(g)
         with torch.enable_grad():
             given = [t.clone() if t.requires_grad else t for t in tensors]
             args = [self.unpack(tree, given) for tree in head["a"]]
             kwargs = {k: self.unpack(tree, given) for k, tree in head["kw"].items()}
             if isinstance(what, str):
                 assert self.find is not None
-                function = self.find(what)
+                value = self.find(what)(*args, **kwargs)
             else:
-                function = self.functions[what]
-            value = function(*args, **kwargs)
+                value = self.functions[what](*args, **kwargs)
         live: list[Tensor] = []
         tree = self.pack(value, live)
         self.graphs.append((tensors, live))
-        done = {"v": tree, "id": len(self.graphs) - 1, "g": [bool(t.requires_grad) for t in live]}
+        done = {"v": tree, "id": len(self.graphs) - 1, "g": learns(live)}
         return done, [plain(t) for t in (*given, *live)]
 
     def slopes(self, key: int, grads: list[Tensor]) -> list[Tensor]:
         """The gradients by the arguments of an earlier call, given those by its results."""
         leaves, results = self.graphs[key]
         pairs = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if r.requires_grad]
+        outputs, slopes = zip(*pairs, strict=True)
         wanted = [t for t in leaves if t.requires_grad]
-        found = torch.autograd.grad(
-            [r for r, _ in pairs], wanted, [g for _, g in pairs],
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
-        each = iter(found)
-        return [plain(next(each)) if t.requires_grad else torch.zeros_like(t) for t in leaves]
-
-
-def lines_of(error: BaseException) -> str:
-    """The traceback of an error, without the machinery around the cells."""
-    told = traceback.TracebackException.from_exception(error)
-    own = (
-        line
-        for line in told.stack
-        if line.filename != __file__ and "site-packages" not in line.filename
-    )
-    told.stack = traceback.StackSummary.from_list(list(own))
-    return "".join(told.format())[-WORDS:]
-
-
-def tensors_of(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tensors of a packed value."""
-    if "t" in tree:
-        yield tree
-    for part in (*tree.get("tuple", ()), *tree.get("list", ())):
-        yield from tensors_of(part)
+        found = iter(
+            torch.autograd.grad(
+                outputs,
+                wanted,
+                slopes,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        )
+        return [plain(next(found)) if t.requires_grad else torch.zeros_like(t) for t in leaves]

@@ -204,7 +204,13 @@ SUSPECTS = (
 @checks(TASK)
 def group_limited(function: Callable[[Tensor, Tensor, int, int, int], Pair]) -> str:
     """Check function(z [T, E], b [E], k, n_group, topk_group) -> (weights [T, K], experts [T, K]), equation (5)."""
-    sizes = ((24, 16, 4, 4, 2), (20, 12, 2, 3, 1), (5, 8, 3, 2, 1), (4, 8, 2, 4, 3), (5, 8, 2, 4, 4))
+    sizes = (
+        (24, 16, 4, 4, 2),
+        (20, 12, 2, 3, 1),
+        (5, 8, 3, 2, 1),
+        (4, 8, 2, 4, 3),
+        (5, 8, 2, 4, 4),
+    )
     cases: list[Case] = []
     for shift in (0.0, -0.6, -3.0, 2.0):
         for i, (t, e, k, g, m) in enumerate(sizes):
