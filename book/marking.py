@@ -235,7 +235,8 @@ def autograde(
     secrets = vetting.kept(course)
     exams = {
         name: judge.Exam.of(
-            nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4), secrets.get(name)
+            nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4),
+            secrets.get(name),
         )
         for name in released
     }

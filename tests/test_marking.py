@@ -17,6 +17,7 @@ import nbformat
 from nbgrader.api import Gradebook
 
 from book import class_pages, judge, marking, marks
+from tests.teacher import cheats
 from tests.teacher.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,11 @@ LIMIT = 6.0  # seconds for a cell: the one endless loop of the class costs as mu
 def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A course folder with one exercise handed out."""
     folder = tmp_path_factory.mktemp("course")
-    assert marking.release(["03"], folder) == [EXERCISE]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "secrets.randbits", lambda bits: 7
+        )  # causes may be others with another secret
+        assert marking.release(["03"], folder) == [EXERCISE]
     return folder
 
 
@@ -103,7 +108,8 @@ def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "run", once)
-        lines = marking.autograde(folder, course, LIMIT)
+        sandbox = {"on": True, "off": False}.get(os.environ.get("MINIMOE_TEST_SANDBOX", "auto"))
+        lines = marking.autograde(folder, course, LIMIT, sandbox)
     assert len(lines) == len(list(folder.iterdir())) >= 30
     return course
 
@@ -113,6 +119,14 @@ def test_a_class_gets_its_points(marked: Path, name: str) -> None:
     marking.grades(marked)
     expected = (ROOT / "tests/teacher" / name).read_text(encoding="utf-8")
     assert (marked / name).read_text(encoding="utf-8") == expected
+
+
+def test_no_cheat_scores_or_changes_what_is_handed_out(marked: Path) -> None:
+    names = {name for name, kind in KINDS.items() if kind.__module__ == cheats.__name__}
+    points = {m.student: m.points for m in marks.marks(marked)}
+    assert {points[name] for name in names} == {0} and len(names) == 5
+    for name in ("release", "source"):
+        assert read(marked / name / EXERCISE / f"{EXERCISE}.ipynb")
 
 
 def test_nothing_that_is_handed_in_makes_large_files(marked: Path) -> None:
