@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from book.marks import Mark
 from minimoe.check import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("exercise", "task", "one", "other", "likeness", "size")
+COLUMNS = ("exercise", "task", "answer of", "and of", "likeness", "size")
 ALIKE = 0.85  # share of parts that two answers have in common
 SMALL = 40  # parts of a tree: answers that are shorter are alike by themselves
 Parts = Counter[str]
@@ -78,7 +78,7 @@ def published(exercise: str) -> dict[str, dict[str, Parts]]:
 
 
 def rows(marks: Iterable[Mark]) -> list[dict[str, str]]:
-    """Pairs of answers that are alike, the longest first, and answers that are like a published one."""
+    """Who has the same answer, a published one included, and which answers are nearly the same; the longest first."""
     handed: dict[tuple[str, str], dict[str, Parts]] = defaultdict(dict)
     for mark in marks:
         for task in mark.tasks:
@@ -86,13 +86,17 @@ def rows(marks: Iterable[Mark]) -> list[dict[str, str]]:
     open_to_all = {exercise: published(exercise) for exercise, _ in handed}
     found: list[dict[str, str]] = []
     for (exercise, task), mine in handed.items():
-        pairs = itertools.chain(
-            itertools.combinations(mine.items(), 2),
-            itertools.product(mine.items(), open_to_all[exercise][task].items()),
-        )
-        for (one, first), (other, second) in pairs:
-            size, share = min(first.total(), second.total()), likeness(first, second)
-            if size >= SMALL and share >= ALIKE:
-                values = (exercise, task, one, other, f"{share:.2f}", str(size))
+        known = open_to_all[exercise][task]
+        who: dict[frozenset[tuple[str, int]], list[str]] = defaultdict(list)
+        for name, tree in (mine | known).items():
+            if tree.total() >= SMALL:
+                who[frozenset(tree.items())].append(name)
+        trees = [(Counter(dict(key)), names) for key, names in who.items()]
+        same = [(tree, names, tree, []) for tree, names in trees]
+        for first, one, second, other in [*same, *((*a, *b) for a, b in combinations(trees, 2))]:
+            share = likeness(first, second)
+            if share >= ALIKE and len(one + other) > 1 and not known.keys() >= {*one, *other}:
+                size = str(min(first.total(), second.total()))
+                values = (exercise, task, ", ".join(one), ", ".join(other), f"{share:.2f}", size)
                 found.append(dict(zip(COLUMNS, values, strict=True)))
-    return sorted(found, key=lambda r: (r["exercise"], -int(r["size"]), r["task"], r["one"]))
+    return sorted(found, key=lambda r: (r["exercise"], -int(r["size"]), r["task"], r["answer of"]))

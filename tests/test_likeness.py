@@ -1,5 +1,7 @@
 """Which answers are listed as alike, and which are not."""
 
+import re
+
 import pytest
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
@@ -19,11 +21,11 @@ def gate_gradient(z, g, k, renormalise):
     return weight * (g - mean) if renormalise else p * (inside * g - mean)
 '''
 # the same with other names, comments, annotations and line breaks
-COPY = ANSWER.replace('    """The gradient."""\n', "    # mine\n").replace(
-    "(z, g, k,", "(z: Tensor, g, k: int,"
+COPY = re.sub(
+    r"inside|weight|mean|\bp\b",
+    lambda name: f"my_{name[0]}",
+    ANSWER.replace('"""The gradient."""', "# mine").replace("(z, g, k,", "(z: Tensor, g, k: int,"),
 )
-for old, new in (("inside", "chosen"), ("weight", "share"), ("mean", "m"), (" p", " q")):
-    COPY = COPY.replace(old, new)
 OTHER = """
 def gate_gradient(z, g, k, renormalise):
     z = z.clone().requires_grad_()
@@ -47,11 +49,12 @@ def test_a_copy_with_other_names_is_alike_and_another_way_is_not() -> None:
 
 
 def test_pairs_and_what_is_published_are_listed() -> None:
-    listed = rows([mark("ann", ANSWER), mark("bob", COPY), mark("cia", OTHER), mark("dee", "x =")])
-    assert [(r["task"], r["one"], r["other"], r["likeness"]) for r in listed] == [
-        ("03.3", "ann", "bob", "1.00"),
-        ("03.3", "ann", "solutions/", "1.00"),
-        ("03.3", "bob", "solutions/", "1.00"),
+    near = COPY.replace("return", "unused = 1\n    return")
+    answers = {"ann": ANSWER, "bob": COPY, "cia": OTHER, "dee": "x =", "eli": near}
+    listed = rows([mark(name, answer) for name, answer in answers.items()])
+    assert [(r["task"], r["answer of"], r["and of"], r["likeness"]) for r in listed] == [
+        ("03.3", "ann, bob, solutions/", "", "1.00"),
+        ("03.3", "ann, bob, solutions/", "eli", "0.96"),
     ]
 
 
