@@ -52,11 +52,12 @@ SANDBOX = {"auto": None, "on": True, "off": False}
 HEADER = """\
 **Before you hand in:** choose *Restart Kernel and Run All Cells*; the checks that pass then are those that count.
 Write in the cells that raise `NotImplementedError`, add others where you like, and delete none: checks that are
-missing or changed are put back before your notebook is marked. A cell that runs for more than {limit:.0f} seconds is
-stopped and counts as failed; the others still count.
+missing or changed are put back before your notebook is marked. Then PyTorch, NumPy and Matplotlib are there, and of the
+course the checks alone: use nothing else of `minimoe`, and no files or network. A cell that runs for more than
+{limit:.0f} seconds is stopped and counts as failed; the others still count.
 """
 CONFIG = """\
-# Made by `make release`, for nbgrader's own commands in this folder (such as `nbgrader formgrader`).
+# Made by `make release`, for JupyterLab with nbgrader's formgrader, started in this folder.
 c = get_config()  # noqa: F821
 c.CourseDirectory.root = {root!r}
 c.CourseDirectory.db_url = {db!r}

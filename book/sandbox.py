@@ -28,6 +28,7 @@ from book.sandboxed.wire import Lost, Peer
 HERE = Path(__file__).resolve().parent / "sandboxed"
 INSIDE = "/child"  # where HERE is in the sandbox
 START = 120.0  # seconds that a start may take
+AHEAD = 2  # processes that get ready, each on a core of its own
 TMP, SHM = 200 << 20, 64 << 20  # bytes of /tmp and of /dev/shm
 NOBODY = "65534"
 OPEN = (
@@ -163,7 +164,7 @@ class Child:
 
 
 class Sandboxes:
-    """Starts processes for students' code, one ahead, and leaves nothing of them. A context manager.
+    """Starts processes for students' code, two ahead, and leaves nothing of them. A context manager.
 
     Args:
         boxed: True for a sandbox or nothing, False for none, None for one if it can be had.
@@ -177,7 +178,7 @@ class Sandboxes:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans come here, not to init
         self.others = {p.pid for p in psutil.Process().children()}
-        self.spare: Child | None = None
+        self.spares: list[Child] = []
         self.boxed = boxed is not False and self.trial()
         if boxed and not self.boxed:
             raise ValueError(f"no sandbox could be started: {self.why}")
@@ -194,7 +195,7 @@ class Sandboxes:
             self.why = str(lost)
             self.end(child)
             return False
-        self.spare = child
+        self.spares.append(child)
         return True
 
     def start(self) -> Child:
@@ -203,16 +204,16 @@ class Sandboxes:
         Raises:
             RuntimeError: it does not start.
         """
-        child, self.spare = self.spare or Child(self.boxed), None
+        child = self.spares.pop(0) if self.spares else Child(self.boxed)
         try:
             child.ready()
         except Lost as lost:
             self.end(child)
             raise RuntimeError(f"no process for students' code could be started: {lost}") from None
-        if (
-            self.boxed
-        ):  # the next one gets ready meanwhile; outside a sandbox it would be within reach
-            self.spare = Child(boxed=True)
+        # the next ones get ready meanwhile, which takes longer than most notebooks; outside a sandbox they would
+        # be within reach
+        while self.boxed and len(self.spares) < AHEAD:
+            self.spares.append(Child(boxed=True))
         return child
 
     def end(self, child: Child) -> None:
@@ -220,7 +221,7 @@ class Sandboxes:
         child.peer.stream.close()
         child.process.kill()
         child.process.wait()
-        keep = self.others | ({self.spare.process.pid} if self.spare else set[int]())
+        keep = self.others | {spare.process.pid for spare in self.spares}
         me = psutil.Process()
         # whatever has lost its parent is a child of this process now, and so are its children once it is dead
         while left := [p for p in me.children() if p.pid not in keep]:
@@ -235,6 +236,5 @@ class Sandboxes:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.spare:
-            spare, self.spare = self.spare, None
-            self.end(spare)
+        while self.spares:
+            self.end(self.spares.pop())

@@ -31,6 +31,7 @@ FILES = {
     "constraints.txt",
     "environment.yml",
     "pyproject.toml",
+    "start_here.ipynb",
 }
 # What make and the tools leave in the root; git ignores it.
 LEFTOVERS = re.compile(
