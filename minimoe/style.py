@@ -41,11 +41,16 @@ RC: Any = {
 
 
 def use() -> None:
-    """Draw every figure of a notebook in this style: 7 inches wide at 110 dots an inch, legends without frames."""
+    """Draw every figure of a notebook in this style: 7 inches wide, with twice the 110 dots an inch that show it."""
     import matplotlib.pyplot as plt
+    from IPython import get_ipython
 
     plt.rcParams.update(RC)
     plt.rcParams.update({"figure.figsize": (7.0, 3.0), "figure.dpi": 110, "legend.frameon": False})
+    if get_ipython() is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina")
 
 
 def source(*objects: Any) -> None:

@@ -138,6 +138,18 @@ def test_playground_routes_as_the_library(k: int, norm: bool) -> None:
         torch.testing.assert_close(torch.tensor([g["probs"] for g in got]), routing.probs.detach())  # fmt: skip
 
 
+def test_playground_bar_dragged_to_a_probability() -> None:
+    logits = torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for expert, p, temperature in ((0, 0.5, 1.0), (3, 0.1, 0.5), (7, 0.3, 2.0)):
+        call = f"m.logitFor(given, {expert}, {p}, {temperature})"
+        moved = logits.clone()
+        moved[expert] = in_node("router_playground", call, logits.tolist())
+        assert (moved / temperature).softmax(dim=0)[expert].item() == pytest.approx(p)
+    # no further than the sliders go
+    assert in_node("router_playground", "m.logitFor([0, 0, 4], 0, 0.999, 4)") == 4
+    assert in_node("router_playground", "m.logitFor([0, 0, 0], 0, 0.001, 1)") == -4
+
+
 def test_playground_load_under_noise() -> None:
     # With one winner: P(z1 + d > z2) = Phi(d / (sigma sqrt 2)) for two experts.
     share = in_node(

@@ -93,3 +93,12 @@ def test_without_the_stored_runs_the_shipped_model_is_there(
     assert [run["title"] for run in made.data["runs"]] == ["the shipped model, mini"]
     assert made.figure.startswith("<figure><img")
     assert "law alone: MaxVio" in made.alt
+
+
+def test_one_expert_of_a_frame() -> None:
+    counts = [30, 10, 0, 40]
+    expected = Load.from_counts(torch.tensor(counts))
+    for expert in range(4):
+        found = in_node("balance_film", f"m.part(m.load(given), {expert})", counts)
+        assert found["share"] == pytest.approx(expected.share[expert])
+        assert found["times"] == pytest.approx(4 * expected.share[expert])

@@ -29,3 +29,23 @@ if (serving && document.getElementById("search-results")) {
   said.append(" and http://localhost:8000 it quotes the pages, too.");
   document.getElementById("search-results").before(said);
 }
+
+// A press on a figure shows it large, to be scrolled; Escape or a press on 'Close' leads back.
+for (const picture of document.querySelectorAll(".bd-article .cell_output img, .bd-article > section figure > img")) {
+  if (picture.closest("a, button, .minimoe-explorable")) continue;
+  const open = Object.assign(document.createElement("button"), { type: "button", className: "enlarge", title: "Enlarge" });
+  picture.replaceWith(open);
+  open.append(picture);
+  open.addEventListener("click", () => {
+    const dialog = Object.assign(document.createElement("dialog"), { className: "enlarged", ariaLabel: "figure, enlarged" });
+    const close = Object.assign(document.createElement("button"), { type: "button", textContent: "Close" });
+    const large = picture.cloneNode();
+    large.removeAttribute("id");
+    dialog.append(close, large);
+    dialog.tabIndex = 0; // so that the keys scroll it
+    close.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

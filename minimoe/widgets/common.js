@@ -255,19 +255,29 @@ async function file(model, name) {
   return view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
 }
 
-// What a widget.js exports: export default explorable(async ({model, data, stage, width}) => {...fill stage...}), where
-// width is the room for a drawing in pixels, so that text keeps its size on a narrow screen.
+// What a widget.js exports: export default explorable(async ({model, data, stage, width, reset}) => {...fill stage...}), where
+// width is the room for a drawing in pixels, so that text keeps its size on a narrow screen, and reset a button that makes
+// the whole explorable anew, to be put somewhere.
 // What goes wrong is said in a sentence, and the static figure stays.
 function explorable(start) {
   return {
     async render({ model, el }) {
       if (!document.getElementById("mm-style")) document.head.append(h("style", { id: "mm-style" }, STYLE));
-      const stage = h("div", { class: "mm-explorable" });
+      const width = Math.max(270, Math.min(700, (el.clientWidth || 700) - (el.clientWidth < 480 ? 22 : 34)));
+      let stop;
+      const begin = async () => {
+        const stage = h("div", { class: "mm-explorable" });
+        const reset = button("As at first", async () => {
+          stop?.();
+          (await begin()).focus();
+        });
+        stop = await start({ model, data: model.get("data"), stage, width, reset });
+        el.replaceChildren(stage);
+        return reset;
+      };
       try {
-        const width = Math.max(270, Math.min(700, (el.clientWidth || 700) - (el.clientWidth < 480 ? 22 : 34)));
-        const stop = await start({ model, data: model.get("data"), stage, width });
-        el.append(stage);
-        return stop;
+        await begin();
+        return () => stop?.();
       } catch (error) {
         el.dataset.failed = error.message;
         const figure = document.createElement("div");

@@ -111,6 +111,46 @@ def test_is_printed(seen: Seen, name: str) -> None:
     assert element.query_selector(".mm-status").is_visible()
 
 
+@pytest.mark.parametrize("name", EXPLORABLES)
+def test_as_at_first_resets_every_control(seen: Seen, name: str) -> None:
+    element = started(seen, name)
+    values = """e => [...e.querySelectorAll('input, select, textarea')]
+                   .map(x => x.type === 'checkbox' ? x.checked : x.value)"""
+    before = element.evaluate(values)
+    element.evaluate(
+        """e => { for (const x of e.querySelectorAll('input, select')) {
+             if (x.type === 'checkbox') x.checked = !x.checked;
+             else if (x.type === 'range') x.value = x.max;
+             else x.selectedIndex = x.options.length - 1;
+             x.dispatchEvent(new Event('input', {bubbles: true})); } }"""
+    )
+    assert element.evaluate(values) != before
+    element.query_selector("button:has-text('As at first')").click()
+    seen.page.wait_for_function(
+        f"([e, before]) => JSON.stringify(({values})(e)) === JSON.stringify(before)",
+        arg=[element, before],
+        timeout=20_000,
+    )
+
+
+def test_a_bar_of_the_playground_is_dragged(seen: Seen) -> None:
+    element = started(seen, "router_playground")
+    bar = element.query_selector_all(".mm-drag")[6]
+    bar.scroll_into_view_if_needed()
+    box = bar.bounding_box()
+    x = box["x"] + box["width"] / 2
+    seen.page.mouse.move(x, box["y"] + box["height"] - 3)
+    seen.page.mouse.down()
+    seen.page.mouse.move(x, box["y"] + box["height"] / 2, steps=5)
+    seen.page.mouse.up()
+    shown = element.query_selector(".mm-table tbody tr:nth-child(7)").text_content()
+    seen.page.mouse.move(x, box["y"])
+    assert element.query_selector(".mm-table tbody tr:nth-child(7)").text_content() == shown
+    cells = element.query_selector_all(".mm-table tbody tr:nth-child(7) td")
+    assert abs(float(cells[1].text_content()) - 0.5) < 0.03  # its probability
+    assert "goes to experts 7" in element.query_selector(".mm-status").inner_text()
+
+
 def test_starts_only_when_scrolled_to(seen: Seen) -> None:
     asked: list[str] = []
     seen.page.on("request", lambda request: asked.append(request.url))

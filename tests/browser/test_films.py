@@ -10,6 +10,7 @@ from tests.browser.test_pages import Seen, seen
 pytestmark = pytest.mark.browser
 __all__ = ["seen"]
 
+WIDE = 700  # units of a drawing in a window of 1280
 PLAYS = {"capacity_drops": "Let them fall", "balance_film": "Play"}
 
 
@@ -89,5 +90,14 @@ def test_the_film_of_balance_is_dragged_through(seen: Seen) -> None:
     element.query_selector("select").select_option(label="the shipped model, mini")
     assert int(slider.get_attribute("max")) == 29
     assert value(slider) == round(where / 79 * 29)  # as far into the training as before
+    # a press on a cell of the map names its expert and step
+    box = element.query_selector("svg").bounding_box()
+    press = (box["x"] + box["width"] * 0.4, box["y"] + (44 + 2.5 * 20) * box["width"] / WIDE)
+    seen.page.mouse.click(*press)
+    assert element.query_selector_all("select")[4].input_value() == "2"
+    seen.page.wait_for_function(
+        "e => e.querySelector('.mm-status').textContent.includes('Expert 3 has')", arg=element
+    )
+    assert "times the fair share" in element.query_selector(".mm-status").inner_text()
     labels = [x.inner_text() for x in element.query_selector_all("label") if x.is_visible()]
     assert labels[:4] == ["run", "layer", "tokens", "show"]

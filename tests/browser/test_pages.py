@@ -154,6 +154,35 @@ def test_page(seen: Seen, name: str) -> None:
     assert problems == []
 
 
+def test_figures_are_sharp_dark_in_the_dark_and_large_when_pressed(seen: Seen) -> None:
+    seen.page.set_viewport_size({"width": 390, "height": 844})
+    seen.open("notebooks/03_routing.html")
+    page = seen.page
+    figures = page.query_selector_all(".cell_output button.enlarge img")
+    assert len(figures) >= 3
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        page.wait_for_function("e => e.complete", arg=figure)
+        drawn, shown = figure.evaluate("e => [e.naturalWidth, Number(e.getAttribute('width'))]")
+        assert drawn >= 2 * shown > 0
+    assert figures[0].evaluate("e => getComputedStyle(e).filter") == "none"
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert "invert" in figures[0].evaluate("e => getComputedStyle(e).filter")
+    figures[0].click()
+    large = page.wait_for_selector("dialog.enlarged img")
+    assert (
+        large.bounding_box()["width"] >= 850
+    )  # of text in 9 points on 7 inches: as large as on paper
+    assert large.get_attribute("alt") == figures[0].get_attribute("alt")
+    assert seen.violations({"type": "tag", "values": WCAG}) == []
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog.enlarged", state="detached")
+    figures[0].evaluate("e => e.parentElement.focus()")
+    page.keyboard.press("Enter")
+    page.click("dialog.enlarged button:has-text('Close')")
+    assert page.query_selector("dialog") is None
+
+
 def test_search_finds_a_term(seen: Seen) -> None:
     seen.open("search.html?q=roofline")
     seen.page.wait_for_selector("#search-results li a")

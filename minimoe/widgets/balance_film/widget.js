@@ -20,6 +20,9 @@ export function film(run, layer, group, limit = Infinity) {
   return steps.map((step, i) => ({ step, from: i ? steps[i - 1] : 0, loss: run.loss[i], ...load(frame(run, layer, group, i)) }));
 }
 
+// What one expert has in a frame: its share, and how many times the fair share that is.
+export const part = ({ share }, expert) => ({ share: share[expert], times: share[expert] * share.length });
+
 const [GUTTER, ROW, TOP, CURVE] = [26, 20, 44, 84];
 const sized = (width) => ({ side: width < 480 ? 84 : 190, heat: TOP, curve: (experts) => TOP + experts * ROW + 34 });
 
@@ -86,6 +89,11 @@ function now(state, drawn, width) {
   ];
   const fair = left + long(1 / experts);
   parts.push(h("line", { x1: fair, x2: fair, y1: TOP - 2, y2: bottom + 6, style: "stroke:var(--mm-text);stroke-dasharray:2 2" }));
+  if (state.expert >= 0) {
+    const y = TOP + state.expert * ROW;
+    parts.push(h("rect", { x: x0 - 1, y, width: x1 - x0 + 2, height: ROW, style: "fill:none;stroke:var(--mm-text);stroke-width:2.5" }));
+    parts.push(h("rect", { x: left - 3, y: y + 1, width: side - 5, height: ROW - 2, style: "fill:none;stroke:var(--mm-text)" }));
+  }
   one.share.forEach((share, e) => {
     const y = TOP + e * ROW;
     parts.push(h("rect", { x: left, y: y + 3, width: long(share), height: ROW - 6, style: "fill:var(--mm-blue)" }));
@@ -100,7 +108,7 @@ function now(state, drawn, width) {
   return parts;
 }
 
-export default explorable(({ data, stage, width }) => {
+export default explorable(({ data, stage, width, reset }) => {
   const state = { full: data.full, index: 0 };
   const picture = drawing(width, sized(width).curve(8) + CURVE + 40);
   const words = status();
@@ -112,6 +120,7 @@ export default explorable(({ data, stage, width }) => {
   const layer = select({ label: "layer", options: [], oninput: change });
   const group = select({ label: "tokens", options: [], oninput: change });
   const stretch = select({ label: "show", options: [[1, "the whole training"], [0.1, "its first tenth"]], oninput: change });
+  const expert = select({ label: "expert", options: [], oninput: show });
   const step = slider({ label: "training step", min: 0, max: 1, value: 0, show: (i) => (state.frames ? state.frames[i].step.toLocaleString("en") : ""), oninput: show });
   const play = player(step, { milliseconds: 120 });
 
@@ -127,6 +136,7 @@ export default explorable(({ data, stage, width }) => {
     const chosen = data.runs[run.value];
     offer(layer, chosen.counts.map((_, l) => [l, String(l + 1)]));
     offer(group, [[-1, chosen.groups.length ? `all ${chosen.groups.length} domains` : "all"], ...chosen.groups.map((name, g) => [g, name])]);
+    offer(expert, [[-1, "the busiest"], ...chosen.counts[0][0][0].map((_, e) => [e, String(e + 1)])]);
     state.limit = chosen.steps.at(-1) * Number(stretch.value);
     state.frames = film(chosen, Number(layer.value), Number(group.value), state.limit);
     state.experts = state.frames[0].share.length;
@@ -152,19 +162,22 @@ export default explorable(({ data, stage, width }) => {
 
   function show() {
     state.index = step.value;
+    state.expert = Number(expert.value);
     const chosen = data.runs[run.value];
     picture.draw(drawn.parts, now(state, drawn, width));
     const one = state.frames[state.index];
+    const which = state.expert < 0 ? one.busiest : state.expert;
+    const own = part(one, which);
     const idle = one.share.filter((share) => share < 0.01).length;
     const text =
       `Step ${one.step.toLocaleString("en")} of ${chosen.steps.at(-1).toLocaleString("en")}: MaxVio ${one.maxVio.toFixed(2)}. ` +
-      `Expert ${one.busiest + 1} has ${percent(one.share[one.busiest])} of the assignments, a fair share is ${percent(1 / state.experts, 1)}` +
+      `Expert ${which + 1} has ${percent(own.share)} of the assignments, ${own.times.toFixed(1)} times the fair share of ${percent(1 / state.experts, 1)}` +
       `${idle ? `; ${idle} of ${state.experts} experts have less than 1 %` : ""}. Training loss ${one.loss.toFixed(2)} ${chosen.unit}.`;
     words.say(text);
     picture.describe(`Share of each expert over training, and MaxVio. ${text}`);
   }
 
-  // The film can be dragged through as well.
+  // The film can be dragged through as well, and a cell of it asked for its expert.
   let dragging = false;
   function seek(event) {
     const box = picture.element.getBoundingClientRect();
@@ -174,6 +187,8 @@ export default explorable(({ data, stage, width }) => {
     const at = ((x - drawn.x(0)) / (drawn.x(state.limit) - drawn.x(0))) * state.limit;
     const found = state.frames.findIndex((f) => at <= f.step);
     play.stop();
+    const row = Math.floor((((event.clientY - box.top) / box.width) * width - TOP) / ROW);
+    if (event.type === "pointerdown" && row >= 0 && row < state.experts) expert.set(row);
     step.set(found < 0 ? state.frames.length - 1 : found);
     show();
     return true;
@@ -188,11 +203,11 @@ export default explorable(({ data, stage, width }) => {
 
   stage.append(
     h("p", { class: "mm-title" }, "Watching balance train"),
-    h("p", {}, "Stored runs, step by step. In which tenth of training is the balance made, and what undoes it? And once the load over all tokens is even, is it even over the tokens of one domain?"),
-    h("div", { class: "mm-controls" }, run.element, layer.element, group.element, stretch.element),
+    h("p", {}, "Stored runs, step by step. In which tenth of training is the balance made, and what undoes it? And once the load over all tokens is even, is it even over the tokens of one domain? Press a cell of the map to see its numbers."),
+    h("div", { class: "mm-controls" }, run.element, layer.element, group.element, stretch.element, expert.element),
     picture.element,
     h("div", { class: "mm-controls" }, step.element),
-    h("div", { class: "mm-buttons" }, play.element),
+    h("div", { class: "mm-buttons" }, play.element, reset),
     words.element,
     about,
     numbers.element,

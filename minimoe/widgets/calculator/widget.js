@@ -81,7 +81,7 @@ function stacked(rows, width) {
   });
 }
 
-export default explorable(({ data, stage, width }) => {
+export default explorable(({ data, stage, width, reset }) => {
   const presets = Object.fromEntries(Object.entries(data.presets).map(([name, own]) => [name, { ...data.plain, ...own }]));
   const picture = drawing(width, 3 * ROW);
   const words = status();
@@ -189,7 +189,7 @@ export default explorable(({ data, stage, width }) => {
     picture.element,
     words.element,
     h("div", { class: "mm-controls" }, [shaped.D, shaped.L, shaped.heads, shaped.kv, context].map((control) => control.element)),
-    h("div", { class: "mm-buttons" }, button("Published sizes", restore)),
+    h("div", { class: "mm-buttons" }, button("Published sizes", restore), reset),
     h("details", { class: "mm-table" }, h("summary", {}, "Where did they go?"), answer),
     h("div", { class: "mm-scroll mm-table", tabindex: 0, role: "region", "aria-label": "By component" },
       h("table", {},

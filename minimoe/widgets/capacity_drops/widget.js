@@ -135,7 +135,7 @@ function queues(state, width, top, from) {
   return { parts, falling };
 }
 
-export default explorable(({ data, stage, width }) => {
+export default explorable(({ data, stage, width, reset }) => {
   const state = { seed: 1, arrived: data.tokens, pattern: `mm-hatch-${(ids += 1)}` };
   const stripTop = width < 480 ? 46 : 22;
   const queueTop = stripTop + STRIP + 12;
@@ -214,7 +214,7 @@ export default explorable(({ data, stage, width }) => {
     h("div", { class: "mm-controls" }, factor.element, skew.element, k.element, tokens.element, experts.element),
     picture.element,
     h("div", { class: "mm-controls" }, arrived.element),
-    h("div", { class: "mm-buttons" }, play.element, redraw),
+    h("div", { class: "mm-buttons" }, play.element, redraw, reset),
     words.element,
     numbers.element,
   );

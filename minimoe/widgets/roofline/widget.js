@@ -137,7 +137,7 @@ function roof(tokens, all, now, device, width) {
   return parts;
 }
 
-export default explorable(({ data, stage, width }) => {
+export default explorable(({ data, stage, width, reset }) => {
   const half = width >= 600 ? (width - 24) / 2 : width;
   const [first, second] = [drawing(half, HEIGHT), drawing(half, HEIGHT)];
   const words = status();
@@ -199,6 +199,7 @@ export default explorable(({ data, stage, width }) => {
     h("div", { class: "mm-controls" }, T.element, model.element, device.element, E.element, K.element, both.element),
     h("div", { class: "mm-pair" }, first.element, second.element),
     words.element,
+    h("div", { class: "mm-buttons" }, reset),
     numbers.element,
   );
   show();

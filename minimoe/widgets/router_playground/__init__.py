@@ -17,7 +17,6 @@ EXAMPLES = (
     ("One clear favourite", (0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0)),
     ("Two that are close", (0.0, 2.0, 0.0, 0.0, 1.9, 0.0, 0.0, 0.0)),
     ("Nobody stands out", (0.1, 0.0, 0.1, 0.0, 0.1, 0.0, 0.1, 0.0)),
-    ("As at first", LOGITS),
 )
 TEMPERATURES = (0.3, 1.0, 3.0)
 

@@ -24,6 +24,15 @@ export function load(logits, { k = 2, noise = 0, draws = 2000, seed = 0 } = {}) 
   return counts.map((count) => count / draws);
 }
 
+// The logit with which expert e gets probability p, the others as they are, within the sliders' reach.
+export function logitFor(logits, e, p, temperature) {
+  const others = logits.filter((_, i) => i !== e).map((logit) => logit / temperature);
+  const highest = Math.max(...others);
+  const rest = highest + Math.log(sum(others.map((logit) => Math.exp(logit - highest))));
+  return Math.max(-REACH, Math.min(REACH, temperature * (rest + Math.log(p / (1 - p)))));
+}
+
+const REACH = 4; // of the logits
 const PANELS = [
   ["probs", "probability", "var(--mm-sky)"],
   ["weights", "weight in the sum", "var(--mm-blue)"],
@@ -51,6 +60,7 @@ function bars(state, width) {
       if (value >= 0.005) {
         parts.push(h("text", { x: x + step / 2, y: base - size - 4, "text-anchor": "middle" }, short(value)));
       }
+      if (panel === 0) parts.push(h("rect", { x, width: step, y: base - HEIGHT, height: HEIGHT, class: "mm-drag" }));
     });
   });
   const bottom = 3 * (HEIGHT + TOP) + 16;
@@ -61,7 +71,7 @@ function bars(state, width) {
   return parts;
 }
 
-export default explorable(({ data, stage, width }) => {
+export default explorable(({ data, stage, width, reset }) => {
   const state = { logits: [...data.logits], probs: [], weights: [], shares: [] };
   const count = state.logits.length;
   const picture = drawing(width, 3 * (HEIGHT + TOP) + 40);
@@ -74,7 +84,7 @@ export default explorable(({ data, stage, width }) => {
   const norm = checkbox({ label: "weights sum to 1 (norm_topk_prob)", value: true, oninput: show });
   const logits = state.logits.map((value, e) =>
     slider({
-      label: `logit of expert ${e + 1}`, min: -4, max: 4, step: 0.1, value, show: (v) => v.toFixed(1),
+      label: `logit of expert ${e + 1}`, min: -REACH, max: REACH, step: 0.1, value, show: (v) => v.toFixed(1),
       oninput: (next) => {
         state.logits[e] = next;
         show();
@@ -108,13 +118,33 @@ export default explorable(({ data, stage, width }) => {
     );
   }
 
+  // The bars of the first row can be dragged to a probability.
+  let dragged = -1;
+  function drag(event) {
+    const box = picture.element.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top].map((at) => (at / box.width) * width);
+    if (event.type === "pointerdown") {
+      if (!event.target.classList.contains("mm-drag")) return;
+      dragged = Math.min(count - 1, Math.floor(((x - LEFT) / (width - LEFT)) * count));
+      picture.element.setPointerCapture(event.pointerId);
+      event.preventDefault();
+    }
+    if (dragged < 0) return;
+    const p = Math.max(0.001, Math.min(0.999, (HEIGHT + TOP - y) / HEIGHT));
+    logits[dragged].set(logitFor(state.logits, dragged, p, temperature.value));
+    state.logits[dragged] = logits[dragged].value;
+    show();
+  }
+  for (const kind of ["pointerdown", "pointermove"]) picture.element.addEventListener(kind, drag);
+  for (const kind of ["pointerup", "pointercancel"]) picture.element.addEventListener(kind, () => (dragged = -1));
+
   stage.append(
     h("p", { class: "mm-title" }, "Router playground"),
-    h("p", {}, "One token, eight experts. At which temperature does the second expert stop mattering, and does temperature ever change who is chosen? How much noise does it take until every expert sees tokens?"),
+    h("p", {}, "One token, eight experts. At which temperature does the second expert stop mattering, and does temperature ever change who is chosen? How much noise does it take until every expert sees tokens? Drag a bar of the first row, or move the logits below."),
     h("div", { class: "mm-controls" }, temperature.element, k.element, noise.element, norm.element),
     picture.element,
     words.element,
-    h("div", { class: "mm-buttons" }, settings),
+    h("div", { class: "mm-buttons" }, settings, reset),
     h("div", { class: "mm-controls" }, logits.map((logit) => logit.element)),
     numbers.element,
   );
