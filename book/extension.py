@@ -18,7 +18,6 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 import os
 import re
 import shutil
-import struct
 import sys
 from collections.abc import Iterator
 from html import escape, unescape
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from PIL import Image
 from sphinx.addnodes import index, pending_xref
 from sphinx.domains.python import PyObject  # pyright: ignore[reportPrivateImportUsage]
 from sphinx.errors import ExtensionError
@@ -192,16 +192,19 @@ def mended(html: str) -> str:
     return html
 
 
+DOTS = 110  # an inch, of a figure of minimoe.style on the screen
+
+
 def sized(html: str, page: Path) -> str:
-    """A page whose figures keep their place while they load: they have twice as many dots as they are shown with."""
+    """A page whose figures keep their place while they load: shown with `DOTS` an inch, however many they have."""
 
     def one(found: re.Match[str]) -> str:
         picture = page.parent / found[1]
         if "width=" in found[0] or not picture.is_file():
-            return found[0]
-        with picture.open("rb") as file:
-            width, height = struct.unpack(">II", file.read(24)[16:])
-        return f'{found[0].rstrip("/> ")} width="{width // 2}" height="{height // 2}" />'
+            return found[0]  # it says its size itself
+        with Image.open(picture) as drawn:
+            width, height = (round(n * DOTS / drawn.info["dpi"][0]) for n in drawn.size)
+        return f'{found[0].rstrip("/> ")} width="{width}" height="{height}" />'
 
     return re.sub(r'<img\b[^>]*\bsrc="([^"]*_images/[^"]+\.png)"[^>]*>', one, html)
 
