@@ -1,6 +1,8 @@
 """The lessons as they are stored: run to the end, without errors, in normal form, every figure described."""
 
+import base64
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -13,6 +15,8 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from PIL import Image
 from pybtex.database import parse_string
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,3 +346,17 @@ def test_built_pages_are_read(tmp_path: Path) -> None:
         (tmp_path / picture).touch()
     assert len(pages.problems(tmp_path)) == 4
     assert pages.problems(tmp_path / "empty") != []
+
+
+def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    cells = ["from minimoe import style\nimport matplotlib.pyplot as plt\nstyle.use()",
+             "plt.plot([1, 2])\nplt.show()"]  # fmt: skip
+    notebook: Any = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    (output,) = notebook.cells[1].outputs
+    with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as drawn:
+        assert drawn.width == pytest.approx(2 * output.metadata["image/png"]["width"], abs=2)
+        assert drawn.info["dpi"][0] == pytest.approx(220, abs=1)
