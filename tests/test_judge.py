@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -23,6 +24,9 @@ from book.sandbox import Sandboxes
 from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
 from minimoe.check.failure import CheckFailed
+from tests.notebook_cells import load_answers
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # --- the wire -------------------------------------------------------------------------------------
 
@@ -179,15 +183,15 @@ def test_too_much_and_too_late_are_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 # --- processes ------------------------------------------------------------------------------------
 
 
+def asked_sandbox() -> bool | None:
+    """$MINIMOE_TEST_SANDBOX is 'on' where there has to be a sandbox, 'off' where none is wanted."""
+    return {"on": True, "off": False}.get(os.environ.get("MINIMOE_TEST_SANDBOX", "auto"))
+
+
 @pytest.fixture(scope="module", params=["sandbox", "without"])
 def rooms(request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
-    """Processes for students' code, in a sandbox where one can be had, and without.
-
-    $MINIMOE_TEST_SANDBOX is 'on' where there has to be one, 'off' where none is wanted.
-    """
-    asked = os.environ.get("MINIMOE_TEST_SANDBOX", "auto")
-    boxed = {"on": True, "off": False}.get(asked) if request.param == "sandbox" else False
-    with Sandboxes(boxed) as found:
+    """Processes for students' code, in a sandbox where one can be had, and without."""
+    with Sandboxes(asked_sandbox() if request.param == "sandbox" else False) as found:
         if request.param == "sandbox" and not found.boxed:
             pytest.skip(f"no sandbox: {found.why}")
         yield found
@@ -360,3 +364,35 @@ def test_a_sandbox_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("shutil.which", lambda _: None)
     with Sandboxes() as found:
         assert not found.boxed and "not installed" in found.why
+
+
+def test_every_exercise_can_be_judged_from_outside() -> None:
+    """All tasks in one process: the solutions pass, with a secret, and a wrong answer to each does not."""
+    cells: list[Any] = []
+    whole = judge.Exam(secret=5)
+    for path in sorted((ROOT / "solutions").glob("*.ipynb")):
+        solution: Any = nbformat.read(path, as_version=4)
+        exam = judge.Exam.of(solution)
+        for mine, its in (
+            (whole.checks, exam.checks),
+            (whole.given, exam.given),
+            (whole.space, exam.space),
+        ):
+            mine.update(its)
+        whole.wanted |= exam.wanted
+        cells += solution.cells
+    wrong: set[int] = set()
+    for check in [c for c in cells if judge.name_of(c) in whole.checks]:
+        task = str(check.metadata["minimoe"]["task"])
+        path = next((ROOT / "tests" / "mutants").glob(f"{task.replace('.', '_')}_*.py"))
+        (answer,) = whole.wanted & set(
+            re.findall(r"\w+", check.source.split("\n")[0].partition("(")[2])
+        )
+        mistake = next(n for n in load_answers(path) if n.startswith("wrong_"))
+        cells.append(nbformat.v4.new_code_cell(f"{path.read_text()}\n{answer} = {mistake}"))
+        wrong.add(len(cells))
+        cells.append(check)
+    with Sandboxes(asked_sandbox()) as rooms:
+        outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)
+    failed = {i for i, found in outputs.items() if any(o.output_type == "error" for o in found)}
+    assert failed == wrong and len(wrong) == len(whole.checks) == 27
