@@ -127,8 +127,8 @@ def run(
                 outputs[index] = [told(Late(f"{total:.0f} s were over"))]
                 place += 1
                 continue
+            child = child or rooms.start()  # what fails here is no fault of the student's
             try:
-                child = child or rooms.start()
                 child.peer.begin(limit)
                 if name in exam.checks:
                     said = exam.check(name, child)
@@ -142,8 +142,7 @@ def run(
                     lost = Late(f"stopped after {limit:g} s")
                 outputs[index] = [told(lost)]
                 finished.add(index)
-                if child is not None:
-                    rooms.end(child)
+                rooms.end(child)
                 child, place = None, 0
                 continue
             except Exception as error:

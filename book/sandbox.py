@@ -224,11 +224,17 @@ class Sandboxes:
         keep = self.others | {spare.process.pid for spare in self.spares}
         me = psutil.Process()
         # whatever has lost its parent is a child of this process now, and so are its children once it is dead
-        while left := [p for p in me.children() if p.pid not in keep]:
+        left: list[psutil.Process] = []
+        for _ in range(100):
+            left = [p for p in me.children() if p.pid not in keep]
             for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.Error):
                     process.send_signal(signal.SIGKILL)
-            psutil.wait_procs(left, timeout=10)
+            if not left:
+                break
+            psutil.wait_procs(left, timeout=1)
+        if left:
+            print(f"marking: what a submission left cannot be ended: {left}", file=sys.stderr)
         if child.folder:
             shutil.rmtree(child.folder, ignore_errors=True)
 
