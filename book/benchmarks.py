@@ -9,9 +9,8 @@ from typing import Any
 
 from minimoe.bench import figures, tables
 from minimoe.bench.goals import BOTH, FORWARD, gpu_goals
-from minimoe.bench.implementations import DENSE
-from minimoe.bench.report import duration
-from minimoe.bench.tables import Result
+from minimoe.bench.layer import DENSE
+from minimoe.bench.tables import Result, duration
 from minimoe.style import RC
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -544,7 +544,7 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
 
 def run_bench(args: argparse.Namespace) -> None:
     """Measure one suite, or all."""
-    from minimoe.bench.report import FILES
+    from minimoe.bench.tables import FILES
 
     if args.suite not in (*FILES, "all"):
         raise ConfigError(f"unknown suite {args.suite!r}; known are {', '.join(FILES)}, all")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minimoe import MixtralModel, ModelConfig
-from minimoe.bench import train as bench
+from minimoe.bench import models as bench
 from minimoe.errors import ConfigError
 from tests.small import TRAIN
 
@@ -68,7 +68,7 @@ def test_the_result_is_json_and_the_table_says_the_same(
 ) -> None:
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
-    monkeypatch.setattr(bench, "measure", lambda steps, n, threads: rounds)
+    monkeypatch.setattr(bench, "measure", lambda steps, n, threads, each: rounds)
     result = bench.bench_train(rounds=3, threads=1, preset="nano", steps_per_round=1)
     assert json.loads(json.dumps(result)) == result
     quartiles = {"q1": 0.375, "q3": 0.75}

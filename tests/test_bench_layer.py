@@ -12,12 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.bench import calls, hardware, peers, weights
-from minimoe.bench.cases import Case, make_experts, make_routings
-from minimoe.bench.implementations import BATCHED_MM, DENSE, DENSE_TORCH, Implementation, Ready
-from minimoe.bench.layer import Budget, measure_case
-from minimoe.bench.peers import gather_field, load_peer
-from minimoe.bench.timing import CpuClock, Sample, cpu_threads
+from minimoe.bench import layer, peers, timing
+from minimoe.bench.layer import (
+    DENSE,
+    Case,
+    Implementation,
+    Ready,
+    make_experts,
+    make_routings,
+    measure_case,
+)
+from minimoe.bench.peers import BATCHED_MM, DENSE_TORCH, gather_field, load_peer
+from minimoe.bench.timing import Sample, cpu_clock, cpu_threads
 from minimoe.cost import Device, layer_floor
 from minimoe.dispatch import loop
 from minimoe.errors import ConfigError
@@ -70,10 +76,13 @@ def test_every_implementation_is_the_layer_with_every_gradient(
     for forward in (ready.forward, lambda x, routing: loop(x, routing, experts)):
         leaf, weight = x.clone().requires_grad_(), routing.weight.clone().requires_grad_()
         mine = dataclasses.replace(routing, weight=weight)
-        with implementation.context():
+
+        def call(forward: Any = forward, leaf: Tensor = leaf, mine: Routing = mine) -> Any:
             y = forward(leaf, mine)
-            grads = torch.autograd.grad(y, (leaf, weight, *experts.parameters()), dy)
-        gradients.append((y.detach(), *grads))
+            wanted = (leaf, mine.weight, *experts.parameters())
+            return y.detach(), *torch.autograd.grad(y, wanted, dy)
+
+        gradients.append(implementation.inside(call)())
     for mine, right in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
     assert [p.shape for p in ready.leaves] == [p.shape for p in experts.parameters()]
@@ -159,7 +168,7 @@ def test_liger_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, experts: E
     monkeypatch.setitem(sys.modules, "liger_kernel.ops", types.ModuleType("liger_kernel.ops"))
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_moe", module)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    (liger,) = peers._liger(CUDA).implementations
+    (liger,) = peers._liger(CUDA)
     x, routing, _ = inputs()
     assert liger.prepare(CASE, experts).forward(x, routing) is x
     assert seen == [((4, 64, 16), (4, 16, 32), torch.int32, (12, 2), torch.float32)]
@@ -206,7 +215,7 @@ def test_sonic_gets_its_layout_whatever_its_version(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     stream = types.SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    (sonic,) = peers._sonic(CUDA).implementations
+    (sonic,) = peers._sonic(CUDA)
     ready = sonic.prepare(CASE, experts)
     x, routing, _ = inputs()
     with torch.no_grad():
@@ -224,7 +233,7 @@ def write(folder: Path, text: str) -> str:
 
 def test_a_peer_from_a_file_is_measured(tmp_path: Path, experts: Experts) -> None:
     peer = load_peer(write(tmp_path, PEER))
-    assert (peer.name, peer.has_backward) == ("mine", True)
+    assert (peer.name, peer.refuses(CASE.replace(backward=True))) == ("mine", None)
     case = measured(experts, CASE.replace(backward=True), peer)
     assert [r["implementation"] for r in case["rows"]] == ["grouped", "mine"]
     assert "mine" in case["rows"][0]["ratios"]
@@ -308,7 +317,7 @@ def named(*names: str) -> tuple[Implementation, ...]:
 
 def measured(experts: Experts, case: Case, *others: Implementation) -> dict[str, Any]:
     every = (*named("grouped"), *others)
-    return measure_case(case, every, experts, CpuClock(), Budget(1), DEVICE, threads=1)
+    return measure_case(case, every, experts, cpu_clock, 1, DEVICE, threads=1)
 
 
 class Counting:
@@ -317,7 +326,7 @@ class Counting:
     def __init__(self) -> None:
         self.calls = 0
 
-    def time(self, work: Any) -> Sample:
+    def __call__(self, work: Any) -> Sample:
         work()
         self.calls += 1
         return Sample(float(self.calls), float(self.calls))
@@ -326,7 +335,7 @@ class Counting:
 def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> None:
     case = CASE.replace(backward=True)
     result = measure_case(
-        case, named("dense", "loop", "grouped"), experts, Counting(), Budget(2), DEVICE, threads=2
+        case, named("dense", "loop", "grouped"), experts, Counting(), 2, DEVICE, threads=2
     )
     assert json.loads(json.dumps(result)) == result
     assert (result["case"], result["work"]) == ("T12 D16 F32 E4 K2", "forward+backward")
@@ -350,7 +359,7 @@ def test_a_replayed_case_is_divided_by_its_calls(experts: Experts) -> None:
     size = sum(p.nbytes for p in experts.parameters())
     case = CASE.replace(tokens=1, replay=True)
     result = measure_case(
-        case, named("grouped"), experts, Counting(), Budget(1), DEVICE, threads=1, cache=5 * size // 4
+        case, named("grouped"), experts, Counting(), 1, DEVICE, threads=1, cache=5 * size // 4
     )  # fmt: skip
     (row,) = result["rows"]
     # four experts, two at a time: a series of two calls with each of 3 copies of the weights, together 1 second
@@ -363,7 +372,7 @@ def test_a_series_is_captured_where_there_are_graphs(
     experts: Experts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device that is not there: what is captured, and what happens when it cannot be."""
-    monkeypatch.setattr(calls, "has_graphs", lambda device: True)
+    monkeypatch.setattr(layer, "has_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     captured: list[str] = []
 
@@ -371,17 +380,17 @@ def test_a_series_is_captured_where_there_are_graphs(
         captured.append("yes")
         return work
 
-    monkeypatch.setattr(calls, "capture", capture)
+    monkeypatch.setattr(layer, "capture", capture)
     case = CASE.replace(tokens=1, replay=True)
     every = named("dense", "grouped")
-    run = lambda: measure_case(case, every, experts, Counting(), Budget(1), DEVICE)  # noqa: E731
+    run = lambda: measure_case(case, every, experts, Counting(), 1, DEVICE)  # noqa: E731
     assert [r["how"] for r in run()["rows"]] == ["graph", "series"]
     assert captured == ["yes"]
 
     def fails(work: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(calls, "capture", fails)
+    monkeypatch.setattr(layer, "capture", fails)
     assert [r["how"] for r in run()["rows"]] == ["series", "series"]
 
 
@@ -424,8 +433,8 @@ def test_no_call_finds_its_weights_in_the_cache(experts: Experts, backward: bool
         noting("own", seen[False], False),
         noting("b", seen[True]),
     )
-    case, clock = CASE.replace(backward=backward), CpuClock()
-    result = measure_case(case, every, experts, clock, Budget(12), DEVICE, threads=1, cache=cache)
+    case, clock = CASE.replace(backward=backward), cpu_clock
+    result = measure_case(case, every, experts, clock, 12, DEVICE, threads=1, cache=cache)
     assert result["cache_bytes"] == cache
     # twice 2.2 sets of weights fill 5 copies
     assert [r["weight_copies"] for r in result["rows"]] == [5, 5, 5]
@@ -450,9 +459,7 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
 
     every = (Implementation("noting", prepare), *named("dense"))
     case = CASE.replace(tokens=1, replay=True)
-    result = measure_case(
-        case, every, experts, Counting(), Budget(2), DEVICE, threads=1, cache=3 * half
-    )
+    result = measure_case(case, every, experts, Counting(), 2, DEVICE, threads=1, cache=3 * half)
     # 6 halves must be touched: 3 copies of the experts, 6 of the dense layer; a series of 3 copies x 2 routings
     assert {r["implementation"]: r["weight_copies"] for r in result["rows"]} == {
         "noting": 3, "dense": 6
@@ -469,34 +476,34 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
 
 def test_copies_are_as_many_as_needed_and_allowed(experts: Experts) -> None:
     leaf = [torch.zeros(25), torch.zeros(25)]  # 200 bytes
-    needed = weights.copies_needed
+    needed = timing.copies_needed
     assert needed(leaf, 1, cache=1000, limit=10_000) == 10
     assert needed(leaf, 0.5, cache=1000, limit=10_000) == 20
     assert needed(leaf, 1, cache=1001, limit=10_000) == 11
     assert needed(leaf, 1, cache=1000, limit=999) == 4
     assert needed(leaf, 1, cache=90, limit=10_000) == 1
     assert needed(leaf, 1, cache=1000, limit=100) == 1
-    first, second = weights.copied(experts, 2)
+    first, second = timing.copied(experts, 2)
     assert first is experts
     for mine, theirs in zip(experts.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
     routings = make_routings(CASE.replace(tokens=1, replay=True), CPU)
-    assert weights.touched_share(routings) == 1
-    assert weights.touched_share(routings[:1]) == 0.5
+    assert timing.touched_share(routings) == 1
+    assert timing.touched_share(routings[:1]) == 0.5
 
 
 def test_the_cache_is_the_largest_that_the_system_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "CACHES", tmp_path)
-    assert hardware.cache_bytes(CPU) == 64 << 20
+    monkeypatch.setattr(timing, "CACHES", tmp_path)
+    assert timing.cache_bytes(CPU) == 64 << 20
     for i, size in enumerate(("32K", "2M\n", "1024K", "odd")):
         (tmp_path / f"index{i}").mkdir()
         (tmp_path / f"index{i}" / "size").write_text(size)
-    assert hardware.cache_bytes(CPU) == 2 << 20
+    assert timing.cache_bytes(CPU) == 2 << 20
     chip = types.SimpleNamespace(L2_cache_size=50 << 20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
-    assert hardware.cache_bytes(CUDA) == 50 << 20
+    assert timing.cache_bytes(CUDA) == 50 << 20
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -509,19 +516,19 @@ def test_the_reference_is_the_loop_in_float64(experts: Experts) -> None:
     exact.load_state_dict({k: v.double() for k, v in experts.state_dict().items()})
     weight = routing.weight.double()
     right = loop(x.double(), dataclasses.replace(routing, weight=weight), exact)
-    torch.testing.assert_close(calls.reference(x, routing, experts), right[:64])
-    assert calls.relative_error(right[:64] * 1.5, right[:64]) == 0.5
+    torch.testing.assert_close(layer.reference(x, routing, experts), right[:64])
+    assert layer.relative_error(right[:64] * 1.5, right[:64]) == 0.5
 
 
 def test_gradients_start_anew_for_every_call(experts: Experts) -> None:
     x, routing, dy = inputs()
     ready = named("grouped")[0].prepare(CASE, experts)
     for _ in range(2):
-        calls.training_call(ready, x, dy, routing)()
+        layer.training_call(ready, x, dy, routing)()
     assert experts.down_proj.grad is not None
     (right,) = torch.autograd.grad(loop(x, routing, experts), experts.down_proj, dy)
     torch.testing.assert_close(experts.down_proj.grad, right, rtol=1e-4, atol=1e-5)
-    calls.clear(experts.parameters())
+    layer.clear(experts.parameters())
     assert experts.down_proj.grad is None
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from minimoe import __main__ as cli
-from minimoe.bench import choices, decode, goals, report, split, suites
-from minimoe.bench.cases import Case, make_experts
-from minimoe.bench.goals import FLAG, Goal, cpu_goals, goal_line, gpu_goals, worst
-from minimoe.bench.implementations import DENSE, DENSE_TORCH, EAGER, dense
-from minimoe.bench.peers import Field, gather_field
+from minimoe.bench import choices, models, suites, tables
+from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, worst
+from minimoe.bench.layer import DENSE, Case, make_experts
+from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, Field, dense, gather_field
 from minimoe.bench.suites import Options, run_and_write
+from minimoe.bench.tables import goal_text
 from minimoe.config import ModelConfig
 from minimoe.cost import layer_flops
 from minimoe.errors import ConfigError
@@ -70,7 +70,7 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
         ("forward", "uniform", 1),
     ]
     lines = capsys.readouterr().out.splitlines()
-    assert [x for x in lines if x.startswith("goal ")] == [goal_line(g) for g in result["goals"]]
+    assert [x for x in lines if x.startswith("goal ")] == [goal_text(g) for g in result["goals"]]
     assert lines[-1].startswith("goal ")
     assert len(result["goals"]) == 8
     assert [s["work"] for s in result["splits"]] == ["forward", "forward+backward"]
@@ -80,7 +80,7 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert any("x floor" in x and "x dense" in x for x in lines)
     stored = json.loads(path.read_text())
     assert stored == json.loads((tmp_path / "out" / "cpu.json").read_text())
-    assert stored == report.rounded(result)
+    assert stored == tables.rounded(result)
 
 
 def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_the_gpu_suite_on_whatever_there_is(few: None, capsys: pytest.CaptureFix
         ]
     assert result["out_of_time"] == []
     ends = capsys.readouterr().out.splitlines()[-len(result["goals"]) :]
-    assert ends == [goal_line(g) for g in result["goals"]]
+    assert ends == [goal_text(g) for g in result["goals"]]
     assert len(ends) == 24
 
 
@@ -184,17 +184,17 @@ def test_decoding_dispatches_as_it_says_and_restores() -> None:
     model = MixtralModel(ModelConfig.preset("nano"))
     layers = [m for m in model.modules() if isinstance(m, MoELayer)]
     before = [layer.dispatch for layer in layers]
-    with decode.dispatched_by(model, "loop"):
-        assert all(layer.dispatch is decode.DISPATCHERS["loop"] for layer in layers)
+    with models.dispatched_by(model, "loop"):
+        assert all(layer.dispatch is models.DISPATCHERS["loop"] for layer in layers)
     assert [layer.dispatch for layer in layers] == before
-    with decode.dispatched_by(model, None):
+    with models.dispatched_by(model, None):
         assert [layer.dispatch for layer in layers] == before
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"threads": 0}, {"new_tokens": 0}])
 def test_bad_options_of_decoding_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
-        decode.bench_decode(**options)  # pyright: ignore[reportArgumentType]
+        models.bench_decode(**options)  # pyright: ignore[reportArgumentType]
 
 
 def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +274,7 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run_and_write("all", Options())
     assert ran[4:] == ["cpu", "train", "decode", "choices", "gpu"]
-    assert set(report.FILES) == set(suites.SUITES)
+    assert set(tables.FILES) == set(suites.SUITES)
 
 
 def test_the_command_hands_everything_on(
@@ -438,25 +438,25 @@ def test_gpu_goals_by_hand() -> None:
 
 def test_goal_lines_read_as_promised() -> None:
     goal = Goal("a / b, forward", 1.15, 1.2, note="worst: T8")
-    line = goal_line(goal.record())
+    line = goal_text(goal.record())
     assert (
         " ".join(line.split())
         == "goal <= 1.15 measured 1.2 ratio 1.04 missed a / b, forward (worst: T8)"
     )
     goal = Goal("rate", 520, 530.0, at_most=False, unit="TFLOP/s")
-    line = " ".join(goal_line(goal.record()).split())
+    line = " ".join(goal_text(goal.record()).split())
     assert line == "goal >= 520 TFLOP/s measured 530 TFLOP/s ratio 1.02 met rate"
-    line = " ".join(goal_line(Goal("rate", 520, None, note="no GPU").record()).split())
+    line = " ".join(goal_text(Goal("rate", 520, None, note="no GPU").record()).split())
     assert line == "goal <= 520 not measured rate (no GPU)"
 
 
 def test_worst_is_the_farthest_from_the_goal() -> None:
     cases = [made_case({"a": 1.0}), made_case({"a": 3.0}, tokens=1)]
-    seconds = lambda case: goals.seconds_of(case, "a")  # noqa: E731
-    assert worst("", 2, cases, seconds).measured == 3.0
-    assert worst("", 2, cases, seconds, at_most=False).measured == 1.0
-    assert worst("", 2, cases[:1], seconds).note == "T2048"
-    assert worst("", 2, [], seconds, missing="why").note == "why"
+    seconds = lambda row: row["seconds"]["median"]  # noqa: E731
+    assert worst("", 2, cases, "a", seconds).measured == 3.0
+    assert worst("", 2, cases, "a", seconds, at_most=False).measured == 1.0
+    assert worst("", 2, cases[:1], "a", seconds).note == "T2048"
+    assert worst("", 2, [], "a", seconds, missing="why").note == "why"
 
 
 # --- where the time goes -------------------------------------------------------------------------
@@ -472,18 +472,18 @@ def test_the_products_alone_have_the_flops_of_the_layer(
         flops.append(2 * x.shape[0] * x.shape[1] * weight.shape[0])
         return x @ weight.t()
 
-    monkeypatch.setattr(split, "multiply", counted)
+    monkeypatch.setattr(choices, "multiply", counted)
     t, d, f, e, k = 16, 8, 12, 4, 2
     case = Case("", t, d, f, e, k)
     experts = make_experts(case, torch.device("cpu"))
-    split.Operands.of(case, e, t * k // e, f).multiply(
+    choices.Operands.of(case, e, t * k // e, f).multiply(
         experts.gate_up_proj, experts.down_proj, backward=backward
     )
     assert len(flops) == e * (6 if backward else 2)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
     del flops[:]
     wide = dense(case, experts)
-    split.Operands.of(case, 1, t, k * f).multiply(*wide.leaves, backward=backward)
+    choices.Operands.of(case, 1, t, k * f).multiply(*wide.leaves, backward=backward)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
 
 
@@ -492,9 +492,9 @@ def test_the_products_alone_have_the_flops_of_the_layer(
 
 def test_durations_have_units_that_fit() -> None:
     values = (2.5, 0.0125, 3.2e-5, 4e-8)
-    assert [report.duration(s) for s in values] == ["2.5 s", "12.5 ms", "32 us", "0.04 us"]
-    assert report.megabytes(1_500_000) == "1.5 MB" and report.megabytes(None) == ""
-    assert report.rounded({"a": [1.23456789], "b": ("c", None, 3)}) == {
+    assert [tables.duration(s) for s in values] == ["2.5 s", "12.5 ms", "32 us", "0.04 us"]
+    assert tables.megabytes(1_500_000) == "1.5 MB" and tables.megabytes(None) == ""
+    assert tables.rounded({"a": [1.23456789], "b": ("c", None, 3)}) == {
         "a": [1.2346], "b": ["c", None, 3]
     }  # fmt: skip
 
@@ -504,7 +504,7 @@ def test_a_busy_machine_is_said() -> None:
         "hardware": "a CPU", "torch": "2", "date": "d", "device": "cpu", "cpu_products": "mkl",
         "threads": 1, "load_average": [3.0, 1.0, 1.0],
     }  # fmt: skip
-    assert "others use this machine" in report.heading(values)
-    assert "others" not in report.heading(values | {"load_average": [1.2, 1.0, 1.0]})
-    assert "others" not in report.heading(values | {"load_average": None})
-    assert "others" not in report.heading(values | {"device": "cuda"})
+    assert "others use this machine" in tables.heading(values)
+    assert "others" not in tables.heading(values | {"load_average": [1.2, 1.0, 1.0]})
+    assert "others" not in tables.heading(values | {"load_average": None})
+    assert "others" not in tables.heading(values | {"device": "cuda"})

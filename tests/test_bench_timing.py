@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe.bench import hardware, timing
-from minimoe.bench.cases import ZIPF, Case, make_experts, make_routings
-from minimoe.bench.memory import held_bytes, peak_bytes, saved_bytes
-from minimoe.bench.timing import CpuClock, CudaClock, Sample, alternate, paired, spread, steady
+from minimoe.bench import timing
+from minimoe.bench.layer import ZIPF, Case, make_experts, make_routings
+from minimoe.bench.timing import (
+    CudaClock,
+    Sample,
+    alternate,
+    cpu_clock,
+    held_bytes,
+    paired,
+    peak_bytes,
+    saved_bytes,
+    spread,
+    steady,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,7 +31,7 @@ class Script:
     def __init__(self, *walls: float) -> None:
         self.walls = list(walls)
 
-    def time(self, work: Callable[[], object]) -> Sample:
+    def __call__(self, work: Callable[[], object]) -> Sample:
         work()
         wall = self.walls.pop(0)
         return Sample(wall, wall / 2)
@@ -54,11 +64,11 @@ def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
     now = iter(float(i) for i in range(100))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     setups: dict[str, timing.Setup] = {"a": lambda i: lambda: None}
-    assert len(alternate(setups, CpuClock(), 10, seconds=0)["a"]) == 3
-    assert len(alternate(setups, CpuClock(), 2, seconds=0)["a"]) == 2
+    assert len(alternate(setups, cpu_clock, 10, seconds=0)["a"]) == 3
+    assert len(alternate(setups, cpu_clock, 2, seconds=0)["a"]) == 2
     # asked once at the start and after each round from the third on: 1, 2, ... seconds
-    assert len(alternate(setups, CpuClock(), 10, seconds=4.5)["a"]) == 7
-    assert len(alternate(setups, CpuClock(), 10)["a"]) == 10
+    assert len(alternate(setups, cpu_clock, 10, seconds=4.5)["a"]) == 7
+    assert len(alternate(setups, cpu_clock, 10)["a"]) == 10
 
 
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:
@@ -75,7 +85,7 @@ def test_the_cpu_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatc
     wall, cpu = iter([10.0, 13.0]), iter([1.0, 3.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
-    assert CpuClock().time(lambda: None) == Sample(3.0, 2.0)
+    assert cpu_clock(lambda: None) == Sample(3.0, 2.0)
 
 
 def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +116,7 @@ def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.Monke
     clock: Any = CudaClock(CPU)
     assert clock._other.nbytes == 1024
     clock._other = clock._other.as_subclass(Flush)
-    assert clock.time(lambda: events.append("work")) == Sample(0.002, None)
+    assert clock(lambda: events.append("work")) == Sample(0.002, None)
     assert events == ["flush", "record", "work", "record", "wait"]
 
 
@@ -155,9 +165,9 @@ def test_single_tokens_take_the_experts_in_turn(e: int, k: int, count: int) -> N
 
 
 def test_cases_name_themselves() -> None:
-    case = Case.of("Qwen3", 64, (2048, 768, 128, 8), torch.bfloat16, backward=True)
+    case = Case("Qwen3", 64, 2048, 768, 128, 8, torch.bfloat16, backward=True)
     assert case.label == "Qwen3 T64 D2048 F768 E128 K8"
-    assert (case.work, case.load, case.element_size) == ("forward+backward", "uniform", 2)
+    assert (case.work, case.load, case.dtype.itemsize) == ("forward+backward", "uniform", 2)
     assert case.replace(skew=1.0).load == "skewed"
     experts = make_experts(case.replace(hidden_size=16, expert_size=16, num_experts=3), CPU)
     assert experts.gate_up_proj.shape == (3, 32, 16)
@@ -216,7 +226,7 @@ def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
 
 
 def test_the_environment_is_json_and_names_what_it_ran_on() -> None:
-    values = hardware.environment(CPU, 3)
+    values = timing.environment(CPU, 3)
     assert json.loads(json.dumps(values)) == values
     for key in ("date", "hardware", "torch", "cpu_products", "versions", "load_average"):
         assert values[key], key
@@ -227,24 +237,24 @@ def test_the_environment_is_json_and_names_what_it_ran_on() -> None:
 def test_the_measured_device_is_the_best_call(monkeypatch: pytest.MonkeyPatch) -> None:
     # nine products (the fastest 0.5 s of processor time), then nine copies (the fastest 0.25 s)
     walls = [2.0] * 8 + [1.0] + [3.0] * 8 + [0.5]
-    monkeypatch.setattr(hardware, "make_clock", lambda device: Script(*walls))
-    device = hardware.measure_device(CPU, torch.float32, 1, tiny=True)
+    monkeypatch.setattr(timing, "make_clock", lambda device: Script(*walls))
+    device = timing.measure_device(CPU, torch.float32, 1, tiny=True)
     assert device.flops_per_second == 2 * 64**3 / 0.5
     assert device.bytes_per_second == 2 * 4096 * 4 / 0.25
-    assert hardware.reachable(CPU, device) is device
+    assert timing.reachable(CPU, device) is device
 
 
 def test_floors_of_an_h200_are_those_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = hardware.Device("x", 1.0, 1.0)
+    measured = timing.Device("x", 1.0, 1.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert hardware.reachable(torch.device("cuda"), measured).flops_per_second == 790e12
+    assert timing.reachable(torch.device("cuda"), measured).flops_per_second == 790e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    assert hardware.reachable(torch.device("cuda"), measured) is measured
-    assert hardware.hardware_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
+    assert timing.reachable(torch.device("cuda"), measured) is measured
+    assert timing.hardware_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
 
 
 def test_both_backends_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "onednn_available", lambda: False)
-    assert set(hardware.backend_rates(1, tiny=True)) == {"mkl"}
-    monkeypatch.setattr(hardware, "onednn_available", lambda: True)
-    assert set(hardware.backend_rates(1, tiny=True)) == {"mkl", "onednn"}
+    monkeypatch.setattr(timing, "onednn_available", lambda: False)
+    assert set(timing.backend_rates(1, tiny=True)) == {"mkl"}
+    monkeypatch.setattr(timing, "onednn_available", lambda: True)
+    assert set(timing.backend_rates(1, tiny=True)) == {"mkl", "onednn"}

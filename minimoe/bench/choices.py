@@ -1,4 +1,4 @@
-"""What each choice in the CPU path is worth: the way that was taken beside those that were not.
+"""Where a layer's time goes on a CPU, and what each choice in that path is worth beside the ways that were not taken.
 
 A choice is measured by itself, all its ways in turn on the same numbers, at the sizes of the CPU suite and of the mini
 model. The routings change from round to round, as they do in training.
@@ -7,27 +7,28 @@ model. The routings change from round to round, as they do in training.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.bench.cases import Case, Shape, make_experts, make_routings
-from minimoe.bench.hardware import environment, load_average
-from minimoe.bench.report import duration, heading
-from minimoe.bench.timing import (
-    Setup,
-    Work,
-    alternate,
-    clock_name,
-    cpu_threads,
-    make_clock,
-    paired,
-    spread,
-    steady,
-)  # fmt: skip
+from minimoe.bench import timing
+from minimoe.bench.layer import (
+    Case,
+    Inputs,
+    Ready,
+    Shape,
+    make_experts,
+    make_inputs,
+    make_routings,
+    one_call,
+    training_call,
+)
+from minimoe.bench.peers import dense, dispatcher
+from minimoe.bench.tables import choice_text, heading
+from minimoe.bench.timing import Clock, Setup, Work, paired, spread
 from minimoe.dispatch.fused import block_size, fused_grouped, layout
 from minimoe.dispatch.grouped import few, grouped_plain
 from minimoe.dispatch.plan import plan
@@ -45,10 +46,97 @@ TINY: dict[str, tuple[int, Shape]] = {"tiny": (64, (16, 16, 4, 2))}
 MANY_ROUTINGS = 8
 CPU = torch.device("cpu")
 
+# --- where the time goes -------------------------------------------------------------------------
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One question, its ways by name, and which of them the library takes."""
+
+class Operands(NamedTuple):
+    """The rows that a layer multiplies, of E experts R each; the dense layer is one expert.
+
+    Attributes:
+        x: [E, R, D].
+        a: [E, R, F].
+        dy: [E, R, D].
+        dh: [E, R, 2F].
+    """
+
+    x: Tensor
+    a: Tensor
+    dy: Tensor
+    dh: Tensor
+
+    @classmethod
+    def of(cls, case: Case, experts: int, rows: int, width: int) -> Operands:
+        """Random rows for experts of this width F."""
+        d = case.hidden_size
+        return cls(*(torch.randn(experts, rows, c) for c in (d, width, d, 2 * width)))
+
+    def multiply(self, w13: Tensor, w2: Tensor, *, backward: bool) -> None:
+        """The two products of the forward pass and the four of the backward pass, as `grouped` makes them."""
+        d, f = w2.shape[-2:]
+        weights = zip(w13.view(-1, 2 * f, d), w2.view(-1, d, f), strict=True)
+        for e, (up, down) in enumerate(weights):
+            multiply(self.x[e], up)
+            multiply(self.a[e], down)
+            if backward:
+                multiply(self.dy[e], down.t())
+                multiply(self.dy[e].t(), self.a[e].t())
+                multiply(self.x[e].t(), self.dh[e].t())
+                multiply(self.dh[e], up.t())
+
+
+def measure_split(
+    case: Case, experts: Experts, clock: Clock, rounds: int, threads: int, cache: int
+) -> dict[str, Any]:
+    """Time `grouped` and the dense layer, each also reduced to its products, on a CPU in float32; JSON-ready.
+
+    The products of the experts have the FLOPs of the dense layer's, in E pieces. Their rows lie in place already, and
+    all experts have the mean number of them. What is left of the layer's time is sorting, gathering, the activation
+    and the combine.
+    """
+    inputs = make_inputs(case, CPU)
+    limit = timing.LARGEST_COPIES["cpu"]
+    count = timing.copies_needed(list(experts.parameters()), 1, cache, limit)
+    layers = [dispatcher("grouped")(case, bank) for bank in timing.copied(experts, count)]
+    wide = dense(case, experts)
+    many = [dense(case, experts) for _ in range(timing.copies_needed(wide.leaves, 1, cache, limit))]
+    rows = max(case.tokens * case.k // case.num_experts, 1)
+    pieces = Operands.of(case, case.num_experts, rows, case.expert_size)
+    whole = Operands.of(case, 1, case.tokens, case.k * case.expert_size)
+
+    def layer(copies: Sequence[Ready]) -> Setup:
+        return lambda i: one_call(case, copies, i, inputs, i)
+
+    def products(operands: Operands, copies: Sequence[Ready]) -> Setup:
+        def setup(i: int) -> Work:
+            w13, w2 = (leaf.detach() for leaf in copies[i % len(copies)].leaves)
+            return lambda: operands.multiply(w13, w2, backward=case.backward)
+
+        return setup
+
+    setups = {
+        "layer": layer(layers),
+        "its products": products(pieces, layers),
+        "dense layer": layer(many),
+        "its products (dense)": products(whole, many),
+    }
+    seconds = timing.in_turn(setups, clock, rounds, threads, warm_up=len(inputs.routings))
+    whole_layer = seconds["dense layer"]
+    return {
+        "case": case.label,
+        "work": case.work,
+        "threads": threads,
+        "rows": [
+            {"part": n, "seconds": spread(v), "to_dense": paired(v, whole_layer)}
+            for n, v in seconds.items()
+        ],
+    }
+
+
+# --- what each choice is worth -------------------------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """One question, which of its ways the library takes, and all ways by name."""
 
     question: str
     taken: str
@@ -57,32 +145,23 @@ class Choice:
 
 def bench_choices(rounds: int = 21, threads: int = 1, *, tiny: bool = False) -> dict[str, Any]:
     """Measure every choice at every size, print a table, return it JSON-ready."""
-    result: dict[str, Any] = {"suite": "choices"} | environment(CPU, threads)
-    result |= {"rounds": rounds, "clock": clock_name(CPU, threads), "choices": []}
+    result: dict[str, Any] = {"suite": "choices"} | timing.environment(CPU, threads)
+    result |= {"rounds": rounds, "clock": timing.clock_name(CPU, threads), "choices": []}
     print(heading(result))
-    with cpu_threads(threads), fast_cpu():
+    with timing.cpu_threads(threads), fast_cpu():
         for name, (tokens, shape) in (TINY if tiny else SHAPES).items():
-            case = Case.of(name, tokens, shape, torch.float32)
-            for choice in choices(case):
-                samples = alternate(choice.ways, make_clock(CPU), rounds, warm_up=MANY_ROUTINGS)
-                seconds = {n: steady(v, threads) for n, v in samples.items()}
-                record = {
-                    "question": choice.question,
-                    "case": case.label,
-                    "size": name,
-                    "taken": choice.taken,
-                    "rows": [
-                        {
-                            "way": n,
-                            "seconds": spread(v),
-                            "to_taken": paired(v, seconds[choice.taken]),
-                        }
-                        for n, v in seconds.items()
-                    ],
-                }
-                result["choices"].append(record)
-                print(table(record), flush=True)
-    result["load_average_after"] = load_average()
+            case = Case(name, tokens, *shape)
+            for question, taken, ways in choices(case):
+                clock = timing.make_clock(CPU)
+                seconds = timing.in_turn(ways, clock, rounds, threads, warm_up=MANY_ROUTINGS)
+                rows = [
+                    {"way": n, "seconds": spread(v), "to_taken": paired(v, seconds[taken])}
+                    for n, v in seconds.items()
+                ]
+                record = {"question": question, "case": case.label, "size": name, "taken": taken}
+                result["choices"].append(record | {"rows": rows})
+                print(choice_text(result["choices"][-1]), flush=True)
+    result["load_average_after"] = timing.load_average()
     return result
 
 
@@ -92,47 +171,56 @@ def choices(case: Case) -> list[Choice]:
     torch.manual_seed(2)
     x = torch.randn(case.tokens, case.hidden_size)
     dy = torch.randn_like(x)
-    routings = make_routings(case, CPU, count=MANY_ROUTINGS)
+    inputs = Inputs(x, dy, make_routings(case, CPU, count=MANY_ROUTINGS))
     return [
-        sorting(case, routings),
-        combining(case, routings),
-        filling(case, x, dy, routings, experts),
-        one_function(x, dy, routings, experts),
-        keeping(x, routings, experts),
+        sorting(case, inputs.routings),
+        combining(case, inputs.routings),
+        filling(case, inputs, experts),
+        one_function(inputs, experts),
+        keeping(inputs, experts),
         weight_gradient(case),
         deciding_by_size(case),
         decoding(case, x, experts),
     ]
 
 
+def sorting(case: Case, routings: list[Routing]) -> Choice:
+    """The order of the rows."""
+    block = block_size(case.tokens * case.k, case.num_experts)
+    ways: dict[str, Callable[[Routing], object]] = {
+        "NumPy, by radix": lambda routing: layout(routing, block),
+        "torch": plan,
+    }
+    return Choice("sorting", "NumPy, by radix", _each_routing(routings, ways))
+
+
 def combining(case: Case, routings: list[Routing]) -> Choice:
     """Expert results back to their tokens."""
     rows = torch.randn(case.tokens * case.k, case.hidden_size)
     inverse = [plan(r).inverse for r in routings]
+    weights = [r.weight for r in routings]
 
     def bag(i: int) -> Tensor:
-        place, weight = (v[i % MANY_ROUTINGS].view(-1, case.k) for v in (inverse, weights))
+        place, weight = inverse[i].view(-1, case.k), weights[i].view(-1, case.k)
         return F.embedding_bag(place, rows, mode="sum", per_sample_weights=weight)
 
     def gather(i: int) -> Tensor:
-        i %= MANY_ROUTINGS
         out = rows[inverse[i]].view(case.tokens, case.k, -1)
         return (out * weights[i].view(-1, case.k, 1)).sum(dim=1)
 
     def add(i: int) -> Tensor:
-        i %= MANY_ROUTINGS
         out = rows.index_select(0, inverse[i]) * weights[i][:, None]
         return torch.zeros(case.tokens, case.hidden_size).index_add_(0, routings[i].token, out)
 
-    weights = [r.weight for r in routings]
     ways = {"embedding_bag": bag, "gather, multiply, sum": gather, "index_add": add}
-    return Choice("combine", "embedding_bag", {n: _each_round(f) for n, f in ways.items()})
+    return Choice("combine", "embedding_bag", _each_routing(range(MANY_ROUTINGS), ways))
 
 
-def filling(case: Case, x: Tensor, dy: Tensor, routings: list[Routing], experts: Experts) -> Choice:
+def filling(case: Case, inputs: Inputs, experts: Experts) -> Choice:
     """To how many rows each expert's stretch is filled up. A way without blocks meets new shapes all the time."""
+    x, dy, routings = inputs
     block = block_size(case.tokens * case.k, case.num_experts)
-    taken = f"blocks of {block}"
+    names = {rows: f"blocks of {rows}" if rows > 1 else "no filling" for rows in (1, block, 64)}
     generator = torch.Generator().manual_seed(3)
 
     def changed(routing: Routing) -> Routing:
@@ -143,32 +231,37 @@ def filling(case: Case, x: Tensor, dy: Tensor, routings: list[Routing], experts:
         return dataclasses.replace(routing, expert=expert.view(-1))
 
     def way(rows: int) -> Setup:
-        def setup(i: int) -> Work:
-            # no routing comes twice; the ways of one round get different ones of the same kind
-            return _training(
-                _fused(experts, rows), x, dy, changed(routings[i % MANY_ROUTINGS]), experts
-            )
+        # no routing comes twice; the ways of one round get different ones of the same kind
+        ready = _fused(experts, rows)
+        return lambda i: training_call(ready, x, dy, changed(routings[i % MANY_ROUTINGS]))
 
-        return setup
-
-    sizes = sorted({1, block, 64})
-    ways = {f"blocks of {rows}" if rows > 1 else "no filling": way(rows) for rows in sizes}
-    if block == 1:
-        taken = "no filling"
-    return Choice("filling, new routings", taken, ways)
+    ways = {names[rows]: way(rows) for rows in sorted(names)}
+    return Choice("filling, new routings", names[block], ways)
 
 
-def one_function(x: Tensor, dy: Tensor, routings: list[Routing], experts: Experts) -> Choice:
+def one_function(inputs: Inputs, experts: Experts) -> Choice:
     """Forward and backward as one autograd function, or as a graph of small operations."""
+    x, dy, routings = inputs
 
-    def plain(x: Tensor, weight: Tensor, routing: Routing) -> Tensor:
-        return grouped_plain(x, weight, routing, experts)
+    def setup(ready: Ready) -> Setup:
+        return lambda i: training_call(ready, x, dy, routings[i % MANY_ROUTINGS])
 
-    def setup(f: Callable[[Tensor, Tensor, Routing], Tensor]) -> Setup:
-        return lambda i: _training(f, x, dy, routings[i % MANY_ROUTINGS], experts)
+    def plain(x: Tensor, routing: Routing) -> Tensor:
+        return grouped_plain(x, routing.weight, routing, experts)
 
-    ways = {"one function": setup(_fused(experts)), "plain operations": setup(plain)}
+    fused = _fused(experts)
+    ways = {"one function": setup(fused), "plain operations": setup(Ready(plain, fused.leaves))}
     return Choice("forward+backward", "one function", ways)
+
+
+def keeping(inputs: Inputs, experts: Experts) -> Choice:
+    """The forward pass alone, when nothing will need what it computed on the way."""
+    ready = _fused(experts)
+    ways: dict[str, Callable[[Routing], object]] = {
+        "nothing kept": torch.no_grad()(lambda routing: ready.forward(inputs.x, routing)),
+        "kept for backward": lambda routing: ready.forward(inputs.x, routing),
+    }
+    return Choice("forward", "nothing kept", _each_routing(inputs.routings, ways))
 
 
 def weight_gradient(case: Case) -> Choice:
@@ -177,133 +270,60 @@ def weight_gradient(case: Case) -> Choice:
     x, dh = torch.randn(e, rows, case.hidden_size), torch.randn(e, rows, 2 * case.expert_size)
     out = torch.empty(e, 2 * case.expert_size, case.hidden_size)
 
-    def wide_right() -> None:
-        for a, b, c in zip(x, dh, out, strict=True):
-            c.copy_(multiply(a.t(), b.t()).t())
+    def each(f: Callable[[Tensor, Tensor, Tensor], object]) -> Setup:
+        def work() -> None:
+            for a, b, c in zip(x, dh, out, strict=True):
+                f(a, b, c)
 
-    def narrow_right() -> None:
-        for a, b, c in zip(x, dh, out, strict=True):
-            c.copy_(multiply(b.t(), a.t()))
+        return lambda i: work
 
-    def by_torch() -> None:
-        for a, b, c in zip(x, dh, out, strict=True):
-            torch.mm(b.t(), a, out=c)
-
-    ways = {"(xᵀ dh)ᵀ": wide_right, "dhᵀ x": narrow_right, "dhᵀ x by torch": by_torch}
-    return Choice("gradient of W13", "(xᵀ dh)ᵀ", {n: _always(f) for n, f in ways.items()})
-
-
-def keeping(x: Tensor, routings: list[Routing], experts: Experts) -> Choice:
-    """The forward pass alone, when nothing will need what it computed on the way."""
-    forward = _fused(experts)
-
-    def nothing(i: int) -> None:
-        with torch.no_grad():
-            forward(x, routings[i % MANY_ROUTINGS].weight, routings[i % MANY_ROUTINGS])
-
-    def everything(i: int) -> None:
-        forward(x, routings[i % MANY_ROUTINGS].weight, routings[i % MANY_ROUTINGS])
-
-    ways = {"nothing kept": nothing, "kept for backward": everything}
-    return Choice("forward", "nothing kept", {n: _each_round(f) for n, f in ways.items()})
-
-
-def sorting(case: Case, routings: list[Routing]) -> Choice:
-    """The order of the rows."""
-    block = block_size(case.tokens * case.k, case.num_experts)
-    ways: dict[str, Callable[[int], object]] = {
-        "NumPy, by radix": lambda i: layout(routings[i % MANY_ROUTINGS], block),
-        "torch": lambda i: plan(routings[i % MANY_ROUTINGS]),
+    ways = {
+        "(xᵀ dh)ᵀ": each(lambda a, b, c: c.copy_(multiply(a.t(), b.t()).t())),
+        "dhᵀ x": each(lambda a, b, c: c.copy_(multiply(b.t(), a.t()))),
+        "dhᵀ x by torch": each(lambda a, b, c: torch.mm(b.t(), a, out=c)),
     }
-    return Choice("sorting", "NumPy, by radix", {n: _each_round(f) for n, f in ways.items()})
+    return Choice("gradient of W13", "(xᵀ dh)ᵀ", ways)
 
 
 def deciding_by_size(case: Case) -> Choice:
     """One row times W13, as in decoding: oneDNN's call against torch's."""
-    x, weight = (
-        torch.randn(1, case.hidden_size),
-        torch.randn(2 * case.expert_size, case.hidden_size),
-    )
-
-    def many(f: Callable[[], object]) -> Setup:
-        def call() -> None:
-            for _ in range(50):
-                f()
-
-        return _always(call)
-
-    ways = {"torch": many(lambda: x @ weight.t())}
+    x = torch.randn(1, case.hidden_size)
+    weight = torch.randn(2 * case.expert_size, case.hidden_size)
+    ways = {"torch": _many(50, lambda: x @ weight.t())}
     operator: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if operator is not None and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = many(lambda: operator(x, weight, None, "none", [], ""))
+        ways["oneDNN"] = _many(50, lambda: operator(x, weight, None, "none", [], ""))
     return Choice("one row, 50 products", "torch", ways)
 
 
 def decoding(case: Case, x: Tensor, experts: Experts) -> Choice:
     """The layer for one token: its experts in turn, or sorted as a batch is."""
-    routing = make_routings(case.replace(tokens=1), CPU)[0]
-    token = x[:1]
-
-    def many(f: Callable[[], Tensor]) -> Setup:
-        def call() -> None:
-            with torch.no_grad():
-                for _ in range(20):
-                    f()
-
-        return _always(call)
-
-    ways = {
-        "in turn": many(lambda: few(token, routing.weight, routing, experts)),
-        "sorted": many(lambda: _fused(experts)(token, routing.weight, routing)),
-    }
+    routing, token, fused = make_routings(case.replace(tokens=1), CPU)[0], x[:1], _fused(experts)
+    in_turn = _many(20, lambda: few(token, routing.weight, routing, experts))
+    ways = {"in turn": in_turn, "sorted": _many(20, lambda: fused.forward(token, routing))}
     return Choice("one token, 20 layers", "in turn", ways)
 
 
-def table(record: dict[str, Any]) -> str:
-    """One choice as text."""
-    lines = ["", f"{record['question']}, {record['case']}"]
-    for row in record["rows"]:
-        mark = "*" if row["way"] == record["taken"] else " "
-        ratio = row["to_taken"]
-        lines.append(
-            f"{mark} {row['way']:24s} {duration(row['seconds']['median']):>10s}  x {ratio['median']:.3f} "
-            f"({ratio['q1']:.3f}-{ratio['q3']:.3f})"
-        )
-    return "\n".join(lines)
+def _each_routing(
+    items: Sequence[Any], ways: Mapping[str, Callable[[Any], object]]
+) -> dict[str, Setup]:
+    """Each way as a function of the round, in which it is given the routing, or its number, whose turn it is."""
+
+    def setup(f: Callable[[Any], object]) -> Setup:
+        return lambda i: lambda: f(items[i % len(items)])
+
+    return {name: setup(f) for name, f in ways.items()}
 
 
-def _always(work: Work) -> Setup:
-    return lambda i: work
-
-
-def _each_round(f: Callable[[int], object]) -> Setup:
-    return lambda i: lambda: f(i)
-
-
-def _fused(
-    experts: Experts, block: int | None = None
-) -> Callable[[Tensor, Tensor, Routing], Tensor]:
-    def forward(x: Tensor, weight: Tensor, routing: Routing) -> Tensor:
-        return fused_grouped(
-            x, weight, routing, experts.gate_up_proj, experts.down_proj, block=block
-        )
-
-    return forward
-
-
-def _training(
-    forward: Callable[[Tensor, Tensor, Routing], Tensor],
-    x: Tensor,
-    dy: Tensor,
-    routing: Routing,
-    experts: Experts,
-) -> Work:
-    """Forward and backward with gradients of everything."""
-    for parameter in experts.parameters():
-        parameter.grad = None
-    leaf_x, weight = x.detach().requires_grad_(), routing.weight.detach().requires_grad_()
-
+def _many(times: int, work: Work) -> Setup:
+    @torch.no_grad()
     def call() -> None:
-        forward(leaf_x, weight, routing).backward(dy)
+        for _ in range(times):
+            work()
 
-    return call
+    return lambda i: call
+
+
+def _fused(experts: Experts, block: int | None = None) -> Ready:
+    w13, w2 = experts.gate_up_proj, experts.down_proj
+    return Ready(lambda x, r: fused_grouped(x, r.weight, r, w13, w2, block=block), (w13, w2))

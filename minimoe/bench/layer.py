@@ -1,56 +1,308 @@
-"""One MoE layer, one case: time, distance to the floor, to the dense MLP and to each peer, memory and error."""
+"""One MoE layer: what is measured, how it is called, and the numbers of one case.
+
+Every implementation is given the same tensors and the same routings; the router itself is not part of the time.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from minimoe.bench.calls import (
-    clear,
-    in_context,
-    make_setup,
-    measure_memory,
-    reference,
-    relative_error,
-)  # fmt: skip
-from minimoe.bench.cases import Case, make_routings
-from minimoe.bench.implementations import DENSE, Implementation
-from minimoe.bench.timing import (
-    Clock,
-    Sample,
-    Setup,
-    alternate,
-    clock_name,
-    paired,
-    spread,
-    steady,
-)  # fmt: skip
-from minimoe.bench.weights import LARGEST_COPIES, copied, copies_needed, touched_share
+from minimoe.bench import timing
+from minimoe.bench.timing import LARGEST_COPIES, Clock, Setup, Work, paired, spread
 from minimoe.cost import Device, layer_bytes, layer_flops
 from minimoe.dispatch import DISPATCHERS
-from minimoe.experts import Experts
+from minimoe.experts import Experts, glu
 from minimoe.routing import Routing
 
+# (hidden_size D, expert_size F, num_experts E, experts per token K)
+Shape = tuple[int, int, int, int]
+
+ROUTINGS = 4  # training never sees a routing twice, so rounds take turns among a few
+ZIPF = 1.0
+DENSE = "dense"
+CHECKED_TOKENS = 64
 # largest error beside the largest right value; beyond it a time means nothing
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
+# --- what is measured ----------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class Budget:
-    """How long one case may be measured.
+class Case:
+    """One measurement: T tokens through one layer.
 
     Attributes:
-        rounds: how often each implementation is timed at most.
-        warm_up: untimed calls of each before, but at least one with each routing.
-        seconds: the rounds stop after so many (None: all rounds).
+        name: of the shape.
+        tokens: T.
+        hidden_size: D.
+        expert_size: F.
+        num_experts: E.
+        k: K.
+        dtype: of tokens and weights.
+        backward: forward and backward pass; else forward without gradients.
+        skew: 0 for uniform routing; s > 0 draws experts with probabilities proportional to 1/rank^s (Zipf).
+        replay: time one call among many with changing experts, on a GPU replayed as one CUDA graph: decoding.
     """
 
-    rounds: int
-    warm_up: int = 1
-    seconds: float | None = None
+    name: str
+    tokens: int
+    hidden_size: int
+    expert_size: int
+    num_experts: int
+    k: int
+    dtype: torch.dtype = torch.float32
+    backward: bool = False
+    skew: float = 0.0
+    replay: bool = False
+
+    def replace(self, **changes: object) -> Case:
+        """The same case with other values."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def label(self) -> str:
+        """'T2048 D256 F512 E8 K2', after the model's name where the shape has one."""
+        sizes = f"T{self.tokens} D{self.hidden_size} F{self.expert_size} E{self.num_experts}"
+        return f"{self.name} {sizes} K{self.k}".lstrip()
+
+    @property
+    def work(self) -> str:
+        """'forward' or 'forward+backward'."""
+        return "forward+backward" if self.backward else "forward"
+
+    @property
+    def load(self) -> str:
+        """'uniform' or 'skewed'."""
+        return "skewed" if self.skew else "uniform"
+
+
+class Inputs(NamedTuple):
+    """Tokens x and gradients of the result dy, both [T, D], and the routings that rounds take in turn."""
+
+    x: Tensor
+    dy: Tensor
+    routings: list[Routing]
+
+
+def make_inputs(case: Case, device: torch.device) -> Inputs:
+    """Random inputs of a case, the same each time."""
+    torch.manual_seed(1)
+    shape = (case.tokens, case.hidden_size)
+    x, dy = (torch.randn(shape, device=device).to(case.dtype) for _ in range(2))
+    return Inputs(x, dy, make_routings(case, device))
+
+
+def make_experts(case: Case, device: torch.device, seed: int = 0) -> Experts:
+    """Random weights of a case's shape, made on the device."""
+    torch.manual_seed(seed)
+    d = case.hidden_size
+    with torch.device(device):
+        experts = Experts(case.num_experts, d, case.expert_size, initializer_range=d**-0.5)
+    return experts.to(case.dtype)
+
+
+def make_routings(
+    case: Case, device: torch.device, seed: int = 0, count: int | None = None
+) -> list[Routing]:
+    """Routings with K different experts for each token, weights that sum to 1.
+
+    A single token takes the experts in turn, so that each call of a series finds its weights out of the cache: as many
+    routings as it takes to have met all experts, at most 16. Otherwise `count` routings at random (`ROUTINGS`): K
+    experts without replacement with probabilities softmax(bias), by the Gumbel trick.
+    """
+    t, e, k = case.tokens, case.num_experts, case.k
+    generator = torch.Generator().manual_seed(seed)
+    if case.replay and t == 1:
+        count = count or min(max(-(-e // k), 1), 16)
+        choices = [(torch.arange(k) + i * k).remainder(e)[None] for i in range(count)]
+    else:
+        bias = -case.skew * (torch.randperm(e, generator=generator) + 1).log()
+        uniform = (
+            torch.rand(t, e, generator=generator).clamp_min(1e-9) for _ in range(count or ROUTINGS)
+        )
+        choices = [(bias - (-u.log()).log()).topk(k, dim=-1).indices for u in uniform]
+    token = torch.arange(t).repeat_interleave(k)
+    routings: list[Routing] = []
+    for choice in choices:
+        weight = torch.rand(t, k, generator=generator) + 0.1
+        weight = (weight / weight.sum(dim=-1, keepdim=True)).reshape(-1)
+        routings.append(Routing(token, choice.reshape(-1), weight, (t, e), k=k).to(device))
+    return routings
+
+
+# --- how it is called ----------------------------------------------------------------------------
+
+
+class Ready(NamedTuple):
+    """An implementation with its weights in place.
+
+    Attributes:
+        forward: x [T, D], routing -> y [T, D].
+        leaves: weights that collect gradients.
+    """
+
+    forward: Callable[[Tensor, Routing], Tensor]
+    leaves: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run the layer.
+
+    Attributes:
+        name: in tables and JSON.
+        prepare: brings the weights into the form that it wants; not timed.
+        exact: computes the layer, so that its result is compared with the definition; the dense MLP does not.
+        capturable: its forward pass may be recorded in a CUDA graph (it never waits for the device).
+        refuses: why it cannot do a case; None: it can.
+        inside: wraps a call in what has to be switched on around it.
+    """
+
+    name: str
+    prepare: Callable[[Case, Experts], Ready]
+    exact: bool = True
+    capturable: bool = False
+    refuses: Callable[[Case], str | None] = lambda case: None
+    inside: Callable[[Work], Work] = lambda work: work
+
+
+def forward_call(ready: Ready, x: Tensor, routing: Routing) -> Work:
+    """The forward pass without gradients."""
+    return torch.no_grad()(lambda: ready.forward(x, routing))
+
+
+def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work:
+    """Forward and backward: gradients of the tokens, the routing's weights and the experts' weights."""
+    clear(ready.leaves)
+    leaf_x, mine = _asking(x, routing)
+    return lambda: ready.forward(leaf_x, mine).backward(dy)
+
+
+def one_call(case: Case, copies: Sequence[Ready], turn: int, inputs: Inputs, i: int) -> Work:
+    """The case's work in round i by the copy whose turn it is; the gradients of all copies are given back first."""
+    # or memory for gradients is new in the first rounds, and faulted in page by page
+    for copy in copies:
+        clear(copy.leaves)
+    ready, routing = copies[turn % len(copies)], inputs.routings[i % len(inputs.routings)]
+    if case.backward:
+        return training_call(ready, inputs.x, inputs.dy, routing)
+    return forward_call(ready, inputs.x, routing)
+
+
+def make_setup(
+    case: Case,
+    implementation: Implementation,
+    copies: Sequence[Ready],
+    turn: Iterator[int],
+    calls: int,
+    inputs: Inputs,
+) -> tuple[Setup, str]:
+    """What is timed in round i, and how it is called: 'call', 'series' or 'graph'.
+
+    Args:
+        copies: the implementation with each copy of its weights. A call takes the next one.
+        turn: counts the calls of all who share these copies.
+        calls: of a series; copies change with each call, routings after a round of copies.
+    """
+    inside, (x, _, routings) = implementation.inside, inputs
+    if not case.replay:
+        return lambda i: inside(one_call(case, copies, next(turn), inputs, i)), "call"
+
+    @torch.no_grad()
+    def series() -> None:
+        for i in range(calls):
+            copies[i % len(copies)].forward(x, routings[i * len(routings) // calls])
+
+    if has_graphs(x.device) and implementation.capturable:
+        try:
+            replay = capture(series)
+        except RuntimeError:  # it waits for the device after all
+            torch.cuda.synchronize()
+        else:
+            return lambda i: replay, "graph"
+    return lambda i: inside(series), "series"
+
+
+def measure_memory(
+    case: Case, ready: Ready, inputs: Inputs, inside: Callable[[Work], Work]
+) -> dict[str, int | None]:
+    """`saved_bytes`, on a GPU `held_bytes` (with a backward pass only), and `peak_bytes` of one call."""
+    (x, dy, routings), saved = inputs, None
+    work = forward_call(ready, x, routings[0])
+    if case.backward:
+
+        def forward() -> Tensor:
+            return ready.forward(*_asking(x, routings[0]))
+
+        if x.device.type == "cuda":
+            saved = inside(lambda: timing.held_bytes(forward, x))()
+        else:
+            saved = inside(lambda: timing.saved_bytes(forward, ready.leaves))()
+        work = training_call(ready, x, dy, routings[0])
+    return {"saved_bytes": saved, "peak_bytes": timing.peak_bytes(inside(work), x.device)}
+
+
+def _asking(x: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
+    """The same tokens and routing, as leaves that ask for gradients."""
+    weight = routing.weight.detach().requires_grad_()
+    return x.detach().requires_grad_(), dataclasses.replace(routing, weight=weight)
+
+
+def clear(leaves: Iterable[Tensor]) -> None:
+    """Give back the gradients."""
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether calls can be recorded and replayed on this device."""
+    return device.type == "cuda"
+
+
+def capture(work: Work) -> Work:
+    """Record a call in a CUDA graph and return its replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels are compiled and workspaces allocated before
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@torch.no_grad()
+def reference(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    """The definition in float64, for the first tokens: [min(T, 64), D]. Converts one expert at a time."""
+    t = min(routing.num_tokens, CHECKED_TOKENS)
+    y = torch.zeros(t, x.shape[1], dtype=torch.float64, device=x.device)
+    for e in routing.expert[routing.token < t].unique().tolist():
+        (n,) = ((routing.expert == e) & (routing.token < t)).nonzero(as_tuple=True)
+        token = routing.token[n]
+        gate_up, down = experts.weights(e)
+        out = glu(x[token].double(), gate_up.double(), down.double(), experts.activation)
+        y.index_add_(0, token, out * routing.weight[n, None])
+    return y
+
+
+def relative_error(y: Tensor, right: Tensor) -> float:
+    """Largest difference over the rows of `right`, beside its largest value."""
+    y, right = y.detach(), right.detach()
+    scale = float(right.abs().max()) or 1.0
+    return float((y[: len(right)].double() - right).abs().max()) / scale
+
+
+# --- one case ------------------------------------------------------------------------------------
 
 
 def measure_case(
@@ -58,141 +310,109 @@ def measure_case(
     implementations: tuple[Implementation, ...],
     experts: Experts,
     clock: Clock,
-    budget: Budget,
+    rounds: int,
     floor_device: Device,
     *,
+    seconds: float | None = None,
     threads: int | None = None,
     cache: int = 0,
 ) -> dict[str, Any]:
     """Measure every implementation that can do the case; JSON-ready.
 
-    An implementation that fails or gives a wrong result has its reason in `absent` and no time.
+    An implementation that fails or gives a wrong result has its reason in `absent` and no time. For a dispatcher
+    `ratios` hold its time over each other's, round by round.
 
     Args:
-        experts: weights of the case's shape; calls take turns among copies of them (`bench.weights`).
+        experts: weights of the case's shape; calls take turns among copies of them.
+        rounds: how often each implementation is timed at most; before that once, or once with each routing.
         floor_device: whose peak and bandwidth make the floor.
+        seconds: the rounds stop after so many (None: all rounds).
         threads: CPU threads that torch uses; None on a GPU.
         cache: bytes of the last-level cache, which the copies outgrow; 0: one set of weights, whatever is in the cache.
     """
     device = experts.gate_up_proj.device
-    routings = make_routings(case, device)
-    torch.manual_seed(1)
-    with torch.device(device):
-        x = torch.randn(case.tokens, case.hidden_size).to(case.dtype)
-        dy = torch.randn(case.tokens, case.hidden_size).to(case.dtype)
+    inputs = make_inputs(case, device)
+    x, _, routings = inputs
     right = reference(x, routings[0], experts)
     setups: dict[str, Setup] = {}
     absent: dict[str, str] = {}
     extra: dict[str, dict[str, Any]] = {}
-    limit = LARGEST_COPIES[device.type]
-    share = touched_share(routings if case.replay else routings[:1])
-    banks = copied(experts, copies_needed(list(experts.parameters()), share, cache, limit))
+    needed = functools.partial(timing.copies_needed, cache=cache, limit=LARGEST_COPIES[device.type])
+    share = timing.touched_share(routings if case.replay else routings[:1])
+    banks = timing.copied(experts, needed(list(experts.parameters()), share))
     calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
     together = itertools.count()
     for implementation in implementations:
-        name = implementation.name
-        reason = implementation.refuses(case)
-        if reason is None and case.backward and not implementation.has_backward:
-            reason = "forward only"
-        if reason is not None:
+        name, inside = implementation.name, implementation.inside
+        if (reason := implementation.refuses(case)) is not None:
             absent[name] = reason
             continue
         try:
             ready = implementation.prepare(case, experts)
+            error = relative_error(inside(forward_call(ready, x, routings[0]))(), right)
+            if implementation.exact and not error <= (allowed := TOLERANCE[case.dtype]):
+                off = f"off by {error:.1e} of the largest value (allowed {allowed:.0e})"
+                absent[name] = f"wrong: {off}"
+                continue
             count, turn = len(banks), together
             if not implementation.exact:  # weights of its own, of which it touches all
-                count, turn = copies_needed(ready.leaves, 1, cache, limit), itertools.count()
-            prepared = (
-                implementation.prepare(case, banks[i % len(banks)]) for i in range(1, count)
-            )
-            copies = [ready, *prepared]
-            with implementation.context(), torch.no_grad():
-                error = relative_error(ready.forward(x, routings[0]), right)
-            if implementation.exact and not error <= TOLERANCE[case.dtype]:
-                absent[name] = (
-                    f"wrong: off by {error:.1e} of the largest value (allowed {TOLERANCE[case.dtype]:.0e})"
-                )
-                continue
-            inside = in_context(implementation)
-            setup, how = make_setup(case, implementation, copies, turn, calls, x, dy, routings)
+                count, turn = needed(ready.leaves, 1), itertools.count()
+            others = (implementation.prepare(case, banks[i % len(banks)]) for i in range(1, count))
+            setup, how = make_setup(case, implementation, [ready, *others], turn, calls, inputs)
             setup(0)()  # so that what cannot run is found here
             extra[name] = {"error": error if implementation.exact else None, "how": how}
-            extra[name] |= {"weight_copies": count}
-            extra[name] |= measure_memory(case, ready, x, dy, routings[0], inside)
+            extra[name] |= {"weight_copies": count} | measure_memory(case, ready, inputs, inside)
             setups[name] = setup
         except Exception as failure:  # a peer may raise anything; the others go on
             first = (str(failure).strip() or "no message").splitlines()[0]
             absent[name] = f"{type(failure).__name__}: {first[:200]}"
     # at least once with each routing: kernels are compiled for shapes, and in training those come back
-    warm_up = max(budget.warm_up, 1 if case.replay else len(routings))
-    samples = alternate(setups, clock, budget.rounds, warm_up=warm_up, seconds=budget.seconds)
+    warm_up = 1 if case.replay else len(routings)
+    samples = timing.alternate(setups, clock, rounds, warm_up=warm_up, seconds=seconds)
     clear(experts.parameters())
-    seconds = {n: [s / calls for s in steady(v, threads)] for n, v in samples.items()}
-    flops, moved = case_floor_parts(case)
+    times = {n: [s / calls for s in timing.steady(v, threads)] for n, v in samples.items()}
+    sizes = (case.tokens, case.hidden_size, case.expert_size)
+    flops = layer_flops(*sizes, case.k, backward=case.backward)
+    each = case.dtype.itemsize
+    moved = layer_bytes(
+        *sizes, case.num_experts, case.k, bytes_per_element=each, backward=case.backward
+    )
     floor = floor_device.floor(flops, moved)
+    rows = [
+        {
+            "implementation": n,
+            "seconds": (found := spread(mine)),
+            "wall_seconds": spread([s.wall / calls for s in samples[n]]),
+            "flops_per_second": flops / found["median"],
+            "to_floor": found["median"] / floor.seconds,
+            "to_dense": paired(mine, times[DENSE]) if DENSE in times else None,
+            "ratios": {o: paired(mine, t) for o, t in times.items()} if n in DISPATCHERS else {},
+            **extra[n],
+        }
+        for n, mine in times.items()
+    ]
+    named = ("name", "tokens", "hidden_size", "expert_size", "num_experts")
     return {
         "case": case.label,
-        "name": case.name,
-        "tokens": case.tokens,
-        "hidden_size": case.hidden_size,
-        "expert_size": case.expert_size,
-        "num_experts": case.num_experts,
+        **{n: getattr(case, n) for n in named},
         "num_experts_per_tok": case.k,
         "dtype": str(case.dtype).removeprefix("torch."),
         "work": case.work,
         "load": case.load,
-        "busiest_share": max(busiest_share(r) for r in routings),
+        "busiest_share": max(_busiest_share(r) for r in routings),
         "threads": threads,
-        "clock": clock_name(device, threads),
+        "clock": timing.clock_name(device, threads),
         "rounds": len(next(iter(samples.values()), [])),
         "flops": flops,
         "bytes": moved,
         "cache_bytes": cache,
         "floor": {"seconds": floor.seconds, "limit": floor.limit, "device": floor_device.name},
-        "rows": [
-            row(name, seconds, samples[name], floor.seconds, flops, calls) | extra[name]
-            for name in seconds
-        ],
+        "rows": rows,
         "absent": absent,
     }
 
 
-def case_floor_parts(case: Case) -> tuple[int, float]:
-    """FLOPs and bytes of a case, as `minimoe.cost` counts them."""
-    flops = layer_flops(
-        case.tokens, case.hidden_size, case.expert_size, case.k, backward=case.backward
-    )
-    moved = layer_bytes(
-        case.tokens, case.hidden_size, case.expert_size, case.num_experts, case.k,
-        bytes_per_element=case.element_size, backward=case.backward,
-    )  # fmt: skip
-    return flops, moved
-
-
-def row(
-    name: str,
-    seconds: dict[str, list[float]],
-    samples: list[Sample],
-    floor: float,
-    flops: int,
-    calls: int,
-) -> dict[str, Any]:
-    """The numbers of one implementation. For a dispatcher `ratios` hold its time over each other's, round by round."""
-    mine = seconds[name]
-    median = spread(mine)["median"]
-    others = seconds if name in DISPATCHERS else {}
-    return {
-        "implementation": name,
-        "seconds": spread(mine),
-        "wall_seconds": spread([s.wall / calls for s in samples]),
-        "flops_per_second": flops / median,
-        "to_floor": median / floor,
-        "to_dense": paired(mine, seconds[DENSE]) if DENSE in seconds else None,
-        "ratios": {other: paired(mine, theirs) for other, theirs in others.items()},
-    }
-
-
-def busiest_share(routing: Routing) -> float:
+def _busiest_share(routing: Routing) -> float:
     """Load of the busiest expert, as a multiple of the mean."""
     load = routing.load().double()
     return float(load.max() / load.mean()) if routing.num_assignments else 1.0

@@ -11,44 +11,35 @@ import contextlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.bench.cases import Case
-from minimoe.bench.implementations import (
-    BATCHED_MM,
-    DENSE,
-    DENSE_TORCH,
-    EAGER,
-    FLAG,
-    GROUPED_MM,
-    LIGER,
-    SONIC,
-    Implementation,
-    Ready,
-    as_peer,
-    choice,
-    dense,
-    dense_torch,
-    dispatcher,
-    no_refusal,
-)  # fmt: skip
+from minimoe.bench.layer import DENSE, Case, Implementation, Ready
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
-from minimoe.experts import Experts
+from minimoe.experts import MLP, Experts
 from minimoe.linear import onednn_available
 from minimoe.routing import Routing
 
+Prepare = Callable[[Case, Experts], Ready]
+
+DENSE_TORCH = "dense (plain torch)"
+EAGER, GROUPED_MM, BATCHED_MM = (f"transformers {n}" for n in ("eager", "grouped_mm", "batched_mm"))
+FLAG = ", oneDNN"  # after the name of a peer whose products go through oneDNN
+LIGER, SONIC = "Liger-Kernel", "SonicMoE"
 # bytes of copied weights beyond which `batched_mm`, which copies the experts of every token, is left out
 LARGEST_COPY = {"cpu": 1 << 30, "cuda": 16 << 30}
+GET_HF = "transformers is not installed (pip install 'minimoe[hf]')"
+GET_LIGER = "not installed (pip install 'minimoe[peers]')"
+GET_SONIC = "not installed (package sonic-moe, for Hopper GPUs and newer)"
+NO_CUDA = "its kernels need a CUDA device"
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """Who takes part, and who does not and why."""
 
     implementations: tuple[Implementation, ...]
@@ -61,24 +52,78 @@ def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Fiel
     Raises:
         ConfigError: a user's peer that cannot be loaded.
     """
-    ours = [
+    on_gpu = device.type == "cuda"
+    found = [Implementation(DENSE, dense, exact=False, capturable=True)]
+    if not on_gpu and onednn_available():
+        found.append(Implementation(DENSE_TORCH, dense_torch, exact=False))
+    found += [
         Implementation(name, dispatcher(name), capturable=name == "triton")
         for name in DISPATCHERS
-        if name != "triton" or device.type == "cuda"
+        if name != "triton" or on_gpu
     ]
-    found = [Implementation(DENSE, dense, exact=False, capturable=True), *ours]
-    absent = {} if device.type == "cuda" else {"triton": "its kernels need a CUDA device"}
-    if device.type == "cpu" and onednn_available():
-        found.insert(1, Implementation(DENSE_TORCH, dense_torch, exact=False))
-    for group in (_transformers(device), _liger(device), _sonic(device)):
-        found += group.implementations
-        absent |= group.absent
+    absent = {} if on_gpu else {"triton": NO_CUDA}
+    for package, name, missing, gpu_only, make in (
+        ("transformers", "transformers", GET_HF, False, _transformers),
+        ("liger_kernel", LIGER, GET_LIGER, True, _liger),
+        ("sonicmoe", SONIC, GET_SONIC, True, _sonic),
+    ):
+        if importlib.util.find_spec(package) is None:
+            absent[name] = missing
+        elif gpu_only and not on_gpu:
+            absent[name] = NO_CUDA
+        else:
+            found += make(device)
     for peer in user_peers:
         name = peer.partition("=")[0]
         if name in [i.name for i in found]:
             raise ConfigError(f"--peer {peer}: there is an implementation named {name!r} already")
         found.append(load_peer(peer))
     return Field(tuple(found), absent)
+
+
+# --- minimoe's own -------------------------------------------------------------------------------
+
+
+def dispatcher(name: str) -> Prepare:
+    """One of minimoe's own ways to dispatch."""
+
+    def prepare(case: Case, experts: Experts) -> Ready:
+        dispatch = DISPATCHERS[name]
+        return Ready(lambda x, routing: dispatch(x, routing, experts), tuple(experts.parameters()))
+
+    return prepare
+
+
+def dense(case: Case, experts: Experts) -> Ready:
+    """One MLP of width K·F for every token: as many FLOPs as K experts, and nothing to dispatch."""
+    d = case.hidden_size
+    with torch.device(experts.gate_up_proj.device):
+        mlp = MLP(d, case.k * case.expert_size, initializer_range=d**-0.5).to(case.dtype)
+    return Ready(lambda x, routing: mlp(x), tuple(mlp.parameters()))
+
+
+def dense_torch(case: Case, experts: Experts) -> Ready:
+    """The same through torch's own choice of backend, where minimoe makes another."""
+    gate_up, down = leaves = dense(case, experts).leaves
+
+    def forward(x: Tensor, routing: Routing) -> Tensor:
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down)
+
+    return Ready(forward, leaves)
+
+
+# --- other people's ------------------------------------------------------------------------------
+
+
+def as_peer(forward: Callable[..., Any], w13: Tensor, w2: Tensor) -> Ready:
+    """A function of x, w13, w2, expert [T, K] and weight [T, K], with these weights."""
+
+    def call(x: Tensor, routing: Routing) -> Tensor:
+        shape = (routing.num_tokens, -1)
+        return forward(x, w13, w2, routing.expert.view(shape), routing.weight.view(shape))
+
+    return Ready(call, (w13, w2))
 
 
 @contextlib.contextmanager
@@ -97,31 +142,19 @@ def products_through_onednn() -> Generator[None]:
         matmul.fp32_precision = before
 
 
-def _transformers(device: torch.device) -> Field:
+def _transformers(device: torch.device) -> list[Implementation]:
     """The experts of transformers' Mixtral, with each of the implementations that it offers."""
-    if importlib.util.find_spec("transformers") is None:
-        reason = "transformers is not installed (pip install 'minimoe[hf]')"
-        return Field((), {"transformers": reason})
     found: list[Implementation] = []
-    for name in (EAGER, GROUPED_MM, BATCHED_MM):
-        kind = name.split()[-1]
-        refuses = _copies_too_much(device) if name == BATCHED_MM else no_refusal
-        capturable = name != EAGER
-        found.append(
-            Implementation(
-                name, _transformers_experts(kind), capturable=capturable, refuses=refuses
-            )
-        )
-        if device.type == "cpu" and onednn_available() and name != BATCHED_MM:
-            found.append(
-                Implementation(
-                    name + FLAG, _transformers_experts(kind), context=products_through_onednn
-                )
-            )
-    return Field(tuple(found), {})
+    for name in (EAGER, GROUPED_MM):
+        prepare = _mixtral_experts(name.split()[-1])
+        found.append(Implementation(name, prepare, capturable=name != EAGER))
+        if device.type == "cpu" and onednn_available():
+            found.append(Implementation(name + FLAG, prepare, inside=products_through_onednn()))
+    prepare, refuses = _mixtral_experts("batched_mm"), _copies_too_much(device)
+    return [*found, Implementation(BATCHED_MM, prepare, capturable=True, refuses=refuses)]
 
 
-def _transformers_experts(kind: str) -> Callable[[Case, Experts], Ready]:
+def _mixtral_experts(kind: str) -> Prepare:
     def prepare(case: Case, experts: Experts) -> Ready:
         from transformers import MixtralConfig
         from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -137,50 +170,40 @@ def _transformers_experts(kind: str) -> Callable[[Case, Experts], Ready]:
             module: Any = MixtralExperts(config)
         module.gate_up_proj, module.down_proj = experts.gate_up_proj, experts.down_proj
 
-        def forward(x: Tensor, routing: Routing) -> Tensor:
-            expert, weight = choice(routing)
+        def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
             return module(x, expert, weight.to(x.dtype))
 
-        return Ready(forward, (experts.gate_up_proj, experts.down_proj))
+        return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 
     return prepare
 
 
 def _copies_too_much(device: torch.device) -> Callable[[Case], str | None]:
     def refuses(case: Case) -> str | None:
-        copied = case.tokens * case.k * 3 * case.hidden_size * case.expert_size * case.element_size
+        copied = case.tokens * case.k * 3 * case.hidden_size * case.expert_size
+        copied *= case.dtype.itemsize
         if copied <= LARGEST_COPY[device.type]:
             return None
-        return (
-            f"would copy {copied / 2**30:,.0f} GiB of weights, those of K experts for every token"
-        )
+        size = f"{copied / 2**30:,.0f} GiB"
+        return f"would copy {size} of weights, those of K experts for every token"
 
     return refuses
 
 
-def _liger(device: torch.device) -> Field:
-    if importlib.util.find_spec("liger_kernel") is None:
-        return Field((), {LIGER: "not installed (pip install 'minimoe[peers]')"})
-    if device.type != "cuda":
-        return Field((), {LIGER: "its kernels need a CUDA device"})
-
+def _liger(device: torch.device) -> list[Implementation]:
     def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        from liger_kernel.ops.fused_moe import (  # pyright: ignore[reportMissingImports]
-            LigerFusedMoEFunction,
-        )
+        from liger_kernel.ops import fused_moe  # pyright: ignore[reportMissingImports]
 
-        function: Any = LigerFusedMoEFunction
+        function: Any = fused_moe.LigerFusedMoEFunction
         return function.apply(x, w13, w2, expert.int(), weight)
 
-    return Field((Implementation(LIGER, lambda c, e: as_peer(forward, c, e)),), {})
+    def prepare(case: Case, experts: Experts) -> Ready:
+        return as_peer(forward, experts.gate_up_proj, experts.down_proj)
+
+    return [Implementation(LIGER, prepare)]
 
 
-def _sonic(device: torch.device) -> Field:
-    if importlib.util.find_spec("sonicmoe") is None:
-        return Field((), {SONIC: "not installed (package sonic-moe, for Hopper GPUs and newer)"})
-    if device.type != "cuda":
-        return Field((), {SONIC: "its kernels need a CUDA device"})
-
+def _sonic(device: torch.device) -> list[Implementation]:
     def prepare(case: Case, experts: Experts) -> Ready:
         import sonicmoe  # pyright: ignore[reportMissingImports]
         from sonicmoe.enums import ActivationType  # pyright: ignore[reportMissingImports]
@@ -206,7 +229,7 @@ def _sonic(device: torch.device) -> Field:
 
         return Ready(forward, (w13, w2))
 
-    return Field((Implementation(SONIC, prepare),), {})
+    return [Implementation(SONIC, prepare)]
 
 
 def load_peer(text: str) -> Implementation:
@@ -230,25 +253,23 @@ def load_peer(text: str) -> Implementation:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(
-            f"--peer {text}: {path} fails ({type(error).__name__}: {error})"
-        ) from error
-    forward = getattr(module, "forward", None)
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--peer {text}: {path} fails ({what})") from error
+    found: Any = [getattr(module, n, None) for n in ("forward", "prepare")]
+    forward, arrange = found
     if not callable(forward):
-        raise ConfigError(
-            f"--peer {text}: {path} defines no function forward(x, w13, w2, expert, weight)"
-        )
-    arrange: Any = getattr(module, "prepare", None)
+        needed = "forward(x, w13, w2, expert, weight)"
+        raise ConfigError(f"--peer {text}: {path} defines no function {needed}")
+    trained = bool(getattr(module, "backward", True))
 
     def prepare(case: Case, experts: Experts) -> Ready:
-        del case
         w13, w2 = experts.gate_up_proj, experts.down_proj
         if arrange is not None:
             with torch.no_grad():
                 w13, w2 = (w.detach().requires_grad_() for w in arrange(w13.detach(), w2.detach()))
-        call: Any = forward
-        return Ready(lambda x, routing: call(x, w13, w2, *choice(routing)), (w13, w2))
+        return as_peer(forward, w13, w2)
 
-    return Implementation(
-        name, prepare, has_backward=bool(getattr(module, "backward", True)), capturable=True
-    )
+    def refuses(case: Case) -> str | None:
+        return "forward only" if case.backward and not trained else None
+
+    return Implementation(name, prepare, capturable=True, refuses=refuses)

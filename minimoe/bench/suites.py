@@ -11,47 +11,45 @@ from typing import Any
 
 import torch
 
-from minimoe.bench.cases import CPU_SHAPES, GPU_SHAPES, GPU_TOKENS, ZIPF, Case, Shape, make_experts
-from minimoe.bench.choices import bench_choices
-from minimoe.bench.decode import bench_decode
-from minimoe.bench.goals import Goal, cpu_goals, goal_line, gpu_goals
-from minimoe.bench.hardware import (
-    backend_rates,
-    cache_bytes,
-    environment,
-    load_average,
-    measure_device,
-    reachable,
-)  # fmt: skip
-from minimoe.bench.layer import Budget, measure_case
+from minimoe.bench import timing
+from minimoe.bench.choices import bench_choices, measure_split
+from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
+from minimoe.bench.layer import ZIPF, Case, Shape, make_experts, measure_case
+from minimoe.bench.models import bench_decode, bench_train
 from minimoe.bench.peers import gather_field
-from minimoe.bench.report import (
+from minimoe.bench.tables import (
     FILES,
-    case_table,
+    Result,
+    case_text,
     check_writable,
+    goal_text,
     heading,
-    split_table,
+    split_text,
     write_result,
 )
-from minimoe.bench.split import measure_split
-from minimoe.bench.timing import cpu_threads, make_clock
-from minimoe.bench.train import bench_train
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
 from minimoe.train.environment import fast_cpu, resolve_device
 
-GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
-# Compiled kernels that oneDNN keeps. Of its own accord 1,024: room for the shapes of one implementation, but here
-# many would throw out each other's. Read at oneDNN's first product.
-KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-ROOM = "16384"
-MOST_SECONDS = 12.0  # of the rounds of one case
+GPU_SHAPES: dict[str, Shape] = {
+    "Mixtral": (4096, 14336, 8, 2),
+    "OLMoE": (2048, 1024, 64, 8),
+    "Qwen3": (2048, 768, 128, 8),
+}
+GPU_TOKENS = (1, 64, 1024, 8192, 32768)
+CPU_SHAPES: dict[int, Shape] = {2048: (256, 512, 8, 2), 4096: (128, 256, 16, 2)}  # by T
 TINY_CPU: dict[int, Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
 TINY_GPU: dict[str, Shape] = {
     "Mixtral": (32, 48, 4, 2),
     "OLMoE": (16, 16, 8, 4),
     "Qwen3": (16, 16, 16, 4),
 }
+GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
+MOST_SECONDS = 12.0  # of the rounds of one case
+# Compiled kernels that oneDNN keeps. Of its own accord 1,024: room for the shapes of one implementation, but here
+# many would throw out each other's. Read at oneDNN's first product.
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+ROOM = "16384"
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Options:
 
 def run_and_write(
     name: str, options: Options, json_path: Path | None = None, out: Path | None = None
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Run a suite, or 'all' that this machine can run, and write the results.
 
     Args:
@@ -110,7 +108,7 @@ def run_and_write(
     files = {} if out is None else {n: out / FILES[n] for n in names}
     for path in [*files.values(), *([json_path] if json_path else [])]:
         check_writable(path)
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for suite in names:
         results.append(SUITES[suite](options) | {"command": options.command(suite)})
         if suite in files:
@@ -120,69 +118,50 @@ def run_and_write(
     return results
 
 
-# --- CPU -----------------------------------------------------------------------------------------
-
-
-def cpu_suite(options: Options) -> dict[str, Any]:
+def cpu_suite(options: Options) -> Result:
     """The layer in float32 on one thread and on two."""
     os.environ.setdefault(KERNELS, ROOM)
     device = torch.device("cpu")
     field = gather_field(device, options.peers)
-    cores = os.cpu_count() or 1
-    counts = [options.threads] if options.threads else sorted({1, min(2, cores)})
+    counts = [options.threads] if options.threads else sorted({1, min(2, os.cpu_count() or 1)})
     rounds = options.rounds or (3 if options.quick or options.tiny else 7)
-    result: dict[str, Any] = {"suite": "cpu"} | environment(device, counts[-1])
+    result: Result = {"suite": "cpu"} | timing.environment(device, counts[-1])
     result |= {"thread_counts": counts, "absent": field.absent, "peaks": [], "cases": []}
     result |= {"splits": [], "onednn_kernels": os.environ[KERNELS]}
-    cache = cache_bytes(device, tiny=options.tiny)
+    cache = timing.cache_bytes(device, tiny=options.tiny)
     print(heading(result))
     for threads in counts:
-        with cpu_threads(threads), fast_cpu():
-            peak = measure_device(device, torch.float32, threads, tiny=options.tiny)
-            rates = backend_rates(threads, tiny=options.tiny)
-            result["peaks"].append(
-                {
-                    "threads": threads,
-                    "flops_per_second": peak.flops_per_second,
-                    "bytes_per_second": peak.bytes_per_second,
-                    "backends": rates,
-                }
-            )
+        with timing.cpu_threads(threads), fast_cpu():
+            peak = timing.measure_device(device, torch.float32, threads, tiny=options.tiny)
+            rates = timing.backend_rates(threads, tiny=options.tiny)
+            result["peaks"].append(_peak(threads, peak) | {"backends": rates})
             for case in cpu_cases(options, skewed=threads == counts[0]):
-                experts, clock = make_experts(case, device), make_clock(device)
+                experts, clock = make_experts(case, device), timing.make_clock(device)
                 measured = measure_case(
-                    case, field.implementations, experts, clock, Budget(rounds), peak, threads=threads,
-                    cache=cache,
+                    case, field.implementations, experts, clock, rounds, peak, threads=threads, cache=cache
                 )  # fmt: skip
                 result["cases"].append(measured)
-                print(case_table(measured), flush=True)
+                print(case_text(measured), flush=True)
                 if case.tokens > 1 and not case.skew:
                     parts = measure_split(case, experts, clock, rounds, threads, cache)
                     result["splits"].append(parts)
-                    print(split_table(parts), flush=True)
-    goals = cpu_goals(result["cases"], result["peaks"][0]["backends"])
-    return _finished(result, goals)
+                    print(split_text(parts), flush=True)
+    return _finished(result, cpu_goals(result["cases"], result["peaks"][0]["backends"]))
 
 
 def cpu_cases(options: Options, *, skewed: bool) -> list[Case]:
     """Both shapes, forward and with the backward pass, this one under skewed load too; and one token."""
-    shapes = TINY_CPU if options.tiny else CPU_SHAPES
     cases: list[Case] = []
-    for tokens, shape in shapes.items():
-        for backward in (False, True):
-            case = Case.of("", tokens, shape, torch.float32, backward=backward)
-            cases.append(case)
-            if skewed and backward and not options.quick:
-                cases.append(case.replace(skew=ZIPF))
-        if skewed:
-            cases.append(Case.of("", 1, shape, torch.float32, replay=True))
+    for tokens, shape in (TINY_CPU if options.tiny else CPU_SHAPES).items():
+        forward = Case("", tokens, *shape)
+        both = forward.replace(backward=True)
+        cases += [forward, both]
+        cases += [both.replace(skew=ZIPF)] if skewed and not options.quick else []
+        cases += [forward.replace(tokens=1, replay=True)] if skewed else []
     return cases
 
 
-# --- GPU -----------------------------------------------------------------------------------------
-
-
-def gpu_suite(options: Options) -> dict[str, Any]:
+def gpu_suite(options: Options) -> Result:
     """The whole GPU programme in bf16, within eight minutes.
 
     Raises:
@@ -192,24 +171,13 @@ def gpu_suite(options: Options) -> dict[str, Any]:
     started = time.monotonic()
     field = gather_field(device, options.peers)
     ours = "triton" if device.type == "cuda" and "triton" in DISPATCHERS else "grouped"
-    clock = make_clock(device)
+    clock, cache = timing.make_clock(device), timing.cache_bytes(device, tiny=options.tiny)
     rounds = options.rounds or (3 if options.tiny else 5 if options.quick else 25)
-    threads = torch.get_num_threads()
-    result: dict[str, Any] = {"suite": "gpu"} | environment(device, threads)
-    measured = measure_device(device, torch.bfloat16, tiny=options.tiny)
-    floor = reachable(device, measured)
-    result |= {
-        "absent": field.absent,
-        "peaks": [
-            {
-                "threads": None,
-                "flops_per_second": measured.flops_per_second,
-                "bytes_per_second": measured.bytes_per_second,
-            }
-        ],
-        "cases": [],
-        "out_of_time": [],
-    }
+    result: Result = {"suite": "gpu"} | timing.environment(device, torch.get_num_threads())
+    measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
+    floor = timing.reachable(device, measured)
+    result |= {"absent": field.absent, "peaks": [_peak(None, measured)]}
+    result |= {"cases": [], "out_of_time": []}
     print(heading(result))
     cases = gpu_cases(options)
     experts = None
@@ -223,11 +191,10 @@ def gpu_suite(options: Options) -> dict[str, Any]:
             experts = make_experts(case, device)
         seconds = min(MOST_SECONDS, left / (len(cases) - i) / 2)
         values = measure_case(
-            case, field.implementations, experts, clock, Budget(rounds, seconds=seconds), floor,
-            cache=cache_bytes(device, tiny=options.tiny),
-        )  # fmt: skip
+            case, field.implementations, experts, clock, rounds, floor, seconds=seconds, cache=cache
+        )
         result["cases"].append(values)
-        print(case_table(values), flush=True)
+        print(case_text(values), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     for line in result["out_of_time"]:
@@ -258,47 +225,40 @@ def gpu_cases(options: Options) -> list[Case]:
 
     What the goals ask for comes first, so that it is measured if time runs out.
     """
-    shapes = TINY_GPU if options.tiny else GPU_SHAPES
     tokens = (1, 4, 16) if options.tiny else (1, 64, 8192) if options.quick else GPU_TOKENS
     many = tokens[-1] if options.tiny or options.quick else 8192
     cases: list[Case] = []
-    for name, shape in shapes.items():
-        each = [Case.of(name, t, shape, torch.bfloat16, replay=t == 1) for t in tokens]
-        each += [Case.of(name, t, shape, torch.bfloat16, backward=True) for t in reversed(tokens)]
-        each += [
-            Case.of(name, many, shape, torch.bfloat16, backward=b).replace(skew=ZIPF)
-            for b in (False, True)
-        ]
-        cases += each
+    for name, shape in (TINY_GPU if options.tiny else GPU_SHAPES).items():
+        forward = [Case(name, t, *shape, dtype=torch.bfloat16) for t in tokens]
+        cases += [case.replace(replay=case.tokens == 1) for case in forward]
+        cases += [case.replace(backward=True) for case in reversed(forward)]
+        skewed = forward[tokens.index(many)].replace(skew=ZIPF)
+        cases += [skewed, skewed.replace(backward=True)]
     return cases
 
 
-# --- the others ----------------------------------------------------------------------------------
-
-
-def train_suite(options: Options) -> dict[str, Any]:
+def train_suite(options: Options) -> Result:
     """The training rate."""
     if options.tiny:
         return bench_train(options.rounds or 1, options.threads, preset="nano", batch_size=1)
     return bench_train(options.rounds or (3 if options.quick else 7), options.threads)
 
 
-def decode_suite(options: Options) -> dict[str, Any]:
+def decode_suite(options: Options) -> Result:
     """Tokens per second in decoding."""
     device = resolve_device(options.device or "cpu")
     rounds = options.rounds or (3 if options.quick or options.tiny else 15)
-    if options.tiny:
-        return bench_decode(rounds, options.threads, preset="nano", new_tokens=2, device=device)
-    return bench_decode(rounds, options.threads, device=device)
+    smaller: dict[str, Any] = {"preset": "nano", "new_tokens": 2} if options.tiny else {}
+    return bench_decode(rounds, options.threads, device=device, **smaller)
 
 
-def choices_suite(options: Options) -> dict[str, Any]:
+def choices_suite(options: Options) -> Result:
     """What each choice in the CPU path is worth."""
     rounds = options.rounds or (3 if options.quick or options.tiny else 21)
     return bench_choices(rounds, options.threads or 1, tiny=options.tiny)
 
 
-SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
+SUITES: dict[str, Callable[[Options], Result]] = {
     "cpu": cpu_suite,
     "train": train_suite,
     "decode": decode_suite,
@@ -307,10 +267,15 @@ SUITES: dict[str, Callable[[Options], dict[str, Any]]] = {
 }
 
 
-def _finished(result: dict[str, Any], goals: list[Goal]) -> dict[str, Any]:
-    result["load_average_after"] = load_average()
+def _peak(threads: int | None, device: timing.Device) -> dict[str, Any]:
+    rates = {n: getattr(device, n) for n in ("flops_per_second", "bytes_per_second")}
+    return {"threads": threads} | rates
+
+
+def _finished(result: Result, goals: list[Goal]) -> Result:
+    result["load_average_after"] = timing.load_average()
     result["goals"] = [goal.record() for goal in goals]
     print()
     for goal in result["goals"]:
-        print(goal_line(goal))
+        print(goal_text(goal))
     return result

@@ -1,16 +1,204 @@
-"""Stored results, and their tables in Markdown."""
+"""Measurements as text for the terminal, as JSON in files, and as Markdown for the page."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimoe.bench.report import duration, megabytes
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.io import write_text
 
 Result = dict[str, Any]
+
+# names of the files that `--out` writes, by suite
+FILES = {
+    "cpu": "cpu.json",
+    "train": "train_rate.json",
+    "decode": "decode.json",
+    "choices": "choices.json",
+    "gpu": "gpu.json",
+}
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit that fits."""
+    unit, scale = ("s", 1) if seconds >= 1 else ("ms", 1e3) if seconds * 1e3 >= 1 else ("us", 1e6)
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def megabytes(count: int | None) -> str:
+    """Bytes in units of a million; empty where there are none."""
+    return "" if count is None else f"{count / 1e6:.1f} MB"
+
+
+def span(values: Sequence[float]) -> str:
+    """Lowest to highest."""
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def rounded(value: Any) -> Any:
+    """The same with five significant digits: more than any of these measurements has."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return value
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def heading(result: Result) -> str:
+    """What it was measured on, and whether the machine had other work."""
+    text = f"{result['hardware']}; torch {result['torch']}; {result['date']}"
+    if result["device"] != "cpu":
+        return text
+    text += f"; float32 products through {result['cpu_products']}"
+    load = result.get("load_average")
+    if load and load[0] > result["threads"] + 0.5:
+        text += f"\nload average {load[0]}: others use this machine; "
+        text += "trust ratios and one-thread processor time, not times"
+    return text
+
+
+def case_text(case: Result) -> str:
+    """One case: a line for each implementation, fastest first."""
+    clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
+    threads = "" if case["threads"] is None else f", {case['threads']} thread(s)"
+    floor = case["floor"]
+    lines = [
+        "",
+        f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
+        f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
+        f"floor {duration(floor['seconds'])} ({floor['limit']}); {_rotation(case)}",
+        f"{'implementation':32s} {'median':>10s} {'quartiles':>19s} {'x floor':>8s} {'x dense':>8s} {'TFLOP/s':>8s} "
+        f"{'saved':>8s} {'peak':>8s}",
+    ]
+    for row in sorted(case["rows"], key=lambda r: r["seconds"]["median"]):
+        seconds, dense = row["seconds"], row["to_dense"]
+        quartiles = f"{duration(seconds['q1'])}-{duration(seconds['q3'])}"
+        ratio = f"{dense['median']:.3f}" if dense else ""
+        how = "" if row["how"] == "call" else f"  ({row['how']})"
+        lines.append(
+            f"{row['implementation']:32s} {duration(seconds['median']):>10s} {quartiles:>19s} {row['to_floor']:8.2f} "
+            f"{ratio:>8s} {row['flops_per_second'] / 1e12:8.3g} {megabytes(row['saved_bytes']):>8s} "
+            f"{megabytes(row['peak_bytes']):>8s}{how}"
+        )
+    lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
+    return "\n".join(lines)
+
+
+def _rotation(case: Result) -> str:
+    """'weights in 6 copies, 22 of dense; cache 33.6 MB': what has the most common number of copies is not named."""
+    counts = {row["implementation"]: row["weight_copies"] for row in case["rows"]}
+    usual = max(counts.values(), key=list(counts.values()).count, default=1)
+    others = "".join(f", {n} of {name}" for name, n in counts.items() if n != usual)
+    return f"weights in {usual} copies{others}; cache {megabytes(case['cache_bytes'])}"
+
+
+def split_text(split: Result) -> str:
+    """Where the time goes: a line for each part."""
+    lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
+    for row in split["rows"]:
+        median = duration(row["seconds"]["median"])
+        lines.append(f"{row['part']:32s} {median:>10s} {row['to_dense']['median']:8.3f}")
+    return "\n".join(lines)
+
+
+def choice_text(record: Result) -> str:
+    """One choice: a line for each way, a star at the one that was taken."""
+    lines = ["", f"{record['question']}, {record['case']}"]
+    for row in record["rows"]:
+        mark = "*" if row["way"] == record["taken"] else " "
+        ratio, median = row["to_taken"], duration(row["seconds"]["median"])
+        quartiles = f"({ratio['q1']:.3f}-{ratio['q3']:.3f})"
+        lines.append(f"{mark} {row['way']:24s} {median:>10s}  x {ratio['median']:.3f} {quartiles}")
+    return "\n".join(lines)
+
+
+def decode_text(result: Result) -> str:
+    """Decoding: a line for each way to dispatch."""
+    lines = [
+        f"decoding, {result['preset']} model, 1 sequence: {result['new_tokens']} tokens after a prompt of "
+        f"{result['prompt']}, {result['rounds']} rounds, {result['threads']} thread(s)",
+        heading(result),
+        f"{'implementation':16s} {'tokens/s':>10s} {'quartiles':>16s} {'ms/token':>10s} {'x dense':>8s}",
+    ]
+    for row in result["rows"]:
+        rate = row["tokens_per_second"]
+        quartiles = f"{rate['q1']:,.0f}-{rate['q3']:,.0f}"
+        lines.append(
+            f"{row['implementation']:16s} {rate['median']:>10,.0f} {quartiles:>16s} "
+            f"{row['seconds_per_token']['median'] * 1e3:>10.3f} {row['to_dense']['median']:>8.3f}"
+        )
+    return "\n".join(lines)
+
+
+def train_text(result: Result) -> str:
+    """Training: a line for each model, their ratio and the goals."""
+    batch, length = result["batch"]
+    lines = [
+        f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
+        heading(result),
+        f"{'model':8s} {'held':>12s} {'active':>12s} {'tokens/s':>10s}   lowest to highest",
+    ]
+    for name, model in result["models"].items():
+        rate = model["tokens_per_second"]
+        lines.append(
+            f"{name:8s} {model['parameters']:>12,} {model['active_parameters']:>12,} {rate['median']:>10,.0f}"
+            f"   {rate['low']:,.0f} to {rate['high']:,.0f}"
+        )
+    lines.append("sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"]))
+    return "\n".join(lines + [goal_text(goal) for goal in result["goals"]])
+
+
+def goal_text(goal: Result) -> str:
+    """'goal <= 1.15 measured 1.08 ratio 0.94 met ...', from `Goal.record`."""
+    sign = "<=" if goal["bound"] == "at most" else ">="
+    unit = f" {goal['unit']}" if goal["unit"] else ""
+    measured, verdict = "not measured", ""
+    if goal["measured"] is not None:
+        measured = f"measured {goal['measured']:.4g}{unit} ratio {goal['ratio']:.2f}"
+        verdict = "met" if goal["met"] else "missed"
+    note = f" ({goal['note']})" if goal["note"] else ""
+    aim = f"goal {sign} {goal['limit']:g}{unit}"
+    return f"{aim:24s} {measured:31s} {verdict:6s} {goal['goal']}{note}"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def check_writable(path: Path) -> None:
+    """Find out before measuring for minutes that the result could not be written.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}); give another path") from error
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be written (it is a folder); give the path of a file")
+
+
+def write_result(path: Path, result: Result | list[Result]) -> None:
+    """Write one measurement, or several, as JSON.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    write_text(path, json.dumps(rounded(result), indent=1, allow_nan=False) + "\n")
 
 
 def load_result(path: str | Path) -> Result | None:
@@ -28,16 +216,18 @@ def load_result(path: str | Path) -> Result | None:
         raise MinimoeError(f"{path} is not JSON ({error}); measure it anew with --out") from error
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; all columns but the first are numbers."""
-    lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1))]
-    lines += [" | ".join(row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
+# --- Markdown ------------------------------------------------------------------------------------
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
+    """A table in Markdown; all columns but the first are numbers, unless the ruler says otherwise."""
+    lines = [heads, ["---"] + [ruler] * (len(heads) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def goals_table(result: Result) -> str:
     """Every goal with its measurement."""
-    rows: list[tuple[str, str, str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     for goal in result["goals"]:
         sign = "≤" if goal["bound"] == "at most" else "≥"
         unit = f" {goal['unit']}" if goal["unit"] else ""
@@ -83,27 +273,21 @@ def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str
     Args:
         expected: by question in words, and the least ratio that the words promise.
     """
+    taken: dict[str, dict[str, None]] = {}  # by question, each way once
+    for record in result["choices"]:
+        taken.setdefault(record["question"], {})[record["taken"]] = None
     rows: list[tuple[str, ...]] = []
-    for question in dict.fromkeys(c["question"] for c in result["choices"]):
-        records = [c for c in result["choices"] if c["question"] == question]
-        taken = ", ".join(dict.fromkeys(c["taken"] for c in records))
+    for question, names in taken.items():
         ratios = ways_not_taken(result, question)
         measured = "; ".join(f"{way}: {span(values)}" for way, values in ratios.items())
         words, least = expected.get(question, ("", 1.0))
-        every = [value for values in ratios.values() for value in values]
+        lowest = min(value for values in ratios.values() for value in values)
         outcome = "as expected"
-        if min(every) < least:
-            outcome = "less than expected" if min(every) >= 1 else "not everywhere"
-        rows.append((f"**{question}**: {taken}", words, measured, outcome))
+        if lowest < least:
+            outcome = "less than expected" if lowest >= 1 else "not everywhere"
+        rows.append((f"**{question}**: {', '.join(names)}", words, measured, outcome))
     heads = ("what: the way taken", "expected", "measured, time of the others over it", "outcome")
-    lines = [" | ".join(heads), " | ".join(["---"] * 4), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def span(values: Sequence[float]) -> str:
-    """Lowest to highest."""
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
+    return markdown_table(heads, rows, "---")
 
 
 def decode_table(result: Result) -> str:

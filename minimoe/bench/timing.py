@@ -1,25 +1,45 @@
-"""Clocks, and rounds in which what is compared takes turns."""
+"""What every measurement stands on: clocks, rounds in turn, cold weights, memory, and what the machine reaches."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-Work = Callable[[], object]
+from minimoe.cost import DEVICES, Device
+from minimoe.experts import Experts
+from minimoe.linear import cpu_backend, linear, onednn_available
+from minimoe.routing import Routing
+from minimoe.train.environment import processor_name
+
+Work = Callable[[], Any]
 # What is timed in round i; what is done before it returns is not timed.
 Setup = Callable[[int], Work]
 
 FEWEST_ROUNDS = 3
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # Linux
+USUAL_CACHE = 64 << 20  # bytes, where the system does not say
+# A cache that throws out what was used longest ago forgets after once its size; real ones are not so strict.
+COLD = 2
+LARGEST_COPIES = {"cpu": 1 << 30, "cuda": 8 << 30}  # bytes of one implementation's copies
+PACKAGES = ("transformers", "triton", "liger-kernel", "sonic-moe")
+
+# --- clocks and rounds ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One timed call.
 
     Attributes:
@@ -31,34 +51,24 @@ class Sample:
     cpu: float | None = None
 
 
-class Clock(Protocol):
-    """Times one call."""
-
-    def time(self, work: Work) -> Sample:
-        """Call `work` and say how long it took."""
-        ...
+Clock = Callable[[Work], Sample]
 
 
-class CpuClock:
+def cpu_clock(work: Work) -> Sample:
     """Wall time and processor time. With one thread the latter hardly notices who else uses the machine."""
-
-    def time(self, work: Work) -> Sample:
-        """Call `work`."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        return Sample(time.perf_counter() - wall, time.process_time() - cpu)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Sample(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class CudaClock:
-    """CUDA events around the call, after its L2 cache has been overwritten."""
+    """CUDA events around a call, after the L2 cache has been overwritten."""
 
     def __init__(self, device: torch.device) -> None:
-        properties: Any = torch.cuda.get_device_properties(device)
-        size = 2 * int(getattr(properties, "L2_cache_size", 64 << 20))
-        self._other = torch.empty(size, dtype=torch.uint8, device=device)
+        self._other = torch.empty(2 * _l2_bytes(device), dtype=torch.uint8, device=device)
         self._device = device
 
-    def time(self, work: Work) -> Sample:
+    def __call__(self, work: Work) -> Sample:
         """Call `work` and wait for the device. The host runs ahead while the cache is overwritten."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._other.zero_()
@@ -71,7 +81,7 @@ class CudaClock:
 
 def make_clock(device: torch.device) -> Clock:
     """The clock of a device."""
-    return CudaClock(device) if device.type == "cuda" else CpuClock()
+    return CudaClock(device) if device.type == "cuda" else cpu_clock
 
 
 @contextlib.contextmanager
@@ -110,7 +120,7 @@ def alternate(
     started = time.monotonic()
     for i in range(rounds):
         for name in list(setups) if i % 2 == 0 else list(setups)[::-1]:
-            samples[name].append(clock.time(setups[name](i)))
+            samples[name].append(clock(setups[name](i)))
         if seconds is not None and i + 1 >= FEWEST_ROUNDS and time.monotonic() - started > seconds:
             break
     return samples
@@ -129,6 +139,14 @@ def clock_name(device: torch.device, threads: int | None) -> str:
     return "events" if device.type == "cuda" else "cpu" if threads == 1 else "wall"
 
 
+def in_turn(
+    setups: Mapping[str, Setup], clock: Clock, rounds: int, threads: int | None, warm_up: int
+) -> dict[str, list[float]]:
+    """Seconds of each function, round by round: `alternate` by the steadier clock."""
+    samples = alternate(setups, clock, rounds, warm_up=warm_up)
+    return {name: steady(values, threads) for name, values in samples.items()}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, quartiles, lowest and highest."""
     middle = statistics.median(values)
@@ -141,3 +159,180 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     """Spread of the rounds' own ratios: the two of one round ran under the same conditions."""
     return spread([a / b for a, b in zip(values, others, strict=True)])
+
+
+# --- cold weights --------------------------------------------------------------------------------
+# In a model the other layers pass through the cache before a layer's turn comes again. A layer that is measured alone,
+# with one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
+# faster than it ever runs. So calls take turns among copies, so many that no timed call finds its weights in the cache.
+
+
+def copies_needed(leaves: Sequence[Tensor], share: float, cache: int, limit: int) -> int:
+    """In how many copies these weights outgrow the cache, with `share` of each copy touched; at least 1.
+
+    Args:
+        cache: bytes of the cache.
+        limit: bytes that all copies may take.
+    """
+    held = sum(leaf.nbytes for leaf in leaves)
+    needed = math.ceil(COLD * cache / max(held * share, 1))
+    return max(1, min(needed, limit // max(held, 1)))
+
+
+def touched_share(routings: Sequence[Routing]) -> float:
+    """Share of the experts that a call with each of these routings touches."""
+    expert = torch.cat([r.expert for r in routings])
+    return len(expert.unique()) / routings[0].num_experts
+
+
+def copied(experts: Experts, count: int) -> list[Experts]:
+    """The experts themselves and `count` - 1 copies."""
+    return [experts, *(copy.deepcopy(experts) for _ in range(count - 1))]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor]) -> int:
+    """Bytes that `forward` saves for its backward pass, each storage once, without those of `without` (weights)."""
+    known = {t.untyped_storage().data_ptr() for t in without}
+    saved: dict[int, Tensor] = {}  # kept, or a freed address could come back as another tensor's
+
+    def pack(t: Tensor) -> Tensor:
+        if (address := t.untyped_storage().data_ptr()) not in known:
+            saved[address] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = forward()
+    del out
+    return sum(t.untyped_storage().nbytes() for t in saved.values())
+
+
+def held_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
+    """Bytes on a GPU that a forward pass leaves allocated for its backward pass: without its result, and with x.
+
+    Other than `saved_bytes` it sees what a function keeps outside autograd's list.
+    """
+    torch.cuda.synchronize(x.device)
+    before = torch.cuda.memory_allocated(x.device)
+    y = forward()
+    torch.cuda.synchronize(x.device)
+    return torch.cuda.memory_allocated(x.device) - before - y.nbytes + x.nbytes
+
+
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """The most that torch's allocator held during `work` beyond what it held before.
+
+    On a CPU it is the peak of what torch's profiler reports; what the libraries behind torch allocate for themselves
+    (packed blocks of a product) is not seen.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr when it starts and stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = work()
+    del kept
+    inner: Any = profiler.profiler
+    events = [e for e in inner.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += int(event.nbytes())
+        peak = max(peak, held)
+    return peak
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Date, hardware, versions and load average, JSON-ready."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware_name(device),
+        "device": device.type,
+        "threads": threads,
+        "torch": torch.__version__,
+        "cpu_products": cpu_backend(),
+        "versions": versions,
+        "load_average": load_average(),
+    }
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def load_average() -> list[float] | None:
+    """Runnable processes over the last 1, 5 and 15 minutes; None where the system does not say."""
+    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def cache_bytes(device: torch.device, *, tiny: bool = False) -> int:
+    """Size of the last-level cache: the GPU's L2, or the largest of the first core; 64 MiB where it is not told."""
+    if tiny:
+        return 1 << 15
+    if device.type == "cuda":
+        return _l2_bytes(device)
+    sizes: list[int] = []
+    for path in CACHES.glob("index*/size"):
+        text = path.read_text(encoding="utf-8").strip()  # '32768K'
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:])
+        if unit and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * unit)
+    return max(sizes, default=USUAL_CACHE)
+
+
+def _l2_bytes(device: torch.device) -> int:
+    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", USUAL_CACHE))
+
+
+def measure_device(
+    device: torch.device, dtype: torch.dtype, threads: int | None = None, *, tiny: bool = False
+) -> Device:
+    """What a large matrix product and a large copy reach here and now, best of several: a floor that can be met."""
+    clock = make_clock(device)
+    n = 64 if tiny else 8192 if device.type == "cuda" else 1024
+    numbers = 1 << (12 if tiny else 29 if device.type == "cuda" else 24)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    source = torch.ones(numbers, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    product = _best(lambda: linear(a, b), clock, threads)
+    copying = _best(lambda: target.copy_(source), clock, threads)
+    name = f"{hardware_name(device)} (measured)"
+    return Device(name, 2 * n**3 / product, 2 * source.nbytes / copying)
+
+
+def reachable(device: torch.device, measured: Device) -> Device:
+    """The device that floors are taken from: an H200's are on record, any other's are those measured in this run."""
+    if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device):
+        return DEVICES["h200"]
+    return measured
+
+
+def backend_rates(threads: int, *, tiny: bool = False) -> dict[str, float]:
+    """FLOP/s of a float32 product on the CPU through each backend: 'mkl' (torch's own) and, where used, 'onednn'."""
+    n = 64 if tiny else 1024
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    ways: dict[str, Work] = {"mkl": lambda: torch.mm(a, b.t())}
+    if onednn_available():
+        ways["onednn"] = lambda: linear(a, b)
+    return {name: 2 * n**3 / _best(way, cpu_clock, threads) for name, way in ways.items()}
+
+
+def _best(work: Work, clock: Clock, threads: int | None, times: int = 9) -> float:
+    """The shortest of several calls in seconds, by the clock that `steady` takes; never 0."""
+    work()
+    return max(min(steady([clock(work) for _ in range(times)], threads)), 1e-9)
