@@ -4,10 +4,11 @@ python book/slides.py [LESSON ...]     such as 03; all lessons when none is name
 
 A lesson says what its slides are by its cells' metadata, {"slideshow": {"slide_type": "slide"}} (or subslide,
 fragment, notes; '-' goes on with the slide before; cells without are left out). A lesson that marks none gets a deck
-drawn from its text: headings, objectives, numbered equations, sentences in bold, figures with captions, summary.
+drawn from its text (`Outline`).
 """
 
 import argparse
+import ast
 import re
 import shutil
 import sys
@@ -28,7 +29,14 @@ from book.npm import NpmError, unpack  # noqa: E402
 
 LESSONS, SLIDES = ROOT / "notebooks", ROOT / "_build" / "slides"
 SHOWN = {"slide", "subslide", "fragment", "notes", "-"}
-LISTED = ("What you will be able to do", "Summary")  # sections whose lists are slides
+UNSHOWN = (
+    "Papers",
+    "Exercises",
+    "The library's version",
+)  # sections that are no part of the argument
+LINES = 12  # of text on a slide
+CODE_LINES = 18
+SHORT = 45  # characters of a sentence that stands with the next one
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
 
 ASSETS = {
@@ -41,17 +49,42 @@ ASSETS = {
     "jquery@3.7.1": ("jquery", ["dist/jquery\\.min\\.js", "LICENSE\\.txt"]),
 }  # fmt: skip
 
+WIDTH, HEIGHT = 1280, 720
+# What is still too large for its slide is shown smaller; tests/browser/test_slides.py measures how much.
 STYLE = """
 <style>
-.reveal { font-size: 30px; }
+.reveal { font-size: 28px; text-align: left; }
+.reveal .slides { text-align: left; }
 .reveal h1, .reveal h2, .reveal h3 { text-transform: none; }
-.reveal h1 { font-size: 1.8em; } .reveal h2 { font-size: 1.4em; } .reveal h3 { font-size: 1.1em; }
-.reveal section img { max-height: 520px; border: 0; box-shadow: none; }
+.reveal h1 { font-size: 1.8em; } .reveal h2 { font-size: 1.35em; } .reveal h3 { font-size: 1.15em; }
+.reveal p, .reveal li { margin: 0.35em 0; line-height: 1.3; }
+.reveal ul, .reveal ol { display: block; }
+.reveal section img, .reveal section svg { max-height: 500px; max-width: 100%; margin: 0 auto; display: block;
+  border: 0; box-shadow: none; }
+.reveal .jp-CodeCell { font-size: 0.66em; }
+.reveal .jp-CodeCell * { font-size: inherit !important; box-sizing: border-box; }
+.reveal pre, .reveal .highlight pre { line-height: 1.3; box-shadow: none; margin: 0; padding: 4px; width: 100%;
+  max-height: none; white-space: pre; overflow: visible; }
+.reveal .jp-Cell, .reveal .jp-Cell :is(.jp-Cell-inputWrapper, .jp-Cell-outputWrapper, .jp-InputArea, .jp-OutputArea,
+  .jp-OutputArea-child, .jp-InputArea-editor, .CodeMirror, .cm-editor) { margin: 0; padding: 0; overflow: visible; }
 .reveal .jp-InputPrompt, .reveal .jp-OutputPrompt { display: none; }
-.reveal .MJXc-display, .reveal .jp-RenderedHTMLCommon { overflow: hidden; }
-.reveal .caption { font-size: 0.7em; }
+.reveal .jp-Cell, .reveal .jp-RenderedHTMLCommon, .reveal .jp-OutputArea { overflow: visible; max-width: none; }
+.reveal .jp-RenderedMarkdown, .reveal .jp-RenderedHTMLCommon { font-size: 1em; }
+.reveal .caption { font-size: 0.7em; line-height: 1.3; }
 </style>
-"""
+<script>
+function fit() {
+  const section = document.querySelector(".slides section.present section.present")
+    || document.querySelector(".slides section.present:not(.stack)");
+  if (!section) return;
+  const over = () => section.scrollHeight > HEIGHT || section.scrollWidth > WIDTH;
+  for (let size = 28; over() && size > 14; size--) section.style.fontSize = size + "px";
+}
+document.addEventListener("ready", fit);
+document.addEventListener("slidechanged", () => { fit(); window.MathJax?.Hub?.Queue(fit); });
+window.addEventListener("load", () => window.MathJax?.Hub?.Queue(fit));
+</script>
+""".replace("HEIGHT", str(HEIGHT)).replace("WIDTH", str(WIDTH))
 
 
 # --- what is on the slides ------------------------------------------------------------------------
@@ -67,50 +100,22 @@ def marked_cells(lesson: Any) -> list[Any]:
     return [c for c in lesson.cells if slide_type(c) in SHOWN]
 
 
+def slide(kind: str) -> Any:
+    """The metadata of a cell that is on the slides."""
+    return {"slideshow": {"slide_type": kind}}
+
+
 def markdown(text: str, kind: str) -> Any:
     """A Markdown cell of a deck."""
-    return nbformat.v4.new_markdown_cell(text, metadata={"slideshow": {"slide_type": kind}})
+    return nbformat.v4.new_markdown_cell(text, metadata=slide(kind))
 
 
-def outline(lesson: Any) -> list[Any]:
-    """A deck drawn from a lesson that marks no slides."""
-    deck: list[Any] = []
-    section = ""
-    for cell in lesson.cells:
-        if cell.cell_type == "code":
-            bare = bool(deck) and deck[-1].source.startswith("## ")
-            deck += figure(cell, "-" if bare else "subslide")
-            continue
-        if cell.cell_type != "markdown":
-            continue
-        for block in re.split(r"\n\s*\n", cell.source.strip()):
-            heading = re.match(r"(#+) (.+)", block)
-            if heading:
-                section = heading[2]
-                if section not in ("Papers", "Exercises"):
-                    kind = "slide" if len(heading[1]) <= 2 else "subslide"
-                    deck.append(markdown(block.split("\n")[0], kind))
-                continue
-            if block.startswith("**What you will be able to do"):
-                section = LISTED[0]
-                deck.append(markdown(f"## {section}", "slide"))
-            elif (section in LISTED and re.match(r"[-*] ", block)) or block.startswith(
-                ("$$", "\\begin{equation")
-            ):
-                deck.append(markdown(block, "-"))
-            else:
-                said = re.findall(r"\*\*([^*]{12,}?[.!?])\*\*", block.replace("\n", " "))
-                deck += [markdown(f"- {sentence}", "-") for sentence in said]
-    return without_empty_slides(deck)
-
-
-def figure(cell: Any, kind: str) -> list[Any]:
-    """A part of the deck with what a cell has drawn and its caption, without its code; nothing if it draws nothing."""
+def figure(cell: Any) -> str:
+    """What a cell has drawn, with its caption, as Markdown; '' if it draws nothing."""
     drawn = [o for o in cell.outputs if any(k in o.get("data", {}) for k in PICTURES)]
     if not drawn:
-        return []
+        return ""
     told = cell.metadata.get("mystnb", {})
-    caption = told.get("figure", {}).get("caption", "")
     data = drawn[0]["data"]
     form = next(k for k in PICTURES if k in data)
     if form == "image/svg+xml":
@@ -119,21 +124,207 @@ def figure(cell: Any, kind: str) -> list[Any]:
         alt = told.get("image", {}).get("alt", "").replace('"', "&quot;")
         code = "".join(data[form]).replace("\n", "")
         picture = f'<img src="data:{form};base64,{code}" alt="{alt}">'
-    return [markdown(f'{picture}\n\n<p class="caption">{caption}</p>', kind)]
+    return f'{picture}\n\n<p class="caption">{told.get("figure", {}).get("caption", "")}</p>'
 
 
-def without_empty_slides(deck: list[Any]) -> list[Any]:
-    """The deck without headings of sections of which nothing is shown; the title stays."""
-    kept: list[Any] = []
-    for i, cell in enumerate(deck):
-        bare = cell.source.startswith("#") and "\n" not in cell.source
-        rank = {"slide": 2, "subslide": 1}.get(slide_type(cell), 0)
-        after = deck[i + 1] if i + 1 < len(deck) else None
-        ends = after is None or {"slide": 2, "subslide": 1}.get(slide_type(after), 0) >= rank
-        if i and bare and ends:
-            continue
-        kept.append(cell)
-    return kept
+# --- a deck drawn from a lesson's text ------------------------------------------------------------
+
+
+class Outline:
+    """The slides of a lesson that marks none: the lesson's argument, in its own whole sentences.
+
+    Of each paragraph the sentence that it begins with, those with words in bold, and the one that leads to an equation;
+    equations, first sentences of list items, figures with captions, and code that defines something and fits. What is
+    not shown is in the speaker's notes.
+    """
+
+    def __init__(self) -> None:
+        self.deck: list[Any] = []
+        self.heading = ""
+        self.shown: list[tuple[str, int]] = []  # what is on the slide in the making, with lines
+        self.notes: list[str] = []
+        self.is_new = True
+
+    def add(self, text: str, lines: int) -> None:
+        """Put something on the slide; what does not fit begins the next one."""
+        if self.shown and sum(n for _, n in self.shown) + lines > LINES:
+            lead = [self.shown.pop()] if text.startswith("$$") and len(self.shown) > 1 else []
+            self.close()
+            self.shown = lead
+        self.shown.append((text, lines))
+
+    def close(self) -> None:
+        """End the slide, if anything is on it."""
+        if self.shown:
+            kind = "slide" if self.heading.startswith(("# ", "## ")) and self.is_new else "subslide"
+            body = "\n\n".join([self.heading, *(text for text, _ in self.shown)])
+            self.deck.append(markdown(body, kind))
+            self.is_new = False
+            self.note()
+        self.shown = []
+
+    def note(self) -> None:
+        """What the speaker reads with the slide before."""
+        if self.notes and self.deck:
+            self.deck.append(markdown("\n\n".join(self.notes), "notes"))
+            self.notes = []
+
+    def section(self, heading: str) -> None:
+        """Begin a section."""
+        self.close()
+        self.note()
+        self.heading, self.is_new = heading, True
+
+    def text(self, source: str) -> None:
+        """Show what is to be shown of a Markdown cell."""
+        blocks = [b.strip() for b in re.split(r"\n\s*\n", source.strip())]
+        for i, block in enumerate(blocks):
+            if heading := re.match(r"#+ .+", block):
+                self.section(heading[0])
+                block = block[len(heading[0]) :].strip()
+            name = self.heading.lstrip("# ")
+            if not block or name in UNSHOWN or block.startswith((":::", "```", "<", "![")):
+                continue
+            if block.startswith("**What you need"):
+                self.notes.append(block)
+                continue
+            if block.startswith("**What you will be able to do"):
+                self.section("## What you will be able to do")
+                block = block.partition("\n")[2].strip()
+            if block.startswith(("$$", "\\begin{")):
+                self.add(block, 2 + block.count("\\\\") + block.count("\n") // 2)
+            elif block.startswith("|"):
+                self.add(block, 2 + block.count("\n"))
+            elif re.match(r"([-*]|\d+\.) ", block):
+                for item in re.split(r"\n(?=(?:[-*]|\d+\.) )", block):
+                    whole = " ".join(item.split())
+                    told = whole if name == "Summary" else argument(whole)
+                    self.add(told, lines_of(told))
+                self.notes.append(block)
+            else:
+                if i and goes_on(blocks[i - 1]):
+                    self.add(sentences(block)[0], lines_of(sentences(block)[0]))
+                    block = " ".join(sentences(block)[1:])
+                leads = i + 1 < len(blocks) and blocks[i + 1].startswith(("$$", "\\begin{"))
+                for sentence in chosen(block, leads):
+                    self.add(f"- {sentence}", lines_of(sentence))
+                self.notes.append(block)
+
+    def code(self, cell: Any) -> None:
+        """Show what a cell has drawn, or what it defines and prints."""
+        if self.heading.lstrip("# ") in UNSHOWN:
+            return
+        if drawn := figure(cell):
+            self.close()
+            self.deck.append(markdown(f"{self.heading}\n\n{drawn}", "subslide"))
+            self.note()
+        elif source := worth_seeing(cell):
+            self.close()
+            self.deck.append(markdown(self.heading, "subslide"))
+            whole = source == cell.source
+            printed = [o for o in cell.outputs if o.output_type == "stream"] if whole else []
+            short = sum(o.text.count("\n") for o in printed) + source.count("\n") <= CODE_LINES
+            self.deck.append(
+                nbformat.v4.new_code_cell(
+                    source, outputs=printed if short else [], metadata=slide("-")
+                )
+            )
+            self.note()
+
+
+def outline(lesson: Any) -> list[Any]:
+    """A deck drawn from a lesson that marks no slides."""
+    made = Outline()
+    for cell in lesson.cells:
+        if cell.cell_type == "markdown":
+            made.text(cell.source)
+        elif cell.cell_type == "code":
+            made.code(cell)
+    made.close()
+    made.note()
+    return made.deck
+
+
+def lines_of(text: str) -> int:
+    """About how many lines a text takes on a slide."""
+    plain = re.sub(r"\\[a-zA-Z]+|[{}$*`\\]", "", text)
+    return 1 + len(plain) // 85
+
+
+def sentences(block: str) -> list[str]:
+    """The sentences of a paragraph, formulas and abbreviations whole."""
+    text = " ".join(block.split())
+    kept: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        kept.append(match[0])
+        return f"\x00{len(kept) - 1}\x00"
+
+    text = re.sub(
+        r"\$[^$]+\$|`[^`]+`|\]\([^)]*\)|\b(?:et al|e\.g|i\.e|eq|Fig|Figs|vs|cf)\.", keep, text
+    )
+    parts = re.split(r"(?<=[.!?])([*_\"')’”]*)\s+(?=[A-Z0-9$`*_\[({‘“'\"\x00])", text)
+    found = [
+        parts[i] + (parts[i + 1] if i + 1 < len(parts) else "") for i in range(0, len(parts), 2)
+    ]
+    return [re.sub(r"\x00(\d+)\x00", lambda m: kept[int(m[1])], s) for s in found if s.strip()]
+
+
+def chosen(block: str, leads: bool) -> list[str]:
+    """The sentences of a paragraph that a slide shows; `leads` to an equation, which the last one introduces."""
+    all_of = sentences(block)
+    joined: list[str] = []
+    for sentence in all_of:  # a bold word or a short question belongs to what follows
+        if joined and len(joined[-1]) < SHORT and not joined[-1].endswith(":"):
+            joined[-1] += f" {sentence}"
+        else:
+            joined.append(sentence)
+    if not joined:
+        return []
+    picked = {0} | {i for i, s in enumerate(joined) if re.search(r"\*\*[^*]{12,}\*\*", s)}
+    if leads:
+        picked.add(len(joined) - 1)
+    shown = [joined[i] for i in sorted(picked)[:3]]
+    return [s for i, s in enumerate(shown) if is_whole(s) or (leads and i == len(shown) - 1)]
+
+
+def goes_on(block: str) -> bool:
+    """Whether the sentence of an equation goes on after it."""
+    return block.startswith("$$") and bool(re.search(r",\s*(\\tag\{\w+\})?\s*\$\$$", block))
+
+
+def is_whole(sentence: str) -> bool:
+    """Whether a sentence is one: it begins as one and ends as one, and is not the beginning of what is not shown."""
+    return bool(re.match(r"[^a-z,;:.)]", sentence) and re.search(r"[.!?][*_\"')’”]*$", sentence))
+
+
+def argument(item: str) -> str:
+    """The first sentence of a list item, with its mark."""
+    mark, _, text = item.partition(" ")
+    return f"{mark} {chosen(text, False)[0] if chosen(text, False) else text}"
+
+
+def worth_seeing(cell: Any) -> str:
+    """The code of a cell that a slide shows: what it defines, with all of the cell if that is short; no helpers."""
+    tags = set(cell.metadata.get("tags", []))
+    if (
+        tags & {"hide-input", "remove-input", "hide-cell", "remove-cell"}
+        or "interact" in cell.source
+    ):
+        return ""
+    try:
+        body = ast.parse(re.sub("^%", "# %", cell.source, flags=re.M)).body
+    except SyntaxError:
+        return ""
+    defined = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    told = [n for n in defined if isinstance(n, ast.ClassDef) or ast.get_docstring(n)]
+    if defined and cell.source.count("\n") < (CODE_LINES if told else CODE_LINES // 2):
+        return cell.source
+    pieces = [ast.get_source_segment(cell.source, n) or "" for n in told]
+    return next((p for p in pieces if 0 < p.count("\n") < CODE_LINES), "")
+
+
+# --- the words of the book as plain words -------------------------------------------------------
 
 
 def citations() -> dict[str, str]:
@@ -141,7 +332,7 @@ def citations() -> dict[str, str]:
     found: dict[str, str] = {}
     for key, entry in parse_file(str(ROOT / "book" / "references.bib")).entries.items():
         people: list[Any] = entry.persons.get("author", [])
-        last = [" ".join(p.last_names) for p in people]
+        last = [" ".join(p.last_names).strip("{}") for p in people]
         who = f"{last[0]} et al." if len(last) > 2 else " and ".join(last) or key
         found[key] = f"{who} {entry.fields.get('year', '')}".strip()
     return found
@@ -158,6 +349,9 @@ def plain_roles(text: str, cited: dict[str, str]) -> str:
         return match[1].partition("<")[0].strip()
 
     text = re.sub(r"\{cite(:[a-z]+)?\}`([^`]+)`", cite, text)
+    text = re.sub(
+        r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text
+    )  # a page of the book is not beside the deck
     return re.sub(r"\{(?:numref|ref|doc|term|eq|glue:text)\}`([^`]+)`", other, text)
 
 
@@ -194,6 +388,7 @@ def page(lesson: Any) -> str:
     exporter.reveal_url_prefix = "assets/reveal"
     exporter.reveal_theme = "white"
     exporter.reveal_number = "c/t"
+    exporter.reveal_width, exporter.reveal_height = str(WIDTH), str(HEIGHT)
     exporter.reveal_transition = "none"
     exporter.mathjax_url = "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe"
     exporter.require_js_url = "assets/require/require.js"

@@ -42,7 +42,12 @@ def test_marked_cells_are_the_deck() -> None:
     assert [c.source for c in made.cells] == ["# Title", "more", "below", "say this"]
 
 
-def test_an_unmarked_lesson_gives_an_outline() -> None:
+def shown(made: Any) -> list[str]:
+    """The cells of a deck that the audience sees."""
+    return [c.source for c in made.cells if slides.slide_type(c) != "notes"]
+
+
+def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> None:
     drawn = nbformat.v4.new_code_cell(
         "plot()",
         outputs=[nbformat.v4.new_output("display_data", data={"image/png": "AAAA"})],
@@ -50,23 +55,53 @@ def test_an_unmarked_lesson_gives_an_outline() -> None:
     )
     made = slides.deck(
         lesson(
-            text("# Title\n\nProse that is read, not shown."),
+            text(
+                "# Title\n\nIt opens with this sentence, which is long enough. And more is only said."
+            ),
             text("**What you will be able to do**\n\n- route a token."),
             text(
-                "## 1. A question?\n\nWhy? **Because it learns nothing.** And so on.\n\n$$\nx\n$$"
+                "## 1. A question?\n\nWhy? Because a router that is left alone learns nothing. "
+                "Between these two sentences stands **a claim in bold**. "
+                "With e.g. $a. B$ it is\n\n$$\nx, \\tag{1}\n$$\n\nwhich is little.\n\nof half a sentence"
             ),
             nbformat.v4.new_code_cell("x = 1"),
+            nbformat.v4.new_code_cell('def f(x):\n    """Twice."""\n    return 2 * x'),
             drawn,
-            text("## Nothing to show\n\nOnly prose."),
+            text("## Nothing to show\n\n:::{note}\nonly this\n:::"),
             text("## Papers\n\n- one"),
         )
     )
-    shown = [c.source for c in made.cells]
-    assert shown[:6] == [
-        "# Title", "## What you will be able to do", "- route a token.",
-        "## 1. A question?", "- Because it learns nothing.", "$$\nx\n$$",
-    ]  # fmt: skip
-    assert len(shown) == 7 and 'alt="Two &quot;bars&quot;"' in shown[6] and "A load." in shown[6]
+    assert shown(made) == [
+        "# Title\n\n- It opens with this sentence, which is long enough.",
+        "## What you will be able to do\n\n- route a token.",
+        "## 1. A question?\n\n- Why? Because a router that is left alone learns nothing.\n\n"
+        "- Between these two sentences stands **a claim in bold**.\n\n"
+        "- With e.g. $a. B$ it is\n\n$$\nx, \\tag{1}\n$$\n\nwhich is little.",
+        "## 1. A question?",
+        'def f(x):\n    """Twice."""\n    return 2 * x',
+        '## 1. A question?\n\n<img src="data:image/png;base64,AAAA" alt="Two &quot;bars&quot;">\n\n'
+        '<p class="caption">A load.</p>',
+    ]
+    notes = [c.source for c in made.cells if slides.slide_type(c) == "notes"]
+    assert any("And more is only said." in note for note in notes)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_deck_has_argument_code_figures_and_notes_in_whole_sentences(path: Path) -> None:
+    deck = slides.deck(nbformat.read(path, as_version=4)).cells
+    kinds = [slides.slide_type(c) for c in deck]
+    assert 12 <= sum(k in ("slide", "subslide") for k in kinds) <= 60
+    assert kinds.count("notes") > 8
+    assert sum(c.cell_type == "code" for c in deck) >= 1
+    assert sum("<img" in c.source or "<svg" in c.source for c in deck) >= 2
+    for cell in deck:
+        if slides.slide_type(cell) == "notes" or cell.cell_type == "code":
+            continue
+        parts = cell.source.split("\n\n")
+        assert parts[0].startswith("#"), cell.source
+        for part, after in zip(parts, [*parts[1:], ""], strict=True):
+            if part.startswith("- ") and not after.startswith(("$$", "\\begin")):
+                assert re.search(r"[.!?;][*_\"')’”]*$", part), part
 
 
 def test_a_lesson_with_nothing_to_show_says_so() -> None:
