@@ -330,13 +330,9 @@ def named_parameters(
 
 # Where a lesson's number is no word of the text: it is a link already, a heading, code, or a name in an index.
 NO_PROSE = (
-    nodes.reference,
-    nodes.title,
-    nodes.literal,
-    nodes.FixedTextElement,
-    pending_xref,
-    index,
-)
+    nodes.reference, nodes.title, nodes.literal, nodes.literal_block, nodes.doctest_block, nodes.math, nodes.math_block,
+    nodes.raw, pending_xref, index,
+)  # fmt: skip
 LESSONS = re.compile(r"\b[Ll]essons?\s+\d\d?\b(?:(?:,| and|, and| to| or|–)\s?\d\d?\b)*")
 LESSON = re.compile(r"(?:[Ll]essons?\s+)?\b(\d\d?)\b")
 
