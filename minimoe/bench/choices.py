@@ -53,10 +53,10 @@ class Operands(NamedTuple):
     """The rows that a layer multiplies, of E experts R each; the dense layer is one expert.
 
     Attributes:
-        x: [E, R, D].
-        a: [E, R, F].
-        dy: [E, R, D].
-        dh: [E, R, 2F].
+        x: [E, R, D] what goes in.
+        a: [E, R, F] what the activation gives.
+        dy: [E, R, D] gradient of what comes out.
+        dh: [E, R, 2F] gradient of what the activation gets.
     """
 
     x: Tensor
