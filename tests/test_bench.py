@@ -8,7 +8,7 @@ import torch
 
 from minimoe import MixtralModel, ModelConfig
 from minimoe.bench import models as bench
-from minimoe.errors import ConfigError
+from minimoe.bench.timing import Options
 from tests.small import TRAIN
 
 
@@ -69,7 +69,7 @@ def test_the_result_is_json_and_the_table_says_the_same(
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
     monkeypatch.setattr(bench, "measure", lambda steps, n, threads, each: rounds)
-    result = bench.bench_train(rounds=3, threads=1, preset="nano", steps_per_round=1)
+    result = bench.train_suite(Options(rounds=3, threads=1, tiny=True))
     assert json.loads(json.dumps(result)) == result
     quartiles = {"q1": 0.375, "q3": 0.75}
     assert result["ratio"] == {"median": 0.5, "low": 0.25, "high": 1.0} | quartiles
@@ -87,16 +87,8 @@ def test_the_result_is_json_and_the_table_says_the_same(
 
 def test_a_real_measurement_runs_and_restores_the_threads() -> None:
     before = torch.get_num_threads()
-    result = bench.bench_train(rounds=1, threads=2, preset="nano", steps_per_round=1, batch_size=1)
+    result = bench.train_suite(Options(rounds=1, threads=2, tiny=True))
     assert torch.get_num_threads() == before
     assert result["threads"] == 2
-    assert result["batch"] == [1, 64]
+    assert result["batch"] == [8, 64]
     assert result["ratio"]["median"] > 0
-
-
-@pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"threads": 0}, {"steps_per_round": 0}, {"preset": "x"}]
-)
-def test_bad_options_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        bench.bench_train(**options)  # pyright: ignore[reportArgumentType]

@@ -191,12 +191,6 @@ def test_decoding_dispatches_as_it_says_and_restores() -> None:
         assert [layer.dispatch for layer in layers] == before
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"threads": 0}, {"new_tokens": 0}])
-def test_bad_options_of_decoding_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="must be at least 1"):
-        models.bench_decode(**options)  # pyright: ignore[reportArgumentType]
-
-
 def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     result = suites.choices_suite(TINY)
     assert json.loads(json.dumps(result)) == result
@@ -474,16 +468,15 @@ def test_the_products_alone_have_the_flops_of_the_layer(
 
     monkeypatch.setattr(choices, "multiply", counted)
     t, d, f, e, k = 16, 8, 12, 4, 2
-    case = Case("", t, d, f, e, k)
+    case = Case("", t, d, f, e, k, backward=backward)
     experts = make_experts(case, torch.device("cpu"))
-    choices.Operands.of(case, e, t * k // e, f).multiply(
-        experts.gate_up_proj, experts.down_proj, backward=backward
-    )
+    choices.products(case, e, t * k // e, f)(experts.gate_up_proj, experts.down_proj)
     assert len(flops) == e * (6 if backward else 2)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
     del flops[:]
     wide = dense(case, experts)
-    choices.Operands.of(case, 1, t, k * f).multiply(*wide.leaves, backward=backward)
+    gate_up, down = wide.leaves
+    choices.products(case, 1, t, k * f)(gate_up, down)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
 
 

@@ -263,9 +263,7 @@ def test_bench_writes_its_json_or_says_why_not(
 ) -> None:
     from minimoe.bench import suites
 
-    monkeypatch.setattr(
-        suites, "bench_train", lambda rounds, threads: {"ratio": 0.9, "rounds": rounds}
-    )
+    monkeypatch.setitem(suites.SUITES, "train", lambda o: {"ratio": 0.9, "rounds": o.rounds})
     path = tmp_path / "a" / "bench.json"
     assert main(["bench", "--train", "--json", str(path), "--rounds", "2"]) == 0
     command = "python -m minimoe bench --suite train --rounds 2"

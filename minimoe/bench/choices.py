@@ -14,21 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.bench import timing
-from minimoe.bench.layer import (
-    Case,
-    Inputs,
-    Ready,
-    Shape,
-    make_experts,
-    make_inputs,
-    make_routings,
-    one_call,
-    training_call,
-)
+from minimoe.bench import layer, timing
+from minimoe.bench.layer import Case, Inputs, Ready, make_experts, make_routings, training_call
 from minimoe.bench.peers import dense, dispatcher
 from minimoe.bench.tables import choice_text, heading
-from minimoe.bench.timing import Clock, Setup, Work, paired, spread
+from minimoe.bench.timing import Clock, Options, Setup, Work, paired, spread
 from minimoe.dispatch.fused import block_size, fused_grouped, layout
 from minimoe.dispatch.grouped import few, grouped_plain
 from minimoe.dispatch.plan import plan
@@ -37,51 +27,34 @@ from minimoe.linear import multiply
 from minimoe.routing import Routing
 from minimoe.train.environment import fast_cpu
 
-SHAPES: dict[str, tuple[int, Shape]] = {
+SHAPES: dict[str, tuple[int, layer.Shape]] = {
     "benchmark A": (2048, (256, 512, 8, 2)),
     "benchmark B": (4096, (128, 256, 16, 2)),
     "mini model": (4096, (128, 160, 8, 2)),
 }
-TINY: dict[str, tuple[int, Shape]] = {"tiny": (64, (16, 16, 4, 2))}
+TINY: dict[str, tuple[int, layer.Shape]] = {"tiny": (64, (16, 16, 4, 2))}
 MANY_ROUTINGS = 8
 CPU = torch.device("cpu")
 
-# --- where the time goes -------------------------------------------------------------------------
 
+def products(case: Case, experts: int, rows: int, width: int) -> Callable[[Tensor, Tensor], None]:
+    """The products alone of E experts of this width F, R rows each, as `grouped` makes them: two of the forward pass
+    and four of the backward pass. The dense layer is one expert."""
+    d = case.hidden_size
+    x, a, dy, dh = (torch.randn(experts, rows, c) for c in (d, width, d, 2 * width))
 
-class Operands(NamedTuple):
-    """The rows that a layer multiplies, of E experts R each; the dense layer is one expert.
-
-    Attributes:
-        x: [E, R, D] what goes in.
-        a: [E, R, F] what the activation gives.
-        dy: [E, R, D] gradient of what comes out.
-        dh: [E, R, 2F] gradient of what the activation gets.
-    """
-
-    x: Tensor
-    a: Tensor
-    dy: Tensor
-    dh: Tensor
-
-    @classmethod
-    def of(cls, case: Case, experts: int, rows: int, width: int) -> Operands:
-        """Random rows for experts of this width F."""
-        d = case.hidden_size
-        return cls(*(torch.randn(experts, rows, c) for c in (d, width, d, 2 * width)))
-
-    def multiply(self, w13: Tensor, w2: Tensor, *, backward: bool) -> None:
-        """The two products of the forward pass and the four of the backward pass, as `grouped` makes them."""
-        d, f = w2.shape[-2:]
-        weights = zip(w13.view(-1, 2 * f, d), w2.view(-1, d, f), strict=True)
+    def make(w13: Tensor, w2: Tensor) -> None:
+        weights = zip(w13.view(-1, 2 * width, d), w2.view(-1, d, width), strict=True)
         for e, (up, down) in enumerate(weights):
-            multiply(self.x[e], up)
-            multiply(self.a[e], down)
-            if backward:
-                multiply(self.dy[e], down.t())
-                multiply(self.dy[e].t(), self.a[e].t())
-                multiply(self.x[e].t(), self.dh[e].t())
-                multiply(self.dh[e], up.t())
+            multiply(x[e], up)
+            multiply(a[e], down)
+            if case.backward:
+                multiply(dy[e], down.t())
+                multiply(dy[e].t(), a[e].t())
+                multiply(x[e].t(), dh[e].t())
+                multiply(dh[e], up.t())
+
+    return make
 
 
 def measure_split(
@@ -93,46 +66,37 @@ def measure_split(
     all experts have the mean number of them. What is left of the layer's time is sorting, gathering, the activation
     and the combine.
     """
-    inputs = make_inputs(case, CPU)
-    limit = timing.LARGEST_COPIES["cpu"]
-    count = timing.copies_needed(list(experts.parameters()), 1, cache, limit)
-    layers = [dispatcher("grouped")(case, bank) for bank in timing.copied(experts, count)]
+    inputs = layer.make_inputs(case, CPU)
+    banks = timing.copied(experts, timing.copies_needed(experts.parameters(), 1, cache))
+    layers = [dispatcher("grouped")(case, bank) for bank in banks]
     wide = dense(case, experts)
-    many = [dense(case, experts) for _ in range(timing.copies_needed(wide.leaves, 1, cache, limit))]
-    rows = max(case.tokens * case.k // case.num_experts, 1)
-    pieces = Operands.of(case, case.num_experts, rows, case.expert_size)
-    whole = Operands.of(case, 1, case.tokens, case.k * case.expert_size)
+    many = [dense(case, experts) for _ in range(timing.copies_needed(wide.leaves, 1, cache))]
+    mean = max(case.tokens * case.k // case.num_experts, 1)
+    pieces = products(case, case.num_experts, mean, case.expert_size)
+    whole = products(case, 1, case.tokens, case.k * case.expert_size)
 
-    def layer(copies: Sequence[Ready]) -> Setup:
-        return lambda i: one_call(case, copies, i, inputs, i)
+    def called(copies: Sequence[Ready]) -> Setup:
+        return lambda i: layer.one_call(case, copies, i, inputs, i)
 
-    def products(operands: Operands, copies: Sequence[Ready]) -> Setup:
+    def reduced(make: Callable[[Tensor, Tensor], None], copies: Sequence[Ready]) -> Setup:
         def setup(i: int) -> Work:
             w13, w2 = (leaf.detach() for leaf in copies[i % len(copies)].leaves)
-            return lambda: operands.multiply(w13, w2, backward=case.backward)
+            return lambda: make(w13, w2)
 
         return setup
 
     setups = {
-        "layer": layer(layers),
-        "its products": products(pieces, layers),
-        "dense layer": layer(many),
-        "its products (dense)": products(whole, many),
+        "layer": called(layers),
+        "its products": reduced(pieces, layers),
+        "dense layer": called(many),
+        "its products (dense)": reduced(whole, many),
     }
     seconds = timing.in_turn(setups, clock, rounds, threads, warm_up=len(inputs.routings))
-    whole_layer = seconds["dense layer"]
-    return {
-        "case": case.label,
-        "work": case.work,
-        "threads": threads,
-        "rows": [
-            {"part": n, "seconds": spread(v), "to_dense": paired(v, whole_layer)}
-            for n, v in seconds.items()
-        ],
-    }
-
-
-# --- what each choice is worth -------------------------------------------------------------------
+    rows = [
+        {"part": n, "seconds": spread(v), "to_dense": paired(v, seconds["dense layer"])}
+        for n, v in seconds.items()
+    ]
+    return {"case": case.label, "work": case.work, "threads": threads, "rows": rows}
 
 
 class Choice(NamedTuple):
@@ -143,13 +107,14 @@ class Choice(NamedTuple):
     ways: dict[str, Setup]
 
 
-def bench_choices(rounds: int = 21, threads: int = 1, *, tiny: bool = False) -> dict[str, Any]:
-    """Measure every choice at every size, print a table, return it JSON-ready."""
+def choices_suite(options: Options) -> dict[str, Any]:
+    """What each choice in the CPU path is worth, at every size."""
+    rounds, threads = options.count(21), options.threads or 1
     result: dict[str, Any] = {"suite": "choices"} | timing.environment(CPU, threads)
     result |= {"rounds": rounds, "clock": timing.clock_name(CPU, threads), "choices": []}
     print(heading(result))
     with timing.cpu_threads(threads), fast_cpu():
-        for name, (tokens, shape) in (TINY if tiny else SHAPES).items():
+        for name, (tokens, shape) in (TINY if options.tiny else SHAPES).items():
             case = Case(name, tokens, *shape)
             for question, taken, ways in choices(case):
                 clock = timing.make_clock(CPU)
@@ -158,9 +123,15 @@ def bench_choices(rounds: int = 21, threads: int = 1, *, tiny: bool = False) -> 
                     {"way": n, "seconds": spread(v), "to_taken": paired(v, seconds[taken])}
                     for n, v in seconds.items()
                 ]
-                record = {"question": question, "case": case.label, "size": name, "taken": taken}
-                result["choices"].append(record | {"rows": rows})
-                print(choice_text(result["choices"][-1]), flush=True)
+                record: dict[str, Any] = {
+                    "question": question,
+                    "case": case.label,
+                    "size": name,
+                    "taken": taken,
+                }
+                record["rows"] = rows
+                result["choices"].append(record)
+                print(choice_text(record), flush=True)
     result["load_average_after"] = timing.load_average()
     return result
 

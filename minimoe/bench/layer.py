@@ -6,7 +6,6 @@ Every implementation is given the same tensors and the same routings; the router
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minimoe.bench import timing
-from minimoe.bench.timing import LARGEST_COPIES, Clock, Setup, Work, paired, spread
+from minimoe.bench.timing import Clock, Setup, Work, paired, spread
 from minimoe.cost import Device, layer_bytes, layer_flops
 from minimoe.dispatch import DISPATCHERS
 from minimoe.experts import Experts, glu
@@ -32,8 +31,6 @@ CHECKED_TOKENS = 64
 # largest error beside the largest right value; beyond it a time means nothing
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
-# --- what is measured ----------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Case:
@@ -41,12 +38,6 @@ class Case:
 
     Attributes:
         name: of the shape.
-        tokens: T.
-        hidden_size: D.
-        expert_size: F.
-        num_experts: E.
-        k: K.
-        dtype: of tokens and weights.
         backward: forward and backward pass; else forward without gradients.
         skew: 0 for uniform routing; s > 0 draws experts with probabilities proportional to 1/rank^s (Zipf).
         replay: time one call among many with changing experts, on a GPU replayed as one CUDA graph: decoding.
@@ -112,7 +103,7 @@ def make_experts(case: Case, device: torch.device, seed: int = 0) -> Experts:
 def make_routings(
     case: Case, device: torch.device, seed: int = 0, count: int | None = None
 ) -> list[Routing]:
-    """Routings with K different experts for each token, weights that sum to 1.
+    """Routings with K different experts for each token and weights that sum to 1.
 
     A single token takes the experts in turn, so that each call of a series finds its weights out of the cache: as many
     routings as it takes to have met all experts, at most 16. Otherwise `count` routings at random (`ROUTINGS`): K
@@ -138,16 +129,8 @@ def make_routings(
     return routings
 
 
-# --- how it is called ----------------------------------------------------------------------------
-
-
 class Ready(NamedTuple):
-    """An implementation with its weights in place.
-
-    Attributes:
-        forward: x [T, D], routing -> y [T, D].
-        leaves: weights that collect gradients.
-    """
+    """An implementation with its weights in place: x [T, D], routing -> y [T, D]; and weights that get gradients."""
 
     forward: Callable[[Tensor, Routing], Tensor]
     leaves: tuple[Tensor, ...]
@@ -197,38 +180,36 @@ def one_call(case: Case, copies: Sequence[Ready], turn: int, inputs: Inputs, i: 
     return forward_call(ready, inputs.x, routing)
 
 
-def make_setup(
+def _setup(
     case: Case,
-    implementation: Implementation,
-    copies: Sequence[Ready],
+    how: Implementation,
+    copies: list[Ready],
     turn: Iterator[int],
     calls: int,
     inputs: Inputs,
 ) -> tuple[Setup, str]:
     """What is timed in round i, and how it is called: 'call', 'series' or 'graph'.
 
-    Args:
-        copies: the implementation with each copy of its weights. A call takes the next one.
-        turn: counts the calls of all who share these copies.
-        calls: of a series; copies change with each call, routings after a round of copies.
+    A call takes the next copy of the weights, by a turn that all who share them count together. In a series of `calls`
+    the copy changes with each call, and the routing after a round of copies.
     """
-    inside, (x, _, routings) = implementation.inside, inputs
+    x, routings = inputs.x, inputs.routings
     if not case.replay:
-        return lambda i: inside(one_call(case, copies, next(turn), inputs, i)), "call"
+        return lambda i: how.inside(one_call(case, copies, next(turn), inputs, i)), "call"
 
     @torch.no_grad()
     def series() -> None:
         for i in range(calls):
             copies[i % len(copies)].forward(x, routings[i * len(routings) // calls])
 
-    if has_graphs(x.device) and implementation.capturable:
+    if has_graphs(x.device) and how.capturable:
         try:
             replay = capture(series)
         except RuntimeError:  # it waits for the device after all
             torch.cuda.synchronize()
         else:
             return lambda i: replay, "graph"
-    return lambda i: inside(series), "series"
+    return lambda i: how.inside(series), "series"
 
 
 def measure_memory(
@@ -297,12 +278,8 @@ def reference(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
 
 def relative_error(y: Tensor, right: Tensor) -> float:
     """Largest difference over the rows of `right`, beside its largest value."""
-    y, right = y.detach(), right.detach()
     scale = float(right.abs().max()) or 1.0
     return float((y[: len(right)].double() - right).abs().max()) / scale
-
-
-# --- one case ------------------------------------------------------------------------------------
 
 
 def measure_case(
@@ -320,11 +297,10 @@ def measure_case(
     """Measure every implementation that can do the case; JSON-ready.
 
     An implementation that fails or gives a wrong result has its reason in `absent` and no time. For a dispatcher
-    `ratios` hold its time over each other's, round by round.
+    `ratios` hold its time over each other's, round by round. Calls take turns among copies of the experts.
 
     Args:
-        experts: weights of the case's shape; calls take turns among copies of them.
-        rounds: how often each implementation is timed at most; before that once, or once with each routing.
+        rounds: how often each implementation is timed at most.
         floor_device: whose peak and bandwidth make the floor.
         seconds: the rounds stop after so many (None: all rounds).
         threads: CPU threads that torch uses; None on a GPU.
@@ -337,9 +313,8 @@ def measure_case(
     setups: dict[str, Setup] = {}
     absent: dict[str, str] = {}
     extra: dict[str, dict[str, Any]] = {}
-    needed = functools.partial(timing.copies_needed, cache=cache, limit=LARGEST_COPIES[device.type])
     share = timing.touched_share(routings if case.replay else routings[:1])
-    banks = timing.copied(experts, needed(list(experts.parameters()), share))
+    banks = timing.copied(experts, timing.copies_needed(experts.parameters(), share, cache))
     calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
     together = itertools.count()
     for implementation in implementations:
@@ -356,9 +331,9 @@ def measure_case(
                 continue
             count, turn = len(banks), together
             if not implementation.exact:  # weights of its own, of which it touches all
-                count, turn = needed(ready.leaves, 1), itertools.count()
+                count, turn = timing.copies_needed(ready.leaves, 1, cache), itertools.count()
             others = (implementation.prepare(case, banks[i % len(banks)]) for i in range(1, count))
-            setup, how = make_setup(case, implementation, [ready, *others], turn, calls, inputs)
+            setup, how = _setup(case, implementation, [ready, *others], turn, calls, inputs)
             setup(0)()  # so that what cannot run is found here
             extra[name] = {"error": error if implementation.exact else None, "how": how}
             extra[name] |= {"weight_copies": count} | measure_memory(case, ready, inputs, inside)
@@ -391,6 +366,7 @@ def measure_case(
         }
         for n, mine in times.items()
     ]
+    loads = [routing.load().double() for routing in routings]
     named = ("name", "tokens", "hidden_size", "expert_size", "num_experts")
     return {
         "case": case.label,
@@ -399,7 +375,7 @@ def measure_case(
         "dtype": str(case.dtype).removeprefix("torch."),
         "work": case.work,
         "load": case.load,
-        "busiest_share": max(_busiest_share(r) for r in routings),
+        "busiest_share": max(float(load.max() / load.mean()) for load in loads),
         "threads": threads,
         "clock": timing.clock_name(device, threads),
         "rounds": len(next(iter(samples.values()), [])),
@@ -410,9 +386,3 @@ def measure_case(
         "rows": rows,
         "absent": absent,
     }
-
-
-def _busiest_share(routing: Routing) -> float:
-    """Load of the busiest expert, as a multiple of the mean."""
-    load = routing.load().double()
-    return float(load.max() / load.mean()) if routing.num_assignments else 1.0

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 
+from minimoe.bench import timing
 from minimoe.bench.goals import Goal
 from minimoe.bench.tables import decode_text, train_text
-from minimoe.bench.timing import (
-    Setup,
-    clock_name,
-    cpu_clock,
-    cpu_threads,
-    environment,
-    in_turn,
-    load_average,
-    make_clock,
-    paired,
-    spread,
-)
+from minimoe.bench.timing import Options, Setup, paired, spread
 from minimoe.config import ModelConfig
 from minimoe.dispatch import DISPATCHERS
-from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
-from minimoe.train.environment import fast_cpu
+from minimoe.train.environment import fast_cpu, resolve_device
 from minimoe.train.optimizer import make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 
@@ -55,34 +43,15 @@ def parameters(config: ModelConfig, *, active: bool = False) -> int:
         return MixtralModel(config).num_parameters(active=active)
 
 
-def _positive(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
+def decode_suite(options: Options) -> dict[str, Any]:
+    """Tokens per second of `generate` for one sequence with each dispatcher, and of a dense model of equal active size.
 
-
-# --- decoding ------------------------------------------------------------------------------------
-
-
-def bench_decode(
-    rounds: int = 15,
-    threads: int | None = None,
-    *,
-    preset: str = "mini",
-    new_tokens: int = 32,
-    device: torch.device | None = None,
-) -> dict[str, Any]:
-    """Time `generate` for one sequence with each dispatcher, and with a dense model of equal active size; JSON-ready.
-
-    Weights are random: what a token is does not change how long it takes. A round writes `new_tokens` tokens after a
-    prompt of 32, which is read anew each time and counts too.
-
-    Raises:
-        ConfigError: rounds, threads or new_tokens below 1, or an unknown preset.
+    Weights are random: what a token is does not change how long it takes. A round writes its tokens after a prompt of
+    32, which is read anew each time and counts too.
     """
-    _positive(rounds=rounds, threads=threads, new_tokens=new_tokens)
-    device = device or torch.device("cpu")
-    config = ModelConfig.preset(preset)
+    device = resolve_device(options.device or "cpu")
+    preset, new_tokens = ("nano", 2) if options.tiny else ("mini", 32)
+    config, rounds = ModelConfig.preset(preset), options.count(15)
     torch.manual_seed(0)
     sparse = MixtralModel(config).to(device).eval()
     dense = MixtralModel(dense_counterpart(config)).to(device).eval()
@@ -97,27 +66,23 @@ def bench_decode(
 
     names = [n for n in DISPATCHERS if n != "triton" or device.type == "cuda"]
     setups = {"dense": writes(dense, None)} | {n: writes(sparse, n) for n in names}
-    with cpu_threads(threads):
+    with timing.cpu_threads(options.threads):
         used = torch.get_num_threads()
-        seconds = in_turn(setups, make_clock(device), rounds, used, warm_up=2)
-    result: dict[str, Any] = {"suite": "decode"} | environment(device, used)
-    result |= {
-        "preset": preset,
-        "prompt": PROMPT,
-        "new_tokens": new_tokens,
-        "rounds": rounds,
-        "clock": clock_name(device, used),
-        "rows": [
-            {
-                "implementation": n,
-                "tokens_per_second": spread([new_tokens / s for s in v]),
-                "seconds_per_token": spread([s / new_tokens for s in v]),
-                "to_dense": paired(v, seconds["dense"]),
-            }
-            for n, v in seconds.items()
-        ],
-        "load_average_after": load_average(),
-    }
+        clock = timing.make_clock(device)
+        seconds = timing.in_turn(setups, clock, rounds, used, warm_up=2)
+    result: dict[str, Any] = {"suite": "decode"} | timing.environment(device, used)
+    result |= {"preset": preset, "prompt": PROMPT, "new_tokens": new_tokens, "rounds": rounds}
+    result["clock"] = timing.clock_name(device, used)
+    result["rows"] = [
+        {
+            "implementation": n,
+            "tokens_per_second": spread([new_tokens / s for s in v]),
+            "seconds_per_token": spread([s / new_tokens for s in v]),
+            "to_dense": paired(v, seconds["dense"]),
+        }
+        for n, v in seconds.items()
+    ]
+    result["load_average_after"] = timing.load_average()
     print(decode_text(result))
     return result
 
@@ -134,9 +99,6 @@ def dispatched_by(model: MixtralModel, name: str | None) -> Generator[None]:
     finally:
         for layer, dispatch in zip(layers, before, strict=True):
             layer.dispatch = dispatch
-
-
-# --- training ------------------------------------------------------------------------------------
 
 
 def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> Callable[[], None]:
@@ -173,68 +135,42 @@ def measure(
         return lambda i: call
 
     setups = {name: setup(step) for name, step in steps.items()}
-    return in_turn(setups, cpu_clock, rounds, threads, warm_up=WARM_UP)
+    return timing.in_turn(setups, timing.cpu_clock, rounds, threads, warm_up=WARM_UP)
 
 
-def bench_train(
-    rounds: int = 7,
-    threads: int | None = None,
-    *,
-    preset: str = "mini",
-    steps_per_round: int = 2,
-    batch_size: int | None = None,
-) -> dict[str, Any]:
-    """Measure tokens per second of training on the CPU, sparse beside dense, print a table and return the numbers.
+def train_suite(options: Options) -> dict[str, Any]:
+    """Tokens per second of training on the CPU, sparse beside dense.
 
-    A round is `steps_per_round` steps of each model. The rate is the median over rounds; the ratio is the median of
-    the rounds' own ratios, since the two models of one round ran under the same conditions.
-
-    Args:
-        rounds: how often each model is timed.
-        threads: CPU threads (None: as torch is set).
-        preset: whose configuration and batch.
-        batch_size: sequences a step (None: as the preset trains).
-
-    Returns:
-        JSON-ready: rates in tokens per second with lowest and highest round, the ratio, and what it ran on.
-
-    Raises:
-        ConfigError: rounds or threads below 1, or an unknown preset.
+    A round is two steps of each model. The rate is the median over rounds; the ratio is the median of the rounds' own
+    ratios, since the two models of one round ran under the same conditions.
     """
-    _positive(rounds=rounds, threads=threads, steps_per_round=steps_per_round)
-    sparse = ModelConfig.preset(preset)
+    preset, steps_per_round = ("nano", 1) if options.tiny else ("mini", 2)
+    cpu, rounds = torch.device("cpu"), options.count(7)
+    sparse, training = ModelConfig.preset(preset), TRAIN_PRESETS[preset]
     configs = {"sparse": sparse, "dense": dense_counterpart(sparse)}
-    training = TRAIN_PRESETS[preset]
-    if batch_size is not None:
-        training = dataclasses.replace(training, batch_size=batch_size)
-    with cpu_threads(threads), fast_cpu():
+    with timing.cpu_threads(options.threads), fast_cpu():
         steps = {name: training_step(configs[name], training) for name in ("dense", "sparse")}
         used = torch.get_num_threads()
         seconds = measure(steps, rounds, used, steps_per_round)
-    batch = [training.batch_size, training.seq_len]
-    tokens = batch[0] * batch[1] * steps_per_round
+    tokens = training.batch_size * training.seq_len * steps_per_round
     rates = {name: [tokens / s for s in values] for name, values in seconds.items()}
     ratio = paired(rates["sparse"], rates["dense"])
     goal = Goal("tokens per second, sparse / dense", GOAL, ratio["median"], at_most=False)
-    cpu = torch.device("cpu")
-    result: dict[str, Any] = {
-        "suite": "train",
-        **environment(cpu, used),
-        "preset": preset,
-        "clock": clock_name(cpu, used),
-        "batch": batch,
-        "rounds": rounds,
-        "tokens_per_round": tokens,
-        "models": {
-            name: {
-                "parameters": parameters(config),
-                "active_parameters": parameters(config, active=True),
-                "tokens_per_second": spread(rates[name]),
-            }
-            for name, config in configs.items()
-        },
+    result: dict[str, Any] = {"suite": "train"} | timing.environment(cpu, used)
+    result |= {"preset": preset, "clock": timing.clock_name(cpu, used)}
+    result |= {"batch": [training.batch_size, training.seq_len], "rounds": rounds}
+    result["tokens_per_round"] = tokens
+    result["models"] = {
+        name: {
+            "parameters": parameters(config),
+            "active_parameters": parameters(config, active=True),
+            "tokens_per_second": spread(rates[name]),
+        }
+        for name, config in configs.items()
+    }
+    result |= {
         "ratio": ratio,
-        "load_average_after": load_average(),
+        "load_average_after": timing.load_average(),
         "goals": [goal.record()],
     }
     print(train_text(result))

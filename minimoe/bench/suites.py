@@ -5,28 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minimoe.bench import timing
-from minimoe.bench.choices import bench_choices, measure_split
+from minimoe.bench import tables, timing
+from minimoe.bench.choices import choices_suite, measure_split
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
 from minimoe.bench.layer import ZIPF, Case, Shape, make_experts, measure_case
-from minimoe.bench.models import bench_decode, bench_train
+from minimoe.bench.models import decode_suite, train_suite
 from minimoe.bench.peers import gather_field
-from minimoe.bench.tables import (
-    FILES,
-    Result,
-    case_text,
-    check_writable,
-    goal_text,
-    heading,
-    split_text,
-    write_result,
-)
+from minimoe.bench.tables import Result
+from minimoe.bench.timing import Options
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
 from minimoe.train.environment import fast_cpu, resolve_device
@@ -39,52 +30,13 @@ GPU_SHAPES: dict[str, Shape] = {
 GPU_TOKENS = (1, 64, 1024, 8192, 32768)
 CPU_SHAPES: dict[int, Shape] = {2048: (256, 512, 8, 2), 4096: (128, 256, 16, 2)}  # by T
 TINY_CPU: dict[int, Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
-TINY_GPU: dict[str, Shape] = {
-    "Mixtral": (32, 48, 4, 2),
-    "OLMoE": (16, 16, 8, 4),
-    "Qwen3": (16, 16, 16, 4),
-}
+TINY_GPU = {"Mixtral": (32, 48, 4, 2), "OLMoE": (16, 16, 8, 4), "Qwen3": (16, 16, 16, 4)}
 GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
 MOST_SECONDS = 12.0  # of the rounds of one case
 # Compiled kernels that oneDNN keeps. Of its own accord 1,024: room for the shapes of one implementation, but here
 # many would throw out each other's. Read at oneDNN's first product.
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 ROOM = "16384"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a suite is run.
-
-    Attributes:
-        rounds: of each case; None: as the suite has it.
-        threads: CPU threads; None: the CPU suite takes one and then two, the others as torch is set.
-        quick: fewer rounds and cases: a look, not a result.
-        peers: 'NAME=PATH' of implementations from the user's files.
-        device: of the GPU suite and of decoding.
-        tiny: shapes so small that every path of a suite runs in seconds on any device, for the tests.
-    """
-
-    rounds: int | None = None
-    threads: int | None = None
-    quick: bool = False
-    peers: tuple[str, ...] = ()
-    device: str | None = None
-    tiny: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} is {value}; it must be at least 1")
-
-    def command(self, suite: str) -> str:
-        """The command that runs this suite so. Peers are named without the paths of their files."""
-        words = ["python -m minimoe bench --suite", suite]
-        words += [f"--{n} {v}" for n in ("rounds", "threads", "device") if (v := getattr(self, n))]
-        words += ["--quick"] if self.quick else []
-        words += [f"--peer {peer.partition('=')[0]}=PATH" for peer in self.peers]
-        return " ".join(words)
 
 
 def run_and_write(
@@ -105,16 +57,16 @@ def run_and_write(
         names = [n for n in SUITES if n != "gpu" or torch.cuda.is_available()]
     elif name not in SUITES:
         raise ConfigError(f"unknown suite {name!r}; known are {', '.join(SUITES)}, all")
-    files = {} if out is None else {n: out / FILES[n] for n in names}
+    files = {} if out is None else {n: out / tables.FILES[n] for n in names}
     for path in [*files.values(), *([json_path] if json_path else [])]:
-        check_writable(path)
+        tables.check_writable(path)
     results: list[Result] = []
     for suite in names:
         results.append(SUITES[suite](options) | {"command": options.command(suite)})
         if suite in files:
-            write_result(files[suite], results[-1])
+            tables.write_result(files[suite], results[-1])
     if json_path is not None:
-        write_result(json_path, results if name == "all" else results[0])
+        tables.write_result(json_path, results if name == "all" else results[0])
     return results
 
 
@@ -122,14 +74,14 @@ def cpu_suite(options: Options) -> Result:
     """The layer in float32 on one thread and on two."""
     os.environ.setdefault(KERNELS, ROOM)
     device = torch.device("cpu")
-    field = gather_field(device, options.peers)
+    everyone, absent = gather_field(device, options.peers)
+    rounds = options.count(7)
     counts = [options.threads] if options.threads else sorted({1, min(2, os.cpu_count() or 1)})
-    rounds = options.rounds or (3 if options.quick or options.tiny else 7)
     result: Result = {"suite": "cpu"} | timing.environment(device, counts[-1])
-    result |= {"thread_counts": counts, "absent": field.absent, "peaks": [], "cases": []}
+    result |= {"thread_counts": counts, "absent": absent, "peaks": [], "cases": []}
     result |= {"splits": [], "onednn_kernels": os.environ[KERNELS]}
     cache = timing.cache_bytes(device, tiny=options.tiny)
-    print(heading(result))
+    print(tables.heading(result))
     for threads in counts:
         with timing.cpu_threads(threads), fast_cpu():
             peak = timing.measure_device(device, torch.float32, threads, tiny=options.tiny)
@@ -138,14 +90,14 @@ def cpu_suite(options: Options) -> Result:
             for case in cpu_cases(options, skewed=threads == counts[0]):
                 experts, clock = make_experts(case, device), timing.make_clock(device)
                 measured = measure_case(
-                    case, field.implementations, experts, clock, rounds, peak, threads=threads, cache=cache
-                )  # fmt: skip
+                    case, everyone, experts, clock, rounds, peak, threads=threads, cache=cache
+                )
                 result["cases"].append(measured)
-                print(case_text(measured), flush=True)
+                print(tables.case_text(measured), flush=True)
                 if case.tokens > 1 and not case.skew:
                     parts = measure_split(case, experts, clock, rounds, threads, cache)
                     result["splits"].append(parts)
-                    print(split_text(parts), flush=True)
+                    print(tables.split_text(parts), flush=True)
     return _finished(result, cpu_goals(result["cases"], result["peaks"][0]["backends"]))
 
 
@@ -169,16 +121,16 @@ def gpu_suite(options: Options) -> Result:
     """
     device = gpu_device(options)
     started = time.monotonic()
-    field = gather_field(device, options.peers)
+    everyone, absent = gather_field(device, options.peers)
+    rounds = options.count(25, quick=5)
     ours = "triton" if device.type == "cuda" and "triton" in DISPATCHERS else "grouped"
     clock, cache = timing.make_clock(device), timing.cache_bytes(device, tiny=options.tiny)
-    rounds = options.rounds or (3 if options.tiny else 5 if options.quick else 25)
     result: Result = {"suite": "gpu"} | timing.environment(device, torch.get_num_threads())
     measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
     floor = timing.reachable(device, measured)
-    result |= {"absent": field.absent, "peaks": [_peak(None, measured)]}
+    result |= {"absent": absent, "peaks": [_peak(None, measured)]}
     result |= {"cases": [], "out_of_time": []}
-    print(heading(result))
+    print(tables.heading(result))
     cases = gpu_cases(options)
     experts = None
     for i, case in enumerate(cases):
@@ -191,10 +143,10 @@ def gpu_suite(options: Options) -> Result:
             experts = make_experts(case, device)
         seconds = min(MOST_SECONDS, left / (len(cases) - i) / 2)
         values = measure_case(
-            case, field.implementations, experts, clock, rounds, floor, seconds=seconds, cache=cache
+            case, everyone, experts, clock, rounds, floor, seconds=seconds, cache=cache
         )
         result["cases"].append(values)
-        print(case_text(values), flush=True)
+        print(tables.case_text(values), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     for line in result["out_of_time"]:
@@ -237,33 +189,9 @@ def gpu_cases(options: Options) -> list[Case]:
     return cases
 
 
-def train_suite(options: Options) -> Result:
-    """The training rate."""
-    if options.tiny:
-        return bench_train(options.rounds or 1, options.threads, preset="nano", batch_size=1)
-    return bench_train(options.rounds or (3 if options.quick else 7), options.threads)
-
-
-def decode_suite(options: Options) -> Result:
-    """Tokens per second in decoding."""
-    device = resolve_device(options.device or "cpu")
-    rounds = options.rounds or (3 if options.quick or options.tiny else 15)
-    smaller: dict[str, Any] = {"preset": "nano", "new_tokens": 2} if options.tiny else {}
-    return bench_decode(rounds, options.threads, device=device, **smaller)
-
-
-def choices_suite(options: Options) -> Result:
-    """What each choice in the CPU path is worth."""
-    rounds = options.rounds or (3 if options.quick or options.tiny else 21)
-    return bench_choices(rounds, options.threads or 1, tiny=options.tiny)
-
-
 SUITES: dict[str, Callable[[Options], Result]] = {
-    "cpu": cpu_suite,
-    "train": train_suite,
-    "decode": decode_suite,
-    "choices": choices_suite,
-    "gpu": gpu_suite,
+    suite.__name__.removesuffix("_suite"): suite
+    for suite in (cpu_suite, train_suite, decode_suite, choices_suite, gpu_suite)
 }
 
 
@@ -277,5 +205,5 @@ def _finished(result: Result, goals: list[Goal]) -> Result:
     result["goals"] = [goal.record() for goal in goals]
     print()
     for goal in result["goals"]:
-        print(goal_text(goal))
+        print(tables.goal_text(goal))
     return result

@@ -14,15 +14,12 @@ from minimoe.io import write_text
 Result = dict[str, Any]
 
 # names of the files that `--out` writes, by suite
-FILES = {
-    "cpu": "cpu.json",
-    "train": "train_rate.json",
-    "decode": "decode.json",
-    "choices": "choices.json",
-    "gpu": "gpu.json",
-}
-
-# --- numbers -------------------------------------------------------------------------------------
+FILES = {n: f"{n}.json" for n in ("cpu", "train", "decode", "choices", "gpu")}
+FILES["train"] = "train_rate.json"
+VERDICTS = {True: "met", False: "missed", None: ""}
+CASE_HEADS = (
+    "implementation", "median", "quartiles", "x floor", "x dense", "TFLOP/s", "saved", "peak"
+)  # fmt: skip
 
 
 def duration(seconds: float) -> str:
@@ -53,9 +50,6 @@ def rounded(value: Any) -> Any:
     return value
 
 
-# --- text ----------------------------------------------------------------------------------------
-
-
 def heading(result: Result) -> str:
     """What it was measured on, and whether the machine had other work."""
     text = f"{result['hardware']}; torch {result['torch']}; {result['date']}"
@@ -73,27 +67,44 @@ def case_text(case: Result) -> str:
     """One case: a line for each implementation, fastest first."""
     clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
     threads = "" if case["threads"] is None else f", {case['threads']} thread(s)"
-    floor = case["floor"]
+    floor, widths = case["floor"], (32, 10, 19, 8, 8, 8, 8, 8)
     lines = [
         "",
         f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
         f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
         f"floor {duration(floor['seconds'])} ({floor['limit']}); {_rotation(case)}",
-        f"{'implementation':32s} {'median':>10s} {'quartiles':>19s} {'x floor':>8s} {'x dense':>8s} {'TFLOP/s':>8s} "
-        f"{'saved':>8s} {'peak':>8s}",
+        _line(widths, CASE_HEADS),
     ]
-    for row in sorted(case["rows"], key=lambda r: r["seconds"]["median"]):
-        seconds, dense = row["seconds"], row["to_dense"]
-        quartiles = f"{duration(seconds['q1'])}-{duration(seconds['q3'])}"
-        ratio = f"{dense['median']:.3f}" if dense else ""
+    for row in _fastest_first(case):
         how = "" if row["how"] == "call" else f"  ({row['how']})"
-        lines.append(
-            f"{row['implementation']:32s} {duration(seconds['median']):>10s} {quartiles:>19s} {row['to_floor']:8.2f} "
-            f"{ratio:>8s} {row['flops_per_second'] / 1e12:8.3g} {megabytes(row['saved_bytes']):>8s} "
-            f"{megabytes(row['peak_bytes']):>8s}{how}"
-        )
+        lines.append(_line(widths, _cells(row)) + how)
     lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
     return "\n".join(lines)
+
+
+def _fastest_first(case: Result) -> list[Result]:
+    return sorted(case["rows"], key=lambda row: row["seconds"]["median"])
+
+
+def _cells(row: Result) -> list[str]:
+    """What stands under `CASE_HEADS`."""
+    seconds, dense = row["seconds"], row["to_dense"]
+    return [
+        row["implementation"],
+        duration(seconds["median"]),
+        f"{duration(seconds['q1'])}-{duration(seconds['q3'])}",
+        f"{row['to_floor']:.2f}",
+        f"{dense['median']:.3f}" if dense else "",
+        f"{row['flops_per_second'] / 1e12:.3g}",
+        megabytes(row["saved_bytes"]),
+        megabytes(row["peak_bytes"]),
+    ]
+
+
+def _line(widths: Sequence[int], cells: Sequence[str]) -> str:
+    """A line of a table: the first cell to the left, the others to the right."""
+    first, *others = zip(cells, widths, strict=True)
+    return " ".join([f"{first[0]:{first[1]}s}", *(f"{cell:>{width}s}" for cell, width in others)])
 
 
 def _rotation(case: Result) -> str:
@@ -106,10 +117,14 @@ def _rotation(case: Result) -> str:
 
 def split_text(split: Result) -> str:
     """Where the time goes: a line for each part."""
-    lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
+    lines = [_line((32, 10, 8), ("of which", "median", "x dense"))]
     for row in split["rows"]:
-        median = duration(row["seconds"]["median"])
-        lines.append(f"{row['part']:32s} {median:>10s} {row['to_dense']['median']:8.3f}")
+        cells = (
+            row["part"],
+            duration(row["seconds"]["median"]),
+            f"{row['to_dense']['median']:.3f}",
+        )
+        lines.append(_line((32, 10, 8), cells))
     return "\n".join(lines)
 
 
@@ -118,27 +133,27 @@ def choice_text(record: Result) -> str:
     lines = ["", f"{record['question']}, {record['case']}"]
     for row in record["rows"]:
         mark = "*" if row["way"] == record["taken"] else " "
-        ratio, median = row["to_taken"], duration(row["seconds"]["median"])
-        quartiles = f"({ratio['q1']:.3f}-{ratio['q3']:.3f})"
-        lines.append(f"{mark} {row['way']:24s} {median:>10s}  x {ratio['median']:.3f} {quartiles}")
+        ratio = "x {median:.3f} ({q1:.3f}-{q3:.3f})".format(**row["to_taken"])
+        lines.append(f"{mark} {row['way']:24s} {duration(row['seconds']['median']):>10s}  {ratio}")
     return "\n".join(lines)
 
 
 def decode_text(result: Result) -> str:
     """Decoding: a line for each way to dispatch."""
+    widths = (16, 10, 16, 10, 8)
     lines = [
         f"decoding, {result['preset']} model, 1 sequence: {result['new_tokens']} tokens after a prompt of "
         f"{result['prompt']}, {result['rounds']} rounds, {result['threads']} thread(s)",
         heading(result),
-        f"{'implementation':16s} {'tokens/s':>10s} {'quartiles':>16s} {'ms/token':>10s} {'x dense':>8s}",
+        _line(widths, ("implementation", "tokens/s", "quartiles", "ms/token", "x dense")),
     ]
     for row in result["rows"]:
-        rate = row["tokens_per_second"]
-        quartiles = f"{rate['q1']:,.0f}-{rate['q3']:,.0f}"
-        lines.append(
-            f"{row['implementation']:16s} {rate['median']:>10,.0f} {quartiles:>16s} "
-            f"{row['seconds_per_token']['median'] * 1e3:>10.3f} {row['to_dense']['median']:>8.3f}"
-        )
+        rate, quartiles = "{median:,.0f} {q1:,.0f}-{q3:,.0f}".format(
+            **row["tokens_per_second"]
+        ).split()
+        ms, ratio = row["seconds_per_token"]["median"] * 1e3, row["to_dense"]["median"]
+        cells = (row["implementation"], rate, quartiles, f"{ms:.3f}", f"{ratio:.3f}")
+        lines.append(_line(widths, cells))
     return "\n".join(lines)
 
 
@@ -148,32 +163,34 @@ def train_text(result: Result) -> str:
     lines = [
         f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
         heading(result),
-        f"{'model':8s} {'held':>12s} {'active':>12s} {'tokens/s':>10s}   lowest to highest",
+        f"{_line((8, 12, 12, 10), ('model', 'held', 'active', 'tokens/s'))}   lowest to highest",
     ]
     for name, model in result["models"].items():
-        rate = model["tokens_per_second"]
-        lines.append(
-            f"{name:8s} {model['parameters']:>12,} {model['active_parameters']:>12,} {rate['median']:>10,.0f}"
-            f"   {rate['low']:,.0f} to {rate['high']:,.0f}"
-        )
+        numbers = (f"{model['parameters']:,}", f"{model['active_parameters']:,}")
+        rate, spread = "{median:,.0f}|{low:,.0f} to {high:,.0f}".format(
+            **model["tokens_per_second"]
+        ).split("|")
+        lines.append(f"{_line((8, 12, 12, 10), (name, *numbers, rate))}   {spread}")
     lines.append("sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"]))
     return "\n".join(lines + [goal_text(goal) for goal in result["goals"]])
 
 
 def goal_text(goal: Result) -> str:
     """'goal <= 1.15 measured 1.08 ratio 0.94 met ...', from `Goal.record`."""
-    sign = "<=" if goal["bound"] == "at most" else ">="
-    unit = f" {goal['unit']}" if goal["unit"] else ""
-    measured, verdict = "not measured", ""
+    measured = "not measured"
     if goal["measured"] is not None:
-        measured = f"measured {goal['measured']:.4g}{unit} ratio {goal['ratio']:.2f}"
-        verdict = "met" if goal["met"] else "missed"
-    note = f" ({goal['note']})" if goal["note"] else ""
-    aim = f"goal {sign} {goal['limit']:g}{unit}"
-    return f"{aim:24s} {measured:31s} {verdict:6s} {goal['goal']}{note}"
+        measured = f"measured {goal['measured']:.4g}{_unit(goal)} ratio {goal['ratio']:.2f}"
+    sign = "<=" if goal["bound"] == "at most" else ">="
+    aim = f"goal {sign} {goal['limit']:g}{_unit(goal)}"
+    return f"{aim:24s} {measured:31s} {VERDICTS[goal['met']]:6s} {goal['goal']}{_note(goal)}"
 
 
-# --- files ---------------------------------------------------------------------------------------
+def _unit(goal: Result) -> str:
+    return f" {goal['unit']}" if goal["unit"] else ""
+
+
+def _note(goal: Result) -> str:
+    return f" ({goal['note']})" if goal["note"] else ""
 
 
 def check_writable(path: Path) -> None:
@@ -216,9 +233,6 @@ def load_result(path: str | Path) -> Result | None:
         raise MinimoeError(f"{path} is not JSON ({error}); measure it anew with --out") from error
 
 
-# --- Markdown ------------------------------------------------------------------------------------
-
-
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
     """A table in Markdown; all columns but the first are numbers, unless the ruler says otherwise."""
     lines = [heads, ["---"] + [ruler] * (len(heads) - 1), *rows]
@@ -229,31 +243,19 @@ def goals_table(result: Result) -> str:
     """Every goal with its measurement."""
     rows: list[tuple[str, ...]] = []
     for goal in result["goals"]:
-        sign = "≤" if goal["bound"] == "at most" else "≥"
-        unit = f" {goal['unit']}" if goal["unit"] else ""
-        note = f" ({goal['note']})" if goal["note"] else ""
         measured, ratio = "not measured", ""
         if goal["measured"] is not None:
-            measured, ratio = f"{goal['measured']:.3g}{unit}", f"{goal['ratio']:.2f}"
-        verdict = {True: "met", False: "missed", None: ""}[goal["met"]]
-        aim = f"{sign}\N{NO-BREAK SPACE}{goal['limit']:g}{unit}"
-        rows.append((goal["goal"] + note, aim, measured, ratio, verdict))
+            measured, ratio = f"{goal['measured']:.3g}{_unit(goal)}", f"{goal['ratio']:.2f}"
+        sign = "≤" if goal["bound"] == "at most" else "≥"
+        aim = f"{sign}\N{NO-BREAK SPACE}{goal['limit']:g}{_unit(goal)}"
+        rows.append((goal["goal"] + _note(goal), aim, measured, ratio, VERDICTS[goal["met"]]))
     return markdown_table(("what", "goal", "measured", "ratio", ""), rows)
 
 
 def case_markdown(case: Result) -> str:
     """One case, fastest first."""
-    rows = [
-        (
-            row["implementation"],
-            duration(row["seconds"]["median"]),
-            f"{row['to_floor']:.2f}",
-            f"{row['to_dense']['median']:.3f}" if row["to_dense"] else "",
-            megabytes(row["saved_bytes"]),
-            megabytes(row["peak_bytes"]),
-        )
-        for row in sorted(case["rows"], key=lambda r: r["seconds"]["median"])
-    ]
+    cells = [_cells(row) for row in _fastest_first(case)]
+    rows = [[row[i] for i in (0, 1, 3, 4, 6, 7)] for row in cells]
     return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
 
 
@@ -292,15 +294,11 @@ def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str
 
 def decode_table(result: Result) -> str:
     """Tokens per second of each way to dispatch."""
-    rows = [
-        (
-            row["implementation"],
-            f"{row['tokens_per_second']['median']:,.0f}",
-            f"{row['seconds_per_token']['median'] * 1e3:.2f}",
-            f"{row['to_dense']['median']:.2f}",
-        )
-        for row in result["rows"]
-    ]
+    rows: list[tuple[str, ...]] = []
+    for row in result["rows"]:
+        keys = ("tokens_per_second", "seconds_per_token", "to_dense")
+        rate, seconds, ratio = (row[key]["median"] for key in keys)
+        rows.append((row["implementation"], f"{rate:,.0f}", f"{seconds * 1e3:.2f}", f"{ratio:.2f}"))
     return markdown_table(("", "tokens/s", "ms a token", "× dense"), rows)
 
 

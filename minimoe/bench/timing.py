@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minimoe.cost import DEVICES, Device
+from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.linear import cpu_backend, linear, onednn_available
 from minimoe.routing import Routing
@@ -36,16 +38,48 @@ COLD = 2
 LARGEST_COPIES = {"cpu": 1 << 30, "cuda": 8 << 30}  # bytes of one implementation's copies
 PACKAGES = ("transformers", "triton", "liger-kernel", "sonic-moe")
 
-# --- clocks and rounds ---------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Options:
+    """How a suite is run.
+
+    Attributes:
+        rounds: of each case; None: as the suite has it.
+        threads: CPU threads; None: the CPU suite takes one and then two, the others as torch is set.
+        quick: fewer rounds and cases: a look, not a result.
+        peers: 'NAME=PATH' of implementations from the user's files.
+        device: of the GPU suite and of decoding.
+        tiny: shapes so small that every path of a suite runs in seconds on any device, for the tests.
+    """
+
+    rounds: int | None = None
+    threads: int | None = None
+    quick: bool = False
+    peers: tuple[str, ...] = ()
+    device: str | None = None
+    tiny: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} is {value}; it must be at least 1")
+
+    def count(self, usual: int, quick: int = 3) -> int:
+        """The rounds that were asked for, or those that are usual, fewer for a look or a test."""
+        return self.rounds or (3 if self.tiny else quick if self.quick else usual)
+
+    def command(self, suite: str) -> str:
+        """The command that runs this suite so. Peers are named without the paths of their files."""
+        words = ["python -m minimoe bench --suite", suite]
+        words += [f"--{n} {v}" for n in ("rounds", "threads", "device") if (v := getattr(self, n))]
+        words += ["--quick"] if self.quick else []
+        words += [f"--peer {peer.partition('=')[0]}=PATH" for peer in self.peers]
+        return " ".join(words)
 
 
 class Sample(NamedTuple):
-    """One timed call.
-
-    Attributes:
-        wall: seconds that passed; on a GPU between two events of its stream.
-        cpu: seconds of processor time that the process spent in all its threads; None on a GPU.
-    """
+    """One timed call in seconds: by the wall (on a GPU between two events of its stream), and of processor time, which
+    the process spent in all its threads (on a GPU None)."""
 
     wall: float
     cpu: float | None = None
@@ -99,19 +133,14 @@ def alternate(
     setups: Mapping[str, Setup],
     clock: Clock,
     rounds: int,
-    *,
     warm_up: int = 1,
     seconds: float | None = None,
 ) -> dict[str, list[Sample]]:
     """Time each function once a round, in turn and every other round in the opposite order.
 
-    What disturbs the machine for longer than a call then disturbs all alike. Untimed calls of each go before: kernels
-    are compiled for new shapes, and a run is long enough to have met all that come back.
-
-    Args:
-        rounds: how often each is timed.
-        warm_up: untimed calls of each.
-        seconds: stop after the round that reaches this total, but not before round `FEWEST_ROUNDS`.
+    What disturbs the machine for longer than a call then disturbs all alike. Each is called `warm_up` times untimed
+    before, because kernels are compiled for new shapes, and a run is long enough to have met all that come back.
+    Rounds stop when they have taken so many `seconds`, but not before round `FEWEST_ROUNDS`.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in setups}
     for setup in setups.values():
@@ -127,10 +156,8 @@ def alternate(
 
 
 def steady(samples: Sequence[Sample], threads: int | None) -> list[float]:
-    """Seconds of each sample by the steadier clock: processor time with one thread, else the wall.
-
-    Several threads spend processor time waiting for each other, so that it says nothing.
-    """
+    """Seconds of each sample by the steadier clock: processor time with one thread, else the wall, because several
+    threads spend processor time waiting for each other."""
     return [s.cpu if threads == 1 and s.cpu is not None else s.wall for s in samples]
 
 
@@ -161,22 +188,22 @@ def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]
     return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
-# --- cold weights --------------------------------------------------------------------------------
 # In a model the other layers pass through the cache before a layer's turn comes again. A layer that is measured alone,
 # with one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
 # faster than it ever runs. So calls take turns among copies, so many that no timed call finds its weights in the cache.
 
 
-def copies_needed(leaves: Sequence[Tensor], share: float, cache: int, limit: int) -> int:
+def copies_needed(
+    leaves: Iterable[Tensor], share: float, cache: int, limit: int | None = None
+) -> int:
     """In how many copies these weights outgrow the cache, with `share` of each copy touched; at least 1.
 
-    Args:
-        cache: bytes of the cache.
-        limit: bytes that all copies may take.
+    Cache and limit, which all copies together may take (None: what their device affords), are in bytes.
     """
+    leaves = list(leaves)
     held = sum(leaf.nbytes for leaf in leaves)
     needed = math.ceil(COLD * cache / max(held * share, 1))
-    return max(1, min(needed, limit // max(held, 1)))
+    return max(1, min(needed, (limit or LARGEST_COPIES[leaves[0].device.type]) // max(held, 1)))
 
 
 def touched_share(routings: Sequence[Routing]) -> float:
@@ -188,9 +215,6 @@ def touched_share(routings: Sequence[Routing]) -> float:
 def copied(experts: Experts, count: int) -> list[Experts]:
     """The experts themselves and `count` - 1 copies."""
     return [experts, *(copy.deepcopy(experts) for _ in range(count - 1))]
-
-
-# --- memory --------------------------------------------------------------------------------------
 
 
 def saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor]) -> int:
@@ -210,10 +234,8 @@ def saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor]) -> int
 
 
 def held_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
-    """Bytes on a GPU that a forward pass leaves allocated for its backward pass: without its result, and with x.
-
-    Other than `saved_bytes` it sees what a function keeps outside autograd's list.
-    """
+    """Bytes on a GPU that a forward pass leaves allocated for its backward pass: without its result, and with x; also
+    what a function keeps outside autograd's list, which `saved_bytes` does not see."""
     torch.cuda.synchronize(x.device)
     before = torch.cuda.memory_allocated(x.device)
     y = forward()
@@ -222,11 +244,8 @@ def held_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
-    """The most that torch's allocator held during `work` beyond what it held before.
-
-    On a CPU it is the peak of what torch's profiler reports; what the libraries behind torch allocate for themselves
-    (packed blocks of a product) is not seen.
-    """
+    """The most that torch's allocator held during `work` beyond what it held before. On a CPU torch's profiler says it,
+    which does not see what the libraries behind torch allocate for themselves (packed blocks of a product)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -247,9 +266,6 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         held += int(event.nbytes())
         peak = max(peak, held)
     return peak
-
-
-# --- the machine ---------------------------------------------------------------------------------
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
