@@ -232,7 +232,7 @@ def gpu() -> str:
     """The GPU's results, or the goals and that nothing is measured yet."""
     result = tables.load_result(RESULTS / "gpu.json")
     if result is None:
-        aims = {"goals": [goal.record() | {"note": ""} for goal in gpu_goals([], "triton")]}
+        aims = {"goals": [goal | {"note": ""} for goal in gpu_goals([], "triton")]}
         said = (
             "**No result of a GPU is stored yet.** The goals below, those for one H200 in bf16, are open, and nothing "
             "on this page says how fast the kernels are."

@@ -10,7 +10,7 @@ import pytest
 
 from book import benchmarks, filled
 from minimoe.bench import figures, tables
-from minimoe.bench.goals import Goal
+from minimoe.bench.goals import make_goal
 from minimoe.errors import MinimoeError
 
 matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def result() -> Any:
             case(both, *rows, load="skewed"),
             case("forward", *rows, tokens=1),
         ],
-        "goals": [Goal("a", 1.15, 1.2, note="worst").record(), Goal("b", 520, None, False, "TFLOP/s").record()],
+        "goals": [make_goal("a", 1.15, 1.2, note="worst"), make_goal("b", 520, None, False, "TFLOP/s")],
     }  # fmt: skip
     plt.close("all")
 
@@ -175,12 +175,12 @@ def test_no_number_stands_in_the_page_itself() -> None:
 
 def test_the_verdict_by_hand() -> None:
     goals = [
-        Goal("a", 1.0, 1.1),
-        Goal("b", 2.0, 1.9, at_most=False),
-        Goal("c", 1.0, 0.5),
-        Goal("d", 1.0, None),
+        make_goal("a", 1.0, 1.1),
+        make_goal("b", 2.0, 1.9, at_most=False),
+        make_goal("c", 1.0, 0.5),
+        make_goal("d", 1.0, None),
     ]
-    said = benchmarks.verdict({"goals": [goal.record() for goal in goals]})
+    said = benchmarks.verdict({"goals": goals})
     assert said == "Of 3 goals that apply here, 1 are met. Missed by 10 %: a. Missed by 5 %: b."
 
 
@@ -209,7 +209,7 @@ def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
     ]  # fmt: skip
     result = {
         "device": "cuda", "hardware": "NVIDIA H200", "torch": "2", "date": "today", "command": "the command",
-        "cases": cases, "goals": [Goal("rate", 520, 500, False, "TFLOP/s").record()],
+        "cases": cases, "goals": [make_goal("rate", 520, 500, False, "TFLOP/s")],
     }  # fmt: skip
     (tmp_path / "gpu.json").write_text(json.dumps(result))
     shown = benchmarks.gpu()

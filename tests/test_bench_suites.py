@@ -9,7 +9,7 @@ import torch
 
 from minimoe import __main__ as cli
 from minimoe.bench import choices, models, suites, tables
-from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, worst
+from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, make_goal, worst
 from minimoe.bench.layer import DENSE, Case, make_experts
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, Field, dense, gather_field
 from minimoe.bench.suites import Options, run_and_write
@@ -348,8 +348,8 @@ def made_case(
 
 
 def found(results: list[Goal], start: str) -> Goal:
-    exact = [g for g in results if g.text == start]
-    (goal,) = exact or [g for g in results if g.text.startswith(start)]
+    exact = [g for g in results if g["goal"] == start]
+    (goal,) = exact or [g for g in results if g["goal"].startswith(start)]
     return goal
 
 
@@ -364,26 +364,26 @@ def test_cpu_goals_take_the_worst_case_and_leave_skewed_ones_out() -> None:
     ]
     results = cpu_goals(cases, {"mkl": 1.0, "onednn": 2.0})
     dense = found(results, "grouped / dense MLP through the same backend, forward, 1 thread(s)")
-    assert (dense.measured, dense.met, dense.note) == (1.2, False, "worst: T4096")
+    assert (dense["measured"], dense["met"], dense["note"]) == (1.2, False, "worst: T4096")
     eager = found(results, f"{EAGER} / grouped, forward, 1")
-    assert eager.measured == pytest.approx(1.1 / 1.2)
-    assert eager.met is False
+    assert eager["measured"] == pytest.approx(1.1 / 1.2)
+    assert eager["met"] is False
     flagged = found(results, f"{EAGER}{FLAG} / grouped, forward, 1")
-    assert flagged.measured == pytest.approx(1.0) and flagged.met
+    assert flagged["measured"] == pytest.approx(1.0) and flagged["met"]
     gain = found(results, "grouped / dense MLP through plain torch, forward, 1")
-    assert (gain.limit, gain.measured, gain.met) == (0.6, 0.6, True)
+    assert (gain["limit"], gain["measured"], gain["met"]) == (0.6, 0.6, True)
     both = found(results, "grouped / dense MLP through the same backend, forward+backward")
-    assert both.measured is None and both.met is None
+    assert both["measured"] is None and both["met"] is None
 
 
 def test_the_gain_of_the_backend_is_a_goal_only_where_there_can_be_one() -> None:
     cases = [made_case({DENSE: 1.0, DENSE_TORCH: 1.1, "grouped": 1.1})]
     text = "grouped / dense MLP through plain torch, forward, 1"
     gain = found(cpu_goals(cases, {"mkl": 1.0, "onednn": 1.1}), text)
-    assert gain.measured is None
-    assert gain.note == "applies where oneDNN is 1.9 times as fast as MKL; here 1.10"
+    assert gain["measured"] is None
+    assert gain["note"] == "applies where oneDNN is 1.9 times as fast as MKL; here 1.10"
     gain = found(cpu_goals(cases, {"mkl": 1.0}), text)
-    assert gain.note == "oneDNN is not used on this processor"
+    assert gain["note"] == "oneDNN is not used on this processor"
 
 
 def test_gpu_goals_by_hand() -> None:
@@ -407,50 +407,54 @@ def test_gpu_goals_by_hand() -> None:
     results = gpu_goals(cases, "triton")
     assert len(results) == 24
     latency = found(results, "Mixtral, T = 1")
-    assert (latency.measured, latency.met) == (pytest.approx(200), True)
-    assert found(results, "OLMoE, T = 1").met is False
-    assert found(results, "Qwen3, T = 1").measured is None
+    assert (latency["measured"], latency["met"]) == (pytest.approx(200), True)
+    assert found(results, "OLMoE, T = 1")["met"] is False
+    assert found(results, "Qwen3, T = 1")["measured"] is None
     floor = found(results, "T = 64 forward")
-    assert (floor.measured, floor.note, floor.met) == (pytest.approx(1.4), "worst: Qwen3T64", False)
+    assert (floor["measured"], floor["note"], floor["met"]) == (
+        pytest.approx(1.4),
+        "worst: Qwen3T64",
+        False,
+    )
     rate = found(results, "Mixtral, T from 8k to 32k, forward")
-    assert (rate.measured, rate.met) == (pytest.approx(500), False)
-    assert rate.record()["ratio"] == pytest.approx(500 / 580)
-    assert found(results, "Qwen3, T from 8k to 32k, forward+backward").met is True
+    assert (rate["measured"], rate["met"]) == (pytest.approx(500), False)
+    assert rate["ratio"] == pytest.approx(500 / 580)
+    assert found(results, "Qwen3, T from 8k to 32k, forward+backward")["met"] is True
     liger = found(results, "Liger-Kernel / triton, forward, ")
-    assert (liger.measured, liger.met) == (pytest.approx(1.5), True)
-    assert found(results, "transformers grouped_mm / triton, forward, ").measured == 2.0
+    assert (liger["measured"], liger["met"]) == (pytest.approx(1.5), True)
+    assert found(results, "transformers grouped_mm / triton, forward, ")["measured"] == 2.0
     # of two peers of that name the faster one counts
     scatter = found(results, "ScatterMoE / triton, forward+backward")
-    assert (scatter.measured, scatter.met) == (pytest.approx(1.2), False)
-    assert found(results, "SonicMoE / triton, forward, T up to 1k").met is False
-    assert found(results, "SonicMoE / triton, forward, T from 8k").measured == pytest.approx(0.8)
+    assert (scatter["measured"], scatter["met"]) == (pytest.approx(1.2), False)
+    assert found(results, "SonicMoE / triton, forward, T up to 1k")["met"] is False
+    assert found(results, "SonicMoE / triton, forward, T from 8k")["measured"] == pytest.approx(0.8)
     saved = found(results, "Qwen3, T = 8k, saved")
-    assert (saved.measured, saved.met) == (250.0, True)
+    assert (saved["measured"], saved["met"]) == (250.0, True)
     missing = found(results, "vLLM / triton")
-    assert missing.note == "vLLM was not measured"
+    assert missing["note"] == "vLLM was not measured"
 
 
 def test_goal_lines_read_as_promised() -> None:
-    goal = Goal("a / b, forward", 1.15, 1.2, note="worst: T8")
-    line = goal_text(goal.record())
+    goal = make_goal("a / b, forward", 1.15, 1.2, note="worst: T8")
+    line = goal_text(goal)
     assert (
         " ".join(line.split())
         == "goal <= 1.15 measured 1.2 ratio 1.04 missed a / b, forward (worst: T8)"
     )
-    goal = Goal("rate", 520, 530.0, at_most=False, unit="TFLOP/s")
-    line = " ".join(goal_text(goal.record()).split())
+    goal = make_goal("rate", 520, 530.0, at_most=False, unit="TFLOP/s")
+    line = " ".join(goal_text(goal).split())
     assert line == "goal >= 520 TFLOP/s measured 530 TFLOP/s ratio 1.02 met rate"
-    line = " ".join(goal_text(Goal("rate", 520, None, note="no GPU").record()).split())
+    line = " ".join(goal_text(make_goal("rate", 520, None, note="no GPU")).split())
     assert line == "goal <= 520 not measured rate (no GPU)"
 
 
 def test_worst_is_the_farthest_from_the_goal() -> None:
     cases = [made_case({"a": 1.0}), made_case({"a": 3.0}, tokens=1)]
     seconds = lambda row: row["seconds"]["median"]  # noqa: E731
-    assert worst("", 2, cases, "a", seconds).measured == 3.0
-    assert worst("", 2, cases, "a", seconds, at_most=False).measured == 1.0
-    assert worst("", 2, cases[:1], "a", seconds).note == "T2048"
-    assert worst("", 2, [], "a", seconds, missing="why").note == "why"
+    assert worst("", 2, cases, "a", seconds)["measured"] == 3.0
+    assert worst("", 2, cases, "a", seconds, at_most=False)["measured"] == 1.0
+    assert worst("", 2, cases[:1], "a", seconds)["note"] == "T2048"
+    assert worst("", 2, [], "a", seconds, note="why")["note"] == "why"
 
 
 # --- where the time goes -------------------------------------------------------------------------

@@ -132,11 +132,7 @@ def gpu_rates(result: Result, work: str) -> Figure:
 
 
 def select(result: Result, **values: Any) -> list[Result]:
-    """The cases with these values.
-
-    Raises:
-        MinimoeError: there are none.
-    """
+    """The cases with these values; a MinimoeError where there are none."""
     found = [c for c in result["cases"] if all(c[k] == v for k, v in values.items())]
     if not found:
         raise MinimoeError(f"the result has no cases with {values}: it is from another version")
@@ -166,9 +162,7 @@ def _name_rows(axes: Any, names: list[str]) -> None:
     axes[0][0].invert_yaxis()
 
 
-def _whisker(
-    axis: Axes, spread: dict[str, float], y: float, colour: str, marker: str = "o"
-) -> None:
+def _whisker(axis: Axes, spread: Result, y: float, colour: str, marker: str = "o") -> None:
     """Median as a marker, quartiles as a line."""
     axis.plot([spread["q1"], spread["q3"]], [y, y], color=colour, linewidth=1.4, alpha=0.6)
     axis.plot(spread["median"], y, marker, color=colour, markersize=4.5)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from minimoe.bench.layer import DENSE
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SONIC
 
 Case = dict[str, Any]
+Goal = dict[str, Any]
 # reads a number from an implementation's row of a case; None where the row does not have it
 Read = Callable[[dict[str, Any]], float | None]
 
@@ -22,45 +22,30 @@ OTHER_RATE = {FORWARD: 520.0, BOTH: 430.0}
 MANY, FEW = range(8192, 32769), range(1, 1025)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """One aim beside its measurement.
+def make_goal(
+    text: str,
+    limit: float,
+    measured: float | None = None,
+    at_most: bool = True,
+    unit: str = "",
+    note: str = "",
+) -> Goal:
+    """One aim, an upper or lower bound, beside its measurement; JSON-ready.
 
-    Attributes:
-        text: what is compared.
-        limit: the aim.
-        measured: None where it was not measured; `note` says why.
-        at_most: the aim is an upper bound, else a lower one.
-        unit: of both numbers; '' for a ratio.
-        note: which case decides, or why there is no measurement.
+    `measured`, its ratio to the limit and `met` are None where there is no measurement, and `note` says why; else which
+    case decides. The unit of a ratio is ''.
     """
-
-    text: str
-    limit: float
-    measured: float | None
-    at_most: bool = True
-    unit: str = ""
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether it is reached; None: not measured."""
-        if self.measured is None:
-            return None
-        return self.measured <= self.limit if self.at_most else self.measured >= self.limit
-
-    def record(self) -> dict[str, Any]:
-        """JSON-ready; `ratio` is measured over goal."""
-        return {
-            "goal": self.text,
-            "limit": self.limit,
-            "bound": "at most" if self.at_most else "at least",
-            "unit": self.unit,
-            "measured": self.measured,
-            "ratio": None if self.measured is None else self.measured / self.limit,
-            "met": self.met,
-            "note": self.note,
-        }
+    known = measured is not None
+    return {
+        "goal": text,
+        "limit": limit,
+        "bound": "at most" if at_most else "at least",
+        "unit": unit,
+        "measured": measured,
+        "ratio": measured / limit if known else None,
+        "met": (measured <= limit if at_most else measured >= limit) if known else None,
+        "note": note,
+    }
 
 
 def pick(cases: Iterable[Case], work: str, **values: Any) -> list[Case]:
@@ -74,23 +59,16 @@ def pick(cases: Iterable[Case], work: str, **values: Any) -> list[Case]:
 
 
 def worst(
-    text: str,
-    limit: float,
-    cases: list[Case],
-    ours: str,
-    read: Read,
-    *,
-    at_most: bool = True,
-    unit: str = "",
-    missing: str = "no such case was measured",
+    text: str, limit: float, cases: list[Case], ours: str, read: Read, **options: Any
 ) -> Goal:
     """The goal for the case that is farthest from it, by what `read` finds in our row."""
     rows = [(read(r), c["case"]) for c in cases for r in c["rows"] if r["implementation"] == ours]
     found = [(value, case) for value, case in rows if value is not None]
-    if not found:
-        return Goal(text, limit, None, at_most, unit, missing)
-    value, case = max(found) if at_most else min(found)
-    return Goal(text, limit, value, at_most, unit, case if len(cases) == 1 else f"worst: {case}")
+    known: dict[str, Any] = {"note": "no such case was measured", **options}
+    if found:
+        value, case = max(found) if options.get("at_most", True) else min(found)
+        known |= {"measured": value, "note": case if len(cases) == 1 else f"worst: {case}"}
+    return make_goal(text, limit, **known)
 
 
 def _over(other: str) -> Read:
@@ -102,10 +80,8 @@ def _speedup(peer: str, *, begins: bool = False) -> Read:
     """Time of a peer over ours; of the fastest whose name `begins` so, since users name variants of one peer alike."""
 
     def read(row: dict[str, Any]) -> float | None:
-        fits = (
-            [n for n in row["ratios"] if n.lower().startswith(peer.lower())] if begins else [peer]
-        )
-        ratios = [r for n in fits if (r := _over(n)(row)) is not None]
+        named = [n for n in row["ratios"] if n.lower().startswith(peer.lower())]
+        ratios = [r for n in (named if begins else [peer]) if (r := _over(n)(row)) is not None]
         return 1 / max(ratios) if ratios else None
 
     return read
@@ -127,14 +103,13 @@ def cpu_goals(cases: list[Case], backends: dict[str, float], ours: str = "groupe
             # the gain that comes from the backend alone: aimed at only where the backend is fast enough to give it
             text = f"{ours} / dense MLP through plain torch, {where}"
             advantage, needed = backends.get("onednn", 0) / backends["mkl"], limit / gain
-            if not advantage:
-                note = "oneDNN is not used on this processor"
-                goals.append(Goal(text, gain, None, note=note))
-            elif advantage < needed:
-                note = f"applies where oneDNN is {needed:.1f} times as fast as MKL; here {advantage:.2f}"
-                goals.append(Goal(text, gain, None, note=note))
-            else:
+            times = f"{needed:.1f} times as fast as MKL; here {advantage:.2f}"
+            if advantage >= needed:
                 goals.append(worst(text, gain, mine, ours, _over(DENSE_TORCH)))
+            elif advantage:
+                goals.append(make_goal(text, gain, note=f"applies where oneDNN is {times}"))
+            else:
+                goals.append(make_goal(text, gain, note="oneDNN is not used on this processor"))
     return goals
 
 
@@ -146,24 +121,16 @@ def gpu_goals(cases: list[Case], ours: str) -> list[Goal]:
         goals.append(worst(text, limit, mine, ours, read, **options))
 
     for name, limit in LATENCY.items():
-        mine = pick(cases, FORWARD, name=name, tokens=1)
-        text = f"{name}, T = 1, time of a replayed graph"
-        aim(text, limit, mine, lambda row: row["seconds"]["median"] * 1e6, unit="us")
+        mine, text = pick(cases, FORWARD, name=name, tokens=1), "T = 1, time of a replayed graph"
+        aim(f"{name}, {text}", limit, mine, lambda r: r["seconds"]["median"] * 1e6, unit="us")
     mine = pick(cases, FORWARD, tokens=64)
-    aim("T = 64 forward, time / floor", 1.35, mine, lambda row: row["to_floor"])
+    aim("T = 64 forward, time / floor", 1.35, mine, lambda r: r["to_floor"])
+    rate: dict[str, Any] = {"at_most": False, "unit": "TFLOP/s"}
     for work in (FORWARD, BOTH):
         for name in LATENCY:
+            text, mine = f"T from 8k to 32k, {work}", pick(cases, work, name=name, tokens=MANY)
             limit = RATE[work].get(name, OTHER_RATE[work])
-            mine = pick(cases, work, name=name, tokens=MANY)
-            text, unit = f"{name}, T from 8k to 32k, {work}", "TFLOP/s"
-            aim(
-                text,
-                limit,
-                mine,
-                lambda row: row["flops_per_second"] / 1e12,
-                at_most=False,
-                unit=unit,
-            )
+            aim(f"{name}, {text}", limit, mine, lambda r: r["flops_per_second"] / 1e12, **rate)
     for peer, work, limit, tokens in (
         (GROUPED_MM, FORWARD, 1.6, MANY), (GROUPED_MM, BOTH, 1.5, MANY),
         (SCATTER, FORWARD, 1.3, MANY), (SCATTER, BOTH, 1.3, MANY),
@@ -173,9 +140,9 @@ def gpu_goals(cases: list[Case], ours: str) -> list[Goal]:
         (SONIC, FORWARD, 1.0, FEW), (SONIC, FORWARD, 0.9, MANY), (SONIC, BOTH, 0.9, MANY),
     ):  # fmt: skip
         text = f"{peer} / {ours}, {work}, {'T up to 1k' if tokens is FEW else 'T from 8k'}"
-        mine, missing = pick(cases, work, tokens=tokens), f"{peer} was not measured"
-        aim(text, limit, mine, _speedup(peer, begins=True), at_most=False, missing=missing)
+        read, missing = _speedup(peer, begins=True), f"{peer} was not measured"
+        aim(text, limit, pick(cases, work, tokens=tokens), read, at_most=False, note=missing)
     mine = pick(cases, BOTH, name="Qwen3", tokens=8192)
     text = "Qwen3, T = 8k, saved for the backward pass (X and H only: 235, padded 260)"
-    aim(text, 260.0, mine, lambda row: row["saved_bytes"] / 1e6, unit="MB")
+    aim(text, 260.0, mine, lambda r: r["saved_bytes"] / 1e6, unit="MB")
     return goals

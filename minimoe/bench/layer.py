@@ -34,25 +34,22 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: T tokens through one layer.
+    """One measurement: T tokens through one layer."""
 
-    Attributes:
-        name: of the shape.
-        backward: forward and backward pass; else forward without gradients.
-        skew: 0 for uniform routing; s > 0 draws experts with probabilities proportional to 1/rank^s (Zipf).
-        replay: time one call among many with changing experts, on a GPU replayed as one CUDA graph: decoding.
-    """
-
-    name: str
+    name: str  # of the shape
     tokens: int
     hidden_size: int
     expert_size: int
     num_experts: int
     k: int
     dtype: torch.dtype = torch.float32
-    backward: bool = False
-    skew: float = 0.0
-    replay: bool = False
+    backward: bool = False  # forward and backward pass; else forward without gradients
+    skew: float = (
+        0.0  # s > 0: probabilities of experts are proportional to 1/rank^s (Zipf); 0: uniform
+    )
+    replay: bool = (
+        False  # decoding: one call among many with changing experts, on a GPU a CUDA graph
+    )
 
     def replace(self, **changes: object) -> Case:
         """The same case with other values."""
@@ -138,23 +135,20 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to run the layer.
+    """One way to run the layer."""
 
-    Attributes:
-        name: in tables and JSON.
-        prepare: brings the weights into the form that it wants; not timed.
-        exact: computes the layer, so that its result is compared with the definition; the dense MLP does not.
-        capturable: its forward pass may be recorded in a CUDA graph (it never waits for the device).
-        refuses: why it cannot do a case; None: it can.
-        inside: wraps a call in what has to be switched on around it.
-    """
-
-    name: str
-    prepare: Callable[[Case, Experts], Ready]
-    exact: bool = True
-    capturable: bool = False
-    refuses: Callable[[Case], str | None] = lambda case: None
-    inside: Callable[[Work], Work] = lambda work: work
+    name: str  # in tables and JSON
+    prepare: Callable[
+        [Case, Experts], Ready
+    ]  # brings weights into the form that it wants; not timed
+    exact: bool = (
+        True  # computes the layer, and is compared with the definition; the dense MLP does not
+    )
+    capturable: bool = False  # never waits for the device: may be recorded in a CUDA graph
+    refuses: Callable[[Case], str | None] = lambda case: (
+        None
+    )  # why it cannot do a case; None: it can
+    inside: Callable[[Work], Work] = lambda work: work  # wraps a call in what must be switched on
 
 
 def forward_call(ready: Ready, x: Tensor, routing: Routing) -> Work:
@@ -278,6 +272,7 @@ def reference(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
 
 def relative_error(y: Tensor, right: Tensor) -> float:
     """Largest difference over the rows of `right`, beside its largest value."""
+    y, right = y.detach(), right.detach()
     scale = float(right.abs().max()) or 1.0
     return float((y[: len(right)].double() - right).abs().max()) / scale
 
@@ -294,17 +289,11 @@ def measure_case(
     threads: int | None = None,
     cache: int = 0,
 ) -> dict[str, Any]:
-    """Measure every implementation that can do the case; JSON-ready.
+    """Measure every implementation that can do the case, in so many rounds or until `seconds` are over; JSON-ready.
 
     An implementation that fails or gives a wrong result has its reason in `absent` and no time. For a dispatcher
-    `ratios` hold its time over each other's, round by round. Calls take turns among copies of the experts.
-
-    Args:
-        rounds: how often each implementation is timed at most.
-        floor_device: whose peak and bandwidth make the floor.
-        seconds: the rounds stop after so many (None: all rounds).
-        threads: CPU threads that torch uses; None on a GPU.
-        cache: bytes of the last-level cache, which the copies outgrow; 0: one set of weights, whatever is in the cache.
+    `ratios` hold its time over each other's, round by round. The floor is that of a device's peak and bandwidth.
+    Threads are None on a GPU. Calls take turns among copies of the experts that outgrow a cache of so many bytes.
     """
     device = experts.gate_up_proj.device
     inputs = make_inputs(case, device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from minimoe.bench import timing
-from minimoe.bench.goals import Goal
+from minimoe.bench.goals import make_goal
 from minimoe.bench.tables import decode_text, train_text
 from minimoe.bench.timing import Options, Setup, paired, spread
 from minimoe.config import ModelConfig
@@ -155,7 +155,7 @@ def train_suite(options: Options) -> dict[str, Any]:
     tokens = training.batch_size * training.seq_len * steps_per_round
     rates = {name: [tokens / s for s in values] for name, values in seconds.items()}
     ratio = paired(rates["sparse"], rates["dense"])
-    goal = Goal("tokens per second, sparse / dense", GOAL, ratio["median"], at_most=False)
+    goal = make_goal("tokens per second, sparse / dense", GOAL, ratio["median"], at_most=False)
     result: dict[str, Any] = {"suite": "train"} | timing.environment(cpu, used)
     result |= {"preset": preset, "clock": timing.clock_name(cpu, used)}
     result |= {"batch": [training.batch_size, training.seq_len], "rounds": rounds}
@@ -171,7 +171,7 @@ def train_suite(options: Options) -> dict[str, Any]:
     result |= {
         "ratio": ratio,
         "load_average_after": timing.load_average(),
-        "goals": [goal.record()],
+        "goals": [goal],
     }
     print(train_text(result))
     return result

@@ -8,6 +8,8 @@ is absent with its reason; it never stops the others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Generator
@@ -33,9 +35,6 @@ FLAG = ", oneDNN"  # after the name of a peer whose products go through oneDNN
 LIGER, SONIC = "Liger-Kernel", "SonicMoE"
 # bytes of copied weights beyond which `batched_mm`, which copies the experts of every token, is left out
 LARGEST_COPY = {"cpu": 1 << 30, "cuda": 16 << 30}
-GET_HF = "transformers is not installed (pip install 'minimoe[hf]')"
-GET_LIGER = "not installed (pip install 'minimoe[peers]')"
-GET_SONIC = "not installed (package sonic-moe, for Hopper GPUs and newer)"
 NO_CUDA = "its kernels need a CUDA device"
 
 
@@ -47,11 +46,7 @@ class Field(NamedTuple):
 
 
 def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Field:
-    """All implementations for a device; `user_peers` are 'NAME=PATH'.
-
-    Raises:
-        ConfigError: a user's peer that cannot be loaded.
-    """
+    """All implementations for a device; `user_peers` are 'NAME=PATH', and one that cannot be loaded a ConfigError."""
     on_gpu = device.type == "cuda"
     found = [Implementation(DENSE, dense, exact=False, capturable=True)]
     if not on_gpu and onednn_available():
@@ -62,17 +57,20 @@ def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Fiel
         if name != "triton" or on_gpu
     ]
     absent = {} if on_gpu else {"triton": NO_CUDA}
-    for package, name, missing, gpu_only, make in (
-        ("transformers", "transformers", GET_HF, False, _transformers),
-        ("liger_kernel", LIGER, GET_LIGER, True, _liger),
-        ("sonicmoe", SONIC, GET_SONIC, True, _sonic),
+    if importlib.util.find_spec("transformers") is None:
+        absent["transformers"] = "transformers is not installed (pip install 'minimoe[hf]')"
+    else:
+        found += _transformers(device)
+    for package, name, how, prepare in (
+        ("liger_kernel", LIGER, "pip install 'minimoe[peers]'", liger),
+        ("sonicmoe", SONIC, "package sonic-moe, for Hopper GPUs and newer", sonic),
     ):
         if importlib.util.find_spec(package) is None:
-            absent[name] = missing
-        elif gpu_only and not on_gpu:
+            absent[name] = f"not installed ({how})"
+        elif not on_gpu:
             absent[name] = NO_CUDA
         else:
-            found += make(device)
+            found.append(Implementation(name, prepare))
     for peer in user_peers:
         name = peer.partition("=")[0]
         if name in [i.name for i in found]:
@@ -81,17 +79,12 @@ def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Fiel
     return Field(tuple(found), absent)
 
 
-# --- minimoe's own -------------------------------------------------------------------------------
-
-
 def dispatcher(name: str) -> Prepare:
     """One of minimoe's own ways to dispatch."""
-
-    def prepare(case: Case, experts: Experts) -> Ready:
-        dispatch = DISPATCHERS[name]
-        return Ready(lambda x, routing: dispatch(x, routing, experts), tuple(experts.parameters()))
-
-    return prepare
+    dispatch = DISPATCHERS[name]
+    return lambda case, experts: Ready(
+        lambda x, routing: dispatch(x, routing, experts), tuple(experts.parameters())
+    )
 
 
 def dense(case: Case, experts: Experts) -> Ready:
@@ -111,9 +104,6 @@ def dense_torch(case: Case, experts: Experts) -> Ready:
         return F.linear(F.silu(gate) * up, down)
 
     return Ready(forward, leaves)
-
-
-# --- other people's ------------------------------------------------------------------------------
 
 
 def as_peer(forward: Callable[..., Any], w13: Tensor, w2: Tensor) -> Ready:
@@ -145,101 +135,88 @@ def products_through_onednn() -> Generator[None]:
 def _transformers(device: torch.device) -> list[Implementation]:
     """The experts of transformers' Mixtral, with each of the implementations that it offers."""
     found: list[Implementation] = []
-    for name in (EAGER, GROUPED_MM):
-        prepare = _mixtral_experts(name.split()[-1])
+    for name in (EAGER, GROUPED_MM, BATCHED_MM):
+        prepare = functools.partial(_mixtral_experts, name.split()[-1])
         found.append(Implementation(name, prepare, capturable=name != EAGER))
-        if device.type == "cpu" and onednn_available():
+        if name != BATCHED_MM and device.type == "cpu" and onednn_available():
             found.append(Implementation(name + FLAG, prepare, inside=products_through_onednn()))
-    prepare, refuses = _mixtral_experts("batched_mm"), _copies_too_much(device)
-    return [*found, Implementation(BATCHED_MM, prepare, capturable=True, refuses=refuses)]
+    refuses = functools.partial(_copies_too_much, device)
+    return [*found[:-1], dataclasses.replace(found[-1], refuses=refuses)]
 
 
-def _mixtral_experts(kind: str) -> Prepare:
-    def prepare(case: Case, experts: Experts) -> Ready:
-        from transformers import MixtralConfig
-        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+def _mixtral_experts(kind: str, case: Case, experts: Experts) -> Ready:
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-        config: Any = MixtralConfig(
-            hidden_size=case.hidden_size,
-            intermediate_size=case.expert_size,
-            num_local_experts=case.num_experts,
-            num_experts_per_tok=case.k,
-        )
-        config._experts_implementation = kind
-        with torch.device("meta"):
-            module: Any = MixtralExperts(config)
-        module.gate_up_proj, module.down_proj = experts.gate_up_proj, experts.down_proj
+    config: Any = MixtralConfig(
+        hidden_size=case.hidden_size,
+        intermediate_size=case.expert_size,
+        num_local_experts=case.num_experts,
+        num_experts_per_tok=case.k,
+    )
+    config._experts_implementation = kind
+    with torch.device("meta"):
+        module: Any = MixtralExperts(config)
+    module.gate_up_proj, module.down_proj = experts.gate_up_proj, experts.down_proj
 
-        def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-            return module(x, expert, weight.to(x.dtype))
+    def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+        return module(x, expert, weight.to(x.dtype))
 
-        return as_peer(forward, experts.gate_up_proj, experts.down_proj)
-
-    return prepare
+    return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 
 
-def _copies_too_much(device: torch.device) -> Callable[[Case], str | None]:
-    def refuses(case: Case) -> str | None:
-        copied = case.tokens * case.k * 3 * case.hidden_size * case.expert_size
-        copied *= case.dtype.itemsize
-        if copied <= LARGEST_COPY[device.type]:
-            return None
-        size = f"{copied / 2**30:,.0f} GiB"
-        return f"would copy {size} of weights, those of K experts for every token"
-
-    return refuses
+def _copies_too_much(device: torch.device, case: Case) -> str | None:
+    numbers = case.tokens * case.k * 3 * case.hidden_size * case.expert_size
+    copied = numbers * case.dtype.itemsize
+    if copied <= LARGEST_COPY[device.type]:
+        return None
+    return f"would copy {copied / 2**30:,.0f} GiB of weights, those of K experts for every token"
 
 
-def _liger(device: torch.device) -> list[Implementation]:
+def liger(case: Case, experts: Experts) -> Ready:
+    """Liger-Kernel's fused layer."""
+
     def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
         from liger_kernel.ops import fused_moe  # pyright: ignore[reportMissingImports]
 
         function: Any = fused_moe.LigerFusedMoEFunction
         return function.apply(x, w13, w2, expert.int(), weight)
 
-    def prepare(case: Case, experts: Experts) -> Ready:
-        return as_peer(forward, experts.gate_up_proj, experts.down_proj)
-
-    return [Implementation(LIGER, prepare)]
+    return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 
 
-def _sonic(device: torch.device) -> list[Implementation]:
-    def prepare(case: Case, experts: Experts) -> Ready:
-        import sonicmoe  # pyright: ignore[reportMissingImports]
-        from sonicmoe.enums import ActivationType  # pyright: ignore[reportMissingImports]
+def sonic(case: Case, experts: Experts) -> Ready:
+    """SonicMoE's layer, whose versions want the weights in different layouts."""
+    import sonicmoe  # pyright: ignore[reportMissingImports]
+    from sonicmoe.enums import ActivationType  # pyright: ignore[reportMissingImports]
 
-        function: Any = sonicmoe.moe_general_routing_inputs
-        known = inspect.signature(function).parameters
-        options: dict[str, Any] = {"stream_id": torch.cuda.current_stream().cuda_stream}
-        w13, w2 = experts.gate_up_proj, experts.down_proj
-        halves = [n for n in ("concat_layout", "is_concatenated_gate_up") if n in known]
-        if halves:
-            options[halves[0]] = True
-        else:  # versions that want gate and up rows in turn
-            w13 = w13.detach().unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).requires_grad_()
+    function: Any = sonicmoe.moe_general_routing_inputs
+    known = inspect.signature(function).parameters
+    options: dict[str, Any] = {"stream_id": torch.cuda.current_stream().cuda_stream}
+    w13, w2 = experts.gate_up_proj, experts.down_proj
+    halves = [n for n in ("concat_layout", "is_concatenated_gate_up") if n in known]
+    if halves:
+        options[halves[0]] = True
+    else:  # versions that want gate and up rows in turn
+        w13 = w13.detach().unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).requires_grad_()
 
-        def forward(x: Tensor, routing: Routing) -> Tensor:
-            options["is_inference_mode_enabled"] = not torch.is_grad_enabled()
-            y, _ = function(
-                x, routing.weight, routing.token.int(), routing.expert.int(),
-                w13.permute(1, 2, 0), None, w2.permute(1, 2, 0), None,
-                E=case.num_experts, activation_type=ActivationType.SWIGLU, **options,
-            )  # fmt: skip
-            return y
+    def forward(x: Tensor, routing: Routing) -> Tensor:
+        options["is_inference_mode_enabled"] = not torch.is_grad_enabled()
+        y, _ = function(
+            x, routing.weight, routing.token.int(), routing.expert.int(),
+            w13.permute(1, 2, 0), None, w2.permute(1, 2, 0), None,
+            E=case.num_experts, activation_type=ActivationType.SWIGLU, **options,
+        )  # fmt: skip
+        return y
 
-        return Ready(forward, (w13, w2))
-
-    return [Implementation(SONIC, prepare)]
+    return Ready(forward, (w13, w2))
 
 
 def load_peer(text: str) -> Implementation:
     """A peer from a file: 'NAME=PATH' of a Python file that defines `forward(x, w13, w2, expert, weight)`.
 
     The file may also define `prepare(w13, w2) -> (w13, w2)`, called once and not timed, for another layout of the
-    weights, and `backward = False` where it has no gradients.
-
-    Raises:
-        ConfigError: not of that form, no such file, a file that fails, or one without the function.
+    weights, and `backward = False` where it has no gradients. A ConfigError says what is wrong with the file.
     """
     name, separator, path = text.partition("=")
     if not separator or not name or not path:

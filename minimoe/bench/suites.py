@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,6 +36,7 @@ MOST_SECONDS = 12.0  # of the rounds of one case
 # many would throw out each other's. Read at oneDNN's first product.
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 ROOM = "16384"
+SPEEDS = ("flops_per_second", "bytes_per_second")
 
 
 def run_and_write(
@@ -44,9 +44,8 @@ def run_and_write(
 ) -> list[Result]:
     """Run a suite, or 'all' that this machine can run, and write the results.
 
-    Args:
-        json_path: one file; with 'all' a list of results.
-        out: a folder, which gets one file for each suite, named as those in book/results.
+    They are written to one file (of 'all' as a list), and to a folder `out`, where each suite has a file named as those
+    in book/results.
 
     Raises:
         ConfigError: no suite of this name, no GPU for the GPU suite, a peer that cannot be loaded, or a file that
@@ -86,7 +85,8 @@ def cpu_suite(options: Options) -> Result:
         with timing.cpu_threads(threads), fast_cpu():
             peak = timing.measure_device(device, torch.float32, threads, tiny=options.tiny)
             rates = timing.backend_rates(threads, tiny=options.tiny)
-            result["peaks"].append(_peak(threads, peak) | {"backends": rates})
+            speeds = {n: getattr(peak, n) for n in SPEEDS}
+            result["peaks"].append({"threads": threads} | speeds | {"backends": rates})
             for case in cpu_cases(options, skewed=threads == counts[0]):
                 experts, clock = make_experts(case, device), timing.make_clock(device)
                 measured = measure_case(
@@ -114,11 +114,7 @@ def cpu_cases(options: Options, *, skewed: bool) -> list[Case]:
 
 
 def gpu_suite(options: Options) -> Result:
-    """The whole GPU programme in bf16, within eight minutes.
-
-    Raises:
-        ConfigError: there is no such GPU.
-    """
+    """The whole GPU programme in bf16, within eight minutes. Without a GPU a ConfigError."""
     device = gpu_device(options)
     started = time.monotonic()
     everyone, absent = gather_field(device, options.peers)
@@ -128,7 +124,8 @@ def gpu_suite(options: Options) -> Result:
     result: Result = {"suite": "gpu"} | timing.environment(device, torch.get_num_threads())
     measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
     floor = timing.reachable(device, measured)
-    result |= {"absent": absent, "peaks": [_peak(None, measured)]}
+    peak = {"threads": None} | {n: getattr(measured, n) for n in SPEEDS}
+    result |= {"absent": absent, "peaks": [peak]}
     result |= {"cases": [], "out_of_time": []}
     print(tables.heading(result))
     cases = gpu_cases(options)
@@ -155,11 +152,7 @@ def gpu_suite(options: Options) -> Result:
 
 
 def gpu_device(options: Options) -> torch.device:
-    """The device of the GPU suite: --device, or CUDA.
-
-    Raises:
-        ConfigError: it is not there.
-    """
+    """The device of the GPU suite: --device, or CUDA. A ConfigError where it is not there."""
     name = options.device or "cuda"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -195,14 +188,9 @@ SUITES: dict[str, Callable[[Options], Result]] = {
 }
 
 
-def _peak(threads: int | None, device: timing.Device) -> dict[str, Any]:
-    rates = {n: getattr(device, n) for n in ("flops_per_second", "bytes_per_second")}
-    return {"threads": threads} | rates
-
-
 def _finished(result: Result, goals: list[Goal]) -> Result:
     result["load_average_after"] = timing.load_average()
-    result["goals"] = [goal.record() for goal in goals]
+    result["goals"] = goals
     print()
     for goal in result["goals"]:
         print(tables.goal_text(goal))

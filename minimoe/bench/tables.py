@@ -16,10 +16,10 @@ Result = dict[str, Any]
 # names of the files that `--out` writes, by suite
 FILES = {n: f"{n}.json" for n in ("cpu", "train", "decode", "choices", "gpu")}
 FILES["train"] = "train_rate.json"
-VERDICTS = {True: "met", False: "missed", None: ""}
-CASE_HEADS = (
-    "implementation", "median", "quartiles", "x floor", "x dense", "TFLOP/s", "saved", "peak"
-)  # fmt: skip
+CASE_LINE = "{:32s} {:>10s} {:>19s} {:>8s} {:>8s} {:>8s} {:>8s} {:>8s}"
+CASE_HEADS = "implementation|median|quartiles|x floor|x dense|TFLOP/s|saved|peak"
+DECODE_LINE = "{:16s} {:>10s} {:>16s} {:>10s} {:>8s}"
+TRAIN_LINE = "{:8s} {:>12s} {:>12s} {:>10s}   {}"
 
 
 def duration(seconds: float) -> str:
@@ -67,23 +67,23 @@ def case_text(case: Result) -> str:
     """One case: a line for each implementation, fastest first."""
     clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
     threads = "" if case["threads"] is None else f", {case['threads']} thread(s)"
-    floor, widths = case["floor"], (32, 10, 19, 8, 8, 8, 8, 8)
+    floor = case["floor"]
     lines = [
         "",
         f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
         f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
         f"floor {duration(floor['seconds'])} ({floor['limit']}); {_rotation(case)}",
-        _line(widths, CASE_HEADS),
+        CASE_LINE.format(*CASE_HEADS.split("|")),
     ]
-    for row in _fastest_first(case):
+    for row in sorted(case["rows"], key=_median):
         how = "" if row["how"] == "call" else f"  ({row['how']})"
-        lines.append(_line(widths, _cells(row)) + how)
+        lines.append(CASE_LINE.format(*_cells(row)) + how)
     lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
     return "\n".join(lines)
 
 
-def _fastest_first(case: Result) -> list[Result]:
-    return sorted(case["rows"], key=lambda row: row["seconds"]["median"])
+def _median(row: Result) -> float:
+    return row["seconds"]["median"]
 
 
 def _cells(row: Result) -> list[str]:
@@ -101,12 +101,6 @@ def _cells(row: Result) -> list[str]:
     ]
 
 
-def _line(widths: Sequence[int], cells: Sequence[str]) -> str:
-    """A line of a table: the first cell to the left, the others to the right."""
-    first, *others = zip(cells, widths, strict=True)
-    return " ".join([f"{first[0]:{first[1]}s}", *(f"{cell:>{width}s}" for cell, width in others)])
-
-
 def _rotation(case: Result) -> str:
     """'weights in 6 copies, 22 of dense; cache 33.6 MB': what has the most common number of copies is not named."""
     counts = {row["implementation"]: row["weight_copies"] for row in case["rows"]}
@@ -117,14 +111,10 @@ def _rotation(case: Result) -> str:
 
 def split_text(split: Result) -> str:
     """Where the time goes: a line for each part."""
-    lines = [_line((32, 10, 8), ("of which", "median", "x dense"))]
+    lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
     for row in split["rows"]:
-        cells = (
-            row["part"],
-            duration(row["seconds"]["median"]),
-            f"{row['to_dense']['median']:.3f}",
-        )
-        lines.append(_line((32, 10, 8), cells))
+        ratio = row["to_dense"]["median"]
+        lines.append(f"{row['part']:32s} {duration(_median(row)):>10s} {ratio:8.3f}")
     return "\n".join(lines)
 
 
@@ -134,26 +124,23 @@ def choice_text(record: Result) -> str:
     for row in record["rows"]:
         mark = "*" if row["way"] == record["taken"] else " "
         ratio = "x {median:.3f} ({q1:.3f}-{q3:.3f})".format(**row["to_taken"])
-        lines.append(f"{mark} {row['way']:24s} {duration(row['seconds']['median']):>10s}  {ratio}")
+        lines.append(f"{mark} {row['way']:24s} {duration(_median(row)):>10s}  {ratio}")
     return "\n".join(lines)
 
 
 def decode_text(result: Result) -> str:
     """Decoding: a line for each way to dispatch."""
-    widths = (16, 10, 16, 10, 8)
     lines = [
         f"decoding, {result['preset']} model, 1 sequence: {result['new_tokens']} tokens after a prompt of "
         f"{result['prompt']}, {result['rounds']} rounds, {result['threads']} thread(s)",
         heading(result),
-        _line(widths, ("implementation", "tokens/s", "quartiles", "ms/token", "x dense")),
+        DECODE_LINE.format("implementation", "tokens/s", "quartiles", "ms/token", "x dense"),
     ]
     for row in result["rows"]:
-        rate, quartiles = "{median:,.0f} {q1:,.0f}-{q3:,.0f}".format(
-            **row["tokens_per_second"]
-        ).split()
-        ms, ratio = row["seconds_per_token"]["median"] * 1e3, row["to_dense"]["median"]
-        cells = (row["implementation"], rate, quartiles, f"{ms:.3f}", f"{ratio:.3f}")
-        lines.append(_line(widths, cells))
+        rate, ms = row["tokens_per_second"], row["seconds_per_token"]["median"] * 1e3
+        cells = (f"{rate['median']:,.0f}", f"{rate['q1']:,.0f}-{rate['q3']:,.0f}", f"{ms:.3f}")
+        ratio = f"{row['to_dense']['median']:.3f}"
+        lines.append(DECODE_LINE.format(row["implementation"], *cells, ratio))
     return "\n".join(lines)
 
 
@@ -163,42 +150,36 @@ def train_text(result: Result) -> str:
     lines = [
         f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
         heading(result),
-        f"{_line((8, 12, 12, 10), ('model', 'held', 'active', 'tokens/s'))}   lowest to highest",
+        TRAIN_LINE.format("model", "held", "active", "tokens/s", "lowest to highest"),
     ]
     for name, model in result["models"].items():
-        numbers = (f"{model['parameters']:,}", f"{model['active_parameters']:,}")
-        rate, spread = "{median:,.0f}|{low:,.0f} to {high:,.0f}".format(
-            **model["tokens_per_second"]
-        ).split("|")
-        lines.append(f"{_line((8, 12, 12, 10), (name, *numbers, rate))}   {spread}")
+        rate = {k: f"{v:,.0f}" for k, v in model["tokens_per_second"].items()}
+        numbers = (f"{model['parameters']:,}", f"{model['active_parameters']:,}", rate["median"])
+        lines.append(TRAIN_LINE.format(name, *numbers, f"{rate['low']} to {rate['high']}"))
     lines.append("sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"]))
     return "\n".join(lines + [goal_text(goal) for goal in result["goals"]])
 
 
 def goal_text(goal: Result) -> str:
     """'goal <= 1.15 measured 1.08 ratio 0.94 met ...', from `Goal.record`."""
-    measured = "not measured"
-    if goal["measured"] is not None:
-        measured = f"measured {goal['measured']:.4g}{_unit(goal)} ratio {goal['ratio']:.2f}"
-    sign = "<=" if goal["bound"] == "at most" else ">="
-    aim = f"goal {sign} {goal['limit']:g}{_unit(goal)}"
-    return f"{aim:24s} {measured:31s} {VERDICTS[goal['met']]:6s} {goal['goal']}{_note(goal)}"
+    aim, what, measured, verdict = _words(goal, "goal <= ", "goal >= ", ".4g")
+    ratio = "" if goal["ratio"] is None else f" ratio {goal['ratio']:.2f}"
+    measured = f"measured {measured}{ratio}" if ratio else measured
+    return f"{aim:24s} {measured:31s} {verdict:6s} {what}"
 
 
-def _unit(goal: Result) -> str:
-    return f" {goal['unit']}" if goal["unit"] else ""
-
-
-def _note(goal: Result) -> str:
-    return f" ({goal['note']})" if goal["note"] else ""
+def _words(goal: Result, most: str, least: str, digits: str) -> tuple[str, str, str, str]:
+    """The aim, what is compared, the measurement and the verdict."""
+    unit, note = (f" {goal['unit']}" if goal["unit"] else ""), goal["note"]
+    aim = f"{most if goal['bound'] == 'at most' else least}{goal['limit']:g}{unit}"
+    what = goal["goal"] + (f" ({note})" if note else "")
+    if goal["met"] is None:
+        return aim, what, "not measured", ""
+    return aim, what, f"{goal['measured']:{digits}}{unit}", "met" if goal["met"] else "missed"
 
 
 def check_writable(path: Path) -> None:
-    """Find out before measuring for minutes that the result could not be written.
-
-    Raises:
-        ConfigError: it could not.
-    """
+    """Find out before measuring for minutes that the result could not be written: a ConfigError says it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -210,20 +191,12 @@ def check_writable(path: Path) -> None:
 
 
 def write_result(path: Path, result: Result | list[Result]) -> None:
-    """Write one measurement, or several, as JSON.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+    """Write one measurement, or several, as JSON; a WriteError where the file cannot be written."""
     write_text(path, json.dumps(rounded(result), indent=1, allow_nan=False) + "\n")
 
 
 def load_result(path: str | Path) -> Result | None:
-    """A stored result; None where there is none yet.
-
-    Raises:
-        MinimoeError: the file is not JSON.
-    """
+    """A stored result; None where there is none yet, and a MinimoeError where the file is not JSON."""
     path = Path(path)
     if not path.exists():
         return None
@@ -243,18 +216,17 @@ def goals_table(result: Result) -> str:
     """Every goal with its measurement."""
     rows: list[tuple[str, ...]] = []
     for goal in result["goals"]:
-        measured, ratio = "not measured", ""
-        if goal["measured"] is not None:
-            measured, ratio = f"{goal['measured']:.3g}{_unit(goal)}", f"{goal['ratio']:.2f}"
-        sign = "≤" if goal["bound"] == "at most" else "≥"
-        aim = f"{sign}\N{NO-BREAK SPACE}{goal['limit']:g}{_unit(goal)}"
-        rows.append((goal["goal"] + _note(goal), aim, measured, ratio, VERDICTS[goal["met"]]))
+        aim, what, measured, verdict = _words(
+            goal, "≤\N{NO-BREAK SPACE}", "≥\N{NO-BREAK SPACE}", ".3g"
+        )
+        ratio = "" if goal["ratio"] is None else f"{goal['ratio']:.2f}"
+        rows.append((what, aim, measured, ratio, verdict))
     return markdown_table(("what", "goal", "measured", "ratio", ""), rows)
 
 
 def case_markdown(case: Result) -> str:
     """One case, fastest first."""
-    cells = [_cells(row) for row in _fastest_first(case)]
+    cells = [_cells(row) for row in sorted(case["rows"], key=_median)]
     rows = [[row[i] for i in (0, 1, 3, 4, 6, 7)] for row in cells]
     return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
 
@@ -272,8 +244,7 @@ def ways_not_taken(result: Result, question: str) -> dict[str, list[float]]:
 def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str:
     """Every choice: the way taken, what was expected, the others' times over its own, and whether it came so.
 
-    Args:
-        expected: by question in words, and the least ratio that the words promise.
+    What is expected is told by question: in words, and as the least ratio that the words promise.
     """
     taken: dict[str, dict[str, None]] = {}  # by question, each way once
     for record in result["choices"]:

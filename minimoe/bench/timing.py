@@ -41,23 +41,18 @@ PACKAGES = ("transformers", "triton", "liger-kernel", "sonic-moe")
 
 @dataclass(frozen=True)
 class Options:
-    """How a suite is run.
+    """How a suite is run, as the command line says it."""
 
-    Attributes:
-        rounds: of each case; None: as the suite has it.
-        threads: CPU threads; None: the CPU suite takes one and then two, the others as torch is set.
-        quick: fewer rounds and cases: a look, not a result.
-        peers: 'NAME=PATH' of implementations from the user's files.
-        device: of the GPU suite and of decoding.
-        tiny: shapes so small that every path of a suite runs in seconds on any device, for the tests.
-    """
-
-    rounds: int | None = None
-    threads: int | None = None
-    quick: bool = False
-    peers: tuple[str, ...] = ()
-    device: str | None = None
-    tiny: bool = False
+    rounds: int | None = None  # of each case; None: as the suite has it
+    threads: int | None = (
+        None  # None: the CPU suite takes one and then two, the others as torch is set
+    )
+    quick: bool = False  # fewer rounds and cases: a look, not a result
+    peers: tuple[str, ...] = ()  # 'NAME=PATH' of implementations from the user's files
+    device: str | None = None  # of the GPU suite and of decoding
+    tiny: bool = (
+        False  # shapes so small that every path runs in seconds on any device, for the tests
+    )
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("threads", self.threads)):
