@@ -178,6 +178,16 @@ def test_aux_loss_is_absent_without_sparse_layers() -> None:
     assert torch.equal(out.loss, out.lm_loss)
 
 
+@pytest.mark.parametrize("dense", [0, 1])
+def test_a_dense_layer_has_no_part_in_the_balancing_loss(dense: int) -> None:
+    ids = random_ids(2, 12)
+    out = tiny_model(num_hidden_layers=3, mlp_only_layers=(dense,)).train()(ids, labels=ids)
+    assert len(out.routings) == 2 and out.aux_loss is not None and out.loss is not None
+    mean = sum(switch_loss(routing) for routing in out.routings) / 2
+    torch.testing.assert_close(out.aux_loss, mean)
+    out.loss.backward()
+
+
 @pytest.mark.parametrize("level", [-10.0, -60.0, -80.0])
 def test_a_collapse_of_sigmoid_scores_is_seen_however_small_they_are(level: float) -> None:
     """With an ε beside Σ s the shares, and the balancing loss, would fall to 0 where the router is collapsed."""
@@ -205,6 +215,25 @@ def test_cv2_does_not_depend_on_the_size_of_the_weights(scale: float) -> None:
     assert loss.item() == pytest.approx(0.25)
     loss.backward()
     assert weight.grad is not None and bool(weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("choice", "weight", "num_experts"),
+    [
+        ([[0], [1], [2], [3]], 0.5, 4),
+        ([[0], [1], [2], [3]], 0.0, 4),
+        ([[0], [0], [0], [0]], 0.5, 1),
+    ],
+)
+def test_even_importance_costs_nothing_and_pulls_nowhere(
+    choice: list[list[int]], weight: float, num_experts: int
+) -> None:
+    """The gradient of a standard deviation is 0/0 there; that of the variance is 0."""
+    w = torch.full((4, 1), weight, requires_grad=True)
+    loss = importance_loss(topk_routing(choice, w, num_experts))
+    loss.backward()
+    assert loss.item() == 0
+    assert w.grad is not None and w.grad.tolist() == [[0.0]] * 4
 
 
 @pytest.mark.parametrize("level", [-5.0, -30.0, -45.0, -60.0, -110.0])

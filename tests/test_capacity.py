@@ -199,3 +199,28 @@ def test_model_with_the_capacity_dispatcher() -> None:
     other = MixtralModel(TINY.replace(experts_implementation="capacity"))
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(ids, labels=ids).loss, expected.loss)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("factor", [1e-6, 2.4])
+@pytest.mark.parametrize("implementation", ["loop", "capacity", "grouped"])
+@pytest.mark.parametrize(
+    ("router_type", "k"), [("top_k", 2), ("switch", 1), ("expert_choice", 1), ("sigmoid", 2)]
+)
+def test_a_capacity_above_the_tokens_or_of_one_place_trains(
+    router_type: str, k: int, implementation: str, factor: float, tokens: int
+) -> None:
+    """2.4 places a token and expert are more than a batch of one or three tokens can fill."""
+    config = TINY.replace(
+        router_type=router_type, num_experts_per_tok=k, capacity_factor=factor, experts_implementation=implementation
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MixtralModel(config).train()
+    ids = torch.arange(tokens)[None]
+    out = model(ids, labels=ids)
+    assert out.loss is not None
+    out.loss.backward()
+    for routing in out.routings:
+        kept = routing.expert[routing.kept] if routing.kept is not None else routing.expert
+        most = int(kept.bincount(minlength=TINY.num_experts).max())
+        assert 1 <= most <= max(1, math.ceil(factor * tokens * k / TINY.num_experts))

@@ -471,6 +471,15 @@ def test_trap_20_foreign_and_partial_folders_name_their_tensors(
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_head_that_is_not_tied_must_be_there(tmp_path: Path) -> None:
+    tiny_model(tie_word_embeddings=False).save_pretrained(tmp_path, layout="huggingface")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight \(1\)$"):
+        MixtralModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_a_pickle_is_not_read(tmp_path: Path, name: str) -> None:
     tiny_model().save_pretrained(tmp_path, layout="huggingface")

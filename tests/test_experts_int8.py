@@ -185,6 +185,24 @@ def test_a_model_in_int8_generates(implementation: str) -> None:
     assert torch.equal(model.generate(ids, 5, temperature=0), expected)
 
 
+def test_a_model_in_int8_survives_its_state_dict_another_type_and_training() -> None:
+    model = tiny_model()
+    small, ids = quantize_experts(model), random_ids(2, 6)
+    other = quantize_experts(tiny_model(seed=1))
+    other.load_state_dict(small.state_dict())
+    assert torch.equal(other(ids).logits, small(ids).logits)
+    short = quantize_experts(model).to(torch.bfloat16)
+    assert {v.dtype for k, v in short.state_dict().items() if k.endswith("_scale")} == {
+        torch.float32
+    }
+    loss = small.train()(ids, labels=ids).loss
+    assert loss is not None
+    loss.backward()
+    gates = [g for name, g in small.named_parameters() if name.endswith("mlp.gate.weight")]
+    assert len(gates) == TINY.num_hidden_layers
+    assert all(gate.grad is not None and bool(gate.grad.any()) for gate in gates)
+
+
 def test_soft_moe_runs_in_int8() -> None:
     model = tiny_model(router_type="soft")
     a, b = model(random_ids(2, 6)).logits, quantize_experts(model)(random_ids(2, 6)).logits

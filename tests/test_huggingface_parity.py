@@ -68,6 +68,32 @@ def test_dense_models_are_the_same(folders: dict[str, tuple[Path, Any]], kind: s
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("value", [True, False, None])
+@pytest.mark.parametrize("kind", ["olmoe", "qwen2_moe", "qwen3_moe"])
+def test_weights_are_renormalised_where_the_configuration_or_its_default_says_so(
+    tmp_path: Path, kind: str, value: bool | None
+) -> None:
+    """None: config.json does not say it, and the family's default holds."""
+    saved(tmp_path, kind, norm_topk_prob=bool(value))
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    if value is None:
+        del values["norm_topk_prob"]
+        path.write_text(json.dumps(values))
+    ids = random_ids(1, 9)
+    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = theirs(ids).logits
+    torch.testing.assert_close(
+        MixtralModel.from_pretrained(tmp_path)(ids).logits, expected, **CLOSE
+    )
+    if value is None:  # the choice matters: the other one has other logits
+        values["norm_topk_prob"] = not theirs.config.norm_topk_prob
+        path.write_text(json.dumps(values))
+        other = MixtralModel.from_pretrained(tmp_path)(ids).logits
+        assert not torch.allclose(other, expected, **CLOSE)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize("kind", SPARSE)
 def test_trap_20_every_layout_on_disk_is_read(tmp_path: Path, kind: str, layout: str) -> None:

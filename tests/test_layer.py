@@ -1,11 +1,13 @@
 """Sparse layers by configuration: every router in a whole model, shared experts, activations, capacity in training."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minimoe import MixtralModel, ModelConfig
 from minimoe.capacity import routing_capacity
@@ -195,3 +197,67 @@ def test_trap_15_generate_refuses_what_is_not_causal(router_type: str) -> None:
     model = MixtralModel(config_of(router_type))
     with pytest.raises(MinimoeError, match="is not causal"):
         model.generate(ids(), 2)
+
+
+RECOMPUTED = (
+    ("top_k", 0.3), ("noisy_top_k", 0.0), ("uniform", 0.0), ("sinkhorn", 0.0), ("expert_choice", 0.0),
+    ("sigmoid", 0.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("router_type", "jitter"), RECOMPUTED)
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
+    router_type: str, jitter: float, reentrant: bool
+) -> None:
+    torch.manual_seed(1)
+    layer = MoELayer(config_of(router_type, router_jitter_noise=jitter)).train()
+    x = torch.randn(40, 16, requires_grad=True)
+
+    def gradients(forward: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        layer.zero_grad()
+        x.grad = None
+        torch.manual_seed(5)  # the noise of the router
+        forward(x).square().sum().backward()
+        return [p.grad for p in (*layer.parameters(), x) if p.grad is not None]
+
+    def recomputed(x: torch.Tensor) -> torch.Tensor:
+        y = checkpoint(lambda z: layer(z)[0], x, use_reentrant=reentrant)
+        assert isinstance(y, torch.Tensor)
+        return y
+
+    plain = gradients(lambda z: layer(z)[0])
+    assert len(plain) >= 3
+    for a, b in zip(plain, gradients(recomputed), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_noise_of_the_router_does_not_reach_the_experts() -> None:
+    """One expert of weight 1: whatever the router reads, the output is that expert's of x itself."""
+    torch.manual_seed(0)
+    layer = MoELayer(TINY.replace(num_experts=1, num_experts_per_tok=1, router_jitter_noise=0.9))
+    x = torch.randn(20, 16)
+    given = x.clone()
+    assert torch.equal(layer.train()(x)[0], layer.eval()(x)[0])
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("balance", BALANCE_TYPES)
+@pytest.mark.parametrize("router_type", ROUTER_TYPES)
+def test_a_batch_with_nothing_to_learn_from_has_a_finite_loss(
+    router_type: str, balance: str
+) -> None:
+    """A row of padding alone, labels that all say 'leave out', a batch of padding alone: counts of 0 to divide by."""
+    torch.manual_seed(0)
+    model = MixtralModel(config_of(router_type, router_aux_loss_type=balance)).train()
+    given = ids(3, 7)
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    mask[1], mask[2, :3] = 0, 0
+    cases = ((given, mask), (torch.full_like(given, -100), None), (given, torch.zeros_like(mask)))
+    for labels, seen in cases:
+        model.zero_grad()
+        loss = model(given, labels=labels, attention_mask=seen).loss
+        assert loss is not None and bool(loss.isfinite())
+        if loss.requires_grad:
+            loss.backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

@@ -293,6 +293,20 @@ def test_generation_is_recorded_step_by_step() -> None:
     assert all(p.valid.all() for p in parts[1:])
 
 
+@torch.no_grad()
+def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
+    """A static cache makes masks of four dimensions, which do not say which tokens are padding."""
+    model = make("mixtral")
+    ids, _ = ids_and_mask(1, 9, "none")
+    options: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with RoutingRecorder(model), pytest.raises(TraceError, match="attention_mask is"):
+        model.generate(ids, cache_implementation="static", **options)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with RoutingRecorder(model) as recorder:
+        model.generate(ids, num_beams=2, **options)
+    assert [len(recorder.pop().input_ids) for _ in range(3)] == [18, 2, 2]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_documents_in_batches_are_recorded_as_if_alone(family: str) -> None:
