@@ -18,7 +18,7 @@ from minimoe.bench import layer, timing
 from minimoe.bench.layer import Case, Inputs, Ready, make_experts, make_routings, training_call
 from minimoe.bench.peers import dense, dispatcher
 from minimoe.bench.tables import choice_text, heading
-from minimoe.bench.timing import Clock, Options, Setup, Work, paired, spread
+from minimoe.bench.timing import Clock, Options, Setup, Work, cpu_clock, paired, spread
 from minimoe.dispatch.fused import block_size, fused_grouped, layout
 from minimoe.dispatch.grouped import few, grouped_plain
 from minimoe.dispatch.plan import plan
@@ -117,19 +117,13 @@ def choices_suite(options: Options) -> dict[str, Any]:
         for name, (tokens, shape) in (TINY if options.tiny else SHAPES).items():
             case = Case(name, tokens, *shape)
             for question, taken, ways in choices(case):
-                clock = timing.make_clock(CPU)
-                seconds = timing.in_turn(ways, clock, rounds, threads, warm_up=MANY_ROUTINGS)
+                seconds = timing.in_turn(ways, cpu_clock, rounds, threads, warm_up=MANY_ROUTINGS)
                 rows = [
                     {"way": n, "seconds": spread(v), "to_taken": paired(v, seconds[taken])}
                     for n, v in seconds.items()
                 ]
-                record: dict[str, Any] = {
-                    "question": question,
-                    "case": case.label,
-                    "size": name,
-                    "taken": taken,
-                }
-                record["rows"] = rows
+                record: dict[str, Any] = {"question": question, "case": case.label, "size": name}
+                record |= {"taken": taken, "rows": rows}
                 result["choices"].append(record)
                 print(choice_text(record), flush=True)
     result["load_average_after"] = timing.load_average()
@@ -189,7 +183,6 @@ def combining(case: Case, routings: list[Routing]) -> Choice:
 
 def filling(case: Case, inputs: Inputs, experts: Experts) -> Choice:
     """To how many rows each expert's stretch is filled up. A way without blocks meets new shapes all the time."""
-    x, dy, routings = inputs
     block = block_size(case.tokens * case.k, case.num_experts)
     names = {rows: f"blocks of {rows}" if rows > 1 else "no filling" for rows in (1, block, 64)}
     generator = torch.Generator().manual_seed(3)
@@ -201,28 +194,21 @@ def filling(case: Case, inputs: Inputs, experts: Experts) -> Choice:
         expert[order] = (expert[order] + 1) % case.num_experts
         return dataclasses.replace(routing, expert=expert.view(-1))
 
-    def way(rows: int) -> Setup:
-        # no routing comes twice; the ways of one round get different ones of the same kind
-        ready = _fused(experts, rows)
-        return lambda i: training_call(ready, x, dy, changed(routings[i % MANY_ROUTINGS]))
-
-    ways = {names[rows]: way(rows) for rows in sorted(names)}
+    # no routing comes twice; the ways of one round get different ones of the same kind
+    ways = {names[n]: _training(inputs, _fused(experts, n), changed) for n in sorted(names)}
     return Choice("filling, new routings", names[block], ways)
 
 
 def one_function(inputs: Inputs, experts: Experts) -> Choice:
     """Forward and backward as one autograd function, or as a graph of small operations."""
-    x, dy, routings = inputs
-
-    def setup(ready: Ready) -> Setup:
-        return lambda i: training_call(ready, x, dy, routings[i % MANY_ROUTINGS])
 
     def plain(x: Tensor, routing: Routing) -> Tensor:
         return grouped_plain(x, routing.weight, routing, experts)
 
     fused = _fused(experts)
-    ways = {"one function": setup(fused), "plain operations": setup(Ready(plain, fused.leaves))}
-    return Choice("forward+backward", "one function", ways)
+    ways = {"one function": fused, "plain operations": Ready(plain, fused.leaves)}
+    setups = {name: _training(inputs, ready) for name, ready in ways.items()}
+    return Choice("forward+backward", "one function", setups)
 
 
 def keeping(inputs: Inputs, experts: Experts) -> Choice:
@@ -270,8 +256,8 @@ def deciding_by_size(case: Case) -> Choice:
 def decoding(case: Case, x: Tensor, experts: Experts) -> Choice:
     """The layer for one token: its experts in turn, or sorted as a batch is."""
     routing, token, fused = make_routings(case.replace(tokens=1), CPU)[0], x[:1], _fused(experts)
-    in_turn = _many(20, lambda: few(token, routing.weight, routing, experts))
-    ways = {"in turn": in_turn, "sorted": _many(20, lambda: fused.forward(token, routing))}
+    each = _many(20, lambda: few(token, routing.weight, routing, experts))
+    ways = {"in turn": each, "sorted": _many(20, lambda: fused.forward(token, routing))}
     return Choice("one token, 20 layers", "in turn", ways)
 
 
@@ -284,6 +270,13 @@ def _each_routing(
         return lambda i: lambda: f(items[i % len(items)])
 
     return {name: setup(f) for name, f in ways.items()}
+
+
+def _training(
+    inputs: Inputs, ready: Ready, changed: Callable[[Routing], Routing] = lambda routing: routing
+) -> Setup:
+    x, dy, routings = inputs
+    return lambda i: training_call(ready, x, dy, changed(routings[i % len(routings)]))
 
 
 def _many(times: int, work: Work) -> Setup:

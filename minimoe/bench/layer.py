@@ -88,18 +88,16 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     return Inputs(x, dy, make_routings(case, device))
 
 
-def make_experts(case: Case, device: torch.device, seed: int = 0) -> Experts:
-    """Random weights of a case's shape, made on the device."""
-    torch.manual_seed(seed)
+def make_experts(case: Case, device: torch.device) -> Experts:
+    """Random weights of a case's shape, made on the device, the same each time."""
+    torch.manual_seed(0)
     d = case.hidden_size
     with torch.device(device):
         experts = Experts(case.num_experts, d, case.expert_size, initializer_range=d**-0.5)
     return experts.to(case.dtype)
 
 
-def make_routings(
-    case: Case, device: torch.device, seed: int = 0, count: int | None = None
-) -> list[Routing]:
+def make_routings(case: Case, device: torch.device, count: int | None = None) -> list[Routing]:
     """Routings with K different experts for each token and weights that sum to 1.
 
     A single token takes the experts in turn, so that each call of a series finds its weights out of the cache: as many
@@ -107,16 +105,15 @@ def make_routings(
     experts without replacement with probabilities softmax(bias), by the Gumbel trick.
     """
     t, e, k = case.tokens, case.num_experts, case.k
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     if case.replay and t == 1:
         count = count or min(max(-(-e // k), 1), 16)
         choices = [(torch.arange(k) + i * k).remainder(e)[None] for i in range(count)]
     else:
         bias = -case.skew * (torch.randperm(e, generator=generator) + 1).log()
-        uniform = (
-            torch.rand(t, e, generator=generator).clamp_min(1e-9) for _ in range(count or ROUTINGS)
-        )
-        choices = [(bias - (-u.log()).log()).topk(k, dim=-1).indices for u in uniform]
+        draws = (torch.rand(t, e, generator=generator) for _ in range(count or ROUTINGS))
+        logs = (-draw.clamp_min(1e-9).log() for draw in draws)
+        choices = [(bias - log.log()).topk(k, dim=-1).indices for log in logs]
     token = torch.arange(t).repeat_interleave(k)
     routings: list[Routing] = []
     for choice in choices:
@@ -206,11 +203,9 @@ def _setup(
     return lambda i: how.inside(series), "series"
 
 
-def measure_memory(
-    case: Case, ready: Ready, inputs: Inputs, inside: Callable[[Work], Work]
-) -> dict[str, int | None]:
+def _memory(case: Case, ready: Ready, inputs: Inputs, how: Implementation) -> dict[str, Any]:
     """`saved_bytes`, on a GPU `held_bytes` (with a backward pass only), and `peak_bytes` of one call."""
-    (x, dy, routings), saved = inputs, None
+    (x, dy, routings), saved, inside = inputs, None, how.inside
     work = forward_call(ready, x, routings[0])
     if case.backward:
 
@@ -307,13 +302,14 @@ def measure_case(
     calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
     together = itertools.count()
     for implementation in implementations:
-        name, inside = implementation.name, implementation.inside
+        name = implementation.name
         if (reason := implementation.refuses(case)) is not None:
             absent[name] = reason
             continue
         try:
             ready = implementation.prepare(case, experts)
-            error = relative_error(inside(forward_call(ready, x, routings[0]))(), right)
+            first = implementation.inside(forward_call(ready, x, routings[0]))
+            error = relative_error(first(), right)
             if implementation.exact and not error <= (allowed := TOLERANCE[case.dtype]):
                 off = f"off by {error:.1e} of the largest value (allowed {allowed:.0e})"
                 absent[name] = f"wrong: {off}"
@@ -325,11 +321,11 @@ def measure_case(
             setup, how = _setup(case, implementation, [ready, *others], turn, calls, inputs)
             setup(0)()  # so that what cannot run is found here
             extra[name] = {"error": error if implementation.exact else None, "how": how}
-            extra[name] |= {"weight_copies": count} | measure_memory(case, ready, inputs, inside)
+            extra[name] |= {"weight_copies": count} | _memory(case, ready, inputs, implementation)
             setups[name] = setup
         except Exception as failure:  # a peer may raise anything; the others go on
-            first = (str(failure).strip() or "no message").splitlines()[0]
-            absent[name] = f"{type(failure).__name__}: {first[:200]}"
+            reason = (str(failure).strip() or "no message").splitlines()[0]
+            absent[name] = f"{type(failure).__name__}: {reason[:200]}"
     # at least once with each routing: kernels are compiled for shapes, and in training those come back
     warm_up = 1 if case.replay else len(routings)
     samples = timing.alternate(setups, clock, rounds, warm_up=warm_up, seconds=seconds)

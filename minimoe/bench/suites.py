@@ -16,7 +16,7 @@ from minimoe.bench.layer import ZIPF, Case, Shape, make_experts, measure_case
 from minimoe.bench.models import decode_suite, train_suite
 from minimoe.bench.peers import gather_field
 from minimoe.bench.tables import Result
-from minimoe.bench.timing import Options
+from minimoe.bench.timing import Options, cpu_clock
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
 from minimoe.train.environment import fast_cpu, resolve_device
@@ -45,11 +45,8 @@ def run_and_write(
     """Run a suite, or 'all' that this machine can run, and write the results.
 
     They are written to one file (of 'all' as a list), and to a folder `out`, where each suite has a file named as those
-    in book/results.
-
-    Raises:
-        ConfigError: no suite of this name, no GPU for the GPU suite, a peer that cannot be loaded, or a file that
-            cannot be written, which is found before anything is measured.
+    in book/results. A file that cannot be written is found before anything is measured: a ConfigError, as is a suite of
+    no such name, a GPU suite without a GPU, and a peer that cannot be loaded.
     """
     names = [name]
     if name == "all":
@@ -88,14 +85,14 @@ def cpu_suite(options: Options) -> Result:
             speeds = {n: getattr(peak, n) for n in SPEEDS}
             result["peaks"].append({"threads": threads} | speeds | {"backends": rates})
             for case in cpu_cases(options, skewed=threads == counts[0]):
-                experts, clock = make_experts(case, device), timing.make_clock(device)
+                experts = make_experts(case, device)
                 measured = measure_case(
-                    case, everyone, experts, clock, rounds, peak, threads=threads, cache=cache
+                    case, everyone, experts, cpu_clock, rounds, peak, threads=threads, cache=cache
                 )
                 result["cases"].append(measured)
                 print(tables.case_text(measured), flush=True)
                 if case.tokens > 1 and not case.skew:
-                    parts = measure_split(case, experts, clock, rounds, threads, cache)
+                    parts = measure_split(case, experts, cpu_clock, rounds, threads, cache)
                     result["splits"].append(parts)
                     print(tables.split_text(parts), flush=True)
     return _finished(result, cpu_goals(result["cases"], result["peaks"][0]["backends"]))
@@ -125,8 +122,7 @@ def gpu_suite(options: Options) -> Result:
     measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
     floor = timing.reachable(device, measured)
     peak = {"threads": None} | {n: getattr(measured, n) for n in SPEEDS}
-    result |= {"absent": absent, "peaks": [peak]}
-    result |= {"cases": [], "out_of_time": []}
+    result |= {"absent": absent, "peaks": [peak], "cases": [], "out_of_time": []}
     print(tables.heading(result))
     cases = gpu_cases(options)
     experts = None

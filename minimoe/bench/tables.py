@@ -40,14 +40,9 @@ def span(values: Sequence[float]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """The same with five significant digits: more than any of these measurements has."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(v) for v in value]
-    return value
+    """The same, JSON-ready, with five significant digits: more than any of these measurements has."""
+    text = json.dumps(value, allow_nan=False)
+    return json.loads(text, parse_float=lambda number: float(f"{float(number):.5g}"))
 
 
 def heading(result: Result) -> str:
@@ -192,7 +187,7 @@ def check_writable(path: Path) -> None:
 
 def write_result(path: Path, result: Result | list[Result]) -> None:
     """Write one measurement, or several, as JSON; a WriteError where the file cannot be written."""
-    write_text(path, json.dumps(rounded(result), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(rounded(result), indent=1) + "\n")
 
 
 def load_result(path: str | Path) -> Result | None:

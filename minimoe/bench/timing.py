@@ -29,6 +29,7 @@ from minimoe.train.environment import processor_name
 Work = Callable[[], Any]
 # What is timed in round i; what is done before it returns is not timed.
 Setup = Callable[[int], Work]
+Setups = Mapping[str, Setup]
 
 FEWEST_ROUNDS = 3
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # Linux
@@ -125,11 +126,7 @@ def cpu_threads(threads: int | None) -> Generator[None]:
 
 
 def alternate(
-    setups: Mapping[str, Setup],
-    clock: Clock,
-    rounds: int,
-    warm_up: int = 1,
-    seconds: float | None = None,
+    setups: Setups, clock: Clock, rounds: int, warm_up: int = 1, seconds: float | None = None
 ) -> dict[str, list[Sample]]:
     """Time each function once a round, in turn and every other round in the opposite order.
 
@@ -162,7 +159,7 @@ def clock_name(device: torch.device, threads: int | None) -> str:
 
 
 def in_turn(
-    setups: Mapping[str, Setup], clock: Clock, rounds: int, threads: int | None, warm_up: int
+    setups: Setups, clock: Clock, rounds: int, threads: int | None, warm_up: int
 ) -> dict[str, list[float]]:
     """Seconds of each function, round by round: `alternate` by the steadier clock."""
     samples = alternate(setups, clock, rounds, warm_up=warm_up)
