@@ -374,3 +374,23 @@ def test_what_the_theme_forgets_for_the_keyboard_is_put_in() -> None:
     assert '<div tabindex="0" class="math notranslate nohighlight" id="x">' in html
     assert "doc-biblioentry" not in html
     assert extension.mended(html) == html
+
+
+# --- bugs that others had -------------------------------------------------------------------------
+
+
+def test_every_test_that_the_page_of_bugs_names_exists() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in (ROOT / "book/bugs.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| [")
+    ]
+    assert len(rows) > 30
+    for reports, said, tests in rows:
+        for repository, number, address in re.findall(r"\[([^]#]+)#(\d+)\]\((\S+?)\)", reports):
+            assert address == f"https://github.com/{repository}/issues/{number}"
+        assert said.endswith(".")
+        named = re.findall(r"`(tests/\w+\.py)::(test_\w+)`", tests)
+        assert len(named) == tests.count("`") / 2 > 0, tests
+        for path, name in named:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
