@@ -11,7 +11,7 @@ from minimoe.bench import figures, tables
 from minimoe.bench.goals import BOTH, FORWARD, gpu_goals
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, duration
-from minimoe.style import RC
+from minimoe.course.style import RC
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "book" / "results", ROOT / "_build" / "figures"

@@ -192,7 +192,7 @@ def mended(html: str) -> str:
     return html
 
 
-DOTS = 110  # an inch, of a figure of minimoe.style on the screen
+DOTS = 110  # an inch, of a figure of minimoe.course.style on the screen
 
 
 def sized(html: str, page: Path) -> str:

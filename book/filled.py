@@ -177,7 +177,7 @@ def with_examples() -> str:
 def front() -> str:
     """The first screen: the router at work, what to do next, and what experts do."""
     from book import extension  # it fills pages with this module
-    from minimoe.widgets import live_router
+    from minimoe.widgets.live_router import live_router
 
     name = extension.repository(first_cell.repository())
     colab = (
@@ -196,7 +196,7 @@ def front() -> str:
 
 def subjects(layer: int = 6) -> str:
     """What experts do: the share of each domain's choices that each expert gets at a layer, as a heat map. One line."""
-    from minimoe.train.domains import DOMAINS
+    from minimoe.text.domains import DOMAINS
 
     domains = read("live_router.json")["domains"]
     load = {DOMAINS[d["name"]].title: d["load"][layer - 1] for d in domains}

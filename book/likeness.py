@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 
 from book.marks import Mark
-from minimoe.check import TASKS
+from minimoe.check.task import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("exercise", "task", "answer of", "and of", "likeness", "size")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minimoe.train.fetch import cache_dir  # noqa: E402
+from minimoe.text.fetch import cache_dir  # noqa: E402
 
 # sha256 of the archive that `npm pack NAME@VERSION` writes.
 PACKAGES = {

@@ -28,16 +28,19 @@ def shared(module: str) -> dict[str, str]:
         tables = tables.get(part)
         if not isinstance(tables, dict):
             break
+        for like in tables.get("like", []):
+            found |= shared(like)
         found |= {name: text for name, text in tables.items() if isinstance(text, str)}
     return found
 
 
 def modules(package: str) -> list[str]:
-    """The modules of a package, itself first; of minimoe itself without its packages and its command line."""
+    """The modules of a package, itself first; a module alone is itself, and so is minimoe, whose rooms have pages."""
     folder = ROOT / package.replace(".", "/")
-    pattern = "*.py" if package == "minimoe" else "**/*.py"
+    if package == "minimoe" or not (folder / "__init__.py").exists():
+        return [package]
     found: list[str] = []
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted(folder.glob("**/*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if parts[-1] != "__main__":
@@ -202,8 +205,9 @@ def faults(obj: Any, found: list[tuple[str, str]]) -> Iterator[str]:
 def objects() -> dict[str, Any]:
     """Every class, function and public method that the reference shows, by its name in full."""
     found: dict[str, Any] = {}
-    rooms = [f"minimoe.{p.parent.name}" for p in sorted((ROOT / "minimoe").glob("*/__init__.py"))]
-    for module in [m for package in ["minimoe", *rooms] for m in modules(package)]:
+    rooms = [p.parent for p in sorted((ROOT / "minimoe").glob("*/__init__.py"))]
+    alone = [p.with_suffix("") for p in sorted((ROOT / "minimoe").glob("[!_]*.py"))]
+    for module in [m for p in [*rooms, *alone] for m in modules(f"minimoe.{p.name}")]:
         for name, obj in members(module).items():
             found[f"{module}.{name}"] = obj
             for key, value in vars(obj).items() if inspect.isclass(obj) else ():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minimoe.check import TASKS  # noqa: E402
+from minimoe.check.task import TASKS  # noqa: E402
 
 # A rule of thumb, said on the page: prose with equations, and cells that one runs and looks at.
 WORDS_PER_MINUTE, MINUTES_PER_CELL = 100, 1.5

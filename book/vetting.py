@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from minimoe.check import TASKS
+from minimoe.check.task import TASKS
 from minimoe.check.variation import varied
 from minimoe.io import write_text
 

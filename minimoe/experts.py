@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimoe.cpu import linear
 from minimoe.errors import ConfigError
-from minimoe.linear import linear
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.capacity import limit_capacity, routing_capacity
 from minimoe.config import ModelConfig
+from minimoe.cpu import Linear
 from minimoe.dispatch import get_dispatcher
 from minimoe.experts import MLP, ExpertBank, Experts
-from minimoe.linear import Linear
 from minimoe.routers import make_router
-from minimoe.routing import Routing
-from minimoe.soft import SoftMoELayer
+from minimoe.routing import Routing, limit_capacity, routing_capacity
+
+if TYPE_CHECKING:
+    from minimoe.zoo.soft import SoftMoELayer
 
 
 class RMSNorm(nn.Module):
@@ -118,6 +121,8 @@ def make_moe(config: ModelConfig) -> MoELayer | SoftMoELayer:
     """The sparse layer that a configuration names: soft MoE, or a router with experts."""
     if config.router_type != "soft":
         return MoELayer(config)
+    from minimoe.zoo.soft import SoftMoELayer
+
     return SoftMoELayer(
         config.hidden_size,
         config.num_experts,

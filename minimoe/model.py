@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from minimoe.attention import Attention, CausalAttention, KVCache, make_attention, rotary
 from minimoe.balance import balance_loss, z_loss
 from minimoe.config import ModelConfig
+from minimoe.cpu import Linear
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP, ExpertBank
 from minimoe.layers import MoELayer, RMSNorm, make_moe
-from minimoe.linear import Linear
 from minimoe.routers import Router
 from minimoe.routing import Routing
-from minimoe.soft import SlotMixer, SoftMoELayer
+
+if TYPE_CHECKING:
+    from minimoe.zoo.soft import SlotMixer, SoftMoELayer
 
 
 @dataclass(frozen=True)
@@ -416,7 +418,8 @@ class MixtralModel(nn.Module):
         return f"the model's logits are not finite, though no router's are: {why}"
 
     def _routers(self) -> list[Router | SlotMixer]:
-        return [b.mlp.gate for b in self.layers if isinstance(b.mlp, (MoELayer, SoftMoELayer))]
+        blocks = (b.mlp for b in self.layers if isinstance(b, Block))
+        return [mlp.gate for mlp in blocks if not isinstance(mlp, MLP)]
 
     def _check(
         self,

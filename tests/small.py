@@ -14,7 +14,9 @@ from torch import Tensor
 from minimoe.config import ModelConfig
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
-from minimoe.train.corpus import Corpus, Document, digest, encode, train_tokenizer
+from minimoe.text.corpus import Corpus
+from minimoe.text.documents import Document
+from minimoe.text.tokenizer import digest, encode, train_tokenizer
 from minimoe.train.loop import Run
 from minimoe.train.settings import TrainConfig
 

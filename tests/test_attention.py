@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.attention import Attention, KVCache, rotary, rotate
-from minimoe.linear import linear
+from minimoe.cpu import linear
 from tests.small import TINY
 
 

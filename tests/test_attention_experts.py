@@ -11,24 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe import MixtralModel
-from minimoe.attention import (
-    Attention,
+from minimoe.attention import Attention, KVCache, make_attention, rotary
+from minimoe.balance import switch_loss, z_loss
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.model import MixtralModel
+from minimoe.routing import Routing
+from minimoe.zoo.moa import HeadRouter, MixtureOfAttentionHeads
+from minimoe.zoo.switchhead import (
     ExpertProjection,
-    HeadRouter,
-    KVCache,
-    MixtureOfAttentionHeads,
     ProjectionRouter,
     SwitchHead,
     dense_projection,
     grouped_projection,
-    make_attention,
-    rotary,
 )
-from minimoe.balance import switch_loss, z_loss
-from minimoe.config import ModelConfig
-from minimoe.errors import ConfigError
-from minimoe.routing import Routing
 from tests.small import TINY, random_ids, tiny_model, weights_digest
 
 SWITCHHEAD: dict[str, Any] = {

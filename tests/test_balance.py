@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe import Routing
-from minimoe.attention.switchhead import ProjectionRouter
 from minimoe.balance import Load, importance_loss, load_loss, sequence_loss, switch_loss, z_loss
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import Block
 from minimoe.routers import NoisyTopKRouter, SigmoidRouter, TopKRouter
+from minimoe.routing import Routing
+from minimoe.zoo.switchhead import ProjectionRouter
 from tests.small import random_ids, tiny_model, topk_routing
 
 

@@ -15,7 +15,7 @@ from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, Field, dense, gather_f
 from minimoe.bench.suites import Options, run_and_write
 from minimoe.bench.tables import goal_text
 from minimoe.config import ModelConfig
-from minimoe.cost import layer_flops
+from minimoe.cost.layer import layer_flops
 from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe.capacity import DropStats, expert_capacity, limit_capacity, places
 from minimoe.dispatch import capacity, get_dispatcher, loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.model import MixtralModel
-from minimoe.routing import Routing
+from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity, places
 from tests.small import TINY, topk_routing
 from tests.zoo import D, E, big_experts, build
 

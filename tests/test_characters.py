@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from minimoe.course.characters import Characters, NextCharacter
 from minimoe.routers import TopKRouter
-from minimoe.train.characters import Characters, NextCharacter
 
 
 def test_batches_are_windows_of_their_part() -> None:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe import MixtralModel
 from minimoe.checkpoint import SHIPPED, WEIGHTS, pretrained_path, read_tensors, write_tensors
 from minimoe.errors import CheckpointError, MinimoeError
+from minimoe.model import MixtralModel
 from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
 
 

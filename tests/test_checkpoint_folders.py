@@ -12,15 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe import MixtralModel
 from minimoe.__main__ import main
 from minimoe.checkpoint import load_layer, weights_fingerprint
 from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
-from minimoe.experts_int8 import quantize_experts
-from minimoe.model import Block
+from minimoe.hf.int8 import quantize_experts
+from minimoe.model import Block, MixtralModel
 from minimoe.presets import PRESETS
-from minimoe.study.loading import find_model
+from minimoe.study.models import find_model
 from tests.huggingface import library
 from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
 
@@ -242,7 +241,7 @@ def test_what_the_disk_did_not_keep_does_not_replace_a_good_folder(
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
-    monkeypatch.setattr("minimoe.checkpoint.write.save_file", forgetful)
+    monkeypatch.setattr("minimoe.checkpoint.save_file", forgetful)
     with pytest.raises(CheckpointError, match=r"norm\.weight was read back from .* other values"):
         tiny_model(1).save_pretrained(tmp_path)
     assert contents(tmp_path) == before

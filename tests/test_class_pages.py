@@ -13,7 +13,7 @@ import nbformat
 from book import class_pages, marks
 from book.marks import Mark, Mistake, TaskMark
 from minimoe import check
-from minimoe.check import CheckFailed
+from minimoe.check.failure import CheckFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 

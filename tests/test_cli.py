@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe import MixtralModel, ModelConfig, __version__
 from minimoe import __main__ as cli
+from minimoe import __version__
 from minimoe.__main__ import main, split_names
+from minimoe.config import ModelConfig
 from minimoe.io import atomic_write
+from minimoe.model import MixtralModel
 from minimoe.train import loop
 from tests.small import bytes_tokenizer, tiny_model
 
@@ -525,7 +527,7 @@ def test_generate_and_both_studies_begin_with_the_same_one_token(
         ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
         begin = ids[: ids.index(typed[0])]
     assert seen == [[*begin, *typed]]
-    from minimoe.study.loading import find_model
+    from minimoe.study.models import find_model
 
     found = find_model(tmp_path, device="cpu")
     assert [found.begin] == (begin or [None])

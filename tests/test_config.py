@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from minimoe import ModelConfig
 from minimoe.checkpoint import read_config
+from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS

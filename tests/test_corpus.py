@@ -15,23 +15,19 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from minimoe.errors import CorpusError
-from minimoe.train import corpus as corpus_module
-from minimoe.train import documents, domains, fetch, sources, store
-from minimoe.train.corpus import (
-    DOMAINS,
-    Document,
+from minimoe.text import corpus as corpus_module
+from minimoe.text import corpus as store
+from minimoe.text import documents, domains, fetch, sources
+from minimoe.text.corpus import describe, load_corpus, save_corpus, table
+from minimoe.text.documents import Document, is_held_out
+from minimoe.text.domains import DOMAINS, read_domain
+from minimoe.text.tokenizer import (
     begin_of_text_id,
-    describe,
     encode,
-    is_held_out,
-    load_corpus,
     load_tokenizer,
-    read_domain,
-    table,
     text_ids,
     train_tokenizer,
 )
-from minimoe.train.store import save_corpus
 from tests.small import bytes_tokenizer
 
 TIER_0 = ("code", "help", "licences")

@@ -17,28 +17,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from minimoe.__main__ import main
 from minimoe.attention import KVCache
 from minimoe.config import ROUTER_TYPES, ModelConfig
-from minimoe.cost import (
-    DEVICES,
-    Device,
-    cost_report,
-    cost_table,
-    count_parameters,
+from minimoe.cost.device import DEVICES, Device, get_device
+from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, weight_bytes
+from minimoe.cost.layer import (
     crossover_tokens,
-    decode_floor,
-    decode_flops,
     experts_touched,
-    forward_flops,
-    get_device,
-    kv_cache_bytes,
     layer_bytes,
     layer_floor,
     layer_flops,
     layer_limit,
+)
+from minimoe.cost.parameters import count_parameters
+from minimoe.cost.report import cost_report
+from minimoe.cost.table import cost_table
+from minimoe.cost.time import (
+    decode_floor,
     prefill_floor,
     training_days,
     training_flops,
     training_gpu_hours,
-    weight_bytes,
 )
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
@@ -163,7 +160,7 @@ def configurations(draw: st.DrawFn) -> ModelConfig:
     norms = (None, "head") if kind == "moa" else (None, "head", "full")
     layers, e = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     k = draw(st.integers(1, e))
-    router = draw(st.sampled_from(ROUTER_TYPES))
+    router = draw(st.sampled_from(list(ROUTER_TYPES)))
     k = {"switch": 1, "base": 1, "dense": e, "average": e}.get(router, k)
     experts = draw(st.integers(1, 4))
     chosen, kv = draw(st.integers(1, experts)), draw(st.integers(1, 3))
@@ -590,10 +587,10 @@ def test_command_reads_a_folder(tmp_path: Any, capsys: pytest.CaptureFixture[str
         (["nano", "--context", "0"], "context is 0"),
         (["nano", "--batch", "0"], "batch is 0"),
         (["nano", "--bits", "0"], "bits is 0"),
-        (["nano", "--peak", "-1"], "both must be positive"),
-        (["nano", "--tokens", "0"], "token budget is 0"),
+        (["nano", "--peak", "-1"], "--peak is -1.0; it must be above 0"),
+        (["nano", "--tokens", "0"], "--tokens is 0.0; it must be above 0"),
         (["nano", "--tokens", "1", "--utilisation", "40"], "utilisation is 40"),
-        (["nano", "--tokens", "1", "--gpus", "0"], "at least 1 device"),
+        (["nano", "--tokens", "1", "--gpus", "0"], "--gpus is 0; it must be"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe import ModelConfig
 from minimoe.__main__ import main
-from minimoe.checkpoint import COUNTED, counted_config, read_counted
-from minimoe.cost import cost_report, count_parameters, forward_flops, get_device, kv_cache_bytes
+from minimoe.checkpoint import read_counted
+from minimoe.config import ModelConfig
+from minimoe.cost.device import get_device
+from minimoe.cost.flops import forward_flops, kv_cache_bytes
+from minimoe.cost.parameters import count_parameters
+from minimoe.cost.report import cost_report
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.hf.counted import COUNTED, counted_config
 from minimoe.model import MixtralModel
 from tests.huggingface import library
 

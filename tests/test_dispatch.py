@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe import linear as linear_module
+from minimoe import cpu as linear_module
 from minimoe.balance import sequence_loss, switch_loss
-from minimoe.capacity import DropStats, limit_capacity
 from minimoe.config import EXPERTS_IMPLEMENTATIONS
+from minimoe.cpu import linear, onednn_available
 from minimoe.dispatch import DISPATCHERS, auto, get_dispatcher, plan
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP, Experts
-from minimoe.linear import linear, onednn_available
 from minimoe.routers import TopKRouter
-from minimoe.routing import Routing
+from minimoe.routing import DropStats, Routing, limit_capacity
 from tests.small import topk_routing
 
 D, FF = 8, 6

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.capacity import limit_capacity
 from minimoe.dispatch import DISPATCHERS
 from minimoe.experts import Experts
-from minimoe.routing import Routing
+from minimoe.routing import Routing, limit_capacity
 from tests.small import topk_routing
 from tests.zoo import LEARNT, ZOO, D, E, V, big_experts, build
 

@@ -273,10 +273,11 @@ def function_tree(path: Path, name: str) -> ast.AST:
 
 # The lesson that builds each module of the library. What is not named here is of lesson 00: everybody has it.
 BUILT_IN = {
-    "minimoe.routing": 3, "minimoe.routers": 3, "minimoe.balance": 4, "minimoe.capacity": 4, "minimoe.soft": 5,
-    "minimoe.dispatch": 6, "minimoe.layers": 6, "minimoe.experts": 2, "minimoe.linear": 1, "minimoe.config": 8,
+    "minimoe.routing": 3, "minimoe.routers": 3, "minimoe.balance": 4, "minimoe.zoo": 5, "minimoe.kernels": 7,
+    "minimoe.dispatch": 6, "minimoe.layers": 6, "minimoe.experts": 2, "minimoe.cpu": 1, "minimoe.config": 3,
     "minimoe.attention": 8, "minimoe.model": 8, "minimoe.checkpoint": 8, "minimoe.presets": 8, "minimoe.cost": 8,
-    "minimoe.train": 9, "minimoe.bench": 6, "minimoe.study": 12, "minimoe.widgets": 99,
+    "minimoe.hf": 8, "minimoe.text": 9, "minimoe.train": 9, "minimoe.course": 0,
+    "minimoe.bench": 6, "minimoe.study": 12, "minimoe.widgets": 99,
 }  # fmt: skip
 
 ALONE = """

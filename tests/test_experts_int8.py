@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe import MixtralModel
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import Experts
-from minimoe.experts_int8 import Int8Experts, dequantize, held_bytes, quantize, quantize_experts
+from minimoe.hf.int8 import Int8Experts, dequantize, held_bytes, quantize, quantize_experts
 from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
 from tests.small import TINY, random_ids, tiny_model
 from tests.zoo import FF, D, E, big_experts, build
 

@@ -12,14 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from minimoe import MixtralModel
-from minimoe.checkpoint import ExpertFiles, TensorFiles, offload_experts
+from minimoe.checkpoint import TensorFiles
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
-from minimoe.experts_int8 import Int8Experts
-from minimoe.experts_offload import CacheStats, OffloadedExperts, cache_stats
+from minimoe.hf.int8 import Int8Experts
+from minimoe.hf.offload import (
+    CacheStats,
+    ExpertFiles,
+    OffloadedExperts,
+    cache_stats,
+    offload_experts,
+)
 from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
 from tests.huggingface import SPARSE, saved
 from tests.small import TINY, random_ids, tiny_model
 from tests.zoo import FF, D, E, big_experts, build

@@ -11,19 +11,13 @@ import pytest
 from matplotlib.cbook import is_math_text
 from matplotlib.text import Text
 
+from minimoe.course.style import SMALL
 from minimoe.errors import MinimoeError
 from minimoe.study import figures
 from minimoe.study import statistics as st
-from minimoe.study.figures.loads import equal_band
-from minimoe.study.figures.style import (
-    SMALL,
-    Figure,
-    bracket,
-    expert_ticks,
-    listed,
-    percent,
-    times,
-)
+from minimoe.study.claims import bracket, listed, percent, times
+from minimoe.study.drawing import Figure, expert_ticks
+from minimoe.study.load import equal_band
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from tests.small import small_disk
 

@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.balance import DropStats, Load
+from minimoe.balance import Load
 from minimoe.config import ATTENTION_TYPES, BALANCE_TYPES, ROUTER_TYPES
-from minimoe.dispatch import DISPATCHERS
-from minimoe.dispatch.check import check_inputs
+from minimoe.dispatch import DISPATCHERS, check_inputs
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import Experts
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import TopKRouter
-from minimoe.routing import Routing
+from minimoe.routing import DropStats, Routing
 from tests.small import TINY, topk_routing
 from tests.zoo import D, E, big_experts, build
 
@@ -89,7 +88,7 @@ def test_trap_27_tritons_interpreter_is_not_given_bfloat16(monkeypatch: pytest.M
     pytest.importorskip(
         "triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'"
     )
-    from minimoe.dispatch.triton import triton, unsupported
+    from minimoe.kernels.function import triton, unsupported
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for dtype in (torch.float32, torch.float16):

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe import ModelConfig
 from minimoe.__main__ import main
-from minimoe.checkpoint import FAMILIES, from_huggingface, read_config, to_huggingface
-from minimoe.config import ROUTER_TYPES
+from minimoe.checkpoint import read_config
+from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.hf.families import FAMILIES
+from minimoe.hf.translate import from_huggingface, to_huggingface
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from tests.huggingface import COMMON, OWN, library, saved

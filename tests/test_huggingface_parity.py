@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe import MixtralModel
-from minimoe.model import ModelOutput
+from minimoe.model import MixtralModel, ModelOutput
 from tests.huggingface import DENSE, OWN, SPARSE, library, reference, saved
 from tests.small import pad, random_ids, tiny_model, weights_digest
 

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minimoe import MixtralModel, ModelConfig
-from minimoe.capacity import routing_capacity
-from minimoe.config import BALANCE_TYPES, ROUTER_TYPES
+from minimoe.config import BALANCE_TYPES, ROUTER_TYPES, ModelConfig
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import glu
 from minimoe.layers import MoELayer, SharedExperts
-from minimoe.routers import SinkhornRouter, TopKRouter, make_router
+from minimoe.model import MixtralModel
+from minimoe.routers import TopKRouter, make_router
+from minimoe.routing import routing_capacity
+from minimoe.zoo.balanced import SinkhornRouter
 
 TINY = ModelConfig(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,

@@ -16,15 +16,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save
 
 from book.live_router import agreement, load
-from minimoe import MixtralModel
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
-from minimoe.experts_int8 import quantize_experts
-from minimoe.routers import Router
-from minimoe.routers.base import token_choice
-from minimoe.train.tokens import load_tokenizer, train_tokenizer
-from minimoe.widgets import live_router as live_router_function
+from minimoe.hf.int8 import quantize_experts
+from minimoe.model import MixtralModel
+from minimoe.routers import Router, token_choice
+from minimoe.text.tokenizer import load_tokenizer, train_tokenizer
 from minimoe.widgets.live_router import RESULT, live_router
+from minimoe.widgets.live_router import live_router as live_router_function
 from minimoe.widgets.live_router.examples import EXAMPLES
 from minimoe.widgets.live_router.export import export, vocabulary, weights
 from tests.node import in_node

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe import MixtralModel
 from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
-from minimoe.model import Block, ModelOutput, next_token_loss
+from minimoe.model import Block, MixtralModel, ModelOutput, next_token_loss
 from tests.small import TINY, pad, random_ids, tiny_model
 
 

@@ -148,8 +148,8 @@ def test_lesson_is_in_normal_form(path: Path) -> None:
 
 
 def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
-    path = ROOT / "start_here.ipynb"
-    links = set(re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")))
+    path = ROOT / "book/start_here.ipynb"
+    links = set(re.findall(r"\]\(\.\./([^)]+)\)", path.read_text(encoding="utf-8")))
     pages = {f"{p.parent.name}/{p.name}" for p in [*LESSONS, *EXERCISES]}
     assert links == pages | {"book/glossary.md"}
     assert load("book/lessons.py").is_normal(path)
@@ -352,7 +352,7 @@ def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    cells = ["from minimoe import style\nimport matplotlib.pyplot as plt\nstyle.use()",
+    cells = ["from minimoe.course import style\nimport matplotlib.pyplot as plt\nstyle.use()",
              "plt.plot([1, 2])\nplt.show()"]  # fmt: skip
     notebook: Any = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()

@@ -11,10 +11,17 @@ from collections import Counter
 import pytest
 
 from minimoe.errors import CorpusError
-from minimoe.train import fetch
-from minimoe.train.corpus import generated_questions, is_held_out, mmlu_dev_questions, read_domain
-from minimoe.train.documents import Document
-from minimoe.train.questions import choice_text, layout, read_mmlu, stem
+from minimoe.text import fetch
+from minimoe.text.documents import Document, is_held_out
+from minimoe.text.domains import read_domain
+from minimoe.text.questions import (
+    choice_text,
+    generated_questions,
+    layout,
+    mmlu_dev_questions,
+    read_mmlu,
+    stem,
+)
 
 LAYOUT = re.compile(
     r"Question: (Who|What) (is|are|was|were) (.+)\?\nA\. (.+)\nB\. (.+)\nC\. (.+)\nD\. (.+)\nAnswer: ([ABCD])"

@@ -8,19 +8,19 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from minimoe import MixtralModel
-from minimoe.capacity import limit_capacity
 from minimoe.errors import TraceError
-from minimoe.study.recorder import (
+from minimoe.model import MixtralModel
+from minimoe.routing import limit_capacity
+from minimoe.study.record import (
     RoutingRecorder,
     record_documents,
     record_routings,
     record_split,
+    require_finite,
     source_of,
 )
-from minimoe.study.sources import require_finite
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from minimoe.train.corpus import Corpus
+from minimoe.text.corpus import Corpus
 from tests.small import random_ids, text_corpus, tiny_model, topk_routing
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.errors import TraceError
-from minimoe.study.recorder import RoutingRecorder, record_documents
+from minimoe.study.record import RoutingRecorder, TransformersSource, record_documents
 from minimoe.study.trace import TraceDocument
-from minimoe.study.transformers_models import TransformersSource
 
 transformers = pytest.importorskip("transformers")
 

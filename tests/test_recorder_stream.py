@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from minimoe.errors import TraceError
-from minimoe.study import TraceWriter
-from minimoe.study.recorder import record_documents
-from minimoe.study.stream import chunk_slices, record_stream
-from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.record import chunk_slices, record_documents, record_stream
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from tests.small import random_ids, tiny_model
 
 LENGTHS = (40, 3, 25, 9, 9, 31, 50, 2, 8, 17)

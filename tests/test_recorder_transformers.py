@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe import MixtralModel, ModelConfig
+from minimoe.config import ModelConfig
 from minimoe.errors import TraceError
-from minimoe.study.recorder import RoutingRecorder, record_documents, source_of
-from minimoe.study.sources import Recording, spans
+from minimoe.model import MixtralModel
+from minimoe.study.record import Recording, RoutingRecorder, record_documents, source_of, spans
 from minimoe.study.trace import TraceDocument
 
 transformers = pytest.importorskip("transformers")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimoe import MixtralModel
 from minimoe.errors import CheckpointError
-from minimoe.train.release import release
+from minimoe.model import MixtralModel
+from minimoe.train.card import release
 from tests.small import text_corpus, tiny_run
 
 

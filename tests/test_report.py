@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -14,26 +13,24 @@ from minimoe.checkpoint import save_model
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.model import MixtralModel
-from minimoe.study import findings as judged
-from minimoe.study import recordings, report
+from minimoe.study import claims as judged
+from minimoe.study import report
+from minimoe.study import report as recordings
 from minimoe.study import statistics as st
-from minimoe.study.findings.domains import subjects
-from minimoe.study.findings.load import balance, imbalance, questions
-from minimoe.study.findings.paths import paths
-from minimoe.study.findings.tokens import frequent_tokens, preferred
-from minimoe.study.measurements import (
-    MMLU,
-    TEXT,
-    chosen_topics,
-    first_tokens,
-    headline,
-    measure,
-    three_layers,
-)
+from minimoe.study.chance import MMLU, TEXT
+from minimoe.study.domains import subjects
+from minimoe.study.load import balance, imbalance, questions
+from minimoe.study.measurements import chosen_topics, first_tokens, headline, measure, three_layers
+from minimoe.study.models import Stages
+from minimoe.study.page import findings
+from minimoe.study.paths import judge_paths as paths
 from minimoe.study.report import run_study
-from minimoe.study.stages import Stages
 from minimoe.study.trace import RoutingTrace
-from minimoe.train.corpus import Corpus, Document, encode, train_tokenizer
+from minimoe.study.vocabulary import judge_frequent_tokens as frequent_tokens
+from minimoe.study.vocabulary import preferred
+from minimoe.text.corpus import Corpus
+from minimoe.text.documents import Document
+from minimoe.text.tokenizer import encode, train_tokenizer
 
 WORDS = [
     "the",
@@ -208,19 +205,15 @@ def test_summary_is_plain_json(studied):
     assert str(studied.parent) not in text
 
 
-def spy(record_split, recorded):
-    """`record_split`, which notes the domains that it is asked for."""
+def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
+    recorded: list[str] = []
+    real = recordings.record_split
 
     def counting(model, split, **options):
         recorded.extend(options.get("domains") or [])
-        return record_split(model, split, **options)
+        return real(model, split, **options)
 
-    return counting
-
-
-def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
-    recorded: list[str] = []
-    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
+    monkeypatch.setattr(recordings, "record_split", counting)
     stage = Stages(quiet=True)
     model = MixtralModel.from_pretrained(checkpoint)
     trace = studied.parent / "trace.npz"
@@ -239,29 +232,6 @@ def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offlin
     recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage, begin=0)
     assert len(recorded) == 8
     copy.unlink()
-
-
-@pytest.mark.slow
-def test_a_report_that_a_kill_left_half_written_is_finished_by_a_second_run(
-    studied, checkpoint, offline, tmp_path, monkeypatch
-):
-    """What a kill leaves while report.html is written: all the rest, and a part of the page beside its place."""
-    out = tmp_path / "study"
-    shutil.copytree(studied.parent, out)
-    page = (out / "report.html").read_text(encoding="utf-8")
-    (out / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
-    (out / "report.html").unlink()
-    (out / "load.png").unlink()
-    recorded: list[str] = []
-    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
-    path = run_study(checkpoint, out, max_tokens=2000, progress=False)
-    assert recorded == [], "the trace is whole and used as it is"
-    names = [sorted(p.name for p in folder.iterdir()) for folder in (out, studied.parent)]
-    assert names[0] == names[1]
-    assert path.read_text(encoding="utf-8").endswith(page[-100:])
-    summaries = [json.loads((d / "summary.json").read_text()) for d in (out, studied.parent)]
-    assert summaries[0]["measurements"] == summaries[1]["measurements"]
-    assert summaries[0]["findings"] == summaries[1]["findings"]
 
 
 def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
@@ -557,7 +527,7 @@ def test_a_rare_token_tells_nothing(measured):
 
 
 def test_no_claim_is_lost_on_a_model_of_two_layers(measured):
-    made = judged.findings(measured)
+    made = findings(measured)
     assert [f.claim for f in made] == ["C10", "C11", "C12", "C13", "C14", "C15", "C16"]
     assert all(f.short and f.rule and f.parts for f in made if f.claim != "C11")
     assert sum(int(n) for n in re.findall(r"\d+", judged.counted(made))) == 7

@@ -18,11 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minimoe import MixtralModel
 from minimoe.__main__ import Terminated, terminable
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.model import MixtralModel
+from minimoe.text.corpus import Corpus
 from minimoe.train.card import write_card
-from minimoe.train.corpus import Corpus
 from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE

@@ -12,32 +12,26 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from minimoe.attention import KVCache
-from minimoe.balance import DropStats, Load
-from minimoe.capacity import expert_capacity, limit_capacity
+from minimoe.balance import Load
 from minimoe.config import ROUTER_TYPES
 from minimoe.dispatch import loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import (
-    BaseRouter,
-    DenseRouter,
-    ExpertChoiceRouter,
-    HashRouter,
-    MeanBinningRouter,
     NoisyRouting,
     NoisyTopKRouter,
-    ReLURouter,
     SigmoidRouter,
-    SinkhornRouter,
     SwitchRouter,
     TopKRouter,
-    UniformRouter,
-    balanced_assignment,
     make_router,
-    sinkhorn,
 )
-from minimoe.soft import SoftMoELayer
+from minimoe.routing import DropStats, expert_capacity, limit_capacity
+from minimoe.zoo.balanced import BaseRouter, SinkhornRouter, balanced_assignment, sinkhorn
+from minimoe.zoo.expert_choice import ExpertChoiceRouter
+from minimoe.zoo.relu import ReLURouter
+from minimoe.zoo.simple import DenseRouter, HashRouter, MeanBinningRouter, UniformRouter
+from minimoe.zoo.soft import SoftMoELayer
 from tests.small import TINY, tiny_model
 from tests.zoo import LEARNT, SPREAD, ZOO, D, E, K, V, big_experts, build, route
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe import Routing
 from minimoe.errors import MinimoeError
 from minimoe.routers import TopKRouter
+from minimoe.routing import Routing
 from tests.small import topk_routing
 
 

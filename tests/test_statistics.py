@@ -15,25 +15,26 @@ from hypothesis.extra import numpy as hnp
 
 from minimoe.errors import TraceError
 from minimoe.study import statistics as stats
-from minimoe.study.statistics.coactivation import pair_probabilities
-from minimoe.study.statistics.counts import choices, document_counts, join, set_codes
-from minimoe.study.statistics.heldout import held_out_gain
-from minimoe.study.statistics.information import plug_in_bias, token_classes
-from minimoe.study.statistics.loads import all_sets
-from minimoe.study.statistics.paths import expected_distinct
-from minimoe.study.statistics.resampling import (
+from minimoe.study.chance import (
     bootstrap_weights,
+    choices,
+    document_counts,
     holm,
     interval_of_maximum,
     jackknife,
+    join,
     permutation_p,
     permuted_tables,
     random_groups,
+    set_codes,
     student_quantile,
     wilson,
 )
-from minimoe.study.statistics.vocabulary import log_odds
+from minimoe.study.depth import held_out_gain, plug_in_bias, token_classes
+from minimoe.study.load import all_sets
+from minimoe.study.paths import expected_distinct, pair_probabilities
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.vocabulary import log_odds
 
 Row = tuple[int, list[list[int]]]
 
@@ -439,7 +440,7 @@ def test_repeats_null_has_the_moments_of_all_permutations() -> None:
 def test_repeats_null_by_shuffling_agrees_with_the_exact_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from minimoe.study.statistics import neighbours
+    from minimoe.study import paths as neighbours
 
     rng = np.random.default_rng(0)
     documents = [
@@ -787,7 +788,7 @@ def test_coactivation_intervals_of_groups_are_as_wide_as_those_of_documents(
         documents.append(("ab"[i % 2], one_layer([0] * 20, chosen)))
     trace = trace_of(*documents)
     fine = stats.coactivation(trace, 1, permutations=2)
-    module = importlib.import_module("minimoe.study.statistics.coactivation")
+    module = importlib.import_module("minimoe.study.paths")
     monkeypatch.setattr(module, "_MOST_CELLS", 100 * 25)
     coarse = stats.coactivation(trace, 1, permutations=2)
     assert np.array_equal(fine.conditional, coarse.conditional, equal_nan=True)

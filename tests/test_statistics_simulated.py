@@ -13,19 +13,13 @@ import math
 import numpy as np
 import pytest
 
-from minimoe.study.statistics import (
-    characteristic_tokens,
-    coactivation,
-    domain_load,
-    expert_load,
-    information,
-    layer_dependence,
-    mutual_information,
-    preferred_experts,
-    repeats,
-)
-from minimoe.study.statistics.information import plug_in_bias
+from minimoe.study.chance import mutual_information
+from minimoe.study.depth import information, layer_dependence, plug_in_bias
+from minimoe.study.domains import domain_load
+from minimoe.study.load import expert_load
+from minimoe.study.paths import coactivation, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.vocabulary import characteristic_tokens, preferred_experts
 
 E, K = 8, 2
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from minimoe.errors import TraceError
-from minimoe.study import TraceWriter
-from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 
 ARRAYS = ("token", "document", "position", "expert", "weight")
 DOCUMENTS = (

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe import MixtralModel, ModelConfig
+from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError, TrainingError
-from minimoe.train.batches import Batches
+from minimoe.model import MixtralModel
+from minimoe.text.corpus import Corpus
+from minimoe.text.documents import Document
+from minimoe.text.tokenizer import digest, encode
 from minimoe.train.card import write_card
-from minimoe.train.corpus import Corpus, Document, digest, encode
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
-from minimoe.train.optimizer import learning_rate, make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
+from minimoe.train.step import Batches, learning_rate, make_optimizer
 from minimoe.train.validation import evaluate, probe
 from tests.small import TRAIN, small_disk, text_corpus, tiny_model, tiny_run, weights_digest
 

@@ -14,9 +14,9 @@ from minimoe.errors import ConfigError, TrainingError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
+from minimoe.text.corpus import Corpus
 from minimoe.train.balancing import Balancing
 from minimoe.train.card import balance_words
-from minimoe.train.corpus import Corpus
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
 from minimoe.train.step import accumulate_gradients, count_experts
@@ -409,7 +409,7 @@ def test_the_command_line_takes_a_router_and_parts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("minimoe.train.corpus.load_corpus", lambda *a, **k: corpus)
+    monkeypatch.setattr("minimoe.text.corpus.load_corpus", lambda *a, **k: corpus)
     monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
     short = [
         "train",

@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.dispatch import auto, grouped, triton
-from minimoe.dispatch.triton import unsupported
+from minimoe.dispatch import auto, grouped
 from minimoe.errors import ConfigError, MinimoeError
+from minimoe.kernels.function import triton, unsupported
 from tests.triton_cases import make_case, random_choice
 
 pytest.importorskip("triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'")
 
-from minimoe.dispatch.triton.report import (
-    SHAPES,
-    SHARED,
-    KernelReport,
-    compile_report,
-    pretend,
-    table,
-)
+from minimoe.bench.compiled import SHAPES, SHARED, KernelReport, compile_report, pretend, table
 
 PRODUCTS = ("up", "up, keeping h", "rows × weightᵀ", "rows × weight", "gradient of h")
 GRADIENTS = ("gradient of gate_up", "gradient of down")
@@ -167,7 +160,7 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
     reason = unsupported(on_cuda(x), experts)
     assert reason is not None and re.search(message, reason)
     expected = grouped(x, routing, experts)
-    module = sys.modules["minimoe.dispatch.auto"]
+    module = sys.modules["minimoe.dispatch"]
     monkeypatch.setattr(module, "grouped", lambda x, r, e: expected)
     module._say_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.warns(RuntimeWarning, match=message) as caught:

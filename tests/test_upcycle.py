@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe import MixtralModel
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP
+from minimoe.hf.upcycle import upcycle
 from minimoe.layers import MoELayer
-from minimoe.model import Block
+from minimoe.model import Block, MixtralModel
 from minimoe.routers import TopKRouter
-from minimoe.upcycle import upcycle
 from tests.huggingface import library, saved
 from tests.small import random_ids, tiny_model, weights_digest
 

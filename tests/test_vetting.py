@@ -15,8 +15,8 @@ import nbformat
 from torch import Tensor
 
 from book import vetting
-from minimoe.check import TASKS
 from minimoe.check.forms import draw
+from minimoe.check.task import TASKS
 from minimoe.check.variation import near, seed_of, shuffled, varied
 
 ROOT = Path(__file__).resolve().parent.parent

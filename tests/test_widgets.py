@@ -13,8 +13,8 @@ import yaml
 
 from book import lessons
 from minimoe.routers import TopKRouter
-from minimoe.widgets import EXPLORABLES, Explorable
-from minimoe.widgets.explorable import HERE, WIDGET, module
+from minimoe.widgets import EXPLORABLES
+from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from tests.node import in_node
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from minimoe.balance import Load
-from minimoe.checkpoint import pretrained_path
-from minimoe.checkpoint.tensors import read_tensors
+from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.widgets import EXPLORABLES
 from tests.node import in_node
 

@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 
 from minimoe.config import ModelConfig
-from minimoe.cost import (
-    DEVICES,
-    count_parameters,
-    decode_flops,
-    forward_flops,
-    kv_cache_bytes,
-    training_days,
-    training_flops,
-    training_gpu_hours,
-)
+from minimoe.cost.device import DEVICES
+from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes
+from minimoe.cost.parameters import count_parameters
+from minimoe.cost.time import training_days, training_flops, training_gpu_hours
 from minimoe.presets import PRESETS
 from minimoe.widgets.calculator import calculator
 from tests.node import in_node

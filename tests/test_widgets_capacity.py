@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe.capacity import DropStats, expert_capacity, limit_capacity
-from minimoe.routing import Routing
+from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity
 from minimoe.widgets import EXPLORABLES
 from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from tests.node import in_node

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from minimoe.cost import (
-    DEVICES,
+from minimoe.cost.device import DEVICES
+from minimoe.cost.layer import (
     crossover_tokens,
     experts_touched,
     layer_bytes,

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minimoe.dispatch import loop, triton
+from minimoe.dispatch import loop
 from minimoe.experts import Experts
+from minimoe.kernels.function import triton
 from minimoe.routing import Routing
 from tests.small import topk_routing
 

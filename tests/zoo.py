@@ -7,21 +7,11 @@ from torch import Tensor
 
 from minimoe.dispatch import loop
 from minimoe.experts import Experts
-from minimoe.routers import (
-    BaseRouter,
-    DenseRouter,
-    ExpertChoiceRouter,
-    HashRouter,
-    MeanBinningRouter,
-    NoisyTopKRouter,
-    ReLURouter,
-    Router,
-    SigmoidRouter,
-    SinkhornRouter,
-    SwitchRouter,
-    TopKRouter,
-    UniformRouter,
-)
+from minimoe.routers import NoisyTopKRouter, Router, SigmoidRouter, SwitchRouter, TopKRouter
+from minimoe.zoo.balanced import BaseRouter, SinkhornRouter
+from minimoe.zoo.expert_choice import ExpertChoiceRouter
+from minimoe.zoo.relu import ReLURouter
+from minimoe.zoo.simple import DenseRouter, HashRouter, MeanBinningRouter, UniformRouter
 
 V, D, E, K, FF = 40, 8, 6, 2, 6  # E is not a power of two
 SPREAD = 0.7  # of router weights, so that choices are clear

@@ -19,11 +19,9 @@ from minimoe.bench.layer import Case, Inputs, Ready, make_experts, make_routings
 from minimoe.bench.peers import dense, dispatcher
 from minimoe.bench.tables import choice_text, heading
 from minimoe.bench.timing import Clock, Options, Setup, Work, cpu_clock, paired, spread
-from minimoe.dispatch.fused import block_size, fused_grouped, layout
-from minimoe.dispatch.grouped import few, grouped_plain
-from minimoe.dispatch.plan import plan
+from minimoe.cpu import block_size, fused_grouped, layout, multiply
+from minimoe.dispatch import few, grouped_plain, plan
 from minimoe.experts import Experts
-from minimoe.linear import multiply
 from minimoe.routing import Routing
 from minimoe.train.environment import fast_cpu
 

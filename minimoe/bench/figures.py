@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from minimoe.bench.goals import BOTH, FORWARD, LATENCY, OTHER_RATE, RATE
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, ways_not_taken
+from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import MinimoeError
-from minimoe.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,8 @@ from minimoe.dispatch import DISPATCHERS
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.train.environment import fast_cpu, resolve_device
-from minimoe.train.optimizer import make_optimizer
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
+from minimoe.train.step import make_optimizer
 
 PROMPT = 32  # tokens
 GOAL = 0.85

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.bench.layer import DENSE, Case, Implementation, Ready
+from minimoe.cpu import onednn_available
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP, Experts
-from minimoe.linear import onednn_available
 from minimoe.routing import Routing
 
 Prepare = Callable[[Case, Experts], Ready]

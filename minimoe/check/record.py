@@ -25,7 +25,7 @@ def folder() -> Path | None:
         return None
     if given:
         return Path(given).expanduser()
-    from minimoe.train.fetch import cache_dir
+    from minimoe.text.fetch import cache_dir
 
     return cache_dir() / "progress"
 

@@ -66,7 +66,7 @@ def weight_bytes(
 ) -> float:
     """Bytes of all parameters (`tokens` None), or of those that T tokens are expected to touch, each read once.
 
-    Touched are Ê(T) experts of each layer, see `minimoe.cost.experts_touched`; of an embedding that is not tied the
+    Touched are Ê(T) experts of each layer (`minimoe.cost.layer.experts_touched`); of an embedding that is not tied the
     rows of the tokens; and everything else.
     """
     found = weights(config)

@@ -22,7 +22,7 @@ def scaled(value: float, units: Units) -> str:
 
 
 def cost_table(report: dict[str, Any]) -> str:
-    """The text of a `minimoe.cost.cost_report`."""
+    """The text of a `minimoe.cost.report.cost_report`."""
     sections = [_parameters(report), _flops(report), _memory(report), _time(report)]
     if "training" in report:
         sections.append(_training(report["training"]))

@@ -4,7 +4,6 @@
 `report` and `real` write.
 """
 
-from minimoe.study.stream import TraceWriter
-from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 
 __all__ = ["RoutingTrace", "TraceDocument", "TraceWriter"]

@@ -1,140 +1,246 @@
-"""Which figures the report shows, drawn from its measurements."""
+"""What all figures share: one palette, sizes for a page 700 pixels wide, and a figure that carries its own words."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import base64
+import html
+import importlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from minimoe.study import figures
-from minimoe.study.figures import Figure
-from minimoe.study.measurements import (
-    GENERATED,
-    MMLU,
-    SUBJECTS,
-    TEXT,
-    TOPICS,
-    Measurements,
-    chosen_topics,
-)
+from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, PALE, RC, SMALL
+from minimoe.errors import MinimoeError
+from minimoe.io import atomic_write
+from minimoe.study.chance import Estimate, Floats
 
-CONFOUNDED = (
-    "Packages differ in format, language and source as well as in subject: these are confounded."
-)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 
-def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
-    """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
-    n = m.num_layers
-    drawn: list[Figure] = []
-    names = {
-        TEXT: ("load", TEXT),
-        GENERATED: ("load-questions", GENERATED),
-        MMLU: ("load-mmlu", "the real MMLU questions"),
-    }
-    for kind, loads in m.load.items():
-        name, text = names.get(kind, ("load", kind))
-        shown = [x for x in loads if x.layer in m.layers]
-        drawn.append(figures.load(shown, num_layers=n, text=text, name=name))
-    drawn.append(figures.load_by_depth(m.load))
-    if m.topics:
-        sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
-        note = (
-            ""
-            if m.of_questions
-            else "Articles of one encyclopaedia, so of one format, language and source. "
-        ) + "Counterpart of the article's Figs. 4 to 6."
-        chosen = chosen_topics(sizes, wanted=SUBJECTS if m.of_questions else TOPICS)
-        spelt = {s: spell(s) for s in sizes} if m.of_questions else None
-        drawn.append(figures.label_load(m.topics, chosen, titles=spelt, num_layers=n, note=note))
-        drawn.append(figures.skew(m.topics, titles=spelt, num_layers=n))
-    if m.domains and len(m.domains[0].names) > 1:
-        drawn.append(figures.labels_at(m.domains[-1], titles=titles, num_layers=n, note=CONFOUNDED))
-        drawn.append(
-            figures.skew(
-                m.domains, titles=titles, num_layers=n, name="domain-skew", note=CONFOUNDED
+def require_matplotlib() -> Any:
+    """The matplotlib package, imported when the first figure is drawn.
+
+    Raises:
+        MinimoeError: it is not installed.
+    """
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MinimoeError(
+            f'the figures need matplotlib ({error}); install it with: pip install "minimoe[course]"'
+        ) from error
+    return matplotlib
+
+
+WIDTH = 7.0
+
+"""Inches. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
+
+DPI = 160
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A drawing with its words: `caption` stands under it, `alt` says in numbers what is to be seen.
+
+    `name` is a file name without ending; `figure` is matplotlib's. At the end of a notebook's cell it shows itself,
+    alternative text included.
+    """
+
+    name: str
+    figure: Canvas
+    caption: str
+    alt: str
+
+    def png(self, dpi: int = DPI) -> bytes:
+        """The drawing as PNG, the same bytes for the same numbers."""
+        buffer = io.BytesIO()
+        with require_matplotlib().rc_context(RC):
+            self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def save(self, path: str | Path, dpi: int = DPI) -> None:
+        """Write the PNG atomically.
+
+        Raises:
+            WriteError: `path` cannot be written.
+        """
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(self.png(dpi))
+
+    def to_html(self, dpi: int = DPI) -> str:
+        """A <figure> that needs no other file."""
+        data = base64.b64encode(self.png(dpi)).decode()
+        width, height = self.figure.get_size_inches()
+        return (
+            f'<figure id="{html.escape(self.name)}"><div class="sheet">'
+            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
+            f'width="{width * 100:.0f}" height="{height * 100:.0f}"></div>'
+            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>".replace(
+                " %", "\u00a0%"
             )
         )
-    if m.subjects and all(s in m.subjects[-1].names for s in SUBJECTS):
-        title = {s: spell(s) for s in SUBJECTS}
-        note = "The subjects of the article's Figs. 4 to 6, in the few real questions at hand."
-        drawn.append(
-            figures.labels_at(
-                m.subjects[-1], SUBJECTS, titles=title, num_layers=n, name="subjects", note=note
-            )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/html": self.to_html(), "text/plain": f"{self.caption}\n{self.alt}"}
+
+
+def panels(
+    rows: int, columns: int, *, height: float, share_x: bool = False, share_y: bool = False
+) -> tuple[Canvas, list[list[Axes]]]:
+    """A figure of the page's width with rows × columns axes; `height` in inches of one row."""
+    matplotlib = require_matplotlib()
+    with matplotlib.rc_context(RC):
+        canvas: Canvas = matplotlib.figure.Figure(
+            figsize=(WIDTH, height * rows), layout="constrained"
         )
-    decode = decoder(tokenizer)
-    for frequent, characteristic in zip(m.frequent, m.characteristic, strict=True):
-        name = f"tokens-{frequent.layer}"
-        drawn.append(
-            figures.ranked_tokens(frequent, characteristic, decode, num_layers=n, name=name)
-        )
-    for token in m.tokens:
-        apart = m.apart if m.apart and _occurs(m, token.apart_token) else None
-        drawn.append(
-            figures.token_choice(
-                m.shares,
-                token.token,
-                token.text,
-                apart=apart,
-                apart_token=token.apart_token,
-                apart_text=f"{token.apart_text} in the generated questions",
-                num_layers=n,
-                name=token.name,
-            )
-        )
-    what = "subject" if m.of_questions else "domain"
-    drawn.append(figures.information(m.information, within=m.information_topics or None, what=what))
-    if m.repeats:
-        drawn.append(figures.repeats(m.repeats))
-    if m.coactivation:
-        drawn.append(figures.coactivation(m.coactivation, num_layers=n))
-    if m.paths:
-        drawn.append(figures.paths(m.paths))
-    return {figure.name: figure for figure in drawn}
+        axes = canvas.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
+    return canvas, axes.tolist()
 
 
-def spell(subject: str) -> str:
-    """'high_school_us_history' -> 'High school US history'."""
-    text = " ".join("US" if word == "us" else word for word in subject.split("_"))
-    return text[:1].upper() + text[1:]
+def expert_panel(
+    ax: Axes,
+    share: Floats,
+    low: Floats,
+    high: Floats,
+    band_low: Floats,
+    band_high: Floats,
+    *,
+    title: str,
+) -> None:
+    """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
+
+    The experts are numbered from 1, as the article numbers them.
+    """
+    number = np.arange(1, len(share) + 1)
+    ax.bar(
+        number,
+        100 * (band_high - band_low),
+        bottom=100 * band_low,
+        width=0.96,
+        color=CHANCE,
+        zorder=1,
+    )
+    outside = (share < band_low) | (share > band_high)
+    ax.bar(
+        number,
+        100 * share,
+        width=0.62,
+        zorder=2,
+        alpha=0.9,
+        color=[BLUE if out else PALE for out in outside],
+    )
+    # the band must be seen through a tall bar as well
+    for end in (band_low, band_high):
+        ax.hlines(100 * end, number - 0.48, number + 0.48, color=LINE, linewidth=0.8, zorder=3)
+    known = ~np.isnan(low)
+    if known.any():
+        ends = np.clip(np.stack([share - low, high - share])[:, known], 0, None)
+        whiskers(ax, number[known], 100 * share[known], 100 * ends)
+    put_title(ax, title)
+    ax.set_xticks(expert_ticks(len(share)))
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(0.3, len(share) + 0.7)
 
 
-def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """Token id -> its text; bytes that are no character by themselves as <E2>."""
-
-    def decode(token: int) -> str:
-        piece = tokenizer.id_to_token(token) or ""
-        if piece.startswith(
-            "▁"
-        ):  # a space to SentencePiece, whose decoder drops it at the start of a text
-            return piece.replace("▁", " ")
-        text = tokenizer.decode([token], skip_special_tokens=False)
-        if "\ufffd" not in text:
-            return text
-        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):  # a single byte to SentencePiece
-            return f"<{piece[3:5]}>"
-        return "<" + "".join(f"{_byte(c):02X}" for c in piece) + ">"
-
-    return decode
+def expert_ticks(count: int) -> list[int]:
+    """Which of the experts 1 to `count` are numbered below a panel: all of ten, else about five round numbers."""
+    if count <= 10:
+        return list(range(1, count + 1))
+    step = 8 * 2 ** max(0, int(np.ceil(np.log2(count / 32))))
+    return [1, *range(step, count + 1, step)]
 
 
-def _byte(character: str) -> int:
-    """The byte that a byte-level BPE writes as this character: printable ones stand for themselves."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    code = ord(character)
-    if code in plain:
-        return code
-    return (
-        [b for b in range(256) if b not in plain][code - 256]
-        if 256 <= code < 256 + 68
-        else code & 255
+def whiskers(ax: Axes, x: Any, y: Floats, ends: Floats) -> None:
+    """Intervals at x [n] from y − ends[0] to y + ends[1], thinner where there are many."""
+    many = len(x) > 32
+    ax.errorbar(
+        x,
+        y,
+        ends,
+        fmt="none",
+        ecolor=BLACK,
+        elinewidth=0.7 if many else 1.1,
+        capsize=0 if many else 2,
+        zorder=4,
     )
 
 
-def _occurs(m: Measurements, token: int) -> bool:
-    first = m.apart[0]
-    row = np.flatnonzero(first.token == token)
-    return bool(len(row) and first.occurrences[row[0]])
+def literal(text: str) -> str:
+    """Names and tokens as matplotlib draws them as they are: between two dollar signs it would read mathematics."""
+    return text.replace("$", r"\$")
+
+
+def put_title(ax: Axes, text: str) -> None:
+    """A small title at the left."""
+    ax.set_title(literal(text), fontsize=SMALL, loc="left")
+
+
+def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names (y, text, colour) to the right of lines, moved apart where they would overlap; call it last.
+
+    The layout makes room for them.
+    """
+    # of a row's height about this much is axes, the rest labels and title
+    height = 0.62 * ax.figure.bbox.height / ax.figure.dpi / _rows_of(ax)
+    line = 1.25 * SMALL / 72 / height  # of the axes' height
+    to_axes = ax.transData + ax.transAxes.inverted()
+    placed: list[tuple[float, float, str, str]] = []
+    bottom = -np.inf
+    for y, text, colour in sorted(ends):
+        half = line * (text.count("\n") + 1) / 2
+        at = max(float(to_axes.transform((x, y))[1]), bottom + half)
+        bottom = at + half
+        placed.append((at, y, text, colour))
+    for at, _, text, colour in placed:
+        ax.annotate(
+            literal(text), (1.02, at), xycoords="axes fraction", color=colour, va="center", fontsize=SMALL,
+            linespacing=0.95, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _rows_of(ax: Axes) -> int:
+    place = ax.get_subplotspec()
+    return 1 if place is None else place.get_gridspec().nrows
+
+
+def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
+    """The x label under the lowest axes of each column, the y label at the first of each row."""
+    for column in zip(*axes, strict=True):
+        [ax for ax in column if ax.axison][-1].set_xlabel(x)
+    for row in axes:
+        row[0].set_ylabel(y)
+
+
+def ends_of(estimate: Estimate) -> tuple[float, float]:
+    low, high = estimate.low, estimate.high
+    return (np.nan if low is None else low, np.nan if high is None else high)
+
+
+def line(ax: Axes, layers: Sequence[int], values: Sequence[Any], colour: str, mark: str) -> None:
+    """values: (value, low, high) a layer."""
+    value, low, high = np.array(values, dtype=np.float64).T
+    ends = np.nan_to_num(np.clip([value - low, high - value], 0, None))
+    ax.errorbar(
+        layers,
+        value,
+        ends,
+        color=colour,
+        marker=mark,
+        ms=4,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        zorder=3,
+    )
+
+
+def layer_ticks(ax: Axes, layers: Sequence[int]) -> None:
+    ax.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from minimoe.errors import TraceError
 from minimoe.study import statistics as st
+from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MMLU, QUESTIONS, TEXT
 from minimoe.study.trace import RoutingTrace, TraceDocument
-
-ENCYCLOPAEDIA = "wiki_en"
-QUESTIONS = "questions"
 
 # Chosen before any result was seen: of the topics of the encyclopaedia with fifty held-out documents, one each of
 # nature, of things made and of people living together. Where they are absent, the three largest topics.
 TOPICS = ("Biology and health sciences", "Technology", "Society and social sciences")
+
 # The subjects of the article's Figs. 4 to 6.
 SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
+
 # The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
 TOKENS = {
     name: (word, f"Ġ{word}", f"▁{word}")
     for name, word in (("colon", ":"), ("full-stop", "."), ("what", "What"), ("who", "Who"))
 }
+
 # With 57 subjects the smallest p-value, 1 / (draws + 1), must stay below .05 / 57, or Holm's correction says nothing.
 SUBJECT_DRAWS = 4000
 
 Progress = Callable[[str], None]
-TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,3 +313,107 @@ def headline(trace: RoutingTrace, *, equal_tokens: int | None, seed: int = 0) ->
         preferred=tuple((x.mean_share, x.mean_chance) for x in preferred),
         paths=st.paths(text, kind="set", seed=seed),
     )
+
+
+T = TypeVar("T")
+
+
+def measure_questions(
+    trace: RoutingTrace,
+    tokenizer: Tokenizer,
+    *,
+    title: str,
+    num_layers: int,
+    whole: bool,
+    seed: int = 0,
+    say: Progress = lambda _: None,
+) -> tuple[Measurements, list[str]]:
+    """Everything that questions by subject can tell, and a sentence for each analysis that they cannot support.
+
+    Args:
+        trace: questions; the topic of each is its subject.
+        title: what they are, in a sentence.
+        num_layers: of the model.
+        whole: whether every layer with experts was recorded, so that paths go through all of the model.
+    """
+    left_out: list[str] = []
+
+    def where_possible(what: str, compute: Callable[[], Iterable[T]]) -> tuple[T, ...]:
+        try:
+            return tuple(compute())
+        except TraceError as error:
+            left_out.append(f"Left out: {what}: {error}.")
+            return ()
+
+    every = trace.layers
+    layers = three_layers(every)
+    subjects = {d.topic for d in trace.documents}
+    compared = len(subjects) > 1
+    if not compared:
+        left_out.append("Left out: the subjects: there is only one.")
+    say("load")
+    load = tuple(st.expert_load(trace, x, seed=seed) for x in every)
+    say("subjects")
+    loads = [
+        st.domain_load(trace, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed)
+        for x in (layers if compared else ())
+    ]
+    if loads and loads[0].few_documents.any():
+        few = int(loads[0].few_documents.sum())
+        left_out.append(
+            f"Left out: intervals within {few} of the {len(subjects)} subjects: a subject with fewer than "
+            f"{st.MIN_DOCUMENTS} questions has its null, but no interval."
+        )
+    if load[0].ratio.low is None:
+        left_out.append(
+            f"Left out: intervals over all questions: there are {load[0].documents}, which is fewer than "
+            f"{st.MIN_DOCUMENTS}."
+        )
+    say("information")
+    information = st.information(trace, by="topic" if compared else "domain", seed=seed)
+    say("tokens")
+    tokens = studied_tokens(trace, None, tokenizer)
+    ids = [t.token for t in tokens]
+    preferred = where_possible(
+        "the preferred experts of all tokens",
+        lambda: [st.preferred_experts(trace, x, min_count=10, seed=seed) for x in every],
+    )
+    say("neighbours and co-activation")
+    paths: tuple[st.Paths, ...] = ()
+    if whole:
+        say("paths")
+        paths = (st.paths(trace, seed=seed), st.paths(trace, kind="set", seed=seed))
+    else:
+        left_out.append(
+            "Left out: C10, the paths through the model: only some layers were recorded (--layers all)."
+        )
+    left_out.append(
+        "Left out: C11, which compares questions with other text: only questions were read."
+    )
+    measured = Measurements(
+        layers=layers,
+        num_layers=num_layers,
+        load={title: load},
+        domains=(),
+        topics=tuple(loads),
+        subjects=(),
+        questions_against_text=(),
+        information=information,
+        information_topics=(),
+        repeats=where_possible(
+            "neighbouring tokens", lambda: [st.repeats(trace, x, seed=seed) for x in every]
+        ),
+        preferred=preferred,
+        tokens=tokens,
+        shares=tuple(st.token_shares(trace, x, ids, seed=seed) for x in layers) if ids else (),
+        apart=(),
+        frequent=tuple(st.frequent_tokens(trace, x, seed=seed) for x in layers),
+        characteristic=tuple(st.characteristic_tokens(trace, x, seed=seed) for x in layers),
+        coactivation=where_possible(
+            "co-activation", lambda: [st.coactivation(trace, x, seed=seed) for x in layers]
+        ),
+        paths=paths,
+        dependence=st.layer_dependence(trace, layers=layers, seed=seed),
+        text=title,
+    )
+    return measured, left_out

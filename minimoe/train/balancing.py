@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minimoe.balance import BiasController, SparsityController
+from minimoe.balance import BiasController
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
 from minimoe.routing import Routing
+from minimoe.zoo.relu import SparsityController
 
 
 class Balancing:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from minimoe.checkpoint import read_tensors, write_tensors
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
-from minimoe.io import write_text
-from minimoe.train.corpus import attributions
-from minimoe.train.documents import MAX_HELDOUT_CHARACTERS
-from minimoe.train.log import LOG, read_log
+from minimoe.io import atomic_write, write_text
+from minimoe.text.documents import MAX_HELDOUT_CHARACTERS
+from minimoe.text.domains import attributions
+from minimoe.train.state import LOG, read_log
 
 
 def write_card(folder: str | Path) -> str:
@@ -112,3 +116,38 @@ def balance_words(config: ModelConfig) -> str:
 def fill(paragraph: str) -> str:
     """The paragraph in lines of at most 110 characters."""
     return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)
+
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl")
+
+
+def release(run: str | Path, target: str | Path) -> Path:
+    """Copy what a reader needs of the run folder `run` to `target`, and return `target`.
+
+    Left behind is the state of the optimiser. The probes of all validations become one file, probe.safetensors:
+    `step` [P] int32, `token` [rows, S] int32 and `expert` [P, T, L, K] uint8, the experts of the same held-out tokens
+    as training went on.
+
+    Raises:
+        CheckpointError: a file of the run is missing.
+    """
+    run, target = Path(run), Path(target)
+    missing = [name for name in FILES if not (run / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{run} holds no finished run; missing: {', '.join(missing)}")
+    for name in FILES:
+        with atomic_write(target / name) as temporary:
+            shutil.copyfile(run / name, temporary)
+    write_card(target)
+    probes = sorted((run / "probe").glob("*.safetensors"))
+    if probes:
+        tensors = [read_tensors(path) for path in probes]
+        write_tensors(
+            target / "probe.safetensors",
+            {
+                "step": torch.tensor([int(path.stem) for path in probes], dtype=torch.int32),
+                "token": tensors[0]["token"],
+                "expert": torch.stack([t["expert"] for t in tensors]),
+            },
+        )
+    return target

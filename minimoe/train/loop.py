@@ -24,16 +24,28 @@ from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError, MinimoeError, TrainingError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
+from minimoe.text.corpus import Corpus
 from minimoe.train.balancing import Balancing
-from minimoe.train.batches import Batches
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device, unbroken
-from minimoe.train.log import LOG, append_record, logged_validation, trim_log
-from minimoe.train.optimizer import learning_rate, make_optimizer
-from minimoe.train.recipe import make_recipe
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
-from minimoe.train.state import STATE, restore_state, save_state, stored_step
-from minimoe.train.step import accumulate_gradients, require_finite
-from minimoe.train.store import Corpus
+from minimoe.train.state import (
+    LOG,
+    STATE,
+    append_record,
+    logged_validation,
+    make_recipe,
+    restore_state,
+    save_state,
+    stored_step,
+    trim_log,
+)
+from minimoe.train.step import (
+    Batches,
+    accumulate_gradients,
+    learning_rate,
+    make_optimizer,
+    require_finite,
+)
 from minimoe.train.validation import DomainLoss, evaluate, probe, require_heldout
 
 __all__ = [

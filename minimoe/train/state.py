@@ -1,9 +1,12 @@
-"""The state of a run between two steps: written at each checkpoint, and read by a run that resumes."""
+"""The recipe of a run: everything that determines its weights, to be stored, hashed and compared."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,133 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from minimoe.checkpoint import model_tensors, read_tensors, restore_model, write_tensors
+from minimoe.config import ModelConfig
+from minimoe.cpu import cpu_backend
 from minimoe.errors import CheckpointError
+from minimoe.io import parse_json, write_text
 from minimoe.model import MixtralModel
-from minimoe.train.recipe import differences, fingerprint
+from minimoe.text.corpus import Corpus
+from minimoe.train.environment import processor_name
+from minimoe.train.settings import TrainConfig
+from minimoe.train.validation import DomainLoss
+
+
+def make_recipe(
+    name: str, model: ModelConfig, config: TrainConfig, corpus: Corpus, device: torch.device
+) -> dict[str, Any]:
+    """Everything that determines the weights, and where they were made."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "preset": name,
+        "model": model.to_dict(),
+        "training": dataclasses.asdict(config) | {"tokens": config.tokens},
+        "data": {
+            "sha256": corpus.sha256,
+            "domains": {
+                d: {
+                    "train_tokens": len(corpus.train.tokens[corpus.train.domain_slice(d)]),
+                    "heldout_tokens": len(corpus.heldout.tokens[corpus.heldout.domain_slice(d)]),
+                }
+                for d in corpus.domains
+            },
+        },
+        "environment": {
+            "device": device.type,
+            "hardware": hardware,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "cpu_products": cpu_backend(),
+        },
+    }
+
+
+def fingerprint(recipe: dict[str, Any]) -> str:
+    """Hash of a recipe: two runs with the same one make the same weights (on the same processor)."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Paths at which two nested dictionaries differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys: list[str] = sorted(set(old) | set(new))  # pyright: ignore
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}.")]  # pyright: ignore
+    return [] if old == new else [f"{prefix[:-1]} was {old!r}, is {new!r}"]
+
+
+LOG = "log.jsonl"
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to the log.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written ({error}); the last checkpoint is as it was, resume from it"
+        ) from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that a killed run left half-written is none.
+
+    Raises:
+        CheckpointError: there is no such file, or a line of it is no record of a run; the message names both.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record: Any = parse_json(line.decode("utf-8"))
+        except ValueError:
+            record = None
+            if number == len(lines):
+                break
+        step = record.get("step") if isinstance(record, dict) else None
+        if type(step) is not int or not isinstance(record.get("heldout", {}), dict):
+            raise CheckpointError(
+                f"{path} is damaged: line {number} is no record of a run, an object with its 'step'; restore it, or "
+                "remove that line"
+            )
+        records.append(record)
+    return records
+
+
+def logged_validation(path: Path, step: int) -> dict[str, DomainLoss] | None:
+    """The validation of step `step`, if the log holds it.
+
+    Raises:
+        CheckpointError: as `read_log`, or the validation is not whole.
+    """
+    for record in reversed(read_log(path) if path.exists() else []):
+        if record["step"] == step and "heldout" in record:
+            try:
+                return {name: DomainLoss(**loss) for name, loss in record["heldout"].items()}
+            except TypeError as error:
+                raise CheckpointError(
+                    f"{path} is damaged: the validation of step {step} is not whole ({error}); remove that line"
+                ) from error
+    return None
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint, at `step`, and a half-written last line.
+
+    Raises:
+        CheckpointError: as `read_log`; the log is then what it was.
+    """
+    if path.exists():
+        kept = [record for record in read_log(path) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
 
 STATE = "state.safetensors"
 

@@ -1,19 +1,49 @@
-"""The gradient of one optimiser step, whole or in parts: the same batch in less memory."""
+"""The batches of a run: windows of the training text, drawn from the seed and the step alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from minimoe.balance import GlobalLoad
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
+from minimoe.text.tokenizer import TokenSplit
 from minimoe.train.balancing import Balancing
 from minimoe.train.environment import autocast
+from minimoe.train.settings import TrainConfig
+
+
+class Batches:
+    """Random windows of the training text; batch(step) depends on the seed and the step alone."""
+
+    def __init__(self, split: TokenSplit, domains: tuple[str, ...], config: TrainConfig) -> None:
+        self.config = config
+        self.streams = [split.tokens[split.domain_slice(name)] for name in domains]
+        for name, stream in zip(domains, self.streams, strict=True):
+            if len(stream) < config.seq_len:
+                raise ConfigError(
+                    f"domain {name} has {len(stream)} training tokens, fewer than one sequence of {config.seq_len}: "
+                    "leave it out or lower seq_len"
+                )
+
+    def __call__(self, step: int) -> Tensor:
+        """input_ids [B, S] int64 of step `step`; the domain of a row goes round in turn."""
+        rng = np.random.default_rng((self.config.seed, step))
+        s = self.config.seq_len
+        rows: list[npt.NDArray[np.int64]] = []
+        for row in range(self.config.batch_size):
+            stream = self.streams[(step * self.config.batch_size + row) % len(self.streams)]
+            start = int(rng.integers(len(stream) - s + 1))
+            rows.append(stream[start : start + s].astype(np.int64))
+        return torch.from_numpy(np.stack(rows))
 
 
 @dataclass(frozen=True)
@@ -127,3 +157,24 @@ def require_finite(model: MixtralModel, step: Step, norm: Tensor) -> None:
         raise MinimoeError(f"the router logits of {spoilt[0][2]} are not finite")
     if not gradient:
         raise MinimoeError("the gradient is not finite")
+
+
+def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; norms (vectors) are not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of step `step` (from 0): linear warm-up, then a cosine to `final_lr` of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (
+        config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    )

@@ -40,7 +40,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
         "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=", f"--notebook-dir={tmp_path}",
     ]  # fmt: skip
-    shutil.copy(ROOT / "start_here.ipynb", tmp_path)
+    shutil.copy(ROOT / "book/start_here.ipynb", tmp_path / "book")
     own = {"JUPYTER_CONFIG_PATH": str(ROOT / "book/lab"),
            "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
@@ -89,7 +89,7 @@ def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str
     page = context.new_page()
     run_all(page, lab)
     page.wait_for_timeout(3000)  # news would come late
-    assert page.evaluate(f"{NOTEBOOK}.context.path") == "start_here.ipynb"
+    assert page.evaluate(f"{NOTEBOOK}.context.path") == "book/start_here.ipynb"
     shown = "[...window.jupyterapp.shell.widgets('main')].map(w => w.title.label)"
     assert page.evaluate(shown) == ["start_here.ipynb"]
     assert page.locator(".jp-Launcher, .Toastify__toast").count() == 0

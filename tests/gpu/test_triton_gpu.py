@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.capacity import limit_capacity
-from minimoe.dispatch import auto, grouped, loop, triton
+from minimoe.dispatch import auto, grouped, loop
 from minimoe.errors import MinimoeError
 from minimoe.experts import Experts
-from minimoe.routers import ExpertChoiceRouter, ReLURouter, Router, TopKRouter
-from minimoe.routing import Routing
+from minimoe.kernels.function import triton
+from minimoe.routers import Router, TopKRouter
+from minimoe.routing import Routing, limit_capacity
+from minimoe.zoo.expert_choice import ExpertChoiceRouter
+from minimoe.zoo.relu import ReLURouter
 from tests.triton_cases import (
     CASES,
     TOLERANCE,
@@ -310,7 +312,7 @@ def test_auto_takes_the_kernels_and_says_nothing() -> None:
 
 def test_auto_falls_back_with_one_warning() -> None:
     x, routing, experts = make_case(random_choice(64, 4, 2), 4, 40, 64, HALF, "cuda")
-    module = sys.modules["minimoe.dispatch.auto"]
+    module = sys.modules["minimoe.dispatch"]
     module._say_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.warns(RuntimeWarning, match="hidden_size to be a multiple of 16") as caught:
         y = auto(x, routing, experts)

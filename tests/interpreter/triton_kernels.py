@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe.capacity import limit_capacity
 from minimoe.dispatch import plan
-from minimoe.dispatch.triton import plan as plan_module
-from minimoe.dispatch.triton import tiles
-from minimoe.dispatch.triton.combine import combine, combine_spec
-from minimoe.dispatch.triton.decode import decode, decode_spec
-from minimoe.dispatch.triton.plan import TilePlan, plan_tiles, plan_tiles_spec, tile_bound
-from minimoe.dispatch.triton.products import (
+from minimoe.errors import ConfigError
+from minimoe.kernels import plan as plan_module
+from minimoe.kernels import tiles
+from minimoe.kernels.combine import combine, combine_spec
+from minimoe.kernels.decode import decode, decode_spec
+from minimoe.kernels.plan import TilePlan, plan_tiles, plan_tiles_spec, tile_bound
+from minimoe.kernels.products import (
     hidden_gradient,
     hidden_gradient_spec,
     rows_times_weight,
@@ -28,8 +28,7 @@ from minimoe.dispatch.triton.products import (
     weight_gradient,
     weight_gradient_spec,
 )
-from minimoe.errors import ConfigError
-from minimoe.routing import Routing
+from minimoe.routing import Routing, limit_capacity
 from tests.triton_cases import TOLERANCE, make_case, poison, random_choice
 
 FIELDS = ("row", "token", "assignment", "start", "tile_expert")
@@ -252,7 +251,7 @@ def test_decode(dtype: torch.dtype, t: int) -> None:
 
 
 def test_the_interpreter_leaves_nothing_to_compile() -> None:
-    from minimoe.dispatch.triton.report import compile_report
+    from minimoe.bench.compiled import compile_report
 
     with pytest.raises(ConfigError, match="TRITON_INTERPRET=1 leaves nothing to compile: unset it"):
         compile_report()

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe.capacity import limit_capacity
-from minimoe.dispatch import auto, grouped, loop, triton
-from minimoe.dispatch.triton import tiles
+from minimoe.dispatch import auto, grouped, loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import Experts
-from minimoe.routers import ExpertChoiceRouter, ReLURouter, Router, SwitchRouter, TopKRouter
-from minimoe.routing import Routing
+from minimoe.kernels import tiles
+from minimoe.kernels.function import triton
+from minimoe.routers import Router, SwitchRouter, TopKRouter
+from minimoe.routing import Routing, limit_capacity
+from minimoe.zoo.expert_choice import ExpertChoiceRouter
+from minimoe.zoo.relu import ReLURouter
 from tests.triton_cases import (
     CASES,
     compare,

@@ -4,34 +4,46 @@ Layers are the model's, counted from 1; experts are counted from 0. Padding is n
 the independent unit: they are what is resampled and permuted. All intervals are at 95 %.
 """
 
-from minimoe.study.statistics.coactivation import CoActivation, coactivation
-from minimoe.study.statistics.counts import document_labels
-from minimoe.study.statistics.depth import LayerDependence, layer_dependence
-from minimoe.study.statistics.domains import DomainLoad, domain_load
-from minimoe.study.statistics.heldout import HeldOutGain
-from minimoe.study.statistics.information import Information, MutualInformation, information
-from minimoe.study.statistics.loads import Load, equal_load_ratios, expert_load
-from minimoe.study.statistics.measures import (
+from minimoe.study.chance import (
+    MIN_DOCUMENTS,
+    Estimate,
+    Null,
+    Result,
+    document_labels,
     entropy,
     jensen_shannon,
     mutual_information,
     total_variation,
+    wilson,
 )
-from minimoe.study.statistics.neighbours import Repeats, Repetition, repeats
-from minimoe.study.statistics.paths import Paths, paths
-from minimoe.study.statistics.resampling import MIN_DOCUMENTS, wilson
-from minimoe.study.statistics.results import Estimate, Null, Result
-from minimoe.study.statistics.tokens import (
+from minimoe.study.depth import (
+    HeldOutGain,
+    Information,
+    LayerDependence,
+    MutualInformation,
+    information,
+    layer_dependence,
+)
+from minimoe.study.domains import DomainLoad, domain_load
+from minimoe.study.load import Load, equal_load_ratios, expert_load
+from minimoe.study.paths import (
+    CoActivation,
+    Paths,
+    Repeats,
+    Repetition,
+    coactivation,
+    paths,
+    repeats,
+)
+from minimoe.study.vocabulary import (
+    ExpertTokens,
     PreferredExperts,
     TokenShares,
+    characteristic_tokens,
+    frequent_tokens,
     maximum_share_null,
     preferred_experts,
     token_shares,
-)
-from minimoe.study.statistics.vocabulary import (
-    ExpertTokens,
-    characteristic_tokens,
-    frequent_tokens,
 )
 
 __all__ = [

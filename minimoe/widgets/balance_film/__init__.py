@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minimoe import style
 from minimoe.balance import Load
-from minimoe.checkpoint import pretrained_path
-from minimoe.checkpoint.tensors import read_tensors
+from minimoe.checkpoint import pretrained_path, read_tensors
+from minimoe.course import style
 from minimoe.widgets.explorable import Explorable
 
 if TYPE_CHECKING:

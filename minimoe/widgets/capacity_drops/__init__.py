@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minimoe import style
-from minimoe.capacity import DropStats, expert_capacity, limit_capacity
-from minimoe.routing import Routing
+from minimoe.course import style
+from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity
 from minimoe.widgets.explorable import Explorable
 
 if TYPE_CHECKING:

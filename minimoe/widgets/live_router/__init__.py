@@ -18,10 +18,10 @@ import torch
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
-from minimoe.experts_int8 import quantize_experts
+from minimoe.hf.int8 import quantize_experts
 from minimoe.model import MixtralModel
-from minimoe.train.domains import DOMAINS
-from minimoe.train.tokens import begin_of_text_id, load_tokenizer
+from minimoe.text.domains import DOMAINS
+from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer
 from minimoe.widgets.explorable import Explorable
 from minimoe.widgets.live_router.examples import EXAMPLES
 from minimoe.widgets.live_router.export import FILE, export, spellings, weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minimoe import style
+from minimoe.course import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minimoe import style
+from minimoe.course import style
 from minimoe.widgets.explorable import Explorable
 
 if TYPE_CHECKING:

@@ -1,0 +1,192 @@
+"""Grouped-query attention with rotary positions and a key/value cache, and what all attentions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimoe.config import ModelConfig
+from minimoe.cpu import Linear
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.layers import RMSNorm
+from minimoe.routers import at_least_float32
+
+if TYPE_CHECKING:
+    from minimoe.zoo.moa import MixtureOfAttentionHeads
+    from minimoe.zoo.switchhead import SwitchHead
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, one pair a layer: [B, kv heads, S, head size] each."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+
+    def __len__(self) -> int:
+        """Tokens held."""
+        first = self.keys[0]
+        return 0 if first is None else first.shape[2]
+
+    def check(self, batch_size: int, config: ModelConfig) -> None:
+        """Refuse a cache of another model or of another batch.
+
+        Raises:
+            MinimoeError: names both shapes.
+        """
+        held, layers = self.keys[0], config.num_hidden_layers
+        fits = (batch_size, config.num_key_value_heads, len(self), config.head_size)
+        if len(self.keys) != layers or (held is not None and tuple(held.shape) != fits):
+            shape = None if held is None else tuple(held.shape)
+            raise MinimoeError(
+                f"the cache is of {len(self.keys)} layers and holds keys of shape {shape}; this model and batch need "
+                f"{layers} layers and {fits} (batch, heads, tokens, size): begin with a new KVCache"
+            )
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values to layer `layer` and return all of them."""
+        old_key, old_value = self.keys[layer], self.values[layer]
+        if old_key is not None and old_value is not None:
+            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
+        self.keys[layer], self.values[layer] = key, value
+        return key, value
+
+
+def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
+    exponent = (
+        torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    )
+    angle = position[:, None, :, None].float() * theta**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + d/2) of x [B, H, S, d] by the given angles (the pairing of Llama and Mixtral weights)."""
+    a, b = at_least_float32(x).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class CausalAttention(nn.Module):
+    """What every attention here does between its projections: norms, rotation, cache, softmax.
+
+    `qk_norm` normalises queries and keys before the rotation: 'head' each head of size d by itself with one weight [d]
+    (Qwen3), 'full' all heads side by side with a weight as long as they are (OLMoE).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.head_size
+        self.head_size = size
+        self.qk_norm = config.qk_norm
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm is not None:
+            full = config.qk_norm == "full"
+            heads = (config.num_attention_heads, config.num_key_value_heads) if full else (1, 1)
+            self.q_norm = RMSNorm(heads[0] * size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(heads[1] * size, config.rms_norm_eps)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """q [B, S, H, d], k and v [B, S, kv heads, d] -> [B, S, H, d]; query head h meets kv head h // (H / kv heads).
+
+        The new keys and values enter the cache; `mask` as in `Attention`.
+        """
+        if self.q_norm is not None and self.k_norm is not None:
+            if self.qk_norm == "full":
+                q = self.q_norm(q.flatten(2)).view_as(q)
+                k = self.k_norm(k.flatten(2)).view_as(k)
+            else:
+                q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, S, d]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and q.shape[2] > 1,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        return y.transpose(1, 2)
+
+    @property
+    def idle_parameters(self) -> int:
+        """Parameters that one token does not use."""
+        return 0
+
+
+class Attention(CausalAttention):
+    """Causal grouped-query attention (Ainslie et al. 2023): H query heads share fewer key/value heads.
+
+    `attention_bias` puts biases on q, k and v, not on the output (Qwen2).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        d, size, bias = config.hidden_size, config.head_size, config.attention_bias
+        wide, narrow = config.num_attention_heads * size, config.num_key_value_heads * size
+        self.q_proj = Linear(d, wide, bias=bias)
+        self.k_proj = Linear(d, narrow, bias=bias)
+        self.v_proj = Linear(d, narrow, bias=bias)
+        self.o_proj = Linear(wide, d)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            nn.init.normal_(projection.weight, std=config.initializer_range)
+        if bias:
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x [B, S, D] -> [B, S, D]. `mask` [B, 1, S, S_all] bool, True where attention is allowed; None: causal."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_size))  # [B, S, heads, d]
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = self.attend(q, k, v, cos, sin, mask, cache, layer)
+        return self.o_proj(y.flatten(2))
+
+
+def make_attention(config: ModelConfig) -> Attention | SwitchHead | MixtureOfAttentionHeads:
+    """The layer `config.attention_type`.
+
+    Raises:
+        ConfigError: 'mla', which is counted, not built.
+    """
+    match config.attention_type:
+        case "gqa":
+            return Attention(config)
+        case "switchhead":
+            from minimoe.zoo.switchhead import SwitchHead
+
+            return SwitchHead(config)
+        case "moa":
+            from minimoe.zoo.moa import MixtureOfAttentionHeads
+
+            return MixtureOfAttentionHeads(config)
+        case other:
+            raise ConfigError(
+                f"attention_type is {other!r}, which is counted (minimoe.cost), not built"
+            )

@@ -1,0 +1,1 @@
+"""What the lessons share: the style of figures, small tasks."""

@@ -1,0 +1,293 @@
+"""The plan of a dispatch: assignments sorted by expert, where each expert's rows begin, and the way back."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimoe.cpu import float32_on_cpu, fused_grouped
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.experts import ExpertBank, Experts, glu
+from minimoe.routing import Routing, places
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sorted order of a routing's N assignments; computed once, used forward and backward.
+
+    Attributes:
+        order: [N] int64, assignment order[i] stands at sorted place i. Stable: within an expert, arrival order.
+        token: [N] int64, the token at each sorted place.
+        counts: [E + 1] int64, rows of each expert, and at last those of none.
+        inverse: [N] int64, assignment n stands at sorted place inverse[n].
+    """
+
+    order: Tensor
+    token: Tensor
+    counts: Tensor
+    inverse: Tensor
+
+
+def plan(routing: Routing) -> Plan:
+    """Sort the assignments by expert; those that are not taken stand last (N is known on the host)."""
+    e = routing.num_experts
+    expert = torch.where(routing.taken(), routing.expert, e)
+    order = expert.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    # not bincount: the length of what it returns depends on the data, which no compiled graph can know
+    counts = order.new_zeros(e + 1).index_add_(0, expert, torch.ones_like(order))
+    return Plan(order=order, token=routing.token[order], counts=counts, inverse=inverse)
+
+
+def checks_values() -> bool:
+    """Whether values are looked at too: the environment says MINIMOE_CHECK=1. Never in compiled code."""
+    return not torch.compiler.is_compiling() and os.environ.get("MINIMOE_CHECK") == "1"
+
+
+def check_inputs(x: Tensor, routing: Routing, experts: ExpertBank) -> None:
+    """The first line of every dispatcher: x [T, D], a routing of T tokens to E experts, and E experts of D.
+
+    Looks at shapes, types and devices, which costs no wait. With MINIMOE_CHECK=1 in the environment it looks at the
+    values as well (`Routing.check`: ids out of range, NaN), and waits for the device. Under autocast x may have another
+    type than the experts.
+
+    Raises:
+        MinimoeError: names both sides of what does not fit.
+    """
+    if tuple(x.shape) != (routing.num_tokens, experts.hidden_size):
+        raise MinimoeError(
+            f"x has shape {tuple(x.shape)}; expected {(routing.num_tokens, experts.hidden_size)}: the routing is of "
+            f"{routing.num_tokens} tokens, and the experts have hidden_size {experts.hidden_size}"
+        )
+    if routing.num_experts != experts.num_experts:
+        raise MinimoeError(
+            f"the routing is to {routing.num_experts} experts, but there are {experts.num_experts}"
+        )
+    for name, device in (
+        ("the routing's tokens and experts are", routing.expert.device),
+        ("the routing's weights are", routing.weight.device),
+        ("the experts are", experts.device),
+    ):
+        if device != x.device:
+            raise MinimoeError(
+                f"x is on {x.device}, but {name} on {device}: move one of them with .to()"
+            )
+    if x.dtype != experts.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise MinimoeError(
+            f"x is {x.dtype}, but the experts are {experts.dtype}: convert one of them, or run under torch.autocast"
+        )
+    if checks_values():
+        routing.check()
+
+
+def loop(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """x [T, D] -> y [T, D]: one pass over the experts. Sums in float32, returns x's type.
+
+    Example:
+        >>> from minimoe.experts import Experts
+        >>> from minimoe.routers import TopKRouter
+        >>> x = torch.randn(5, 8)
+        >>> loop(x, TopKRouter(8, 4, 2)(x), Experts(4, 8, 16)).shape
+        torch.Size([5, 8])
+    """
+    check_inputs(x, routing, experts)
+    y = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    for e in range(routing.num_experts):
+        mine = routing.expert == e
+        if routing.kept is not None:
+            mine = mine & routing.kept
+        (n,) = mine.nonzero(as_tuple=True)  # assignments of expert e
+        token = routing.token[n]
+        out = experts(x[token], e) * routing.weight[n, None]
+        y = y.index_add(0, token, out.to(y.dtype))
+    return y.to(x.dtype)
+
+
+def capacity(
+    x: Tensor, routing: Routing, experts: ExpertBank, places_each: int | None = None
+) -> Tensor:
+    """x [T, D] -> y [T, D]; equal to `loop`, as one batched product of [E, C, D] per projection.
+
+    What is not kept takes no row; dropping is `limit_capacity`'s business, not this function's. C is `places_each`, or
+    the rows of the busiest expert, which is read on the host. An uneven load pays for its busiest expert E times.
+    Sums in float32, returns x's type.
+
+    Raises:
+        MinimoeError: an expert has more kept assignments than `places_each` (looked at on the CPU only; elsewhere the
+            look would wait for the device, and assignments beyond C are lost).
+    """
+    check_inputs(x, routing, experts)
+    t, e = routing.shape
+    expert, taken = routing.index(), routing.taken()
+    place = places(expert, taken, e)  # [N]
+    c = places_each
+    if c is None or x.device.type == "cpu":
+        busiest = int(torch.where(taken, place + 1, 0).max()) if routing.num_assignments else 0
+        if c is not None and c < busiest:
+            raise MinimoeError(
+                f"an expert has {busiest} kept assignments but {c} places: "
+                "drop with limit_capacity first"
+            )
+        c = busiest if c is None else c
+    c = max(c, 1)
+    # Which token fills which place; T stands for none and is a row of zeros. The dump column C takes what has no place.
+    column = torch.where(taken, place, c).clamp_max(c)
+    source = torch.full((e, c + 1), t, dtype=torch.int64, device=x.device)
+    source = source.index_put((expert, column), routing.token)[:, :c]
+    rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]  # [E, C, D]
+    gate_up, down = experts.stacked()
+    gate, up = torch.bmm(rows, gate_up.transpose(1, 2)).chunk(2, dim=-1)
+    out = torch.bmm(experts.activation(gate) * up, down.transpose(1, 2)).flatten(0, 1)  # [E·C, D]
+    fits = column < c
+    # What does not fit gathers zeros: a product with the weight 0 would let NaN and infinity through. The row of zeros
+    # costs a copy, so it is left out where the host can see that there is no use for it.
+    whole = x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(fits.all())
+    if not whole:
+        out = torch.cat([out, out.new_zeros(1, out.shape[1])])
+    slot = torch.where(fits, expert * c + column, e * c)
+    weight = torch.where(fits, routing.weight, 0)
+    if routing.k is not None and routing.num_assignments:
+        total = torch.promote_types(out.dtype, torch.float32)
+        y = F.embedding_bag(
+            slot.view(t, routing.k), out.to(total), mode="sum",
+            per_sample_weights=weight.view(t, routing.k).to(total),
+        )  # fmt: skip
+    else:
+        gathered = out.index_select(0, slot) * weight[:, None]  # [N, D]
+        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device)
+        y = y.index_add(0, routing.token, gathered)
+    return y.to(x.dtype)
+
+
+def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """x [T, D] -> y [T, D]; equal to `loop`, with one contiguous matrix product per expert and projection.
+
+    Reads the E counts on the host. Sums in float32, returns x's type. In float32 on a CPU `fused_grouped` does the
+    work, elsewhere `grouped_plain`, the same in plain operations. Few assignments, as in decoding, are not sorted.
+    """
+    check_inputs(x, routing, experts)
+    if routing.num_assignments == 0:
+        # still a function of every input, so that gradients are zero and not missing
+        used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
+        return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
+    weight = torch.where(routing.taken(), routing.weight, 0)
+    if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
+        return few(x, weight, routing, experts)
+    if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
+        return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
+    return grouped_plain(x, weight, routing, experts)
+
+
+def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """`grouped` in plain operations, for weight [N], 0 where not taken, and at least one assignment."""
+    num_tokens = x.shape[0]
+    order = plan(routing)
+    rows = x.index_select(0, order.token)  # [N, D], sorted by expert
+    counts: list[int] = order.counts.tolist()
+    *parts, none = rows.split(counts)
+    if isinstance(experts, Experts):
+        # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed;
+        # and an expert without tokens still runs, on no rows: its gradient is zero, not None
+        weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
+        outs = [glu(part, *w, experts.activation) for part, w in zip(parts, weights, strict=True)]
+    else:  # weights that have to be fetched or unpacked: only those that are needed
+        outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
+    # zeros for what is not taken: a product with the weight 0 would let NaN and infinity through
+    out = torch.cat([*outs, torch.zeros_like(none)])  # [N, D], sorted
+    if routing.k is not None:
+        # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
+        inverse = order.inverse.view(num_tokens, routing.k)
+        weight = weight.view(num_tokens, routing.k)
+        total = torch.promote_types(out.dtype, torch.float32)
+        y = F.embedding_bag(inverse, out.to(total), mode="sum", per_sample_weights=weight.to(total))
+    else:
+        gathered = out.index_select(0, order.inverse) * weight[:, None]  # [N, D], in routing order
+        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device).index_add(
+            0, routing.token, gathered
+        )
+    return y.to(x.dtype)
+
+
+def few(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """The same for no more assignments than experts, one after the other; no gradient.
+
+    Weight [N] is 0 where not taken. Reads the N assignments on the host. An expert that several tokens chose runs for
+    each of them.
+    """
+    none = routing.num_experts
+    chosen = torch.where(routing.taken(), routing.expert, none)
+    pairs = zip(routing.token.tolist(), chosen.tolist(), strict=True)
+    rows = [x.new_zeros(1, x.shape[1]) if e == none else experts(x[t : t + 1], e) for t, e in pairs]
+    out = torch.cat(rows) * weight[:, None]  # [N, D]
+    y = torch.zeros(x.shape, dtype=out.dtype, device=x.device)
+    return y.index_add_(0, routing.token, out).to(x.dtype)
+
+
+def _fused_serves(x: Tensor, weight: Tensor, routing: Routing, experts: Experts) -> bool:
+    """Whether `fused_grouped` does this work: K experts a token, SwiGLU in float32 on a CPU."""
+    return (
+        routing.k is not None
+        and weight.dtype == torch.float32
+        and experts.hidden_act == "silu"
+        and float32_on_cpu(x, experts.gate_up_proj)
+    )
+
+
+def auto(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """x [T, D] -> y [T, D]: `triton` on a GPU, `grouped` elsewhere.
+
+    Where the kernels cannot run on the GPU (no Triton, a GPU too old, a type, size or activation that they do not
+    have), `grouped` does the work, and one warning says why.
+    """
+    if not x.is_cuda:
+        return grouped(x, routing, experts)
+    from minimoe.kernels.function import unsupported
+
+    reason = unsupported(x, experts)
+    if reason is None:
+        return triton(x, routing, experts)
+    _say_once(reason)
+    return grouped(x, routing, experts)
+
+
+def triton(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """x [T, D] -> y [T, D] by the kernels of `minimoe.kernels`, which are imported when they are first asked for."""
+    from minimoe.kernels.function import triton
+
+    return triton(x, routing, experts)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"'auto' falls back to 'grouped': {reason}", RuntimeWarning, stacklevel=3)
+
+
+Dispatcher = Callable[[Tensor, Routing, ExpertBank], Tensor]
+
+DISPATCHERS: dict[str, Dispatcher] = {
+    "loop": loop,
+    "capacity": capacity,
+    "grouped": grouped,
+    "triton": triton,
+}
+
+
+def get_dispatcher(name: str) -> Dispatcher:
+    """The dispatcher of this name; 'auto' takes the fastest one that can run what it is given, call by call.
+
+    Raises:
+        ConfigError: no dispatcher of this name.
+    """
+    if name == "auto":
+        return auto
+    if name not in DISPATCHERS:
+        raise ConfigError(f"unknown dispatcher {name!r}; known are auto, {', '.join(DISPATCHERS)}")
+    return DISPATCHERS[name]

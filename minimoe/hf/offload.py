@@ -1,0 +1,284 @@
+"""Experts that stay on disk: read when a token needs them, the ones used last kept in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from minimoe.checkpoint import Place, TensorFiles, find
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.experts import ExpertBank, Experts
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache of experts was asked for.
+
+    Attributes:
+        hits: experts that were in memory.
+        misses: experts that had to be read.
+        bytes_read: from disk, in the type in which it holds them; the system may have had them in memory.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """hits / (hits + misses); 0 where nothing was asked for."""
+        return self.hits / max(1, self.hits + self.misses)
+
+    def __add__(self, other: CacheStats) -> CacheStats:
+        """Both together: over layers, or over runs."""
+        return CacheStats(
+            self.hits + other.hits, self.misses + other.misses, self.bytes_read + other.bytes_read
+        )
+
+
+class ExpertSource(Protocol):
+    """Experts that can be read one by one, such as `minimoe.checkpoint.ExpertFiles`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(E, D, F)."""
+        ...
+
+    @property
+    def place(self) -> str | Path:
+        """Where they are, for messages."""
+        ...
+
+    def read(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert, in the type in which they are stored."""
+        ...
+
+
+class OffloadedExperts(ExpertBank):
+    """E gated MLPs on disk, of which the `cache_experts` used last are in memory. For inference: under no_grad only.
+
+    The weights are those on disk, bit for bit, and so are results where `Experts` run through the same operations.
+    Memory is 3·C·D·F numbers a layer for C cached experts. `loop` and `grouped` fetch the experts that have tokens;
+    `capacity` runs all experts in one product and needs them all at once, cache or not. There is no state dict.
+
+    Args:
+        source: reads an expert.
+        cache_experts: C, at least 1; E keeps all that were ever used.
+        hidden_act: name of the activation.
+        dtype: of the experts in memory; follows `.to()`.
+        device: where they are; follows `.to()`.
+
+    Raises:
+        ConfigError: no room for an expert.
+    """
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        cache_experts: int,
+        *,
+        hidden_act: str = "silu",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        e, d, f = source.shape
+        super().__init__(e, d, f, hidden_act)
+        if cache_experts < 1:
+            raise ConfigError(
+                f"cache_experts is {cache_experts}; the expert that runs needs a place, so give at least 1"
+            )
+        self.source = source
+        self.cache_experts = cache_experts
+        self.stats = CacheStats()
+        self._dtype, self._device = dtype, torch.device(device)
+        self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = (
+            OrderedDict()
+        )  # the one used last is last
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the experts in memory."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the experts in memory."""
+        return self._device
+
+    def weights(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert, from memory or from disk.
+
+        Raises:
+            MinimoeError: gradients are enabled.
+            CheckpointError: a file is gone or has changed.
+        """
+        if torch.is_grad_enabled():
+            raise MinimoeError(
+                "offloaded experts are for inference: run them under torch.no_grad(). A backward pass would keep every "
+                "expert in memory that was read"
+            )
+        if expert in self._cache:
+            self._cache.move_to_end(expert)
+            self.stats += CacheStats(hits=1)
+            return self._cache[expert]
+        while len(self._cache) >= self.cache_experts:
+            self._cache.popitem(last=False)
+        read = self.source.read(expert)
+        self.stats += CacheStats(misses=1, bytes_read=sum(w.nbytes for w in read))
+        # a copy even where nothing changes: what is kept must not be a view of a mapped file
+        gate_up, down = (w.to(self._device, self._dtype, copy=True) for w in read)
+        self._cache[expert] = gate_up, down
+        return gate_up, down
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        """Run expert `expert` on x [T, D] -> [T, D]; for no tokens nothing is fetched."""
+        return super().forward(x, expert) if len(x) else x
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # .to(), .half(), … come through here
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        self._dtype, self._device = probe.dtype, probe.device
+        self._cache.clear()
+        return super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType, reportPrivateUsage]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
+        raise MinimoeError(
+            f"the experts of this model are in {self.source.place} and not in memory, so it cannot be saved; "
+            "copy those files, or load the model whole"
+        )
+
+
+def cache_stats(model: nn.Module) -> CacheStats:
+    """Hits and misses of all offloaded experts of a model, since they were made."""
+    banks = [m for m in model.modules() if isinstance(m, OffloadedExperts)]
+    return sum((bank.stats for bank in banks), CacheStats())
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor in a file, or one row of it."""
+
+    path: Path
+    key: str
+    row: int | None
+
+    def read(self) -> Tensor:
+        """Only the pages of this part are read from the mapped file."""
+        with safe_open(self.path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            return (
+                file.get_tensor(self.key)
+                if self.row is None
+                else file.get_slice(self.key)[self.row]
+            )  # pyright: ignore
+
+
+class ExpertFiles:
+    """The experts of one layer in the safetensors files of a folder, stacked or one by one.
+
+    A file is opened and mapped anew for every expert, which costs a fraction of a millisecond: no handle has to survive
+    a copy of the model, and a file that is no longer what it was is noticed before anything is read from it. (Reading
+    a map of a file that became shorter would end the process.)
+
+    Attributes:
+        shape: (E, D, F).
+        place: the folder, for messages.
+    """
+
+    def __init__(
+        self,
+        files: TensorFiles,
+        gate_up: list[Place],
+        down: list[Place],
+        shape: tuple[int, int, int],
+    ) -> None:
+        self.shape = shape
+        self.place = files.folder
+        self.parts = [
+            [_parts(files, places, e) for places in (gate_up, down)] for e in range(shape[0])
+        ]
+        paths = {part.path for both in self.parts for parts in both for part in parts}
+        self.signatures = {path: _signature(path) for path in paths}
+
+    def read(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert, in the file's type. They may be views of the mapped file.
+
+        Raises:
+            CheckpointError: a file is gone or is no longer the one that it was.
+        """
+        gate_up, down = self.parts[expert]
+        for path in {part.path for part in (*gate_up, *down)}:
+            if _signature(path) != self.signatures[path]:
+                raise CheckpointError(
+                    f"{path} has changed while a model reads its experts from it: load the model again"
+                )
+        try:
+            first, second = ([part.read() for part in parts] for parts in (gate_up, down))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"expert {expert} cannot be read from {gate_up[0].path} ({error}): fetch or save it again"
+            ) from error
+        return torch.cat(first), torch.cat(second)
+
+
+def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -> AnyModule:
+    """A copy of the model whose `Experts` are left in a folder; the model itself is as it was, and can be let go.
+
+    Everything else is copied as it stands. The experts are the folder's: give the checkpoint that the model came from.
+    `MixtralModel.from_pretrained(path, cache_experts=...)` does the same without ever having the experts in memory.
+
+    Args:
+        path: a folder that `save_pretrained` wrote, or one of transformers.
+        cache_experts: how many experts each layer keeps in memory.
+
+    Raises:
+        CheckpointError: no such folder, or its experts have other names or sizes.
+        ConfigError: the model holds no experts, or there is no place for one.
+    """
+    from minimoe.checkpoint import pretrained_path, read_family
+
+    folder = pretrained_path(path)
+    family = read_family(folder)
+    memo: dict[int, Any] = {}
+    with TensorFiles(folder) as files:
+        for name, module in model.named_modules():
+            if isinstance(module, Experts):
+                targets = {"gate_up_proj": module.gate_up_proj, "down_proj": module.down_proj}
+                found = find(targets, files, family, prefix=f"{name}.")
+                shape = module.num_experts, module.hidden_size, module.intermediate_size
+                memo[id(module)] = OffloadedExperts(
+                    ExpertFiles(files, found["gate_up_proj"], found["down_proj"], shape), cache_experts,
+                    hidden_act=module.hidden_act, dtype=module.dtype, device=module.device,
+                ).train(module.training)  # fmt: skip
+    if not memo:
+        raise ConfigError(f"{type(model).__name__} holds no Experts: there is nothing to offload")
+    # deepcopy takes what stands in its memo for copied
+    return copy.deepcopy(model, memo)
+
+
+def _parts(files: TensorFiles, places: list[Place], expert: int) -> list[Part]:
+    """The tensors that make up one of the two matrices of an expert, in their order."""
+    if places[0][1] == ():  # all experts in one tensor
+        return [Part(files.path(places[0][0]), places[0][0], expert)]
+    return [Part(files.path(key), key, None) for key, index in places if index[0] == expert]
+
+
+def _signature(path: Path) -> tuple[int, int]:
+    """Length and time of the last change of a file."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be found ({error}); experts are read from it while the model runs"
+        ) from error
+    return state.st_size, state.st_mtime_ns

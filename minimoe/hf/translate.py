@@ -1,0 +1,306 @@
+"""Configurations of Hugging Face transformers, translated in both directions.
+
+What a config.json means is what transformers computes with it. A field on which that depends is translated, or has the
+one value that the model here can have, or is refused by name. So is a field that says something else than the model is,
+though transformers would not look at it: `n_shared_experts` of a Mixtral. Other fields act in training alone (dropout)
+or say nothing of the function (token ids, the version of a tool), and are not looked at. A field that is missing has
+the value that transformers gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from minimoe.config import ModelConfig, check_count
+from minimoe.errors import ConfigError
+from minimoe.hf.families import FAMILIES, Family
+
+# fields with the same name and meaning on both sides
+_SAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+    "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings", "mlp_bias", "num_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob",
+    "router_aux_loss_coef", "router_jitter_noise",
+)  # fmt: skip
+
+# what transformers lets every family say, and this model has in one way only; None counts as not said
+_ONLY = {
+    "partial_rotary_factor": 1.0, "clip_qkv": None, "quantization_config": None, "pretraining_tp": 1, "is_causal": True,
+    "attention_chunk_size": None, "per_layer_config": None,
+}  # fmt: skip
+
+# fields of ModelConfig that act in training alone
+_TRAINING = {
+    "initializer_range", "router_aux_loss_type", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
+    "router_bias_update_rate", "capacity_factor", "experts_implementation",
+}  # fmt: skip
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that a config.json of transformers means.
+
+    `router_aux_loss_coef` keeps its number, though transformers' loss is K at even routing and pools the layers, where
+    the one here is 1 and averages them; the router z-loss, which transformers has not, gets the coefficient 0.
+
+    Raises:
+        ConfigError: an unknown `model_type`; a field that says what the model here cannot have; the message names it.
+    """
+    kind = values.get("model_type")
+    if kind not in (*FAMILIES,):  # in a tuple, where a list may be looked for
+        raise ConfigError(f"model_type is {kind!r:.60}; known are {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    values = {"num_experts" if k == "num_local_experts" else k: v for k, v in values.items()}
+    for name, only in _ONLY.items():
+        if values.get(name) not in (None, only):
+            raise ConfigError(
+                f"{name} is {values[name]!r:.60}, which this model cannot have; only {only!r} is read"
+            )
+    given = {name: values.get(name, default) for name, default in family.defaults.items()}
+    given |= {"layer_types": values.get("layer_types")}
+    check_kinds(given)
+    fields = {name: given[name] for name in _SAME if name in given}
+    if given["hidden_act"] not in _ACTIVATIONS:
+        raise ConfigError(
+            f"hidden_act is {given['hidden_act']!r}; known are {', '.join(_ACTIVATIONS)}"
+        )
+    both = given.get("attention_bias", False)
+    fields |= {
+        "hidden_act": _ACTIVATIONS[given["hidden_act"]],
+        "num_key_value_heads": given["num_key_value_heads"] or given["num_attention_heads"],
+        "rope_theta": _rope_theta(values, family.defaults["rope_theta"]),
+        "attention_bias": both or given.get("qkv_bias", False),
+        "attention_output_bias": both,
+        "sliding_window": _window(given),
+        "mlp_only_layers": _dense_layers(given, family),
+        "router_z_loss_coef": 0.0,
+    }
+    config = ModelConfig(**{**fields, **family.always})
+    _refuse_contradictions(values, config, family)
+    return config
+
+
+def to_huggingface(config: ModelConfig, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The config.json with which transformers computes what `config` does: the first of `FAMILIES` that can.
+
+    What matters in training alone is left out where transformers has no such thing: capacity, the kind of balancing
+    loss, the router z-loss, jitter outside of Mixtral. Token ids are None: they belong to the tokenizer.
+
+    Args:
+        dtype: of the weights; None: not said.
+
+    Raises:
+        ConfigError: no family can; the message names the closest one and the fields that stand in the way.
+    """
+    wanted = dataclasses.asdict(_essence(config))
+    closest: tuple[str, list[str]] | None = None
+    for kind, family in FAMILIES.items():
+        if family.dense != _is_dense(config):
+            continue
+        values = _write(config, kind, family, dtype)
+        try:
+            again = dataclasses.asdict(_essence(from_huggingface(values)))
+        except ConfigError:  # sizes that only work with a field that this family has not
+            continue
+        lost = [name for name, value in wanted.items() if again[name] != value]
+        if not lost:
+            return values
+        if closest is None or len(lost) < len(closest[1]):
+            closest = kind, lost
+    assert closest is not None
+    fields = ", ".join(f"{name} = {getattr(config, name)!r}" for name in closest[1])
+    raise ConfigError(
+        f"no family of transformers computes what this configuration does; the closest is {closest[0]!r}, which cannot "
+        f"have {fields}: save it with layout='minimoe'"
+    )
+
+
+def _write(
+    config: ModelConfig, kind: str, family: Family, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """config.json of one family; what the family cannot say is lost."""
+    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    every = {name: getattr(config, name) for name in _SAME} | {
+        "head_dim": config.head_size,
+        "moe_intermediate_size": config.expert_size,
+        "shared_expert_intermediate_size": config.shared_size or config.expert_size,
+        "hidden_act": names[config.hidden_act],
+        "num_key_value_heads": config.num_key_value_heads,
+        "rope_theta": config.rope_theta,
+        "attention_bias": config.attention_bias,
+        "qkv_bias": config.attention_bias,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "layer_types": None,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(config.mlp_only_layers),
+    }
+    if "moe_intermediate_size" not in family.defaults and not family.dense:
+        every["intermediate_size"] = config.expert_size
+    skip = {"layer_types"}
+    if config.head_dim is None and family.defaults.get("head_dim") is None:
+        skip.add("head_dim")
+    fields = {name: every[name] for name in family.defaults if name not in skip}
+    if "num_experts" in fields:
+        fields[family.num_experts] = fields.pop("num_experts")
+    return {
+        "architectures": [family.architecture],
+        "model_type": kind,
+        **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
+        **fields,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    }
+
+
+def check_kinds(given: Mapping[str, Any]) -> None:
+    """Raise where a field, from which others are worked out, is not of its kind."""
+    for name in (
+        "hidden_act",
+        "layer_types",
+        "mlp_layer_types",
+        "mlp_only_layers",
+        "decoder_sparse_step",
+    ):
+        value, kind = (
+            given.get(name),
+            {"hidden_act": str, "decoder_sparse_step": int}.get(name, list),
+        )
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name} is {value!r:.60}; expected {_KINDS[kind]}")
+    check_count("num_hidden_layers", given["num_hidden_layers"], 1)
+
+
+_KINDS = {str: "a text", int: "an integer", list: "a list"}
+
+
+def _refuse_contradictions(values: Mapping[str, Any], config: ModelConfig, family: Family) -> None:
+    """Raise where a field that the family does not have says something else than such a model is."""
+    experts = not family.dense
+    said = {k: v for k, v in config.to_dict().items() if k not in _TRAINING} | {
+        "head_dim": config.head_size,
+        "qkv_bias": config.attention_bias,
+        "use_qk_norm": config.qk_norm is not None,
+        "num_experts": config.num_experts * experts,
+        "num_experts_per_tok": config.num_experts_per_tok * experts,
+        "moe_intermediate_size": config.expert_size * experts,
+        "shared_expert_intermediate_size": config.shared_size * experts,
+    }
+    for name, value in values.items():
+        if name not in said or name in family.defaults or value is None or value == said[name]:
+            continue
+        if value or said[name]:  # both off is the same, however it is written
+            raise ConfigError(
+                f"{name} is {value!r:.60}, a field of {values['model_type']!r} that has no translation, since such a "
+                f"model has {said[name]!r}; if it does not change what the model computes, take it out of config.json"
+            )
+
+
+def _rope_theta(values: Mapping[str, Any], default: float) -> float:
+    """The base of the rotary angles, wherever it is said; scaled angles are refused."""
+    theta = values.get("rope_theta") or default
+    for name in ("rope_scaling", "rope_parameters"):  # transformers 4 and 5: the newer one counts
+        group: Any = values.get(name) or {}
+        if not isinstance(group, dict):
+            raise ConfigError(
+                f"{name} is {group!r:.60}; expected an object with rope_type and others"
+            )
+        kind = group.get("rope_type", group.get("type", "default"))
+        if kind != "default":
+            raise ConfigError(
+                f"{name} has rope_type = {kind!r}, which this model cannot have; only 'default' is read"
+            )
+        if (part := group.get("partial_rotary_factor")) not in (None, 1.0):
+            raise ConfigError(
+                f"{name} has partial_rotary_factor = {part!r}, which this model cannot have; only 1.0 is read"
+            )
+        nested = [key for key, value in group.items() if isinstance(value, Mapping)]
+        if nested:
+            raise ConfigError(
+                f"{name} has angles of its own for {', '.join(nested)}; this model has the same in every layer"
+            )
+        theta = group.get("rope_theta") or theta
+    return theta
+
+
+def _window(given: Mapping[str, Any]) -> int | None:
+    """The sliding window of every layer; None where it cuts nothing that the model can see."""
+    window = given.get("sliding_window") or None
+    for name in ("sliding_window", "max_position_embeddings"):
+        if given.get(name) is not None:
+            check_count(name, given[name], 0)
+    used = given.get("use_sliding_window", True)
+    wide = used and window is not None and window >= given["max_position_embeddings"]
+    known = ("full_attention", "sliding_attention") if wide else ("full_attention",)
+    types = [kind for kind in given.get("layer_types") or () if kind not in known]
+    if types:
+        raise ConfigError(
+            f"layer_types has {types[0]!r:.60}; only {' and '.join(map(repr, known))} is read"
+        )
+    if not used or window is None or wide:
+        return None
+    if given.get("use_sliding_window"):
+        raise ConfigError(
+            f"use_sliding_window is true with sliding_window = {window}, which this model cannot have: set it to false "
+            f"and max_position_embeddings to {window}, within which the window cuts nothing"
+        )
+    return window
+
+
+def _dense_layers(given: Mapping[str, Any], family: Family) -> tuple[int, ...]:
+    """Layers without experts: every one, those listed, and those between the steps."""
+    listed, step = given.get("mlp_only_layers") or (), given.get("decoder_sparse_step") or 1
+    return tuple(
+        layer
+        for layer in range(given["num_hidden_layers"])
+        if family.dense or layer in listed or (layer + 1) % step
+    )
+
+
+def _is_dense(config: ModelConfig) -> bool:
+    return not any(config.is_sparse(layer) for layer in range(config.num_hidden_layers))
+
+
+def _essence(config: ModelConfig) -> ModelConfig:
+    """The same function in eval mode, in one way of saying it, so that two configurations can be compared."""
+    dense = _is_dense(config)
+    reset = _TRAINING - {"initializer_range", "router_aux_loss_coef"}
+    if config.router_type == "expert_choice":
+        reset.remove("capacity_factor")
+    if config.router_type != "sigmoid":
+        reset |= {"n_group", "topk_group", "routed_scaling_factor"}
+    if config.router_type != "soft":
+        reset.add("slots_per_expert")
+    if config.attention_type in ("gqa", "mla"):
+        reset |= {
+            "attention_num_experts", "attention_num_experts_per_tok", "attention_norm_topk_prob",
+        }  # fmt: skip
+    if dense:
+        reset |= {
+            "num_experts", "num_experts_per_tok", "moe_intermediate_size", "router_type", "norm_topk_prob", "n_group",
+            "topk_group", "routed_scaling_factor", "slots_per_expert", "n_shared_experts",
+            "shared_expert_intermediate_size", "shared_expert_gate", "router_aux_loss_coef", "capacity_factor",
+        }  # fmt: skip
+    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    changes: dict[str, Any] = {
+        "head_dim": config.head_size,
+        "mlp_only_layers": tuple(sorted(set(config.mlp_only_layers))),
+    }
+    if not dense:
+        changes["moe_intermediate_size"] = config.expert_size
+        changes["n_shared_experts"] = int(config.n_shared_experts > 0)
+        changes["shared_expert_intermediate_size"] = config.shared_size or None
+    if not config.mlp_only_layers:
+        changes["intermediate_size"] = config.expert_size
+    return config.replace(**changes, **{name: plain[name] for name in reset})

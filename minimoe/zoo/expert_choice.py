@@ -1,0 +1,112 @@
+"""Expert choice: experts pick their tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from minimoe.errors import ConfigError
+from minimoe.routers import Context, Router, batch_shape, router_type, scores
+from minimoe.routing import Routing, capacity_ratio, expert_capacity
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
+
+
+@router_type("expert_choice")
+class ExpertChoiceRouter(Router):
+    """Each expert takes the C tokens that want it most (Zhou et al. 2022, eq. 1-2).
+
+        probs = softmax(W x) over experts,   tokens of expert e = the C largest of probs[:, e],   C = ⌈c · T / E⌉
+
+    The load is even by construction; a token gets from no expert to all of them. Whether it is taken depends on the
+    tokens it competes with, later ones included, so the router is not causal.
+
+    N = E · C follows from the shape of the batch. Padding competes for nothing: C counts valid tokens only, and
+    the places that this leaves empty name a padding token and are not kept.
+
+    Args:
+        hidden_size: D.
+        num_experts: E.
+        capacity_factor: c, the mean number of experts per token.
+        per_sequence: the tokens of one sequence compete among themselves, each sequence with its own C; the lengths are
+            then read on the host, and must be equal. Otherwise the whole batch competes, and is not batch-invariant.
+
+    Raises:
+        ConfigError: the capacity factor is not in (0, E].
+    """
+
+    is_causal = False
+    is_causal_in_training = False
+    is_incremental = False
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> ExpertChoiceRouter:
+        """K experts a token on average, scaled by the capacity factor."""
+        factor = 1.0 if config.capacity_factor is None else config.capacity_factor
+        return cls(
+            config.hidden_size, config.num_experts,
+            capacity_factor=config.num_experts_per_tok * factor, initializer_range=config.initializer_range,
+        )  # fmt: skip
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        *,
+        capacity_factor: float = 2.0,
+        per_sequence: bool = True,
+        initializer_range: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if not 0 < capacity_factor <= num_experts:
+            raise ConfigError(
+                f"capacity_factor is {capacity_factor}; it is the mean number of experts per token, "
+                f"above 0 and at most {num_experts}"
+            )
+        self.num_experts = num_experts
+        self.capacity_factor = capacity_factor
+        self.per_sequence = per_sequence
+        self.is_batch_invariant = per_sequence
+        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
+
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing.
+
+        Raises:
+            MinimoeError: `per_sequence` with sequences of different length.
+        """
+        t, e, valid = x.shape[0], self.num_experts, context.valid
+        b, s = batch_shape(context.sequence if self.per_sequence else None, t)
+        c = min(s, expert_capacity(s, e, 1, self.capacity_factor))
+        logits = scores(x, self.weight)  # [T, E]
+        probs = logits.softmax(dim=-1)
+        wanted = probs.detach()
+        if valid is not None:
+            wanted = wanted.masked_fill(~valid[:, None], -1)  # below every probability
+        wanted = wanted.view(b, s, e).transpose(1, 2)  # [B, E, S]
+        best = wanted.topk(c, dim=-1).indices  # [B, E, C]
+        token = (best + torch.arange(b, device=x.device)[:, None, None] * s).reshape(-1)
+        expert = torch.arange(e, device=x.device)[:, None].expand(b, e, c).reshape(-1)
+        kept = None
+        if valid is not None and t:
+            top, bottom = capacity_ratio(e, 1, self.capacity_factor)
+            present = valid.view(b, s).sum(dim=1)  # [B]
+            limit = -((-present * top) // bottom)  # C of the valid tokens; they come first
+            limit = torch.minimum(limit.clamp_min(1), present)
+            kept = torch.arange(c, device=x.device) < limit[:, None, None]
+            kept = kept.expand(b, e, c).reshape(-1)
+            # a place that is left over is nobody's request: it names a padding token, which is not counted
+            spare = valid.view(b, s).int().argmin(dim=1) + torch.arange(b, device=x.device) * s
+            token = torch.where(kept, token, spare[:, None, None].expand(b, e, c).reshape(-1))
+        return Routing(
+            token=token,
+            expert=expert,
+            weight=probs[token, expert],
+            shape=(t, e),
+            kept=kept,
+            logits=logits,
+            probs=probs,
+        )
