@@ -240,8 +240,14 @@ def test_the_command_goes_on_after_an_interruption(
     # the report of a complete trace needs no weights
     weights = folders["tiny-mixtral"] / "model.safetensors"
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    # nor does one that a kill left half-written
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
+    (tmp_path / "report.html").unlink()
     assert weights.exists() and main(line) == 0
     assert "there already" in capsys.readouterr().err
+    assert len((tmp_path / "report.html").read_text(encoding="utf-8")) == len(page)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_another_study_in_the_same_folder_is_refused(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -205,15 +206,19 @@ def test_summary_is_plain_json(studied):
     assert str(studied.parent) not in text
 
 
-def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
-    recorded: list[str] = []
-    real = recordings.record_split
+def spy(record_split, recorded):
+    """`record_split`, which notes the domains that it is asked for."""
 
     def counting(model, split, **options):
         recorded.extend(options.get("domains") or [])
-        return real(model, split, **options)
+        return record_split(model, split, **options)
 
-    monkeypatch.setattr(recordings, "record_split", counting)
+    return counting
+
+
+def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
+    recorded: list[str] = []
+    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
     stage = Stages(quiet=True)
     model = MixtralModel.from_pretrained(checkpoint)
     trace = studied.parent / "trace.npz"
@@ -232,6 +237,29 @@ def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offlin
     recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage, begin=0)
     assert len(recorded) == 8
     copy.unlink()
+
+
+@pytest.mark.slow
+def test_a_report_that_a_kill_left_half_written_is_finished_by_a_second_run(
+    studied, checkpoint, offline, tmp_path, monkeypatch
+):
+    """What a kill leaves while report.html is written: all the rest, and a part of the page beside its place."""
+    out = tmp_path / "study"
+    shutil.copytree(studied.parent, out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    (out / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
+    (out / "report.html").unlink()
+    (out / "load.png").unlink()
+    recorded: list[str] = []
+    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
+    path = run_study(checkpoint, out, max_tokens=2000, progress=False)
+    assert recorded == [], "the trace is whole and used as it is"
+    names = [sorted(p.name for p in folder.iterdir()) for folder in (out, studied.parent)]
+    assert names[0] == names[1]
+    assert path.read_text(encoding="utf-8").endswith(page[-100:])
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (out, studied.parent)]
+    assert summaries[0]["measurements"] == summaries[1]["measurements"]
+    assert summaries[0]["findings"] == summaries[1]["findings"]
 
 
 def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
