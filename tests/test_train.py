@@ -203,7 +203,8 @@ def test_training_learns_and_leaves_a_whole_folder(corpus: Corpus, tmp_path: Pat
     for name, value in run.model.state_dict().items():
         assert torch.equal(shipped.state_dict()[name], value.bfloat16().float())
     assert {p.name for p in tmp_path.iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl", "probe", "state.safetensors"
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl",
+        "probe", "state.safetensors",
     }  # fmt: skip
 
 

@@ -200,7 +200,6 @@ def _download(package: Package, patient: bool) -> str | None:
     """Fetch one wheel into the cache. None if it worked, else the reason why not."""
     target = wheel_path(package)
     make_folder(target.parent)
-    remove_leftovers(target.parent, ".fetch-*")
     with contextlib.ExitStack() as stack:
         try:
             scratch = stack.enter_context(
@@ -263,6 +262,7 @@ def fetch_packages(names: Iterable[str], log: Log | None = None) -> PackageRepor
     cached: list[str] = []
     failed: dict[str, str] = {}
     patient = True
+    remove_leftovers(cache_dir() / "packages", ".fetch-*")
     for name in dict.fromkeys(names):
         package = PACKAGES[name]
         if has_package(package):

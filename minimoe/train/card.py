@@ -118,7 +118,9 @@ def fill(paragraph: str) -> str:
     return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)
 
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl")
+FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl"
+)  # fmt: skip
 
 
 def release(run: str | Path, target: str | Path) -> Path:

@@ -25,6 +25,7 @@ from minimoe.errors import ConfigError, MinimoeError, TrainingError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
+from minimoe.text.tokenizer import end_of_text_id
 from minimoe.train.balancing import Balancing
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device, unbroken
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
@@ -70,9 +71,9 @@ COUNTED = ("switch", "l1")  # balancing losses that take counts from elsewhere
 class Run:
     """One training run in a folder.
 
-    The folder holds config.json and model.safetensors (the model as of the last checkpoint, loadable by
-    `MixtralModel.from_pretrained`), tokenizer.json, recipe.json, log.jsonl, probe/ (the routing of fixed held-out
-    tokens at each validation) and state.safetensors, from which `resume=True` goes on.
+    The folder holds config.json, generation_config.json (what ends a text) and model.safetensors of the last checkpoint
+    (`MixtralModel.from_pretrained` loads them), tokenizer.json, recipe.json, log.jsonl, probe/ (the routing of fixed
+    held-out tokens at each validation) and state.safetensors, from which `resume=True` goes on.
 
     Raises:
         ConfigError: the folder holds another run, or cannot be written.
@@ -117,6 +118,7 @@ class Run:
             require_heldout(domain, held_out.stop - held_out.start)
         torch.manual_seed(config.seed)
         self.model = MixtralModel(model_config).to(self.device).train()
+        self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}
         self.optimizer = make_optimizer(self.model, config)
         self.balancing = Balancing(self.model)
         self.step = 0
