@@ -11,6 +11,7 @@ import ast
 import contextlib
 import io
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,21 +32,13 @@ def name_of(cell: Any) -> str:
 
 @dataclass
 class Exam:
-    """What is asked: the cells of a solution notebook that a student cannot change.
+    """What is asked: the sources, by name, of a solution notebook's cells that a student cannot change."""
 
-    Attributes:
-        checks: the source of each check cell with its hidden tests, by name.
-        given: the source of the other read-only cells.
-        wanted: the names that the answers define.
-        space: what the given cells define, for the checks.
-        secret: varies what the checks try (book/vetting.py).
-    """
-
-    checks: dict[str, str] = field(default_factory=dict[str, str])
-    given: dict[str, str] = field(default_factory=dict[str, str])
-    wanted: set[str] = field(default_factory=set[str])
-    space: dict[str, Any] = field(default_factory=dict[str, Any])
-    secret: int | None = None
+    checks: dict[str, str] = field(default_factory=dict[str, str])  # with their hidden tests
+    given: dict[str, str] = field(default_factory=dict[str, str])  # the other read-only cells
+    wanted: set[str] = field(default_factory=set[str])  # the names that the answers define
+    space: dict[str, Any] = field(default_factory=dict[str, Any])  # of the given cells, for checks
+    secret: int | None = None  # varies what the checks try (book/vetting.py)
 
     @classmethod
     def of(cls, solution: Any, secret: int | None = None) -> Exam:
@@ -56,10 +49,9 @@ class Exam:
             if mine.get("grade"):
                 exam.checks[name_of(cell)] = cell.source
             elif mine.get("solution"):
-                body = ast.parse(cell.source).body
-                exam.wanted |= {
-                    n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)
-                }
+                for node in ast.parse(cell.source).body:
+                    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                        exam.wanted.add(node.name)
             elif mine.get("locked") and cell.cell_type == "code":
                 exam.given[name_of(cell)] = cell.source
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -67,11 +59,7 @@ class Exam:
         return exam
 
     def check(self, name: str, child: Child) -> str:
-        """Make one check on what the student's process answers; returns what it prints.
-
-        Raises:
-            Exception: the answer is wrong, or cannot be had.
-        """
+        """Make one check on what the student's process answers; raises what it raises, returns what it prints."""
         child.peer.ask({"k": "check"})
         answers = {n: child.peer.proxy(n) for n in self.wanted}
         said = io.StringIO()
@@ -80,25 +68,15 @@ class Exam:
         return said.getvalue()
 
 
-def failure(name: str, text: str, trace: str = "") -> Any:
-    """The output of a cell that failed."""
-    lines = trace.rstrip().split("\n") if trace else [f"{name}: {text}"]
-    return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=lines)
-
-
 def told(error: BaseException) -> Any:
     """An error as the output of the cell that it belongs to."""
-    text = "\n".join([str(error), *getattr(error, "__notes__", [])])[:WORDS]
+    notes = getattr(error, "__notes__", [])
+    text = "\n".join([str(error), *notes])[:WORDS]
+    name = error.name if isinstance(error, Lost | Remote) else type(error).__name__
+    lines = [f"{name}: {text}"]
     if isinstance(error, Remote):
-        return failure(
-            error.name, text, f"{error.trace}\n" + "\n".join(getattr(error, "__notes__", []))
-        )
-    return failure(
-        getattr(error, "name", type(error).__name__)
-        if isinstance(error, Lost)
-        else type(error).__name__,
-        text,
-    )
+        lines = "\n".join([error.trace, *notes]).rstrip().split("\n")
+    return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=lines)
 
 
 def run(
@@ -111,26 +89,23 @@ def run(
     seconds are over counts as failed. When this returns, no process of the submission is left.
     """
     cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    left = deque(cells)
     outputs: dict[int, list[Any]] = {}
     finished: set[int] = set()  # not to be run again
     ends = time.monotonic() + total
     child: Child | None = None
-    place = 0
     try:
-        while place < len(cells):
-            index = cells[place]
-            name = name_of(notebook.cells[index])
-            if index in finished:
-                place += 1
-                continue
+        while left:
+            index = left.popleft()
             if time.monotonic() > ends:
                 outputs[index] = [told(Late(f"{total:.0f} s were over"))]
-                place += 1
                 continue
             child = child or rooms.start()  # what fails here is no fault of the student's
+            name = name_of(notebook.cells[index])
             try:
                 child.peer.begin(limit)
                 if name in exam.checks:
+                    finished.add(index)
                     said = exam.check(name, child)
                     outputs[index] = [nbformat.v4.new_output("stream", name="stdout", text=said)]
                 else:
@@ -138,18 +113,13 @@ def run(
                     child.peer.ask({"k": "cell", "source": source})
                     outputs[index] = []
             except Lost as lost:
-                if isinstance(lost, Late):
-                    lost = Late(f"stopped after {limit:g} s")
-                outputs[index] = [told(lost)]
+                late = isinstance(lost, Late)
+                outputs[index] = [told(Late(f"stopped after {limit:g} s") if late else lost)]
                 finished.add(index)
                 rooms.end(child)
-                child, place = None, 0
-                continue
+                child, left = None, deque(i for i in cells if i not in finished)
             except Exception as error:
                 outputs[index] = [told(error)]
-            if name in exam.checks:
-                finished.add(index)
-            place += 1
     finally:
         if child is not None:
             rooms.end(child)

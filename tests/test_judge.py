@@ -352,6 +352,13 @@ def test_limits_hold(rooms: Sandboxes) -> None:
         assert found[5] == "OSError" and found[7] == "BlockingIOError"
 
 
+def test_the_judge_and_what_runs_beside_the_answers_can_be_read_whole() -> None:
+    """What no mark can be trusted without is at most 500 lines."""
+    files = [ROOT / "book" / "judge.py", *(ROOT / "book" / "sandboxed").rglob("*.py")]
+    assert len(files) == 5
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 500
+
+
 def test_a_sandbox_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "book.sandbox.bubble", lambda: ["sh", "-c", "echo not allowed >&2; exit 1", "--"]

@@ -1,6 +1,4 @@
-"""Where students' cells run: a process of its own that does what the judge asks through one socket.
-
-python child.py FD
+"""Where students' cells run: `python child.py FD`, a process that does what the judge asks through one socket.
 
 Started by book/sandbox.py, in a sandbox where there is one. Neither checks nor hidden tests are here.
 """
@@ -40,9 +38,7 @@ def find(name: str) -> Callable[..., Any]:
 def serve(asked: dict[str, Any]) -> None:
     """Run a cell as IPython does, or get ready for a check."""
     peer.begin()
-    sys.stdout = sys.stderr = os.fdopen(
-        os.dup(1), "w"
-    )  # whatever the cells before have done to them
+    sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w")  # whatever cells have done to them
     if asked["k"] == "check":
         torch.manual_seed(0)  # as a check does where it runs beside the answer
         return

@@ -20,12 +20,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-HEAD, BODY, ALL = (
-    1_000_000,
-    64_000_000,
-    500_000_000,
-)  # bytes of a frame's parts, and of all that one cell may send
+HEAD, BODY = 1_000_000, 64_000_000  # bytes of a frame's parts
+ALL = 500_000_000  # bytes of all that one cell may send
 DEPTH, TENSORS, WORDS = 20, 1000, 3000  # nesting, tensors of a frame, characters of a message
+SEQUENCES: dict[str, type[Any]] = {"tuple": tuple, "list": list}
 Frame = tuple[dict[str, Any], list[Tensor]]
 
 
@@ -73,27 +71,15 @@ def plain(t: Tensor) -> Tensor:
     return Tensor.detach(t).as_subclass(Tensor).cpu().contiguous().clone()
 
 
-def learns(tensors: Sequence[Tensor]) -> list[bool]:
-    """Which tensors ask for a gradient."""
-    return [bool(t.requires_grad) for t in tensors]
-
-
 class Peer:
-    """One end of the socket.
-
-    Args:
-        stream: the socket.
-        find: the function of a name that the other end may call.
-        serve: does what else the other end asks.
-        catches: errors of a called function that are sent on.
-    """
+    """One end of the socket."""
 
     def __init__(
         self,
         stream: socket.socket,
-        find: Callable[[str], Callable[..., Any]] | None = None,
-        serve: Callable[[dict[str, Any]], None] | None = None,
-        catches: type[BaseException] = Exception,
+        find: Callable[[str], Callable[..., Any]] | None = None,  # what may be called, by name
+        serve: Callable[[dict[str, Any]], None] | None = None,  # does what else is asked
+        catches: type[BaseException] = Exception,  # which errors of a called function are sent on
     ) -> None:
         self.stream, self.find, self.serve, self.catches = stream, find, serve, catches
         self.depth = 0
@@ -105,8 +91,6 @@ class Peer:
         self.received = 0
         self.functions: list[Callable[..., Any]] = []
         self.graphs: list[tuple[list[Tensor], list[Tensor]]] = []
-
-    # --- frames ---------------------------------------------------------------------------------
 
     @contextmanager
     def in_time(self) -> Generator[None]:
@@ -156,8 +140,6 @@ class Peer:
                 raise ValueError(f"{len(found)} tensors")
             return frame, [found[str(i)] for i in range(len(found))]
 
-    # --- values ---------------------------------------------------------------------------------
-
     def pack(self, value: Any, live: list[Tensor], depth: int = 0) -> dict[str, Any]:
         """A value as JSON; its tensors are added to `live`. Of what cannot cross, its kind alone does."""
         if depth > DEPTH:
@@ -167,10 +149,9 @@ class Peer:
             return {"t": len(live) - 1}
         if value is None or isinstance(value, bool | int | float | str):
             return {"v": value}
-        if isinstance(value, tuple | list):
-            parts: Sequence[Any] = value
-            kind = "tuple" if isinstance(value, tuple) else "list"
-            return {kind: [self.pack(part, live, depth + 1) for part in parts]}
+        for kind, sequence in SEQUENCES.items():
+            if isinstance(value, sequence):
+                return {kind: [self.pack(part, live, depth + 1) for part in value]}
         if callable(value):
             self.functions.append(value)
             return {"f": len(self.functions) - 1}
@@ -185,36 +166,29 @@ class Peer:
             return tensors[told]
         if kind == "v" and (told is None or isinstance(told, bool | int | float | str)):
             return told
-        if kind in ("tuple", "list"):
-            parts = [self.unpack(part, tensors, depth + 1) for part in told]
-            return tuple(parts) if kind == "tuple" else parts
+        if kind in SEQUENCES:
+            return SEQUENCES[kind](self.unpack(part, tensors, depth + 1) for part in told)
         if kind == "f":
             return self.proxy(int(told))
         if kind == "o":
             return type(told if told.isidentifier() else "object", (), {})()
         raise ValueError(f"a value of the kind {kind!r}")
 
-    # --- asking ---------------------------------------------------------------------------------
-
     def ask(self, head: dict[str, Any], tensors: Sequence[Tensor] = ()) -> Frame:
         """Send a request and wait for what comes of it; meanwhile answer what the other end asks.
 
-        Raises:
-            Remote: it failed at the other end.
-            Lost: there is no answer.
+        Raises `Remote` if it failed at the other end, and `Lost` if there is no answer.
         """
         self.send(head, tensors)
         while True:
             answer, numbers = self.receive()
-            error: Remote | None = None
             with distrust():
                 kind = answer["k"]
-                if kind == "raised":
-                    name, text, trace = (str(answer[w])[:WORDS] for w in ("name", "text", "trace"))
-                    make = RemoteNotImplemented if name == "NotImplementedError" else Remote
-                    error = make(name, text, trace)
-            if error is not None:
-                raise error
+                words = ("name", "text", "trace") if kind == "raised" else ()
+                error = [str(answer[word])[:WORDS] for word in words]
+            if error:
+                make = RemoteNotImplemented if error[0] == "NotImplementedError" else Remote
+                raise make(*error)
             if kind == "done":
                 return answer, numbers
             self.answer(answer, numbers)
@@ -226,7 +200,8 @@ class Peer:
             live: list[Tensor] = []
             packed = [self.pack(a, live) for a in args]
             named = {k: self.pack(v, live) for k, v in kwargs.items()}
-            head = {"k": "call", "f": what, "a": packed, "kw": named, "g": learns(live)}
+            learn = [bool(t.requires_grad) for t in live]
+            head = {"k": "call", "f": what, "a": packed, "kw": named, "g": learn}
             answer: dict[str, Any] = {}
             after: list[Tensor] = []
 
@@ -244,8 +219,8 @@ class Peer:
 
                 @staticmethod
                 def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-                    told = {"k": "back", "id": answer["id"]}
-                    found = self.ask(told, [plain(g) for g in grads])[1]
+                    back = {"k": "back", "id": answer["id"]}
+                    found = self.ask(back, [plain(g) for g in grads])[1]
                     with distrust():
                         if [g.shape for g in found] != [t.shape for t in live]:
                             raise ValueError("gradients of other shapes")
@@ -262,8 +237,6 @@ class Peer:
 
         call.__name__ = call.__qualname__ = str(what)
         return call
-
-    # --- answering ------------------------------------------------------------------------------
 
     def answer(self, head: dict[str, Any], tensors: list[Tensor]) -> None:
         """Do what the other end asks, and send what comes of it."""
@@ -298,31 +271,20 @@ class Peer:
             given = [t.clone() if t.requires_grad else t for t in tensors]
             args = [self.unpack(tree, given) for tree in head["a"]]
             kwargs = {k: self.unpack(tree, given) for k, tree in head["kw"].items()}
-            if isinstance(what, str):
-                assert self.find is not None
-                value = self.find(what)(*args, **kwargs)
-            else:
-                value = self.functions[what](*args, **kwargs)
+            own = self.find(what) if self.find and isinstance(what, str) else self.functions[what]
+            value = own(*args, **kwargs)
         live: list[Tensor] = []
         tree = self.pack(value, live)
         self.graphs.append((tensors, live))
-        done = {"v": tree, "id": len(self.graphs) - 1, "g": learns(live)}
+        done = {"v": tree, "id": len(self.graphs) - 1, "g": [bool(t.requires_grad) for t in live]}
         return done, [plain(t) for t in (*given, *live)]
 
     def slopes(self, key: int, grads: list[Tensor]) -> list[Tensor]:
         """The gradients by the arguments of an earlier call, given those by its results."""
         leaves, results = self.graphs[key]
         pairs = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if r.requires_grad]
-        outputs, slopes = zip(*pairs, strict=True)
-        wanted = [t for t in leaves if t.requires_grad]
-        found = iter(
-            torch.autograd.grad(
-                outputs,
-                wanted,
-                slopes,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        )
-        return [plain(next(found)) if t.requires_grad else torch.zeros_like(t) for t in leaves]
+        ends, slopes = zip(*pairs, strict=True)
+        starts = [t for t in leaves if t.requires_grad]
+        found = torch.autograd.grad(ends, starts, slopes, retain_graph=True, materialize_grads=True)
+        rest = iter(found)
+        return [plain(next(rest)) if t.requires_grad else torch.zeros_like(t) for t in leaves]
