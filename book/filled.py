@@ -201,7 +201,7 @@ def subjects(layer: int = 6) -> str:
     domains = read("live_router.json")["domains"]
     load = {DOMAINS[d["name"]].title: d["load"][layer - 1] for d in domains}
     experts = len(next(iter(load.values())))
-    wide, high, left, top = 42, 18, 12 + 6 * max(map(len, load)), 20
+    wide, high, left, top = 42, 18, 12 + 13 * max(map(len, load)) // 2, 20
     parts = [
         f'<text x="{left + (e + 0.5) * wide:g}" y="13" text-anchor="middle">{e + 1}</text>'
         for e in range(experts)

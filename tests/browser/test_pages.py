@@ -117,6 +117,12 @@ def test_page(seen: Seen, name: str) -> None:
              return Math.min(...signs.map(s => s.left)) < box.getBoundingClientRect().left - 1; })
            .map(box => 'cut on the left: ' + box.textContent.slice(0, 60))"""
     )
+    # A table fits into its column here, as long as the names in it may be.
+    problems += page.evaluate(
+        """() => [...document.querySelectorAll('.pst-scrollable-table-container')].filter(
+             box => box.scrollWidth > box.clientWidth + 1)
+           .map(box => 'wider than its column: ' + box.textContent.trim().slice(0, 60))"""
+    )
     # The order of the keyboard is the order of the page.
     problems += page.evaluate(
         """() => [...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0)
@@ -136,7 +142,7 @@ def test_page(seen: Seen, name: str) -> None:
         if wide > width:
             problems.append(f"{wide} pixels wide in a window of {width}")
     page.screenshot(path=f"{picture}-narrow.png")
-    # On a phone a table scrolls; no cell is so narrow that it breaks a word.
+    # On a phone a table scrolls; no cell is so narrow that it breaks a word of prose.
     page.set_viewport_size({"width": 390, "height": 800})
     problems += page.evaluate(
         """() => [...document.querySelectorAll('.bd-article table.table :is(td, th)')].filter(cell => {
@@ -144,7 +150,7 @@ def test_page(seen: Seen, name: str) -> None:
              const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
              while (text.nextNode()) {
                const at = text.currentNode.data.indexOf(word);
-               if (word.length > 3 && at >= 0) {
+               if (word.length > 3 && at >= 0 && !text.currentNode.parentElement.closest('code')) {
                  const range = document.createRange();
                  range.setStart(text.currentNode, at); range.setEnd(text.currentNode, at + word.length);
                  return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1;
@@ -315,6 +321,10 @@ def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
         box = page.query_selector(selector).bounding_box()
         seen_whole = box["y"] + box["height"] <= height
         assert box["y"] >= 0 and (seen_whole or (width < 400 and box["y"] < height)), selector
+    starts = page.eval_on_selector_all(
+        ".front-picture text", "all => all.map(text => text.getBBox().x)"
+    )
+    assert min(starts) >= 0
     assert page.title() == "minimoe: a course about Mixture-of-Experts language models"
     for name in ("description", "og:title", "og:description", "og:type"):
         meta = page.query_selector(f'meta[name="{name}"], meta[property="{name}"]')
