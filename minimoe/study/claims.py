@@ -12,7 +12,7 @@ import numpy as np
 from minimoe.study.chance import Estimate
 
 if TYPE_CHECKING:
-    from minimoe.study.load import Load
+    from minimoe.study import load
     from minimoe.study.measurements import Measurements
 
 
@@ -116,7 +116,7 @@ def inside(low: float | None, high: float | None, least: float, most: float) -> 
     return DISAGREES if high < least or low > most else UNKNOWN
 
 
-def at_layers(m: Measurements, kind: str) -> list[Load]:
+def at_layers(m: Measurements, kind: str) -> list[load.Load]:
     """Loads of a kind of text at the three layers."""
     return [x for x in m.load[kind] if x.layer in m.layers]
 
