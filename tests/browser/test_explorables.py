@@ -154,7 +154,7 @@ def test_a_bar_of_the_playground_is_dragged(seen: Seen) -> None:
 def test_starts_only_when_scrolled_to(seen: Seen) -> None:
     asked: list[str] = []
     seen.page.on("request", lambda request: asked.append(request.url))
-    seen.open("book/intro.html")
+    seen.open("book/notation.html")
     assert not any("explorables/" in url for url in asked)
     last = list(EXPLORABLES)[-1]
     seen.page.set_viewport_size({"width": 1280, "height": 300})
