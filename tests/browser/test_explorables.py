@@ -148,7 +148,9 @@ def test_a_bar_of_the_playground_is_dragged(seen: Seen) -> None:
     assert element.query_selector(".mm-table tbody tr:nth-child(7)").text_content() == shown
     cells = element.query_selector_all(".mm-table tbody tr:nth-child(7) td")
     assert abs(float(cells[1].text_content()) - 0.5) < 0.03  # its probability
-    assert "goes to experts 7" in element.query_selector(".mm-status").inner_text()
+    # the sentence follows when the hand rests
+    said = "(e) => e.querySelector('.mm-status').textContent.includes('goes to experts 7')"
+    seen.page.wait_for_function(said, arg=element, timeout=10_000)
 
 
 def test_starts_only_when_scrolled_to(seen: Seen) -> None:
