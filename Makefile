@@ -30,7 +30,7 @@ PY := $(VENV)/bin/python
 # In `test` and `lint` one failure does not hide the next: each part runs, and any of them decides.
 # Tests and lessons are small and many: one thread each beats several that fight over two cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/sanitize.cfg
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --nbval-sanitize-with tests/sanitize.cfg
 
 .PHONY: help lab test test-slow test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
 

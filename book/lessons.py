@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
 from book import first_cell  # noqa: E402
 
 LESSONS = ROOT / "notebooks"
-SECONDS_PER_CELL = 120
+SECONDS_PER_CELL = 240
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # Without the version of the interpreter, which differs between the people who run a lesson.
