@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -76,21 +77,43 @@ def make_router(config: ModelConfig) -> Router:
 class Router(nn.Module):
     """Builds the sparse matrix tokens x experts. A router is its `route`; `forward` is the same around all of them.
 
-    Attributes:
+    Args:
+        hidden_size: D, of the router's `weight` [E, D]; None: it has none.
         num_experts: E.
+        num_experts_per_tok: K, from 1 to E; the router's `k`.
+        initializer_range: standard deviation of the weight.
+
+    Attributes:
         is_causal: at inference, a token's experts and weights do not depend on later tokens, nor on how many there
             are; text can be generated token by token.
         is_batch_invariant: at inference, they do not depend on the other sequences of the batch either.
         is_causal_in_training: the same as `is_causal` in training mode, where some routers balance over the batch.
         is_incremental: at inference, a text that is routed piece by piece, as decoding with a cache does, is routed as
             it is at once.
+
+    Raises:
+        ConfigError: K > E.
     """
 
     is_causal: bool = True
     is_batch_invariant: bool = True
     is_causal_in_training: bool = True
     is_incremental: bool = True
-    num_experts: int
+
+    def __init__(
+        self,
+        hidden_size: int | None,
+        num_experts: int,
+        num_experts_per_tok: int = 1,
+        *,
+        initializer_range: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_choice(num_experts_per_tok, num_experts)
+        self.num_experts = num_experts
+        self.k = num_experts_per_tok
+        if hidden_size is not None:
+            self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """What .to(), .half() and their kind call: casts weights, while floating buffers stay in float32 at least.
@@ -119,14 +142,14 @@ class Router(nn.Module):
                 self._buffers[name] = at_least_float32(value).to(now.device)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Router:
-        """The router that a configuration describes; for classes that take more than D, E and K to override."""
-        return cls(  # pyright: ignore[reportCallIssue]
-            config.hidden_size,
-            config.num_experts,
-            config.num_experts_per_tok,
-            initializer_range=config.initializer_range,
-        )
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
+        """The router that a configuration describes, for classes that need more than equal names to override.
+
+        An argument of the class that has the name of a field of `config` is given that field; `more` are the others.
+        """
+        fields = vars(config)
+        named = {name: fields[name] for name in inspect.signature(cls).parameters if name in fields}
+        return cls(**named | more)
 
     def forward(
         self,
@@ -150,6 +173,26 @@ class Router(nn.Module):
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D], in float32 at least and with autocast off -> its routing; `forward` adds `sequence` and `valid`."""
         raise NotImplementedError
+
+    def token_choice(
+        self,
+        expert: Tensor,
+        weight: Tensor,
+        *,
+        logits: Tensor | None = None,
+        probs: Tensor | None = None,
+    ) -> Routing:
+        """The routing of T tokens with K experts each: expert [T, K] and weight [T, K], first choice first."""
+        num_tokens, k = expert.shape
+        return Routing(
+            token=torch.arange(num_tokens, device=expert.device).repeat_interleave(k),
+            expert=expert.reshape(-1),
+            weight=weight.reshape(-1),
+            shape=(num_tokens, self.num_experts),
+            k=k,
+            logits=logits,
+            probs=probs,
+        )
 
 
 def check_choice(k: int, num_experts: int) -> None:
@@ -185,31 +228,6 @@ def share(logits: Tensor) -> Tensor:
     a balancing loss with them.
     """
     return F.logsigmoid(logits).softmax(dim=-1)
-
-
-def token_choice(
-    expert: Tensor,
-    weight: Tensor,
-    num_experts: int,
-    *,
-    sequence: Tensor | None = None,
-    valid: Tensor | None = None,
-    logits: Tensor | None = None,
-    probs: Tensor | None = None,
-) -> Routing:
-    """The routing of T tokens with K experts each: expert [T, K] and weight [T, K], first choice first."""
-    num_tokens, k = expert.shape
-    return Routing(
-        token=torch.arange(num_tokens, device=expert.device).repeat_interleave(k),
-        expert=expert.reshape(-1),
-        weight=weight.reshape(-1),
-        shape=(num_tokens, num_experts),
-        k=k,
-        valid=valid,
-        sequence=sequence,
-        logits=logits,
-        probs=probs,
-    )
 
 
 def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
@@ -257,9 +275,6 @@ class TopKRouter(Router):
     With `norm_topk_prob` this equals a softmax over the K largest logits alone. The first choice comes first.
 
     Args:
-        hidden_size: D.
-        num_experts: E.
-        num_experts_per_tok: K, from 1 to E.
         norm_topk_prob: renormalise the K weights to sum to 1. With K = 1 the weight is then 1 whatever the logits
             are, so the language loss gives the router no gradient.
         jitter_noise: in training, inputs are multiplied by U(1 - j, 1 + j) (Fedus et al. 2021, section 2.2).
@@ -269,21 +284,7 @@ class TopKRouter(Router):
         >>> routing = router(torch.randn(5, 8))
         >>> routing.num_assignments, routing.probs.shape
         (10, torch.Size([5, 4]))
-
-    Raises:
-        ConfigError: K > E.
     """
-
-    is_causal = True
-    is_batch_invariant = True
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> TopKRouter:
-        """Mixtral's router as configured."""
-        return cls(
-            config.hidden_size, config.num_experts, config.num_experts_per_tok, norm_topk_prob=config.norm_topk_prob,
-            jitter_noise=config.router_jitter_noise, initializer_range=config.initializer_range,
-        )  # fmt: skip
 
     def __init__(
         self,
@@ -295,15 +296,16 @@ class TopKRouter(Router):
         jitter_noise: float = 0.0,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
+        super().__init__(
+            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
+        )
         self.norm_topk_prob = norm_topk_prob
         self.jitter_noise = jitter_noise
-        self.weight = nn.Parameter(
-            torch.randn(num_experts, hidden_size) * initializer_range
-        )  # [E, D]
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
+        """The router as configured, with its noise."""
+        return super().from_config(config, jitter_noise=config.router_jitter_noise, **more)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing."""
@@ -314,7 +316,7 @@ class TopKRouter(Router):
         weight, expert = probs.topk(self.k, dim=-1)  # [T, K]
         if self.norm_topk_prob:
             weight = weight / weight.sum(dim=-1, keepdim=True)
-        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
+        return self.token_choice(expert, weight, logits=logits, probs=probs)
 
 
 @router_type("switch")
@@ -322,20 +324,7 @@ class SwitchRouter(TopKRouter):
     """One expert per token, weighted by its full probability (Fedus et al. 2021, eq. 1-2).
 
     The weight is not renormalised: it would be 1, and the language loss could not teach the router.
-
-    Args:
-        hidden_size: D.
-        num_experts: E.
-        jitter_noise: in training, inputs are multiplied by U(1 - j, 1 + j).
     """
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> SwitchRouter:
-        """Switch's router as configured."""
-        return cls(
-            config.hidden_size, config.num_experts,
-            jitter_noise=config.router_jitter_noise, initializer_range=config.initializer_range,
-        )  # fmt: skip
 
     def __init__(
         self,
@@ -372,14 +361,6 @@ class NoisyTopKRouter(Router):
 
     Noise is drawn in training only, where a `NoisyRouting` is returned; `logits` are H and `probs` their softmax. With
     `W_noise` at zero, as here at the start, every logit has noise of standard deviation ln 2.
-
-    Args:
-        hidden_size: D.
-        num_experts: E.
-        num_experts_per_tok: K, from 1 to E.
-
-    Raises:
-        ConfigError: K > E.
     """
 
     def __init__(
@@ -390,11 +371,9 @@ class NoisyTopKRouter(Router):
         *,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
+        super().__init__(
+            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
+        )
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -406,12 +385,10 @@ class NoisyTopKRouter(Router):
             logits = clean + torch.randn_like(clean) * noise_std
         best, expert = logits.topk(self.k, dim=-1)  # [T, K]
         weight = best.softmax(dim=-1)
-        probs = logits.softmax(dim=-1)
-        routing = token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
+        routing = self.token_choice(expert, weight, logits=logits, probs=logits.softmax(dim=-1))
         if noise_std is None:
             return routing
-        fields = {name: getattr(routing, name) for name in Routing.__dataclass_fields__}
-        return NoisyRouting(**fields, clean=clean, noise_std=noise_std)
+        return NoisyRouting(**vars(routing), clean=clean, noise_std=noise_std)
 
 
 @router_type("sigmoid")
@@ -428,8 +405,6 @@ class SigmoidRouter(Router):
     −∞, since s + b can be negative and 0 would then win.
 
     Args:
-        hidden_size: D.
-        num_experts: E.
         num_experts_per_tok: K, from 1 to the experts of `topk_group` groups.
         norm_topk_prob: renormalise the K scores to sum to 1, with ε = 1e-20 against scores that all underflow.
         n_group: groups of experts.
@@ -441,15 +416,6 @@ class SigmoidRouter(Router):
     """
 
     e_score_correction_bias: Tensor
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> SigmoidRouter:
-        """DeepSeek-V3's router as configured."""
-        return cls(
-            config.hidden_size, config.num_experts, config.num_experts_per_tok,
-            norm_topk_prob=config.norm_topk_prob, n_group=config.n_group, topk_group=config.topk_group,
-            routed_scaling_factor=config.routed_scaling_factor, initializer_range=config.initializer_range,
-        )  # fmt: skip
 
     def __init__(
         self,
@@ -463,7 +429,6 @@ class SigmoidRouter(Router):
         routed_scaling_factor: float = 1.0,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
         if n_group < 1 or num_experts % n_group:
             raise ConfigError(
                 f"n_group is {n_group}, which does not divide num_experts = {num_experts}"
@@ -471,13 +436,13 @@ class SigmoidRouter(Router):
         if not 1 <= topk_group <= n_group:
             raise ConfigError(f"topk_group is {topk_group}; expected 1 to n_group = {n_group}")
         check_choice(num_experts_per_tok, num_experts // n_group * topk_group)
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
+        super().__init__(
+            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
+        )
         self.norm_topk_prob = norm_topk_prob
         self.n_group = n_group
         self.topk_group = topk_group
         self.routed_scaling_factor = routed_scaling_factor
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -496,7 +461,7 @@ class SigmoidRouter(Router):
             weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-20)
         weight = weight * self.routed_scaling_factor
         probs = share(logits)
-        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
+        return self.token_choice(expert, weight, logits=logits, probs=probs)
 
     def _allowed(self, selector: Tensor) -> Tensor:
         """[T, E] bool: the experts of the best groups."""

@@ -20,7 +20,7 @@ from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
 from minimoe.hf.int8 import quantize_experts
 from minimoe.model import MixtralModel
-from minimoe.routers import Router, token_choice
+from minimoe.routers import Router
 from minimoe.text.tokenizer import load_tokenizer, train_tokenizer
 from minimoe.widgets.live_router import RESULT, live_router
 from minimoe.widgets.live_router import live_router as live_router_function
@@ -499,7 +499,7 @@ def test_damaged_weights_are_an_error(file: Path, tmp_path: Path, damage: str) -
 class Limited(torch.nn.Module):
     """A router of which only some experts may be chosen: the logits of all others are −∞."""
 
-    def __init__(self, router: torch.nn.Module, allowed: list[int]) -> None:
+    def __init__(self, router: Router, allowed: list[int]) -> None:
         super().__init__()
         self.router, self.allowed = router, allowed
 
@@ -510,7 +510,7 @@ class Limited(torch.nn.Module):
         probs = logits.masked_fill(other, -torch.inf).softmax(dim=-1)
         weight, expert = probs.topk(2)
         weight = weight / weight.sum(dim=-1, keepdim=True)
-        return token_choice(expert, weight, logits.shape[1], logits=logits, probs=probs)
+        return self.router.token_choice(expert, weight, logits=logits, probs=probs)
 
 
 @torch.no_grad()

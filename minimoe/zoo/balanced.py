@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.routers import Context, Router, check_choice, router_type, scores, token_choice
+from minimoe.routers import Context, Router, router_type, scores
 from minimoe.routing import Routing
-
-if TYPE_CHECKING:
-    from minimoe.config import ModelConfig
 
 
 @router_type("sinkhorn")
@@ -28,9 +24,6 @@ class SinkhornRouter(Router):
     to their K largest entries. In training a token's experts depend on the whole batch; at inference they do not.
 
     Args:
-        hidden_size: D.
-        num_experts: E.
-        num_experts_per_tok: K, from 1 to E.
         norm_topk_prob: renormalise the K weights to sum to 1.
         temperature: of the plan; lower is closer to the assignment that maximises the scores, and converges later.
         iterations: of Sinkhorn's algorithm; a fixed number, so that nothing waits for the device.
@@ -40,14 +33,6 @@ class SinkhornRouter(Router):
     """
 
     is_causal_in_training = False
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> SinkhornRouter:
-        """S-BASE as configured."""
-        return cls(
-            config.hidden_size, config.num_experts, config.num_experts_per_tok,
-            norm_topk_prob=config.norm_topk_prob, initializer_range=config.initializer_range,
-        )  # fmt: skip
 
     def __init__(
         self,
@@ -60,18 +45,16 @@ class SinkhornRouter(Router):
         iterations: int = 20,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
+        super().__init__(
+            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
+        )
         if not temperature > 0 or iterations < 1:
             raise ConfigError(
                 f"temperature is {temperature} and iterations {iterations}; both must be positive"
             )
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob
         self.temperature = temperature
         self.iterations = iterations
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing. Padding takes no share of the plan."""
@@ -86,7 +69,7 @@ class SinkhornRouter(Router):
         expert = expert.gather(-1, order)
         # p / Σ p without a division: a plan may choose experts whose probabilities all underflow
         weight = best.softmax(dim=-1) if self.norm_topk_prob else probs.gather(-1, expert)
-        return token_choice(expert, weight, self.num_experts, logits=logits, probs=probs)
+        return self.token_choice(expert, weight, logits=logits, probs=probs)
 
 
 def sinkhorn(scores: Tensor, iterations: int, valid: Tensor | None = None) -> Tensor:
@@ -124,8 +107,6 @@ class BaseRouter(Router):
     training a token's expert depends on the whole batch; at inference it does not.
 
     Args:
-        hidden_size: D.
-        num_experts: E.
         tolerance: how far from the best assignment one may stop, per token and as a share of the range of the scores.
 
     Raises:
@@ -133,13 +114,6 @@ class BaseRouter(Router):
     """
 
     is_causal_in_training = False
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> BaseRouter:
-        """BASE as configured."""
-        return cls(
-            config.hidden_size, config.num_experts, initializer_range=config.initializer_range
-        )
 
     def __init__(
         self,
@@ -149,14 +123,10 @@ class BaseRouter(Router):
         tolerance: float = 0.02,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        check_choice(1, num_experts)
+        super().__init__(hidden_size, num_experts, initializer_range=initializer_range)
         if not tolerance > 0:
             raise ConfigError(f"tolerance is {tolerance}; it must be positive, or no auction ends")
-        self.num_experts = num_experts
-        self.k = 1
         self.tolerance = tolerance
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing. Padding is not assigned: it goes where it scores best."""
@@ -171,7 +141,7 @@ class BaseRouter(Router):
             expert[rows] = balanced_assignment(choice[rows], self.tolerance)
         weight = logits.gather(-1, expert[:, None]).sigmoid()
         probs = logits.softmax(dim=-1)
-        return token_choice(expert[:, None], weight, self.num_experts, logits=logits, probs=probs)
+        return self.token_choice(expert[:, None], weight, logits=logits, probs=probs)
 
 
 def balanced_assignment(scores: Tensor, tolerance: float) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.errors import ConfigError
 from minimoe.routers import Context, Router, batch_shape, router_type, scores
@@ -28,8 +28,6 @@ class ExpertChoiceRouter(Router):
     the places that this leaves empty name a padding token and are not kept.
 
     Args:
-        hidden_size: D.
-        num_experts: E.
         capacity_factor: c, the mean number of experts per token.
         per_sequence: the tokens of one sequence compete among themselves, each sequence with its own C; the lengths are
             then read on the host, and must be equal. Otherwise the whole batch competes, and is not batch-invariant.
@@ -43,13 +41,11 @@ class ExpertChoiceRouter(Router):
     is_incremental = False
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> ExpertChoiceRouter:
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
         """K experts a token on average, scaled by the capacity factor."""
         factor = 1.0 if config.capacity_factor is None else config.capacity_factor
-        return cls(
-            config.hidden_size, config.num_experts,
-            capacity_factor=config.num_experts_per_tok * factor, initializer_range=config.initializer_range,
-        )  # fmt: skip
+        mean = config.num_experts_per_tok * factor
+        return super().from_config(config, capacity_factor=mean, **more)
 
     def __init__(
         self,
@@ -60,17 +56,15 @@ class ExpertChoiceRouter(Router):
         per_sequence: bool = True,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size, num_experts, initializer_range=initializer_range)
         if not 0 < capacity_factor <= num_experts:
             raise ConfigError(
                 f"capacity_factor is {capacity_factor}; it is the mean number of experts per token, "
                 f"above 0 and at most {num_experts}"
             )
-        self.num_experts = num_experts
         self.capacity_factor = capacity_factor
         self.per_sequence = per_sequence
         self.is_batch_invariant = per_sequence
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing.

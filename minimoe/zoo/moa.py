@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minimoe.attention import CausalAttention, KVCache
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
-from minimoe.routers import TopKRouter
+from minimoe.routers import Context, TopKRouter
 from minimoe.routing import Routing
 from minimoe.zoo.switchhead import ExpertProjection
 
@@ -40,16 +40,9 @@ class HeadRouter(TopKRouter):
         )  # fmt: skip
         self.divide = norm_topk_prob
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; `token_ids` is not used."""
-        routing = super().forward(x, token_ids=token_ids, sequence=sequence, valid=valid)
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> its routing."""
+        routing = super().route(x, context)
         if not self.divide:
             return routing
         weight = routing.weight.view(x.shape[0], self.k)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.errors import ConfigError
-from minimoe.routers import Context, Router, check_choice, router_type, scores, token_choice
+from minimoe.routers import Context, Router, router_type, scores
 from minimoe.routing import Routing
-
-if TYPE_CHECKING:
-    from minimoe.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -37,35 +33,20 @@ class ReLURouter(Router):
     not kept (`loop`, `capacity`) do no work for them; the gradient is the dense one, since ReLU's is 0 there.
 
     Nothing but a penalty makes this sparse: see `minimoe.balance.l1_loss` and `SparsityController`.
-
-    Args:
-        hidden_size: D.
-        num_experts: E.
     """
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> ReLURouter:
-        """ReMoE's router as configured."""
-        return cls(
-            config.hidden_size, config.num_experts, initializer_range=config.initializer_range
-        )
 
     def __init__(
         self, hidden_size: int, num_experts: int, *, initializer_range: float = 0.02
     ) -> None:
-        super().__init__()
-        check_choice(num_experts, num_experts)
-        self.num_experts = num_experts
-        self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
+        super().__init__(hidden_size, num_experts, num_experts, initializer_range=initializer_range)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing; `probs` is None: the weights are no distribution."""
         logits = scores(x, self.weight)  # [T, E]
         weight, expert = logits.relu().sort(dim=-1, descending=True, stable=True)
-        routing = token_choice(expert, weight, self.num_experts, logits=logits)
-        fields = {name: getattr(routing, name) for name in Routing.__dataclass_fields__}
-        fields["kept"] = routing.weight.detach() > 0
-        return ActiveRouting(**fields)
+        routing = self.token_choice(expert, weight, logits=logits)
+        kept = routing.weight.detach() > 0
+        return dataclasses.replace(ActiveRouting(**vars(routing)), kept=kept)
 
 
 class SparsityController:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routers import (
     Context,
     Router,
     at_least_float32,
-    check_choice,
     positions,
     router_type,
     scores,
-    token_choice,
 )
 from minimoe.routing import Routing
 
@@ -33,8 +31,6 @@ class UniformRouter(Router):
     2021 is drawn once per token id; see `HashRouter`).
 
     Args:
-        num_experts: E.
-        num_experts_per_tok: K, from 1 to E.
         order: 'random' draws K different experts for each token from torch's global generator, anew at every call;
             'round_robin' gives the token at place s of its sequence the experts s·K, s·K + 1, … (modulo E).
 
@@ -46,10 +42,10 @@ class UniformRouter(Router):
     """
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> UniformRouter:
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
         """'uniform' or 'round_robin'."""
         order = "round_robin" if config.router_type == "round_robin" else "random"
-        return cls(config.num_experts, config.num_experts_per_tok, order=order)
+        return super().from_config(config, order=order, **more)
 
     def __init__(
         self,
@@ -58,12 +54,9 @@ class UniformRouter(Router):
         *,
         order: Literal["random", "round_robin"] = "random",
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
+        super().__init__(None, num_experts, num_experts_per_tok)
         if order not in ("random", "round_robin"):
             raise ConfigError(f"order is {order!r}; known are 'random' and 'round_robin'")
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
         self.order = order
         self.is_batch_invariant = order == "round_robin"
         self.is_incremental = order != "round_robin"
@@ -77,7 +70,7 @@ class UniformRouter(Router):
             start = positions(num_tokens, context.sequence, context.valid, x.device) * self.k
             expert = (start[:, None] + torch.arange(self.k, device=x.device)) % self.num_experts
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts)
+        return self.token_choice(expert, weight)
 
 
 @router_type("mean_binning")
@@ -90,8 +83,6 @@ class MeanBinningRouter(Router):
     start as the quantiles of N(0, scale²), which even the load where means are normal; `fit` sets them by data.
 
     Args:
-        num_experts: E, the number of bins.
-        num_experts_per_tok: K, from 1 to E.
         scale: expected standard deviation of the means; a normalised vector of D independent entries has 1/√D.
 
     Raises:
@@ -101,19 +92,16 @@ class MeanBinningRouter(Router):
     edges: Tensor
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> MeanBinningRouter:
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
         """The norm before the layer makes entries of variance 1, so a mean of D of them has deviation 1/√D."""
-        return cls(config.num_experts, config.num_experts_per_tok, scale=config.hidden_size**-0.5)
+        return super().from_config(config, scale=config.hidden_size**-0.5, **more)
 
     def __init__(
         self, num_experts: int, num_experts_per_tok: int = 1, *, scale: float = 1.0
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
+        super().__init__(None, num_experts, num_experts_per_tok)
         if not scale > 0:
             raise ConfigError(f"scale is {scale}; it must be positive")
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
         shares = torch.arange(1, num_experts, dtype=torch.float64) / num_experts
         self.register_buffer("edges", (torch.special.ndtri(shares) * scale).float())  # [E - 1]
 
@@ -139,7 +127,7 @@ class MeanBinningRouter(Router):
         distance = (bins - own[:, None] - 0.25).abs()  # [T, E]
         expert = distance.topk(self.k, dim=-1, largest=False).indices
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts)
+        return self.token_choice(expert, weight)
 
 
 @router_type("dense", "average")
@@ -147,18 +135,13 @@ class DenseRouter(Router):
     """All experts for every token, K = E: the mixture before it was sparse (Jacobs et al. 1991, eq. 1).
 
     Args:
-        hidden_size: D.
-        num_experts: E.
         average: weight 1/E each and no parameters, an ensemble; otherwise weight softmax(W x), largest first.
     """
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> DenseRouter:
+    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
         """'dense' or 'average'."""
-        return cls(
-            config.hidden_size, config.num_experts,
-            average=config.router_type == "average", initializer_range=config.initializer_range,
-        )  # fmt: skip
+        return super().from_config(config, average=config.router_type == "average", **more)
 
     def __init__(
         self,
@@ -168,24 +151,22 @@ class DenseRouter(Router):
         average: bool = False,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
-        check_choice(num_experts, num_experts)
-        self.num_experts = num_experts
-        self.k = num_experts
-        weight = None if average else torch.randn(num_experts, hidden_size) * initializer_range
-        self.weight = None if weight is None else nn.Parameter(weight)  # [E, D]
+        super().__init__(
+            None if average else hidden_size, num_experts, num_experts,
+            initializer_range=initializer_range,
+        )  # fmt: skip
+        self.average = average
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing."""
         e = self.num_experts
-        if self.weight is None:
+        if self.average:
             expert = torch.arange(e, device=x.device).expand(x.shape[0], e)
-            weight = torch.full(expert.shape, 1 / e, device=x.device)
-            return token_choice(expert, weight, e)
+            return self.token_choice(expert, torch.full(expert.shape, 1 / e, device=x.device))
         logits = scores(x, self.weight)
         probs = logits.softmax(dim=-1)
         weight, expert = probs.sort(dim=-1, descending=True, stable=True)
-        return token_choice(expert, weight, e, logits=logits, probs=probs)
+        return self.token_choice(expert, weight, logits=logits, probs=probs)
 
 
 @router_type("hash")
@@ -197,8 +178,6 @@ class HashRouter(Router):
 
     Args:
         vocab_size: V.
-        num_experts: E.
-        num_experts_per_tok: K, from 1 to E.
         table: 'random' or 'balanced'.
         counts: [V] how often each id occurs; needed by 'balanced'.
         seed: of the random table.
@@ -211,11 +190,6 @@ class HashRouter(Router):
 
     table: Tensor
 
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> HashRouter:
-        """The random table of seed 0."""
-        return cls(config.vocab_size, config.num_experts, config.num_experts_per_tok)
-
     def __init__(
         self,
         vocab_size: int,
@@ -226,10 +200,7 @@ class HashRouter(Router):
         counts: Tensor | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        check_choice(num_experts_per_tok, num_experts)
-        self.num_experts = num_experts
-        self.k = num_experts_per_tok
+        super().__init__(None, num_experts, num_experts_per_tok)
         if table == "random":
             generator = torch.Generator().manual_seed(seed)
             noise = torch.rand(vocab_size, num_experts, generator=generator, device="cpu")
@@ -259,7 +230,7 @@ class HashRouter(Router):
             )
         expert = self.table[token_ids]
         weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return token_choice(expert, weight, self.num_experts)
+        return self.token_choice(expert, weight)
 
 
 def _deal(counts: Tensor, num_experts: int, k: int) -> Tensor:

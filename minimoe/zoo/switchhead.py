@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minimoe.attention import CausalAttention, KVCache
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
-from minimoe.routers import Router, check_choice, scores, share, token_choice
+from minimoe.routers import Context, Router, check_choice, scores, share
 from minimoe.routing import Routing
 
 
@@ -123,7 +123,6 @@ class ProjectionRouter(Router):
     mean of the heads' losses.
 
     Args:
-        hidden_size: D.
         num_heads: heads that choose.
         experts_per_head: E of each head; `num_experts` is their product.
         num_experts_per_tok: K, from 1 to E.
@@ -143,39 +142,27 @@ class ProjectionRouter(Router):
         norm_topk_prob: bool = False,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__()
         check_choice(num_experts_per_tok, experts_per_head)
+        super().__init__(
+            hidden_size, num_heads * experts_per_head, num_experts_per_tok,
+            initializer_range=initializer_range,
+        )  # fmt: skip
         self.num_heads = num_heads
         self.experts_per_head = experts_per_head
-        self.num_experts = num_heads * experts_per_head
-        self.k = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob
-        self.weight = nn.Parameter(
-            torch.randn(self.num_experts, hidden_size) * initializer_range
-        )  # [heads · E, D]
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D] to K experts of every head, head by head, best first; `token_ids` is not used."""
-        del token_ids
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """x [T, D] -> K experts of every head, head by head, best first."""
         heads, e = self.num_heads, self.experts_per_head
-        with torch.autocast(x.device.type, enabled=False):
-            logits = scores(x, self.weight)  # [T, heads · E]
-            by_head = logits.view(x.shape[0], heads, e)
-            best, expert = by_head.topk(self.k, dim=-1)  # [T, heads, K]
-            weight = share(best) if self.norm_topk_prob else best.sigmoid()
-            probs = share(by_head) / heads
-        first = torch.arange(heads, device=x.device)[:, None] * e  # [heads, 1]
-        return token_choice(
-            (expert + first).flatten(1), weight.flatten(1), self.num_experts,
-            sequence=sequence, valid=valid, logits=logits, probs=probs.flatten(1),
-        )  # fmt: skip
+        logits = scores(x, self.weight)  # [T, heads · E]
+        by_head = logits.view(x.shape[0], heads, e)
+        best, expert = by_head.topk(self.k, dim=-1)  # [T, heads, K]
+        weight = share(best) if self.norm_topk_prob else best.sigmoid()
+        probs = share(by_head) / heads
+        expert = expert + torch.arange(heads, device=x.device)[:, None] * e
+        return self.token_choice(
+            expert.flatten(1), weight.flatten(1), logits=logits, probs=probs.flatten(1)
+        )
 
 
 class SwitchHead(CausalAttention):
