@@ -49,6 +49,7 @@ SCRIPTS = {
     "@jupyter-widgets/html-manager@1.0.14": ("widgets", ["dist/embed-amd\\.js", "dist/.*\\.woff2", "LICENSE"]),
 }  # fmt: skip
 
+FRONT_PICTURE = "information.png"  # in book/assets
 FRONT_TITLE = "minimoe: a course about Mixture-of-Experts language models"
 
 # --- scripts from the book itself -----------------------------------------------------------------
@@ -126,6 +127,7 @@ def describe(
             "og:site_name": app.config.html_title}  # fmt: skip
     if base := app.config.html_baseurl:
         tags["og:url"] = f"{base.rstrip('/')}/{app.builder.get_target_uri(pagename)}"
+        tags["og:image"] = f"{base.rstrip('/')}/_static/{FRONT_PICTURE}"
     lines = [
         f'<meta property="{name}" content="{escape(value)}" />' for name, value in tags.items()
     ]

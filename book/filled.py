@@ -79,12 +79,17 @@ def provenance() -> str:
             [
                 f"`{path.name}`",
                 result.get("date", ""),
-                f"{result.get('hardware', '')}, {result.get('threads', '')} thread(s)",
+                f"{result.get('hardware', '')}, {counted(result.get('threads', ''))}",
                 result.get("torch", ""),
                 f"`{command}`",
             ]
         )
     return table(["file", "date", "machine", "torch", "made by"], rows)  # fmt: skip
+
+
+def counted(number: int | str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def plain(text: str) -> str:

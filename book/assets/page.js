@@ -49,3 +49,20 @@ for (const picture of document.querySelectorAll(".bd-article .cell_output img, .
     dialog.showModal();
   });
 }
+
+// On a phone a table of sentences is read row by row, each cell under its column's name (book.css); a table of numbers scrolls.
+for (const table of document.querySelectorAll(".bd-article table.table:not(.autosummary)")) {
+  const names = [...table.querySelectorAll("thead th")].map((th) => th.textContent.trim());
+  const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
+  const longest = Math.max(0, ...rows.flatMap((row) => [...row.cells].map((cell) => cell.textContent.trim().length)));
+  if (names.length < 3 || longest < 45 || rows.some((row) => row.cells.length !== names.length)) continue;
+  table.classList.add("read-by-row");
+  table.role = "table"; // what is laid out as a block would lose its meaning for screen readers
+  for (const row of table.rows) row.role = "row";
+  for (const row of rows) {
+    [...row.cells].forEach((cell, column) => {
+      cell.role = "cell";
+      cell.dataset.column = names[column];
+    });
+  }
+}
