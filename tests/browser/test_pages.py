@@ -171,6 +171,8 @@ def test_figures_keep_their_place_are_dark_in_the_dark_and_large_when_pressed(se
         page.wait_for_function("e => e.complete", arg=figure)
         drawn, shown = figure.evaluate("e => [e.naturalWidth, Number(e.getAttribute('width'))]")
         assert drawn >= shown > 0  # its place is kept while it loads
+        stretched = figure.evaluate("e => e.width / e.height * e.naturalHeight / e.naturalWidth")
+        assert stretched == pytest.approx(1, abs=0.02)  # in a window that is narrower than it
     assert figures[0].evaluate("e => getComputedStyle(e).filter") == "none"
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert "invert" in figures[0].evaluate("e => getComputedStyle(e).filter")
@@ -187,6 +189,20 @@ def test_figures_keep_their_place_are_dark_in_the_dark_and_large_when_pressed(se
     page.keyboard.press("Enter")
     page.click("dialog.enlarged button:has-text('Close')")
     page.wait_for_selector("dialog.enlarged", state="detached")
+
+
+def test_on_a_phone_a_table_of_sentences_is_read_row_by_row(seen: Seen) -> None:
+    seen.open("book/bugs.html")
+    seen.page.set_viewport_size({"width": 390, "height": 844})
+    table = seen.page.wait_for_selector("table.read-by-row")
+    assert table.evaluate("e => e.scrollWidth <= e.closest('.bd-article').clientWidth")
+    cells = table.query_selector_all("tbody tr:first-child td")
+    lefts = {round(cell.bounding_box()["x"]) for cell in cells}
+    assert len(cells) == 3 and len(lefts) == 1  # one below the other
+    shown = [cell.evaluate("e => getComputedStyle(e, '::before').content") for cell in cells]
+    heads = seen.page.query_selector("table.read-by-row thead").text_content()
+    assert all(name.strip(' ":') in heads for name in shown)
+    assert seen.violations({"type": "tag", "values": WCAG}) == []
 
 
 def test_search_finds_a_term(seen: Seen) -> None:
