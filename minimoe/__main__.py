@@ -353,7 +353,7 @@ def run_corpus(args: argparse.Namespace) -> None:
         print(
             f"fetched: {', '.join(report.fetched) or 'nothing'}; there already: {', '.join(report.cached) or 'nothing'}"
         )
-        for name, reason in report.skipped.items():
+        for name, reason in report.failed.items():
             print(f"left out: {name}: {reason}")
         return
     loaded = corpus.load_corpus(domains)

@@ -70,7 +70,7 @@ BUDGETS: dict[str, int] = {
     "kernels": 1144,
     "roof": 599,
     "study": 7733,
-    "text": 1745,
+    "text": 1441,
     "train": 1359,
     "widgets": 1056,
     "zoo": 1154,

@@ -1,7 +1,8 @@
-"""A corpus as a value, and as one file of the cache."""
+"""A corpus: fetched, read, split and encoded text by domain, kept as one file of the cache."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +24,11 @@ from minimoe.text.documents import (
     DocumentInfo,
     is_held_out,
     sample,
-    shorten,
 )
 from minimoe.text.domains import DOMAINS, attributions, read_domain, resolve
 from minimoe.text.fetch import (
+    PACKAGES,
+    FetchReport,
     Log,
     cache_dir,
     fetch_packages,
@@ -43,6 +45,11 @@ from minimoe.text.tokenizer import (
     plain,
     train_tokenizer,
 )
+
+# Counts up when the readers or the split change what a corpus of the same sources holds.
+FORMAT = 1
+
+MIN_DOMAINS = 3
 
 
 @dataclass(frozen=True)
@@ -91,43 +98,19 @@ def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
         CorpusError: the file is damaged, foreign or of an older layout.
     """
     try:
-        return _read(path, skipped)
-    except CorpusError:
-        raise
+        with np.load(path, allow_pickle=False) as arrays:
+            side = json.loads(arrays["side"].tobytes())
+            train, heldout = (
+                TokenSplit(arrays[name], tuple(DocumentInfo(**entry) for entry in side[name]))
+                for name in ("train", "heldout")
+            )
+        tokenizer = plain(Tokenizer.from_str(side["tokenizer"]))
+        same = digest(train, heldout) == side["sha256"]
     except Exception as error:  # zip, zlib, JSON and tokenizer errors have no common base
         raise CorpusError(f"{type(error).__name__}: {error}") from error
-
-
-def _read(path: Path, skipped: dict[str, str]) -> Corpus:
-    with np.load(path, allow_pickle=False) as arrays:
-        side = json.loads(arrays["side"].tobytes())
-        splits: list[TokenSplit] = []
-        for name in ("train", "heldout"):
-            documents = tuple(DocumentInfo(**entry) for entry in side[name])
-            lengths = [d.tokens for d in documents]
-            document = np.repeat(np.arange(len(documents), dtype=np.int32), lengths)
-            splits.append(TokenSplit(arrays[name], document, documents))
-    train, heldout = splits
-    if digest(train, heldout) != side["sha256"]:
+    if not same:
         raise CorpusError("its tokens do not match their sha256")
-    tokenizer = plain(Tokenizer.from_str(side["tokenizer"]))
     return Corpus(tuple(side["domains"]), tokenizer, train, heldout, side["sha256"], skipped)
-
-
-# Counts up when the readers or the split change what a corpus of the same sources holds.
-FORMAT = 1
-
-MIN_DOMAINS = 3
-
-
-@dataclass(frozen=True)
-class FetchReport:
-    """Packages fetched now, packages that were there, and why domains have to be left out."""
-
-    fetched: tuple[str, ...]
-    cached: tuple[str, ...]
-    skipped: dict[str, str]
-    attributions: str
 
 
 def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
@@ -144,8 +127,8 @@ def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
 def fetch(domains: Iterable[str] | str | None = None, *, log: Log | None = None) -> FetchReport:
     """Bring the packages of the domains into the cache and write ATTRIBUTIONS.md beside them.
 
-    Default: every domain of tier 1, the MMLU questions among them. A package that cannot be had costs its
-    domains one line of log each.
+    Default: every domain that has a package, the MMLU questions among them. A domain whose package cannot be had is
+    reported with one line of log.
 
     Raises:
         CorpusError: an unknown domain; fewer than three domains are left; pip is missing; the cache cannot be
@@ -155,24 +138,25 @@ def fetch(domains: Iterable[str] | str | None = None, *, log: Log | None = None)
     everything = [d.name for d in DOMAINS.values() if d.package is not None]
     names = resolve(everything if domains is None else domains)
     needs = {name: package for name in names if (package := DOMAINS[name].package) is not None}
-    report = fetch_packages([package.name for package in needs.values()], log)
+    report = fetch_packages(needs.values(), log)
     skipped = {
-        name: f"{package.name} {package.version}: {report.failed[package.name]}"
+        name: f"{PACKAGES[package]}: {report.failed[package]}"
         for name, package in needs.items()
-        if package.name in report.failed
+        if package in report.failed
     }
     for name, reason in skipped.items():
         log(f"skipping the domain {name}: {reason}")
     _require_enough(names, skipped)
-    here = [name for name in needs if name not in skipped]
-    if here:
+    if len(skipped) < len(needs):
         _write_attributions(log)
-    return FetchReport(report.fetched, report.cached, skipped, attributions(here) if here else "")
+    return dataclasses.replace(report, failed=skipped)
 
 
 def _write_attributions(log: Log) -> None:
     """Name the sources of all that lies in the cache, in a file beside it."""
-    here = [d.name for d in DOMAINS.values() if d.package and wheel_path(d.package).is_file()]
+    here = [
+        d.name for d in DOMAINS.values() if d.package and wheel_path(PACKAGES[d.package]).is_file()
+    ]
     path = cache_dir() / "packages" / "ATTRIBUTIONS.md"
     text = attributions(here)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
@@ -214,15 +198,15 @@ def load_corpus(
         tokenizer = load_tokenizer(tokenizer)
     elif tokenizer is not None:
         tokenizer = plain(tokenizer)
-    skipped = dict(fetch(wanted, log=log).skipped)
-    names = [name for name in wanted if name not in skipped]
+    skipped = dict(fetch(wanted, log=log).failed)
     fingerprints: dict[str, str] = {}
-    for name in list(names):
+    for name in wanted:
         package = DOMAINS[name].package
         try:
-            fingerprints[name] = package.sha256 if package else fingerprint(name)
+            if name not in skipped:
+                fingerprints[name] = PACKAGES[package].sha256 if package else fingerprint(name)
         except CorpusError as error:
-            _skip(name, str(error), names, skipped, log)
+            _skip(name, error, skipped, log)
     _require_enough(wanted, skipped)
 
     recipe = {
@@ -248,16 +232,18 @@ def load_corpus(
 
     train: list[Document] = []
     heldout: list[Document] = []
-    for name in list(names):
+    for name in fingerprints:
         try:
             documents = read_domain(name)
         except CorpusError as error:
-            _skip(name, str(error), names, skipped, log)
+            _skip(name, error, skipped, log)
             continue
         held = [is_held_out(name, d.work) for d in documents]
         train += sample((d for d, h in zip(documents, held, strict=True) if not h), max_train_bytes)
         short = (
-            shorten(d, MAX_HELDOUT_CHARACTERS) for d, h in zip(documents, held, strict=True) if h
+            dataclasses.replace(d, text=d.text[:MAX_HELDOUT_CHARACTERS])
+            for d, h in zip(documents, held, strict=True)
+            if h
         )
         heldout += sample(short, max_heldout_bytes)
         log(f"read {name}: {len(documents):,} documents")
@@ -265,10 +251,9 @@ def load_corpus(
     if tokenizer is None:
         tokenizer = train_tokenizer((d.text for d in train), vocab_size)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
-    corpus = Corpus(tuple(names), tokenizer, *splits, digest(*splits), skipped)
-    if len(names) == len(
-        fingerprints
-    ):  # a domain that failed to read must be tried again next time
+    names = tuple(name for name in wanted if name not in skipped)
+    corpus = Corpus(names, tokenizer, *splits, digest(*splits), skipped)
+    if len(names) == len(fingerprints):  # else a domain could not be read, and is tried again
         try:
             save_corpus(path, corpus, recipe)
         except OSError as error:
@@ -278,94 +263,37 @@ def load_corpus(
     return corpus
 
 
-def _skip(name: str, reason: str, names: list[str], skipped: dict[str, str], log: Log) -> None:
+def _skip(name: str, reason: CorpusError, skipped: dict[str, str], log: Log) -> None:
     if in_ci():
         raise CorpusError(f"the domain {name} cannot be had: {reason}")
-    names.remove(name)
-    skipped[name] = reason
+    skipped[name] = str(reason)
     log(f"skipping the domain {name}: {reason}")
 
 
-@dataclass(frozen=True)
-class DomainRow:
-    """What one domain brings: documents, bytes and tokens on each side of the split."""
-
-    domain: str
-    title: str
-    licence: str
-    train_documents: int
-    train_bytes: int
-    train_tokens: int
-    heldout_documents: int
-    heldout_bytes: int
-    heldout_tokens: int
-    bytes_per_token: float
-
-
-def describe(corpus: Corpus) -> list[DomainRow]:
-    """One row for each domain of the corpus, in its order."""
-    rows: list[DomainRow] = []
-    for name in corpus.domains:
-        train = corpus.train.documents[corpus.train.document_slice(name)]
-        heldout = corpus.heldout.documents[corpus.heldout.document_slice(name)]
-        size = sum(d.bytes for d in (*train, *heldout))
-        rows.append(
-            DomainRow(
-                domain=name,
-                title=DOMAINS[name].title,
-                licence=DOMAINS[name].licence,
-                train_documents=len(train),
-                train_bytes=sum(d.bytes for d in train),
-                train_tokens=sum(d.tokens for d in train),
-                heldout_documents=len(heldout),
-                heldout_bytes=sum(d.bytes for d in heldout),
-                heldout_tokens=sum(d.tokens for d in heldout),
-                bytes_per_token=size / max(1, sum(d.tokens for d in (*train, *heldout))),
-            )
-        )
-    return rows
-
-
-def _cells(row: DomainRow) -> tuple[str, ...]:
-    return (
-        row.domain,
-        row.title,
-        f"{row.train_documents:,}",
-        f"{row.heldout_documents:,}",
-        f"{(row.train_bytes + row.heldout_bytes) / 1e6:.2f}",
-        f"{row.train_tokens:,}",
-        f"{row.heldout_tokens:,}",
-        f"{row.bytes_per_token:.2f}",
-        row.licence,
-    )
-
-
 def table(corpus: Corpus) -> str:
-    """The rows of `describe` as aligned text, with a total and a line for each domain that was skipped."""
-    head = (
-        *("domain", "title", "documents", "held out", "MB", "tokens", "held out"),
-        *("bytes/token", "licence"),
-    )
-    rows = describe(corpus)
-    total = DomainRow(
-        domain="all",
-        title="",
-        licence="",
-        train_documents=sum(r.train_documents for r in rows),
-        train_bytes=sum(r.train_bytes for r in rows),
-        train_tokens=sum(r.train_tokens for r in rows),
-        heldout_documents=sum(r.heldout_documents for r in rows),
-        heldout_bytes=sum(r.heldout_bytes for r in rows),
-        heldout_tokens=sum(r.heldout_tokens for r in rows),
-        bytes_per_token=sum(r.train_bytes + r.heldout_bytes for r in rows)
-        / max(1, sum(r.train_tokens + r.heldout_tokens for r in rows)),
-    )
-    lines = [head, *(_cells(row) for row in (*rows, total))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    left = {0, 1, len(head) - 1}
+    """What each domain brings, as aligned text, with a total and a line for each domain that was skipped."""
+    head = "domain,title,documents,held out,MB,tokens,held out,bytes/token,licence"
+    lines = [list[str](head.split(","))]
+    for name in (*corpus.domains, None):
+        train, heldout = corpus.train.size(name), corpus.heldout.size(name)
+        size = train.bytes + heldout.bytes
+        lines.append(
+            [
+                name or "all",
+                DOMAINS[name].title if name else "",
+                f"{train.documents:,}",
+                f"{heldout.documents:,}",
+                f"{size / 1e6:.2f}",
+                f"{train.tokens:,}",
+                f"{heldout.tokens:,}",
+                f"{size / max(1, train.tokens + heldout.tokens):.2f}",
+                DOMAINS[name].licence if name else "",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
+            cell.ljust(width) if column in (0, 1, 8) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -7,10 +7,12 @@ documents of one work are on the same side, so that no scene of a training play 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +31,6 @@ MAX_DOCUMENT_CHARACTERS = 40_000
 MAX_HELDOUT_CHARACTERS = 8_000
 
 SHINGLE_WORDS = 8
-
 
 # Questions are made from articles, so they follow the split of the articles.
 _SPLIT_WITH = {"questions": "wiki_en"}
@@ -103,11 +104,6 @@ def clean(text: str) -> str:
     return "\n".join(lines).strip("\n")[:MAX_DOCUMENT_CHARACTERS]
 
 
-def shorten(document: Document, max_characters: int) -> Document:
-    """The document with no more than its first `max_characters`."""
-    return replace(document, text=document.text[:max_characters])
-
-
 def sample(documents: Iterable[Document], max_bytes: int | None) -> list[Document]:
     """Whole documents in hash order until the next would pass the cap: a random sample, always the same.
 
@@ -115,16 +111,9 @@ def sample(documents: Iterable[Document], max_bytes: int | None) -> list[Documen
     with short documents.
     """
     ordered = sorted(documents, key=lambda d: (_hash(d.domain + "/order", d.id), d.id))
-    if max_bytes is None:
-        return ordered
-    taken: list[Document] = []
-    total = 0
-    for document in ordered:
-        total += len(document.text.encode())
-        if total > max_bytes:
-            break
-        taken.append(document)
-    return taken
+    limit = math.inf if max_bytes is None else max_bytes
+    total = itertools.accumulate(len(document.text.encode()) for document in ordered)
+    return [d for d, size in zip(ordered, total, strict=True) if size <= limit]
 
 
 def drop_exact_copies(documents: Iterable[Document]) -> list[Document]:

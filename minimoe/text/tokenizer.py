@@ -65,7 +65,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that does not cut and pad, as trainers leave it, and reads the spelling of a special token as text."""
+    """A copy that neither cuts nor pads, as trainers leave them, and reads the spelling of a special token as text."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -89,8 +89,8 @@ def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 def begin_of_text_id(tokenizer: Tokenizer, *, own: bool) -> int | None:
     """The id that a model reads before a text; None: none.
 
-    A model that minimoe trained (`own`) has read the end of another text there. To any other the tokenizer says it: it
-    is the special token that it puts before a text by itself, as transformers has it.
+    A model that minimoe trained (`own`) has read the end of another text there. For any other model it is the special
+    token that its tokenizer puts before a text by itself, as in transformers.
     """
     if own:
         return end_of_text_id(tokenizer)
@@ -110,22 +110,35 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How much text: documents, their UTF-8 bytes, and their tokens with the end-of-text ones."""
+
+    documents: int
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TokenSplit:
     """One side of the split as one long run of tokens.
 
     Attributes:
         tokens: [N] uint16, or uint32 if the vocabulary has more than 65,535 ids. Each document's tokens are
             followed by one end-of-text token that belongs to it.
-        document: [N] int32, index into `documents`. Non-decreasing.
         documents: one entry a document; documents of one domain are contiguous.
     """
 
     tokens: Tokens
-    document: npt.NDArray[np.int32]
     documents: tuple[DocumentInfo, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def document(self) -> npt.NDArray[np.int32]:
+        """[N] index into `documents`; non-decreasing."""
+        numbers = np.arange(len(self.documents), dtype=np.int32)
+        return np.repeat(numbers, np.diff(self.offsets))
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -148,34 +161,28 @@ class TokenSplit:
         documents = self.document_slice(domain)
         return slice(int(self.offsets[documents.start]), int(self.offsets[documents.stop]))
 
+    def size(self, domain: str | None = None) -> Size:
+        """How much text of the domain there is; None: of all domains."""
+        documents = self.documents[slice(None) if domain is None else self.document_slice(domain)]
+        return Size(
+            len(documents), sum(d.bytes for d in documents), sum(d.tokens for d in documents)
+        )
+
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> TokenSplit:
     """Encode documents in order. Text that spells a special token is encoded as the text it is."""
     end = end_of_text_id(tokenizer)
     tokenizer = plain(tokenizer)
-    small = tokenizer.get_vocab_size() <= 65_535
-    dtype: type[np.uint16 | np.uint32] = np.uint16 if small else np.uint32
-    chunks: list[Tokens] = []
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 65_535 else np.uint32
+    chunks: list[Tokens] = [np.zeros(0, dtype)]
     infos: list[DocumentInfo] = []
     for start in range(0, len(documents), _BATCH):
         batch = documents[start : start + _BATCH]
-        for document, text in zip(batch, text_ids(tokenizer, [d.text for d in batch]), strict=True):
-            ids = np.array([*text, end], dtype)
-            chunks.append(ids)
-            infos.append(
-                DocumentInfo(
-                    domain=document.domain,
-                    id=document.id,
-                    topic=document.topic,
-                    bytes=len(document.text.encode()),
-                    tokens=len(ids),
-                    work=document.work,
-                )
-            )
-    tokens = np.concatenate(chunks) if chunks else np.zeros(0, dtype)
-    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
-    document = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)
-    return TokenSplit(tokens, document, tuple(infos))
+        for d, text in zip(batch, text_ids(tokenizer, [d.text for d in batch]), strict=True):
+            chunks.append(np.array([*text, end], dtype))
+            size, tokens = len(d.text.encode()), len(chunks[-1])
+            infos.append(DocumentInfo(d.domain, d.id, d.topic, size, tokens, d.work))
+    return TokenSplit(np.concatenate(chunks), tuple(infos))
 
 
 def digest(*splits: TokenSplit) -> str:
