@@ -54,8 +54,8 @@ for (const picture of document.querySelectorAll(".bd-article .cell_output img, .
 for (const table of document.querySelectorAll(".bd-article table.table:not(.autosummary)")) {
   const names = [...table.querySelectorAll("thead th")].map((th) => th.textContent.trim());
   const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
-  const longest = Math.max(0, ...rows.flatMap((row) => [...row.cells].map((cell) => cell.textContent.trim().length)));
-  if (names.length < 3 || longest < 45 || rows.some((row) => row.cells.length !== names.length)) continue;
+  const ofSentences = names.filter((_, column) => rows.some((row) => row.cells[column]?.textContent.trim().length > 40));
+  if (names.length < 3 || ofSentences.length < 2 || rows.some((row) => row.cells.length !== names.length)) continue;
   table.classList.add("read-by-row");
   table.role = "table"; // what is laid out as a block would lose its meaning for screen readers
   for (const row of table.rows) row.role = "row";
