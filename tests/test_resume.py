@@ -22,6 +22,7 @@ from minimoe.__main__ import Terminated, terminable
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
+from minimoe.train import loop, state
 from minimoe.train.card import write_card
 from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
@@ -131,8 +132,13 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
 
 def interrupt_in(run: Run, monkeypatch: pytest.MonkeyPatch, where: str, at: int) -> None:
     """Send this process a real Ctrl-C when step `at` reaches `where`."""
-    target: Any = run.optimizer if where == "step" else run
-    name = {"step": "step", "batch": "batches", "validation": "_probe", "log": "_log"}[where]
+    places: dict[str, tuple[Any, str]] = {
+        "step": (run.optimizer, "step"),
+        "batch": (run, "batches"),
+        "validation": (loop, "probe"),
+        "log": (state, "append_record"),
+    }
+    target, name = places[where]
     original = getattr(target, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -296,9 +302,9 @@ def stopped(corpus: Corpus, out: Path) -> Path:
 
 @pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
 def test_a_truncated_state_is_refused(corpus: Corpus, tmp_path: Path, keep: float) -> None:
-    state = stopped(corpus, tmp_path)
-    data = state.read_bytes()
-    state.write_bytes(data[: int(len(data) * keep) if 0 < keep < 1 else int(keep)])
+    path = stopped(corpus, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if 0 < keep < 1 else int(keep)])
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         tiny_run(tmp_path, corpus, resume=True)
 
@@ -306,13 +312,13 @@ def test_a_truncated_state_is_refused(corpus: Corpus, tmp_path: Path, keep: floa
 def test_a_state_that_lacks_a_part_or_is_something_else_is_refused(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    state = stopped(corpus, tmp_path)
-    tensors = load_file(state)
-    with safe_open(state, "pt") as file:
+    path = stopped(corpus, tmp_path)
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
         metadata = file.metadata()
 
     def refused(named: str, parts: dict[str, Any], about: dict[str, str] | None) -> None:
-        save_file(parts, state, about)
+        save_file(parts, path, about)
         with pytest.raises(CheckpointError, match=named):
             tiny_run(tmp_path, corpus, resume=True)
 
@@ -333,7 +339,7 @@ def test_a_state_that_lacks_a_part_or_is_something_else_is_refused(
     (tmp_path / "recipe.json").write_text("{ half")
     refused("different: unknown", tensors, metadata | {"recipe": "0" * 64})
     # and the whole one still resumes
-    save_file(tensors, state, metadata)
+    save_file(tensors, path, metadata)
     assert tiny_run(tmp_path, corpus, resume=True).step == 3
 
 
@@ -360,12 +366,12 @@ def test_a_state_that_lacks_a_part_or_is_something_else_is_refused(
 def test_a_state_of_other_types_and_impossible_numbers_is_refused(
     corpus: Corpus, tmp_path: Path, change: dict[str, Any], about: dict[str, str]
 ) -> None:
-    state = stopped(corpus, tmp_path)
-    tensors = load_file(state)
-    with safe_open(state, "pt") as file:
+    path = stopped(corpus, tmp_path)
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
         metadata = file.metadata()
     changed = {name: function(tensors[name]) for name, function in change.items()}
-    save_file(tensors | changed, state, metadata | about)
+    save_file(tensors | changed, path, metadata | about)
     with pytest.raises(CheckpointError, match="is not a whole state of this run") as caught:
         tiny_run(tmp_path, corpus, resume=True)
     named = [*change, *about, *about.values()]

@@ -15,11 +15,10 @@ from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
 from minimoe.text.corpus import Corpus
-from minimoe.train.balancing import Balancing
 from minimoe.train.card import balance_words
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
-from minimoe.train.step import accumulate_gradients, count_experts
+from minimoe.train.step import Balancing, accumulate_gradients, count_experts
 from tests.small import TINY, random_ids, text_corpus, tiny_run, weights_digest
 
 SIGMOID: dict[str, Any] = {"router_type": "sigmoid", "router_bias_update_rate": 0.05}

@@ -2,100 +2,61 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from minimoe.checkpoint import read_tensors, write_tensors
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
-from minimoe.io import atomic_write, write_text
+from minimoe.io import atomic_write, read_object, write_text
 from minimoe.text.documents import MAX_HELDOUT_CHARACTERS
 from minimoe.text.domains import attributions
 from minimoe.train.state import LOG, read_log
 
 
 def write_card(folder: str | Path) -> str:
-    """Write README.md beside the weights from recipe.json and log.jsonl, and return its text.
+    """Write README.md beside the weights from recipe.json and log.jsonl, and return its text; card.md is its template.
 
     Raises:
         CheckpointError: the folder holds no recipe or no finished log. WriteError: README.md cannot be written.
     """
     folder = Path(folder)
     try:
-        recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        recipe = read_object(folder / "recipe.json", CheckpointError)
         log = read_log(folder / LOG)
-    except (OSError, ValueError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{folder} holds no complete training run: {error}") from error
-    final = [r for r in log if "heldout" in r]
-    if not final:
+    validations = [r for r in log if "heldout" in r]
+    if not validations:
         raise CheckpointError(f"{folder / LOG} holds no validation; let the run reach one first")
-    last = final[-1]
-    config = ModelConfig.from_dict(recipe["model"])
-    training, environment, data = recipe["training"], recipe["environment"], recipe["data"]
+    last = validations[-1]
     heldout: dict[str, dict[str, float]] = last["heldout"]
-    mean = sum(loss["nats_per_byte"] for loss in heldout.values()) / len(heldout)
-    rows = "\n".join(
-        f"| {name} | {data['domains'][name]['train_tokens']:,} | {loss['tokens']:,} | {loss['nats_per_token']:.3f} | "
-        f"{loss['nats_per_byte']:.3f} |"
-        for name, loss in heldout.items()
+    domains, model = recipe["data"]["domains"], ModelConfig.from_dict(recipe["model"])
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    text = template.format(
+        recipe=recipe,
+        **recipe | {"model": model},
+        last=last,
+        minutes=last["seconds"] / 60,
+        mean=sum(loss["nats_per_byte"] for loss in heldout.values()) / len(heldout),
+        read="all of it" if last["full"] else "a sample",
+        longest=MAX_HELDOUT_CHARACTERS,
+        balance=balance_words(model),
+        router="" if model.router_type == "top_k" else f" --router {model.router_type}",
+        # with these routers, tokens do not all have the same number of experts
+        on_average=" on average" if model.router_type in ("expert_choice", "relu") else "",
+        rows="\n".join(
+            f"| {name} | {domains[name]['train_tokens']:,} | {loss['tokens']:,} | {loss['nats_per_token']:.3f} | "
+            f"{loss['nats_per_byte']:.3f} |"
+            for name, loss in heldout.items()
+        ),
     )
-    # which routers do not give every token the same number
-    mean_only = " on average" if config.router_type in ("expert_choice", "relu") else ""
-    intro = (
-        f"A decoder of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, with "
-        f"{config.num_experts} SwiGLU experts of width {config.expert_size} in every layer, of which each token uses "
-        f"{config.num_experts_per_tok}{mean_only}; made to study routing, not to answer questions. "
-        "It continues text in the manner of what it read, and invents facts."
-    )
-    router = "" if config.router_type == "top_k" else f" --router {config.router_type}"
-    how = (
-        f"`python -m minimoe train --preset {recipe['preset']}{router}`: seed {training['seed']}, "
-        f"{last['step']:,} steps, {last['tokens']:,} tokens "
-        f"(windows of {training['seq_len']}, {training['batch_size']} a step, domains in equal shares), "
-        f"AdamW, peak rate {training['lr']}, cosine to {training['final_lr']} of it, weight decay "
-        f"{training['weight_decay']}, {balance_words(config)}, z-loss "
-        f"{config.router_z_loss_coef}; {last['seconds'] / 60:.0f} minutes of optimiser steps on "
-        f"{environment['hardware']} ({environment['threads']} thread(s), {environment['device']}, torch "
-        f"{environment['torch']}, Python {environment['python']}, CPU products through "
-        f"{environment['cpu_products']}). The weights are stored and used as bf16."
-    )
-    what = (
-        f"Training text: sha256 `{data['sha256']}` over the token arrays. Two of the domains come with the Python "
-        "installation (its standard library and SymPy), so another version of them gives other tokens and another "
-        "hash. `recipe.json` holds every setting, `log.jsonl` every tenth step and every validation."
-    )
-    measured = (
-        f"Mean over domains: {mean:.3f} nats per byte, measured on text of whole works that training never saw "
-        f"({'all of it' if last['full'] else 'a sample'}), in windows of {training['seq_len']} tokens. Of long "
-        f"held-out documents only the first {MAX_HELDOUT_CHARACTERS:,} characters are read, so their beginnings weigh "
-        "more than their ends."
-    )
-    licence = (
-        "CC BY-SA 4.0 for the weights, since they are trained on encyclopaedia text under that licence; the library's "
-        "code is MIT. No text is contained. What was read:"
-    )
+    parts = [part if part[0] in "#|" else fill(part) for part in text.strip().split("\n\n")]
     sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
-    text = "\n\n".join(
-        [
-            f"# {recipe['preset']}: a small Mixtral-like language model",
-            fill(intro),
-            "## Recipe",
-            fill(how),
-            fill(what),
-            "## Held-out loss",
-            fill(measured),
-            "| domain | training tokens | held-out tokens | nats per token | nats per byte |\n|---|---|---|---|---|\n"
-            + rows,
-            "## Licence",
-            fill(licence),
-            sources + "\n",
-        ]
-    )
+    text = "\n\n".join([*parts, sources + "\n"])
     write_text(folder / "README.md", text)
     return text
 

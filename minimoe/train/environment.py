@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -23,16 +24,13 @@ def resolve_device(name: str) -> torch.device:
     """'auto' is a GPU where there is one.
 
     Raises:
-        ConfigError: CUDA asked for and absent, or a device that torch does not know.
+        ConfigError: CUDA asked for and absent, or another device than a CPU or a CUDA GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", name):
         raise ConfigError(f"device {name!r} is not one that training uses; give auto, cpu or cuda")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device {name!r} was asked for, but this torch ({torch.__version__}) finds no CUDA GPU; "
@@ -40,8 +38,7 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, "
-            "numbered from 0"
+            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, numbered from 0"
         )
     return device
 
@@ -57,9 +54,9 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
 def fast_cpu() -> Generator[None]:
     """Settings of the process that make small models train faster on a CPU; none changes a normal number.
 
-    Buffers as large as the logits are otherwise returned to the system after each step and zeroed by it again at the
-    next; and numbers below 1e-38, which the tails of a softmax produce, are computed in slow microcode. What malloc is
-    told stays for the life of the process.
+    Without them, buffers as large as the logits go back to the system after each step and are zeroed at the next, and
+    numbers below 1e-38, which the tails of a softmax produce, are computed in slow microcode. The settings of malloc
+    stay for the life of the process.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -73,8 +70,7 @@ def fast_cpu() -> Generator[None]:
 
 @contextlib.contextmanager
 def unbroken() -> Generator[None]:
-    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done: in the middle of an update they would
-    leave weights of two steps."""
+    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done, an update that must be whole."""
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handlers = {number: handler for number, handler in previous.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread() or not handlers:
@@ -102,8 +98,9 @@ def processor_name() -> str:
 
 
 def _keep_memory(libc: ctypes.CDLL, reserve: int = 512 << 20) -> None:
-    """Have malloc keep what is freed, and fill the first `reserve` bytes of the heap with huge pages where the system
-    gives them: a step touches a few hundred megabytes, and faulting them in page by page costs more than some products.
+    """Have malloc keep what is freed, and ask for huge pages for the first `reserve` bytes of the heap.
+
+    A step touches a few hundred megabytes, and faulting them in page by page costs more than some products.
     """
     libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
     libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

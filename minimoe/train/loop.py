@@ -1,11 +1,8 @@
-"""The training loop: a run in a folder, which a killed run goes on from.
+"""The training loop: a run lives in a folder, and a run that was killed goes on from what the folder holds.
 
 Nothing in the state of a run is hidden: the batch of step n is a function of (seed, n), and so is its noise, so the
 weights (buffers among them, such as a selection bias) and the optimiser's moments after step n determine all that
 follows; beside them the weight of the balancing loss, where training moves it.
-
-This module is the front door of training: what its callers need of `settings`, `batches`, `optimizer`, `validation`,
-`state` and `environment` is found here too.
 """
 
 from __future__ import annotations
@@ -26,21 +23,11 @@ from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.text.tokenizer import end_of_text_id
-from minimoe.train.balancing import Balancing
-from minimoe.train.environment import fast_cpu, processor_name, resolve_device, unbroken
-from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
-from minimoe.train.state import (
-    LOG,
-    STATE,
-    append_record,
-    logged_validation,
-    make_recipe,
-    restore_state,
-    save_state,
-    stored_step,
-    trim_log,
-)
+from minimoe.train import state
+from minimoe.train.environment import fast_cpu, unbroken
+from minimoe.train.settings import TrainConfig
 from minimoe.train.step import (
+    Balancing,
     Batches,
     accumulate_gradients,
     learning_rate,
@@ -49,23 +36,7 @@ from minimoe.train.step import (
 )
 from minimoe.train.validation import DomainLoss, evaluate, probe, require_heldout
 
-__all__ = [
-    "STATE",
-    "TRAIN_PRESETS",
-    "Batches",
-    "DomainLoss",
-    "Run",
-    "TrainConfig",
-    "evaluate",
-    "fast_cpu",
-    "learning_rate",
-    "make_optimizer",
-    "processor_name",
-    "resolve_device",
-    "unbroken",
-]
-
-COUNTED = ("switch", "l1")  # balancing losses that take counts from elsewhere
+COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
 
 
 class Run:
@@ -111,24 +82,23 @@ class Run:
                 f"balance_scope is 'step', but router_aux_loss_type is {model_config.router_aux_loss_type!r}: only "
                 f"{' and '.join(COUNTED)} can count over the parts of a step"
             )
-        self.recipe = make_recipe(name, model_config, config, corpus, self.device)
+        self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
         self.batches = Batches(corpus.train, corpus.domains, config)
         for domain in corpus.domains:
-            held_out = corpus.heldout.domain_slice(domain)
-            require_heldout(domain, held_out.stop - held_out.start)
+            require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
         self.model = MixtralModel(model_config).to(self.device).train()
         self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}
         self.optimizer = make_optimizer(self.model, config)
         self.balancing = Balancing(self.model)
-        self.step = 0
-        self.seconds = 0.0
-        state = self.out / STATE
+        self.step, self.seconds = 0, 0.0
+        path = self.out / state.STATE
         if resume:
-            stored = restore_state(state, self.model, self.optimizer, self.recipe)
+            stored = state.restore_state(path, self.model, self.optimizer, self.recipe)
             self.step, self.seconds = stored.step, stored.seconds
-            self.balancing.aux_loss_coef = stored.aux_loss_coef
-        elif state.exists():
+            if self.balancing.sparsity is not None and stored.aux_loss_coef is not None:
+                self.balancing.sparsity.coefficient = stored.aux_loss_coef
+        elif path.exists():
             raise ConfigError(
                 f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
             )
@@ -152,33 +122,35 @@ class Run:
         """
         from tqdm import tqdm
 
-        last = (
-            self.config.steps
-            if stop_after is None
-            else min(self.config.steps, self.step + stop_after)
-        )
-        per_step = self.config.batch_size * self.config.seq_len
+        c = self.config
+        last = c.steps if stop_after is None else min(c.steps, self.step + stop_after)
         losses: dict[str, DomainLoss] = {}
         bar = tqdm(
-            total=self.config.tokens, initial=self.step * per_step, unit="tok", unit_scale=True, disable=not progress,
+            total=c.tokens,
+            initial=self.step * c.step_tokens,
+            unit="tok",
+            unit_scale=True,
             smoothing=0.05,
-        )  # fmt: skip
+            disable=not progress,
+        )
         try:
             with fast_cpu(), bar:
                 if self._validation_due():
                     # the run was stopped between a step and its validation, or is complete
-                    losses = logged_validation(self.out / LOG, self.step) or self._validate()
+                    losses = (
+                        state.logged_validation(self.out / state.LOG, self.step) or self._validate()
+                    )
                 while self.step < last:
                     started = time.perf_counter()
                     record = self._one_step()
                     self.seconds += time.perf_counter() - started
-                    bar.update(per_step)
-                    if self.step % self.config.log_every == 0 or self.step == last:
+                    bar.update(c.step_tokens)
+                    if self.step % c.log_every == 0 or self.step == last:
                         bar.set_postfix(loss=f"{record['lm_loss']:.3f}", refresh=False)
-                        self._log(record)
+                        state.append_record(self.out / state.LOG, record)
                     if self._validation_due():
                         losses = self._validate()
-                    if self.step % self.config.save_every == 0 or self.step == last:
+                    if self.step % c.save_every == 0 or self.step == last:
                         self.save()
         except KeyboardInterrupt:
             # gradients of a step that was not finished must not reach the next one
@@ -193,17 +165,24 @@ class Run:
         lr = learning_rate(self.step, c)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        coef = self.balancing.aux_loss_coef
+        coef = self.balancing.aux_loss_coef  # that of this step; `step` moves it
         try:
             seen = accumulate_gradients(
-                self.model, ids.chunk(c.accumulate), self.balancing,
-                seed=(c.seed << 32) + self.step + 1, global_balance=c.balance_scope == "step",
-            )  # fmt: skip
+                self.model,
+                ids.chunk(c.accumulate),
+                self.balancing,
+                seed=(c.seed << 32) + self.step + 1,
+                global_balance=c.balance_scope == "step",
+            )
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-            require_finite(self.model, seen, norm)
+            require_finite(seen, norm)
         except MinimoeError as error:  # before the optimiser: no weight has been touched
+            step = state.stored_step(self.out / state.STATE)
+            there = f"there is no checkpoint in {self.out} yet: start anew"
+            if step is not None:
+                there = f"the last checkpoint in {self.out} is of step {step}: start anew in another folder"
             raise TrainingError(
-                f"step {self.step + 1} failed: {error}; {self._last_checkpoint()}"
+                f"step {self.step + 1} failed: {error}; {there} with a lower --lr"
             ) from error
         with unbroken():
             self.optimizer.step()
@@ -213,7 +192,7 @@ class Run:
         loads = [Load.from_counts(counts) if bool(counts.any()) else None for counts in seen.counts]
         record: dict[str, Any] = {
             "step": self.step,
-            "tokens": self.step * ids.numel(),
+            "tokens": self.step * c.step_tokens,
             "lr": lr,
             "norm": float(norm),
             **{key: float(value) for key, value in seen.losses.items()},
@@ -221,48 +200,34 @@ class Run:
         }
         if coef is not None:
             record["aux_loss_coef"] = coef
-            active = [int(counts.sum()) / ids.numel() for counts in seen.counts]
+            active = [int(counts.sum()) / c.step_tokens for counts in seen.counts]
             record["experts_per_token"] = sum(active) / len(active)
         return record | {"seconds": self.seconds}
 
-    def _last_checkpoint(self) -> str:
-        step = stored_step(self.out / STATE)
-        if step is None:
-            return f"there is no checkpoint in {self.out} yet: start anew with a lower --lr"
-        return (
-            f"the last checkpoint in {self.out} is of step {step}: "
-            "start anew in another folder with a lower --lr"
-        )
-
     def _validation_due(self) -> bool:
-        ended = self.step == self.config.steps
-        return ended or (self.step > 0 and self.step % self.config.eval_every == 0)
+        due = self.step > 0 and self.step % self.config.eval_every == 0
+        return due or self.step == self.config.steps
 
     def _validate(self) -> dict[str, DomainLoss]:
-        full = self.step == self.config.steps
+        c, heldout, domains = self.config, self.corpus.heldout, self.corpus.domains
+        full = self.step == c.steps
+        windows = None if full else c.eval_windows
         losses, loads = evaluate(
-            self.model, self.corpus.heldout, self.corpus.domains, seq_len=self.config.seq_len,
-            max_windows=None if full else self.config.eval_windows,
-        )  # fmt: skip
-        self._probe()
-        self._log(
-            {
-                "step": self.step,
-                "tokens": self.step * self.config.batch_size * self.config.seq_len,
-                "seconds": self.seconds,
-                "heldout": {name: dataclasses.asdict(loss) for name, loss in losses.items()},
-                "full": full,
-                "load": [load and list(load.share) for load in loads],
-            }
+            self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows
         )
-        return losses
-
-    def _probe(self) -> None:
-        seen = probe(
-            self.model, self.corpus.heldout, self.corpus.domains, seq_len=self.config.seq_len
-        )
+        seen = probe(self.model, heldout, domains, seq_len=c.seq_len)
         if seen is not None:
             write_tensors(self.out / "probe" / f"{self.step:06d}.safetensors", seen)
+        record = {
+            "step": self.step,
+            "tokens": self.step * c.step_tokens,
+            "seconds": self.seconds,
+            "heldout": {name: dataclasses.asdict(loss) for name, loss in losses.items()},
+            "full": full,
+            "load": [load and list(load.share) for load in loads],
+        }
+        state.append_record(self.out / state.LOG, record)
+        return losses
 
     def save(self) -> None:
         """Write the state and the model; each file atomically, so that a full disk leaves the old ones.
@@ -270,14 +235,9 @@ class Run:
         Raises:
             CheckpointError: nothing could be written; the message says so.
         """
-        save_state(
-            self.out / STATE, self.model, self.optimizer, self.recipe, step=self.step, seconds=self.seconds,
-            aux_loss_coef=self.balancing.aux_loss_coef,
-        )  # fmt: skip
+        reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
+        state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)
-
-    def _log(self, record: dict[str, Any]) -> None:
-        append_record(self.out / LOG, record)
 
     def _prepare_folder(self) -> None:
         """Write what describes the run, and remove what a killed run left half-written or after its checkpoint."""
@@ -285,13 +245,11 @@ class Run:
         recipe = json.dumps(self.recipe, indent=2, ensure_ascii=False)
         write_text(self.out / "recipe.json", recipe + "\n")
         write_text(self.out / "tokenizer.json", self.corpus.tokenizer.to_str())
-        remove_leftovers(self.out, ".*.tmp")
-        remove_leftovers(self.out / "probe", ".*.tmp")
+        for folder in (self.out, self.out / "probe"):
+            remove_leftovers(folder, ".*.tmp")
         for path in self.out.glob("probe/*.safetensors"):
             if not path.stem.isdigit() or int(path.stem) > self.step:
                 path.unlink()
-        trim_log(self.out / LOG, self.step)
-        if (
-            self.step
-        ):  # a run that was stopped between its state and its model, perhaps the last ones
+        state.trim_log(self.out / state.LOG, self.step)
+        if self.step:  # the run may have been stopped after its last state and before its model
             self.model.save_pretrained(self.out, dtype=torch.bfloat16)

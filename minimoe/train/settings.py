@@ -25,8 +25,8 @@ class TrainConfig:
         eval_every: steps between validations on held-out text; also at the end.
         eval_windows: sequences per domain in those validations; the last one reads all held-out text.
         save_every: steps between checkpoints; also at the end and at an interrupt.
-        accumulate: parts into which the sequences of a step are divided, to be read one after the other; the step is
-            the same, its memory smaller.
+        accumulate: parts into which the sequences of a step are divided; read one after the other, they give the same
+            step in less memory.
         balance_scope: what balancing losses count when there are parts: 'part', each balances itself; 'step', the share
             of each expert is that of the whole step, counted in a pass beforehand (Qiu et al. 2025).
     """
@@ -50,16 +50,8 @@ class TrainConfig:
     balance_scope: str = "part"
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "seq_len",
-            "eval_every",
-            "eval_windows",
-            "save_every",
-            "log_every",
-            "accumulate",
-        ):
+        counts = "steps batch_size seq_len eval_every eval_windows save_every log_every accumulate"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seq_len < 2:
@@ -83,12 +75,17 @@ class TrainConfig:
             raise ConfigError(f"lr is {self.lr} and clip is {self.clip}; both must be positive")
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens that one step processes."""
+        return self.batch_size * self.seq_len
+
+    @property
     def tokens(self) -> int:
-        """Tokens the run processes."""
-        return self.steps * self.batch_size * self.seq_len
+        """Tokens that the run processes."""
+        return self.steps * self.step_tokens
 
 
-# how each router's paper has it trained; K of the preset stands where nothing else is said
+# How each router is trained in its paper. Where K is not given, it is that of the preset.
 ROUTER_OPTIONS: dict[str, dict[str, Any]] = {
     "top_k": {},
     "noisy_top_k": {"router_aux_loss_type": "importance_load", "router_aux_loss_coef": 0.1},
@@ -111,10 +108,9 @@ def with_router(config: ModelConfig, router_type: str) -> ModelConfig:
     Raises:
         ConfigError: no router of this name.
     """
-    plain: dict[str, Any] = {"router_aux_loss_type": "none"}
+    options = ROUTER_OPTIONS.get(router_type, {"router_aux_loss_type": "none"})
     if router_type in ("dense", "average"):
-        plain["num_experts_per_tok"] = config.num_experts
-    options = ROUTER_OPTIONS.get(router_type, plain)
+        options = options | {"num_experts_per_tok": config.num_experts}
     return config.replace(router_type=router_type, **options)
 
 

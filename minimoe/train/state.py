@@ -1,7 +1,8 @@
-"""The recipe of a run: everything that determines its weights, to be stored, hashed and compared."""
+"""What a run writes and reads again: its recipe (all that determines its weights), its log, and its state."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,13 +18,17 @@ from safetensors import SafetensorError, safe_open
 from minimoe.checkpoint import model_tensors, read_tensors, restore_model, write_tensors
 from minimoe.config import ModelConfig
 from minimoe.cpu import cpu_backend
-from minimoe.errors import CheckpointError
-from minimoe.io import parse_json, write_text
+from minimoe.errors import CheckpointError, MinimoeError
+from minimoe.io import parse_json, read_object, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.train.environment import processor_name
 from minimoe.train.settings import TrainConfig
 from minimoe.train.validation import DomainLoss
+
+LOG = "log.jsonl"
+
+STATE = "state.safetensors"
 
 
 def make_recipe(
@@ -39,8 +44,8 @@ def make_recipe(
             "sha256": corpus.sha256,
             "domains": {
                 d: {
-                    "train_tokens": len(corpus.train.tokens[corpus.train.domain_slice(d)]),
-                    "heldout_tokens": len(corpus.heldout.tokens[corpus.heldout.domain_slice(d)]),
+                    "train_tokens": corpus.train.size(d).tokens,
+                    "heldout_tokens": corpus.heldout.size(d).tokens,
                 }
                 for d in corpus.domains
             },
@@ -57,7 +62,7 @@ def make_recipe(
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
-    """Hash of a recipe: two runs with the same one make the same weights (on the same processor)."""
+    """Hash of a recipe. Two runs with the same one make the same weights on the same processor."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,9 +72,6 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys: list[str] = sorted(set(old) | set(new))  # pyright: ignore
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}.")]  # pyright: ignore
     return [] if old == new else [f"{prefix[:-1]} was {old!r}, is {new!r}"]
-
-
-LOG = "log.jsonl"
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -143,7 +145,13 @@ def trim_log(path: Path, step: int) -> None:
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-STATE = "state.safetensors"
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come: `step`, the clock's `seconds`, and `aux_loss_coef` where training moves it."""
+
+    step: int
+    seconds: float
+    aux_loss_coef: float | None
 
 
 def save_state(
@@ -151,12 +159,9 @@ def save_state(
     model: MixtralModel,
     optimizer: torch.optim.Optimizer,
     recipe: dict[str, Any],
-    *,
-    step: int,
-    seconds: float,
-    aux_loss_coef: float | None = None,
+    reached: Reached,
 ) -> None:
-    """Write weights, moments, step, clock and the moved weight of the balancing loss to `path`, atomically.
+    """Write weights, moments and how far the run has come to `path`, atomically.
 
     Raises:
         CheckpointError: it could not be written; what was there is as it was.
@@ -165,28 +170,14 @@ def save_state(
     for i, p in enumerate(model.parameters()):
         for key, value in optimizer.state[p].items():
             tensors[f"optimizer.{i}.{key}"] = value
-    metadata = {
-        "step": str(step),
-        "seconds": repr(seconds),
-        "recipe": fingerprint(recipe),
-    }
-    if aux_loss_coef is not None:
-        metadata["aux_loss_coef"] = repr(aux_loss_coef)
+    numbers = {k: repr(v) for k, v in dataclasses.asdict(reached).items() if v is not None}
+    metadata = {"recipe": fingerprint(recipe), **numbers}
     write_tensors(path, {k: v.cpu() for k, v in tensors.items()}, metadata)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a stored run stood: `step`, the clock's `seconds`, and `aux_loss_coef` where training moves it."""
-
-    step: int
-    seconds: float
-    aux_loss_coef: float | None
 
 
 def restore_state(
     path: Path, model: MixtralModel, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
-) -> Progress:
+) -> Reached:
     """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
 
     Raises:
@@ -200,25 +191,26 @@ def restore_state(
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
     if metadata["recipe"] != fingerprint(recipe):
-        old = _stored_recipe(path.with_name("recipe.json"), recipe)
-        different = ", ".join(differences(old, recipe)) or "unknown"
+        different = ""
+        with contextlib.suppress(MinimoeError):
+            old = read_object(path.with_name("recipe.json"))
+            different = ", ".join(differences(old, recipe))
         raise CheckpointError(
-            f"{path} belongs to another run; different: {different}. "
+            f"{path} belongs to another run; different: {different or 'unknown'}. "
             "Resume with the same options and text, or start anew in another folder"
         )
-    restore_model(
-        model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, str(path)
-    )
+    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    restore_model(model, weights, str(path))
     try:
-        progress = _progress(metadata, recipe["training"]["steps"])
+        reached = _reached(metadata, recipe["training"]["steps"])
         for name, target in model_tensors(model).items():
             _require(f"model.{name}", tensors, target)
-        if progress.step > 0:  # before the first step there are no moments
+        if reached.step > 0:  # before the first step there are no moments
             for i, p in enumerate(model.parameters()):
                 at = f"optimizer.{i}."
                 count = _require(f"{at}step", tensors, torch.zeros(()))
-                if not 1 <= count <= progress.step:
-                    raise ValueError(f"{at}step is {count.item()}, expected 1 to {progress.step}")
+                if not 1 <= count <= reached.step:
+                    raise ValueError(f"{at}step is {count.item()}, expected 1 to {reached.step}")
                 moments = {key: _require(at + key, tensors, p) for key in ("exp_avg", "exp_avg_sq")}
                 if bool((moments["exp_avg_sq"] < 0).any()):
                     raise ValueError(f"{at}exp_avg_sq holds a negative number")
@@ -229,27 +221,24 @@ def restore_state(
         raise CheckpointError(
             f"{path} is not a whole state of this run ({error}); start anew in another folder"
         ) from error
-    return progress
+    return reached
 
 
-def _progress(metadata: dict[str, str], steps: int) -> Progress:
-    """What the file says of where the run stood; a ValueError names what cannot be."""
-    stored = metadata.get("aux_loss_coef")
-    progress = Progress(
-        int(metadata["step"]),
-        float(metadata["seconds"]),
-        None if stored is None else float(stored),
-    )
-    if not 0 <= progress.step <= steps:
-        raise ValueError(f"step is {progress.step}, expected 0 to {steps}")
-    for name, value in (("seconds", progress.seconds), ("aux_loss_coef", progress.aux_loss_coef)):
+def _reached(metadata: dict[str, str], steps: int) -> Reached:
+    """How far the run had come by the file; a ValueError names what cannot be."""
+    coef = metadata.get("aux_loss_coef")
+    step, seconds = int(metadata["step"]), float(metadata["seconds"])
+    reached = Reached(step, seconds, None if coef is None else float(coef))
+    if not 0 <= step <= steps:
+        raise ValueError(f"step is {step}, expected 0 to {steps}")
+    for name, value in (("seconds", seconds), ("aux_loss_coef", reached.aux_loss_coef)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}, expected a finite number from 0 on")
-    return progress
+    return reached
 
 
 def _require(name: str, tensors: dict[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """The tensor of this name, of one element or of the shape of `like`, which must be of its type and finite."""
+    """The tensor of this name in the shape of `like`. It must have the type and the size of `like` and be finite."""
     value = tensors[name]
     if value.dtype != like.dtype:
         raise ValueError(f"{name} is {value.dtype}, expected {like.dtype}")
@@ -271,10 +260,3 @@ def stored_step(path: Path) -> int | None:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
         return file.metadata() or {}  # pyright: ignore
-
-
-def _stored_recipe(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return otherwise  # nothing to compare with

@@ -1,4 +1,4 @@
-"""The batches of a run: windows of the training text, drawn from the seed and the step alone."""
+"""One step of training: its batch, its gradient, its rate, and the controllers that it moves beside the weights."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minimoe.balance import GlobalLoad
+from minimoe.balance import BiasController, GlobalLoad
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.model import MixtralModel
+from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel, ModelOutput
+from minimoe.routers import SigmoidRouter
 from minimoe.routing import Routing
-from minimoe.text.tokenizer import TokenSplit
-from minimoe.train.balancing import Balancing
+from minimoe.text.tokenizer import Tokens, TokenSplit
 from minimoe.train.environment import autocast
 from minimoe.train.settings import TrainConfig
+from minimoe.zoo.relu import SparsityController
 
 
 class Batches:
@@ -36,14 +37,65 @@ class Batches:
 
     def __call__(self, step: int) -> Tensor:
         """input_ids [B, S] int64 of step `step`; the domain of a row goes round in turn."""
-        rng = np.random.default_rng((self.config.seed, step))
-        s = self.config.seq_len
-        rows: list[npt.NDArray[np.int64]] = []
-        for row in range(self.config.batch_size):
-            stream = self.streams[(step * self.config.batch_size + row) % len(self.streams)]
-            start = int(rng.integers(len(stream) - s + 1))
-            rows.append(stream[start : start + s].astype(np.int64))
-        return torch.from_numpy(np.stack(rows))
+        c = self.config
+        rng = np.random.default_rng((c.seed, step))
+        rows: list[Tokens] = []
+        for row in range(step * c.batch_size, (step + 1) * c.batch_size):
+            stream = self.streams[row % len(self.streams)]
+            start = int(rng.integers(len(stream) - c.seq_len + 1))
+            rows.append(stream[start : start + c.seq_len])
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+class Balancing:
+    """What keeps experts in use besides the loss: the controllers of a model, as its configuration asks for them.
+
+    With `router_bias_update_rate` the selection bias of each sigmoid router moves against the load of the whole step;
+    it is a buffer of the model and is saved with it. With the 'relu' router and the 'l1' loss, the weight of that loss
+    starts at `router_aux_loss_coef` and moves until a token has `num_experts_per_tok` experts on average.
+
+    Call `begin`, then `observe` with the routings of each part of the batch, then `step`. What is observed is what a
+    forward pass returned, so a recomputed pass (activation checkpointing) counts once.
+    """
+
+    def __init__(self, model: MixtralModel) -> None:
+        config = model.config
+        gates = [b.mlp.gate for b in model.layers if isinstance(b.mlp, MoELayer)]
+        rate, coef = config.router_bias_update_rate, config.router_aux_loss_coef
+        sigmoid = [g for g in gates if isinstance(g, SigmoidRouter) and rate > 0]
+        self.biases = [BiasController(gate, rate) for gate in sigmoid]
+        self.sparsity: SparsityController | None = None
+        if (
+            gates
+            and coef > 0
+            and (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
+        ):
+            self.sparsity = SparsityController(config.num_experts_per_tok, coefficient=coef)
+        self.controllers = [*self.biases, *([self.sparsity] if self.sparsity else [])]
+
+    @property
+    def aux_loss_coef(self) -> float | None:
+        """The weight that the balancing loss has now; None: the configured one."""
+        return None if self.sparsity is None else self.sparsity.coefficient
+
+    def begin(self) -> None:
+        """Forget what was seen of a step that did not end."""
+        for controller in self.controllers:
+            controller.reset()
+
+    def observe(self, routings: Sequence[Routing]) -> None:
+        """Count the routings of one forward pass, one of each sparse layer."""
+        if self.biases:
+            for controller, routing in zip(self.biases, routings, strict=True):
+                controller.observe(routing)
+        if self.sparsity is not None:
+            for routing in routings:
+                self.sparsity.observe(routing)
+
+    def step(self) -> None:
+        """Move once, by what was counted since `begin`."""
+        for controller in self.controllers:
+            controller.step()
 
 
 @dataclass(frozen=True)
@@ -53,14 +105,13 @@ class Step:
     Attributes:
         losses: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts.
         counts: assignments per expert [E] of each sparse layer, over the whole batch.
-        finite: for each sparse layer a bool scalar, whether all its router logits are numbers.
-        attention_finite: the same for the routers of each layer's attention; empty where it has no experts.
+        finite: for each layer with routers a bool scalar, whether all their logits are numbers; by the layer's name, in
+            the order in which a token meets them.
     """
 
     losses: dict[str, Tensor]
     counts: list[Tensor]
-    finite: list[Tensor]
-    attention_finite: list[Tensor]
+    finite: dict[str, Tensor]
 
 
 def accumulate_gradients(
@@ -74,9 +125,9 @@ def accumulate_gradients(
     """Add the gradient of the mean loss over the parts of a batch to the model's gradients.
 
     Parts are equally large, so the language loss and its gradient are those of the whole batch. Balancing losses are
-    not linear in the tokens: each part balances itself, unless `global_balance` says that the share of each expert be
-    that of the whole batch. It is not known at the first backward pass, so a pass without gradients goes over all parts
-    first and counts, with the same noise; the loss is then exactly that of the whole batch, for a third more work.
+    not linear in the tokens: each part balances itself, unless `global_balance` asks for the share of each expert in
+    the whole batch. That share is not known at the first backward pass, so a pass without gradients first goes over all
+    parts and counts, with the same noise. The loss is then exactly that of the whole batch, for a third more work.
 
     Args:
         parts: ids [B/n, S] each.
@@ -84,15 +135,12 @@ def accumulate_gradients(
         global_balance: with one part there is nothing to count beforehand.
     """
     torch.manual_seed(seed)
-    counts = None
-    if global_balance and len(parts) > 1:
-        counts = count_experts(model, parts)
-        torch.manual_seed(seed)  # what was counted is what will be routed
+    counts = count_experts(model, parts) if global_balance and len(parts) > 1 else None
+    torch.manual_seed(seed)  # again: what was counted is what will be routed
     balancing.begin()
-    sums: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
     loads: list[Tensor] = []
-    finite: list[Tensor] = []
-    attention_finite: list[Tensor] = []
+    finite: dict[str, Tensor] = {}
     for ids in parts:
         with autocast(ids.device):
             out = model(
@@ -103,13 +151,12 @@ def accumulate_gradients(
         balancing.observe(out.routings)
         for key in ("lm_loss", "aux_loss", "z_loss"):
             if (value := getattr(out, key)) is not None:
-                sums[key] = sums.get(key, 0) + value.detach() / len(parts)
+                losses[key] = losses.get(key, 0) + value.detach() / len(parts)
         seen = [routing.load() for routing in out.routings]
         loads = [a + b for a, b in zip(loads, seen, strict=True)] if loads else seen
-        finite = all_of(finite, [all_finite([routing]) for routing in out.routings])
-        known = [all_finite(routings) for routings in out.attention_routings]
-        attention_finite = all_of(attention_finite, known)
-    return Step(sums, loads, finite, attention_finite)
+        for layer, fine in finite_logits(model, out).items():
+            finite[layer] = fine & finite.get(layer, True)
+    return Step(losses, loads, finite)
 
 
 @torch.no_grad()
@@ -127,45 +174,45 @@ def count_experts(model: MixtralModel, parts: Sequence[Tensor]) -> list[Tensor]:
     return [load.counts for load in loads]
 
 
-def all_finite(routings: Sequence[Routing]) -> Tensor:
-    """Whether the logits of all routings are numbers, neither NaN nor infinite: a bool scalar on their device."""
-    known = [r.logits.detach().isfinite().all() for r in routings if r.logits is not None]
-    return torch.stack(known).all() if known else torch.tensor(True)
+def finite_logits(model: MixtralModel, out: ModelOutput) -> dict[str, Tensor]:
+    """For each layer whose routers have logits, whether all of these are numbers; see `Step.finite`."""
+    routings, named = iter(out.routings), dict[str, Sequence[Routing]]()
+    for i, block in enumerate(model.layers):
+        if out.attention_routings:
+            named[f"the attention of layer {i + 1}"] = out.attention_routings[i]
+        if isinstance(block.mlp, MoELayer):  # soft MoE has layers and no routing
+            named[f"layer {i + 1}"] = [next(routings)]
+    flags: dict[str, Tensor] = {}
+    for name, of in named.items():
+        if known := [r.logits.detach().isfinite().all() for r in of if r.logits is not None]:
+            flags[name] = torch.stack(known).all()
+    return flags
 
 
-def all_of(before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
-    """Both, layer by layer; `now` alone if there is no before."""
-    return [a & b for a, b in zip(before, now, strict=True)] if before else now
-
-
-def require_finite(model: MixtralModel, step: Step, norm: Tensor) -> None:
+def require_finite(step: Step, norm: Tensor) -> None:
     """Look at a step before its gradient reaches the weights; one fetch from the device for all layers and the norm.
 
     Raises:
-        MinimoeError: names the first layer (from 1) whose router logits are not finite, or else the gradient.
+        MinimoeError: names the first layer (from 1) whose router logits are not finite, or else the gradient. What
+            comes after that layer is spoilt by it.
     """
-    known = [*step.finite, *step.attention_finite, norm.isfinite()]
-    *routers, gradient = torch.stack([flag.to(norm.device) for flag in known]).tolist()
-    config = model.config
-    layers = range(1, config.num_hidden_layers + 1)
-    # soft MoE has layers and no routing
-    names = [(i, 1, f"layer {i}") for i in layers if step.finite and config.is_sparse(i - 1)]
-    names += [(i, 0, f"the attention of layer {i}") for i in layers if step.attention_finite]
-    # the first in the order in which a token meets them: what comes after it is spoilt by it
-    spoilt = sorted(name for name, fine in zip(names, routers, strict=True) if not fine)
-    if spoilt:
-        raise MinimoeError(f"the router logits of {spoilt[0][2]} are not finite")
+    flags = [*step.finite.values(), norm.isfinite()]
+    *routers, gradient = torch.stack([flag.to(norm.device) for flag in flags]).tolist()
+    for layer, fine in zip(step.finite, routers, strict=True):
+        if not fine:
+            raise MinimoeError(f"the router logits of {layer} are not finite")
     if not gradient:
         raise MinimoeError("the gradient is not finite")
 
 
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; norms (vectors) are not decayed."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {
+            "params": [p for p in model.parameters() if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
@@ -174,7 +221,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Rate of step `step` (from 0): linear warm-up, then a cosine to `final_lr` of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (
-        config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    )
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)

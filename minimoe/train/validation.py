@@ -67,15 +67,14 @@ def evaluate(
                 tokens += n
                 loads = [routing.load() for routing in out.routings]
                 counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
-            total = [d for d in split.documents if d.domain == name]
-            tokens_per_byte = sum(d.tokens for d in total) / max(1, sum(d.bytes for d in total))
-            per_token = nats / tokens
+            size, per_token = split.size(name), nats / tokens
             if not math.isfinite(per_token):
                 raise TrainingError(
                     f"the held-out loss of domain {name} is {per_token}: the model's weights are damaged, or "
                     "its numbers too large for their type"
                 )
-            losses[name] = DomainLoss(per_token, per_token * tokens_per_byte, tokens)
+            per_byte = per_token * (size.tokens / max(1, size.bytes))
+            losses[name] = DomainLoss(per_token, per_byte, tokens)
     return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
 
 
@@ -93,40 +92,25 @@ def require_heldout(domain: str, tokens: int) -> None:
 
 @torch.no_grad()
 def probe(
-    model: MixtralModel,
-    split: TokenSplit,
-    domains: tuple[str, ...],
-    *,
-    seq_len: int,
-    windows: int = 1,
+    model: MixtralModel, split: TokenSplit, domains: tuple[str, ...], *, seq_len: int
 ) -> dict[str, Tensor] | None:
     """The experts of the same few held-out tokens each time: repeated as a model trains, the routing's history.
 
-    Reads the first `windows` windows of each domain that has them.
+    Reads the first window of each domain that has one.
 
     Returns:
         `expert` [T, L, K] uint8 and `token` [rows, S] int32; None where no domain holds out a whole window, no layer is
         sparse, or tokens do not have K experts each (expert choice, ReLU).
     """
-    s = seq_len
     streams = [split.tokens[split.domain_slice(name)] for name in domains]
-    rows = [
-        stream[i * s : (i + 1) * s]
-        for stream in streams
-        for i in range(windows)
-        if len(stream) >= s * (i + 1)
-    ]
+    rows = [stream[:seq_len] for stream in streams if len(stream) >= seq_len]
     if not rows:
         return None
-    ids = np.stack(rows)
+    ids = torch.from_numpy(np.stack(rows).astype(np.int32))
     device = next(model.parameters()).device
     with evaluating(model), autocast(device):
-        out = model(torch.from_numpy(ids.astype(np.int64)).to(device))
+        out = model(ids.long().to(device))
     if not out.routings or any(r.k is None or r.kept is not None for r in out.routings):
         return None
-    chosen = [r.expert.view(r.num_tokens, -1) for r in out.routings]
-    expert = torch.stack(chosen, dim=1)  # [T, L, K]
-    return {
-        "expert": expert.to(torch.uint8).cpu(),
-        "token": torch.from_numpy(ids.astype(np.int32)),
-    }
+    expert = torch.stack([r.expert.view(r.num_tokens, -1) for r in out.routings], dim=1)
+    return {"expert": expert.to(torch.uint8).cpu(), "token": ids}
