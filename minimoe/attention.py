@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,8 @@ from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.layers import RMSNorm
-from minimoe.routers import at_least_float32
-
-if TYPE_CHECKING:
-    from minimoe.zoo.moa import MixtureOfAttentionHeads
-    from minimoe.zoo.switchhead import SwitchHead
+from minimoe.routers import Context, at_least_float32
+from minimoe.routing import Routing
 
 
 class KVCache:
@@ -55,6 +52,76 @@ class KVCache:
         return key, value
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a forward pass stand, as attention sees it.
+
+    Attributes:
+        cos: [B, 1, S, d/2] of their positions; see `rotary`.
+        sin: the same.
+        mask: [B or 1, 1, S, S_all] bool, True where a query may look; None: causal.
+        cache: keys and values of earlier tokens, extended in place.
+        layer: which of them are this layer's, from 0.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None = None
+    cache: KVCache | None = None
+    layer: int = 0
+
+
+def make_place(
+    ids: Tensor, padding: Tensor | None, cache: KVCache | None, config: ModelConfig
+) -> Place:
+    """The places of ids [B, S] behind the tokens of the cache; `padding` [B, S_all] bool is False where there is none.
+
+    A token's position counts the tokens before it, so that padding on the left moves nobody.
+    """
+    (b, s), device = ids.shape, ids.device
+    past = 0 if cache is None else len(cache)
+    query = torch.arange(past, past + s, device=device)
+    position = query.expand(b, s)
+    if padding is not None:
+        position = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
+    mask = None  # plain causal attention says it all
+    if padding is not None or (past and s != 1):
+        key = torch.arange(past + s, device=device)
+        mask = (key <= query[:, None])[None, None]
+        if padding is not None:
+            # a padded query sees itself, so that its softmax is not over nothing
+            mask = mask & (padding[:, None, None, :] | (key == query[:, None]))
+    cos, sin = rotary(position, config.head_size, config.rope_theta)
+    return Place(cos, sin, mask, cache)
+
+
+def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask [B, S] of tokens (1) and padding (0) as bool.
+
+    Other numbers mean something else that a cast to bool would hide: the numbers of packed samples, or what is added
+    to attention scores (0 and −∞). On a GPU a mask that is not bool is looked at without waiting: a wrong one stops the
+    device, as ids beyond the vocabulary do.
+
+    Raises:
+        MinimoeError: another shape, or a value that is neither 0 nor 1.
+    """
+    if tuple(mask.shape) != shape:
+        raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {shape}")
+    if mask.dtype == torch.bool:
+        return mask
+    ones = mask == 1
+    fine = (ones | (mask == 0)).all()
+    message = (
+        "attention_mask holds values besides 0 (padding) and 1 (a token): give such a mask, and run each packed sample "
+        "as a row of its own"
+    )
+    if mask.device.type != "cpu":
+        torch._assert_async(fine, message)  # pyright: ignore
+    elif not bool(fine):
+        raise MinimoeError(message)
+    return ones
+
+
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
     exponent = (
@@ -90,20 +157,10 @@ class CausalAttention(nn.Module):
             self.q_norm = RMSNorm(heads[0] * size, config.rms_norm_eps)
             self.k_norm = RMSNorm(heads[1] * size, config.rms_norm_eps)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
         """q [B, S, H, d], k and v [B, S, kv heads, d] -> [B, S, H, d]; query head h meets kv head h // (H / kv heads).
 
-        The new keys and values enter the cache; `mask` as in `Attention`.
+        The new keys and values enter the cache.
         """
         if self.q_norm is not None and self.k_norm is not None:
             if self.qk_norm == "full":
@@ -112,18 +169,20 @@ class CausalAttention(nn.Module):
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, S, d]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
+        q, k = (rotate(t, place.cos, place.sin) for t in (q, k))
+        if place.cache is not None:
+            k, v = place.cache.extend(place.layer, k, v)
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None and q.shape[2] > 1,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+            q, k, v, attn_mask=place.mask,
+            is_causal=place.mask is None and q.shape[2] > 1, enable_gqa=k.shape[1] != q.shape[1],
+        )  # fmt: skip
         return y.transpose(1, 2)
+
+    def forward(
+        self, x: Tensor, place: Place, context: Context
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """x [B, S, D] -> (y [B, S, D], the routings of its experts, of T = B·S tokens each)."""
+        raise NotImplementedError
 
     @property
     def idle_parameters(self) -> int:
@@ -152,24 +211,17 @@ class Attention(CausalAttention):
                 nn.init.zeros_(projection.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-    ) -> Tensor:
-        """x [B, S, D] -> [B, S, D]. `mask` [B, 1, S, S_all] bool, True where attention is allowed; None: causal."""
+        self, x: Tensor, place: Place, context: Context | None = None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """x [B, S, D] -> (y [B, S, D], no routing)."""
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_size))  # [B, S, heads, d]
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = self.attend(q, k, v, cos, sin, mask, cache, layer)
-        return self.o_proj(y.flatten(2))
+        return self.o_proj(self.attend(q, k, v, place).flatten(2)), ()
 
 
-def make_attention(config: ModelConfig) -> Attention | SwitchHead | MixtureOfAttentionHeads:
+def make_attention(config: ModelConfig) -> CausalAttention:
     """The layer `config.attention_type`.
 
     Raises:

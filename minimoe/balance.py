@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,13 +135,10 @@ def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     Raises:
         MinimoeError: the router has no probabilities (hash, uniform), or counts are not one per expert.
     """
-    if routing.probs is None:
-        raise MinimoeError(
-            "switch_loss needs a router with probabilities; this routing has probs=None"
-        )
+    probs = _probs(routing, "switch_loss")
     load = _counts(routing, counts).to(torch.float32)
     f = load / load.sum().clamp_min(1)
-    return routing.num_experts * (f * _masked_mean(routing.probs, routing.valid)).sum()
+    return routing.num_experts * (f * _masked_mean(probs, routing.valid)).sum()
 
 
 def sequence_loss(routing: Routing) -> Tensor:
@@ -153,11 +151,7 @@ def sequence_loss(routing: Routing) -> Tensor:
     Raises:
         MinimoeError: the router has no probabilities.
     """
-    if routing.probs is None:
-        raise MinimoeError(
-            "sequence_loss needs a router with probabilities; this routing has probs=None"
-        )
-    probs, num_experts = routing.probs, routing.num_experts
+    probs, num_experts = _probs(routing, "sequence_loss"), routing.num_experts
     if routing.num_tokens == 0:
         return probs.sum()
     row = torch.zeros(routing.num_tokens, dtype=torch.int64, device=probs.device)
@@ -293,6 +287,31 @@ def z_loss(routing: Routing) -> Tensor:
         raise MinimoeError("z_loss needs a router with logits; this routing has logits=None")
     squared = routing.logits.logsumexp(dim=-1).square()  # [T]
     return _masked_mean(squared[:, None], routing.valid)[0]
+
+
+def router_losses(
+    routings: Sequence[Routing], kind: str, counts: Sequence[Tensor | None] | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The balancing loss `kind` and the z-loss of a model's layers, each the mean over those that have one.
+
+    None where none has, as those of routers without probabilities (or logits).
+
+    Args:
+        routings: of each layer that is to be balanced.
+        kind: as in `balance_loss`.
+        counts: of each layer, as in `balance_loss`.
+    """
+    each = counts or [None] * len(routings)
+    aux = [balance_loss(r, kind, c) for r, c in zip(routings, each, strict=True)]
+    aux = [loss for loss in aux if loss is not None]
+    z = [z_loss(r) for r in routings if r.logits is not None]
+    return torch.stack(aux).mean() if aux else None, torch.stack(z).mean() if z else None
+
+
+def _probs(routing: Routing, loss: str) -> Tensor:
+    if routing.probs is None:
+        raise MinimoeError(f"{loss} needs a router with probabilities; this routing has probs=None")
+    return routing.probs
 
 
 def _counts(routing: Routing, counts: Tensor | None) -> Tensor:

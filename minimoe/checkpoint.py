@@ -26,10 +26,16 @@ from minimoe.model import Block, MixtralModel
 if TYPE_CHECKING:
     from minimoe.hf.families import Family
 
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = ("mini",)
+LAYOUTS = ("minimoe", "huggingface")
 SINGLE = "model.safetensors"
-
 INDEX = "model.safetensors.index.json"
-
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARD_SIZE = 5 * 10**9
+PICKLES = ("*.bin", "*.pt", "*.pth")
+GENERATION = "generation_config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # the types that weights are stored in, by safetensors' names
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -368,9 +374,6 @@ def copy(targets: Mapping[str, Tensor], found: Mapping[str, list[Place]], files:
             target[index].copy_(files.read(key))
 
 
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-
-
 def write_folder(
     folder: Path,
     texts: Mapping[str, str],
@@ -494,11 +497,6 @@ def _cast(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(_type(name, value, dtype))
 
 
-_SAFE = ("*.safetensors", "*.safetensors.index.json")
-
-_PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth")
-
-
 def weights_fingerprint(folder: str | Path) -> str:
     """sha256 of the folder's weights: of the name and every byte of each file of safetensors, and of their index.
 
@@ -510,7 +508,8 @@ def weights_fingerprint(folder: str | Path) -> str:
         CheckpointError: a file cannot be read.
     """
     found: list[Path] = []
-    for kinds in (_SAFE, _PICKLES):
+    safe = ("*.safetensors", "*.safetensors.index.json")
+    for kinds in (safe, (*PICKLES, "*.bin.index.json")):
         found = found or sorted(path for kind in kinds for path in Path(folder).glob(kind))
     try:
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib lets other threads run
@@ -524,21 +523,6 @@ def weights_fingerprint(folder: str | Path) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-WEIGHTS = Path(__file__).parent / "weights"
-
-SHIPPED = ("mini",)
-
-LAYOUTS = ("minimoe", "huggingface")
-
-SHARD_SIZE = 5 * 10**9
-
-PICKLES = ("*.bin", "*.pt", "*.pth")
-
-GENERATION = "generation_config.json"
-
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
@@ -621,16 +605,6 @@ def read_family(folder: Path) -> Family | None:
         CheckpointError: as `read_config`.
     """
     return _read_config(folder)[1]
-
-
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into the model; every name and every shape must agree.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected or of another shape.
-    """
-    files, targets = Memory(tensors, source), model.state_dict()
-    copy(targets, find(targets, files, None), files)
 
 
 def model_tensors(model: MixtralModel) -> dict[str, Tensor]:

@@ -196,13 +196,8 @@ class ModelConfig:
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1, "None or an integer")
-        for name in (
-            "n_shared_experts",
-            "layer_norms",
-            "state_matrix",
-            "state_vector",
-            "state_size",
-        ):
+        counts = ("n_shared_experts", "layer_norms", "state_matrix", "state_vector", "state_size")
+        for name in counts:
             check_count(name, getattr(self, name), 0)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:

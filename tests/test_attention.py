@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.attention import Attention, KVCache, rotary, rotate
+from minimoe.attention import Attention, KVCache, Place, rotary, rotate
 from minimoe.cpu import linear
 from tests.small import TINY
 
@@ -15,8 +15,19 @@ def attention(**changes: object) -> Attention:
     return Attention(TINY.replace(**changes))
 
 
-def angles(b: int, s: int, head: int = 4, start: int = 0) -> tuple[Tensor, Tensor]:
-    return rotary(torch.arange(start, start + s).expand(b, s), head, 10_000.0)
+def run(
+    layer: Attention,
+    x: Tensor,
+    start: int = 0,
+    mask: Tensor | None = None,
+    cache: KVCache | None = None,
+) -> Tensor:
+    """The layer on x [B, S, D], whose first column has position `start`."""
+    b, s, _ = x.shape
+    angles = rotary(torch.arange(start, start + s).expand(b, s), layer.head_size, 10_000.0)
+    y, routings = layer(x, Place(*angles, mask, cache))
+    assert routings == ()
+    return y
 
 
 def by_hand(layer: Attention, x: Tensor) -> Tensor:
@@ -69,7 +80,7 @@ def test_equals_the_sums_written_out(bias: bool, norm: str | None) -> None:
         if "norm" in name or "bias" in name:
             parameter.normal_()
     x = torch.randn(6, 16)
-    y = layer(x[None], *angles(1, 6))
+    y = run(layer, x[None])
     torch.testing.assert_close(y[0], by_hand(layer, x), atol=1e-5, rtol=1e-5)
 
 
@@ -119,10 +130,10 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 def test_a_position_sees_nothing_later() -> None:
     layer = attention()
     x = torch.randn(2, 8, 16)
-    y = layer(x, *angles(2, 8))
+    y = run(layer, x)
     changed = x.clone()
     changed[:, 5:] = torch.randn(2, 3, 16)
-    z = layer(changed, *angles(2, 8))
+    z = run(layer, changed)
     torch.testing.assert_close(z[:, :5], y[:, :5])
     assert not torch.allclose(z[:, 5:], y[:, 5:])
 
@@ -132,18 +143,18 @@ def test_a_causal_mask_equals_no_mask() -> None:
     layer = attention()
     x = torch.randn(2, 8, 16)
     mask = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
-    torch.testing.assert_close(layer(x, *angles(2, 8), mask), layer(x, *angles(2, 8)))
+    torch.testing.assert_close(run(layer, x, mask=mask), run(layer, x))
 
 
 @torch.no_grad()
 def test_the_cache_gives_what_the_whole_sequence_gives() -> None:
     layer = attention()
     x = torch.randn(2, 8, 16)
-    whole = layer(x, *angles(2, 8))
+    whole = run(layer, x)
     cache = KVCache(1)
-    parts = [layer(x[:, :5], *angles(2, 5), None, cache)]
+    parts = [run(layer, x[:, :5], cache=cache)]
     for s in range(5, 8):
-        parts.append(layer(x[:, s : s + 1], *angles(2, 1, start=s), None, cache))
+        parts.append(run(layer, x[:, s : s + 1], s, cache=cache))
         assert len(cache) == s + 1
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
     assert cache.keys[0] is not None
@@ -158,7 +169,7 @@ def test_shared_heads_equal_repeated_ones() -> None:
     full.q_proj.weight.copy_(shared.q_proj.weight)
     full.o_proj.weight.copy_(shared.o_proj.weight)
     x = torch.randn(2, 6, 16)
-    torch.testing.assert_close(full(x, *angles(2, 6)), shared(x, *angles(2, 6)))
+    torch.testing.assert_close(run(full, x), run(shared, x))
 
 
 def test_rotary_angles_are_float32_for_long_texts() -> None:

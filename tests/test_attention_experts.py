@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe.attention import Attention, KVCache, make_attention, rotary
+from minimoe.attention import Attention, KVCache, Place, make_attention, rotary
 from minimoe.balance import switch_loss, z_loss
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
+from minimoe.routers import Context
 from minimoe.routing import Routing
 from minimoe.zoo.moa import HeadRouter, MixtureOfAttentionHeads
 from minimoe.zoo.switchhead import (
@@ -49,9 +50,9 @@ def angles(b: int, s: int, head: int, start: int = 0) -> tuple[Tensor, Tensor]:
     return rotary(torch.arange(start, start + s).expand(b, s), head, 10_000.0)
 
 
-def run(attention: Any, x: Tensor, **options: Any) -> tuple[Tensor, tuple[Routing, ...]]:
+def run(attention: Any, x: Tensor) -> tuple[Tensor, tuple[Routing, ...]]:
     b, s, _ = x.shape
-    return attention(x, *angles(b, s, attention.head_size), **options)
+    return attention(x, Place(*angles(b, s, attention.head_size)), Context())
 
 
 # The projections
@@ -201,7 +202,7 @@ def with_the_weights_of(dense: Attention, attention: SwitchHead) -> None:
 def test_trap_24_one_expert_scales_unless_its_gate_is_fixed_at_one() -> None:
     one = {"attention_num_experts": 1, "attention_num_experts_per_tok": 1}
     dense, x = Attention(TINY), torch.randn(2, 7, 16)
-    expected = dense(x, *angles(2, 7, 4))
+    expected, _ = run(dense, x)
     fixed = layer(SWITCHHEAD | one, attention_norm_topk_prob=True)
     with_the_weights_of(dense, fixed)
     y, routings = run(fixed, x)
@@ -215,7 +216,7 @@ def test_trap_24_one_expert_scales_unless_its_gate_is_fixed_at_one() -> None:
     assert float(source.weight.max()) < 1
     q, k = (p(x).view(2, 7, -1, 4) for p in (dense.q_proj, dense.k_proj))
     v = dense.v_proj(x).view(2, 7, 2, 4) * source.weight.view(2, 7, 2, 1)
-    read = dense.attend(q, k, v, *angles(2, 7, 4), None, None, 0)
+    read = dense.attend(q, k, v, Place(*angles(2, 7, 4)))
     by_hand = dense.o_proj((read * target.weight.view(2, 7, 4, 1)).flatten(2))
     torch.testing.assert_close(y, by_hand)
 
@@ -228,7 +229,7 @@ def test_trap_18_identical_experts_with_normalised_weights_are_dense_attention(
     dense, x = Attention(TINY.replace(qk_norm=norm)), torch.randn(2, 7, 16)
     attention = layer("switchhead", qk_norm=norm, attention_norm_topk_prob=True)
     with_the_weights_of(dense, attention)
-    torch.testing.assert_close(run(attention, x)[0], dense(x, *angles(2, 7, 4)))
+    torch.testing.assert_close(run(attention, x)[0], run(dense, x)[0])
 
 
 def test_the_loss_of_all_heads_is_the_mean_of_their_losses() -> None:
@@ -322,7 +323,7 @@ def test_all_heads_with_equal_weights_are_dense_attention(g: int) -> None:
     attention.q_proj.weight.copy_(query)
     attention.o_proj.weight.copy_(e * output)
     y, routings = run(attention, x)
-    torch.testing.assert_close(y, dense(x, *angles(2, 7, d)))
+    torch.testing.assert_close(y, run(dense, x)[0])
     assert bool((routings[0].weight == 1 / e).all())
 
 
@@ -392,7 +393,9 @@ def test_gradients_of_the_layer(kind: str) -> None:
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.func.functional_call(
-            attention, dict(zip(names, parameters, strict=True)), (x, *angles(1, 4, 2))
+            attention,
+            dict(zip(names, parameters, strict=True)),
+            (x, Place(*angles(1, 4, 2)), Context()),
         )[0]
 
     if kind.startswith("moa"):
@@ -577,7 +580,7 @@ def test_what_is_balanced() -> None:
     """A mixture of heads enters the mean over layers as layers of its own; SwitchHead is left alone."""
     ids = random_ids(2, 9)
     for kind in KINDS:
-        out = tiny_model(**KINDS[kind])(ids)
+        out = tiny_model(**KINDS[kind])(ids, labels=ids)
         assert all(isinstance(heads, tuple) for heads in out.attention_routings)
         balanced = [*out.routings]
         if kind != "switchhead":
@@ -591,8 +594,8 @@ def test_what_is_balanced() -> None:
 @torch.no_grad()
 def test_counts_of_the_global_batch_are_those_of_the_experts_alone() -> None:
     model, ids = tiny_model(**MOA), random_ids(2, 9)
-    out = model(ids)
-    again = model(ids, expert_counts=[r.load() for r in out.routings])
+    out = model(ids, labels=ids)
+    again = model.losses(out, ids, expert_counts=[r.load() for r in out.routings])
     torch.testing.assert_close(again.aux_loss, out.aux_loss)
 
 

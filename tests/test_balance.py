@@ -76,7 +76,8 @@ def test_trap_4_layers_are_averaged_not_pooled() -> None:
             layer.post_attention_layernorm.weight.zero_()
             layer.post_attention_layernorm.weight[0] = 1
         model.embed_tokens.weight[:, 0] = 5.0
-    out = model(random_ids(2, 8))
+    ids = random_ids(2, 8)
+    out = model(ids, labels=ids)
     loads = [r.load().tolist() for r in out.routings]
     assert loads == [[16, 0], [0, 16]]  # opposite directions: pooled, they would look even
     assert out.aux_loss is not None

@@ -275,8 +275,8 @@ def function_tree(path: Path, name: str) -> ast.AST:
 BUILT_IN = {
     "minimoe.routing": 3, "minimoe.routers": 3, "minimoe.balance": 4, "minimoe.zoo": 5, "minimoe.kernels": 7,
     "minimoe.dispatch": 6, "minimoe.layers": 6, "minimoe.experts": 2, "minimoe.cpu": 1, "minimoe.config": 3,
-    "minimoe.attention": 8, "minimoe.model": 8, "minimoe.checkpoint": 8, "minimoe.presets": 8, "minimoe.cost": 8,
-    "minimoe.hf": 8, "minimoe.text": 9, "minimoe.train": 9, "minimoe.course": 0,
+    "minimoe.attention": 8, "minimoe.model": 8, "minimoe.generate": 8, "minimoe.checkpoint": 8, "minimoe.presets": 8,
+    "minimoe.cost": 8, "minimoe.hf": 8, "minimoe.text": 9, "minimoe.train": 9, "minimoe.course": 0,
     "minimoe.bench": 6, "minimoe.study": 12, "minimoe.widgets": 99,
 }  # fmt: skip
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
+from minimoe.generate import sample
 from minimoe.layers import MoELayer
-from minimoe.model import sample
+from minimoe.routing import Routing
 from tests.small import random_ids, tiny_model
 
 
@@ -156,6 +157,24 @@ def test_generate_uses_no_noise_and_restores_the_mode() -> None:
     assert all(module.training for module in model.modules())
     assert torch.equal(out, model.eval().generate(ids, 6, temperature=0))
     assert not model.training
+
+
+@torch.no_grad()
+def test_losses_are_computed_where_there_are_labels_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = tiny_model(), random_ids(2, 4)
+
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("a loss")
+
+    monkeypatch.setattr(Routing, "load", computed)  # which balancing losses read,
+    monkeypatch.setattr(torch.Tensor, "logsumexp", computed)  # and the z-loss this
+    model.generate(ids, 3)
+    out = model(ids)
+    assert (out.loss, out.lm_loss, out.aux_loss, out.z_loss) == (None, None, None, None)
+    with pytest.raises(AssertionError, match="a loss"):
+        model(ids, labels=ids)
 
 
 def test_no_new_token_returns_the_prompt() -> None:

@@ -331,10 +331,10 @@ def test_trap_3_their_auxiliary_loss_is_k_times_ours_in_one_layer(
     assert (model.config.router_aux_loss_coef, model.config.router_z_loss_coef) == (0.3, 0.0)
     ids = random_ids(3, 20)
     expected = theirs(ids, labels=ids, output_router_logits=True)
-    ours, k = model(ids), model.config.num_experts_per_tok
+    ours, k = model(ids, labels=ids), model.config.num_experts_per_tok
     torch.testing.assert_close(k * ours.aux_loss, expected.aux_loss, **CLOSE)
     # so the losses agree where ours is weighed with K times the coefficient
-    whole = model.train()(ids, labels=ids, aux_loss_coef=k * 0.3)
+    whole = model.train().losses(model(ids), ids, aux_loss_coef=k * 0.3)
     torch.testing.assert_close(whole.loss, expected.loss, **CLOSE)
 
 
@@ -351,7 +351,7 @@ def test_trap_4_their_auxiliary_loss_pools_the_layers(
     expected = theirs(
         ids, attention_mask=mask.long(), position_ids=position, output_router_logits=True
     ).aux_loss
-    ours = model(ids, attention_mask=mask)
+    ours = model(ids, labels=ids, attention_mask=mask)
     torch.testing.assert_close(expected, their_loss(ours, mask.flatten()), **CLOSE)
     f, p = [], []
     for routing in ours.routings:

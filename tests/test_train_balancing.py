@@ -158,7 +158,7 @@ def test_the_moved_coefficient_weighs_the_loss() -> None:
     torch.manual_seed(0)
     model = MixtralModel(TINY.replace(**RELU, router_z_loss_coef=0.0)).train()
     ids = random_ids(2, 8)
-    out = model(ids, labels=ids, aux_loss_coef=0.25)
+    out = model.losses(model(ids), ids, aux_loss_coef=0.25)
     assert out.loss is not None and out.lm_loss is not None and out.aux_loss is not None
     torch.testing.assert_close(out.loss, out.lm_loss + 0.25 * out.aux_loss)
 
@@ -201,7 +201,7 @@ def test_trap_6_the_mean_of_the_parts_is_what_parts_balance() -> None:
     _, losses = gradients(config, 3)
     torch.manual_seed(0)
     model = MixtralModel(config).double().train()
-    local = [model(ids).aux_loss for ids in random_ids(6, 9).chunk(3)]
+    local = [model(ids, labels=ids).aux_loss for ids in random_ids(6, 9).chunk(3)]
     torch.testing.assert_close(losses["aux_loss"], torch.stack(local).mean().detach())
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
-from minimoe.model import MixtralModel, ModelOutput, evaluating, zero_or_one
+from minimoe.generate import evaluating
+from minimoe.model import MixtralModel, ModelOutput, zero_or_one
 from minimoe.routing import Routing
 from minimoe.study.trace import (
     MADE_OF,
@@ -384,9 +385,8 @@ class TransformersSource:
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass without a cache."""
-        device = self.model.get_input_embeddings().weight.device
-        if device.type == "meta":  # offloaded: the library itself moves what it reads
-            device = torch.device("cpu")
+        held = self.model.get_input_embeddings().weight.device
+        device = "cpu" if held.type == "meta" else held  # offloaded: the library moves it itself
         mask = None if attention_mask is None else attention_mask.to(device, torch.int64)
         self.model(input_ids.to(device), attention_mask=mask, **self._options)
 
@@ -401,7 +401,7 @@ def _valid(ids: Tensor, mask: Any) -> Tensor | None:
             f"attention_mask is {given}, from which padding cannot be read; give the usual mask of shape "
             f"({ids.shape[0]}, {ids.shape[1]} or more with a cache)"
         )
-    return zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu())
+    return zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu(), tuple(ids.shape))
 
 
 def _is_matrix(value: Any, floating: bool) -> bool:

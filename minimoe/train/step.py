@@ -138,14 +138,12 @@ def accumulate_gradients(
     counts = count_experts(model, parts) if global_balance and len(parts) > 1 else None
     torch.manual_seed(seed)  # again: what was counted is what will be routed
     balancing.begin()
-    losses: dict[str, Tensor] = {}
+    coef, losses = balancing.aux_loss_coef, dict[str, Tensor]()
     loads: list[Tensor] = []
     finite: dict[str, Tensor] = {}
     for ids in parts:
         with autocast(ids.device):
-            out = model(
-                ids, labels=ids, expert_counts=counts, aux_loss_coef=balancing.aux_loss_coef
-            )
+            out = model.losses(model(ids), ids, expert_counts=counts, aux_loss_coef=coef)
         assert out.loss is not None
         (out.loss / len(parts)).backward()
         balancing.observe(out.routings)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from minimoe.balance import Load
 from minimoe.errors import ConfigError, TrainingError
-from minimoe.model import MixtralModel, evaluating, next_token_loss
+from minimoe.generate import evaluating
+from minimoe.model import MixtralModel, next_token_loss
 from minimoe.text.tokenizer import TokenSplit
 from minimoe.train.environment import autocast
 

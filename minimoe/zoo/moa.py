@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from minimoe.attention import CausalAttention, KVCache
+from minimoe.attention import CausalAttention, Place
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
 from minimoe.routers import Context, TopKRouter
@@ -82,28 +82,17 @@ class MixtureOfAttentionHeads(CausalAttention):
             e, self.group * size, d, implementation=how, initializer_range=init
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        *,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Routing]]:
-        """x [B, S, D] -> (y [B, S, D], (routing (T, E) of the T = B·S tokens,)); `mask` as in `Attention`."""
+    def forward(self, x: Tensor, place: Place, context: Context) -> tuple[Tensor, tuple[Routing]]:
+        """x [B, S, D] -> (y [B, S, D], (routing (T, E) of the T = B·S tokens,))."""
         b, s, _ = x.shape
         g, choices, size = self.group, self.gate.k, self.head_size
         tokens = x.flatten(0, 1)
-        routing = self.gate(tokens, sequence=sequence, valid=valid)
+        routing = self.gate(tokens, **vars(context))
         q = self.q_proj(tokens, routing.token[:, None], routing.expert[:, None])  # [T·K, G·d]
         # the K heads that meet one key/value head stand side by side
         q = q.view(b, s, choices, g, size).transpose(2, 3).reshape(b, s, g * choices, size)
         k, v = (p(x).view(b, s, g, size) for p in (self.k_proj, self.v_proj))
-        read = self.attend(q, k, v, cos, sin, mask, cache, layer)
+        read = self.attend(q, k, v, place)
         read = read.reshape(b, s, g, choices, size).transpose(2, 3)
         read = read.reshape(b * s * choices, g * size)
         row = torch.arange(b * s * choices, device=x.device)

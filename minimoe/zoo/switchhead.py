@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.attention import CausalAttention, KVCache
+from minimoe.attention import CausalAttention, Place
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
 from minimoe.routers import Context, Router, check_choice, scores, share
@@ -205,29 +205,20 @@ class SwitchHead(CausalAttention):
         )
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        *,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
+        self, x: Tensor, place: Place, context: Context
     ) -> tuple[Tensor, SwitchHeadRouting]:
-        """x [B, S, D] -> (y [B, S, D], routings of the T = B·S tokens); `mask` as in `Attention`."""
+        """x [B, S, D] -> (y [B, S, D], routings of the T = B·S tokens)."""
         b, s, _ = x.shape
         tokens = x.flatten(0, 1)
-        source = self.v_gate(tokens, sequence=sequence, valid=valid)
-        target = self.o_gate(tokens, sequence=sequence, valid=valid)
+        source = self.v_gate(tokens, **vars(context))
+        target = self.o_gate(tokens, **vars(context))
         q, k = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj))
         # every kv head of a token adds up its K values
         each = (b * s * self.v_gate.num_heads, self.v_gate.k)
         v = self.v_proj(
             tokens, source.token.view(each), source.expert.view(each), source.weight.view(each)
         )
-        read = self.attend(q, k, v.view(k.shape), cos, sin, mask, cache, layer)
+        read = self.attend(q, k, v.view(k.shape), place)
         # a token adds up its heads · K outputs; the row of head h is what that head has read
         each = (b * s, self.o_gate.num_heads * self.o_gate.k)
         row = torch.arange(b * s * self.o_gate.num_heads, device=x.device)
