@@ -92,10 +92,11 @@ class Run:
         self.optimizer = make_optimizer(self.model, config)
         self.balancing = Balancing(self.model)
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None  # the step of the last checkpoint
         path = self.out / state.STATE
         if resume:
             stored = state.restore_state(path, self.model, self.optimizer, self.recipe)
-            self.step, self.seconds = stored.step, stored.seconds
+            self.step, self.seconds, self.saved = stored.step, stored.seconds, stored.step
             if self.balancing.sparsity is not None and stored.aux_loss_coef is not None:
                 self.balancing.sparsity.coefficient = stored.aux_loss_coef
         elif path.exists():
@@ -177,10 +178,9 @@ class Run:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
             require_finite(seen, norm)
         except MinimoeError as error:  # before the optimiser: no weight has been touched
-            step = state.stored_step(self.out / state.STATE)
             there = f"there is no checkpoint in {self.out} yet: start anew"
-            if step is not None:
-                there = f"the last checkpoint in {self.out} is of step {step}: start anew in another folder"
+            if self.saved is not None:
+                there = f"the last checkpoint in {self.out} is of step {self.saved}: start anew in another folder"
             raise TrainingError(
                 f"step {self.step + 1} failed: {error}; {there} with a lower --lr"
             ) from error
@@ -237,6 +237,7 @@ class Run:
         """
         reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
         state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
+        self.saved = self.step
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)
 
     def _prepare_folder(self) -> None:

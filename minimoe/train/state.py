@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from minimoe.checkpoint import model_tensors, read_tensors, restore_model, write_tensors
 from minimoe.config import ModelConfig
@@ -154,6 +154,14 @@ class Reached:
     aux_loss_coef: float | None
 
 
+def _tensors(model: MixtralModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All that a step changes, by the name that it has in the file."""
+    tensors = {f"model.{k}": v for k, v in model_tensors(model).items()}
+    for i, p in enumerate(model.parameters()):
+        tensors |= {f"optimizer.{i}.{key}": value for key, value in optimizer.state[p].items()}
+    return tensors
+
+
 def save_state(
     path: Path,
     model: MixtralModel,
@@ -166,15 +174,12 @@ def save_state(
     Raises:
         CheckpointError: it could not be written; what was there is as it was.
     """
-    tensors = {f"model.{k}": v for k, v in model_tensors(model).items()}
-    for i, p in enumerate(model.parameters()):
-        for key, value in optimizer.state[p].items():
-            tensors[f"optimizer.{i}.{key}"] = value
     numbers = {k: repr(v) for k, v in dataclasses.asdict(reached).items() if v is not None}
     metadata = {"recipe": fingerprint(recipe), **numbers}
-    write_tensors(path, {k: v.cpu() for k, v in tensors.items()}, metadata)
+    write_tensors(path, {k: v.cpu() for k, v in _tensors(model, optimizer).items()}, metadata)
 
 
+@torch.no_grad()
 def restore_state(
     path: Path, model: MixtralModel, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
 ) -> Reached:
@@ -187,7 +192,8 @@ def restore_state(
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
     tensors = read_tensors(path)
-    metadata = _metadata(path)
+    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
     if metadata["recipe"] != fingerprint(recipe):
@@ -203,20 +209,18 @@ def restore_state(
     restore_model(model, weights, str(path))
     try:
         reached = _reached(metadata, recipe["training"]["steps"])
-        for name, target in model_tensors(model).items():
-            _require(f"model.{name}", tensors, target)
-        if reached.step > 0:  # before the first step there are no moments
-            for i, p in enumerate(model.parameters()):
-                at = f"optimizer.{i}."
-                count = _require(f"{at}step", tensors, torch.zeros(()))
-                if not 1 <= count <= reached.step:
-                    raise ValueError(f"{at}step is {count.item()}, expected 1 to {reached.step}")
-                moments = {key: _require(at + key, tensors, p) for key in ("exp_avg", "exp_avg_sq")}
-                if bool((moments["exp_avg_sq"] < 0).any()):
-                    raise ValueError(f"{at}exp_avg_sq holds a negative number")
-                # fused AdamW keeps its step counts beside the parameters
-                for key, value in {"step": count, **moments}.items():
-                    optimizer.state[p][key] = value.to(p.device)
+        for p in model.parameters() if reached.step > 0 else ():  # before, there are no moments
+            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+            # fused AdamW keeps its step counts beside the parameters
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        for name, target in _tensors(model, optimizer).items():
+            value = tensors[name]
+            _require_like(name, value, target)
+            if name.endswith(".step") and not 1 <= value <= reached.step:
+                raise ValueError(f"{name} is {value.item()}, expected 1 to {reached.step}")
+            if name.endswith(".exp_avg_sq") and bool((value < 0).any()):
+                raise ValueError(f"{name} holds a negative number")
+            target.copy_(value.reshape(target.shape))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole state of this run ({error}); start anew in another folder"
@@ -237,26 +241,11 @@ def _reached(metadata: dict[str, str], steps: int) -> Reached:
     return reached
 
 
-def _require(name: str, tensors: dict[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """The tensor of this name in the shape of `like`. It must have the type and the size of `like` and be finite."""
-    value = tensors[name]
+def _require_like(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """A ValueError unless `value` is finite and has the type and the size of `like`."""
     if value.dtype != like.dtype:
         raise ValueError(f"{name} is {value.dtype}, expected {like.dtype}")
     if value.numel() != like.numel():
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
     if value.is_floating_point() and not bool(value.isfinite().all()):
         raise ValueError(f"{name} holds numbers that are not finite")
-    return value.reshape(like.shape)
-
-
-def stored_step(path: Path) -> int | None:
-    """The step of the state at `path`; None where there is none that can be read."""
-    try:
-        return int(_metadata(path)["step"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        return file.metadata() or {}  # pyright: ignore

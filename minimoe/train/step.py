@@ -205,12 +205,11 @@ def require_finite(step: Step, norm: Tensor) -> None:
 
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; norms (vectors) are not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
-        {
-            "params": [p for p in model.parameters() if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 

@@ -80,11 +80,7 @@ def evaluate(
 
 
 def require_heldout(domain: str, tokens: int) -> None:
-    """Refuse a domain with too little held-out text to predict a token of it.
-
-    Raises:
-        ConfigError: fewer than two tokens.
-    """
+    """A ConfigError where a domain has too little held-out text to predict a token of it."""
     if tokens < 2:
         raise ConfigError(
             f"domain {domain} has {tokens} held-out tokens, so nothing to validate on: leave it out"
