@@ -65,7 +65,7 @@ BUDGETS: dict[str, int] = {
     "check": 6130,
     "core": 4342,
     "cost": 1204,
-    "course": 151,
+    "course": 281,
     "hf": 1366,
     "kernels": 1144,
     "roof": 599,
