@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minimoe import __version__
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.errors import ConfigError, MinimoeError, did_you_mean
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
@@ -369,8 +368,7 @@ def run_train(args: argparse.Namespace) -> None:
 
     if args.preset not in TRAIN_PRESETS:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
-        near = difflib.get_close_matches(args.preset, TRAIN_PRESETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(args.preset, TRAIN_PRESETS)
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
     model = ModelConfig.preset(args.preset)
     if args.router is not None:
@@ -483,8 +481,7 @@ def run_study_command(args: argparse.Namespace) -> None:
 def run_cost(args: argparse.Namespace) -> None:
     """Print what a model costs."""
     from minimoe.cost.device import Device, get_device
-    from minimoe.cost.report import cost_report
-    from minimoe.cost.table import cost_table
+    from minimoe.cost.report import cost_report, cost_table
 
     device = get_device(args.device)
     if args.peak is not None or args.bandwidth is not None:
@@ -520,8 +517,7 @@ def find_config(name_or_path: str) -> ModelConfig:
         refuse_gguf(path)
         if path.is_dir():
             return read_counted(path / "config.json")
-    near = difflib.get_close_matches(path.name.lower(), PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(path.name.lower(), PRESETS, cutoff=0.4)
     raise ConfigError(
         f"{name_or_path!r} is neither a preset nor a folder with config.json; {hint}presets are {', '.join(PRESETS)}"
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, did_you_mean
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
 # Each kind of router, and how many experts it gives a token: K ("k"), one, all, or as many as it happens ("any").
@@ -395,13 +394,8 @@ class ModelConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = (
-                    f"; did you mean {near[0]}?"
-                    if near
-                    else f"; known are {', '.join(sorted(known))}"
-                )
-                raise ConfigError(f"unknown configuration field {name!r}{hint}")
+                hint = did_you_mean(name, known).strip() or f"known are {', '.join(sorted(known))}"
+                raise ConfigError(f"unknown configuration field {name!r}; {hint}")
         return cls(**values)
 
     @classmethod
@@ -414,9 +408,8 @@ class ModelConfig:
         from minimoe.presets import PRESETS
 
         if name not in PRESETS:
-            near = difflib.get_close_matches(name, PRESETS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"unknown preset {name!r}; {hint}known are {', '.join(PRESETS)}")
+            near = did_you_mean(name, PRESETS)
+            raise ConfigError(f"unknown preset {name!r}; {near}known are {', '.join(PRESETS)}")
         return PRESETS[name]
 
 

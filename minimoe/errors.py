@@ -4,6 +4,9 @@ Each message names what was given, what was expected and what to do, so that the
 it as one line. Each class also derives from the built-in error that a Python reader would expect.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MinimoeError(Exception):
     """Something the user can put right. The command line prints it without a traceback, exit code 2."""
@@ -39,3 +42,15 @@ class WriteError(MinimoeError, OSError):
 
     def __str__(self) -> str:
         return self._text
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """'did you mean mixtral-8x7b? ', to put before the list of known names; nothing where none is near.
+
+    Args:
+        name: what was given.
+        known: what would have been right.
+        cutoff: likeness from which a name is near: 0 for any, 1 for the same only.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}? " if near else ""

@@ -16,14 +16,14 @@ from torch import Tensor
 from minimoe.bench import layer, peers, timing
 from minimoe.bench.layer import (
     DENSE,
-    Case,
     Implementation,
+    LayerCase,
     Ready,
     make_experts,
     make_routings,
     measure_case,
 )
-from minimoe.bench.peers import BATCHED_MM, DENSE_TORCH, gather_field, load_peer
+from minimoe.bench.peers import BATCHED_MM, DENSE_TORCH, load_peer, participants
 from minimoe.bench.timing import Sample, cpu_clock, cpu_threads
 from minimoe.cost.device import Device
 from minimoe.cost.layer import layer_floor
@@ -33,7 +33,7 @@ from minimoe.experts import Experts, glu
 from minimoe.routing import Routing
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CASE = Case("", 12, 16, 32, 4, 2)
+CASE = LayerCase("", 12, 16, 32, 4, 2)
 DEVICE = Device("made up", 1e9, 1e9)
 
 PEER = """
@@ -56,10 +56,10 @@ def experts() -> Experts:
 
 
 def exact() -> list[Implementation]:
-    return [i for i in gather_field(CPU).implementations if i.exact]
+    return [i for i in participants(CPU)[0] if i.exact]
 
 
-def inputs(case: Case = CASE) -> tuple[Tensor, Routing, Tensor]:
+def inputs(case: LayerCase = CASE) -> tuple[Tensor, Routing, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(case.tokens, case.hidden_size, generator=generator) for _ in range(2))
     return x, make_routings(case, CPU)[0], dy
@@ -91,8 +91,8 @@ def test_every_implementation_is_the_layer_with_every_gradient(
 
 
 def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -> None:
-    field = gather_field(CPU)
-    dense = next(i for i in field.implementations if i.name == DENSE)
+    field = participants(CPU)
+    dense = next(i for i in field[0] if i.name == DENSE)
     ready = dense.prepare(CASE, experts)
     # a multiply-add of each parameter for each token: 2·T·(3·D·K·F), which is layer_flops
     assert sum(p.numel() for p in ready.leaves) == 3 * 16 * 2 * 32
@@ -106,12 +106,12 @@ def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
     monkeypatch: pytest.MonkeyPatch, experts: Experts
 ) -> None:
     monkeypatch.setattr(peers, "onednn_available", lambda: False)
-    names = [i.name for i in gather_field(CPU).implementations]
+    names = [i.name for i in participants(CPU)[0]]
     assert names[:4] == ["dense", "loop", "capacity", "grouped"]
     assert not [n for n in names if "oneDNN" in n or "plain torch" in n]
     monkeypatch.setattr(peers, "onednn_available", lambda: True)
-    field = gather_field(CPU)
-    plain = next(i for i in field.implementations if i.name == DENSE_TORCH)
+    field = participants(CPU)
+    plain = next(i for i in field[0] if i.name == DENSE_TORCH)
     x, routing, _ = inputs()
     ready = plain.prepare(CASE, experts)
     gate_up, down = ready.leaves
@@ -124,15 +124,15 @@ def test_absent_peers_have_a_reason_with_its_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in wanted else real(name)
     )
-    field = gather_field(CPU)
-    assert set(field.absent) == {"triton", "transformers", "Liger-Kernel", "SonicMoE"}
-    assert "minimoe[hf]" in field.absent["transformers"]
-    assert "minimoe[peers]" in field.absent["Liger-Kernel"]
-    assert not [i for i in field.implementations if "transformers" in i.name]
+    field = participants(CPU)
+    assert set(field[1]) == {"triton", "transformers", "Liger-Kernel", "SonicMoE"}
+    assert "minimoe[hf]" in field[1]["transformers"]
+    assert "minimoe[peers]" in field[1]["Liger-Kernel"]
+    assert not [i for i in field[0] if "transformers" in i.name]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    field = gather_field(CPU)
-    assert field.absent["Liger-Kernel"] == field.absent["SonicMoE"] == field.absent["triton"]
-    on_gpu = [i.name for i in gather_field(CUDA).implementations]
+    field = participants(CPU)
+    assert field[1]["Liger-Kernel"] == field[1]["SonicMoE"] == field[1]["triton"]
+    on_gpu = [i.name for i in participants(CUDA)[0]]
     assert {"triton", "Liger-Kernel", "SonicMoE", BATCHED_MM} <= set(on_gpu)
 
 
@@ -148,7 +148,7 @@ def test_peers_go_through_onednn_inside_their_context_only() -> None:
 
 def test_batched_mm_is_left_out_where_it_would_copy_too_much() -> None:
     refuses = functools.partial(peers._copies_too_much, CPU)
-    case = Case("", 2048, 256, 512, 8, 2)  # 2,048 tokens x 2 experts x 3 x 256 x 512 x 4 bytes
+    case = LayerCase("", 2048, 256, 512, 8, 2)  # 2,048 tokens x 2 experts x 3 x 256 x 512 x 4 bytes
     assert 2048 * 2 * 3 * 256 * 512 * 4 == 6 << 30
     assert refuses(case) == "would copy 6 GiB of weights, those of K experts for every token"
     assert refuses(case.replace(tokens=341)) is None
@@ -240,7 +240,7 @@ def test_a_peer_from_a_file_is_measured(tmp_path: Path, experts: Experts) -> Non
     assert case["rows"][1]["error"] < 1e-6
     # its gathered weights are saved: two times w13 and w2 for each of the 12 tokens, and more
     assert case["rows"][1]["saved_bytes"] > 2 * 12 * 3 * 16 * 32 * 4
-    assert "mine" in [i.name for i in gather_field(CPU, (f"mine={tmp_path / 'mine.py'}",)).implementations]  # fmt: skip
+    assert "mine" in [i.name for i in participants(CPU, (f"mine={tmp_path / 'mine.py'}",))[0]]  # fmt: skip
 
 
 def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(
@@ -301,7 +301,7 @@ def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> Non
     path = tmp_path / "peer.py"
     path.write_text(PEER)
     with pytest.raises(ConfigError, match="an implementation named 'grouped' already"):
-        gather_field(CPU, (f"grouped={path}",))
+        participants(CPU, (f"grouped={path}",))
     with pytest.raises(ConfigError, match="is not a Python file"):
         other = tmp_path / "peer.txt"
         other.write_text(PEER)
@@ -312,10 +312,10 @@ def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> Non
 
 
 def named(*names: str) -> tuple[Implementation, ...]:
-    return tuple(i for i in gather_field(CPU).implementations if i.name in names)
+    return tuple(i for i in participants(CPU)[0] if i.name in names)
 
 
-def measured(experts: Experts, case: Case, *others: Implementation) -> dict[str, Any]:
+def measured(experts: Experts, case: LayerCase, *others: Implementation) -> dict[str, Any]:
     every = (*named("grouped"), *others)
     return measure_case(case, every, experts, cpu_clock, 1, DEVICE, threads=1)
 
@@ -341,14 +341,15 @@ def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> N
     assert (result["case"], result["work"]) == ("T12 D16 F32 E4 K2", "forward+backward")
     assert (result["clock"], result["threads"], result["rounds"]) == ("wall", 2, 2)
     floor = layer_floor(DEVICE, 12, 16, 32, 4, 2, bytes_per_element=4, backward=True)
-    assert result["floor"] == {"seconds": floor, "limit": "compute", "device": "made up"}
+    assert floor.limit == "compute"
+    assert result["floor"] == {"seconds": floor.seconds, "limit": "compute", "device": "made up"}
     assert result["flops"] == 18 * 12 * 2 * 16 * 32
     dense, slow, fast = result["rows"]
     # round 0 in order: 1, 2, 3 seconds; round 1 the other way: 4, 5, 6
     assert [r["seconds"]["median"] for r in result["rows"]] == [3.5, 3.5, 3.5]
     assert fast["ratios"]["loop"]["median"] == (3 / 2 + 4 / 5) / 2
     assert fast["to_dense"]["median"] == (3 / 1 + 4 / 6) / 2
-    assert fast["to_floor"] == 3.5 / floor
+    assert fast["to_floor"] == 3.5 / floor.seconds
     assert dense["ratios"] == {} and dense["error"] is None
     assert slow["error"] < 1e-6 and fast["error"] < 1e-6
     assert all(r["saved_bytes"] > 0 and r["peak_bytes"] > 0 for r in result["rows"])
@@ -411,7 +412,7 @@ def reuse(names: list[int], size: int) -> int:
 def noting(name: str, seen: list[int], exact: bool = True) -> Implementation:
     """The loop, which writes down whose down projection each call is given."""
 
-    def prepare(case: Case, experts: Experts) -> Ready:
+    def prepare(case: LayerCase, experts: Experts) -> Ready:
         mine = experts if exact else make_experts(case, CPU)
 
         def forward(x: Tensor, routing: Routing) -> Tensor:
@@ -450,7 +451,7 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
     half = sum(p.nbytes for p in experts.parameters()) // 2
     used: list[int] = []
 
-    def prepare(case: Case, experts: Experts) -> Ready:
+    def prepare(case: LayerCase, experts: Experts) -> Ready:
         def forward(x: Tensor, routing: Routing) -> Tensor:
             used.append(hash((experts.down_proj.data_ptr(), *routing.expert.tolist())))
             return loop(x, routing, experts)
@@ -543,7 +544,7 @@ def test_threads_are_restored() -> None:
 
 
 def test_what_refuses_a_case_is_not_called(experts: Experts) -> None:
-    def never(case: Case, experts: Experts) -> Ready:
+    def never(case: LayerCase, experts: Experts) -> Ready:
         raise AssertionError
 
     picky = Implementation("picky", never, refuses=lambda case: "not today")

@@ -53,7 +53,7 @@ def result() -> Any:
             case(both, *rows, load="skewed"),
             case("forward", *rows, tokens=1),
         ],
-        "goals": [make_goal("a", 1.15, 1.2, note="worst"), make_goal("b", 520, None, False, "TFLOP/s")],
+        "goals": [make_goal("a", 1.15, 1.2, note="worst"), make_goal("b", 520, at_most=False, unit="TFLOP/s")],
     }  # fmt: skip
     plt.close("all")
 
@@ -209,7 +209,7 @@ def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
     ]  # fmt: skip
     result = {
         "device": "cuda", "hardware": "NVIDIA H200", "torch": "2", "date": "today", "command": "the command",
-        "cases": cases, "goals": [make_goal("rate", 520, 500, False, "TFLOP/s")],
+        "cases": cases, "goals": [make_goal("rate", 520, 500, at_most=False, unit="TFLOP/s")],
     }  # fmt: skip
     (tmp_path / "gpu.json").write_text(json.dumps(result))
     shown = benchmarks.gpu()

@@ -10,8 +10,8 @@ import torch
 from minimoe import __main__ as cli
 from minimoe.bench import choices, models, suites, tables
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, make_goal, worst
-from minimoe.bench.layer import DENSE, Case, make_experts
-from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, Field, dense, gather_field
+from minimoe.bench.layer import DENSE, LayerCase, make_experts
+from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, dense, participants
 from minimoe.bench.suites import Options, run_and_write
 from minimoe.bench.tables import goal_text
 from minimoe.config import ModelConfig
@@ -27,12 +27,12 @@ TINY = Options(rounds=1, tiny=True, device="cpu")
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few implementations and sizes: the others have tests of their own."""
 
-    def gather(device: torch.device, peers: tuple[str, ...] = ()) -> Field:
-        field = gather_field(device, peers)
+    def gather(device: torch.device, peers: tuple[str, ...] = ()) -> Any:
+        found, absent = participants(device, peers)
         names = {DENSE, "loop", "grouped", EAGER, "mine"}
-        return Field(tuple(i for i in field.implementations if i.name in names), field.absent)
+        return tuple(i for i in found if i.name in names), absent
 
-    monkeypatch.setattr(suites, "gather_field", gather)
+    monkeypatch.setattr(suites, "participants", gather)
     monkeypatch.setattr(suites, "TINY_CPU", {8: (16, 32, 4, 2)})
     monkeypatch.setattr(suites, "TINY_GPU", {"Mixtral": (16, 32, 4, 2), "Qwen3": (16, 16, 4, 2)})
 
@@ -80,7 +80,7 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert any("x floor" in x and "x dense" in x for x in lines)
     stored = json.loads(path.read_text())
     assert stored == json.loads((tmp_path / "out" / "cpu.json").read_text())
-    assert stored == tables.rounded(result)
+    assert stored == tables.five_digits(result)
 
 
 def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_ways_of_combining_give_the_same() -> None:
-    case = choices.Case("", 40, 8, 16, 4, 2)
+    case = choices.LayerCase("", 40, 8, 16, 4, 2)
     routings = choices.make_routings(case, choices.CPU, count=choices.MANY_ROUTINGS)
     ways = choices.combining(case, routings).ways
     for i in (0, 9):  # the ninth round has the second routing
@@ -472,7 +472,7 @@ def test_the_products_alone_have_the_flops_of_the_layer(
 
     monkeypatch.setattr(choices, "multiply", counted)
     t, d, f, e, k = 16, 8, 12, 4, 2
-    case = Case("", t, d, f, e, k, backward=backward)
+    case = LayerCase("", t, d, f, e, k, backward=backward)
     experts = make_experts(case, torch.device("cpu"))
     choices.products(case, e, t * k // e, f)(experts.gate_up_proj, experts.down_proj)
     assert len(flops) == e * (6 if backward else 2)
@@ -491,7 +491,7 @@ def test_durations_have_units_that_fit() -> None:
     values = (2.5, 0.0125, 3.2e-5, 4e-8)
     assert [tables.duration(s) for s in values] == ["2.5 s", "12.5 ms", "32 us", "0.04 us"]
     assert tables.megabytes(1_500_000) == "1.5 MB" and tables.megabytes(None) == ""
-    assert tables.rounded({"a": [1.23456789], "b": ("c", None, 3)}) == {
+    assert tables.five_digits({"a": [1.23456789], "b": ("c", None, 3)}) == {
         "a": [1.2346], "b": ["c", None, 3]
     }  # fmt: skip
 

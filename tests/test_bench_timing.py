@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from minimoe.bench import timing
-from minimoe.bench.layer import ZIPF, Case, make_experts, make_routings
+from minimoe.bench.layer import ZIPF, LayerCase, make_experts, make_routings
 from minimoe.bench.timing import (
     CudaClock,
     Sample,
     alternate,
     cpu_clock,
-    held_bytes,
+    kept_bytes,
     paired,
     peak_bytes,
     saved_bytes,
@@ -133,7 +133,7 @@ def test_spread_and_paired_ratios_by_hand() -> None:
 
 
 def test_routings_are_valid_and_differ_and_repeat() -> None:
-    case = Case("", 200, 8, 16, 6, 2)
+    case = LayerCase("", 200, 8, 16, 6, 2)
     first, again = make_routings(case, CPU), make_routings(case, CPU)
     for a, b in zip(first, again, strict=True):
         a.check()
@@ -145,7 +145,7 @@ def test_routings_are_valid_and_differ_and_repeat() -> None:
 
 
 def test_uniform_and_skewed_loads_are_what_they_say() -> None:
-    case = Case("", 20_000, 8, 16, 8, 1)
+    case = LayerCase("", 20_000, 8, 16, 8, 1)
     uniform = make_routings(case, CPU, count=1)[0].load() / 20_000
     assert (uniform - 1 / 8).abs().max() < 0.01  # four standard deviations
     skewed = make_routings(case.replace(skew=ZIPF), CPU, count=1)[0].load() / 20_000
@@ -155,7 +155,7 @@ def test_uniform_and_skewed_loads_are_what_they_say() -> None:
 
 @pytest.mark.parametrize(("e", "k", "count"), [(8, 2, 4), (7, 3, 3), (128, 8, 16), (512, 8, 16)])
 def test_single_tokens_take_the_experts_in_turn(e: int, k: int, count: int) -> None:
-    routings = make_routings(Case("", 1, 8, 16, e, k, replay=True), CPU)
+    routings = make_routings(LayerCase("", 1, 8, 16, e, k, replay=True), CPU)
     assert len(routings) == count
     met = torch.cat([r.expert for r in routings])
     assert len(met.unique()) == min(e, count * k)
@@ -165,7 +165,7 @@ def test_single_tokens_take_the_experts_in_turn(e: int, k: int, count: int) -> N
 
 
 def test_cases_name_themselves() -> None:
-    case = Case("Qwen3", 64, 2048, 768, 128, 8, torch.bfloat16, backward=True)
+    case = LayerCase("Qwen3", 64, 2048, 768, 128, 8, torch.bfloat16, backward=True)
     assert case.label == "Qwen3 T64 D2048 F768 E128 K8"
     assert (case.work, case.load, case.dtype.itemsize) == ("forward+backward", "uniform", 2)
     assert case.replace(skew=1.0).load == "skewed"
@@ -219,7 +219,7 @@ def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
     x = torch.zeros(10, 5)  # 200 bytes, there before; the result's 400 bytes go with it
-    assert held_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
+    assert kept_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
 
 
 # --- hardware ------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
     [
         (["train", "--preset", "huge"], "unknown preset 'huge'; known are nano, mini, small"),
         (["train", "--preset", "minii"], "did you mean mini?"),
-        ([*NANO, "--domains", "lawn"], "unknown domain 'lawn' (did you mean 'law'?)"),
+        ([*NANO, "--domains", "lawn"], "unknown domain 'lawn'; did you mean law?"),
         ([*NANO, "--domains", ","], "no domain was given"),
         ([*NANO, "--device", "gpu"], "unknown device 'gpu'"),
         ([*NANO, "--device", "meta"], "give auto, cpu or cuda"),

@@ -25,18 +25,10 @@ from minimoe.cost.layer import (
     layer_bytes,
     layer_floor,
     layer_flops,
-    layer_limit,
 )
 from minimoe.cost.parameters import count_parameters
-from minimoe.cost.report import cost_report
-from minimoe.cost.table import cost_table
-from minimoe.cost.time import (
-    decode_floor,
-    prefill_floor,
-    training_days,
-    training_flops,
-    training_gpu_hours,
-)
+from minimoe.cost.report import cost_report, cost_table
+from minimoe.cost.time import decode_floor, prefill_floor, training
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.model import MixtralModel
@@ -102,8 +94,8 @@ FLOORS = {
 def test_floors_of_an_h200(tokens: int) -> None:
     for layer, (forward, both) in zip(LAYERS.values(), FLOORS[tokens], strict=True):
         device = DEVICES["h200"]
-        assert round(layer_floor(device, tokens, *layer) * 1e6) == forward
-        assert round(layer_floor(device, tokens, *layer, backward=True) * 1e6) == both
+        assert round(layer_floor(device, tokens, *layer).seconds * 1e6) == forward
+        assert round(layer_floor(device, tokens, *layer, backward=True).seconds * 1e6) == both
 
 
 def test_crossovers_of_an_h200() -> None:
@@ -117,8 +109,8 @@ def test_the_limit_changes_at_the_crossover() -> None:
     assert crossover_tokens(device, 4, 2) == 2
     assert crossover_tokens(device, 4, 2, bytes_per_element=4) == 4
     h200, mixtral = DEVICES["h200"], LAYERS["mixtral"]
-    assert layer_limit(h200, 700, *mixtral) == "memory"
-    assert layer_limit(h200, 800, *mixtral) == "compute"
+    assert layer_floor(h200, 700, *mixtral).limit == "memory"
+    assert layer_floor(h200, 800, *mixtral).limit == "compute"
 
 
 @pytest.mark.parametrize(
@@ -482,16 +474,6 @@ def test_a_mixture_reads_as_a_dense_model_and_computes_as_a_small_one() -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
-def test_days_of_llama_2() -> None:
-    """3.3 million A100 hours on 1,024 of them: about 134 days; Touvron et al. 2023, table 2, gives 3,311,616 hours."""
-    assert round(training_days(3.3e6, 1024)) == 134
-    assert training_days(184_320 + 368_640 + 1_038_336 + 1_720_320, 1024) == pytest.approx(
-        134.75, abs=0.01
-    )
-    with pytest.raises(ConfigError, match="at least 1 device"):
-        training_days(1, 0)
-
-
 @pytest.mark.parametrize(
     ("name", "hours", "utilisation"),
     [("llama-2-7b", 184_320, 0.39), ("llama-2-70b", 1_720_320, 0.43)],
@@ -501,8 +483,13 @@ def test_published_hours_of_llama_2_mean_this_utilisation(
 ) -> None:
     # by hand: 6 · 6.738e9 · 2e12 / 312e12 / 3600 = 71,986 of 184,320 hours
     config, a100 = ModelConfig.preset(name), DEVICES["a100"]
-    least = training_gpu_hours(config, 2e12, a100, utilisation=1.0)
-    assert round(least / hours, 2) == utilisation
+    least = training(config, 2e12, a100, utilisation=1.0)
+    assert round(least.gpu_hours / hours, 2) == utilisation
+    # 3.3 million hours (7B, 13B, 34B and 70B; Touvron et al. 2023, table 2) are 134 days of 1,024 devices
+    days = 3.3e6 / least.gpu_hours * least.days
+    assert round(days) == 134 and least.gpus == 1024
+    with pytest.raises(ConfigError, match="gpus is 0; it must be"):
+        training(config, 2e12, a100, gpus=0)
 
 
 def test_training_estimate_is_near_the_exact_count() -> None:
@@ -510,7 +497,7 @@ def test_training_estimate_is_near_the_exact_count() -> None:
     for name in ("mixtral-8x7b", "llama-2-7b"):
         config = ModelConfig.preset(name)
         exact = 3 * sum(forward_flops(config, 4096).values())
-        assert training_flops(config, 1) == pytest.approx(exact, rel=0.06)
+        assert training(config, 1, DEVICES["a100"]).flops == pytest.approx(exact, rel=0.06)
 
 
 # --- the report and the command ------------------------------------------------------------------

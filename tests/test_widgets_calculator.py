@@ -10,7 +10,7 @@ from minimoe.config import ModelConfig
 from minimoe.cost.device import DEVICES
 from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes
 from minimoe.cost.parameters import count_parameters
-from minimoe.cost.time import training_days, training_flops, training_gpu_hours
+from minimoe.cost.time import training
 from minimoe.presets import PRESETS
 from minimoe.widgets.calculator import calculator
 from tests.node import in_node
@@ -39,12 +39,10 @@ def agree(got: dict[str, Any], c: ModelConfig, context: int) -> None:
     assert got["forward"] == pytest.approx(forward_flops(c, context), rel=1e-12, abs=0)
     assert got["last"] == pytest.approx(decode_flops(c, context), rel=1e-12, abs=0)
     assert got["cache"] == kv_cache_bytes(c, context)
-    hours = training_gpu_hours(c, BUDGET["tokens"], CHIP, utilisation=BUDGET["utilisation"])
-    expected = {
-        "flops": training_flops(c, BUDGET["tokens"]),
-        "hours": hours,
-        "days": training_days(hours, BUDGET["gpus"]),
-    }
+    run = training(
+        c, BUDGET["tokens"], CHIP, gpus=BUDGET["gpus"], utilisation=BUDGET["utilisation"]
+    )
+    expected = {"flops": run.flops, "hours": run.gpu_hours, "days": run.days}
     assert got["training"] == pytest.approx(expected, rel=1e-12, abs=0)
 
 

@@ -13,7 +13,6 @@ from minimoe.cost.layer import (
     layer_bytes,
     layer_floor,
     layer_flops,
-    layer_limit,
 )
 from minimoe.presets import PRESETS
 from minimoe.widgets.roofline import MOST, roofline
@@ -63,10 +62,9 @@ def test_floors_are_those_of_the_library() -> None:
         device, both = DEVICES[chip], {"backward": backward}
         assert found["flops"] == layer_flops(tokens, d, f, k, **both)
         assert found["bytes"] == pytest.approx(layer_bytes(tokens, d, f, e, k, **both), **exact)
-        assert found["seconds"] == pytest.approx(
-            layer_floor(device, tokens, d, f, e, k, **both), **exact
-        )
-        assert found["limit"] == layer_limit(device, tokens, d, f, e, k, **both)
+        floor = layer_floor(device, tokens, d, f, e, k, **both)
+        assert found["seconds"] == pytest.approx(floor.seconds, **exact)
+        assert found["limit"] == floor.limit
         assert found["touched"] == pytest.approx(experts_touched(tokens, e, k), **exact)
         assert found["rule"] == pytest.approx(crossover_tokens(device, e, k), **exact)
 
@@ -101,14 +99,14 @@ def test_the_crossing_is_where_the_library_changes_sides() -> None:
     for (layer, chip, backward), cross in zip(given, got, strict=True):
         device = next(d for d in DEVICES.values() if d.name == chip["name"])
         sizes = (layer["D"], layer["F"], layer["E"], layer["K"])
-        at = {t: layer_limit(device, t, *sizes, backward=backward) for t in (1, MOST)}
+        at = {t: layer_floor(device, t, *sizes, backward=backward).limit for t in (1, MOST)}
         if cross is None:
             assert set(at.values()) == {"memory"}
             met.add("never")
         else:
             assert 1 < cross < MOST
-            assert layer_limit(device, int(cross), *sizes, backward=backward) == "memory"
-            assert layer_limit(device, int(cross) + 1, *sizes, backward=backward) == "compute"
+            assert layer_floor(device, int(cross), *sizes, backward=backward).limit == "memory"
+            assert layer_floor(device, int(cross) + 1, *sizes, backward=backward).limit == "compute"
             met.add("somewhere")
             large = layer["D"] > 1024 and not backward
             if large and cross < MOST / 4:
@@ -120,8 +118,8 @@ def test_the_crossing_is_where_the_library_changes_sides() -> None:
 def test_the_figure_says_what_it_shows() -> None:
     c = PRESETS["mixtral-8x7b"]
     for tokens in (1, 64, MOST):
-        seconds = layer_floor(DEVICES["h200"], tokens, c.hidden_size, c.expert_size, 8, 2)
-        assert f"{1e6 * seconds:,.0f} µs for {tokens:,}" in roofline().alt
+        floor = layer_floor(DEVICES["h200"], tokens, c.hidden_size, c.expert_size, 8, 2)
+        assert f"{1e6 * floor.seconds:,.0f} µs for {tokens:,}" in roofline().alt
 
 
 def test_no_count_of_experts_is_rounded_past_those_that_there_are() -> None:

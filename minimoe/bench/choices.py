@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.bench import layer, timing
-from minimoe.bench.layer import Case, Inputs, Ready, make_experts, make_routings, training_call
+from minimoe.bench.layer import Inputs, LayerCase, Ready, make_experts, make_routings, training_call
 from minimoe.bench.peers import dense, dispatcher
 from minimoe.bench.tables import choice_text, heading
-from minimoe.bench.timing import Clock, Options, Setup, Work, cpu_clock, paired, spread
+from minimoe.bench.timing import Clock, Options, Setup, Work, cpu_clock
 from minimoe.cpu import block_size, fused_grouped, layout, multiply
 from minimoe.dispatch import few, grouped_plain, plan
 from minimoe.experts import Experts
@@ -35,7 +35,9 @@ MANY_ROUTINGS = 8
 CPU = torch.device("cpu")
 
 
-def products(case: Case, experts: int, rows: int, width: int) -> Callable[[Tensor, Tensor], None]:
+def products(
+    case: LayerCase, experts: int, rows: int, width: int
+) -> Callable[[Tensor, Tensor], None]:
     """The products alone of E experts of this width F, R rows each, as `grouped` makes them: two of the forward pass
     and four of the backward pass. The dense layer is one expert."""
     d = case.hidden_size
@@ -56,7 +58,7 @@ def products(case: Case, experts: int, rows: int, width: int) -> Callable[[Tenso
 
 
 def measure_split(
-    case: Case, experts: Experts, clock: Clock, rounds: int, threads: int, cache: int
+    case: LayerCase, experts: Experts, clock: Clock, rounds: int, threads: int, cache: int
 ) -> dict[str, Any]:
     """Time `grouped` and the dense layer, each also reduced to its products, on a CPU in float32; JSON-ready.
 
@@ -90,10 +92,7 @@ def measure_split(
         "its products (dense)": reduced(whole, many),
     }
     seconds = timing.in_turn(setups, clock, rounds, threads, warm_up=len(inputs.routings))
-    rows = [
-        {"part": n, "seconds": spread(v), "to_dense": paired(v, seconds["dense layer"])}
-        for n, v in seconds.items()
-    ]
+    rows = timing.beside(seconds, "part", "dense layer", "to_dense")
     return {"case": case.label, "work": case.work, "threads": threads, "rows": rows}
 
 
@@ -113,41 +112,35 @@ def choices_suite(options: Options) -> dict[str, Any]:
     print(heading(result))
     with timing.cpu_threads(threads), fast_cpu():
         for name, (tokens, shape) in (TINY if options.tiny else SHAPES).items():
-            case = Case(name, tokens, *shape)
+            case = LayerCase(name, tokens, *shape)
             for question, taken, ways in choices(case):
                 seconds = timing.in_turn(ways, cpu_clock, rounds, threads, warm_up=MANY_ROUTINGS)
-                rows = [
-                    {"way": n, "seconds": spread(v), "to_taken": paired(v, seconds[taken])}
-                    for n, v in seconds.items()
-                ]
                 record: dict[str, Any] = {"question": question, "case": case.label, "size": name}
-                record |= {"taken": taken, "rows": rows}
+                record |= {"taken": taken, "rows": timing.beside(seconds, "way", taken, "to_taken")}
                 result["choices"].append(record)
                 print(choice_text(record), flush=True)
     result["load_average_after"] = timing.load_average()
     return result
 
 
-def choices(case: Case) -> list[Choice]:
+def choices(case: LayerCase) -> list[Choice]:
     """The choices at one size."""
     experts = make_experts(case, CPU)
     torch.manual_seed(2)
     x = torch.randn(case.tokens, case.hidden_size)
     dy = torch.randn_like(x)
     inputs = Inputs(x, dy, make_routings(case, CPU, count=MANY_ROUTINGS))
-    return [
-        sorting(case, inputs.routings),
-        combining(case, inputs.routings),
+    first = [sorting(case, inputs.routings), combining(case, inputs.routings)]
+    passes = [
         filling(case, inputs, experts),
         one_function(inputs, experts),
         keeping(inputs, experts),
-        weight_gradient(case),
-        deciding_by_size(case),
-        decoding(case, x, experts),
     ]
+    few_rows = [deciding_by_size(case), decoding(case, x, experts)]
+    return [*first, *passes, weight_gradient(case), *few_rows]
 
 
-def sorting(case: Case, routings: list[Routing]) -> Choice:
+def sorting(case: LayerCase, routings: list[Routing]) -> Choice:
     """The order of the rows."""
     block = block_size(case.tokens * case.k, case.num_experts)
     ways: dict[str, Callable[[Routing], object]] = {
@@ -157,7 +150,7 @@ def sorting(case: Case, routings: list[Routing]) -> Choice:
     return Choice("sorting", "NumPy, by radix", _each_routing(routings, ways))
 
 
-def combining(case: Case, routings: list[Routing]) -> Choice:
+def combining(case: LayerCase, routings: list[Routing]) -> Choice:
     """Expert results back to their tokens."""
     rows = torch.randn(case.tokens * case.k, case.hidden_size)
     inverse = [plan(r).inverse for r in routings]
@@ -179,7 +172,7 @@ def combining(case: Case, routings: list[Routing]) -> Choice:
     return Choice("combine", "embedding_bag", _each_routing(range(MANY_ROUTINGS), ways))
 
 
-def filling(case: Case, inputs: Inputs, experts: Experts) -> Choice:
+def filling(case: LayerCase, inputs: Inputs, experts: Experts) -> Choice:
     """To how many rows each expert's stretch is filled up. A way without blocks meets new shapes all the time."""
     block = block_size(case.tokens * case.k, case.num_experts)
     names = {rows: f"blocks of {rows}" if rows > 1 else "no filling" for rows in (1, block, 64)}
@@ -219,7 +212,7 @@ def keeping(inputs: Inputs, experts: Experts) -> Choice:
     return Choice("forward", "nothing kept", _each_routing(inputs.routings, ways))
 
 
-def weight_gradient(case: Case) -> Choice:
+def weight_gradient(case: LayerCase) -> Choice:
     """dW13 [2F, D] of every expert: which of the two factors is the right-hand side."""
     e, rows = case.num_experts, max(case.tokens * case.k // case.num_experts, 1)
     x, dh = torch.randn(e, rows, case.hidden_size), torch.randn(e, rows, 2 * case.expert_size)
@@ -240,7 +233,7 @@ def weight_gradient(case: Case) -> Choice:
     return Choice("gradient of W13", "(xᵀ dh)ᵀ", ways)
 
 
-def deciding_by_size(case: Case) -> Choice:
+def deciding_by_size(case: LayerCase) -> Choice:
     """One row times W13, as in decoding: oneDNN's call against torch's."""
     x = torch.randn(1, case.hidden_size)
     weight = torch.randn(2 * case.expert_size, case.hidden_size)
@@ -251,7 +244,7 @@ def deciding_by_size(case: Case) -> Choice:
     return Choice("one row, 50 products", "torch", ways)
 
 
-def decoding(case: Case, x: Tensor, experts: Experts) -> Choice:
+def decoding(case: LayerCase, x: Tensor, experts: Experts) -> Choice:
     """The layer for one token: its experts in turn, or sorted as a batch is."""
     routing, token, fused = make_routings(case.replace(tokens=1), CPU)[0], x[:1], _fused(experts)
     each = _many(20, lambda: few(token, routing.weight, routing, experts))
@@ -278,12 +271,7 @@ def _training(
 
 
 def _many(times: int, work: Work) -> Setup:
-    @torch.no_grad()
-    def call() -> None:
-        for _ in range(times):
-            work()
-
-    return lambda i: call
+    return timing.repeated(torch.no_grad()(work), times)
 
 
 def _fused(experts: Experts, block: int | None = None) -> Ready:

@@ -53,35 +53,20 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One kernel, compiled.
-
-    Attributes:
-        kernel: its name.
-        rows: BLOCK_M of the plan it works on, 0 where that plays no part.
-        arch: compute capability.
-        dtype: of tokens and weights.
-        shape: name of the layer's sizes.
-        warps: of each program, as launched.
-        stages: of its software pipeline, as launched.
-        registers: of each thread.
-        stack: bytes of memory for each thread, 0 without spills.
-        shared: bytes of shared memory of a block.
-        counts: how often each of `INSTRUCTIONS` stands in the code.
-        seconds: to compile; little where Triton's cache had it.
-    """
+    """One kernel, compiled."""
 
     kernel: str
-    rows: int
-    arch: int
-    dtype: str
-    shape: str
-    warps: int
-    stages: int
-    registers: int
-    stack: int
-    shared: int
-    counts: dict[str, int]
-    seconds: float
+    rows: int  # BLOCK_M of the plan it works on, 0 where that plays no part
+    arch: int  # compute capability
+    dtype: str  # of tokens and weights
+    shape: str  # name of the layer's sizes
+    warps: int  # of each program, as launched
+    stages: int  # of its software pipeline, as launched
+    registers: int  # of each thread
+    stack: int  # bytes of memory for each thread, 0 without spills
+    shared: int  # bytes of shared memory of a block
+    counts: dict[str, int]  # how often each of `INSTRUCTIONS` stands in the code
+    seconds: float  # to compile; little where Triton's cache had it
 
 
 class _Pretender:
@@ -142,29 +127,24 @@ def pretend(arch: int) -> Generator[list[dict[str, Path]]]:
         config.set_active(before)
 
 
-def launches(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, rows: int
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The products of a layer of these sizes with tiles of this many rows: (name, launch)."""
+def _empty(dtype: torch.dtype, *size: int) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+Jobs = Iterator[tuple[str, Callable[[], object]]]  # name, launch
+
+
+def launches(shape: tuple[int, int, int, int], dtype: torch.dtype, rows: int) -> Jobs:
+    """The products of a layer of these sizes with tiles of this many rows."""
     d, f, e, k = shape
     n = rows * e  # a tile for each expert
     p = tile_bound(n, e, rows) * rows
-
-    def empty(*size: int) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    def ints(size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int32, device="meta")
-
-    plan = TilePlan(ints(n), ints(p), ints(p), ints(e + 1), ints(p // rows), rows, k)
-    x, gate_up, down, a, h = (
-        empty(n // k, d),
-        empty(e, 2 * f, d),
-        empty(e, d, f),
-        empty(p, f),
-        empty(p, 2 * f),
-    )
-    weight = torch.empty(n, device="meta")
+    ints = (_empty(torch.int32, size) for size in (n, p, p, e + 1, p // rows))
+    row, token, assignment, start, tile_expert = ints
+    plan = TilePlan(row, token, assignment, start, tile_expert, rows, k)
+    sizes = ((n // k, d), (e, 2 * f, d), (e, d, f), (p, f), (p, 2 * f))
+    x, gate_up, down, a, h = (_empty(dtype, *size) for size in sizes)
+    weight = _empty(torch.float32, n)
     yield "up", lambda: up(x, gate_up, plan, save=False)
     yield "up, keeping h", lambda: up(x, gate_up, plan, save=True)
     yield "rows × weightᵀ", lambda: rows_times_weight(a, down, plan, transpose=True)
@@ -174,33 +154,28 @@ def launches(
     yield "gradient of down", lambda: weight_gradient(a, x, plan, transpose=True)
 
 
-def small_launches(
-    shape: tuple[int, int, int, int], dtype: torch.dtype
-) -> Iterator[tuple[str, Callable[[], object]]]:
+def small_launches(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Jobs:
     """What is around the products, and the same for every tile but for one number: plan, combine, decode."""
     d, f, e, k = shape
 
-    def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
     def routing(t: int, kept: bool) -> Routing:
-        ids, weight = empty(t * k, dtype=torch.int64), empty(t * k, dtype=torch.float32)
-        drops = empty(t * k, dtype=torch.bool) if kept else None
+        ids, weight = (_empty(kind, t * k) for kind in (torch.int64, torch.float32))
+        drops = _empty(torch.bool, t * k) if kept else None
         return Routing(ids, ids, weight, (t, e), kept=drops, k=k)
 
     few, many, one = routing(ONE_PROGRAM // k, True), routing(ONE_PROGRAM, True), routing(1, False)
-    n, rows = few.num_assignments, empty(64, d)
-    ints = [empty(size, dtype=torch.int32) for size in (n, 64, 64, e + 1, 4, n, n // k + 1)]
+    n, rows = few.num_assignments, _empty(dtype, 64, d)
+    ints = [_empty(torch.int32, size) for size in (n, 64, 64, e + 1, 4, n, n // k + 1)]
     row, token, assignment, start, tile_expert, order, bounds = ints
     ordered = TilePlan(row, token, assignment, start, tile_expert, 16, k)
     listed = dataclasses.replace(ordered, k=None, order=order, bounds=bounds)
-    gate_up, down = empty(e, 2 * f, d), empty(e, d, f)
+    gate_up, down = _empty(dtype, e, 2 * f, d), _empty(dtype, e, d, f)
     yield "plan, one program", lambda: plan_tiles(few, 64)
     yield "plan, three passes", lambda: plan_tiles(many, 64)
     yield "combine", lambda: combine(rows, few.weight, ordered, n // k)
     yield "combine, unweighted", lambda: combine(rows, None, ordered, n // k)
     yield "combine, listed by token", lambda: combine(rows, few.weight, listed, n // k)
-    yield "decode", lambda: decode(empty(1, d), one.weight, gate_up, down, one)
+    yield "decode", lambda: decode(_empty(dtype, 1, d), one.weight, gate_up, down, one)
 
 
 def compile_report(
@@ -222,15 +197,16 @@ def compile_report(
                     launch()
                     seconds = (time.perf_counter() - begun) / max(1, len(compiled))
                     for files in compiled:
-                        made = json.loads(files[".json"].read_text())
+                        made, code = (
+                            json.loads(files[".json"].read_text()),
+                            files[".ptx"].read_text(),
+                        )
                         several = f": {made['name'].strip('_')}" if len(compiled) > 1 else ""
-                        found.append(
-                            KernelReport(
-                                name + several, block_m, arch, str(dtype).removeprefix("torch."), shape,
-                                made["num_warps"], made["num_stages"], *_usage(files[".cubin"]), made["shared"],
-                                {k: files[".ptx"].read_text().count(v) for k, v in INSTRUCTIONS.items()}, seconds,
-                            )
-                        )  # fmt: skip
+                        layer = (arch, str(dtype).removeprefix("torch."), shape)
+                        launched = (made["num_warps"], made["num_stages"], *_usage(files[".cubin"]))
+                        counts = {k: code.count(v) for k, v in INSTRUCTIONS.items()}
+                        values: Any = (*layer, *launched, made["shared"], counts, seconds)
+                        found.append(KernelReport(name + several, block_m, *values))
     return found
 
 
@@ -246,33 +222,12 @@ def _usage(binary: Path) -> tuple[int, int]:
 
 def table(reports: Sequence[KernelReport]) -> str:
     """The reports as text in columns."""
-    columns = [
-        "kernel",
-        "rows",
-        "arch",
-        "type",
-        "layer",
-        "warps",
-        "stages",
-        "registers",
-        "stack",
-        "shared",
-    ]
-    lines = [[*columns, *INSTRUCTIONS]]
-    for r in reports:
-        values = (
-            r.kernel,
-            r.rows or "",
-            r.arch,
-            r.dtype,
-            r.shape,
-            r.warps,
-            r.stages,
-            r.registers,
-            r.stack,
-            r.shared,
-        )
-        lines.append([*map(str, values), *map(str, r.counts.values())])
+    names = [field.name for field in dataclasses.fields(KernelReport)[:-2]]
+    heads = [{"dtype": "type", "shape": "layer"}.get(name, name) for name in names]
+    lines = [[*heads, *INSTRUCTIONS]]
+    for report in reports:
+        shown = dataclasses.asdict(report) | {"rows": report.rows or ""}
+        lines.append([*(str(shown[name]) for name in names), *map(str, report.counts.values())])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

@@ -7,8 +7,8 @@ from typing import Any
 
 from minimoe.bench.layer import DENSE
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SONIC
+from minimoe.bench.tables import Result
 
-Case = dict[str, Any]
 Goal = dict[str, Any]
 # reads a number from an implementation's row of a case; None where the row does not have it
 Read = Callable[[dict[str, Any]], float | None]
@@ -23,13 +23,9 @@ MANY, FEW = range(8192, 32769), range(1, 1025)
 
 
 def make_goal(
-    text: str,
-    limit: float,
-    measured: float | None = None,
-    at_most: bool = True,
-    unit: str = "",
-    note: str = "",
-) -> Goal:
+    text: str, limit: float, measured: float | None = None,
+    *, at_most: bool = True, unit: str = "", note: str = "",
+) -> Goal:  # fmt: skip
     """One aim, an upper or lower bound, beside its measurement; JSON-ready.
 
     `measured`, its ratio to the limit and `met` are None where there is no measurement, and `note` says why; else which
@@ -48,10 +44,10 @@ def make_goal(
     }
 
 
-def pick(cases: Iterable[Case], work: str, **values: Any) -> list[Case]:
+def pick(cases: Iterable[Result], work: str, **values: Any) -> list[Result]:
     """The uniform cases with this work and these values; a range stands for any of its values."""
 
-    def fits(case: Case) -> bool:
+    def fits(case: Result) -> bool:
         pairs = [(case[k], v) for k, v in values.items()]
         return all(mine in v if isinstance(v, range) else mine == v for mine, v in pairs)
 
@@ -59,7 +55,7 @@ def pick(cases: Iterable[Case], work: str, **values: Any) -> list[Case]:
 
 
 def worst(
-    text: str, limit: float, cases: list[Case], ours: str, read: Read, **options: Any
+    text: str, limit: float, cases: list[Result], ours: str, read: Read, **options: Any
 ) -> Goal:
     """The goal for the case that is farthest from it, by what `read` finds in our row."""
     rows = [(read(r), c["case"]) for c in cases for r in c["rows"] if r["implementation"] == ours]
@@ -87,7 +83,7 @@ def _speedup(peer: str, *, begins: bool = False) -> Read:
     return read
 
 
-def cpu_goals(cases: list[Case], backends: dict[str, float], ours: str = "grouped") -> list[Goal]:
+def cpu_goals(cases: list[Result], backends: dict[str, float], ours: str = "grouped") -> list[Goal]:
     """Goals of `ours` on a CPU, for each number of threads: to the dense layer, to transformers, and of the backend."""
     goals: list[Goal] = []
     batches = [c for c in cases if c["tokens"] > 1]
@@ -104,20 +100,23 @@ def cpu_goals(cases: list[Case], backends: dict[str, float], ours: str = "groupe
             text = f"{ours} / dense MLP through plain torch, {where}"
             advantage, needed = backends.get("onednn", 0) / backends["mkl"], limit / gain
             times = f"{needed:.1f} times as fast as MKL; here {advantage:.2f}"
+            why = (
+                f"applies where oneDNN is {times}"
+                if advantage
+                else "oneDNN is not used on this processor"
+            )
             if advantage >= needed:
                 goals.append(worst(text, gain, mine, ours, _over(DENSE_TORCH)))
-            elif advantage:
-                goals.append(make_goal(text, gain, note=f"applies where oneDNN is {times}"))
             else:
-                goals.append(make_goal(text, gain, note="oneDNN is not used on this processor"))
+                goals.append(make_goal(text, gain, note=why))
     return goals
 
 
-def gpu_goals(cases: list[Case], ours: str) -> list[Goal]:
+def gpu_goals(cases: list[Result], ours: str) -> list[Goal]:
     """Goals of `ours` on one H200 in bf16."""
     goals: list[Goal] = []
 
-    def aim(text: str, limit: float, mine: list[Case], read: Read, **options: Any) -> None:
+    def aim(text: str, limit: float, mine: list[Result], read: Read, **options: Any) -> None:
         goals.append(worst(text, limit, mine, ours, read, **options))
 
     for name, limit in LATENCY.items():

@@ -33,7 +33,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
-class Case:
+class LayerCase:
     """One measurement: T tokens through one layer."""
 
     name: str  # of the shape
@@ -44,14 +44,12 @@ class Case:
     k: int
     dtype: torch.dtype = torch.float32
     backward: bool = False  # forward and backward pass; else forward without gradients
-    skew: float = (
-        0.0  # s > 0: probabilities of experts are proportional to 1/rank^s (Zipf); 0: uniform
-    )
-    replay: bool = (
-        False  # decoding: one call among many with changing experts, on a GPU a CUDA graph
-    )
+    # s > 0: probabilities of experts are proportional to 1/rank^s (Zipf); 0: uniform
+    skew: float = 0.0
+    # decoding: one call among many with changing experts, on a GPU a CUDA graph
+    replay: bool = False
 
-    def replace(self, **changes: object) -> Case:
+    def replace(self, **changes: object) -> LayerCase:
         """The same case with other values."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
@@ -80,7 +78,7 @@ class Inputs(NamedTuple):
     routings: list[Routing]
 
 
-def make_inputs(case: Case, device: torch.device) -> Inputs:
+def make_inputs(case: LayerCase, device: torch.device) -> Inputs:
     """Random inputs of a case, the same each time."""
     torch.manual_seed(1)
     shape = (case.tokens, case.hidden_size)
@@ -88,7 +86,7 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     return Inputs(x, dy, make_routings(case, device))
 
 
-def make_experts(case: Case, device: torch.device) -> Experts:
+def make_experts(case: LayerCase, device: torch.device) -> Experts:
     """Random weights of a case's shape, made on the device, the same each time."""
     torch.manual_seed(0)
     d = case.hidden_size
@@ -97,7 +95,7 @@ def make_experts(case: Case, device: torch.device) -> Experts:
     return experts.to(case.dtype)
 
 
-def make_routings(case: Case, device: torch.device, count: int | None = None) -> list[Routing]:
+def make_routings(case: LayerCase, device: torch.device, count: int | None = None) -> list[Routing]:
     """Routings with K different experts for each token and weights that sum to 1.
 
     A single token takes the experts in turn, so that each call of a series finds its weights out of the cache: as many
@@ -135,16 +133,13 @@ class Implementation:
     """One way to run the layer."""
 
     name: str  # in tables and JSON
-    prepare: Callable[
-        [Case, Experts], Ready
-    ]  # brings weights into the form that it wants; not timed
-    exact: bool = (
-        True  # computes the layer, and is compared with the definition; the dense MLP does not
-    )
+    # brings weights into the form that it wants; not timed
+    prepare: Callable[[LayerCase, Experts], Ready]
+    # computes the layer, and is compared with the definition; the dense MLP does not
+    exact: bool = True
     capturable: bool = False  # never waits for the device: may be recorded in a CUDA graph
-    refuses: Callable[[Case], str | None] = lambda case: (
-        None
-    )  # why it cannot do a case; None: it can
+    # why it cannot do a case; None: it can
+    refuses: Callable[[LayerCase], str | None] = lambda case: None
     inside: Callable[[Work], Work] = lambda work: work  # wraps a call in what must be switched on
 
 
@@ -160,7 +155,7 @@ def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work
     return lambda: ready.forward(leaf_x, mine).backward(dy)
 
 
-def one_call(case: Case, copies: Sequence[Ready], turn: int, inputs: Inputs, i: int) -> Work:
+def one_call(case: LayerCase, copies: Sequence[Ready], turn: int, inputs: Inputs, i: int) -> Work:
     """The case's work in round i by the copy whose turn it is; the gradients of all copies are given back first."""
     # or memory for gradients is new in the first rounds, and faulted in page by page
     for copy in copies:
@@ -172,7 +167,7 @@ def one_call(case: Case, copies: Sequence[Ready], turn: int, inputs: Inputs, i: 
 
 
 def _setup(
-    case: Case,
+    case: LayerCase,
     how: Implementation,
     copies: list[Ready],
     turn: Iterator[int],
@@ -203,8 +198,8 @@ def _setup(
     return lambda i: how.inside(series), "series"
 
 
-def _memory(case: Case, ready: Ready, inputs: Inputs, how: Implementation) -> dict[str, Any]:
-    """`saved_bytes`, on a GPU `held_bytes` (with a backward pass only), and `peak_bytes` of one call."""
+def _memory(case: LayerCase, ready: Ready, inputs: Inputs, how: Implementation) -> dict[str, Any]:
+    """`saved_bytes`, on a GPU `kept_bytes` (with a backward pass only), and `peak_bytes` of one call."""
     (x, dy, routings), saved, inside = inputs, None, how.inside
     work = forward_call(ready, x, routings[0])
     if case.backward:
@@ -213,7 +208,7 @@ def _memory(case: Case, ready: Ready, inputs: Inputs, how: Implementation) -> di
             return ready.forward(*_asking(x, routings[0]))
 
         if x.device.type == "cuda":
-            saved = inside(lambda: timing.held_bytes(forward, x))()
+            saved = inside(lambda: timing.kept_bytes(forward, x))()
         else:
             saved = inside(lambda: timing.saved_bytes(forward, ready.leaves))()
         work = training_call(ready, x, dy, routings[0])
@@ -273,7 +268,7 @@ def relative_error(y: Tensor, right: Tensor) -> float:
 
 
 def measure_case(
-    case: Case,
+    case: LayerCase,
     implementations: tuple[Implementation, ...],
     experts: Experts,
     clock: Clock,
@@ -332,11 +327,10 @@ def measure_case(
     clear(experts.parameters())
     times = {n: [s / calls for s in timing.steady(v, threads)] for n, v in samples.items()}
     sizes = (case.tokens, case.hidden_size, case.expert_size)
-    flops = layer_flops(*sizes, case.k, backward=case.backward)
-    each = case.dtype.itemsize
-    moved = layer_bytes(
-        *sizes, case.num_experts, case.k, bytes_per_element=each, backward=case.backward
-    )
+    both: dict[str, Any] = {"backward": case.backward}
+    flops = layer_flops(*sizes, case.k, **both)
+    both["bytes_per_element"] = case.dtype.itemsize
+    moved = layer_bytes(*sizes, case.num_experts, case.k, **both)
     floor = floor_device.floor(flops, moved)
     rows = [
         {

@@ -13,6 +13,7 @@ from minimoe.bench.goals import make_goal
 from minimoe.bench.tables import decode_text, train_text
 from minimoe.bench.timing import Options, Setup, paired, spread
 from minimoe.config import ModelConfig
+from minimoe.cost import count_parameters
 from minimoe.dispatch import DISPATCHERS
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
@@ -35,12 +36,6 @@ def dense_counterpart(config: ModelConfig) -> ModelConfig:
         intermediate_size=config.num_experts_per_tok * config.expert_size,
         moe_intermediate_size=None,
     )
-
-
-def parameters(config: ModelConfig, *, active: bool = False) -> int:
-    """Parameters of a model of this configuration, without allocating them."""
-    with torch.device("meta"):
-        return MixtralModel(config).num_parameters(active=active)
 
 
 def decode_suite(options: Options) -> dict[str, Any]:
@@ -126,15 +121,7 @@ def measure(
     steps: dict[str, Callable[[], None]], rounds: int, threads: int | None = None, each: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of `each` calls of each function, `rounds` times, in turn, by the steadier clock for these threads."""
-
-    def setup(step: Callable[[], None]) -> Setup:
-        def call() -> None:
-            for _ in range(each):
-                step()
-
-        return lambda i: call
-
-    setups = {name: setup(step) for name, step in steps.items()}
+    setups = {name: timing.repeated(step, each) for name, step in steps.items()}
     return timing.in_turn(setups, timing.cpu_clock, rounds, threads, warm_up=WARM_UP)
 
 
@@ -162,16 +149,12 @@ def train_suite(options: Options) -> dict[str, Any]:
     result["tokens_per_round"] = tokens
     result["models"] = {
         name: {
-            "parameters": parameters(config),
-            "active_parameters": parameters(config, active=True),
+            "parameters": (held := count_parameters(config)).total,
+            "active_parameters": held.active,
             "tokens_per_second": spread(rates[name]),
         }
         for name, config in configs.items()
     }
-    result |= {
-        "ratio": ratio,
-        "load_average_after": timing.load_average(),
-        "goals": [goal],
-    }
+    result |= {"ratio": ratio, "load_average_after": timing.load_average(), "goals": [goal]}
     print(train_text(result))
     return result

@@ -14,20 +14,20 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.bench.layer import DENSE, Case, Implementation, Ready
+from minimoe.bench.layer import DENSE, Implementation, LayerCase, Ready
 from minimoe.cpu import onednn_available
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP, Experts
 from minimoe.routing import Routing
 
-Prepare = Callable[[Case, Experts], Ready]
+Prepare = Callable[[LayerCase, Experts], Ready]
 
 DENSE_TORCH = "dense (plain torch)"
 EAGER, GROUPED_MM, BATCHED_MM = (f"transformers {n}" for n in ("eager", "grouped_mm", "batched_mm"))
@@ -38,15 +38,13 @@ LARGEST_COPY = {"cpu": 1 << 30, "cuda": 16 << 30}
 NO_CUDA = "its kernels need a CUDA device"
 
 
-class Field(NamedTuple):
-    """Who takes part, and who does not and why."""
+def participants(
+    device: torch.device, user_peers: tuple[str, ...] = ()
+) -> tuple[tuple[Implementation, ...], dict[str, str]]:
+    """All implementations for a device, and the reasons of those that are absent.
 
-    implementations: tuple[Implementation, ...]
-    absent: dict[str, str]
-
-
-def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Field:
-    """All implementations for a device; `user_peers` are 'NAME=PATH', and one that cannot be loaded a ConfigError."""
+    `user_peers` are 'NAME=PATH', and one that cannot be loaded a ConfigError.
+    """
     on_gpu = device.type == "cuda"
     found = [Implementation(DENSE, dense, exact=False, capturable=True)]
     if not on_gpu and onednn_available():
@@ -76,7 +74,7 @@ def gather_field(device: torch.device, user_peers: tuple[str, ...] = ()) -> Fiel
         if name in [i.name for i in found]:
             raise ConfigError(f"--peer {peer}: there is an implementation named {name!r} already")
         found.append(load_peer(peer))
-    return Field(tuple(found), absent)
+    return tuple(found), absent
 
 
 def dispatcher(name: str) -> Prepare:
@@ -87,7 +85,7 @@ def dispatcher(name: str) -> Prepare:
     )
 
 
-def dense(case: Case, experts: Experts) -> Ready:
+def dense(case: LayerCase, experts: Experts) -> Ready:
     """One MLP of width K·F for every token: as many FLOPs as K experts, and nothing to dispatch."""
     d = case.hidden_size
     with torch.device(experts.gate_up_proj.device):
@@ -95,7 +93,7 @@ def dense(case: Case, experts: Experts) -> Ready:
     return Ready(lambda x, routing: mlp(x), tuple(mlp.parameters()))
 
 
-def dense_torch(case: Case, experts: Experts) -> Ready:
+def dense_torch(case: LayerCase, experts: Experts) -> Ready:
     """The same through torch's own choice of backend, where minimoe makes another."""
     gate_up, down = leaves = dense(case, experts).leaves
 
@@ -144,16 +142,14 @@ def _transformers(device: torch.device) -> list[Implementation]:
     return [*found[:-1], dataclasses.replace(found[-1], refuses=refuses)]
 
 
-def _mixtral_experts(kind: str, case: Case, experts: Experts) -> Ready:
+def _mixtral_experts(kind: str, case: LayerCase, experts: Experts) -> Ready:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
     config: Any = MixtralConfig(
-        hidden_size=case.hidden_size,
-        intermediate_size=case.expert_size,
-        num_local_experts=case.num_experts,
-        num_experts_per_tok=case.k,
-    )
+        hidden_size=case.hidden_size, intermediate_size=case.expert_size,
+        num_local_experts=case.num_experts, num_experts_per_tok=case.k,
+    )  # fmt: skip
     config._experts_implementation = kind
     with torch.device("meta"):
         module: Any = MixtralExperts(config)
@@ -165,7 +161,7 @@ def _mixtral_experts(kind: str, case: Case, experts: Experts) -> Ready:
     return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 
 
-def _copies_too_much(device: torch.device, case: Case) -> str | None:
+def _copies_too_much(device: torch.device, case: LayerCase) -> str | None:
     numbers = case.tokens * case.k * 3 * case.hidden_size * case.expert_size
     copied = numbers * case.dtype.itemsize
     if copied <= LARGEST_COPY[device.type]:
@@ -173,7 +169,7 @@ def _copies_too_much(device: torch.device, case: Case) -> str | None:
     return f"would copy {copied / 2**30:,.0f} GiB of weights, those of K experts for every token"
 
 
-def liger(case: Case, experts: Experts) -> Ready:
+def liger(case: LayerCase, experts: Experts) -> Ready:
     """Liger-Kernel's fused layer."""
 
     def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
@@ -185,7 +181,7 @@ def liger(case: Case, experts: Experts) -> Ready:
     return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 
 
-def sonic(case: Case, experts: Experts) -> Ready:
+def sonic(case: LayerCase, experts: Experts) -> Ready:
     """SonicMoE's layer, whose versions want the weights in different layouts."""
     import sonicmoe  # pyright: ignore[reportMissingImports]
     from sonicmoe.enums import ActivationType  # pyright: ignore[reportMissingImports]
@@ -239,14 +235,14 @@ def load_peer(text: str) -> Implementation:
         raise ConfigError(f"--peer {text}: {path} defines no function {needed}")
     trained = bool(getattr(module, "backward", True))
 
-    def prepare(case: Case, experts: Experts) -> Ready:
+    def prepare(case: LayerCase, experts: Experts) -> Ready:
         w13, w2 = experts.gate_up_proj, experts.down_proj
         if arrange is not None:
             with torch.no_grad():
                 w13, w2 = (w.detach().requires_grad_() for w in arrange(w13.detach(), w2.detach()))
         return as_peer(forward, w13, w2)
 
-    def refuses(case: Case) -> str | None:
+    def refuses(case: LayerCase) -> str | None:
         return "forward only" if case.backward and not trained else None
 
     return Implementation(name, prepare, capturable=True, refuses=refuses)

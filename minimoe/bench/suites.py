@@ -12,9 +12,9 @@ import torch
 from minimoe.bench import tables, timing
 from minimoe.bench.choices import choices_suite, measure_split
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
-from minimoe.bench.layer import ZIPF, Case, Shape, make_experts, measure_case
+from minimoe.bench.layer import ZIPF, LayerCase, Shape, make_experts, measure_case
 from minimoe.bench.models import decode_suite, train_suite
-from minimoe.bench.peers import gather_field
+from minimoe.bench.peers import participants
 from minimoe.bench.tables import Result
 from minimoe.bench.timing import Options, cpu_clock
 from minimoe.dispatch import DISPATCHERS
@@ -70,7 +70,7 @@ def cpu_suite(options: Options) -> Result:
     """The layer in float32 on one thread and on two."""
     os.environ.setdefault(KERNELS, ROOM)
     device = torch.device("cpu")
-    everyone, absent = gather_field(device, options.peers)
+    everyone, absent = participants(device, options.peers)
     rounds = options.count(7)
     counts = [options.threads] if options.threads else sorted({1, min(2, os.cpu_count() or 1)})
     result: Result = {"suite": "cpu"} | timing.environment(device, counts[-1])
@@ -98,11 +98,11 @@ def cpu_suite(options: Options) -> Result:
     return _finished(result, cpu_goals(result["cases"], result["peaks"][0]["backends"]))
 
 
-def cpu_cases(options: Options, *, skewed: bool) -> list[Case]:
+def cpu_cases(options: Options, *, skewed: bool) -> list[LayerCase]:
     """Both shapes, forward and with the backward pass, this one under skewed load too; and one token."""
-    cases: list[Case] = []
+    cases: list[LayerCase] = []
     for tokens, shape in (TINY_CPU if options.tiny else CPU_SHAPES).items():
-        forward = Case("", tokens, *shape)
+        forward = LayerCase("", tokens, *shape)
         both = forward.replace(backward=True)
         cases += [forward, both]
         cases += [both.replace(skew=ZIPF)] if skewed and not options.quick else []
@@ -114,7 +114,7 @@ def gpu_suite(options: Options) -> Result:
     """The whole GPU programme in bf16, within eight minutes. Without a GPU a ConfigError."""
     device = gpu_device(options)
     started = time.monotonic()
-    everyone, absent = gather_field(device, options.peers)
+    everyone, absent = participants(device, options.peers)
     rounds = options.count(25, quick=5)
     ours = "triton" if device.type == "cuda" and "triton" in DISPATCHERS else "grouped"
     clock, cache = timing.make_clock(device), timing.cache_bytes(device, tiny=options.tiny)
@@ -161,16 +161,16 @@ def gpu_device(options: Options) -> torch.device:
     return device
 
 
-def gpu_cases(options: Options) -> list[Case]:
+def gpu_cases(options: Options) -> list[LayerCase]:
     """Each model's layer with 1 to 32,768 tokens, forward and with the backward pass, and 8,192 under skewed load.
 
     What the goals ask for comes first, so that it is measured if time runs out.
     """
     tokens = (1, 4, 16) if options.tiny else (1, 64, 8192) if options.quick else GPU_TOKENS
     many = tokens[-1] if options.tiny or options.quick else 8192
-    cases: list[Case] = []
+    cases: list[LayerCase] = []
     for name, shape in (TINY_GPU if options.tiny else GPU_SHAPES).items():
-        forward = [Case(name, t, *shape, dtype=torch.bfloat16) for t in tokens]
+        forward = [LayerCase(name, t, *shape, dtype=torch.bfloat16) for t in tokens]
         cases += [case.replace(replay=case.tokens == 1) for case in forward]
         cases += [case.replace(backward=True) for case in reversed(forward)]
         skewed = forward[tokens.index(many)].replace(skew=ZIPF)

@@ -39,7 +39,7 @@ def span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def rounded(value: Any) -> Any:
+def five_digits(value: Any) -> Any:
     """The same, JSON-ready, with five significant digits: more than any of these measurements has."""
     text = json.dumps(value, allow_nan=False)
     return json.loads(text, parse_float=lambda number: float(f"{float(number):.5g}"))
@@ -187,7 +187,7 @@ def check_writable(path: Path) -> None:
 
 def write_result(path: Path, result: Result | list[Result]) -> None:
     """Write one measurement, or several, as JSON; a WriteError where the file cannot be written."""
-    write_text(path, json.dumps(rounded(result), indent=1) + "\n")
+    write_text(path, json.dumps(five_digits(result), indent=1) + "\n")
 
 
 def load_result(path: str | Path) -> Result | None:

@@ -45,15 +45,13 @@ class Options:
     """How a suite is run, as the command line says it."""
 
     rounds: int | None = None  # of each case; None: as the suite has it
-    threads: int | None = (
-        None  # None: the CPU suite takes one and then two, the others as torch is set
-    )
+    # None: the CPU suite takes one and then two, the others as torch is set
+    threads: int | None = None
     quick: bool = False  # fewer rounds and cases: a look, not a result
     peers: tuple[str, ...] = ()  # 'NAME=PATH' of implementations from the user's files
     device: str | None = None  # of the GPU suite and of decoding
-    tiny: bool = (
-        False  # shapes so small that every path runs in seconds on any device, for the tests
-    )
+    # shapes so small that every path runs in seconds on any device, for the tests
+    tiny: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("threads", self.threads)):
@@ -158,6 +156,16 @@ def clock_name(device: torch.device, threads: int | None) -> str:
     return "events" if device.type == "cuda" else "cpu" if threads == 1 else "wall"
 
 
+def repeated(work: Work, times: int) -> Setup:
+    """So many calls, timed as one."""
+
+    def call() -> None:
+        for _ in range(times):
+            work()
+
+    return lambda i: call
+
+
 def in_turn(
     setups: Setups, clock: Clock, rounds: int, threads: int | None, warm_up: int
 ) -> dict[str, list[float]]:
@@ -173,6 +181,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     if len(values) > 1:
         q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "q1": q1, "q3": q3, "low": min(values), "high": max(values)}
+
+
+def beside(seconds: Mapping[str, Sequence[float]], what: str, base: str, to: str) -> list[Any]:
+    """A row for each name, which stands under `what`: the spread of its times, and of those over the base's."""
+    return [
+        {what: n, "seconds": spread(v), to: paired(v, seconds[base])} for n, v in seconds.items()
+    ]
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
@@ -225,7 +240,7 @@ def saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor]) -> int
     return sum(t.untyped_storage().nbytes() for t in saved.values())
 
 
-def held_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
+def kept_bytes(forward: Callable[[], Tensor], x: Tensor) -> int:
     """Bytes on a GPU that a forward pass leaves allocated for its backward pass: without its result, and with x; also
     what a function keeps outside autograd's list, which `saved_bytes` does not see."""
     torch.cuda.synchronize(x.device)

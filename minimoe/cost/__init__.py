@@ -11,44 +11,14 @@ from minimoe.cost.layer import (
     layer_bytes,
     layer_floor,
     layer_flops,
-    layer_limit,
 )
 from minimoe.cost.parameters import Count, Parameters, Weights, count_parameters, weights
-from minimoe.cost.report import cost_report
-from minimoe.cost.table import cost_table
-from minimoe.cost.time import (
-    decode_floor,
-    prefill_floor,
-    training_days,
-    training_flops,
-    training_gpu_hours,
-)
+from minimoe.cost.report import cost_report, cost_table
+from minimoe.cost.time import Training, decode_floor, prefill_floor, training
 
 __all__ = [
-    "DEVICES",
-    "Count",
-    "Device",
-    "Floor",
-    "Parameters",
-    "Weights",
-    "cost_report",
-    "cost_table",
-    "count_parameters",
-    "crossover_tokens",
-    "decode_floor",
-    "decode_flops",
-    "experts_touched",
-    "forward_flops",
-    "get_device",
-    "kv_cache_bytes",
-    "layer_bytes",
-    "layer_floor",
-    "layer_flops",
-    "layer_limit",
-    "prefill_floor",
-    "training_days",
-    "training_flops",
-    "training_gpu_hours",
-    "weight_bytes",
-    "weights",
-]
+    "DEVICES", "Count", "Device", "Floor", "Parameters", "Training", "Weights", "cost_report", "cost_table",
+    "count_parameters", "crossover_tokens", "decode_floor", "decode_flops", "experts_touched", "forward_flops",
+    "get_device", "kv_cache_bytes", "layer_bytes", "layer_floor", "layer_flops", "prefill_floor", "training",
+    "weight_bytes", "weights",
+]  # fmt: skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,6 @@ class Device:
                 "both must be positive"
             )
 
-    @property
-    def intensity(self) -> float:
-        """FLOPs that it can do in the time of moving one byte."""
-        return self.flops_per_second / self.bytes_per_second
-
     def floor(self, flops: float, moved: float) -> Floor:
         """The least time for `flops` operations and `moved` bytes."""
         return Floor(flops / self.flops_per_second, moved / self.bytes_per_second)
@@ -90,7 +84,6 @@ def get_device(name: str) -> Device:
         ConfigError: no device of this name.
     """
     if name not in DEVICES:
-        near = difflib.get_close_matches(name, DEVICES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown device {name!r}; {hint}known are {', '.join(DEVICES)}")
+        near = did_you_mean(name, DEVICES)
+        raise ConfigError(f"unknown device {name!r}; {near}known are {', '.join(DEVICES)}")
     return DEVICES[name]

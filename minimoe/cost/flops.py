@@ -6,7 +6,7 @@ left out, as is usual.
 
 from __future__ import annotations
 
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, check_count
 from minimoe.cost.parameters import latent_sizes, weights
 from minimoe.errors import ConfigError
 
@@ -25,13 +25,11 @@ def forward_flops(config: ModelConfig, context: int) -> dict[str, float]:
     Raises:
         ConfigError: the context is below 1.
     """
-    _check_count("context", context)
-    found = _projection_flops(config)
+    seen = [(w * (w + 1) / 2 + (context - w) * w) / context for w in _keys(config, context)]
+    found = _flops(config, sum(seen), decode=False)
     if config.router_type == "soft" and "experts" in found:
         found["router"] *= 3
         found["experts"] *= config.slots_per_expert / context
-    keys = sum(_mean_keys(context, config.window(i)) for i in _attention_layers(config))
-    found["attention_scores"] = keys * _score_flops(config, decode=False) + _state_flops(config)
     return found
 
 
@@ -44,15 +42,11 @@ def decode_flops(config: ModelConfig, context: int) -> dict[str, float]:
     Raises:
         ConfigError: the context is below 1, or the model cannot decode token by token.
     """
-    _check_count("context", context)
     if not decodes(config):
         raise ConfigError(
             f"router_type is {config.router_type!r}, which looks at whole sequences: it cannot decode token by token"
         )
-    found = _projection_flops(config)
-    found["attention_scores"] = _keys(config, context) * _score_flops(config, decode=True)
-    found["attention_scores"] += _state_flops(config)
-    return found
+    return _flops(config, sum(_keys(config, context)), decode=True)
 
 
 def decodes(config: ModelConfig) -> bool:
@@ -69,8 +63,7 @@ def weight_bytes(
     Touched are Ê(T) experts of each layer (`minimoe.cost.layer.experts_touched`); of an embedding that is not tied the
     rows of the tokens; and everything else.
     """
-    found = weights(config)
-    size = sum(w.held if tokens is None else w.touched(tokens) for w in found)
+    size = sum(w.held if tokens is None else w.touched(tokens) for w in weights(config))
     return size * bytes_per_parameter
 
 
@@ -86,57 +79,37 @@ def kv_cache_bytes(config: ModelConfig, context: int, *, bytes_per_element: floa
     Raises:
         ConfigError: the context is below 1.
     """
-    _check_count("context", context)
     if config.attention_type == "mla":
         rank, _, rope, _ = latent_sizes(config)
         width = rank + rope
     else:
         width = 2 * config.num_key_value_heads * config.head_size
-    kept = _keys(config, context) * width + config.state_size * len(set(config.state_layers))
-    return kept * bytes_per_element
+    states = config.state_size * len(set(config.state_layers))
+    return (sum(_keys(config, context)) * width + states) * bytes_per_element
 
 
-def _projection_flops(config: ModelConfig) -> dict[str, float]:
-    """2 FLOPs for each used parameter of a matrix, by component; a tied output projection is 'head'."""
+def _flops(config: ModelConfig, keys: float, *, decode: bool) -> dict[str, float]:
+    """2 FLOPs for each used parameter of a matrix, by component (a tied output projection is 'head'), and the scores.
+
+    For a query and a key they are the score of each head, and its share of the value. In a layer that keeps a state a
+    token is multiplied and added into it, and read from it.
+    """
     found: dict[str, float] = {}
     for w in weights(config):
         name = "head" if w.component == "embedding" else w.component
         if w.flops:
             found[name] = found.get(name, 0) + w.flops
-    return found
-
-
-def _score_flops(config: ModelConfig, *, decode: bool) -> int:
-    """FLOPs of one layer for one query and one key: the score of each head, and its share of the value."""
     width = 2 * config.head_size
     if config.attention_type == "mla":
         rank, nope, rope, value = latent_sizes(config)
         width = 2 * rank + rope if decode else nope + rope + value
-    return 2 * config.num_attention_heads * width
+    states = 4 * config.state_size * len(set(config.state_layers))
+    found["attention_scores"] = keys * (2 * config.num_attention_heads * width) + states
+    return found
 
 
-def _keys(config: ModelConfig, context: int) -> int:
-    """Tokens that the last of `context` sees, itself included, summed over layers."""
-    layers = _attention_layers(config)
-    return sum(min(context, config.window(layer) or context) for layer in layers)
-
-
-def _attention_layers(config: ModelConfig) -> list[int]:
-    states = set(config.state_layers)
-    return [layer for layer in range(config.num_hidden_layers) if layer not in states]
-
-
-def _state_flops(config: ModelConfig) -> int:
-    """Of the layers that keep a state: a token is multiplied and added into it, and read from it."""
-    return 4 * config.state_size * len(set(config.state_layers))
-
-
-def _mean_keys(context: int, window: int | None) -> float:
-    """Tokens that one of `context` sees in the mean: min(s, window) for s from 1 to `context`."""
-    w = min(context, window or context)
-    return (w * (w + 1) / 2 + (context - w) * w) / context
-
-
-def _check_count(name: str, value: float) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; it must be at least 1")
+def _keys(config: ModelConfig, context: int) -> list[int]:
+    """Tokens that the last of `context` sees, itself included, in each layer with attention."""
+    check_count("context", context, 1)
+    layers = (i for i in range(config.num_hidden_layers) if i not in config.state_layers)
+    return [min(context, config.window(i) or context) for i in layers]

@@ -6,7 +6,7 @@ The router is left out: these are the floors that a dispatcher is measured again
 
 from __future__ import annotations
 
-from minimoe.cost.device import Device
+from minimoe.cost.device import Device, Floor
 from minimoe.errors import ConfigError
 
 
@@ -65,46 +65,17 @@ def layer_bytes(
 
 
 def layer_floor(
-    device: Device,
-    tokens: int,
-    hidden_size: int,
-    expert_size: int,
-    num_experts: int,
-    k: int,
-    *,
-    bytes_per_element: float = 2,
-    backward: bool = False,
-) -> float:
-    """Seconds that no implementation can go below: the longer of `layer_flops` / peak and `layer_bytes` / bandwidth.
+    device: Device, *sizes: int, bytes_per_element: float = 2, backward: bool = False
+) -> Floor:
+    """What no implementation can go below: `layer_flops` at the device's peak, and `layer_bytes` at its bandwidth.
 
-    `layer_limit` says which of the two it is.
+    Args:
+        sizes: T, D, F, E and K, as `layer_bytes` takes them.
     """
+    tokens, hidden_size, expert_size, _, k = sizes
     flops = layer_flops(tokens, hidden_size, expert_size, k, backward=backward)
-    moved = layer_bytes(
-        tokens, hidden_size, expert_size, num_experts, k,
-        bytes_per_element=bytes_per_element, backward=backward,
-    )  # fmt: skip
-    return device.floor(flops, moved).seconds
-
-
-def layer_limit(
-    device: Device,
-    tokens: int,
-    hidden_size: int,
-    expert_size: int,
-    num_experts: int,
-    k: int,
-    *,
-    bytes_per_element: float = 2,
-    backward: bool = False,
-) -> str:
-    """Which side sets `layer_floor` of the same arguments: 'compute' or 'memory'."""
-    flops = layer_flops(tokens, hidden_size, expert_size, k, backward=backward)
-    moved = layer_bytes(
-        tokens, hidden_size, expert_size, num_experts, k,
-        bytes_per_element=bytes_per_element, backward=backward,
-    )  # fmt: skip
-    return device.floor(flops, moved).limit
+    moved = layer_bytes(*sizes, bytes_per_element=bytes_per_element, backward=backward)
+    return device.floor(flops, moved)
 
 
 def crossover_tokens(
@@ -116,7 +87,8 @@ def crossover_tokens(
     FLOP/s, B its bytes/s, b the bytes per element. Below T* the layer waits for memory; sparsity raises it by E/K.
     """
     _check(0, num_experts, k)
-    return num_experts / k * (bytes_per_element / 2) * device.intensity
+    intensity = device.flops_per_second / device.bytes_per_second
+    return num_experts / k * (bytes_per_element / 2) * intensity
 
 
 def _check(tokens: int, num_experts: int, k: int, *sizes: int) -> None:

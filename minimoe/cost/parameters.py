@@ -100,9 +100,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters held, and used by one token, by component; the same as counting those of `MixtralModel(config)`.
 
     'attention' includes its biases, sinks, the routers of its experts, and what stands in its place in `state_layers`;
-    'router' those of the feed-forward layers;
-    'norms' are all RMSNorms. A tied output projection is part of 'embedding'. Buffers (the selection bias of the
-    sigmoid router) are no parameters.
+    'router' those of the feed-forward layers; 'norms' are all RMSNorms. A tied output projection is part of
+    'embedding'. Buffers (the selection bias of the sigmoid router) are no parameters.
 
     Used are K of the E experts of each sparse layer, and everything else, the whole embedding included. So count the
     published figures of Mixtral (8x7B 12.9 B, 8x22B 39 B) and OLMoE (1.3 B). DeepSeek-V3 (36.6 B, given as 37 B) and
@@ -127,57 +126,53 @@ def weights(config: ModelConfig) -> list[Weights]:
         ConfigError: 'mla' attention with sizes missing.
     """
     d, v, count = config.hidden_size, config.vocab_size, config.num_hidden_layers
-    sparse = sum(config.is_sparse(layer) for layer in range(count))
+    tied = config.tie_word_embeddings
+    dense = sum(not config.is_sparse(layer) for layer in range(count))
     found = [
         *_attention(config),
-        *_sparse_layers(config, sparse),
-        *_mlp("mlp", config, config.intermediate_size, layers=count - sparse),
+        *_sparse(config, count - dense),
+        *_mlp("mlp", config, config.intermediate_size, layers=dense),
         Weights(
             "norms", "vector", d * (1 + config.norm_bias), layers=config.layer_norms * count + 1
         ),
+        Weights("embedding", "matrix" if tied else "table", v * d, rows=v),
+        Weights("head", "matrix", 0 if tied else v * d),
+        Weights("embedding" if tied else "head", "vector", v * config.head_bias),
     ]
-    if config.tie_word_embeddings:
-        found.append(Weights("embedding", "matrix", v * d))
-    else:
-        found += [Weights("embedding", "table", v * d, rows=v), Weights("head", "matrix", v * d)]
-    head = "embedding" if config.tie_word_embeddings else "head"
-    found.append(Weights(head, "vector", v * config.head_bias))
     return [w for w in found if w.held]
 
 
-def _sparse_layers(config: ModelConfig, layers: int) -> list[Weights]:
-    d, e = config.hidden_size, config.num_experts
+# matrices of the routers that do not have one of [E, D]
+_ROUTER_MATRICES = {
+    "noisy_top_k": 2, "average": 0, "uniform": 0, "round_robin": 0, "mean_binning": 0, "hash": 0,
+}  # fmt: skip
+
+
+def _sparse(config: ModelConfig, layers: int) -> list[Weights]:
+    """Routers, experts and shared experts of the sparse layers."""
+    d, e, k = config.hidden_size, config.num_experts, config.num_experts_per_tok
+    matrices, vector = _ROUTER_MATRICES.get(config.router_type, 1), e * config.router_bias
+    shared, gate = config.shared_size, d * config.shared_expert_gate
     if (
         config.router_type == "soft"
     ):  # every expert works for every sequence, on mixtures of its tokens
-        return [
-            Weights("router", "matrix", e * config.slots_per_expert * d, layers=layers),
-            Weights("router", "vector", 1, layers=layers),  # the scale of the logits
-            *_mlp("experts", config, config.expert_size, copies=e, used=e, layers=layers),
-        ]
-    matrices = {
-        "noisy_top_k": 2, "average": 0, "uniform": 0, "round_robin": 0, "mean_binning": 0, "hash": 0,
-    }.get(config.router_type, 1)  # fmt: skip
+        # the vector is the scale of the logits
+        k, matrices, vector, shared, gate = e, config.slots_per_expert, 1, 0, 0
     return [
         Weights("router", "matrix", matrices * e * d, layers=layers),
-        Weights("router", "vector", e * config.router_bias, layers=layers),
-        *_mlp(
-            "experts", config, config.expert_size,
-            copies=e, used=config.num_experts_per_tok, layers=layers,
-        ),
-        *_mlp("shared_experts", config, config.shared_size, layers=layers),
-        Weights("shared_experts", "matrix", d * config.shared_expert_gate, layers=layers),
-    ]  # fmt: skip
+        Weights("router", "vector", vector, layers=layers),
+        *_mlp("experts", config, config.expert_size, copies=e, used=k, layers=layers),
+        *_mlp("shared_experts", config, shared, layers=layers),
+        Weights("shared_experts", "matrix", gate, layers=layers),
+    ]
 
 
-def _mlp(
-    component: str, config: ModelConfig, width: int, *, copies: int = 1, used: int = 1, layers: int
-) -> list[Weights]:
+def _mlp(component: str, config: ModelConfig, width: int, **times: int) -> list[Weights]:
     """Gated MLPs: 3·D·F, and with `mlp_bias` 2·F + D more."""
     d, bias = config.hidden_size, config.mlp_bias and width > 0
     return [
-        Weights(component, "matrix", 3 * d * width, copies, used, layers),
-        Weights(component, "vector", (2 * width + d) * bias, copies, used, layers),
+        Weights(component, "matrix", 3 * d * width, **times),
+        Weights(component, "vector", (2 * width + d) * bias, **times),
     ]
 
 
@@ -196,8 +191,14 @@ def _attention(config: ModelConfig) -> list[Weights]:
         case "moa":  # an expert is kv heads, with the queries and outputs of each
             matrix = 2 * d * kv * size + e * d  # keys, values, gate
             experts = [Weights("attention", "matrix", 2 * d * kv * size, e, k, layers)]
-        case "mla":
-            matrix, bias, norm = _latent_attention(config)
+        case "mla":  # (DeepSeek-V2 2024, eq. 9-19 and eq. 37-47)
+            kv_rank, nope, rope, value = latent_sizes(config)
+            q_rank, queries = config.q_lora_rank or 0, heads * (nope + rope)
+            # queries through q_lora_rank, or straight where it is None
+            matrix = q_rank * (d + queries) if config.q_lora_rank else d * queries
+            # keys and values through kv_lora_rank, beside one rotated key for all heads
+            matrix += d * (kv_rank + rope) + kv_rank * heads * (nope + value) + heads * value * d
+            bias, norm = q_rank + kv_rank + rope, q_rank + kv_rank
         case _:
             matrix = d * (heads + 2 * kv) * size + heads * size * d
     vector = bias * config.attention_bias + d * config.attention_output_bias
@@ -213,18 +214,6 @@ def _attention(config: ModelConfig) -> list[Weights]:
     ]
 
 
-def _latent_attention(config: ModelConfig) -> tuple[int, int, int]:
-    """Matrices, biases and norms of one layer (DeepSeek-V2 2024, eq. 9-19 and eq. 37-47): queries through q_lora_rank,
-    or straight where it is None; keys and values through kv_lora_rank, beside one rotated key for all heads.
-    """
-    kv_rank, nope, rope, value = latent_sizes(config)
-    d, heads, q_rank = config.hidden_size, config.num_attention_heads, config.q_lora_rank
-    queries = heads * (nope + rope)
-    matrix = d * queries if q_rank is None else d * q_rank + q_rank * queries
-    matrix += d * (kv_rank + rope) + kv_rank * heads * (nope + value) + heads * value * d
-    return matrix, (q_rank or 0) + kv_rank + rope, (q_rank or 0) + kv_rank
-
-
 def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
     """kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim.
 
@@ -232,8 +221,7 @@ def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
         ConfigError: one is missing, or `qk_norm` is set, which 'mla' has no place for.
     """
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    given = [getattr(config, name) for name in names]
-    missing = [name for name, value in zip(names, given, strict=True) if value is None]
+    missing = [name for name in names if getattr(config, name) is None]
     if missing:
         raise ConfigError(
             f"attention_type is 'mla', but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} None: "
@@ -244,5 +232,5 @@ def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
             f"attention_type is 'mla' and qk_norm {config.qk_norm!r}, but its norms are those of the latent vectors: "
             "set qk_norm to None"
         )
-    kv_rank, nope, rope, value = given
+    kv_rank, nope, rope, value = (getattr(config, name) for name in names)
     return kv_rank, nope, rope, value

@@ -1,8 +1,10 @@
-"""All costs of one configuration, as plain values."""
+"""All costs of one configuration: as plain values, and as text with one line a number, aligned."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minimoe.config import ModelConfig
@@ -10,13 +12,7 @@ from minimoe.cost.device import Device, Floor
 from minimoe.cost.flops import decode_flops, decodes, forward_flops, kv_cache_bytes, weight_bytes
 from minimoe.cost.layer import crossover_tokens, experts_touched
 from minimoe.cost.parameters import count_parameters
-from minimoe.cost.time import (
-    decode_floor,
-    prefill_floor,
-    training_days,
-    training_flops,
-    training_gpu_hours,
-)
+from minimoe.cost.time import decode_floor, prefill_floor, training
 from minimoe.errors import ConfigError
 
 
@@ -58,86 +54,149 @@ def cost_report(
         )
     if not bits > 0:
         raise ConfigError(f"bits is {bits}; it must be positive")
-    sizes: dict[str, Any] = {
-        "batch": batch, "context": context, "bytes_per_parameter": bits / 8,
-    }  # fmt: skip
-    parameters = count_parameters(config)
-    forward = forward_flops(config, context)
+    size, e, k = bits / 8, config.num_experts, config.num_experts_per_tok
+    sizes: dict[str, Any] = {"batch": batch, "context": context, "bytes_per_parameter": size}
+    held, forward = count_parameters(config), forward_flops(config, context)
     prefill = prefill_floor(config, device, **sizes)
     step = decode_floor(config, device, **sizes) if decodes(config) else None
-    held = weight_bytes(config, bytes_per_parameter=bits / 8)
+    weights = weight_bytes(config, bytes_per_parameter=size)
     cache = batch * kv_cache_bytes(config, context)
-    sparse = any(config.is_sparse(layer) for layer in range(config.num_hidden_layers))
+    needed = device.memory_bytes and math.ceil((weights + cache) / device.memory_bytes)
     result: dict[str, Any] = {
         "model": name,
         "batch": batch,
         "context": context,
         "parameters": {
-            "total": parameters.total,
-            "active": parameters.active,
-            "active_without_embedding": parameters.active_without_embedding,
-            "by_component": {k: v._asdict() for k, v in parameters.by_component.items()},
+            "total": held.total,
+            "active": held.active,
+            "active_without_embedding": held.active_without_embedding,
+            "by_component": {part: count._asdict() for part, count in held.by_component.items()},
         },
         "flops": {
             "forward_per_token": sum(forward.values()),
             "backward_per_token": 2 * sum(forward.values()),
-            "decode_per_token": sum(decode_flops(config, context).values())
-            if decodes(config)
-            else None,
+            "decode_per_token": step and sum(decode_flops(config, context).values()),
             "by_component": forward,
         },
         "bytes": {
-            "per_parameter": bits / 8,
-            "weights": held,
-            "touched_per_step": weight_bytes(config, batch, bytes_per_parameter=bits / 8),
+            "per_parameter": size,
+            "weights": weights,
+            "touched_per_step": weight_bytes(config, batch, bytes_per_parameter=size),
         },
         "kv_cache": {
             "per_token": kv_cache_bytes(config, 2) - kv_cache_bytes(config, 1),
             "total": cache,
         },
         "floors": {
-            "device": {
-                "name": device.name,
-                "flops_per_second": device.flops_per_second,
-                "bytes_per_second": device.bytes_per_second,
-                "memory_bytes": device.memory_bytes,
-            },
-            "devices_needed": device.memory_bytes
-            and math.ceil((held + cache) / device.memory_bytes),
+            "device": dataclasses.asdict(device),
+            "devices_needed": needed,
             "decode": step and {**_times(step), "tokens_per_second": batch / step.seconds},
             "prefill": _times(prefill),
             "time_to_first_token": prefill.seconds,
         },
-        "experts": {
-            "per_layer": config.num_experts,
-            "used": config.num_experts_per_tok,
-            "touched_per_step": experts_touched(
-                batch, config.num_experts, config.num_experts_per_tok
-            ),
-            "crossover_tokens": crossover_tokens(
-                device, config.num_experts, config.num_experts_per_tok, bytes_per_element=bits / 8
-            ),
-        }
-        if sparse and config.router_type != "soft"
-        else None,
+        "experts": None,
     }
-    if tokens is not None:
-        hours = training_gpu_hours(config, tokens, device, utilisation=utilisation)
-        result["training"] = {
-            "tokens": tokens,
-            "utilisation": utilisation,
-            "flops": training_flops(config, tokens),
-            "gpu_hours": hours,
-            "gpus": gpus,
-            "days": training_days(hours, gpus),
+    if config.router_type != "soft" and any(map(config.is_sparse, range(config.num_hidden_layers))):
+        result["experts"] = {
+            "per_layer": e,
+            "used": k,
+            "touched_per_step": experts_touched(batch, e, k),
+            "crossover_tokens": crossover_tokens(device, e, k, bytes_per_element=size),
         }
+    if tokens is not None:
+        run = training(config, tokens, device, gpus=gpus, utilisation=utilisation)
+        result["training"] = {"tokens": tokens, "utilisation": utilisation, **run._asdict()}
     return result
 
 
 def _times(floor: Floor) -> dict[str, Any]:
-    return {
-        "seconds": floor.seconds,
-        "limit": floor.limit,
-        "compute": floor.compute,
-        "memory": floor.memory,
-    }
+    return {"seconds": floor.seconds, "limit": floor.limit, **dataclasses.asdict(floor)}
+
+
+COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
+FLOPS = tuple((size, unit[:1].replace("B", "G") + "FLOP") for size, unit in COUNT)
+BYTES = tuple((size, unit[:1].replace("B", "G") + "B") for size, unit in COUNT)
+SECONDS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Three significant digits and the largest unit that leaves at least 1 before the point: 46.7 B."""
+    factor, unit = next((u for u in units if value >= u[0]), units[-1])
+    number = value / factor
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:,.{digits}f} {unit}".rstrip()
+
+
+def cost_table(report: dict[str, Any]) -> str:
+    """The text of a `cost_report`."""
+    texts = [report["model"]] if report["model"] else []
+    for title, *rows in (*_model(report), *_time(report)):
+        lines = (f"  {label:<18}{value:>13}   {remark}".rstrip() for label, value, remark in rows)
+        texts.append("\n".join([title, *lines]))
+    return "\n\n".join(texts)
+
+
+def _model(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Parameters, compute and memory: a title, and rows of label, value and remark."""
+    found, flops, size = report["parameters"], report["flops"], report["bytes"]
+    cache, experts, batch = report["kv_cache"], report["experts"], report["batch"]
+    share = f"{found['active'] / found['total']:.1%} used by a token"
+    counts = [*found["by_component"].items(), ("all", found)]
+    yield (
+        f"{'parameters':<20}{'held':>13}{'used':>13}",
+        *(
+            (
+                part.replace("_", " "),
+                f"{scaled(count['total'], COUNT):>13}{scaled(count['active'], COUNT):>13}",
+                share if part == "all" else "",
+            )
+            for part, count in counts
+        ),
+    )
+    passes = {"forward": "forward", "backward": "backward", "decode": "decoding the last"}
+    each = [(label, flops[f"{kind}_per_token"], "") for kind, label in passes.items()]
+    yield (
+        f"compute for a token, in the mean over a sequence of {report['context']:,}",
+        *((label, scaled(value, FLOPS), "") for label, value, _ in each if value),
+    )
+    of_step = f"by {batch:,} token{'s' * (batch > 1)}"
+    if experts:
+        of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts a layer"
+    yield (
+        f"memory, weights of {8 * size['per_parameter']:g} bits, cache of 16",
+        ("weights", scaled(size["weights"], BYTES), ""),
+        ("weights touched", scaled(size["touched_per_step"], BYTES), of_step),
+        ("cache", scaled(cache["per_token"], BYTES), "a token"),
+        ("", scaled(cache["total"], BYTES), f"{batch:,} × {report['context']:,} tokens"),
+    )
+
+
+def _time(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The least time of a step and of a prompt, and a training run."""
+    found, experts, run = report["floors"], report["experts"], report.get("training")
+    device, step, prefill = found["device"], found["decode"], found["prefill"]
+    peak = (
+        f"{device['flops_per_second'] / 1e12:g} TFLOP/s, {device['bytes_per_second'] / 1e12:g} TB/s"
+    )
+    rows: list[tuple[str, str, str]] = []
+    if step:
+        rate = f"{step['limit']} limits; {scaled(step['tokens_per_second'], COUNT)} tokens/s"
+        rows.append(("decoding step", scaled(step["seconds"], SECONDS), rate))
+    first = f"{prefill['limit']} limits; {report['batch']:,} × {report['context']:,} tokens read"
+    rows.append(("first token", scaled(prefill["seconds"], SECONDS), first))
+    if experts:
+        beyond = "from here on compute limits the experts"
+        rows.append(("crossover", f"{experts['crossover_tokens']:,.0f} tok.", beyond))
+    if (found["devices_needed"] or 1) > 1:
+        many = f"{found['devices_needed']} devices of {scaled(device['memory_bytes'], BYTES)}"
+        rows.append(
+            (f"weights and cache need {many}; on as many, at best that part of the time", "", "")
+        )
+    yield (f"least time on one {device['name']}, {peak}", *rows)
+    if run:
+        yield (
+            f"training on {scaled(run['tokens'], COUNT)} tokens, at {run['utilisation']:.0%} of the FLOP/s above",
+            ("compute", f"{run['flops']:.3g} FLOP", ""),
+            ("device hours", f"{run['gpu_hours']:,.0f}", ""),
+            ("days", f"{run['days']:,.1f}", f"on {run['gpus']:,} devices"),
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sqlite3
 import tomllib
 from collections.abc import Callable, Iterable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from minimoe.errors import CorpusError
+from minimoe.errors import CorpusError, did_you_mean
 from minimoe.text import sources
 from minimoe.text.documents import ALWAYS_HELD_OUT, Document, drop_exact_copies, drop_near_copies
 from minimoe.text.fetch import PACKAGES
@@ -73,9 +72,8 @@ def resolve(names: Iterable[str] | str | None, tier: int = 1) -> tuple[str, ...]
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:
         if name not in DOMAINS:
-            close = difflib.get_close_matches(name, DOMAINS, 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise CorpusError(f"unknown domain {name!r}{hint}; known: {', '.join(DOMAINS)}")
+            near = did_you_mean(name, DOMAINS)
+            raise CorpusError(f"unknown domain {name!r}; {near}known: {', '.join(DOMAINS)}")
     if not wanted:
         raise CorpusError(f"no domain was given; known: {', '.join(DOMAINS)}")
     return tuple(name for name in DOMAINS if name in set(wanted))

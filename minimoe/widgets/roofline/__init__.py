@@ -31,7 +31,7 @@ def draw() -> Figure:
     tokens = [2**i for i in range(16)]
     memory = [1e6 * layer_bytes(t, d, f, e, k) / chip.bytes_per_second for t in tokens]
     compute = [1e6 * layer_flops(t, d, f, k) / chip.flops_per_second for t in tokens]
-    floor = [1e6 * layer_floor(chip, t, d, f, e, k) for t in tokens]
+    floor = [1e6 * layer_floor(chip, t, d, f, e, k).seconds for t in tokens]
     bend = crossover_tokens(chip, e, k)
     with plt.rc_context(style.RC):
         figure, axis = plt.subplots(figsize=(7.0, 3.2), layout="constrained")
@@ -55,7 +55,7 @@ def roofline() -> Explorable:
     """The floors of `minimoe.cost` for the layers of the presets on its devices (lesson 06)."""
     (d, f, e, k), chip = sizes(FIRST), DEVICES[DEVICE]
     shown = ", ".join(
-        f"{1e6 * layer_floor(chip, t, d, f, e, k):,.0f} µs for {t:,}" for t in (1, 64, MOST)
+        f"{1e6 * layer_floor(chip, t, d, f, e, k).seconds:,.0f} µs for {t:,}" for t in (1, 64, MOST)
     )
     alt = (
         f"Least time of one layer of {FIRST} on an {chip.name} by tokens, both axes logarithmic: {shown} tokens. "
