@@ -124,54 +124,59 @@ def terminable() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def number(
-    option: str, kind: type[int] | type[float], low: float, high: float, *, above: bool = False
-) -> Callable[[str], Any]:
-    """A type for argparse: a number from `low` (or `above` it) to `high`; nan is none.
-
-    Its error is a MinimoeError, which passes through argparse and is one line.
-    """
-
-    def parse(text: str) -> int | float:
-        value = kind(text)
-        if not (low < value <= high if above else low <= value <= high):
-            least = f"above {low}" if above else f"at least {low}"
-            most = "finite" if high == _LARGE else f"at most {high}"
-            raise MinimoeError(f"{option} is {value}; it must be {least} and {most}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it: 'invalid int value'
-    return parse
-
-
+Parse = Callable[[str], Any]
 _LARGE = sys.float_info.max
 _MANY = 10**9  # steps, tokens: more than anybody waits for, and less than overflows
 _SEEDS, _THREADS = 2**32 - 1, 1024
 
 
-def count(option: str, low: int = 1, high: int = _MANY) -> Callable[[str], Any]:
-    """A type for argparse: a whole number."""
-    return number(option, int, low, high)
+def number(
+    kind: type[int] | type[float], low: float, high: float, *, above: bool = False
+) -> Callable[[str], Parse]:
+    """Of an option its type for argparse: a number from `low` (or `above` it) to `high`; nan is none.
+
+    Its error is a MinimoeError, which passes through argparse and is one line.
+    """
+
+    def of(option: str) -> Parse:
+        def parse(text: str) -> int | float:
+            value = kind(text)
+            if not (low < value <= high if above else low <= value <= high):
+                least = f"above {low}" if above else f"at least {low}"
+                most = "finite" if high == _LARGE else f"at most {high}"
+                raise MinimoeError(f"{option} is {value}; it must be {least} and {most}")
+            return value
+
+        parse.__name__ = kind.__name__  # argparse names it: 'invalid int value'
+        return parse
+
+    return of
 
 
-def positive(option: str) -> Callable[[str], Any]:
-    """A type for argparse: a number above 0, up to 10^15."""
-    return number(option, float, 0, 1e15, above=True)
+def count(low: int = 1, high: int = _MANY) -> Callable[[str], Parse]:
+    """Of an option its type for argparse: a whole number."""
+    return number(int, low, high)
 
 
-def device_name(text: str) -> str:
-    """A type for argparse: what torch computes on; whether it is there is seen later."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise MinimoeError(f"unknown device {text!r}; give auto, cpu or cuda")
-    return text
+POSITIVE, SHARE = number(float, 0, 1e15, above=True), number(float, 0, 1, above=True)
 
 
-def dtype_name(text: str) -> str:
-    """A type for argparse: of weights."""
-    known = ("auto", "float32", "bfloat16", "float16")
-    if text not in known:
-        raise MinimoeError(f"unknown dtype {text!r}; give {', '.join(known)}")
-    return text
+def matching(pattern: str, wrong: str) -> Callable[[str], Parse]:
+    """Of an option its type for argparse: a text that matches; `wrong` says what another one is."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise MinimoeError(wrong.format(repr(text)))
+        return text
+
+    return lambda option: parse
+
+
+# Whether a device is there is seen later.
+DEVICE = matching(r"auto|cpu|cuda(:\d{1,3})?", "unknown device {}; give auto, cpu or cuda")
+DTYPE = matching(
+    "auto|float32|bfloat16|float16", "unknown dtype {}; give auto, float32, bfloat16, float16"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,163 +187,109 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minimoe {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    corpus = commands.add_parser("corpus", help="fetch and list the text by domain")
-    corpus.add_argument("action", nargs="?", choices=("list", "fetch"), default="list")
-    corpus.add_argument("--domains", help="comma-separated; default: all of the training mix")
-    corpus.set_defaults(run=run_corpus)
+    def command(name: str, run: Callable[[argparse.Namespace], object], text: str) -> Any:
+        one = commands.add_parser(name, help=text)
+        one.set_defaults(run=run)
+        return one
 
-    train = commands.add_parser("train", help="train a model on the corpus")
-    train.add_argument("--preset", default="mini", help="nano, mini or small (default: mini)")
-    train.add_argument(
-        "--out", type=Path, help="folder of the run (default: runs/PRESET, with the router's name)"
-    )
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    train.add_argument("--device", type=device_name, default="auto", help="auto, cpu or cuda")
-    train.add_argument("--domains", help="comma-separated; default: all of the training mix")
-    train.add_argument(
-        "--tokenizer", help="folder or tokenizer.json to use instead of training one"
-    )
-    train.add_argument(
-        "--threads",
-        type=count("--threads", high=_THREADS),
-        help="CPU threads (part of what makes a run repeat exactly)",
-    )
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    def adder(group: Any) -> Callable[..., None]:
+        """Adds options: their names, their help, the function that makes the type of one from its name, and more."""
+
+        def add(*names: str, text: str | None = None, of: Any = None, **options: Any) -> None:
+            if of is not None:
+                options["type"] = of(names[0])
+            group.add_argument(*names, help=text, **options)
+
+        return add
+
+    mix = "comma-separated; default: all of the training mix"
+    add = adder(command("corpus", run_corpus, "fetch and list the text by domain"))
+    add("action", nargs="?", choices=("list", "fetch"), default="list")
+    add("--domains", text=mix)
+
+    add = adder(command("train", run_train, "train a model on the corpus"))
+    add("--preset", default="mini", text="nano, mini or small (default: mini)")
+    text = "folder of the run (default: runs/PRESET, with the router's name)"
+    add("--out", type=Path, text=text)
+    add("--resume", action="store_true", text="go on with the run in --out")
+    add("--device", of=DEVICE, default="auto", text="auto, cpu or cuda")
+    add("--domains", text=mix)
+    add("--tokenizer", text="folder or tokenizer.json to use instead of training one")
+    threads = "CPU threads (part of what makes a run repeat exactly)"
+    add("--threads", of=count(high=_THREADS), text=threads)
+    add("--quiet", action="store_true", text="no progress bar")
     for name in ("steps", "batch-size", "seq-len", "eval-every", "save-every", "accumulate"):
-        train.add_argument(f"--{name}", type=count(f"--{name}"))
-    train.add_argument("--warmup", type=count("--warmup", 0))
-    train.add_argument("--seed", type=count("--seed", 0, _SEEDS))
-    train.add_argument("--lr", type=number("--lr", float, 0, 1000, above=True))
-    train.add_argument("--balance-scope")
-    train.add_argument(
-        "--router", help="another router, balanced as its paper does: switch, sigmoid, relu, …"
-    )
-    train.set_defaults(run=run_train)
+        add(f"--{name}", of=count())
+    add("--warmup", of=count(0))
+    add("--seed", of=count(0, _SEEDS))
+    add("--lr", of=number(float, 0, 1000, above=True))
+    add("--balance-scope")
+    add("--router", text="another router, balanced as its paper does: switch, sigmoid, relu, …")
 
-    generate = commands.add_parser("generate", help="continue a text")
-    generate.add_argument("prompt")
-    generate.add_argument("--checkpoint", default="mini", help="'mini' or a folder (default: mini)")
-    generate.add_argument("--tokens", type=count("--tokens", 0), default=80)
-    generate.add_argument(
-        "--temperature", type=number("--temperature", float, 0, _LARGE), default=0.8
-    )
-    generate.add_argument("--top-p", type=number("--top-p", float, 0, 1, above=True), default=0.95)
-    generate.add_argument("--seed", type=count("--seed", -(2**63), 2**64 - 1))
-    generate.set_defaults(run=run_generate)
+    add = adder(command("generate", run_generate, "continue a text"))
+    add("prompt")
+    add("--checkpoint", default="mini", text="'mini' or a folder (default: mini)")
+    add("--tokens", of=count(0), default=80)
+    add("--temperature", of=number(float, 0, _LARGE), default=0.8)
+    add("--top-p", of=SHARE, default=0.95)
+    add("--seed", of=count(-(2**63), 2**64 - 1))
 
-    study = commands.add_parser("study", help="run the routing study and write its report")
-    study.add_argument("--checkpoint", default="mini", help="'mini' or a folder (default: mini)")
-    study.add_argument(
-        "--out", type=Path, default=Path("study"), help="folder of the report (default: study)"
-    )
-    study.add_argument(
-        "--train", action="store_true", help="train the mini preset first and study that model"
-    )
-    study.add_argument("--domains", help="comma-separated; default: all of the training mix")
-    study.add_argument(
-        "--max-tokens",
-        type=count("--max-tokens"),
-        default=None,
-        help="held-out tokens per domain (default: 40,000, more where a question needs it); with --model, of a subject",
-    )  # fmt: skip
-    study.add_argument("--seed", type=count("--seed", 0, _SEEDS), default=0)
-    real = study.add_argument_group(
-        "the article's experiment on another model",
+    study = command("study", run_study_command, "run the routing study and write its report")
+    add = adder(study)
+    add("--checkpoint", default="mini", text="'mini' or a folder (default: mini)")
+    add("--out", type=Path, default=Path("study"), text="folder of the report (default: study)")
+    add("--train", action="store_true", text="train the mini preset first and study that model")
+    add("--domains", text=mix)
+    text = "held-out tokens per domain (default: 40,000, more where a question needs it); with --model, of a subject"
+    add("--max-tokens", of=count(), text=text)
+    add("--seed", of=count(0, _SEEDS), default=0)
+    text = (
         "Questions by subject instead of held-out text. What is recorded is kept in --out/trace as it goes: after an "
-        "interruption the same command goes on.",
+        "interruption the same command goes on."
     )
-    real.add_argument(
-        "--model", help="folder of minimoe or of transformers, or an id of the Hugging Face hub"
-    )
-    real.add_argument(
-        "--questions",
-        help="mmlu, mmlu-test, mmlu-dev, generated or a file of JSON lines with subject and text (default: mmlu)",
-    )  # fmt: skip
-    real.add_argument(
-        "--layers", help="1,16,32 or all (default: first, middle and last with experts)"
-    )
-    real.add_argument("--device", type=device_name, help="auto, cpu or cuda (default: auto)")
-    real.add_argument(
-        "--dtype",
-        type=dtype_name,
-        help="auto, float32, bfloat16 or float16 (default: auto, as stored)",
-    )
-    real.add_argument("--revision", help="branch, tag or commit of a model of the hub")
-    real.add_argument(
-        "--batch-tokens", type=count("--batch-tokens"), help="tokens a forward pass (default: 8192)"
-    )
-    real.add_argument(
-        "--chunk-tokens",
-        type=count("--chunk-tokens"),
-        help="tokens a crash costs at most (default: 65536)",
-    )
-    study.set_defaults(run=run_study_command)
+    add = adder(study.add_argument_group("the article's experiment on another model", text))
+    add("--model", text="folder of minimoe or of transformers, or an id of the Hugging Face hub")
+    text = "mmlu, mmlu-test, mmlu-dev, generated or a file of JSON lines with subject and text (default: mmlu)"
+    add("--questions", text=text)
+    add("--layers", text="1,16,32 or all (default: first, middle and last with experts)")
+    add("--device", of=DEVICE, text="auto, cpu or cuda (default: auto)")
+    text = "auto, float32, bfloat16 or float16 (default: auto, as stored)"
+    add("--dtype", of=DTYPE, text=text)
+    add("--revision", text="branch, tag or commit of a model of the hub")
+    add("--batch-tokens", of=count(), text="tokens a forward pass (default: 8192)")
+    add("--chunk-tokens", of=count(), text="tokens a crash costs at most (default: 65536)")
 
-    cost = commands.add_parser("cost", help="parameters, FLOPs, bytes and time floors of a model")
-    cost.add_argument("model", metavar="PRESET|PATH", help="a preset, or a folder with config.json")
-    cost.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    cost.add_argument("--device", default="h200", help="hardware by name (default: h200)")
-    cost.add_argument(
-        "--peak", type=positive("--peak"), metavar="TFLOP/s", help="instead of the device's"
-    )
-    cost.add_argument(
-        "--bandwidth", type=positive("--bandwidth"), metavar="TB/s", help="instead of the device's"
-    )
-    cost.add_argument(
-        "--batch", type=count("--batch"), default=1, help="sequences at once (default: 1)"
-    )
-    cost.add_argument(
-        "--context", type=count("--context"), help="tokens of each (default: 4096, or what fits)"
-    )
-    cost.add_argument(
-        "--bits", type=positive("--bits"), default=16, help="of each weight (default: 16)"
-    )
-    cost.add_argument("--tokens", type=positive("--tokens"), help="training budget, such as 2e12")
-    cost.add_argument(
-        "--gpus", type=count("--gpus"), default=1024, help="to train on (default: 1024)"
-    )
-    cost.add_argument(
-        "--utilisation",
-        type=number("--utilisation", float, 0, 1, above=True),
-        default=0.4,
-        help="of the peak in training (default: 0.4)",
-    )
-    cost.set_defaults(run=run_cost)
+    add = adder(command("cost", run_cost, "parameters, FLOPs, bytes and time floors of a model"))
+    add("model", metavar="PRESET|PATH", text="a preset, or a folder with config.json")
+    add("--json", action="store_true", text="print JSON instead of a table")
+    add("--device", default="h200", text="hardware by name (default: h200)")
+    add("--peak", of=POSITIVE, metavar="TFLOP/s", text="instead of the device's")
+    add("--bandwidth", of=POSITIVE, metavar="TB/s", text="instead of the device's")
+    add("--batch", of=count(), default=1, text="sequences at once (default: 1)")
+    add("--context", of=count(), text="tokens of each (default: 4096, or what fits)")
+    add("--bits", of=POSITIVE, default=16, text="of each weight (default: 16)")
+    add("--tokens", of=POSITIVE, text="training budget, such as 2e12")
+    add("--gpus", of=count(), default=1024, text="to train on (default: 1024)")
+    add("--utilisation", of=SHARE, default=0.4, text="of the peak in training (default: 0.4)")
 
-    bench = commands.add_parser(
-        "bench", help="measure the layer, decoding and training, and print ratios"
+    text = "measure the layer, decoding and training, and print ratios"
+    add = adder(command("bench", run_bench, text))
+    text = (
+        "cpu (the layer), train, decode, choices (ways of the CPU path that were not taken), gpu (the layer, "
+        "eight minutes) or all that this machine can run (default: cpu, a few minutes)"
     )
-    bench.add_argument(
-        "--suite", default="cpu",
-        help="cpu (the layer), train, decode, choices (ways of the CPU path that were not taken), gpu (the layer, "
-        "eight minutes) or all that this machine can run (default: cpu, a few minutes)",
-    )  # fmt: skip
-    bench.add_argument(
-        "--train", action="store_const", dest="suite", const="train", help="--suite train"
-    )
-    bench.add_argument(
-        "--quick", action="store_true", help="fewer rounds and cases: a look, not a result"
-    )
-    bench.add_argument(
-        "--rounds", type=count("--rounds"), help="how often each implementation is timed"
-    )
-    bench.add_argument(
-        "--threads",
-        type=count("--threads", high=_THREADS),
-        help="CPU threads (default: cpu takes 1, then 2; choices 1; others as torch is set)",
-    )
-    bench.add_argument(
-        "--peer", action="append", default=[], metavar="NAME=PATH",
-        help="also measure forward(x, w13, w2, expert, weight) of this Python file; may be repeated",
-    )  # fmt: skip
-    bench.add_argument(
-        "--device",
-        type=device_name,
-        help="of the suites gpu (default: cuda) and decode (default: cpu)",
-    )
-    bench.add_argument("--json", type=Path, help="write the measurement to this file")
-    bench.add_argument("--out", type=Path, help="write one file for each suite to this folder")
-    bench.set_defaults(run=run_bench)
+    add("--suite", default="cpu", text=text)
+    add("--train", action="store_const", dest="suite", const="train", text="--suite train")
+    add("--quick", action="store_true", text="fewer rounds and cases: a look, not a result")
+    add("--rounds", of=count(), text="how often each implementation is timed")
+    text = "CPU threads (default: cpu takes 1, then 2; choices 1; others as torch is set)"
+    add("--threads", of=count(high=_THREADS), text=text)
+    text = "also measure forward(x, w13, w2, expert, weight) of this Python file; may be repeated"
+    add("--peer", action="append", default=[], metavar="NAME=PATH", text=text)
+    text = "of the suites gpu (default: cuda) and decode (default: cpu)"
+    add("--device", of=DEVICE, text=text)
+    add("--json", type=Path, text="write the measurement to this file")
+    add("--out", type=Path, text="write one file for each suite to this folder")
     return parser
 
 
@@ -373,23 +324,10 @@ def run_train(args: argparse.Namespace) -> None:
     model = ModelConfig.preset(args.preset)
     if args.router is not None:
         model = with_router(model, args.router)
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "steps",
-            "batch_size",
-            "seq_len",
-            "lr",
-            "warmup",
-            "seed",
-            "eval_every",
-            "save_every",
-            "accumulate",
-            "balance_scope",
-        )
-        if getattr(args, name) is not None
-    }
-    config = dataclasses.replace(TRAIN_PRESETS[args.preset], **options)
+    config = TRAIN_PRESETS[args.preset]
+    fields = {field.name for field in dataclasses.fields(config)}
+    options = {k: v for k, v in vars(args).items() if k in fields and v is not None}
+    config = dataclasses.replace(config, **options)
     domains = split_names(args.domains)
     resolve(domains)
 
@@ -426,14 +364,14 @@ def run_generate(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation."""
     import torch
 
-    from minimoe.checkpoint import pretrained_path, read_family
+    from minimoe.checkpoint import pretrained_path, read_config
     from minimoe.model import MixtralModel
     from minimoe.text.tokenizer import begin_of_text_id, end_of_text_id, load_tokenizer, text_ids
 
     path = pretrained_path(args.checkpoint)
     model = MixtralModel.from_pretrained(path)
     tokenizer = load_tokenizer(path)
-    begin = begin_of_text_id(tokenizer, own=read_family(path) is None)
+    begin = begin_of_text_id(tokenizer, own=read_config(path)[1] is None)
     ids = [*([] if begin is None else [begin]), *text_ids(tokenizer, [args.prompt])[0]]
     out = model.generate(
         torch.tensor([ids]), args.tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
@@ -468,14 +406,8 @@ def run_study_command(args: argparse.Namespace) -> None:
             command += ["--domains", args.domains]
         # not main(): an error or Ctrl-C in the training must end the study too
         run_train(build_parser().parse_args(command))
-    report = run_study(
-        checkpoint,
-        args.out,
-        domains=domains,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-    )
-    print(report)
+    sizes = {"max_tokens": args.max_tokens, "seed": args.seed}
+    print(run_study(checkpoint, args.out, domains=domains, **sizes))
 
 
 def run_cost(args: argparse.Namespace) -> None:

@@ -7,16 +7,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
@@ -189,7 +188,7 @@ def _read_index(path: Path) -> dict[str, str]:
         places: Any = read_object(path).get("weight_map")
     except MinimoeError as error:
         raise CheckpointError(f"{INDEX} is not an index of shards: {error}") from error
-    if not isinstance(places, dict) or not _all_text(places.values()):
+    if not isinstance(places, dict) or {type(name) for name in places.values()} - {str}:
         raise CheckpointError(
             f"{path} is not an index of shards; expected an object with 'weight_map', which names the file of each "
             "tensor"
@@ -201,10 +200,6 @@ def _read_index(path: Path) -> dict[str, str]:
             f"{path} names what is no safetensors file of its folder: {', '.join(map(repr, strange or sorted(files)))}"
         )
     return places
-
-
-def _all_text(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _incomplete(path: Path, error: Exception) -> CheckpointError:
@@ -223,16 +218,14 @@ def unwritten(path: Path, error: Exception) -> CheckpointError:
 
 
 # a tensor on disk, and the part of the model's tensor that it is: tensor[index]
-Place = tuple[str, tuple[int | slice, ...]]
+Piece = tuple[str, tuple[int | slice, ...]]
 
 
-def places(
+def pieces_of(
     name: str, shape: tuple[int, ...], family: Family | None, *, fused: bool = False
-) -> list[Place]:
+) -> list[Piece]:
     """The tensors on disk that make up the model's tensor `name`; family None: minimoe's own layout, one to one."""
-    if family is None:
-        return [(name, ())]
-    if name == "lm_head.weight":
+    if family is None or name == "lm_head.weight":
         return [(name, ())]
     key = f"model.{name}"
     key = key.replace(".mlp.shared_experts.gate.", ".mlp.shared_expert_gate.")
@@ -244,7 +237,7 @@ def places(
     if last not in ("gate_up_proj", "down_proj") or (stacked and fused):
         return [(key, ())]
     gate, up, down = family.projections
-    found: list[Place] = []
+    found: list[Piece] = []
     for e in range(shape[0]) if stacked else (None,):
         prefix, at = (owner, ()) if e is None else (f"{owner}.{e}", (e,))
         if last == "down_proj":
@@ -256,36 +249,20 @@ def places(
     return found
 
 
-def find_places(
+def pieces_in(
     name: str, shape: tuple[int, ...], family: Family | None, names: set[str]
-) -> list[Place]:
-    """`places` in the layout that the folder has, which holds tensors of these names."""
-    fused = places(name, shape, family, fused=True)
-    return fused if fused[0][0] in names else places(name, shape, family)
+) -> list[Piece]:
+    """`pieces_of` a tensor in the layout that the folder has, which holds tensors of these names."""
+    fused = pieces_of(name, shape, family, fused=True)
+    return fused if fused[0][0] in names else pieces_of(name, shape, family)
 
 
-class Source(Protocol):
-    """Tensors by name: files, or a dictionary."""
+class Memory(TensorFiles):
+    """Tensors that are there already, by name; `source` names them in messages."""
 
-    @property
-    def names(self) -> set[str]: ...
-    @property
-    def source(self) -> str | Path: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype: ...
-    def read(self, name: str) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Tensors that are there already."""
-
-    tensors: Mapping[str, Tensor]
-    source: str
-
-    @property
-    def names(self) -> set[str]:
-        return set(self.tensors)
+    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        super().__init__(Path(source), dict.fromkeys(tensors, ""))
+        self.tensors = tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
@@ -299,12 +276,12 @@ class Memory:
 
 def find(
     targets: Mapping[str, Tensor],
-    files: Source,
+    files: TensorFiles,
     family: Family | None,
     *,
     prefix: str = "",
     tied: bool = False,
-) -> dict[str, list[Place]]:
+) -> dict[str, list[Piece]]:
     """Where each target lies. Every name, shape and kind of type must agree, before any tensor is read.
 
     Args:
@@ -314,24 +291,24 @@ def find(
     Raises:
         CheckpointError: lists what is missing, unexpected, or of another shape or type.
     """
-    names = files.names
-    found: dict[str, list[Place]] = {}
-    used: set[str] = set()
-    missing: list[str] = []
-    shapes: list[str] = []
-    types: list[str] = []
+    names, used = files.names, set[str]()
+    found: dict[str, list[Piece]] = {}
+    kinds = ("missing", "unexpected", "wrong shape", "wrong type")
+    wrong: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, target in targets.items():
-        found[name] = find_places(prefix + name, tuple(target.shape), family, names)
+        found[name] = pieces_in(prefix + name, tuple(target.shape), family, names)
         for key, index in found[name]:
             used.add(key)
             if key not in names:
-                missing.append(key)
+                wrong["missing"].append(key)
                 continue
             shape, dtype = files.shape(key), files.dtype(key)
             if shape != (expected := tuple(target[index].shape)):
-                shapes.append(f"{key} is {shape}, expected {expected}")
+                wrong["wrong shape"].append(f"{key} is {shape}, expected {expected}")
             elif dtype.is_floating_point != target.is_floating_point():
-                types.append(f"{key} is {dtype}, expected {target.dtype} or one of its kind")
+                wrong["wrong type"].append(
+                    f"{key} is {dtype}, expected {target.dtype} or one of its kind"
+                )
     embedding = "embed_tokens.weight" if family is None else "model.embed_tokens.weight"
     if tied and "lm_head.weight" in names and embedding in names:
         # other libraries may store the shared matrix twice; two different ones do not fit one place
@@ -342,32 +319,29 @@ def find(
             )
         used.add("lm_head.weight")
     stem = prefix if family is None or not prefix else f"model.{prefix}"
-    unexpected = [name for name in names - used if name.startswith(stem)]
-    problems = [
+    wrong["unexpected"] = [name for name in names - used if name.startswith(stem)]
+    problems = "; ".join(
         f"{what}: {', '.join(sorted(which)[:4])}{' …' if len(which) > 4 else ''} ({len(which)})"
-        for what, which in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", shapes),
-            ("wrong type", types),
-        )
+        for what, which in wrong.items()
         if which
-    ]
+    )
     if problems:
         raise CheckpointError(
-            f"{files.source} does not fit the configuration beside it; " + "; ".join(problems)
+            f"{files.source} does not fit the configuration beside it; {problems}"
         )
     return found
 
 
-def stored_type(found: Mapping[str, list[Place]], files: Source) -> torch.dtype:
+def stored_type(found: Mapping[str, list[Piece]], files: TensorFiles) -> torch.dtype:
     """The floating type of the first tensor that has one."""
     types = (files.dtype(key) for parts in found.values() for key, _ in parts)
     return next(dtype for dtype in types if dtype.is_floating_point)
 
 
 @torch.no_grad()
-def copy(targets: Mapping[str, Tensor], found: Mapping[str, list[Place]], files: Source) -> None:
+def copy(
+    targets: Mapping[str, Tensor], found: Mapping[str, list[Piece]], files: TensorFiles
+) -> None:
     """Read tensor by tensor into memory that is there: nothing is held twice."""
     for name, target in targets.items():
         for key, index in found[name]:
@@ -398,7 +372,9 @@ def write_folder(
     Raises:
         CheckpointError: the folder cannot be made, a file could not be written, or it does not hold what was written.
     """
-    shards = _split(tensors, dtype, max_shard_size)
+    types = {name: _stored_type(name, value, dtype) for name, value in tensors.items()}
+    sizes = {name: value.numel() * types[name].itemsize for name, value in tensors.items()}
+    shards = _split(sizes, max_shard_size)
     count = len(shards)
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     names = names if count > 1 else [SINGLE]
@@ -411,7 +387,7 @@ def write_folder(
     path, moving = folder, False
     try:
         with contextlib.ExitStack() as stack:
-            # what is begun last is put in its place first: the shards, then config.json, then the index
+            # the stack unwinds from its end, so the shards move first, then config.json, then the index
 
             def begin(name: str) -> Path:
                 nonlocal path
@@ -419,21 +395,25 @@ def write_folder(
                 return stack.enter_context(atomic_write(path))
 
             if count > 1:
-                begin(INDEX).write_text(_index(shards, names, dtype), encoding="utf-8")
+                where = {
+                    key: name for name, keys in zip(names, shards, strict=True) for key in keys
+                }
+                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+                texts = {INDEX: json.dumps(index, indent=2) + "\n", **texts}
             for name, text in texts.items():
                 begin(name).write_text(text, encoding="utf-8")
             written: dict[str, str] = {}
-            for name, shard in zip(names, shards, strict=True):
+            for name, keys in zip(names, shards, strict=True):
                 temporary = begin(name)
-                written |= dict.fromkeys(shard, temporary.name)
-                whole = apart({k: _cast(k, v, dtype) for k, v in shard.items()})
+                written |= dict.fromkeys(keys, temporary.name)
+                whole = apart({key: tensors[key].to(types[key]) for key in keys})
                 save_file(whole, temporary, {"format": "pt"})
                 with temporary.open("rb+") as file:  # a disk may say only now that it is full
                     os.fsync(file.fileno())
                 del whole
             with TensorFiles(folder, written) as files:
                 check(files)
-                _compare(files, tensors, dtype)
+                _compare(files, tensors, types)
             moving = True
             for old in [*folder.glob("*.safetensors"), folder / INDEX]:
                 ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
@@ -447,10 +427,12 @@ def write_folder(
         raise unwritten(path, error) from error
 
 
-def _compare(files: TensorFiles, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+def _compare(
+    files: TensorFiles, tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]
+) -> None:
     """Raise where the files do not hold the tensors bit for bit."""
     for name, value in tensors.items():
-        pair = files.read(name), _cast(name, value.detach(), dtype).cpu()
+        pair = files.read(name), value.detach().to(types[name]).cpu()
         a, b = (x.contiguous().flatten().view(torch.uint8) for x in pair)
         if not torch.equal(a, b):
             raise CheckpointError(
@@ -459,42 +441,23 @@ def _compare(files: TensorFiles, tensors: Mapping[str, Tensor], dtype: torch.dty
             )
 
 
-def _split(
-    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, most: int
-) -> list[dict[str, Tensor]]:
-    """The tensors in order, as many in a shard as fit; one that is larger than a shard has its own."""
-    shards: list[dict[str, Tensor]] = [{}]
+def _split(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names in order, as many in a shard as fit; one that is larger than a shard has its own."""
+    shards: list[list[str]] = [[]]
     held = 0
-    for name, value in tensors.items():
-        size = _size(name, value, dtype)
+    for name, size in sizes.items():
         if shards[-1] and held + size > most:
-            shards.append({})
+            shards.append([])
             held = 0
-        shards[-1][name] = value
+        shards[-1].append(name)
         held += size
     return shards
 
 
-def _index(shards: list[dict[str, Tensor]], names: list[str], dtype: torch.dtype | None) -> str:
-    total = sum(_size(k, v, dtype) for shard in shards for k, v in shard.items())
-    places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
-
-
-def _type(name: str, value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def _stored_type(name: str, value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
-    keeps = not value.is_floating_point() or name.endswith(
-        ("e_score_correction_bias", "gate.edges")
-    )
-    return value.dtype if dtype is None or keeps else dtype
-
-
-def _size(name: str, value: Tensor, dtype: torch.dtype | None) -> int:
-    return value.numel() * _type(name, value, dtype).itemsize
-
-
-def _cast(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(_type(name, value, dtype))
+    keeps = name.endswith(("e_score_correction_bias", "gate.edges"))
+    return value.dtype if dtype is None or keeps or not value.is_floating_point() else dtype
 
 
 def weights_fingerprint(folder: str | Path) -> str:
@@ -573,13 +536,24 @@ def refuse_gguf(path: Path) -> None:
         )
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The configuration in a config.json (or in a folder that has one): minimoe's own, or one of transformers.
+def read_config(path: Path) -> tuple[ModelConfig, Family | None]:
+    """The configuration in a config.json (or in a folder that has one), and the family of transformers whose layout the
+    folder has; None: minimoe's own.
 
     Raises:
         CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
     """
-    return _read_config(path)[0]
+    path = path / "config.json" if path.is_dir() else path
+    values = read_object(path, CheckpointError)
+    try:
+        if "model_type" in values:
+            from minimoe.hf.families import FAMILIES
+            from minimoe.hf.translate import from_huggingface
+
+            return from_huggingface(values), FAMILIES[values["model_type"]]
+        return ModelConfig.from_dict(values), None
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_counted(path: Path) -> ModelConfig:
@@ -596,15 +570,6 @@ def read_counted(path: Path) -> ModelConfig:
         return counted_config(read_object(path, CheckpointError))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_family(folder: Path) -> Family | None:
-    """The family whose layout a folder has; None: minimoe's own.
-
-    Raises:
-        CheckpointError: as `read_config`.
-    """
-    return _read_config(folder)[1]
 
 
 def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
@@ -653,7 +618,7 @@ def save_model(
         tensors = {
             key: value[index]
             for name, value in tensors.items()
-            for key, index in places(name, tuple(value.shape), family)
+            for key, index in pieces_of(name, tuple(value.shape), family)
         }
         limit = limit or SHARD_SIZE
     # without a limit one file holds everything, however large
@@ -706,7 +671,7 @@ def load_model(
 ) -> MixtralModel:
     """Read a folder of either layout (see `MixtralModel.from_pretrained`)."""
     folder = pretrained_path(name_or_path)
-    config, family = _read_config(folder)
+    config, family = read_config(folder)
     model = _without_memory(config, folder)
     model.generation_config = _generation_config(folder)
     with TensorFiles(folder) as files:
@@ -719,7 +684,7 @@ def load_model(
             from minimoe.hf.offload import offload_experts
 
             model = offload_experts(model, folder, cache_experts=cache_experts)
-        _allocate(model, dtype or stored_type(found, files), device)
+        model.to(dtype=dtype or stored_type(found, files)).to_empty(device=device)
         if config.tie_word_embeddings:  # each was given memory of its own
             model.lm_head.weight = model.embed_tokens.weight
         held = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -746,7 +711,7 @@ def load_layer(
         CheckpointError: as `MixtralModel.from_pretrained`, or no such layer.
     """
     folder = pretrained_path(name_or_path)
-    config, family = _read_config(folder)
+    config, family = read_config(folder)
     if not 0 <= layer < config.num_hidden_layers:
         raise CheckpointError(
             f"layer is {layer}, but the model in {folder} has layers 0 to {config.num_hidden_layers - 1}"
@@ -755,25 +720,9 @@ def load_layer(
     assert isinstance(block, Block)
     with TensorFiles(folder) as files:
         found = find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
-        _allocate(block, dtype or stored_type(found, files), device)
+        block.to(dtype=dtype or stored_type(found, files)).to_empty(device=device)
         copy(block.state_dict(), found, files)
     return block.eval()
-
-
-def _read_config(path: Path) -> tuple[ModelConfig, Family | None]:
-    """The configuration, and the family whose layout the folder has; None: minimoe's own."""
-    if path.is_dir():
-        path = path / "config.json"
-    values = read_object(path, CheckpointError)
-    try:
-        if "model_type" in values:
-            from minimoe.hf.families import FAMILIES
-            from minimoe.hf.translate import from_huggingface
-
-            return from_huggingface(values), FAMILIES[values["model_type"]]
-        return ModelConfig.from_dict(values), None
-    except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
@@ -791,9 +740,3 @@ def _without_memory(config: ModelConfig, folder: Path) -> MixtralModel:
             return MixtralModel(config)
     except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-
-
-def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Give a module of the meta device memory, whose contents are arbitrary; only floating types become `dtype`."""
-    module.to(dtype=dtype)
-    module.to_empty(device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,18 @@ BALANCE_TYPES = ("switch", "sequence", "importance", "importance_load", "l1", "n
 ATTENTION_TYPES = ("gqa", "switchhead", "moa", "mla")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
-_POSITIVE = (
+# the least value of each count, and of those that may be None
+_COUNTS = dict.fromkeys((
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "num_experts", "num_experts_per_tok", "max_position_embeddings", "n_group", "topk_group",
     "slots_per_expert", "attention_num_experts", "attention_num_experts_per_tok",
+), 1) | dict.fromkeys(
+    ("n_shared_experts", "layer_norms", "state_matrix", "state_vector", "state_size"), 0
 )  # fmt: skip
-_OPTIONAL = (
+_OPTIONAL = dict.fromkeys((
     "moe_intermediate_size", "shared_expert_intermediate_size", "head_dim", "sliding_window", "q_lora_rank",
     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-)  # fmt: skip
+), 1)  # fmt: skip
 MOST_LAYERS = 10_000
 _CHOICES = {
     "experts_implementation": EXPERTS_IMPLEMENTATIONS,
@@ -187,156 +190,122 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             _check_kind(field.name, getattr(self, field.name), str(field.type))
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
-        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
-        object.__setattr__(self, "layer_types", tuple(self.layer_types))
-        object.__setattr__(self, "state_layers", tuple(self.state_layers))
-        for name in _POSITIVE:
-            check_count(name, getattr(self, name), 1)
-        for name in _OPTIONAL:
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), 1, "None or an integer")
-        counts = ("n_shared_experts", "layer_norms", "state_matrix", "state_vector", "state_size")
-        for name in counts:
-            check_count(name, getattr(self, name), 0)
+        for name in ("mlp_only_layers", "layer_types", "state_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, least in (_COUNTS | _OPTIONAL).items():
+            if name in _COUNTS or getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least, optional=name in _OPTIONAL)
+        for fault in self._faults():
+            raise ConfigError(fault)
+
+    def _faults(self) -> Iterator[str]:
+        """What is impossible, a sentence each; the first is raised, so a check may rely on those before it."""
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; known are {', '.join(map(str, known))}"
+                yield f"{name} is {getattr(self, name)!r}; known are {', '.join(map(str, known))}"
+        for kind in ("num_experts", "attention_num_experts"):
+            k, e = getattr(self, f"{kind}_per_tok"), getattr(self, kind)
+            if k > e:
+                yield (
+                    f"{kind}_per_tok is {k} but {kind} is {e}; a token cannot choose more experts than there are: "
+                    "lower the first or raise the second"
                 )
-        for few, many in (
-            ("num_experts_per_tok", "num_experts"),
-            ("attention_num_experts_per_tok", "attention_num_experts"),
-        ):
-            if getattr(self, few) > getattr(self, many):
-                raise ConfigError(
-                    f"{few} is {getattr(self, few)} but {many} is {getattr(self, many)}; "
-                    "a token cannot choose more experts than there are: lower the first or raise the second"
-                )
-        self._check_heads()
-        self._check_layer_types()
-        self._check_attention_experts()
+        yield from self._faults_of_attention()
         for name in ("mlp_only_layers", "state_layers"):
             bad = [i for i in getattr(self, name) if not 0 <= i < self.num_hidden_layers]
             if bad:
-                raise ConfigError(
-                    f"{name} names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
-                )
+                yield f"{name} names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
         if not self.rope_theta > 0 or not self.rms_norm_eps > 0 or not self.initializer_range > 0:
-            raise ConfigError("rope_theta, rms_norm_eps and initializer_range must be positive")
-        self._check_routing()
+            yield "rope_theta, rms_norm_eps and initializer_range must be positive"
+        yield from self._faults_of_routing()
 
-    def _check_heads(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads is {self.num_attention_heads}, no multiple of "
-                f"num_key_value_heads = {self.num_key_value_heads}; each key/value head serves equally many heads"
+    def _faults_of_attention(self) -> Iterator[str]:
+        heads, kv_heads, kind = (
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.attention_type,
+        )
+        if heads % kv_heads:
+            yield (
+                f"num_attention_heads is {heads}, no multiple of num_key_value_heads = {kv_heads}; each key/value head "
+                "serves equally many heads"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size is {self.hidden_size}, no multiple of num_attention_heads = "
-                f"{self.num_attention_heads}; change one of them or give head_dim"
+        if self.head_dim is None and self.hidden_size % heads:
+            yield (
+                f"hidden_size is {self.hidden_size}, no multiple of num_attention_heads = {heads}; change one of them "
+                "or give head_dim"
             )
         if self.head_size % 2:
-            raise ConfigError(
+            yield (
                 f"the head size is {self.head_size}, which is odd; rotary embeddings turn pairs of coordinates, "
                 "so head_dim (or hidden_size / num_attention_heads) must be even"
             )
-
-    def _check_layer_types(self) -> None:
-        if not self.layer_types:
-            return
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types names {len(self.layer_types)} layers, but num_hidden_layers is {self.num_hidden_layers}"
-            )
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            yield f"layer_types names {len(self.layer_types)} layers, but num_hidden_layers is {self.num_hidden_layers}"
         unknown = sorted(set(self.layer_types) - {"full_attention", "sliding_attention"})
         if unknown:
-            raise ConfigError(
+            yield (
                 f"layer_types holds {', '.join(map(repr, unknown))}; known are 'full_attention' and 'sliding_attention'"
             )
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
-            raise ConfigError(
-                "layer_types has 'sliding_attention', but sliding_window is None: give its width"
+            yield "layer_types has 'sliding_attention', but sliding_window is None: give its width"
+        if self.attention_bias and kind in ("switchhead", "moa"):
+            yield (
+                f"attention_bias is true, but attention_type is {kind!r}, whose projections have no biases: set "
+                "attention_bias to false"
             )
-
-    def _check_attention_experts(self) -> None:
-        if self.attention_type not in ("switchhead", "moa"):
-            return
-        if self.attention_bias:
-            raise ConfigError(
-                f"attention_bias is true, but attention_type is {self.attention_type!r}, whose projections have no "
-                "biases: set attention_bias to false"
-            )
-        if self.attention_type == "switchhead":
-            return
-        used = self.attention_num_experts_per_tok * self.num_key_value_heads
-        if self.num_attention_heads != used:
-            raise ConfigError(
-                f"num_attention_heads is {self.num_attention_heads}, but with attention_type 'moa' a token computes "
+        used = self.attention_num_experts_per_tok * kv_heads
+        if kind == "moa" and heads != used:
+            yield (
+                f"num_attention_heads is {heads}, but with attention_type 'moa' a token computes "
                 f"attention_num_experts_per_tok · num_key_value_heads = {self.attention_num_experts_per_tok} · "
-                f"{self.num_key_value_heads} = {used} heads: make them equal"
+                f"{kv_heads} = {used} heads: make them equal"
             )
-        if self.qk_norm == "full":
-            raise ConfigError(
+        if kind == "moa" and self.qk_norm == "full":
+            yield (
                 "qk_norm is 'full', but with attention_type 'moa' the heads of a token change, so that there is no "
                 "norm over all of them: set qk_norm to 'head' or None"
             )
 
-    def _check_routing(self) -> None:
-        for name in (
-            "router_aux_loss_coef",
-            "router_z_loss_coef",
-            "router_jitter_noise",
-            "router_bias_update_rate",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or positive")
+    def _faults_of_routing(self) -> Iterator[str]:
+        kind, capacity = self.router_type, self.capacity_factor
+        for name in ("aux_loss_coef", "z_loss_coef", "jitter_noise", "bias_update_rate"):
+            value = getattr(self, f"router_{name}")
+            if not value >= 0:
+                yield f"router_{name} is {value!r}; it must be 0 or positive"
         if self.router_jitter_noise >= 1:
-            raise ConfigError(
-                f"router_jitter_noise is {self.router_jitter_noise!r}; it must be below 1"
+            yield f"router_jitter_noise is {self.router_jitter_noise!r}; it must be below 1"
+        if self.router_bias_update_rate and kind != "sigmoid":
+            yield (
+                f"router_bias_update_rate is {self.router_bias_update_rate!r}, but router_type is {kind!r}: only "
+                "'sigmoid' has a selection bias to move"
             )
-        if self.router_bias_update_rate and self.router_type != "sigmoid":
-            raise ConfigError(
-                f"router_bias_update_rate is {self.router_bias_update_rate!r}, but router_type is "
-                f"{self.router_type!r}: only 'sigmoid' has a selection bias to move"
-            )
-        if self.capacity_factor is not None and not 0 < self.capacity_factor < float("inf"):
-            raise ConfigError(
-                f"capacity_factor is {self.capacity_factor!r}; it must be None (dropless) or positive"
-            )
+        if capacity is not None and not 0 < capacity < float("inf"):
+            yield f"capacity_factor is {capacity!r}; it must be None (dropless) or positive"
         if not self.routed_scaling_factor > 0:
-            raise ConfigError(
-                f"routed_scaling_factor is {self.routed_scaling_factor!r}; it must be positive"
-            )
+            yield f"routed_scaling_factor is {self.routed_scaling_factor!r}; it must be positive"
         if self.shared_expert_gate and not self.n_shared_experts:
-            raise ConfigError(
-                "shared_expert_gate is true, but n_shared_experts is 0: there is nothing to gate"
+            yield "shared_expert_gate is true, but n_shared_experts is 0: there is nothing to gate"
+        if kind not in ROUTER_TYPES:
+            yield (
+                f"router_type is {kind!r}; known are {', '.join(ROUTER_TYPES)}. A router of your own is known once the "
+                "module that registers it with @router_type is imported"
             )
-        if self.router_type not in ROUTER_TYPES:
-            raise ConfigError(
-                f"router_type is {self.router_type!r}; known are {', '.join(ROUTER_TYPES)}. A router of your own is "
-                "known once the module that registers it with @router_type is imported"
-            )
-        if self.router_type == "soft":
-            for name in ("n_shared_experts", "capacity_factor"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"{name} is {getattr(self, name)!r}, but router_type is 'soft': soft MoE has neither shared "
-                        "experts nor a capacity; leave it out or choose a router"
-                    )
-            return
-        takes = ROUTER_TYPES[self.router_type]
+        for name in ("n_shared_experts", "capacity_factor"):
+            if kind == "soft" and getattr(self, name):
+                yield (
+                    f"{name} is {getattr(self, name)!r}, but router_type is 'soft': soft MoE has neither shared "
+                    "experts nor a capacity; leave it out or choose a router"
+                )
+        takes = ROUTER_TYPES[kind]
         k = {"one": 1, "all": self.num_experts}.get(takes, self.num_experts_per_tok)
         if self.num_experts_per_tok != k:
             given = "1" if takes == "one" else f"all num_experts = {k}"
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}; the {self.router_type!r} router gives each token "
-                f"{given}"
-            )
-        if takes in ("all", "any") and self.capacity_factor is not None:
-            raise ConfigError(
-                f"capacity_factor is {self.capacity_factor!r}, but the {self.router_type!r} router offers every token "
-                "to every expert: leave it None"
+            yield f"num_experts_per_tok is {self.num_experts_per_tok}; the {kind!r} router gives each token {given}"
+        if takes in ("all", "any") and capacity is not None:
+            yield (
+                f"capacity_factor is {capacity!r}, but the {kind!r} router offers every token to every expert: leave "
+                "it None"
             )
 
     @property
@@ -391,11 +360,11 @@ class ModelConfig:
         Raises:
             ConfigError: an unknown field, with the nearest known name.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = sorted(f.name for f in dataclasses.fields(cls))
         for name in values:
             if name not in known:
-                hint = did_you_mean(name, known).strip() or f"known are {', '.join(sorted(known))}"
-                raise ConfigError(f"unknown configuration field {name!r}; {hint}")
+                hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown configuration field {name!r}; {hint.strip()}")
         return cls(**values)
 
     @classmethod
@@ -408,18 +377,19 @@ class ModelConfig:
         from minimoe.presets import PRESETS
 
         if name not in PRESETS:
-            near = did_you_mean(name, PRESETS)
-            raise ConfigError(f"unknown preset {name!r}; {near}known are {', '.join(PRESETS)}")
+            hint = did_you_mean(name, PRESETS)
+            raise ConfigError(f"unknown preset {name!r}; {hint}known are {', '.join(PRESETS)}")
         return PRESETS[name]
 
 
-def check_count(name: str, value: object, least: int, kind: str = "an integer") -> None:
+def check_count(name: str, value: object, least: int, *, optional: bool = False) -> None:
     """Raise where a size is not one.
 
     Raises:
         ConfigError: no integer, below `least`, or more than any machine could hold.
     """
     most = MOST_LAYERS if name == "num_hidden_layers" else 2**31 - 1
+    kind = "None or an integer" if optional else "an integer"
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r:.60}; it must be {kind} of at least {least}")
     if value > most:

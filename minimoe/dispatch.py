@@ -1,4 +1,4 @@
-"""The plan of a dispatch: assignments sorted by expert, where each expert's rows begin, and the way back."""
+"""Dispatchers: tokens meet their experts, y[t] = Σ weight · expert(x[t]), in several equal ways."""
 
 from __future__ import annotations
 
@@ -154,17 +154,7 @@ def capacity(
         out = torch.cat([out, out.new_zeros(1, out.shape[1])])
     slot = torch.where(fits, expert * c + column, e * c)
     weight = torch.where(fits, routing.weight, 0)
-    if routing.k is not None and routing.num_assignments:
-        total = torch.promote_types(out.dtype, torch.float32)
-        y = F.embedding_bag(
-            slot.view(t, routing.k), out.to(total), mode="sum",
-            per_sample_weights=weight.view(t, routing.k).to(total),
-        )  # fmt: skip
-    else:
-        gathered = out.index_select(0, slot) * weight[:, None]  # [N, D]
-        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device)
-        y = y.index_add(0, routing.token, gathered)
-    return y.to(x.dtype)
+    return _combine(out, slot, weight, x, routing)
 
 
 def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
@@ -181,14 +171,18 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     weight = torch.where(routing.taken(), routing.weight, 0)
     if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
         return few(x, weight, routing, experts)
-    if isinstance(experts, Experts) and _fused_serves(x, weight, routing, experts):
+    if (
+        isinstance(experts, Experts)
+        and routing.k is not None
+        and (weight.dtype, experts.hidden_act) == (torch.float32, "silu")
+        and float32_on_cpu(x, experts.gate_up_proj)
+    ):
         return fused_grouped(x, weight, routing, experts.gate_up_proj, experts.down_proj)
     return grouped_plain(x, weight, routing, experts)
 
 
 def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """`grouped` in plain operations, for weight [N], 0 where not taken, and at least one assignment."""
-    num_tokens = x.shape[0]
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
     counts: list[int] = order.counts.tolist()
@@ -202,17 +196,23 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
         outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
     # zeros for what is not taken: a product with the weight 0 would let NaN and infinity through
     out = torch.cat([*outs, torch.zeros_like(none)])  # [N, D], sorted
-    if routing.k is not None:
-        # token-major with K rows a token: the combine is a weighted gather-sum, which embedding_bag does in one pass
-        inverse = order.inverse.view(num_tokens, routing.k)
-        weight = weight.view(num_tokens, routing.k)
-        total = torch.promote_types(out.dtype, torch.float32)
-        y = F.embedding_bag(inverse, out.to(total), mode="sum", per_sample_weights=weight.to(total))
+    return _combine(out, order.inverse, weight, x, routing)
+
+
+def _combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:
+    """y[t] = Σ weight[n] · rows[place[n]] over the assignments n of token t, summed in float32, in x's type."""
+    if routing.k is not None and routing.num_assignments:
+        # token-major with K rows a token: a weighted gather-sum, which embedding_bag does in one pass
+        each = routing.num_tokens, routing.k
+        total = torch.promote_types(rows.dtype, torch.float32)
+        y = F.embedding_bag(
+            place.view(each), rows.to(total), mode="sum",
+            per_sample_weights=weight.view(each).to(total),
+        )  # fmt: skip
     else:
-        gathered = out.index_select(0, order.inverse) * weight[:, None]  # [N, D], in routing order
-        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device).index_add(
-            0, routing.token, gathered
-        )
+        gathered = rows.index_select(0, place) * weight[:, None]  # [N, D]
+        y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device)
+        y = y.index_add(0, routing.token, gathered)
     return y.to(x.dtype)
 
 
@@ -229,16 +229,6 @@ def few(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Ten
     out = torch.cat(rows) * weight[:, None]  # [N, D]
     y = torch.zeros(x.shape, dtype=out.dtype, device=x.device)
     return y.index_add_(0, routing.token, out).to(x.dtype)
-
-
-def _fused_serves(x: Tensor, weight: Tensor, routing: Routing, experts: Experts) -> bool:
-    """Whether `fused_grouped` does this work: K experts a token, SwiGLU in float32 on a CPU."""
-    return (
-        routing.k is not None
-        and weight.dtype == torch.float32
-        and experts.hidden_act == "silu"
-        and float32_on_cpu(x, experts.gate_up_proj)
-    )
 
 
 def auto(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
@@ -272,12 +262,7 @@ def _say_once(reason: str) -> None:
 
 Dispatcher = Callable[[Tensor, Routing, ExpertBank], Tensor]
 
-DISPATCHERS: dict[str, Dispatcher] = {
-    "loop": loop,
-    "capacity": capacity,
-    "grouped": grouped,
-    "triton": triton,
-}
+DISPATCHERS: dict[str, Dispatcher] = {f.__name__: f for f in (loop, capacity, grouped, triton)}
 
 
 def get_dispatcher(name: str) -> Dispatcher:

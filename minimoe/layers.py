@@ -77,40 +77,25 @@ class MoELayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        d, act, init = config.hidden_size, config.hidden_act, config.initializer_range
         self.gate = make_router(config)
         self.experts: ExpertBank = Experts(
-            config.num_experts,
-            config.hidden_size,
-            config.expert_size,
-            hidden_act=config.hidden_act,
-            initializer_range=config.initializer_range,
+            config.num_experts, d, config.expert_size, hidden_act=act, initializer_range=init
         )
-        self.shared_experts = (
-            SharedExperts(
-                config.hidden_size,
-                config.shared_size,
-                gated=config.shared_expert_gate,
-                hidden_act=config.hidden_act,
-                initializer_range=config.initializer_range,
+        self.shared_experts: SharedExperts | None = None
+        if config.n_shared_experts:
+            gated, size = config.shared_expert_gate, config.shared_size
+            self.shared_experts = SharedExperts(
+                d, size, gated=gated, hidden_act=act, initializer_range=init
             )
-            if config.n_shared_experts
-            else None
-        )
         self.dispatch = get_dispatcher(config.experts_implementation)
         # an expert-choice router is its own capacity
         limited = config.router_type != "expert_choice"
         self.capacity_factor = config.capacity_factor if limited else None
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
-        """x [T, D] -> (y [T, D], routing)."""
-        routing = self.gate(x, token_ids=token_ids, sequence=sequence, valid=valid)
+    def forward(self, x: Tensor, **context: Tensor | None) -> tuple[Tensor, Routing]:
+        """x [T, D] -> (y [T, D], routing); `token_ids`, `sequence` and `valid` are those of `Context`."""
+        routing = self.gate(x, **context)
         if self.capacity_factor is not None and self.training:
             routing = limit_capacity(routing, routing_capacity(routing, self.capacity_factor))
         y = self.dispatch(x, routing, self.experts)
@@ -123,11 +108,6 @@ def make_moe(config: ModelConfig) -> MoELayer | SoftMoELayer:
         return MoELayer(config)
     from minimoe.zoo.soft import SoftMoELayer
 
-    return SoftMoELayer(
-        config.hidden_size,
-        config.num_experts,
-        config.expert_size,
-        config.slots_per_expert,
-        hidden_act=config.hidden_act,
-        initializer_range=config.initializer_range,
-    )
+    sizes = config.hidden_size, config.num_experts, config.expert_size, config.slots_per_expert
+    act, init = config.hidden_act, config.initializer_range
+    return SoftMoELayer(*sizes, hidden_act=act, initializer_range=init)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from minimoe.checkpoint import Place, TensorFiles, find
+from minimoe.checkpoint import Piece, TensorFiles, find
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
 
@@ -198,8 +198,8 @@ class ExpertFiles:
     def __init__(
         self,
         files: TensorFiles,
-        gate_up: list[Place],
-        down: list[Place],
+        gate_up: list[Piece],
+        down: list[Piece],
         shape: tuple[int, int, int],
     ) -> None:
         self.shape = shape
@@ -245,10 +245,10 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
         CheckpointError: no such folder, or its experts have other names or sizes.
         ConfigError: the model holds no experts, or there is no place for one.
     """
-    from minimoe.checkpoint import pretrained_path, read_family
+    from minimoe.checkpoint import pretrained_path, read_config
 
     folder = pretrained_path(path)
-    family = read_family(folder)
+    _, family = read_config(folder)
     memo: dict[int, Any] = {}
     with TensorFiles(folder) as files:
         for name, module in model.named_modules():
@@ -266,7 +266,7 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
     return copy.deepcopy(model, memo)
 
 
-def _parts(files: TensorFiles, places: list[Place], expert: int) -> list[Part]:
+def _parts(files: TensorFiles, places: list[Piece], expert: int) -> list[Part]:
     """The tensors that make up one of the two matrices of an expert, in their order."""
     if places[0][1] == ():  # all experts in one tensor
         return [Part(files.path(places[0][0]), places[0][0], expert)]

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from minimoe import __version__
-from minimoe.checkpoint import pretrained_path, read_family, weights_fingerprint
+from minimoe.checkpoint import pretrained_path, read_config, weights_fingerprint
 from minimoe.errors import CorpusError, MinimoeError, TraceError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
@@ -310,7 +310,7 @@ def run_study(
             f"the tokenizer beside {checkpoint} has {tokenizer.get_vocab_size()} tokens, the model "
             f"{model.config.vocab_size}; give a folder where they belong together"
         )
-    begin = begin_of_text_id(tokenizer, own=read_family(path) is None)
+    begin = begin_of_text_id(tokenizer, own=read_config(path)[1] is None)
     identity = identity_of(path, corpus, max_tokens)
     heldout = recorded_heldout(
         model, corpus, out / "trace.npz", max_tokens, identity, stage, begin=begin
