@@ -160,7 +160,7 @@ def sequence_loss(routing: Routing) -> Tensor:
     b = int(row.max()) + 1
     valid = torch.ones_like(row, dtype=torch.bool) if routing.valid is None else routing.valid
     tokens = probs.new_zeros(b).index_add(0, row, valid.to(probs.dtype))
-    probs = torch.where(valid[:, None], probs, torch.zeros_like(probs))
+    probs = torch.where(valid[:, None], probs, 0)
     p = probs.new_zeros(b, num_experts).index_add(0, row, probs)
     p = p / tokens.clamp_min(1)[:, None]
     load = probs.new_zeros(b * num_experts)
@@ -176,7 +176,7 @@ def importance_loss(routing: Routing) -> Tensor:
     The importance of an expert is the sum of its weights over valid tokens, before any drop; CV² = Var/Mean² with the
     population variance; 0 is even, E - 1 everything on one expert. It says nothing of how many tokens an expert gets.
     """
-    weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
+    weight = torch.where(routing.counted(), routing.weight, 0)
     importance = weight.new_zeros(routing.num_experts).index_add(0, routing.index(), weight)
     return _cv2(importance)
 
@@ -192,9 +192,7 @@ def load_loss(routing: Routing) -> Tensor:
     """
     probability = selection_probability(routing)
     if routing.valid is not None:
-        probability = torch.where(
-            routing.valid[:, None], probability, torch.zeros_like(probability)
-        )
+        probability = torch.where(routing.valid[:, None], probability, 0)
     return _cv2(probability.sum(dim=0))
 
 
@@ -240,7 +238,7 @@ def l1_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     """
     load = _counts(routing, counts).to(routing.weight.dtype)
     f = routing.num_experts * load / load.sum().clamp_min(1)
-    weight = torch.where(routing.counted(), routing.weight, torch.zeros_like(routing.weight))
+    weight = torch.where(routing.counted(), routing.weight, 0)
     tokens = routing.num_tokens if routing.valid is None else routing.valid.sum()
     return (f[routing.index()] * weight).sum() / torch.as_tensor(tokens).clamp_min(1)
 
@@ -255,22 +253,22 @@ def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> T
     Args:
         counts: [E] assignments per expert over the global batch, for 'switch' and 'l1'; the others have no use for it.
     """
+    if kind == "none" or (kind in ("switch", "sequence") and routing.probs is None):
+        return None
     match kind:
         case "switch":
-            return None if routing.probs is None else switch_loss(routing, counts)
+            return switch_loss(routing, counts)
         case "sequence":
-            return None if routing.probs is None else sequence_loss(routing)
+            return sequence_loss(routing)
         case "importance":
             return importance_loss(routing)
         case "importance_load":
-            noisy = isinstance(routing, NoisyRouting)
+            importance = importance_loss(routing)
             return (
-                importance_loss(routing) + load_loss(routing) if noisy else importance_loss(routing)
+                importance + load_loss(routing) if isinstance(routing, NoisyRouting) else importance
             )
         case "l1":
             return l1_loss(routing, counts)
-        case "none":
-            return None
         case _:
             raise MinimoeError(f"unknown balancing loss {kind!r}")
 
@@ -330,7 +328,7 @@ def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return values.sum(0) / max(values.shape[0], 1)
     # where, not a product: a padded row may hold anything, and 0 · inf is not 0
-    values = torch.where(valid[:, None], values, torch.zeros_like(values))
+    values = torch.where(valid[:, None], values, 0)
     return values.sum(0) / valid.sum().clamp_min(1)
 
 

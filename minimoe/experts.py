@@ -68,14 +68,7 @@ class MLP(nn.Module):
 
 
 class ExpertBank(nn.Module):
-    """E gated MLPs of one shape, wherever and in whatever type their weights lie; a dispatcher runs them.
-
-    Attributes:
-        num_experts: E.
-        hidden_size: D.
-        intermediate_size: F.
-        hidden_act: name of the activation.
-    """
+    """E gated MLPs of one shape, wherever and in whatever type their weights lie; a dispatcher runs them."""
 
     def __init__(
         self, num_experts: int, hidden_size: int, intermediate_size: int, hidden_act: str = "silu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,38 +55,15 @@ def generate(
     Raises:
         MinimoeError: an argument out of range, a router that is not causal, or too many tokens for the model.
     """
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise MinimoeError(
-            f"input_ids has shape {tuple(input_ids.shape)}; generate needs a prompt [B, S] of at least one token"
-        )
+    for fault in _faults(model, input_ids, max_new_tokens, temperature, top_p, seed):
+        raise MinimoeError(fault)
     mask = None
     if attention_mask is not None:
-        shape = input_ids.shape[0], input_ids.shape[1]
-        mask = zero_or_one(attention_mask.cpu(), shape).to(input_ids.device)
+        mask = zero_or_one(attention_mask.cpu(), tuple(input_ids.shape)).to(input_ids.device)
         if not bool(mask[:, -1].all()):
             raise MinimoeError(
                 "attention_mask ends in padding, but generate continues the last token: pad shorter prompts on the left"
             )
-    if not temperature >= 0:
-        raise MinimoeError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
-    if not 0 < top_p <= 1:
-        raise MinimoeError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if seed is not None and not -(2**63) <= seed < 2**64:
-        raise MinimoeError(f"seed is {seed}; it must fit into 64 bits")
-    if max_new_tokens < 0:
-        raise MinimoeError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-    for router in model.routers():
-        if not router.is_causal:
-            raise MinimoeError(
-                f"{type(router).__name__} is not causal (a token's experts depend on later tokens), "
-                "so text cannot be generated token by token with it"
-            )
-    total = input_ids.shape[1] + max_new_tokens
-    if total > model.config.max_position_embeddings:
-        raise MinimoeError(
-            f"prompt and continuation are {total} tokens, but the model has positions for "
-            f"{model.config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
-        )
     generator = None
     if seed is not None:
         generator = torch.Generator(device=input_ids.device).manual_seed(seed)
@@ -131,6 +108,34 @@ def sample(
         ordered = ordered.masked_fill(before >= max(top_p, least), 0)
         probs = torch.zeros_like(probs).scatter(-1, index, ordered)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def _faults(
+    model: MixtralModel, ids: Tensor, new: int, temperature: float, top_p: float, seed: int | None
+) -> Iterator[str]:
+    """What of the arguments of `generate` cannot be, a sentence each."""
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        yield f"input_ids has shape {tuple(ids.shape)}; generate needs a prompt [B, S] of at least one token"
+    if not temperature >= 0:
+        yield f"temperature is {temperature}; it must be 0 (greedy) or positive"
+    if not 0 < top_p <= 1:
+        yield f"top_p is {top_p}; it must be above 0 and at most 1"
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        yield f"seed is {seed}; it must fit into 64 bits"
+    if new < 0:
+        yield f"max_new_tokens is {new}; it must be 0 or more"
+    for router in model.routers():
+        if not router.is_causal:
+            yield (
+                f"{type(router).__name__} is not causal (a token's experts depend on later tokens), so text cannot be "
+                "generated token by token with it"
+            )
+    total, most = ids.shape[1] + new, model.config.max_position_embeddings
+    if total > most:
+        yield (
+            f"prompt and continuation are {total} tokens, but the model has positions for {most}; shorten the prompt "
+            "or lower max_new_tokens"
+        )
 
 
 def _broken(model: MixtralModel, out: ModelOutput, ids: Tensor, start: int) -> str:

@@ -133,13 +133,9 @@ class Router(nn.Module):
         """Give floating buffers that are shorter than float32 these values, in float32 at least."""
         for name, value in values.items():
             now = self._buffers[name]
-            if (
-                value is not None
-                and now is not None
-                and now.is_floating_point()
-                and now.itemsize < 4
-            ):
-                self._buffers[name] = at_least_float32(value).to(now.device)
+            if value is None or now is None or not now.is_floating_point() or now.itemsize >= 4:
+                continue
+            self._buffers[name] = at_least_float32(value).to(now.device)
 
     @classmethod
     def from_config(cls, config: ModelConfig, **more: Any) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -115,14 +116,13 @@ class Routing:
             MinimoeError: names the field, what it is and what was expected; of a value that is not finite the first
                 token and its expert.
         """
-        self._check_form()
-        self._check_values()
+        for fault in self._faults():
+            raise MinimoeError(fault)
         return self
 
-    def _check_form(self) -> None:
-        """Shapes, types and devices: what the host knows."""
-        t, e = self.shape
-        n = self.token.shape[0]
+    def _faults(self) -> Iterator[str]:
+        """What is wrong, a sentence each: first what the host knows, then what has to be fetched from the device."""
+        (t, e), n, device = self.shape, self.token.shape[0], self.token.device
         shapes = {
             "token": (n,), "expert": (n,), "weight": (n,), "kept": (n,), "valid": (t,), "sequence": (t,),
             "logits": (t, e), "probs": (t, e),
@@ -135,28 +135,19 @@ class Routing:
             if value is None:
                 continue
             if tuple(value.shape) != shape:
-                raise MinimoeError(
-                    f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
-                )
+                yield f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
             if value.dtype not in kinds[name]:
                 expected = " or ".join(map(str, kinds[name]))
-                raise MinimoeError(f"routing.{name} has type {value.dtype}; expected {expected}")
-            if value.device != self.token.device:
-                raise MinimoeError(
-                    f"routing.{name} is on {value.device}, but routing.token on {self.token.device}: "
-                    "move the routing as one, with routing.to()"
+                yield f"routing.{name} has type {value.dtype}; expected {expected}"
+            if value.device != device:
+                yield (
+                    f"routing.{name} is on {value.device}, but routing.token on {device}: move the routing as one, "
+                    "with routing.to()"
                 )
-
-    def _check_values(self) -> None:
-        """Ranges, finiteness and order: what has to be fetched from the device."""
-        t, e = self.shape
-        n = self.token.shape[0]
         for name, high in (("token", t), ("expert", e)):
             ids = getattr(self, name)
             if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
-                raise MinimoeError(
-                    f"routing.{name} holds ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {high - 1}"
-                )
+                yield f"routing.{name} holds ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {high - 1}"
         for name in ("logits", "probs", "weight"):  # in the order in which one spoils the next
             values = getattr(self, name)
             if values is None or bool(torch.isfinite(values).all()):
@@ -166,25 +157,18 @@ class Routing:
             first = float(values.detach()[tuple(place)])
             if name == "weight":
                 place = [int(self.token[place[0]]), int(self.expert[place[0]])]
-            raise MinimoeError(
+            yield (
                 f"routing.{name} is {first} for token {place[0]} and expert {place[1]}, the first of {len(bad)} "
                 "values that are not finite; look at what went into the router"
             )
         if self.k is not None:
-            expected = torch.arange(t, device=self.token.device).repeat_interleave(self.k)
+            expected = torch.arange(t, device=device).repeat_interleave(self.k)
             if n != t * self.k or not torch.equal(self.token, expected):
-                raise MinimoeError(
-                    f"routing.k is {self.k}, but the assignments are not {self.k} per token in order"
-                )
+                yield f"routing.k is {self.k}, but the assignments are not {self.k} per token in order"
 
-    def _map(self, function: object) -> Routing:
-        assert callable(function)
-        changes = {
-            f.name: function(value)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **changes)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Routing:
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **{name: function(x) for name, x in tensors.items()})
 
 
 def expert_capacity(

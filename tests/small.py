@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from minimoe.config import ModelConfig
+from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
 from minimoe.text.corpus import Corpus
@@ -43,6 +44,11 @@ def tiny_model(seed: int = 0, **changes: object) -> MixtralModel:
     """A model of random weights, in eval mode."""
     torch.manual_seed(seed)
     return MixtralModel(TINY.replace(**changes)).eval()
+
+
+def chosen(router_type: str, e: int = TINY.num_experts, k: int = 2) -> int:
+    """How many of E experts a kind of router takes for each token: all, one, or the K wanted."""
+    return {"one": 1, "all": e}.get(ROUTER_TYPES[router_type], k)
 
 
 def random_ids(batch: int, length: int, seed: int = 0, vocab: int = TINY.vocab_size) -> Tensor:
@@ -87,6 +93,25 @@ def topk_routing(
         valid=valid,
         probs=probs,
         logits=logits,
+    )
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> Routing:
+    """Assignments in any order, with or without padding and drops."""
+    t, e, n = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(st.integers(0, 20))
+    ids = st.lists(st.integers(0, 10**6), min_size=n, max_size=n)
+    flags = st.lists(st.booleans(), min_size=n, max_size=n)
+    token, expert = (torch.tensor(draw(ids), dtype=torch.int64) for _ in range(2))
+    valid = draw(st.none() | st.lists(st.booleans(), min_size=t, max_size=t))
+    kept = draw(st.none() | flags)
+    return Routing(
+        token=token % t,
+        expert=expert % e,
+        weight=torch.tensor([1.0 + i for i in range(n)]),
+        shape=(t, e),
+        valid=None if valid is None else torch.tensor(valid),
+        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
     )
 
 

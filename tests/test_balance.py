@@ -118,33 +118,6 @@ def test_trap_5_zeroed_logits_would_still_add() -> None:
     torch.testing.assert_close(z_loss(routing), torch.tensor(math.log(4) ** 2))
 
 
-def test_losses_of_nothing_are_zero() -> None:
-    valid = torch.zeros(3, dtype=torch.bool)
-    routing = topk_routing(
-        [[0], [1], [2]], valid=valid, probs=torch.rand(3, 4), logits=torch.rand(3, 4)
-    )
-    assert float(switch_loss(routing)) == 0
-    assert float(z_loss(routing)) == 0
-
-
-def test_a_router_without_scores_is_refused_by_name() -> None:
-    routing = topk_routing([[0]])
-    with pytest.raises(MinimoeError, match="probs=None"):
-        switch_loss(routing)
-    with pytest.raises(MinimoeError, match="logits=None"):
-        z_loss(routing)
-
-
-def test_trap_25_balance_terms_are_in_the_loss_when_training() -> None:
-    ids = random_ids(2, 12)
-    model = tiny_model(router_aux_loss_coef=0.5, router_z_loss_coef=0.25)
-    out = model(ids, labels=ids)
-    assert torch.equal(out.loss, out.lm_loss)
-    out = model.train()(ids, labels=ids)
-    torch.testing.assert_close(out.loss, out.lm_loss + 0.5 * out.aux_loss + 0.25 * out.z_loss)
-    assert bool(out.loss > out.lm_loss + 0.4)
-
-
 def test_load_of_a_hand_computed_case() -> None:
     load = Load.from_counts(torch.tensor([6, 2, 0, 0]))
     assert load.share == (0.75, 0.25, 0.0, 0.0)

@@ -23,6 +23,7 @@ from minimoe.balance import (
     selection_probability,
     sequence_loss,
     switch_loss,
+    z_loss,
 )
 from minimoe.cost.replicas import plan_replicas
 from minimoe.errors import ConfigError, MinimoeError
@@ -187,7 +188,9 @@ def pad(routing: NoisyRouting) -> NoisyRouting:
     )
 
 
-@pytest.mark.parametrize("loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss])
+@pytest.mark.parametrize(
+    "loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss, z_loss]
+)
 def test_losses_of_nothing_are_zero(loss: object) -> None:
     assert callable(loss)
     router = build("relu") if loss is l1_loss else NoisyTopKRouter(D, E, K).train()
@@ -247,10 +250,12 @@ def test_load_loss_needs_noise() -> None:
     assert float(load_loss(every(batch(3))).detach()) == 0.0
 
 
-@pytest.mark.parametrize("loss", [switch_loss, sequence_loss])
-def test_losses_name_what_is_missing(loss: object) -> None:
+@pytest.mark.parametrize(
+    ("loss", "missing"), [(switch_loss, "probs"), (sequence_loss, "probs"), (z_loss, "logits")]
+)
+def test_losses_name_what_is_missing(loss: object, missing: str) -> None:
     assert callable(loss)
-    with pytest.raises(MinimoeError, match="probs=None"):
+    with pytest.raises(MinimoeError, match=f"{missing}=None"):
         loss(build("uniform round robin")(batch(3)))
 
 

@@ -12,7 +12,7 @@ from minimoe.dispatch import capacity, get_dispatcher, loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.model import MixtralModel
 from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity, places
-from tests.small import TINY, topk_routing
+from tests.small import TINY, routings, topk_routing
 from tests.zoo import D, E, big_experts, build
 
 
@@ -51,26 +51,6 @@ def test_impossible_factors_are_refused(factor: float) -> None:
         expert_capacity(4, 2, 1, factor)
     with pytest.raises(ConfigError, match="capacity is -1"):
         limit_capacity(topk_routing([[0]]), -1)
-
-
-@st.composite
-def routings(draw: st.DrawFn) -> Routing:
-    """Any routing: assignments in any order, some padding, some dropped before."""
-    t, e = draw(st.integers(1, 12)), draw(st.integers(1, 5))
-    n = draw(st.integers(0, 30))
-    flags = st.lists(st.booleans(), min_size=t, max_size=t)
-    token = torch.tensor(draw(st.lists(st.integers(0, t - 1), min_size=n, max_size=n)))
-    expert = torch.tensor(draw(st.lists(st.integers(0, e - 1), min_size=n, max_size=n)))
-    kept = draw(st.none() | st.lists(st.booleans(), min_size=n, max_size=n))
-    valid = draw(st.none() | flags)
-    return Routing(
-        token=token.long(),
-        expert=expert.long(),
-        weight=torch.ones(n),
-        shape=(t, e),
-        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
-        valid=None if valid is None else torch.tensor(valid),
-    )
 
 
 @settings(deadline=None)
@@ -188,16 +168,6 @@ def test_capacity_dispatcher_runs_kept_rows_only() -> None:
         patch.setattr(torch, "bmm", counting)
         capacity(x, limited, experts)
     assert rows == [1, 1]
-
-
-def test_model_with_the_capacity_dispatcher() -> None:
-    torch.manual_seed(0)
-    model = MixtralModel(TINY)
-    ids = torch.randint(TINY.vocab_size, (2, 9))
-    expected = model(ids, labels=ids)
-    other = MixtralModel(TINY.replace(experts_implementation="capacity"))
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other(ids, labels=ids).loss, expected.loss)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])

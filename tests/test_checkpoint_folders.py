@@ -21,7 +21,7 @@ from minimoe.model import Block, MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.study.models import find_model
 from tests.huggingface import library
-from tests.small import TINY, random_ids, small_disk, tiny_model, weights_digest
+from tests.small import TINY, chosen, random_ids, small_disk, tiny_model, weights_digest
 
 INDEX = "model.safetensors.index.json"
 
@@ -576,7 +576,7 @@ def test_nothing_of_a_model_lies_outside_of_its_folder(
     tmp_path: Path, router: str, attention: str
 ) -> None:
     """Whatever is not read would be uninitialised memory: every router and every attention is read whole."""
-    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router, 2)
+    k = chosen(router)
     changes: dict[str, Any] = {"router_type": router, "num_experts_per_tok": k}
     model = tiny_model(attention_type=attention, **changes)
     for name, buffer in model.named_buffers():

@@ -16,7 +16,7 @@ from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, Routing
-from tests.small import TINY, topk_routing
+from tests.small import TINY, chosen, topk_routing
 from tests.zoo import D, E, big_experts, build
 
 NAMES = [n for n in DISPATCHERS if n != "triton"]  # which tests/test_triton_interpreter.py holds
@@ -147,7 +147,7 @@ SHAPES = [(0, 5), (2, 0), (0, 0)]
 def test_no_tokens_through_a_model_with_every_router(
     router_type: str, shape: tuple[int, int], training: bool, masked: bool
 ) -> None:
-    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router_type, 2)
+    k = chosen(router_type)
     no_capacity = ("dense", "average", "relu", "soft")
     config = TINY.replace(
         router_type=router_type,

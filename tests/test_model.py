@@ -118,7 +118,7 @@ def test_trap_16_a_row_alone_equals_the_row_in_its_batch() -> None:
 def test_dispatchers_give_the_same_model() -> None:
     ids = random_ids(2, 12)
     outs: list[tuple[Tensor, dict[str, Tensor | None]]] = []
-    for name in ("loop", "grouped", "auto"):
+    for name in ("loop", "capacity", "grouped", "auto"):
         model = tiny_model(experts_implementation=name).train()
         out = model(ids, labels=ids)
         assert out.loss is not None

@@ -32,7 +32,7 @@ from minimoe.zoo.expert_choice import ExpertChoiceRouter
 from minimoe.zoo.relu import ReLURouter
 from minimoe.zoo.simple import DenseRouter, HashRouter, MeanBinningRouter, UniformRouter
 from minimoe.zoo.soft import SoftMoELayer
-from tests.small import TINY, tiny_model
+from tests.small import TINY, chosen, tiny_model
 from tests.zoo import LEARNT, SPREAD, ZOO, D, E, K, V, big_experts, build, route
 
 SEEDS = range(4)
@@ -636,7 +636,7 @@ def test_trap_15_generation_refuses_what_is_not_causal(name: str) -> None:
 
 def model_of(router_type: str) -> MixtralModel:
     """A model with this router in its second layer; the first one is dense, so that the second sees contexts."""
-    k = {"switch": 1, "base": 1, "dense": E, "average": E}.get(router_type, K)
+    k = chosen(router_type, E, K)
     return tiny_model(
         router_type=router_type, num_experts=E, num_experts_per_tok=k, mlp_only_layers=(0,)
     )

@@ -23,6 +23,7 @@ from minimoe.routers import (
     scores,
 )
 from minimoe.routing import Routing
+from tests.small import chosen
 
 SWITCH = ModelConfig(
     router_type="switch", hidden_size=8, num_attention_heads=2, num_experts=6, num_experts_per_tok=1
@@ -157,8 +158,7 @@ def test_switch_takes_the_most_likely_expert_at_its_full_probability() -> None:
 @pytest.mark.parametrize("name", [*sorted(set(ROUTER_TYPES) - {"soft"})])
 def test_a_router_is_its_route(name: str) -> None:
     """What a router does for a model is said in `route`, which nothing around it changes."""
-    takes = ROUTER_TYPES[name]
-    k = {"k": 2, "one": 1, "any": 2, "all": 6}[takes]
+    takes, k = ROUTER_TYPES[name], chosen(name, 6)
     gate = make_router(SWITCH.replace(router_type=name, num_experts_per_tok=k))
     assert type(gate).forward is Router.forward
     assert gate.num_experts == 6 and 1 <= gate.k <= 6

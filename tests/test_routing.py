@@ -6,35 +6,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 from minimoe.errors import MinimoeError
 from minimoe.routers import TopKRouter
 from minimoe.routing import Routing
-from tests.small import topk_routing
-
-
-@st.composite
-def routings(draw: st.DrawFn) -> Routing:
-    """Assignments in any order, with or without padding and drops."""
-    t, e, n = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(st.integers(0, 20))
-    ids = st.lists(st.integers(0, 10**6), min_size=n, max_size=n)
-    flags = st.lists(st.booleans(), min_size=n, max_size=n)
-
-    def numbers(high: int) -> Tensor:
-        return torch.tensor(draw(ids), dtype=torch.int64) % high
-
-    valid = draw(st.none() | st.lists(st.booleans(), min_size=t, max_size=t))
-    kept = draw(st.none() | flags)
-    return Routing(
-        token=numbers(t),
-        expert=numbers(e),
-        weight=torch.tensor([1.0 + i for i in range(n)]),
-        shape=(t, e),
-        valid=None if valid is None else torch.tensor(valid),
-        kept=None if kept is None else torch.tensor(kept, dtype=torch.bool),
-    )
+from tests.small import routings, topk_routing
 
 
 @given(routings())
@@ -49,28 +25,6 @@ def test_load_and_dense_are_sums_over_the_assignments(routing: Routing) -> None:
         matrix[t, e] += routing.weight[n] * (routing.kept is None or bool(routing.kept[n]))
     assert routing.load().tolist() == load
     torch.testing.assert_close(routing.dense(), matrix)
-
-
-def test_trap_7_load_counts_before_capacity_drops() -> None:
-    kept = torch.tensor([True, False, True, False, False, True])
-    routing = topk_routing([[0, 1], [0, 2], [0, 1]], kept=kept, num_experts=3)
-    assert routing.load().tolist() == [3, 2, 1]
-    assert int((routing.dense() > 0).sum()) == 3
-
-
-def test_detach_and_to_change_every_tensor_and_nothing_else() -> None:
-    weight = torch.rand(3, 2, requires_grad=True)
-    probs = torch.rand(3, 4, requires_grad=True)
-    routing = topk_routing([[0, 1], [2, 3], [1, 0]], weight, probs=probs)
-    free = routing.detach()
-    assert routing.weight.requires_grad
-    assert not free.weight.requires_grad
-    assert free.probs is not None
-    assert not free.probs.requires_grad
-    assert (free.shape, free.k) == (routing.shape, routing.k)
-    moved = routing.to("meta")
-    tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved)]
-    assert {x.device.type for x in tensors if isinstance(x, Tensor)} == {"meta"}
 
 
 def test_a_routing_is_frozen() -> None:
