@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from nbclient import NotebookClient
@@ -316,6 +317,18 @@ def test_normal_form_is_one_form(tmp_path: Path) -> None:
     assert cell["execution_count"] == 1
     assert "".join(cell["outputs"][0]["text"]) == "ab\n"
     assert cell["metadata"] == {}
+
+
+def test_a_figure_is_stored_in_few_colours_and_no_pixel_is_far_off() -> None:
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(ramp).save(stored, "PNG", dpi=(220, 220))
+    scripts = load("book/lessons.py")
+    few = scripts.in_few_colours(base64.b64encode(stored.getvalue()).decode())
+    shown = Image.open(io.BytesIO(base64.b64decode(few)))
+    assert shown.mode == "P" and round(shown.info["dpi"][0]) == 220
+    assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - ramp).max() <= 2
+    assert scripts.in_few_colours(few) == few
 
 
 def test_a_lesson_that_fails_is_left_as_it_was(tmp_path: Path) -> None:
