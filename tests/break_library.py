@@ -256,5 +256,5 @@ if __name__ == "__main__":
     elif action == "run":
         run_all(*rest)
     else:
-        made = {"seed": SEED, "breaks": choose(), "equivalent": {}}
-        BREAKS.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        lines = ",\n".join(json.dumps(change, ensure_ascii=False) for change in choose())
+        BREAKS.write_text(f'{{"seed": {SEED}, "equivalent": {{}}, "breaks": [\n{lines}\n]}}\n')

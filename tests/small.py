@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +161,12 @@ def tiny_run(
     return Run(
         out, config, dataclasses.replace(TRAIN, **options), corpus, resume=resume, name="tiny"
     )
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run without its clock."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -27,7 +27,7 @@ from minimoe.train.card import write_card
 from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE
-from tests.small import small_disk, text_corpus, tiny_run, weights_digest
+from tests.small import log_of, small_disk, text_corpus, tiny_run, weights_digest
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +63,6 @@ def third(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(third: Path, tmp_path: Path) -> Path:
     """A folder of the test's own with a run that was stopped after step 3."""
     return Path(shutil.copytree(third, tmp_path / "stopped"))
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The log, without its clock."""
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
 
 
 def moments(run: Run) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from minimoe.train.card import balance_words
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
 from minimoe.train.step import Balancing, accumulate_gradients, count_experts
-from tests.small import TINY, random_ids, text_corpus, tiny_run, weights_digest
+from tests.small import TINY, log_of, random_ids, text_corpus, tiny_run, weights_digest
 
 SIGMOID: dict[str, Any] = {"router_type": "sigmoid", "router_bias_update_rate": 0.05}
 RELU: dict[str, Any] = {
@@ -33,11 +33,6 @@ NO_Z: dict[str, Any] = {"router_z_loss_coef": 0.0}
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     return text_corpus()
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
 
 
 def biases(run: Run) -> list[Tensor]:
@@ -222,23 +217,6 @@ def test_what_is_counted_beforehand_is_what_is_routed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "model", "named"),
-    [
-        ({"accumulate": 2}, {}, "accumulate is 2, which does not divide batch_size = 3"),
-        ({"accumulate": 0}, {}, "accumulate is 0"),
-        ({"balance_scope": "all"}, {}, "balance_scope is 'all'; known are part, step"),
-        ({"balance_scope": "step"}, {"router_aux_loss_type": "sequence"}, "only switch and l1 can count"),
-    ],
-)  # fmt: skip
-def test_impossible_accumulation_is_refused_by_name(
-    corpus: Corpus, tmp_path: Path, options: dict[str, Any], model: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        tiny_run(tmp_path, corpus, model=model, **options)
-    assert named in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("model", "options"),
     [
         (SIGMOID, {}),
@@ -319,10 +297,6 @@ def router_weight(run: Run, layer: int) -> Tensor:
     return run.model.get_parameter(f"layers.{layer}.mlp.gate.weight").detach()
 
 
-def spoil(run: Run, layer: int) -> None:
-    router_weight(run, layer)[1, 0] = float("nan")
-
-
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_router_logits_that_are_not_finite_stop_a_run_before_the_weights(
@@ -331,7 +305,7 @@ def test_router_logits_that_are_not_finite_stop_a_run_before_the_weights(
     run = tiny_run(tmp_path, corpus, accumulate=accumulate)
     run.train(progress=False, stop_after=4)
     run.train(progress=False, stop_after=1)
-    spoil(run, layer)
+    router_weight(run, layer)[1, 0] = float("nan")
     before = weights_digest(run.model)
     with pytest.raises(TrainingError) as caught:
         run.train(progress=False)
@@ -341,25 +315,25 @@ def test_router_logits_that_are_not_finite_stop_a_run_before_the_weights(
     assert weights_digest(run.model) == before
 
 
-def test_layers_are_counted_with_the_dense_ones_and_a_run_without_a_checkpoint_says_so(
-    corpus: Corpus, tmp_path: Path
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        ({"mlp_only_layers": (0,)}, float("nan")),  # dense layers are counted too
+        (
+            SIGMOID | NO_Z,
+            3e38,
+        ),  # σ of ±inf is 0 or 1: the weights are finite although the logits are not
+        ({"router_type": "base", "num_experts_per_tok": 1}, float("nan")),  # no balanced assignment
+    ],
+    ids=["dense layers", "sigmoid", "base"],
+)
+def test_a_run_without_a_checkpoint_names_the_layer_whose_logits_are_not_finite(
+    corpus: Corpus, tmp_path: Path, model: dict[str, Any], value: float
 ) -> None:
-    run = tiny_run(tmp_path, corpus, model={"mlp_only_layers": (0,)})
-    spoil(run, 1)
-    with pytest.raises(TrainingError) as caught:
-        run.train(progress=False)
-    assert (
-        "step 1 failed: the router logits of layer 2 are not finite; there is no checkpoint"
-        in str(caught.value)
-    )
-
-
-def test_infinite_logits_of_a_sigmoid_router_are_found_although_its_weights_are_finite(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    run = tiny_run(tmp_path, corpus, model=SIGMOID | NO_Z)
-    router_weight(run, 1)[1] = 3e38  # σ of ±inf is 0 or 1
-    with pytest.raises(TrainingError, match="step 1 failed: the router logits of layer 2"):
+    run = tiny_run(tmp_path, corpus, model=model)
+    router_weight(run, 1)[1] = value
+    named = "step 1 failed: the router logits of layer 2 are not finite; there is no checkpoint"
+    with pytest.raises(TrainingError, match=named):
         run.train(progress=False)
 
 
@@ -372,21 +346,8 @@ def test_routers_of_the_attention_are_watched_too(
     routers = [n for n, _ in run.model.layers[1].named_parameters() if "attn" in n and "gate" in n]
     assert routers
     run.model.layers[1].get_parameter(routers[-1]).detach()[-1, 0] = float("nan")
-    with pytest.raises(
-        TrainingError, match="step 1 failed: the router logits of the attention of layer 2 are not"
-    ):
-        run.train(progress=False)
-
-
-def test_logits_without_a_balanced_assignment_name_step_and_layer(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    model: dict[str, Any] = {"router_type": "base", "num_experts_per_tok": 1}
-    run = tiny_run(tmp_path, corpus, model=model)
-    spoil(run, 1)
-    with pytest.raises(
-        TrainingError, match="step 1 failed: the router logits of layer 2 are not finite"
-    ):
+    named = "step 1 failed: the router logits of the attention of layer 2 are not"
+    with pytest.raises(TrainingError, match=named):
         run.train(progress=False)
 
 
@@ -410,18 +371,7 @@ def test_the_command_line_takes_a_router_and_parts(
 ) -> None:
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", lambda *a, **k: corpus)
     monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
-    short = [
-        "train",
-        "--preset",
-        "nano",
-        "--quiet",
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--seq-len",
-        "16",
-    ]
+    short = ["train", "--preset=nano", "--quiet", "--steps=2", "--batch-size=4", "--seq-len=16"]
     relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
     assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
