@@ -1,5 +1,5 @@
 """Read the built pages of the book: every picture says what it shows, every link inside the book leads somewhere, every
-lesson that is named is a link, and nothing is loaded from elsewhere.
+lesson that is named is a link, tables are tables, and nothing is loaded from elsewhere.
 
     python book/check_pages.py _build/html
 
@@ -26,6 +26,8 @@ LOADED = {
 # A link of these kinds names a page for readers and machines; all others (stylesheet, icon, preload ...) are fetched.
 NAMING = {"index", "search", "next", "prev", "author", "license", "canonical", "alternate", "help"}
 IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+# A line of a Markdown table that stayed text.
+PIPES = re.compile(r"<p>(?:[^<]*?\n)??\s*(\|[^|<\n]*\|[^|<\n]*\|[^<\n]*)")
 NO_PROSE = {
     "a",
     "h1",
@@ -58,6 +60,7 @@ class Page(HTMLParser):
         self.in_style = False
         self.inside: list[str] = []  # elements whose text is no prose, or is a link already
         self.prose = ""
+        self.pipes = PIPES.findall(text)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -134,6 +137,7 @@ def problems(folder: Path) -> list[str]:
             for n in named
             if lessons.get(n[1].zfill(2), name) != name
         ]
+        found += [f"{name}: '{line[:60]}' is a table's text, no table" for line in page.pipes]
         theirs = Path(name).name in THEME_PAGES
         for source, alt in [] if theirs else page.pictures:
             if says_nothing(source, alt):

@@ -10,6 +10,7 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 - a lesson's chapter number is the number in its file's name (`number_chapters`);
 - launch buttons point to the repository of the setting, and are left out without one (`theme_options`);
 - marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
+- links to references are citations, and paragraphs below figures are captions (book/plain.py);
 - what prose calls 'lesson 03' is a link to it (`link_lessons`), and search puts lessons first (search_scorer.js);
 - docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`), and what they take has names and
   texts (`named_parameters`).
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book import filled, npm, reference  # noqa: E402
+from book import filled, npm, plain, reference  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def describe(
     if len(text) > 200:
         text = text[:200].rsplit(" ", 1)[0] + " …"
     first = pagename == app.config.root_doc
-    title = FRONT_TITLE if first else f"{plain(context['title'])} · {app.config.html_title}"
+    title = FRONT_TITLE if first else f"{without_tags(context['title'])} · {app.config.html_title}"
     tags = {"og:title": title, "og:description": text, "og:type": "website" if first else "article",
             "og:site_name": app.config.html_title}  # fmt: skip
     if base := app.config.html_baseurl:
@@ -138,7 +139,7 @@ def describe(
         context["title"] = title
 
 
-def plain(title: str) -> str:
+def without_tags(title: str) -> str:
     """A title without its mark-up."""
     return unescape(re.sub(r"<[^>]+>", "", title))
 
@@ -377,6 +378,8 @@ def setup(app: Any) -> dict[str, Any]:
     # After the extensions that number chapters by themselves.
     app.connect("env-before-read-docs", number_chapters)
     app.connect("source-read", fill, priority=100)
+    app.connect("source-read", plain.citations)
+    app.connect("doctree-read", plain.captions)
     app.connect("doctree-read", keep_tags)
     app.connect("doctree-read", link_lessons)
     app.connect("html-page-context", load_explorables)

@@ -13,13 +13,13 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbconvert import SlidesExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
-from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -110,21 +110,27 @@ def markdown(text: str, kind: str) -> Any:
     return nbformat.v4.new_markdown_cell(text, metadata=slide(kind))
 
 
-def figure(cell: Any) -> str:
+def figure(cell: Any, caption: str) -> str:
     """What a cell has drawn, with its caption, as Markdown; '' if it draws nothing."""
     drawn = [o for o in cell.outputs if any(k in o.get("data", {}) for k in PICTURES)]
     if not drawn:
         return ""
-    told = cell.metadata.get("mystnb", {})
     data = drawn[0]["data"]
     form = next(k for k in PICTURES if k in data)
     if form == "image/svg+xml":
         picture = "".join(data[form])
     else:
-        alt = told.get("image", {}).get("alt", "").replace('"', "&quot;")
+        told = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        alt = told.replace('"', "&quot;")
         code = "".join(data[form]).replace("\n", "")
         picture = f'<img src="data:{form};base64,{code}" alt="{alt}">'
-    return f'{picture}\n\n<p class="caption">{told.get("figure", {}).get("caption", "")}</p>'
+    return f'{picture}\n\n<p class="caption">{caption}</p>'
+
+
+def caption_of(cell: Any) -> str:
+    """What a cell below a figure says of it, without the figure's number; '' if it is no caption."""
+    found = re.match(r"\*\*Figure \d\d\.\d+\.\*\*\s+", cell.source)
+    return cell.source[found.end() :] if found else ""
 
 
 # --- a deck drawn from a lesson's text ------------------------------------------------------------
@@ -183,7 +189,7 @@ class Outline:
                 self.section(heading[0])
                 block = block[len(heading[0]) :].strip()
             name = self.heading.lstrip("# ")
-            if not block or name in UNSHOWN or block.startswith((":::", "```", "<", "![")):
+            if not block or name in UNSHOWN or block.startswith(("```", "<", "![")):
                 continue
             if block.startswith("**What you need"):
                 self.notes.append(block)
@@ -210,11 +216,11 @@ class Outline:
                     self.add(f"- {sentence}", lines_of(sentence))
                 self.notes.append(block)
 
-    def code(self, cell: Any) -> None:
-        """Show what a cell has drawn, or what it defines and prints."""
+    def code(self, cell: Any, caption: str) -> None:
+        """Show what a cell has drawn, with its caption, or what it defines and prints."""
         if self.heading.lstrip("# ") in UNSHOWN:
             return
-        if drawn := figure(cell):
+        if drawn := figure(cell, caption):
             self.close()
             self.deck.append(markdown(f"{self.heading}\n\n{drawn}", "subslide"))
             self.note()
@@ -235,11 +241,11 @@ class Outline:
 def outline(lesson: Any) -> list[Any]:
     """A deck drawn from a lesson that marks no slides."""
     made = Outline()
-    for cell in lesson.cells:
-        if cell.cell_type == "markdown":
+    for cell, after in zip_longest(lesson.cells, lesson.cells[1:]):
+        if cell.cell_type == "markdown" and not caption_of(cell):
             made.text(cell.source)
         elif cell.cell_type == "code":
-            made.code(cell)
+            made.code(cell, caption_of(after) if after else "")
     made.close()
     made.note()
     return made.deck
@@ -324,35 +330,7 @@ def worth_seeing(cell: Any) -> str:
     return next((p for p in pieces if 0 < p.count("\n") < CODE_LINES), "")
 
 
-# --- the words of the book as plain words -------------------------------------------------------
-
-
-def citations() -> dict[str, str]:
-    """The entries of the bibliography as 'Fedus et al. 2022'."""
-    found: dict[str, str] = {}
-    for key, entry in parse_file(str(ROOT / "book" / "references.bib")).entries.items():
-        people: list[Any] = entry.persons.get("author", [])
-        last = [" ".join(p.last_names).strip("{}") for p in people]
-        who = f"{last[0]} et al." if len(last) > 2 else " and ".join(last) or key
-        found[key] = f"{who} {entry.fields.get('year', '')}".strip()
-    return found
-
-
-def plain_roles(text: str, cited: dict[str, str]) -> str:
-    """The book's roles as plain words: citations as names and years, cross-references as their text."""
-
-    def cite(match: re.Match[str]) -> str:
-        names = "; ".join(cited.get(k.strip(), k.strip()) for k in match[2].split(","))
-        return f"({names})" if match[1] == ":p" else names
-
-    def other(match: re.Match[str]) -> str:
-        return match[1].partition("<")[0].strip()
-
-    text = re.sub(r"\{cite(:[a-z]+)?\}`([^`]+)`", cite, text)
-    text = re.sub(
-        r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text
-    )  # a page of the book is not beside the deck
-    return re.sub(r"\{(?:numref|ref|doc|term|eq|glue:text)\}`([^`]+)`", other, text)
+# --- the deck --------------------------------------------------------------------------------------
 
 
 def deck(lesson: Any) -> Any:
@@ -364,10 +342,9 @@ def deck(lesson: Any) -> Any:
     cells = marked_cells(lesson) or outline(lesson)
     if not cells:
         raise ValueError("has neither slide cells nor headings")
-    cited = citations()
     for cell in cells:
-        if cell.cell_type == "markdown":
-            cell.source = plain_roles(cell.source, cited)
+        if cell.cell_type == "markdown":  # a page of the book is not beside the deck
+            cell.source = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", cell.source)
     if slide_type(cells[0]) != "slide":
         cells[0].metadata["slideshow"] = {"slide_type": "slide"}
     return nbformat.v4.new_notebook(cells=cells, metadata=lesson.metadata)

@@ -14,68 +14,59 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 GLOSSARY = ROOT / "book" / "glossary.md"
 
-# What is no prose: code, formulas, other roles, links, HTML, headings, tables, and the papers at the end.
+# What is no prose: code, formulas, links, HTML, headings, tables, lists, folds, and the captions of figures.
 NO_PROSE = re.compile(
-    r"```.*?```|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\{\w+(?::\w+)?\}`[^`]*`|`[^`]*`|\$[^$\n]*\$"
-    r"|!?\[[^\]]*\]\([^)]*\)|<[^>\n]*>|^#.*?$|^\|.*?$|^[-*] .*?$|<details>.*?</details>",
+    r"```.*?```|\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|`[^`]*`|\$[^$\n]*\$"
+    r"|!?\[[^\]]*\]\([^)]*\)|<[^>\n]*>|^#.*?$|^\|.*?$|^[-*] .*?$|^\*\*Figure .*?$|<details>.*?</details>",
     re.DOTALL | re.MULTILINE,
 )
-LINK = re.compile(r"\{term\}`([^`<]+)(?:<([^>]+)>)?`")
+LINK = re.compile(r"\[[^\]]+\]\((?:\.\./book/)?glossary\.md#([\w-]+)\)")
 
 
-def terms() -> list[list[str]]:
-    """The glossary's entries: each the spellings of one term."""
-    body = (
-        GLOSSARY.read_text(encoding="utf-8").partition(":::{glossary}\n")[2].partition("\n:::")[0]
+def terms() -> list[str]:
+    """The terms of the glossary: its headings."""
+    return re.findall(r"^## (.+)$", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def anchor(term: str) -> str:
+    """The place of a term on the page, as GitHub and the book name it."""
+    return term.lower().replace(" ", "-")
+
+
+def expression(term: str) -> re.Pattern[str]:
+    """A term as a word of its own, or its plural; a small letter may be a capital."""
+    rest = re.escape(term[1:]).replace("\\ ", r"\s+")
+    return re.compile(
+        rf"(?<![\w/-])[{term[0].upper()}{term[0].lower()}]{rest}(?:e?s)?(?![\w/-]|\.\w)"
     )
-    return [
-        [line for line in entry.splitlines() if not line.startswith(" ")]
-        for entry in body.strip().split("\n\n")
-    ]  # fmt: skip
 
 
-def expression(spellings: list[str]) -> re.Pattern[str]:
-    """Any spelling of a term as a word of its own, the longest first; a small letter may be a capital."""
-    ordered = sorted(spellings, key=len, reverse=True)
-    words = [
-        f"[{s[0].upper()}{s[0].lower()}]{re.escape(s[1:])}".replace("\\ ", r"\s+") for s in ordered
-    ]
-    return re.compile(rf"(?<![\w/-])(?:{'|'.join(words)})(?![\w/-]|\.\w)")  # fmt: skip
-
-
-def first_use(
-    text: str, spellings: list[str], taken: list[tuple[int, int]]
-) -> re.Match[str] | None:
+def first_use(text: str, term: str, taken: list[tuple[int, int]]) -> re.Match[str] | None:
     """Where a term first stands in prose, outside what longer terms have taken."""
     hidden = [m.span() for m in NO_PROSE.finditer(text)] + taken
-    for found in expression(spellings).finditer(text):
+    for found in expression(term).finditer(text):
         if not any(found.start() < end and start < found.end() for start, end in hidden):
             return found
-    return None  # fmt: skip
-
-
-def linked(text: str, spellings: list[str]) -> int | None:
-    """Where a term is first linked, or None."""
-    names = {s.lower() for s in spellings}
-    for link in LINK.finditer(text):
-        if (link[2] or link[1]).strip().lower() in names:
-            return link.start()
     return None
 
 
-def missing(texts: list[str]) -> Iterator[tuple[int, re.Match[str]]]:
-    """First uses that are not linked: the number of the cell, and the place in it."""
-    longest_first = sorted(terms(), key=lambda t: max(map(len, t)), reverse=True)
+def linked(text: str, term: str) -> int | None:
+    """Where a term is first linked, or None."""
+    return next((link.start() for link in LINK.finditer(text) if link[1] == anchor(term)), None)
+
+
+def missing(texts: list[str]) -> Iterator[tuple[int, re.Match[str], str]]:
+    """First uses that are not linked: the number of the cell, the place in it, and the term."""
     taken: list[list[tuple[int, int]]] = [[] for _ in texts]
-    for spellings in longest_first:
+    for term in sorted(terms(), key=len, reverse=True):
         for number, text in enumerate(texts):
-            link = linked(text, spellings)
-            found = first_use(text, spellings, taken[number])
-            for every in expression(spellings).finditer(text):
-                if len(spellings[0].split()) > 1:
+            link = linked(text, term)
+            found = first_use(text, term, taken[number])
+            for every in expression(term).finditer(text):
+                if len(term.split()) > 1:
                     taken[number].append(every.span())
             if found and (link is None or found.start() < link):
-                yield number, found
+                yield number, found, term
                 taken[number].append(found.span())
                 break
             if link is not None:
@@ -99,7 +90,7 @@ def unlinked(path: Path) -> list[str]:
     """The terms whose first use in a lesson is no link."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     texts = ["".join(cells[n]["source"]) for n in prose_cells(cells)]
-    return [found[0] for _, found in missing(texts)]
+    return [found[0] for _, found, _ in missing(texts)]
 
 
 def link(path: Path) -> int:
@@ -107,10 +98,10 @@ def link(path: Path) -> int:
     lesson = nbformat.read(path, as_version=4)
     numbers = prose_cells(lesson.cells)
     places = list(missing([lesson.cells[n].source for n in numbers]))
-    for number, found in sorted(places, key=lambda p: -p[1].start()):
+    for number, found, term in sorted(places, key=lambda p: -p[1].start()):
         cell = lesson.cells[numbers[number]]
-        word = re.sub(r"\s+", " ", found[0])
-        cell.source = f"{cell.source[: found.start()]}{{term}}`{word}`{cell.source[found.end() :]}"
+        link = f"[{' '.join(found[0].split())}](../book/glossary.md#{anchor(term)})"
+        cell.source = cell.source[: found.start()] + link + cell.source[found.end() :]
     if places:
         nbformat.write(lesson, path)
     return len(places)

@@ -15,7 +15,7 @@ from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.ext.autosummary import autosummary_table
 
-from book import check_pages, extension, filled, npm, reference, terms
+from book import check_pages, extension, filled, npm, plain, reference, terms
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -266,14 +266,12 @@ PAGES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "book").
 
 
 def test_the_glossary_is_in_order_and_every_link_to_it_is_there() -> None:
-    entries = terms.terms()
-    names = [entry[0] for entry in entries]
+    names = terms.terms()
     assert names == sorted(names, key=str.lower) and len(names) > 30
-    known = {spelling.lower() for entry in entries for spelling in entry}
-    assert len(known) == sum(map(len, entries)), "a spelling stands twice"
+    known = {terms.anchor(name) for name in names}
+    assert len(known) == len(names), "a term stands twice"
     for path in PAGES:
-        links = [(link[2] or link[1]).strip().lower() for link in terms.LINK.finditer(prose(path))]
-        assert set(links) <= known, path.name
+        assert set(terms.LINK.findall(prose(path))) <= known, path.name
 
 
 @pytest.mark.parametrize(
@@ -288,21 +286,23 @@ def test_first_uses_are_found_in_prose_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "glossary.md"
-    page.write_text(":::{glossary}\nexpert\nexperts\n    One.\n\nexpert choice\n    Two.\n:::\n")
+    page.write_text("# Glossary\n\n## expert\n\nOne.\n\n## expert choice\n\nTwo.\n")
     monkeypatch.setattr(terms, "GLOSSARY", page)
     cells = [
         "# Experts\n\n`experts` and $expert$ and [expert](x.md): see *expert\nchoice*.",
-        "An expert.",
+        "**Figure 03.1.** An expert.",
+        "Experts. An expert.",
     ]
     lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in cells])
     path = tmp_path / "lesson.ipynb"
     nbformat.write(lesson, path)
-    assert sorted(terms.unlinked(path)) == ["expert", "expert\nchoice"]
+    assert sorted(terms.unlinked(path)) == ["Experts", "expert\nchoice"]
     assert terms.link(path) == 2
     texts = [c.source for c in nbformat.read(path, as_version=4).cells]
     assert texts == [
-        cells[0].replace("*expert\nchoice*", "*{term}`expert choice`*"),
-        "An {term}`expert`.",
+        cells[0].replace("expert\nchoice", "[expert choice](../book/glossary.md#expert-choice)"),
+        cells[1],
+        "[Experts](../book/glossary.md#expert). An expert.",
     ]
     assert terms.unlinked(path) == [] and terms.link(path) == 0
 
@@ -347,6 +347,62 @@ def test_verdicts_have_the_numbers_that_they_rest_on() -> None:
         assert filled.plain(finding["short"]) in shown
         for part in finding["parts"]:
             assert filled.plain(part["found"]).replace("\\|", "|") in shown.replace("\\|", "|")
+
+
+# --- plain Markdown -------------------------------------------------------------------------------
+
+
+def test_links_to_references_are_citations() -> None:
+    fedus, jiang = "(../book/references.md#fedus2022)", "(references.md#jiang2024)"
+    text = (
+        f"[Fedus et al. (2022)]{fedus} say ([Fedus et\nal., 2022]{fedus}; [Jiang et al., 2024]{jiang})."
+        f"\n\n<!-- references -->\n- one\n- two\n<!-- end of references -->\n[elsewhere](references.md)"
+    )
+    assert plain.cited(text) == (
+        "{cite:t}`fedus2022` say {cite:p}`fedus2022,jiang2024`.\n\n```{bibliography}\n```\n"
+        "[elsewhere](references.md)"
+    )
+
+
+def caption(text: str = "Figure 03.2.") -> nodes.paragraph:
+    """A paragraph as a caption is written."""
+    return nodes.paragraph("", "", nodes.strong("", text), nodes.Text(" A load."))
+
+
+def test_a_paragraph_below_a_figure_is_its_caption() -> None:
+    document: Any = docutils.core.publish_doctree("")
+    text = nodes.container("", nodes.paragraph("", "printed"), nb_element="mime_bundle")
+    drawn = nodes.container("", nodes.image(uri="a.png"), nb_element="mime_bundle")
+    document += nodes.container("", drawn, text, nb_element="cell_code")
+    document += caption()
+    document += nodes.paragraph("", "", nodes.image(uri="b.svg"))
+    document += caption("Figure 03.3.")
+    plain.captions(None, document)
+    cell, shown = document.children
+    assert [type(node) for node in cell.children] == [nodes.figure, nodes.container]
+    for figure, number in ((cell[0], 2), (shown, 3)):
+        assert isinstance(figure, nodes.figure) and figure["ids"] == [f"figure-03-{number}"]
+        assert len(list(figure.findall(nodes.image))) == 1
+        assert figure[-1].astext() == f"Figure 03.{number}. A load."
+
+
+@pytest.mark.parametrize("above", [None, nodes.paragraph("", "prose"), nodes.container()])
+def test_a_caption_below_no_figure_is_refused(above: nodes.Element | None) -> None:
+    document: Any = docutils.core.publish_doctree("")
+    document += [above] if above else []
+    document += caption()
+    with pytest.raises(ExtensionError, match=r"'Figure 03.2.' is the caption of no figure"):
+        plain.captions(None, document)
+
+
+def test_a_table_that_stayed_text_is_found(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        "<p>| router | loss |\n|—|—|\n| top-k | 1.7 |</p><p>so:\n| a | b |</p>"
+        "<table><tr><td>x</td></tr></table><p>P(a | b) and |x|</p><p>|x| is small</p><pre>| a | b |</pre>"
+    )
+    found = check_pages.problems(tmp_path)
+    assert found == [f"page.html: '{line}' is a table's text, no table"
+                     for line in ("| router | loss |", "| a | b |")]  # fmt: skip
 
 
 # --- a formula of several lines -------------------------------------------------------------------

@@ -20,9 +20,13 @@ from nbclient import NotebookClient
 from PIL import Image
 from pybtex.database import parse_string
 
+from book import plain
+
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXERCISES = sorted((ROOT / "exercises").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+NOTEBOOKS = [*LESSONS, *EXERCISES, *SOLUTIONS, ROOT / "book/start_here.ipynb"]
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 SHORTEST_DESCRIPTION = 20
 
@@ -184,19 +188,132 @@ def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
     assert {f"notebooks/{path.stem}" for path in LESSONS} <= set(pages)
 
 
-def test_every_citation_has_an_entry() -> None:
+def test_every_citation_names_the_authors_and_the_year_of_its_entry() -> None:
     entries = re.findall(
         r"^@\w+\{([^,\s]+),",
         (ROOT / "book/references.bib").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     assert len(entries) == len(set(entries))
-    cited: set[str] = set()
-    for path in [*LESSONS, *(ROOT / "book").glob("*.md")]:
-        text = path.read_text(encoding="utf-8")
-        for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
-            cited |= {key.strip() for key in group.split(",")}
-    assert cited <= set(entries)
+    cells = [text for path in NOTEBOOKS for text in markdown(read(path))]
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")]
+    assert sum(len(plain.LINK.findall(text)) for text in cells) > 50
+    assert plain.wrong_citations("\n".join(cells + pages)) == []
+    assert plain.wrong_citations("[Fedus (2022)](references.md#fedus2022)") != []
+    assert plain.wrong_citations("[Nobody (2022)](references.md#nobody2022)") != []
+
+
+def test_the_list_of_references_is_that_of_the_bibliography() -> None:
+    page = plain.REFERENCES.read_text(encoding="utf-8")
+    assert plain.listed(page) == page, "run: python book/plain.py"
+    assert page.count("<a id=") > 30
+
+
+# --- plain Markdown: what JupyterLab, GitHub and Colab show as it is meant ------------------------
+
+NOT_PLAIN = {
+    "a role": re.compile(r"\{[\w:.-]+\}`"),
+    "a directive": re.compile(r":::|^ *```\{", re.MULTILINE),
+    "HTML": re.compile(r"<(?!/?(?:details|summary|br|img)\b|https?://)/?[a-zA-Z!][^>\n]*>"),
+    "a formula outside $$": re.compile(r"\\begin\{(?:equation|align|gather)\*?\}"),
+    "a fold without blank lines": re.compile(r"</summary>(?! *\n *\n)|(?<!\n)\n *</details>"),
+}
+NO_MARKDOWN = re.compile(r"```.*?```|(?<!`)`[^`\n]+`(?!`)|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+FIGURE = re.compile(r"\*\*Figure (\d\d)\.(\d+)\.\*\* \S[^\n]+(?:\n[^\n]+)*")
+
+
+def markdown(notebook: dict[str, Any]) -> list[str]:
+    """The texts of a notebook's Markdown cells."""
+    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"]
+
+
+def not_plain(notebook: dict[str, Any]) -> list[str]:
+    """What of a notebook's Markdown only the book could show, one line each."""
+    found: list[str] = []
+    for text in markdown(notebook):
+        # a role is a brace before code, so it is looked for before code is left out
+        prose = {"a role": text, "a directive": text}
+        for kind, pattern in NOT_PLAIN.items():
+            here = pattern.search(prose.get(kind, NO_MARKDOWN.sub("x", text)))
+            found += [f"{kind}: {here[0]!r}"] if here else []
+    return found
+
+
+def uncaptioned(notebook: dict[str, Any]) -> list[str]:
+    """Figures without a caption below them, and captions that stand below no figure or are hidden. One line each."""
+    found: list[str] = []
+    cells = notebook["cells"]
+    for number, cell in enumerate(cells):
+        if "figure" in cell["metadata"].get("mystnb", {}):
+            found.append(f"cell {number}: its caption is hidden in its metadata")
+        after = "".join(cells[number + 1]["source"]) if number + 1 < len(cells) else ""
+        told = "alt" in cell["metadata"].get("mystnb", {}).get("image", {})
+        if told and not FIGURE.fullmatch(after):
+            found.append(f"cell {number}: no caption below its figure")
+        own = re.match(r"\*\*Figure", "".join(cell["source"]))
+        above = cells[max(number - 1, 0)]
+        pictured = "![" in "".join(above["source"]) or any(
+            kind in PICTURES for o in above.get("outputs", []) for kind in o.get("data", {})
+        )
+        if cell["cell_type"] == "markdown" and own and not pictured:
+            found.append(f"cell {number}: a caption below no figure")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_markdown_of_a_notebook_is_plain(path: Path) -> None:
+    notebook = read(path)
+    assert not_plain(notebook) == []
+    assert uncaptioned(notebook) == []
+
+
+def test_figures_of_a_lesson_are_counted() -> None:
+    """From 1 in each lesson, on through its pages."""
+    counted: dict[str, list[int]] = {}
+    for path in LESSONS:
+        texts = "\n\n".join(markdown(read(path)))
+        for lesson, number in re.findall(r"^\*\*Figure (\d\d)\.(\d+)\.\*\*", texts, re.MULTILINE):
+            assert path.name.startswith(lesson)
+            counted.setdefault(lesson, []).append(int(number))
+    assert len(counted) >= 8
+    for lesson, numbers in counted.items():
+        assert numbers == list(range(1, len(numbers) + 1)), lesson
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a {term}`router`",
+        "as {cite:t}`fedus2022` say",
+        ":::{note}\nx\n:::",
+        "```{note}\nx\n```",
+        "a <b>word</b>",
+        '<div class="x">\n\nx\n\n</div>',
+        "\\begin{equation*}\nx \\tag{1}\n\\end{equation*}",
+        "<details><summary>Answer</summary>$x$</details>",
+        "<details><summary>Answer</summary>\n$x$\n\n</details>",
+        "<details><summary>Answer</summary>\n\n$x$\n</details>",
+    ],
+)
+def test_markdown_that_is_not_plain_is_found(text: str) -> None:
+    assert not_plain(notebook_of(nbformat.v4.new_markdown_cell(text))) != []
+
+
+def test_plain_markdown_passes() -> None:
+    text = (
+        "A [router](../book/glossary.md#router) with $a < b$, `Tensor<int>` and <https://example.org>.<br>\n\n"
+        "$$\nx = y \\tag{1}\n$$\n\n<details><summary>Answer</summary>\n\n$p < q$ and $q > r$.\n\n</details>"
+    )
+    assert not_plain(notebook_of(nbformat.v4.new_markdown_cell(text))) == []
+
+
+def test_a_caption_belongs_to_a_figure() -> None:
+    drawn, caption = picture("Bars."), nbformat.v4.new_markdown_cell("**Figure 03.1.** A load.")
+    assert uncaptioned(notebook_of(drawn, caption)) == []
+    assert len(uncaptioned(notebook_of(drawn))) == 1
+    assert len(uncaptioned(notebook_of(code("1"), caption))) == 1
+    hidden = code("plot()", mystnb={"figure": {"caption": "A load."}})
+    assert len(uncaptioned(notebook_of(hidden))) == 1
 
 
 DOI = re.compile(r"10\.\d{4,9}/[^\s\"<>{}]+")
@@ -254,7 +371,10 @@ def code(source: str, *outputs: Any, count: int | None = 1, **metadata: Any) -> 
 
 def picture(alt: str = "") -> Any:
     """A cell that has drawn a figure."""
-    output = nbformat.v4.new_output("display_data", data={"image/png": "aGVsbG8="})
+    drawn = io.BytesIO()
+    Image.new("P", (1, 1)).save(drawn, "PNG")
+    data = {"image/png": base64.b64encode(drawn.getvalue()).decode()}
+    output = nbformat.v4.new_output("display_data", data=data)
     return code("plot()", output, mystnb={"image": {"alt": alt}})
 
 

@@ -51,7 +51,7 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
     drawn = nbformat.v4.new_code_cell(
         "plot()",
         outputs=[nbformat.v4.new_output("display_data", data={"image/png": "AAAA"})],
-        metadata={"mystnb": {"figure": {"caption": "A load."}, "image": {"alt": 'Two "bars"'}}},
+        metadata={"mystnb": {"image": {"alt": 'Two "bars"'}}},
     )
     made = slides.deck(
         lesson(
@@ -67,7 +67,8 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
             nbformat.v4.new_code_cell("x = 1"),
             nbformat.v4.new_code_cell('def f(x):\n    """Twice."""\n    return 2 * x'),
             drawn,
-            text("## Nothing to show\n\n:::{note}\nonly this\n:::"),
+            text("**Figure 03.1.** A load."),
+            text("## Nothing to show\n\n<details><summary>Answer</summary>\n\n</details>"),
             text("## Papers\n\n- one"),
         )
     )
@@ -109,13 +110,15 @@ def test_a_lesson_with_nothing_to_show_says_so() -> None:
         slides.deck(lesson(text("only prose")))
 
 
-def test_roles_of_the_book_are_plain_words() -> None:
-    cited = slides.citations()
-    assert cited["fedus2022"] == "Fedus et al. 2022"
-    told = slides.plain_roles(
-        "As {cite:t}`fedus2022` say {cite:p}`jiang2024`, see {numref}`fig`.", cited
+def test_links_to_pages_of_the_book_are_words() -> None:
+    made = slides.deck(
+        lesson(
+            text(
+                "A [router](../book/glossary.md#router) of [ours](https://example.org/x).", "slide"
+            )
+        )
     )
-    assert told == "As Fedus et al. 2022 say (Jiang et al. 2024), see fig."
+    assert made.cells[0].source == "A router of [ours](https://example.org/x)."
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -124,7 +127,7 @@ def test_a_lessons_slides_ask_for_nothing_from_elsewhere(path: Path) -> None:
     html = slides.page(notebook)
     assert list(slides.outside(html)) == []
     assert slides.title(notebook) in html
-    assert "{cite" not in html
+    assert "references.md" not in html
     beside = set(re.findall(r'(?:src|href)="(assets/[^"?]+)', html))
     assert {a.split("/")[1] for a in beside} == {name for name, _ in slides.ASSETS.values()}
 

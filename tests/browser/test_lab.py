@@ -1,4 +1,5 @@
-"""JupyterLab: lesson 03 opens, runs all its cells, and its slider moves the figure; every explorable is alive."""
+"""JupyterLab: lessons read as they are meant; lesson 03 runs all its cells and its slider moves the figure; every
+explorable is alive."""
 
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from pybtex.database import parse_file
 
 from book.lessons import KERNELSPEC
 from minimoe.widgets import EXPLORABLES
@@ -20,13 +22,15 @@ from tests.browser.conftest import ROOT, SCREENSHOTS
 pytestmark = pytest.mark.browser
 
 LESSON = "03_routing.ipynb"
+WITH_FOLDS = "12_recording_routing.ipynb"
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
     """The address of a JupyterLab of its own, set up as by `make lab`, on copies; only tests may let root in."""
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / LESSON, tmp_path / "notebooks")
+    for lesson in (LESSON, WITH_FOLDS):
+        shutil.copy(ROOT / "notebooks" / lesson, tmp_path / "notebooks")
     cells = [f"from minimoe import widgets\nwidgets.{name}()" for name in EXPLORABLES]
     notebook: Any = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(c) for c in cells],
@@ -40,7 +44,8 @@ def lab(tmp_path: Path) -> Iterator[str]:
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
         "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=", f"--notebook-dir={tmp_path}",
     ]  # fmt: skip
-    shutil.copy(ROOT / "book/start_here.ipynb", tmp_path / "book")
+    for page in ("start_here.ipynb", "glossary.md", "references.md"):
+        shutil.copy(ROOT / "book" / page, tmp_path / "book")
     own = {"JUPYTER_CONFIG_PATH": str(ROOT / "book/lab"),
            "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
@@ -99,6 +104,73 @@ def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str
     assert "experts of each token" in page.inner_text(".jp-OutputArea-output")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(SCREENSHOTS / "jupyterlab-start.png"))
+    context.close()
+
+
+def open_whole(page: Any, address: str) -> None:
+    """Open a notebook, with all of its cells in the page, not only those in sight."""
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell", timeout=60_000)
+    page.evaluate(
+        f"""() => {{ const n = {NOTEBOOK}.content;
+             n.notebookConfig = {{...n.notebookConfig, windowingMode: 'none'}}; }}"""
+    )
+    page.wait_for_function(
+        f"""() => {NOTEBOOK}.content.widgets.every(w => w.node.isConnected && (w.model.type !== 'markdown'
+             || w.node.querySelector('.jp-RenderedMarkdown')?.innerText.trim()))""",
+        timeout=60_000,
+    )
+    page.wait_for_selector("mjx-container")
+
+
+@pytest.mark.parametrize("lesson", [LESSON, WITH_FOLDS])
+def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> None:
+    """No mark-up is left as text, and a caption stands below each figure."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    open_whole(page, f"{lab}lab/tree/notebooks/{lesson}")
+    text = page.evaluate(
+        "[...document.querySelectorAll('.jp-RenderedMarkdown')].map(e => e.innerText).join('\\n')"
+    )
+    keys = "|".join(parse_file(str(ROOT / "book/references.bib")).entries)
+    assert re.findall(rf"\{{[\w:]+\}}|:::|\b(?:{keys})\b|\\tag|\$\$|</?\w+>", text) == []
+    below = page.evaluate(
+        """() => [...document.querySelectorAll('.jp-CodeCell')].map(cell => {
+             const picture = cell.querySelector('.jp-RenderedImage img');
+             if (!picture) return null;
+             const next = cell.nextElementSibling;
+             return [next.innerText.trim(), next.getBoundingClientRect().top
+               >= picture.getBoundingClientRect().bottom - 1]; }).filter(Boolean)"""
+    )
+    assert len(below) >= 4
+    for number, (caption, is_below) in enumerate(below, start=1):
+        assert caption.startswith(f"Figure {lesson[:2]}.{number}. ") and is_below
+    context.close()
+
+
+def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    open_whole(page, f"{lab}lab/tree/notebooks/{WITH_FOLDS}")
+    fold = page.locator("details:has(mjx-container)").first
+    formula = fold.locator("mjx-container").first
+    assert not formula.is_visible()
+    fold.locator("summary").click()
+    assert formula.is_visible()
+    assert "$" not in fold.inner_text()
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-fold.png"))
+    context.close()
+
+
+def test_terms_and_citations_lead_to_their_places(browser: Any, lab: str) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    for link, place in (("router", "router"), ("Fedus et al., 2022", "fedus2022")):
+        open_whole(page, f"{lab}lab/tree/notebooks/{LESSON}")
+        page.locator(".jp-RenderedMarkdown a", has_text=re.compile(f"^{link}$")).first.click()
+        shown = page.wait_for_selector(f".jp-MarkdownViewer [data-jupyter-id='{place}']")
+        page.wait_for_function("e => e.getBoundingClientRect().top < innerHeight", arg=shown)
     context.close()
 
 
