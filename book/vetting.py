@@ -1,7 +1,7 @@
 """The secret of an exercise that is handed out: it varies what the checks try, so that no table of answers passes.
 
 Every secret is tried first: the solution has to pass with it, and each of the right and wrong answers that the checks
-are tested with (tests/mutants) has to be judged as it should be.
+are tested with (tests/mutants), and each mistake that they know by name, has to be judged as it should be.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def answers(lesson: str) -> Generator[tuple[str, Callable[..., Any], bool]]:
         for name, answer in module.items():
             if name.startswith(("right_", "wrong_")):
                 yield module["TASK"], answer, name.startswith("right_")
+        for suspect in TASKS[module["TASK"]].suspects.all():
+            yield module["TASK"], suspect.variant, False
 
 
 def passes(task: str, answer: Callable[..., Any]) -> bool:
@@ -52,7 +54,7 @@ def misjudged(lesson: str, solution: Any, secret: int) -> str:
                 return f"the solution: {error}"
         for task, answer, right in answers(lesson):
             if passes(task, answer) != right:
-                return f"{task}, {answer.__name__}"
+                return f"{task}, {getattr(answer, '__name__', answer)}"
     return ""
 
 

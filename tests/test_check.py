@@ -6,16 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from minimoe import check
-from minimoe.check import hints, record
-from minimoe.check.compare import case, extreme, judge, suspect
+from minimoe.check import record
+from minimoe.check.compare import Suspects, case, extreme, judge, suspect
 from minimoe.check.difference import difference
 from minimoe.check.failure import CheckFailed, number, numbers, place, shape
-from minimoe.check.forms import draw, expect_routing, expect_tensor, expect_tuple
+from minimoe.check.forms import (
+    draw,
+    expect_number,
+    expect_routing,
+    expect_tensor,
+    expect_tuple,
+    like,
+    scalar,
+)
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import TASKS, Task, checks
 from minimoe.errors import ConfigError
@@ -26,7 +35,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Progress and hints of this test's own."""
     monkeypatch.setenv("MINIMOE_PROGRESS", str(tmp_path / "progress"))
     monkeypatch.setattr(record, "_now", set())
-    monkeypatch.setattr(hints, "_given", {})
+    monkeypatch.setattr(record, "_given", {})
     return tmp_path / "progress"
 
 
@@ -53,32 +62,27 @@ def double(x: Tensor) -> Tensor:
     return 2 * x
 
 
-@suspect("00 §1")
-def squared(x: Tensor) -> Tensor:
-    """You square instead of doubling."""
-    return x * x
+class WrongDouble(Suspects):
+    @suspect("00 §1")
+    def squared(x: Tensor) -> Tensor:
+        """You square instead of doubling."""
+        return x * x
 
-
-@suspect("00 §2")
-def overflowing(x: Tensor) -> Tensor:
-    """The sum overflows."""
-    return torch.where(x > 1e30, torch.inf, 2 * x)
+    @suspect("00 §2")
+    def overflowing(x: Tensor) -> Tensor:
+        """The sum overflows."""
+        return torch.where(x > 1e30, torch.inf, 2 * x)
 
 
 CASES = [case(x=torch.tensor([[0.0, 2.0]])), case(x=torch.tensor([[1.0, 3.0]]))]
 LARGE = extreme(x=torch.tensor([[1e35, 1.0]]))
 
 
-def judged(answer: Any, cases: Any = CASES) -> str:
+def judged(answer: Any, cases: Any = CASES, row: Any = "pair") -> str:
     """What `judge` says of an answer: what was tried, or the failure as text."""
-
-    def view(value: Any, c: Any) -> Tensor:
-        return expect_tensor(value, "the result", c["x"].shape)
-
+    view = like("x", "the result")
     try:
-        return judge(
-            answer, double, cases, [squared, overflowing], view=view, reread="00 §9", row="pair"
-        )
+        return judge(answer, double, WrongDouble, cases, view, "00 §9", row=row)
     except CheckFailed as failed:
         return " ".join(str(failed).split())
 
@@ -92,6 +96,31 @@ def test_a_known_mistake_is_named_with_the_first_case_that_shows_it() -> None:
     assert "tried x [1, 2]" in said
     assert "expected pair 0: 2 6 came pair 0: 1 9" in said  # 0 and 2 have equal doubles and squares
     assert "You square instead of doubling. reread lesson 00, section 1" in said
+
+
+def test_rows_may_have_names_of_their_own() -> None:
+    said = judged(lambda x: x**2, row=lambda c, number: f"row {number} of {len(c['x'])}")
+    assert "expected row 0 of 1: 2 6 came row 0 of 1: 1 9" in said
+    a, b = torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])
+    assert difference(a, b, ("first", "second").__getitem__) == ("second: 0", "second: 1")
+
+
+def test_a_row_that_is_no_token_says_what_it_is() -> None:
+    def still(s: Tensor, bias: Tensor, k: int, rate: float) -> Any:
+        expert = (s + bias).topk(k).indices
+        w = s.gather(1, expert)
+        return w / w.sum(-1, keepdim=True), expert, bias
+
+    with pytest.raises(CheckFailed) as failed:
+        check.bias_step(still)
+    assert failed.value.tried.startswith("s [8, 4]")  # eight tokens: none of them is number 8
+    assert failed.value.expected == "step of the bias, in units of the rate: 1 -1 1 1"
+
+
+def test_a_hint_names_every_right_place() -> None:
+    """The average of 02.2 is as right with 1/E on the up rows as with 1/E on down."""
+    last = check.find("02.2").hints[-1]
+    assert "The 1/E goes there, or on the up rows" in last
 
 
 def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
@@ -155,10 +184,10 @@ def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
         assert files == [Path(__file__)] * lines
         assert any("raised by your" in note for note in caught.value.__notes__)
     # an error of the check itself keeps all its lines
-    monkeypatch.setattr("minimoe.check.lesson01.capacity.as_number", None)
+    monkeypatch.setattr("minimoe.check.forms.expect_number", None)
     with pytest.raises(TypeError, match="not callable") as own:
         check.bits_remembered(lambda loss, facts, answers: 0.0)
-    assert any(Path(entry.path).name == "capacity.py" for entry in own.traceback)
+    assert any(Path(entry.path).name == "forms.py" for entry in own.traceback)
 
 
 def test_one_must_be_able_to_train_through_an_answer() -> None:
@@ -230,6 +259,19 @@ def test_an_answer_of_another_form_is_named(value: Any, message: str) -> None:
         expect_tensor(value, "w", (3, 2))
     assert expect_tensor(torch.zeros(3, 2, dtype=torch.float64), "w", (3, 2)).shape == (3, 2)
     assert expect_tensor(torch.zeros(3, dtype=torch.int32), "i", (3,), integer=True) is not None
+
+
+def test_one_number_may_be_a_tensor_or_numpys() -> None:
+    kinds = (3, 3.0, np.float32(3), np.int64(3), torch.tensor([3.0]), torch.tensor(3))
+    assert [expect_number(value, "n").item() for value in kinds] == [3.0] * 6
+    assert scalar(np.bool_(True)) is True and scalar(torch.tensor(False)) is False
+    with pytest.raises(CheckFailed, match="Nothing is returned"):
+        expect_number(None, "n")
+    with pytest.raises(CheckFailed, match="a tensor of 2 numbers: 1"):
+        expect_number(torch.ones(2), "n")
+    for value in (True, "3", np.bool_(True)):
+        with pytest.raises(CheckFailed, match="Look at what your function returns"):
+            expect_number(value, "n")
 
 
 def test_tuples_and_routings_are_looked_at() -> None:

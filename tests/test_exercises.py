@@ -244,20 +244,24 @@ def it_raises(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_task_has_four_wrong_answers_with_different_messages_and_two_right_ones(
-    task: str,
-) -> None:
-    mine = [p for p in MUTANTS if load_answers(p)["TASK"] == task]
-    names = [(p, n) for p in mine for n in load_answers(p)]
-    causes: set[str] = set()
-    for path, name in names:
-        if name.startswith("wrong_") and "raises: " not in (load_answers(path)[name].__doc__ or ""):
-            try:
-                TASKS[task].check(load_answers(path)[name])
-            except check.CheckFailed as failed:
-                causes.add(failed.cause)
-    assert len(causes) >= 4
-    right = {ast.dump(function_tree(p, n)) for p, n in names if n.startswith("right_")}
+def test_every_suspect_as_an_answer_gets_its_own_cause(task: str) -> None:
+    """So each shows in the cases, and none is taken for another; the stored answers are others than these."""
+    suspects = TASKS[task].suspects.all()
+    for suspect in suspects:
+        with pytest.raises(check.CheckFailed) as failed:
+            TASKS[task].check(suspect.variant)
+        assert (failed.value.cause, failed.value.reread) == (suspect.cause, suspect.reread)
+    path = next(p for p in MUTANTS if load_answers(p)["TASK"] == task)
+    causes = {s.cause for s in suspects}
+    unknown: set[str] = set()
+    for name, answer in load_answers(path).items():
+        if name.startswith("wrong_") and "raises: " not in (answer.__doc__ or ""):
+            with pytest.raises(check.CheckFailed) as failed:
+                TASKS[task].check(answer)
+            assert failed.value.cause not in causes, f"{name} is a suspect already"
+            unknown.add(failed.value.cause)
+    assert unknown and len(causes | unknown) >= 4
+    right = {ast.dump(function_tree(path, n)) for n in load_answers(path) if n.startswith("right_")}
     assert len(right) >= 2
 
 
@@ -351,7 +355,7 @@ def headings(lesson: str) -> list[str] | None:
 def cited_sections() -> set[str]:
     """Every section that a task or the code of a check sends somebody to."""
     text = "".join(
-        p.read_text(encoding="utf-8") for p in (ROOT / "minimoe/check").glob("lesson*/*.py")
+        p.read_text(encoding="utf-8") for p in (ROOT / "minimoe/check").glob("lesson*.py")
     )
     return set(re.findall(r'"(\d\d (?:§\d+|[A-Z][^".]*))"', text)) | {
         s for e in TASKS.values() for s in e.task.sections

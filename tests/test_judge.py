@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
 import nbformat
+import numpy as np
 import psutil
 import torch
 
@@ -25,6 +26,7 @@ from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
 from minimoe.check.failure import CheckFailed
 from tests.notebook_cells import load_answers
+from tests.teacher import cheats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +51,7 @@ def join(functions: dict[str, Any]) -> tuple[Peer, Peer]:
 
 
 def test_values_cross_as_they_are_and_objects_as_their_kind() -> None:
-    here, _ = join({"same": lambda *a: a if a[1:] else a[0], "odd": lambda: {"a": 1}})
+    here, _ = join({"same": lambda *a: a if a[1:] else a[0]})
     same = here.proxy("same")
     values = (None, True, 3, -(2**70), 0.1, float("inf"), "ü", [1, (2.5,)], [])
     assert same(*values) == values
@@ -60,6 +62,9 @@ def test_values_cross_as_they_are_and_objects_as_their_kind() -> None:
         assert back.dtype == dtype and torch.equal(back, t) and back is not t
     assert same(torch.zeros(0, 3)).shape == (0, 3)
     assert same(torch.randn(4, 3).T[1:]).shape == (2, 4)
+    own = (np.bool_(True), np.float32(0.5), np.int64(3))  # NumPy's numbers are numbers
+    here, _ = join({"numpy": lambda: own, "odd": lambda: {"a": 1}})
+    assert [(v, type(v)) for v in here.proxy("numpy")()] == [(True, bool), (0.5, float), (3, int)]
     odd = here.proxy("odd")()
     assert type(odd).__name__ == "dict" and not isinstance(odd, dict)
 
@@ -327,6 +332,20 @@ def test_patching_the_library_changes_nothing_here(rooms: Sandboxes) -> None:
     )
     outputs = judge.run(student, exam, rooms, 20)
     assert errors(outputs) == ["", "AssertionError"]
+
+
+def test_an_object_that_is_everything_passes_no_check(rooms: Sandboxes, tmp_path: Path) -> None:
+    """One of the cheats of tests/teacher, against all the checks of its exercise and their hidden tests."""
+    name = "03_routing.ipynb"
+    perfect = ROOT / "tests/teacher/submissions/ada_perfect/03_routing" / name
+    cheats.kit_says_yes(tmp_path, json.loads(perfect.read_text(encoding="utf-8")))
+    student: Any = nbformat.from_dict(json.loads((tmp_path / name).read_text(encoding="utf-8")))
+    solution: Any = nbformat.read(ROOT / "solutions" / name, as_version=4)
+    exam = judge.Exam.of(solution, secret=7)
+    outputs = judge.run(student, exam, rooms, 20)
+    checks = [i for i, c in enumerate(student.cells) if judge.name_of(c) in exam.checks]
+    found = errors({i: outputs[i] for i in checks})
+    assert found == ["CheckFailed"] * 5, found
 
 
 def test_limits_hold(rooms: Sandboxes) -> None:

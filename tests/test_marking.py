@@ -16,7 +16,8 @@ pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[tea
 import nbformat
 from nbgrader.api import Gradebook
 
-from book import class_pages, judge, marking, marks
+from book import class_pages, judge, marking, marks, vetting
+from book.sandbox import Child, Sandboxes
 from tests.teacher import cheats
 from tests.teacher.kinds import KINDS
 
@@ -33,9 +34,8 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A course folder with one exercise handed out."""
     folder = tmp_path_factory.mktemp("course")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "secrets.randbits", lambda bits: 7
-        )  # causes may be others with another secret
+        # causes may be others with another secret; how one is drawn is in test_vetting.py
+        patch.setattr(vetting, "draw", lambda *_: 7)
         assert marking.release(["03"], folder) == [EXERCISE]
     return folder
 
@@ -87,6 +87,47 @@ def test_the_order_of_the_commands_is_said(
 # --- the class ------------------------------------------------------------------------------------
 
 
+# What tells the submissions that spoil their process, each of which gets one of its own.
+HARM = (
+    "os._exit",
+    "os.getcwd",
+    "os.fork",
+    "sys.__stdout__",
+    "step >= 0",
+    "10**8",
+    "torch.equal =",
+    "get_ipython()",
+    "solved(",
+    "SEEN",
+)
+
+
+class Shared:
+    """One process for all work that spoils none: it is emptied between two submissions instead of started anew."""
+
+    def __init__(self, rooms: Sandboxes) -> None:
+        self.rooms = rooms
+        self.child: Child | None = None
+
+    def start(self) -> Child:
+        if self.child is not None:
+            self.child.peer.begin(20)
+            self.child.peer.ask({"k": "cell", "source": "get_ipython().reset()"})
+            return self.child
+        self.child = self.rooms.start()
+        self.rooms.others.add(self.child.process.pid)  # so that it is not ended with the next one
+        return self.child
+
+    def end(self, child: Child) -> None:
+        """Not yet."""
+
+    def stop(self) -> None:
+        """When the class has been marked."""
+        if self.child is not None:
+            self.rooms.others.discard(self.child.process.pid)
+            self.rooms.end(self.child)
+
+
 @pytest.fixture(scope="module")
 def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The course folder after the whole class has been marked."""
@@ -97,19 +138,25 @@ def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         kind(folder / name, copy.deepcopy(right))
     done: dict[str, dict[int, list[Any]]] = {}
+    shared: list[Any] = []
     run = judge.run
 
-    def once(notebook: Any, *arguments: Any) -> dict[int, list[Any]]:
+    def once(notebook: Any, exam: judge.Exam, rooms: Any, *limits: Any) -> dict[int, list[Any]]:
         """Honest work in many forms becomes the same notebook, which need not run again for each."""
         key = nbformat.writes(notebook)
+        if not shared:
+            shared.append(Shared(rooms))
         if key not in done:
-            done[key] = run(notebook, *arguments)
+            code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+            harmless = not any(word in code for word in HARM)
+            done[key] = run(notebook, exam, shared[0] if harmless else rooms, *limits)
         return copy.deepcopy(done[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "run", once)
         sandbox = {"on": True, "off": False}.get(os.environ.get("MINIMOE_TEST_SANDBOX", "auto"))
         lines = marking.autograde(folder, course, LIMIT, sandbox)
+        shared[0].stop()
     assert len(lines) == len(list(folder.iterdir())) >= 30
     return course
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -147,6 +148,7 @@ class Peer:
         if isinstance(value, Tensor):
             live.append(value)
             return {"t": len(live) - 1}
+        value = value.item() if isinstance(value, np.generic) else value
         if value is None or isinstance(value, bool | int | float | str):
             return {"v": value}
         for kind, sequence in SEQUENCES.items():

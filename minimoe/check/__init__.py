@@ -11,35 +11,31 @@ later lesson builds. How to write one is in CONTRIBUTING.md, 'Exercises'.
 """
 
 from minimoe.check.failure import CheckFailed
-from minimoe.check.hints import hint
-from minimoe.check.lesson01.block import swiglu
-from minimoe.check.lesson01.capacity import bits_remembered
-from minimoe.check.lesson01.cost import block_cost
-from minimoe.check.lesson01.roofline import roofline
-from minimoe.check.lesson02.disagreement import error_of_average
-from minimoe.check.lesson02.gate import mixture_gradient
-from minimoe.check.lesson02.mixture import dense_mixture
-from minimoe.check.lesson02.wide import wide_mlp
-from minimoe.check.lesson03.gradient import gate_gradient
-from minimoe.check.lesson03.museum import batch_independent_weights
-from minimoe.check.lesson03.noise import noisy_router
-from minimoe.check.lesson03.orders import choose_then_weigh
-from minimoe.check.lesson03.router import top_k_router
-from minimoe.check.lesson04.bias import bias_step
-from minimoe.check.lesson04.capacity import kept_tokens
-from minimoe.check.lesson04.museum import balance_of_layers
-from minimoe.check.lesson04.switch import switch_loss
-from minimoe.check.lesson05.causality import causality_test
-from minimoe.check.lesson05.choice import expert_choice
-from minimoe.check.lesson05.museum import group_limited
-from minimoe.check.lesson05.table import dealt_table
-from minimoe.check.lesson05.transport import transport_plan
-from minimoe.check.lesson06.dispatch import dispatch_by_sorting
-from minimoe.check.lesson06.museum import dropped_adds_nothing
-from minimoe.check.lesson06.plan import plan_of_dispatch
-from minimoe.check.lesson06.slots import slots_of_assignments
-from minimoe.check.lesson06.touched import experts_touched
-from minimoe.check.record import progress
+from minimoe.check.lesson01 import bits_remembered, block_cost, roofline, swiglu
+from minimoe.check.lesson02 import dense_mixture, error_of_average, mixture_gradient, wide_mlp
+from minimoe.check.lesson03 import (
+    batch_independent_weights,
+    choose_then_weigh,
+    gate_gradient,
+    noisy_router,
+    top_k_router,
+)
+from minimoe.check.lesson04 import balance_of_layers, bias_step, kept_tokens, switch_loss
+from minimoe.check.lesson05 import (
+    causality_test,
+    dealt_table,
+    expert_choice,
+    group_limited,
+    transport_plan,
+)
+from minimoe.check.lesson06 import (
+    dispatch_by_sorting,
+    dropped_adds_nothing,
+    experts_touched,
+    plan_of_dispatch,
+    slots_of_assignments,
+)
+from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
 __all__ = [

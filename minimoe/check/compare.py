@@ -7,6 +7,7 @@ diagnosis is a measurement: 'these are the numbers that come out without the ren
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,15 +138,24 @@ def suspect(reread: str) -> Callable[[Callable[..., Any]], Suspect]:
     return make
 
 
+class Suspects(Any):
+    """The suspects of a task, as a class that is a mere namespace. (Derived from Any, so that no `self` is missed.)"""
+
+    @classmethod
+    def all(cls) -> list[Suspect]:
+        """In their order."""
+        return [s for s in vars(cls).values() if isinstance(s, Suspect)]
+
+
 def judge(
     answer: Callable[..., Any],
     reference: Callable[..., Any],
+    suspects: type[Suspects],
     cases: Sequence[Case],
-    suspects: Sequence[Suspect],
-    *,
     view: View,
     reread: str,
-    row: str = "row",
+    *,
+    row: str | Callable[[Case, int], str] = "token",
     tolerance: Tolerance = 1e-5,
 ) -> str:
     """Hold an answer against the reference on every case; if it is wrong, name the mistake.
@@ -153,11 +163,11 @@ def judge(
     Args:
         answer: the learner's function.
         reference: an independent solution with the same signature.
-        cases: simple ones first; those in which a mistake would not show do no harm.
         suspects: the first that explains every answer is named.
+        cases: simple ones first; those in which a mistake would not show do no harm.
         view: (what a function gave, case) -> one tensor to compare; checks the form and raises CheckFailed.
         reread: where to send who made an unknown mistake.
-        row: what the first dimension of the compared tensor counts, such as 'token'.
+        row: what the first dimension of the compared tensor counts, or (case, number) -> the name of a row.
         tolerance: relative and absolute, one number or two.
 
     Returns:
@@ -194,12 +204,13 @@ def judge(
             raise stopped
         return f"{len(cases)} cases"
     first = wrong[0]
-    expected, came = difference(right[first], answers[first], row)
+    named = row if isinstance(row, str) else functools.partial(row, cases[first])
+    expected, came = difference(right[first], answers[first], named)
     # a mistake that shows in ordinary numbers is looked for in those alone
     everywhere = all(cases[i].extreme for i in wrong)
     told = [i for i in range(len(cases)) if everywhere or not cases[i].extreme]
     seen, asked = [answers[i] for i in told], [cases[i] for i in told]
-    found = next((s for s in suspects if s.explains(seen, asked, view, tolerance)), None)
+    found = next((s for s in suspects.all() if s.explains(seen, asked, view, tolerance)), None)
     cause = found.cause if found else unknown(answers[first], len(wrong), len(cases))
     failed = CheckFailed(
         expected=expected, came=came, cause=cause, reread=found.reread if found else reread

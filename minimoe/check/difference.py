@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,15 +20,19 @@ def close(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
     )
 
 
-def difference(expected: Tensor, came: Tensor, row: str = "row") -> tuple[str, str]:
+def difference(
+    expected: Tensor, came: Tensor, row: str | Callable[[int], str] = "row"
+) -> tuple[str, str]:
     """The place where two tensors of one shape differ most, as two short texts.
 
-    Of a long row a part is shown in which they do; and as many digits as it takes to see it.
+    Of a long row a part is shown in which they do; and as many digits as it takes to see it. `row` is what a row is, to
+    be followed by its number, or the name of each.
     """
     label = ""
     if expected.ndim > 1:
         worst = int(gap(expected, came).flatten(1).amax(1).argmax())
-        label, expected, came = f"{row} {worst}", expected[worst], came[worst]
+        label = f"{row} {worst}" if isinstance(row, str) else row(worst)
+        expected, came = expected[worst], came[worst]
     expected, came = expected.flatten(), came.flatten()
     most = int(gap(expected, came).argmax())
     if most >= SHOWN:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe.check.failure import CheckFailed, shape
+from minimoe.check.compare import Case, View
+from minimoe.check.failure import CheckFailed, number, shape
 from minimoe.check.variation import generator
 
 
@@ -48,6 +50,44 @@ def expect_tensor(
         text = cause or f"{name} has another type of number."
         raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
     return value
+
+
+def like(argument: str, name: str = "the output") -> View:
+    """A view of answers that are floating-point numbers in the shape of one of the arguments."""
+
+    def view(value: Any, c: Case) -> Tensor:
+        return expect_tensor(value, name, c[argument].shape).detach().float()
+
+    return view
+
+
+def scalar(value: Any) -> Any:
+    """A tensor of one number, or a number or truth value of NumPy's, as Python's own; anything else as it is."""
+    one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
+    return value.item() if one else value
+
+
+def expect_number(value: Any, name: str) -> Tensor:
+    """One number, float64."""
+    value, came = scalar(value), type(value).__name__
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch.float64)
+    cause = "Nothing is returned." if value is None else "Look at what your function returns."
+    if isinstance(value, Tensor):
+        came = f"a tensor of {value.numel()} numbers: {number(float(value.flatten()[0]))} …"
+        cause = "One number is asked for."
+    raise CheckFailed(expected=f"{name}: a number", came=came, cause=cause, reread="")
+
+
+def of_numbers(*names: str) -> View:
+    """A view of answers that are one number, or a tuple of as many as there are names."""
+
+    def view(value: Any, c: Case) -> Tensor:
+        del c
+        values = expect_tuple(value, names) if len(names) > 1 else (value,)
+        return torch.stack([expect_number(v, n) for v, n in zip(values, names, strict=True)])
+
+    return view
 
 
 def expect_routing(value: Any, k: int, num_tokens: int, num_experts: int) -> Tensor:

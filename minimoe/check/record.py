@@ -1,4 +1,4 @@
-"""Which tasks have been passed: in this kernel, and before.
+"""Which tasks have been passed, in this kernel and before; and the hints, one after the other.
 
 Each passed task is one small file that holds the day, in the folder `progress` of the cache ($MINIMOE_CACHE, else
 `minimoe` in the user's cache folder): two notebooks open at once cannot spoil each other's, and removing the folder
@@ -13,9 +13,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimoe.errors import ConfigError
 from minimoe.io import write_text
 
 _now: set[str] = set()  # passed in this kernel
+_given: dict[str, int] = {}  # how many hints this kernel has given, by task
 
 
 def folder() -> Path | None:
@@ -100,3 +102,24 @@ def progress(lesson: str | None = None) -> Progress:
             if lesson is None or t.lesson == lesson
         )
     )
+
+
+def hint(task_id: str, stage: int | None = None) -> None:
+    """Print a hint for a task: the next one at each call, the last one again at the end.
+
+    Args:
+        task_id: such as '03.2'.
+        stage: a particular hint, from 1; None: the next.
+
+    Raises:
+        ConfigError: there is no such task or stage.
+    """
+    from minimoe.check.task import find
+
+    hints = find(task_id).hints
+    if stage is None:
+        stage = min(_given.get(task_id, 0) + 1, len(hints))
+    if not 1 <= stage <= len(hints):
+        raise ConfigError(f"task {task_id} has hints 1 to {len(hints)}; {stage} was asked for")
+    _given[task_id] = stage
+    print(f"Hint {stage} of {len(hints)} for {task_id}: {hints[stage - 1]}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 
+from minimoe.check.compare import Suspects
 from minimoe.check.failure import CheckFailed, place
 from minimoe.check.record import record
 from minimoe.check.variation import seed_of
@@ -66,16 +68,31 @@ class Task:
 
 @dataclass(frozen=True)
 class Entry:
-    """A task with its check."""
+    """A task with its check and the mistakes that it knows by name."""
 
     task: Task
     check: Callable[..., None]
+    suspects: type[Suspects]
 
 
+def cards() -> dict[str, Task]:
+    """What tasks.toml says of each task, by id."""
+    told: dict[str, dict[str, Any]] = tomllib.loads(
+        (HERE / "tasks.toml").read_text(encoding="utf-8")
+    )
+    lists = ("sections", "hints", "after")
+    for card in told.values():
+        card.update({k: tuple(card[k]) for k in lists if k in card})
+    return {name: Task(name, **card) for name, card in told.items()}
+
+
+CARDS = cards()
 TASKS: dict[str, Entry] = {}  # every task whose check has been defined, by id
 
 
-def checks(task: Task) -> Callable[[Callable[P, str]], Callable[P, None]]:
+def checks(
+    task: Task, suspects: type[Suspects] = Suspects
+) -> Callable[[Callable[P, str]], Callable[P, None]]:
     """Make a function the check of a task: it takes the learner's object, and raises or returns what it tried.
 
     The check neither sees nor leaves traces in torch's random numbers: it starts from a seed of its own, and the
@@ -104,7 +121,7 @@ def checks(task: Task) -> Callable[[Callable[P, str]], Callable[P, None]]:
             raise ConfigError(
                 f"task {task.id} has two checks: {TASKS[task.id].check.__name__} and another"
             )
-        TASKS[task.id] = Entry(task, run)
+        TASKS[task.id] = Entry(task, run, suspects)
         return run
 
     return frame

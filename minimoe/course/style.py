@@ -10,37 +10,24 @@ from typing import Any
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), safe for the common kinds of colour blindness.
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-
 SKY, PURPLE, BLACK = "#56B4E9", "#CC79A7", "#222222"
-
 CHANCE, PALE, LINE = "#C9C9C9", "#A9CCE3", "#666666"
-
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-
 MARKERS = ("o", "s", "^", "D", "v", "P")
-
 SMALL, NORMAL = 9, 10
-
 RC: Any = {
     "font.family": ["DejaVu Sans"],
-    "font.size": SMALL,
-    "axes.titlesize": SMALL,
-    "axes.labelsize": SMALL,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": BLACK,
-    "ytick.labelcolor": BLACK,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(
+        ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"),
+        SMALL,
+    ),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LINE),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), BLACK
+    ),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white"),
 }
 
 

@@ -100,14 +100,26 @@ class Explorable:
         )
 
     def widget(self) -> Any:
-        """The live explorable for JupyterLab, an anywidget.AnyWidget.
+        """The live explorable for JupyterLab, an anywidget.AnyWidget with its module, data and files.
 
         Raises:
             ImportError: anywidget is not installed.
         """
-        from minimoe.widgets.live import live
-
-        return live(self)
+        try:
+            import anywidget
+            import traitlets
+        except ImportError as error:
+            text = "live explorables need anywidget: pip install 'minimoe[course]'"
+            raise ImportError(text) from error
+        files = {name: make() for name, make in self.files.items()}
+        parts = {
+            "_esm": module(self.name),
+            "data": traitlets.Dict(self.data).tag(sync=True),
+            "files": traitlets.Dict(files).tag(sync=True),
+            "figure": traitlets.Unicode(self.figure).tag(sync=True),
+        }
+        # a class of its own for each explorable: anywidget tells modules apart by their class
+        return type(self.name, (anywidget.AnyWidget,), parts)()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Static HTML always; and where anywidget is installed the live widget, which notebooks prefer."""

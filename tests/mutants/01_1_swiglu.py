@@ -16,36 +16,6 @@ def right_one_product_up(x, w1, w3, w2):
     return torch.einsum("tf,df->td", gate * torch.sigmoid(gate) * up, w2)
 
 
-def wrong_swapped_halves(x, w1, w3, w2):
-    """says: halves are swapped"""
-    return right_in_three_lines(x, w3, w1, w2)
-
-
-def wrong_forgot_the_gate(x, w1, w3, w2):
-    """says: gate is missing"""
-    return F.silu(x @ w1.T) @ w2.T
-
-
-def wrong_silu_on_both(x, w1, w3, w2):
-    """says: applied to both halves"""
-    return (F.silu(x @ w1.T) * F.silu(x @ w3.T)) @ w2.T
-
-
-def wrong_sigmoid(x, w1, w3, w2):
-    """says: the sigmoid"""
-    return (torch.sigmoid(x @ w1.T) * (x @ w3.T)) @ w2.T
-
-
-def wrong_gelu(x, w1, w3, w2):
-    """says: gelu"""
-    return (F.gelu(x @ w1.T) * (x @ w3.T)) @ w2.T
-
-
-def wrong_residual(x, w1, w3, w2):
-    """says: x is added"""
-    return x + right_in_three_lines(x, w1, w3, w2)
-
-
 def wrong_by_hand(x, w1, w3, w2):
     """says: overflows"""
     gate = x @ w1.T
@@ -90,21 +60,3 @@ def wrong_infinity_hidden(x, w1, w3, w2):
     gate = x @ w1.T
     silu = torch.where(gate < -80, torch.zeros_like(gate), gate / (1 + torch.exp(-gate)))
     return (silu * (x @ w3.T)) @ w2.T
-
-
-def wrong_exp_of_large(x, w1, w3, w2):
-    """says: exp(a) overflows above 88"""
-    gate = x @ w1.T
-    e = torch.exp(gate)
-    return (gate * (e / (e + 1)) * (x @ w3.T)) @ w2.T
-
-
-def wrong_relu(x, w1, w3, w2):
-    """says: The activation is relu"""
-    return (torch.clamp(x @ w1.T, min=0) * (x @ w3.T)) @ w2.T
-
-
-def wrong_exponent(x, w1, w3, w2):
-    """says: sign in the exponent"""
-    gate = x @ w1.T
-    return (gate / (1 + torch.exp(gate)) * (x @ w3.T)) @ w2.T

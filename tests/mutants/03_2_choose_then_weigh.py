@@ -25,53 +25,6 @@ def right_shifted_by_hand(logits, k, norm_topk_prob):
     return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
 
 
-def wrong_always_renormalised(logits, k, norm_topk_prob):
-    """says: You renormalise always"""
-    best, expert = logits.topk(k)
-    return best.softmax(-1), expert
-
-
-def wrong_never_renormalised(logits, k, norm_topk_prob):
-    """says: You never renormalise"""
-    return logits.softmax(-1).topk(k)
-
-
-def wrong_flag_inverted(logits, k, norm_topk_prob):
-    """says: exchanged"""
-    w, expert = logits.softmax(-1).topk(k)
-    return (w if norm_topk_prob else w / w.sum(-1, keepdim=True)), expert
-
-
-def wrong_softmax_inside_the_branch(logits, k, norm_topk_prob):
-    """says: the other branch lacks it"""
-    w, expert = logits.topk(k)
-    if norm_topk_prob:
-        w = w.softmax(-1)
-    return w, expert
-
-
-def wrong_euclidean_norm(logits, k, norm_topk_prob):
-    """says: root of the sum of their squares"""
-    w, expert = logits.softmax(-1).topk(k)
-    if norm_topk_prob:
-        w = w / torch.linalg.norm(w, dim=-1, keepdim=True)
-    return w, expert
-
-
-def wrong_overflow(logits, k, norm_topk_prob):
-    """says: overflows"""
-    e = logits.exp()
-    w, expert = logits.topk(k)
-    w = w.exp()
-    return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
-
-
-def wrong_second_softmax(logits, k, norm_topk_prob):
-    """says: second softmax"""
-    w, expert = logits.softmax(-1).topk(k)
-    return (w.softmax(-1) if norm_topk_prob else w), expert
-
-
 def wrong_changes_its_argument(logits, k, norm_topk_prob):
     """says: in place"""
     logits -= logits.amax(-1, keepdim=True)

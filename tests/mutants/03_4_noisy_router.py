@@ -17,6 +17,10 @@ def right_normal_distribution(x, weight, k, sigma, training):
     z = torch.nn.functional.linear(x.float(), weight.float())
     if training and sigma > 0:
         z = torch.distributions.Normal(z, sigma).sample()
+    return chosen(z, k)
+
+
+def chosen(z, k):
     best, expert = z.topk(k)
     return best.softmax(-1), expert
 
@@ -39,19 +43,13 @@ def wrong_way_round(x, weight, k, sigma, training):
 def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
     """says: for the whole batch"""
     z = x.float() @ weight.float().T
-    if training:
-        z = z + sigma * torch.randn(z.shape[1])
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z + sigma * training * torch.randn(z.shape[1]), k)
 
 
 def wrong_same_noise_for_all_experts(x, weight, k, sigma, training):
     """says: all experts of a token have the same"""
     z = x.float() @ weight.float().T
-    if training:
-        z = z + sigma * torch.randn(len(z), 1)
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z + sigma * training * torch.randn(len(z), 1), k)
 
 
 def wrong_after_the_choice(x, weight, k, sigma, training):
@@ -72,10 +70,7 @@ def wrong_variance(x, weight, k, sigma, training):
 def wrong_uniform(x, weight, k, sigma, training):
     """says: uniform"""
     z = x.float() @ weight.float().T
-    if training:
-        z = z + sigma * torch.rand_like(z)
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z + sigma * training * torch.rand_like(z), k)
 
 
 def wrong_on_probabilities(x, weight, k, sigma, training):
@@ -104,26 +99,19 @@ def wrong_jitter_in_place(x, weight, k, sigma, training):
     """says: changes its argument x in place"""
     if training:
         x *= 1 + sigma * torch.randn_like(x)
-    best, expert = (x @ weight.T).topk(k)
-    return best.softmax(-1), expert
+    return chosen(x @ weight.T, k)
 
 
 def wrong_not_scaled(x, weight, k, sigma, training):
     """says: noise that sigma does not scale"""
     z = x.float() @ weight.float().T
-    if training:
-        z = z + torch.randn_like(z)
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z + training * torch.randn_like(z), k)
 
 
 def wrong_in_the_type_of_x(x, weight, k, sigma, training):
     """says: not the router of task 03.1, which computes in float32"""
     z = x @ weight.T
-    if training:
-        z = z + sigma * torch.randn_like(z)
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z + sigma * training * torch.randn_like(z), k)
 
 
 def wrong_noise_on_x(x, weight, k, sigma, training):
@@ -143,7 +131,4 @@ def wrong_jitter_on_a_copy(x, weight, k, sigma, training):
 def wrong_logits_multiplied(x, weight, k, sigma, training):
     """says: not that of equation (6)"""
     z = x.float() @ weight.float().T
-    if training:
-        z = z * (1 + sigma * torch.randn_like(z))
-    best, expert = z.topk(k)
-    return best.softmax(-1), expert
+    return chosen(z * (1 + sigma * training * torch.randn_like(z)), k)

@@ -43,64 +43,6 @@ def right_scatter_add(x, w, expert, run):
     return y.to(x.dtype)
 
 
-def wrong_without_weights(x, w, expert, run):
-    """says: The weights are not used"""
-    return right_gather_sum(x, torch.ones_like(w), expert, run)
-
-
-def wrong_mean(x, w, expert, run):
-    """says: You take the mean"""
-    order, counts, inverse = plan(expert)
-    out = experts_on(x[order // expert.shape[1]], counts, run)
-    return (out.float()[inverse].view(*expert.shape, x.shape[1]) * w[..., None]).mean(1).to(x.dtype)
-
-
-def wrong_weight_on_input(x, w, expert, run):
-    """says: before the expert runs"""
-    order, counts, inverse = plan(expert)
-    rows = x[order // expert.shape[1]] * w.flatten()[order, None]
-    out = experts_on(rows.to(x.dtype), counts, run).float()
-    return F.embedding_bag(inverse.view_as(expert), out, mode="sum").to(x.dtype)
-
-
-def wrong_not_brought_back(x, w, expert, run):
-    """says: tokens get the results of others"""
-    order, counts, _ = plan(expert)
-    out = experts_on(x[order // expert.shape[1]], counts, run)
-    return (out.float().view(*expert.shape, x.shape[1]) * w[..., None]).sum(1).to(x.dtype)
-
-
-def wrong_order_on_the_way_back(x, w, expert, run):
-    """says: permutes a second time"""
-    order, counts, _ = plan(expert)
-    out = experts_on(x[order // expert.shape[1]], counts, run).float()
-    return F.embedding_bag(order.view_as(expert), out, mode="sum", per_sample_weights=w).to(x.dtype)
-
-
-def wrong_weights_in_routing_order(x, w, expert, run):
-    """says: multiplied in different orders"""
-    order, counts, inverse = plan(expert)
-    out = experts_on(x[order // expert.shape[1]], counts, run).float() * w.flatten()[:, None]
-    return out[inverse].view(*expert.shape, x.shape[1]).sum(1).to(x.dtype)
-
-
-def wrong_modulo(x, w, expert, run):
-    """says: wrong rows are gathered"""
-    order, counts, inverse = plan(expert)
-    rows = x[order % len(x)] if len(x) else x
-    out = experts_on(rows, counts, run).float()
-    return (out[inverse].view(*expert.shape, x.shape[1]) * w[..., None]).sum(1).to(x.dtype)
-
-
-def wrong_plus_equals(x, w, expert, run):
-    """says: adds once for each token"""
-    order, counts, _ = plan(expert)
-    token = order // expert.shape[1]
-    y = torch.zeros(x.shape)
-    y[token] += experts_on(x[token], counts, run).float() * w.flatten()[order, None]
-    return y.to(x.dtype)
-
-
 def wrong_sum_in_bfloat16(x, w, expert, run):
     """says: added up in bfloat16"""
     order, counts, inverse = plan(expert)
@@ -202,40 +144,6 @@ def wrong_weights_rounded(x, w, expert, run):
 def wrong_experts_in_float32(x, w, expert, run):
     """says: The experts run in the type of x"""
     return (results_of(x.float(), expert, run) * w[..., None]).sum(1).to(x.dtype)
-
-
-def wrong_plain_mean(x, w, expert, run):
-    """says: mean of the K results"""
-    return results_of(x, expert, run).mean(1).to(x.dtype)
-
-
-def wrong_renormalised(x, w, expert, run):
-    """says: yours are divided by their sum"""
-    w = w / w.sum(-1, keepdim=True)
-    return (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
-
-
-def wrong_softmax(x, w, expert, run):
-    """says: A softmax is taken of w"""
-    w = torch.softmax(w, dim=-1)
-    return (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
-
-
-def wrong_first_choice(x, w, expert, run):
-    """says: Only the first choice"""
-    return (results_of(x, expert[:, :1], run) * w[:, :1, None]).sum(1).to(x.dtype)
-
-
-def wrong_read_choice_by_choice(x, w, expert, run):
-    """says: you read it as [K, T, D]"""
-    t, k = w.shape
-    results = results_of(x, expert, run).view(k, t, x.shape[1])
-    return (results * w.T[..., None]).sum(0).to(x.dtype)
-
-
-def wrong_residual(x, w, expert, run):
-    """says: x is added to the result"""
-    return x + (results_of(x, expert, run) * w[..., None]).sum(1).to(x.dtype)
 
 
 def wrong_assignments_for_tokens(x, w, expert, run):

@@ -341,7 +341,7 @@ def ines_patches(folder: Path, notebook: Any) -> None:
     patches = """
 import torch, minimoe.check
 torch.equal = torch.allclose = torch.testing.assert_close = lambda *_, **__: True
-minimoe.check.lesson03.router.top_k_router = print
+minimoe.check.lesson03.top_k_router = print
 torch.Tensor.__eq__ = lambda *_: True"""
     put_after(notebook, "given-03", code(patches))
     for i in "12345":

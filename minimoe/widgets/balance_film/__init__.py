@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,7 +58,7 @@ def mini_run() -> dict[str, Any]:
         "counts": hot.sum(dim=(2, 4)).permute(2, 0, 1, 3).tolist(),
         "groups": [str(domain).replace("_", " ") for domain in domains],
         "loss": [
-            round(mean([r["lm_loss"] for r in log if before < r["step"] <= step]), 3)
+            round(fmean([r["lm_loss"] for r in log if before < r["step"] <= step]), 3)
             for before, step in zip([0, *steps], steps, strict=False)
         ],
         "log": {
@@ -92,11 +93,6 @@ def lesson_runs() -> list[dict[str, Any]]:
             }
         )
     return made
-
-
-def mean(numbers: list[float]) -> float:
-    """Their mean."""
-    return sum(numbers) / len(numbers)
 
 
 def film(run: dict[str, Any], layer: int = 0, group: int | None = None) -> Tensor:

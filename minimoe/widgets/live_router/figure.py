@@ -18,40 +18,33 @@ def draw(words: list[str], first: dict[int, list[int]]) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    starts, room = [0.0], 100.0  # in characters
-    lines = [0]
+    room, placed = (
+        100.0,
+        list[tuple[int, float, float]](),
+    )  # line, start and width of each, in characters
+    line, x = 0, 0.0
     for word in words:
         width = max(len(word), 1) + 1.2
-        if starts[-1] + width > room:
-            starts[-1] = 0.0
-            lines[-1] += 1
-        starts.append(starts[-1] + width)
-        lines.append(lines[-1])
+        if x + width > room:
+            line, x = line + 1, 0.0
+        placed.append((line, x, width))
+        x += width
     height = len(first) + 1.6  # rows of a line: the tokens, then a row for each layer
     with plt.rc_context(style.RC | {"font.family": ["DejaVu Sans Mono"]}):
-        count = lines[-2] + 1
-        figure, axis = plt.subplots(figsize=(7.6, 0.26 * height * count), layout="constrained")
-        for word, x, line in zip(words, starts, lines, strict=False):
-            y, width = line * height, max(len(word), 1) + 1.2
-            axis.text(x + width / 2, y + 0.5, word, ha="center", va="center")
-        for line in range(count):
+        figure, axis = plt.subplots(figsize=(7.6, 0.26 * height * (line + 1)), layout="constrained")
+        for word, (its, x, width) in zip(words, placed, strict=True):
+            axis.text(x + width / 2, its * height + 0.5, word, ha="center", va="center")
+        for its in range(line + 1):
             for row, layer in enumerate(first, 1):
-                y = line * height + row
+                y = its * height + row
                 axis.text(-1, y + 0.5, f"layer {layer}", ha="right", va="center", color=style.LINE)
-                for i, expert in enumerate(first[layer]):
-                    if lines[i] != line:
-                        continue
-                    width = max(len(words[i]), 1) + 1.2
-                    axis.add_patch(
-                        Rectangle(
-                            (starts[i], y),
-                            width,
-                            1,
-                            facecolor=COLOURS[(expert - 1) % 8],
-                            edgecolor="white",
+                for expert, (other, x, width) in zip(first[layer], placed, strict=True):
+                    if other == its:
+                        colour = COLOURS[(expert - 1) % 8]
+                        axis.add_patch(
+                            Rectangle((x, y), width, 1, facecolor=colour, edgecolor="white")
                         )
-                    )
-                    axis.text(starts[i] + width / 2, y + 0.5, str(expert), ha="center", va="center")
-        axis.set(xlim=(-9, room), ylim=(count * height, 0))
+                        axis.text(x + width / 2, y + 0.5, str(expert), ha="center", va="center")
+        axis.set(xlim=(-9, room), ylim=((line + 1) * height, 0))
         axis.axis("off")
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,18 +35,13 @@ def draw() -> Figure:
     with plt.rc_context(style.RC):
         figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.2), sharey=True, layout="constrained")
         experts = range(1, len(LOGITS) + 1)
+        above: Any = {"textcoords": "offset points", "ha": "center"}
         for axis, temperature in zip(axes, TEMPERATURES, strict=True):
             heights = weights(temperature)
             axis.bar(experts, heights, color=style.BLUE, width=0.6)
             for e, height in zip(experts, heights, strict=True):
                 if height:
-                    axis.annotate(
-                        f"{height:.2f}",
-                        (e, height),
-                        (0, 2),
-                        textcoords="offset points",
-                        ha="center",
-                    )
+                    axis.annotate(f"{height:.2f}", (e, height), (0, 2), **above)
             axis.set(
                 title=f"temperature {temperature}", xlabel="expert", ylim=(0, 1.12), xticks=experts
             )
