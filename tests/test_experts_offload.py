@@ -97,7 +97,8 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
             read[expert] += 1
             return experts.weights(expert)
 
-    offloaded = OffloadedExperts(Counted(), size)
+    source: Any = Counted()
+    offloaded = OffloadedExperts(source, size)
     held: list[int] = []  # the one used last is last
     misses = 0
     for e in asked:

@@ -280,7 +280,8 @@ def test_any_value_in_any_field_is_read_or_refused(kind: str) -> None:
         "layer_types",
     }
     others: tuple[Any, ...] = (
-        "x", [1], {"a": []}, -1, 0, 2.5, True, 10**30, [[]], float("nan"), {"rope_type": ["x"]}, {"rope_theta": [1]},
+        None, "x", [1], {"a": []}, -1, 0, 2.5, True, 10**30, [[]], float("nan"), {"rope_type": ["x"]},
+        {"rope_theta": [1]},
     )  # fmt: skip
     for name in names | example(kind).keys():
         for other in others:

@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "core": 4204,
     "cost": 1046,
     "course": 268,
-    "hf": 1366,
+    "hf": 1177,
     "kernels": 1144,
     "roof": 528,
     "study": 7733,

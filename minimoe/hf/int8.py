@@ -15,6 +15,21 @@ from minimoe.experts import ExpertBank, Experts
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
+def replace_experts(
+    model: AnyModule, bank: Callable[[str, Experts], ExpertBank], nothing: str
+) -> AnyModule:
+    """A copy of the model in which `bank`, given name and module, stands for each of its `Experts`.
+
+    Raises:
+        ConfigError: the model holds none, for which `nothing` is the reason.
+    """
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, Experts)]
+    if not found:
+        raise ConfigError(f"{type(model).__name__} holds no Experts: {nothing}")
+    # deepcopy puts in what its memo has: the full weights are never copied
+    return copy.deepcopy(model, {id(m): bank(name, m).train(m.training) for name, m in found})
+
+
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [..., out, in] -> (q int8 [..., out, in], scale float32 [..., out]): symmetric, per output channel.
 
@@ -53,6 +68,8 @@ class Int8Experts(ExpertBank):
         dtype: type into which experts are unpacked; follows `.to(dtype)`.
     """
 
+    gate_up_proj: nn.Parameter
+    down_proj: nn.Parameter
     gate_up_scale: Tensor
     down_scale: Tensor
 
@@ -68,12 +85,10 @@ class Int8Experts(ExpertBank):
         super().__init__(num_experts, hidden_size, intermediate_size, hidden_act)
         e, d, f = num_experts, hidden_size, intermediate_size
         self._dtype = dtype
-        self.gate_up_proj = nn.Parameter(
-            torch.zeros(e, 2 * f, d, dtype=torch.int8), requires_grad=False
-        )
-        self.down_proj = nn.Parameter(torch.zeros(e, d, f, dtype=torch.int8), requires_grad=False)
-        self.register_buffer("gate_up_scale", torch.ones(e, 2 * f, dtype=torch.float32))
-        self.register_buffer("down_scale", torch.ones(e, d, dtype=torch.float32))
+        for name, shape in (("gate_up", (e, 2 * f, d)), ("down", (e, d, f))):
+            zeros = torch.zeros(shape, dtype=torch.int8)
+            setattr(self, f"{name}_proj", nn.Parameter(zeros, requires_grad=False))
+            self.register_buffer(f"{name}_scale", torch.ones(shape[:2], dtype=torch.float32))
 
     @classmethod
     def from_experts(cls, experts: ExpertBank) -> Self:
@@ -133,14 +148,8 @@ def quantize_experts(model: AnyModule) -> AnyModule:
     Raises:
         ConfigError: no experts, or none that are not quantised already.
     """
-    found = [m for m in model.modules() if isinstance(m, Experts)]
-    if not found:
-        raise ConfigError(
-            f"{type(model).__name__} holds no Experts: there is nothing to quantise, or it is done already"
-        )
-    # deepcopy takes what stands in its memo for copied: the full weights are never there twice
-    memo: dict[int, Any] = {id(m): Int8Experts.from_experts(m) for m in found}
-    return copy.deepcopy(model, memo)
+    nothing = "there is nothing to quantise, or it is done already"
+    return replace_experts(model, lambda _, experts: Int8Experts.from_experts(experts), nothing)
 
 
 def held_bytes(module: nn.Module) -> int:

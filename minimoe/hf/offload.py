@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from minimoe.checkpoint import Piece, TensorFiles, find
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
+from minimoe.hf.int8 import AnyModule, replace_experts
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,91 @@ class CacheStats:
 
     def __add__(self, other: CacheStats) -> CacheStats:
         """Both together: over layers, or over runs."""
-        return CacheStats(
-            self.hits + other.hits, self.misses + other.misses, self.bytes_read + other.bytes_read
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return CacheStats(*(a + b for a, b in pairs))
 
 
-class ExpertSource(Protocol):
-    """Experts that can be read one by one, such as `minimoe.checkpoint.ExpertFiles`."""
+@dataclass(frozen=True)
+class Part:
+    """A tensor in a file, or one row of it."""
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(E, D, F)."""
-        ...
+    path: Path
+    key: str
+    row: int | None
 
-    @property
-    def place(self) -> str | Path:
-        """Where they are, for messages."""
-        ...
+    def read(self) -> Tensor:
+        """Only the pages of this part are read from the mapped file."""
+        with safe_open(self.path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            if self.row is None:
+                return file.get_tensor(self.key)
+            return file.get_slice(self.key)[self.row]  # pyright: ignore[reportReturnType]
+
+
+class ExpertFiles:
+    """The experts of one layer in the safetensors files of a folder, stacked or one by one.
+
+    A file is opened and mapped anew for every expert, which costs a fraction of a millisecond: no handle has to survive
+    a copy of the model, and a file that is no longer what it was is noticed before anything is read from it. (Reading
+    a map of a file that became shorter would end the process.)
+
+    Attributes:
+        shape: (E, D, F).
+        place: the folder, for messages.
+    """
+
+    def __init__(
+        self,
+        files: TensorFiles,
+        gate_up: list[Piece],
+        down: list[Piece],
+        shape: tuple[int, int, int],
+    ) -> None:
+        self.shape, self.place = shape, files.folder
+        self._parts = [
+            [_parts(files, places, e) for places in (gate_up, down)] for e in range(shape[0])
+        ]
+        paths = {part.path for both in self._parts for parts in both for part in parts}
+        self._signatures = {path: _signature(path) for path in paths}
 
     def read(self, expert: int) -> tuple[Tensor, Tensor]:
-        """gate_up [2F, D] and down [D, F] of one expert, in the type in which they are stored."""
-        ...
+        """gate_up [2F, D] and down [D, F] of one expert, in the file's type. They may be views of the mapped file.
+
+        Raises:
+            CheckpointError: a file is gone or is no longer the one that it was.
+        """
+        gate_up, down = self._parts[expert]
+        for path in {part.path for part in (*gate_up, *down)}:
+            if _signature(path) != self._signatures[path]:
+                raise CheckpointError(
+                    f"{path} has changed while a model reads its experts from it: load the model again"
+                )
+        try:
+            return (
+                torch.cat([part.read() for part in gate_up]),
+                torch.cat([part.read() for part in down]),
+            )
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"expert {expert} cannot be read from {gate_up[0].path} ({error}): fetch or save it again"
+            ) from error
+
+
+def _parts(files: TensorFiles, places: list[Piece], expert: int) -> list[Part]:
+    """The tensors that make up one of the two matrices of an expert, in their order."""
+    if places[0][1] == ():  # all experts in one tensor
+        return [Part(files.path(places[0][0]), places[0][0], expert)]
+    return [Part(files.path(key), key, None) for key, index in places if index[0] == expert]
+
+
+def _signature(path: Path) -> tuple[int, int]:
+    """Length and time of the last change of a file."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be found ({error}); experts are read from it while the model runs"
+        ) from error
+    return state.st_size, state.st_mtime_ns
 
 
 class OffloadedExperts(ExpertBank):
@@ -82,7 +145,7 @@ class OffloadedExperts(ExpertBank):
 
     def __init__(
         self,
-        source: ExpertSource,
+        source: ExpertFiles,
         cache_experts: int,
         *,
         hidden_act: str = "silu",
@@ -95,13 +158,9 @@ class OffloadedExperts(ExpertBank):
             raise ConfigError(
                 f"cache_experts is {cache_experts}; the expert that runs needs a place, so give at least 1"
             )
-        self.source = source
-        self.cache_experts = cache_experts
-        self.stats = CacheStats()
+        self.source, self.cache_experts, self.stats = source, cache_experts, CacheStats()
         self._dtype, self._device = dtype, torch.device(device)
-        self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = (
-            OrderedDict()
-        )  # the one used last is last
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}  # the one used last is last
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,18 +184,19 @@ class OffloadedExperts(ExpertBank):
                 "offloaded experts are for inference: run them under torch.no_grad(). A backward pass would keep every "
                 "expert in memory that was read"
             )
-        if expert in self._cache:
-            self._cache.move_to_end(expert)
+        found = self._cache.pop(expert, None)
+        if found is not None:
             self.stats += CacheStats(hits=1)
-            return self._cache[expert]
-        while len(self._cache) >= self.cache_experts:
-            self._cache.popitem(last=False)
-        read = self.source.read(expert)
-        self.stats += CacheStats(misses=1, bytes_read=sum(w.nbytes for w in read))
-        # a copy even where nothing changes: what is kept must not be a view of a mapped file
-        gate_up, down = (w.to(self._device, self._dtype, copy=True) for w in read)
-        self._cache[expert] = gate_up, down
-        return gate_up, down
+        else:
+            while len(self._cache) >= self.cache_experts:
+                del self._cache[next(iter(self._cache))]
+            read = self.source.read(expert)
+            self.stats += CacheStats(misses=1, bytes_read=sum(w.nbytes for w in read))
+            # a copy even where nothing changes: what is kept must not be a view of a mapped file
+            gate_up, down = (w.to(self._device, self._dtype, copy=True) for w in read)
+            found = gate_up, down
+        self._cache[expert] = found
+        return found
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
         """Run expert `expert` on x [T, D] -> [T, D]; for no tokens nothing is fetched."""
@@ -162,75 +222,6 @@ def cache_stats(model: nn.Module) -> CacheStats:
     return sum((bank.stats for bank in banks), CacheStats())
 
 
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tensor in a file, or one row of it."""
-
-    path: Path
-    key: str
-    row: int | None
-
-    def read(self) -> Tensor:
-        """Only the pages of this part are read from the mapped file."""
-        with safe_open(self.path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-            return (
-                file.get_tensor(self.key)
-                if self.row is None
-                else file.get_slice(self.key)[self.row]
-            )  # pyright: ignore
-
-
-class ExpertFiles:
-    """The experts of one layer in the safetensors files of a folder, stacked or one by one.
-
-    A file is opened and mapped anew for every expert, which costs a fraction of a millisecond: no handle has to survive
-    a copy of the model, and a file that is no longer what it was is noticed before anything is read from it. (Reading
-    a map of a file that became shorter would end the process.)
-
-    Attributes:
-        shape: (E, D, F).
-        place: the folder, for messages.
-    """
-
-    def __init__(
-        self,
-        files: TensorFiles,
-        gate_up: list[Piece],
-        down: list[Piece],
-        shape: tuple[int, int, int],
-    ) -> None:
-        self.shape = shape
-        self.place = files.folder
-        self.parts = [
-            [_parts(files, places, e) for places in (gate_up, down)] for e in range(shape[0])
-        ]
-        paths = {part.path for both in self.parts for parts in both for part in parts}
-        self.signatures = {path: _signature(path) for path in paths}
-
-    def read(self, expert: int) -> tuple[Tensor, Tensor]:
-        """gate_up [2F, D] and down [D, F] of one expert, in the file's type. They may be views of the mapped file.
-
-        Raises:
-            CheckpointError: a file is gone or is no longer the one that it was.
-        """
-        gate_up, down = self.parts[expert]
-        for path in {part.path for part in (*gate_up, *down)}:
-            if _signature(path) != self.signatures[path]:
-                raise CheckpointError(
-                    f"{path} has changed while a model reads its experts from it: load the model again"
-                )
-        try:
-            first, second = ([part.read() for part in parts] for parts in (gate_up, down))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"expert {expert} cannot be read from {gate_up[0].path} ({error}): fetch or save it again"
-            ) from error
-        return torch.cat(first), torch.cat(second)
-
-
 def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -> AnyModule:
     """A copy of the model whose `Experts` are left in a folder; the model itself is as it was, and can be let go.
 
@@ -249,36 +240,14 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
 
     folder = pretrained_path(path)
     _, family = read_config(folder)
-    memo: dict[int, Any] = {}
     with TensorFiles(folder) as files:
-        for name, module in model.named_modules():
-            if isinstance(module, Experts):
-                targets = {"gate_up_proj": module.gate_up_proj, "down_proj": module.down_proj}
-                found = find(targets, files, family, prefix=f"{name}.")
-                shape = module.num_experts, module.hidden_size, module.intermediate_size
-                memo[id(module)] = OffloadedExperts(
-                    ExpertFiles(files, found["gate_up_proj"], found["down_proj"], shape), cache_experts,
-                    hidden_act=module.hidden_act, dtype=module.dtype, device=module.device,
-                ).train(module.training)  # fmt: skip
-    if not memo:
-        raise ConfigError(f"{type(model).__name__} holds no Experts: there is nothing to offload")
-    # deepcopy takes what stands in its memo for copied
-    return copy.deepcopy(model, memo)
 
+        def bank(name: str, experts: Experts) -> OffloadedExperts:
+            targets = {"gate_up_proj": experts.gate_up_proj, "down_proj": experts.down_proj}
+            found = find(targets, files, family, prefix=f"{name}.")
+            shape = experts.num_experts, experts.hidden_size, experts.intermediate_size
+            source = ExpertFiles(files, found["gate_up_proj"], found["down_proj"], shape)
+            options: Any = {"dtype": experts.dtype, "device": experts.device}
+            return OffloadedExperts(source, cache_experts, hidden_act=experts.hidden_act, **options)
 
-def _parts(files: TensorFiles, places: list[Piece], expert: int) -> list[Part]:
-    """The tensors that make up one of the two matrices of an expert, in their order."""
-    if places[0][1] == ():  # all experts in one tensor
-        return [Part(files.path(places[0][0]), places[0][0], expert)]
-    return [Part(files.path(key), key, None) for key, index in places if index[0] == expert]
-
-
-def _signature(path: Path) -> tuple[int, int]:
-    """Length and time of the last change of a file."""
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be found ({error}); experts are read from it while the model runs"
-        ) from error
-    return state.st_size, state.st_mtime_ns
+        return replace_experts(model, bank, "there is nothing to offload")

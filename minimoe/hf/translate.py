@@ -39,13 +39,10 @@ _TRAINING = {
     "router_bias_update_rate", "capacity_factor", "experts_implementation",
 }  # fmt: skip
 
+# those of transformers, and ours; of two names for one the first is written
 _ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
 
 
 def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
@@ -70,20 +67,18 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     given = {name: values.get(name, default) for name, default in family.defaults.items()}
     given |= {"layer_types": values.get("layer_types")}
     check_kinds(given)
-    fields = {name: given[name] for name in _SAME if name in given}
-    if given["hidden_act"] not in _ACTIVATIONS:
-        raise ConfigError(
-            f"hidden_act is {given['hidden_act']!r}; known are {', '.join(_ACTIVATIONS)}"
-        )
-    both = given.get("attention_bias", False)
-    fields |= {
-        "hidden_act": _ACTIVATIONS[given["hidden_act"]],
+    act, both = given["hidden_act"], given.get("attention_bias", False)
+    if act not in _ACTIVATIONS:
+        raise ConfigError(f"hidden_act is {act!r}; known are {', '.join(_ACTIVATIONS)}")
+    every = tuple(range(given["num_hidden_layers"]))
+    fields: dict[str, Any] = {name: given[name] for name in _SAME if name in given} | {
+        "hidden_act": _ACTIVATIONS[act],
         "num_key_value_heads": given["num_key_value_heads"] or given["num_attention_heads"],
         "rope_theta": _rope_theta(values, family.defaults["rope_theta"]),
         "attention_bias": both or given.get("qkv_bias", False),
         "attention_output_bias": both,
         "sliding_window": _window(given),
-        "mlp_only_layers": _dense_layers(given, family),
+        "mlp_only_layers": every if family.dense else dense_layers(given),
         "router_z_loss_coef": 0.0,
     }
     config = ModelConfig(**{**fields, **family.always})
@@ -131,27 +126,23 @@ def _write(
 ) -> dict[str, Any]:
     """config.json of one family; what the family cannot say is lost."""
     names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
-    every = {name: getattr(config, name) for name in _SAME} | {
+    own = ("num_key_value_heads", "rope_theta", "attention_bias")
+    every = {name: getattr(config, name) for name in (*_SAME, *own)} | {
         "head_dim": config.head_size,
         "moe_intermediate_size": config.expert_size,
         "shared_expert_intermediate_size": config.shared_size or config.expert_size,
         "hidden_act": names[config.hidden_act],
-        "num_key_value_heads": config.num_key_value_heads,
-        "rope_theta": config.rope_theta,
-        "attention_bias": config.attention_bias,
         "qkv_bias": config.attention_bias,
         "use_sliding_window": False,
         "sliding_window": None,
-        "layer_types": None,
         "decoder_sparse_step": 1,
         "mlp_only_layers": list(config.mlp_only_layers),
     }
     if "moe_intermediate_size" not in family.defaults and not family.dense:
         every["intermediate_size"] = config.expert_size
-    skip = {"layer_types"}
     if config.head_dim is None and family.defaults.get("head_dim") is None:
-        skip.add("head_dim")
-    fields = {name: every[name] for name in family.defaults if name not in skip}
+        del every["head_dim"]
+    fields = {name: every[name] for name in family.defaults if name in every}
     if "num_experts" in fields:
         fields[family.num_experts] = fields.pop("num_experts")
     return {
@@ -164,25 +155,43 @@ def _write(
     }
 
 
+_KINDS = {
+    "hidden_act": (str, "a text"), "layer_types": (list, "a list"), "mlp_layer_types": (list, "a list"),
+    "mlp_only_layers": (list, "a list"), "decoder_sparse_step": (int, "an integer"),
+}  # fmt: skip
+
+
 def check_kinds(given: Mapping[str, Any]) -> None:
     """Raise where a field, from which others are worked out, is not of its kind."""
-    for name in (
-        "hidden_act",
-        "layer_types",
-        "mlp_layer_types",
-        "mlp_only_layers",
-        "decoder_sparse_step",
-    ):
-        value, kind = (
-            given.get(name),
-            {"hidden_act": str, "decoder_sparse_step": int}.get(name, list),
-        )
+    for name, (kind, text) in _KINDS.items():
+        value = given.get(name)
         if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{name} is {value!r:.60}; expected {_KINDS[kind]}")
+            raise ConfigError(f"{name} is {value!r:.60}; expected {text}")
     check_count("num_hidden_layers", given["num_hidden_layers"], 1)
 
 
-_KINDS = {str: "a text", int: "an integer", list: "a list"}
+def dense_layers(v: Mapping[str, Any]) -> tuple[int, ...]:
+    """Layers without experts, in whichever way the family says so."""
+    count, step = (
+        v["num_hidden_layers"],
+        v.get("decoder_sparse_step") or v.get("moe_layer_interval") or 1,
+    )
+    first, last = v.get("moe_layer_start_index", 0), v.get("moe_layer_end_index", -1)
+    period, offset = v.get("expert_layer_period", 1), v.get("expert_layer_offset", 0)
+    listed = [
+        *range(min(count, v.get("first_k_dense_replace", 0))),
+        *(v.get("mlp_only_layers") or ()),
+    ]
+    if "mlp_layer_types" in v:
+        listed = [i for i, kind in enumerate(v["mlp_layer_types"]) if kind == "dense"]
+    return tuple(
+        i
+        for i in range(count)
+        if i in listed
+        or (i + 1) % step
+        or i % period != offset
+        or not first <= i <= (count if last == -1 else last)
+    )
 
 
 def _refuse_contradictions(values: Mapping[str, Any], config: ModelConfig, family: Family) -> None:
@@ -197,14 +206,14 @@ def _refuse_contradictions(values: Mapping[str, Any], config: ModelConfig, famil
         "moe_intermediate_size": config.expert_size * experts,
         "shared_expert_intermediate_size": config.shared_size * experts,
     }
-    for name, value in values.items():
-        if name not in said or name in family.defaults or value is None or value == said[name]:
-            continue
-        if value or said[name]:  # both off is the same, however it is written
-            raise ConfigError(
-                f"{name} is {value!r:.60}, a field of {values['model_type']!r} that has no translation, since such a "
-                f"model has {said[name]!r}; if it does not change what the model computes, take it out of config.json"
-            )
+    for name in said.keys() & values.keys() - family.defaults.keys():
+        value = values[name]
+        if value is None or value == said[name] or not (value or said[name]):
+            continue  # both off is the same, however it is written
+        raise ConfigError(
+            f"{name} is {value!r:.60}, a field of {values['model_type']!r} that has no translation, since such a "
+            f"model has {said[name]!r}; if it does not change what the model computes, take it out of config.json"
+        )
 
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
@@ -216,15 +225,12 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
             raise ConfigError(
                 f"{name} is {group!r:.60}; expected an object with rope_type and others"
             )
-        kind = group.get("rope_type", group.get("type", "default"))
-        if kind != "default":
-            raise ConfigError(
-                f"{name} has rope_type = {kind!r}, which this model cannot have; only 'default' is read"
-            )
-        if (part := group.get("partial_rotary_factor")) not in (None, 1.0):
-            raise ConfigError(
-                f"{name} has partial_rotary_factor = {part!r}, which this model cannot have; only 1.0 is read"
-            )
+        group = {"rope_type": group.get("type"), **group}
+        for field, only in (("rope_type", "default"), ("partial_rotary_factor", 1.0)):
+            if group.get(field) not in (None, only):
+                raise ConfigError(
+                    f"{name} has {field} = {group[field]!r}, which this model cannot have; only {only!r} is read"
+                )
         nested = [key for key, value in group.items() if isinstance(value, Mapping)]
         if nested:
             raise ConfigError(
@@ -236,13 +242,12 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
 
 def _window(given: Mapping[str, Any]) -> int | None:
     """The sliding window of every layer; None where it cuts nothing that the model can see."""
-    window = given.get("sliding_window") or None
     for name in ("sliding_window", "max_position_embeddings"):
         if given.get(name) is not None:
             check_count(name, given[name], 0)
-    used = given.get("use_sliding_window", True)
-    wide = used and window is not None and window >= given["max_position_embeddings"]
-    known = ("full_attention", "sliding_attention") if wide else ("full_attention",)
+    window, used = given.get("sliding_window") or None, given.get("use_sliding_window", True)
+    wide = used and window is not None and window >= (given["max_position_embeddings"] or 0)
+    known = ("full_attention", "sliding_attention")[: 2 if wide else 1]
     types = [kind for kind in given.get("layer_types") or () if kind not in known]
     if types:
         raise ConfigError(
@@ -258,40 +263,36 @@ def _window(given: Mapping[str, Any]) -> int | None:
     return window
 
 
-def _dense_layers(given: Mapping[str, Any], family: Family) -> tuple[int, ...]:
-    """Layers without experts: every one, those listed, and those between the steps."""
-    listed, step = given.get("mlp_only_layers") or (), given.get("decoder_sparse_step") or 1
-    return tuple(
-        layer
-        for layer in range(given["num_hidden_layers"])
-        if family.dense or layer in listed or (layer + 1) % step
-    )
-
-
 def _is_dense(config: ModelConfig) -> bool:
-    return not any(config.is_sparse(layer) for layer in range(config.num_hidden_layers))
+    return not any(map(config.is_sparse, range(config.num_hidden_layers)))
+
+
+# fields that only one router reads, or only experts
+_OF_ROUTER = {
+    "sigmoid": {"n_group", "topk_group", "routed_scaling_factor"}, "soft": {"slots_per_expert"},
+    "expert_choice": {"capacity_factor"},
+}  # fmt: skip
+_OF_EXPERTS = {
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "router_type", "norm_topk_prob", "n_shared_experts",
+    "shared_expert_intermediate_size", "shared_expert_gate", "router_aux_loss_coef",
+    *set[str]().union(*_OF_ROUTER.values()),
+}  # fmt: skip
+_OF_ATTENTION = {
+    "attention_num_experts",
+    "attention_num_experts_per_tok",
+    "attention_norm_topk_prob",
+}
 
 
 def _essence(config: ModelConfig) -> ModelConfig:
     """The same function in eval mode, in one way of saying it, so that two configurations can be compared."""
     dense = _is_dense(config)
-    reset = _TRAINING - {"initializer_range", "router_aux_loss_coef"}
-    if config.router_type == "expert_choice":
-        reset.remove("capacity_factor")
-    if config.router_type != "sigmoid":
-        reset |= {"n_group", "topk_group", "routed_scaling_factor"}
-    if config.router_type != "soft":
-        reset.add("slots_per_expert")
-    if config.attention_type in ("gqa", "mla"):
-        reset |= {
-            "attention_num_experts", "attention_num_experts_per_tok", "attention_norm_topk_prob",
-        }  # fmt: skip
-    if dense:
-        reset |= {
-            "num_experts", "num_experts_per_tok", "moe_intermediate_size", "router_type", "norm_topk_prob", "n_group",
-            "topk_group", "routed_scaling_factor", "slots_per_expert", "n_shared_experts",
-            "shared_expert_intermediate_size", "shared_expert_gate", "router_aux_loss_coef", "capacity_factor",
-        }  # fmt: skip
+    reset = _TRAINING - {"initializer_range", "router_aux_loss_coef", "capacity_factor"}
+    reset |= set[str]().union(
+        *(names for kind, names in _OF_ROUTER.items() if kind != config.router_type)
+    )
+    reset |= _OF_ATTENTION if config.attention_type in ("gqa", "mla") else set()
+    reset |= _OF_EXPERTS if dense else set()
     plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     changes: dict[str, Any] = {
         "head_dim": config.head_size,

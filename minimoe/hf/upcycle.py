@@ -104,11 +104,8 @@ def _sparse_layers(config: ModelConfig, layers: Iterable[int] | None) -> list[in
 def _sparse_config(
     dense: ModelConfig, chosen: list[int], num_experts: int, k: int, granularity: int
 ) -> ModelConfig:
-    for name, value in (
-        ("intermediate_size", dense.intermediate_size),
-        ("num_experts", num_experts),
-        ("num_experts_per_tok", k),
-    ):
+    sizes = {"intermediate_size": dense.intermediate_size, "num_experts": num_experts}
+    for name, value in {**sizes, "num_experts_per_tok": k}.items():
         if granularity < 1 or value % granularity:
             raise ConfigError(
                 f"granularity is {granularity}, which does not divide {name} = {value}"
@@ -119,40 +116,35 @@ def _sparse_config(
         mlp_only_layers=[i for i in range(dense.num_hidden_layers) if i not in chosen],
         moe_intermediate_size=dense.intermediate_size // granularity if granularity > 1 else None,
     )
+    problem = None
     if config.router_type != "top_k":
-        raise ConfigError(
-            f"router_type is {config.router_type!r}; upcycling keeps the function with 'top_k' alone, whose weights of "
-            "the chosen experts sum to 1"
-        )
-    if not config.norm_topk_prob:
-        raise ConfigError(
-            "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
-            "layer's output; set it to true in the dense model's configuration"
-        )
-    if config.n_shared_experts:
-        raise ConfigError(
-            f"n_shared_experts is {config.n_shared_experts}: the shared experts would be added to a layer that is "
-            "whole without them; set it to 0"
-        )
+        problem = f"router_type is {config.router_type!r}; upcycling keeps the function with 'top_k' alone, whose "
+        problem += "weights of the chosen experts sum to 1"
+    elif not config.norm_topk_prob:
+        problem = "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
+        problem += "layer's output; set it to true in the dense model's configuration"
+    elif config.n_shared_experts:
+        problem = f"n_shared_experts is {config.n_shared_experts}: the shared experts would be added to a layer that "
+        problem += "is whole without them; set it to 0"
+    if problem:
+        raise ConfigError(problem)
     return config
 
 
 def _fill_experts(
     experts: Experts, mlp: MLP, granularity: int, noise: float, generator: torch.Generator
 ) -> None:
-    """Expert e is slice e mod G of the MLP, and its noise is its own."""
+    """Expert e is slice e mod G of the MLP, plus noise · std(weight) · N(0, 1) of its own."""
+
+    def noisy(weight: Tensor) -> Tensor:
+        if not noise:
+            return weight
+        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
+        return (weight.float() + drawn * (noise * weight.float().std())).to(weight.dtype)
+
     gate, up = (part.chunk(granularity) for part in mlp.gate_up_proj.chunk(2))  # G of [F/G, D]
     down = mlp.down_proj.chunk(granularity, dim=1)  # G of [D, F/G]
     for e in range(experts.num_experts):
         part = e % granularity
-        gate_up = torch.cat([gate[part], up[part]])
-        experts.gate_up_proj[e] = _noisy(gate_up, noise, generator)
-        experts.down_proj[e] = _noisy(down[part] * granularity, noise, generator)
-
-
-def _noisy(weight: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """weight + noise · std(weight) · N(0, 1)."""
-    if not noise:
-        return weight
-    drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
-    return (weight.float() + drawn * (noise * weight.float().std())).to(weight.dtype)
+        experts.gate_up_proj[e] = noisy(torch.cat([gate[part], up[part]]))
+        experts.down_proj[e] = noisy(down[part] * granularity)
