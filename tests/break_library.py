@@ -8,8 +8,8 @@
 
 A break changes one expression of one module. `run` first runs each test file whole, to see which lines it executes and
 how long it takes; then each break in a process of its own, which gets the broken module in place of the file, with the
-files that execute the changed line: those that name the module first, then the fastest, and no more than LIMIT seconds
-of them. What tests start in processes of their own is not broken; tests that fail without a break are left out. In
+files that execute the changed line: all that import the module, then the fastest of the others, up to LIMIT seconds in
+all. What tests start in processes of their own is not broken; tests that fail without a break are left out. In
 breaks.json, `equivalent` has the breaks that change nothing that a test could see, with the reason.
 """
 
@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -217,13 +218,19 @@ def run_all(out: str, tests: str = "tests", room: str = "", names: str = "") -> 
 
         def one(change: dict[str, Any]) -> dict[str, Any]:
             name, line = change["file"], change["line"]
-            module = name.removesuffix(".py").replace("/", ".")
+            package, _, module = name.removesuffix(".py").replace("/", ".").rpartition(".")
+            imported = re.compile(
+                rf"{package}\.{module}\b|from {package} import [^)\n]*\b{module}\b"
+            )
+            named = {n for n in files if imported.search((root / n).read_text())}
             reach = [n for n, result in whole.items() if line in result["lines"].get(name, ())]
-            reach.sort(key=lambda n: (module not in (root / n).read_text(), whole[n]["seconds"]))
-            total = itertools.accumulate(whole[n]["seconds"] for n in reach)
-            taken = [n for n, t in zip(reach, total, strict=True) if t <= LIMIT] or reach[:1]
+            reach.sort(key=lambda n: (n not in named, whole[n]["seconds"]))
+            total = list(itertools.accumulate(whole[n]["seconds"] for n in reach))
+            taken = [n for n, t in zip(reach, total, strict=True) if n in named or t <= LIMIT]
+            taken = taken or reach[:1]
+            longest = 60 + 3 * sum(whole[n]["seconds"] for n in taken)
             options = ["-x", *(f"--deselect={test}" for test in failing)]
-            caught = run(3 * LIMIT + 60, root, options, taken, change)["failed"] if taken else []
+            caught = run(longest, root, options, taken, change)["failed"] if taken else []
             print(f"{name}:{line}", change["kind"], *(caught or ["MISSED"]), flush=True)
             return change | {"tests": taken, "caught": caught}
 
