@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from html import escape, unescape
 from pathlib import Path
@@ -199,17 +200,27 @@ DOTS = 110  # an inch, of a figure of minimoe.course.style on the screen
 
 
 def sized(html: str, page: Path) -> str:
-    """A page whose figures keep their place while they load: shown with `DOTS` an inch, however many they have."""
+    """A page whose figures keep their place while they load: shown with `DOTS` an inch, however many they have, or at
+    the size that a drawing states."""
 
     def one(found: re.Match[str]) -> str:
         picture = page.parent / found[1]
         if "width=" in found[0] or not picture.is_file():
             return found[0]  # it says its size itself
-        with Image.open(picture) as drawn:
-            width, height = (round(n * DOTS / drawn.info["dpi"][0]) for n in drawn.size)
+        if picture.suffix == ".svg":
+            root = ET.parse(picture).getroot().attrib
+            points = (
+                4 / 3 if root["width"].endswith("pt") else 1
+            )  # 72 of them, and 96 pixels, are an inch
+            width, height = (
+                round(points * float(root[k].rstrip("ptx"))) for k in ("width", "height")
+            )
+        else:
+            with Image.open(picture) as drawn:
+                width, height = (round(n * DOTS / drawn.info["dpi"][0]) for n in drawn.size)
         return f'{found[0].rstrip("/> ")} width="{width}" height="{height}" />'
 
-    return re.sub(r'<img\b[^>]*\bsrc="([^"]*_images/[^"]+\.png)"[^>]*>', one, html)
+    return re.sub(r'<img\b[^>]*\bsrc="([^"]*_images/[^"]+\.(?:png|svg))"[^>]*>', one, html)
 
 
 def finish(app: Any, error: Exception | None) -> None:
@@ -306,6 +317,13 @@ def fill(app: Any, docname: str, source: list[str]) -> None:
         source[0] = filled.fill(source[0])
 
 
+def keep_colours(app: Any, document: Any) -> None:
+    """Tell the theme and book.css which pictures are light and dark by themselves (book/pictures.py)."""
+    for image in document.findall(nodes.image):
+        if "assets/pictures/" in image["uri"]:
+            image["classes"].append("dark-light")
+
+
 def keep_tags(app: Any, document: Any) -> None:
     r"""Let a formula of several lines keep its number: Sphinx would put it into `split`, which forbids \tag."""
     for node in document.findall(nodes.math_block):
@@ -380,6 +398,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", fill, priority=100)
     app.connect("source-read", plain.citations)
     app.connect("doctree-read", plain.captions)
+    app.connect("doctree-read", keep_colours)
     app.connect("doctree-read", keep_tags)
     app.connect("doctree-read", link_lessons)
     app.connect("html-page-context", load_explorables)

@@ -178,6 +178,46 @@ def eight_models() -> Sheet:
     return s
 
 
+# --- lesson 02 ------------------------------------------------------------------------------------
+
+
+def wide_mlp() -> Sheet:
+    """Equation (2): matrices side by side."""
+    three, d, f = HUES[:3], 54, 40
+    s = Sheet(
+        424,
+        "An average of experts is one wide MLP",
+        """Above, three experts with matrices of their own: each makes its inner units h of the same vector x, and their
+        outputs are averaged. Below, the same matrices in one MLP: the first ones are stacked on top of one another, so
+        that their inner units form one column, and the second ones stand side by side, divided by three. Both give
+        the same vector y.""",
+    )
+    s.text((MIDDLE, 18), "the average of three experts")
+    for e, css in enumerate(three):
+        y = 40 + 60 * e
+        s.arrow((40, 40 + 60 + d / 2), (79, y + d / 2))
+        s.box((80, y + 7, d, f), "W₁, W₃", css, SMALL, rx=0)
+        s.box((152, y + 7, 14, f), "h", css, SMALL, rx=0)
+        s.box((184, y, f, d), "W₂", css, SMALL, rx=0)
+        for left in (134, 166):
+            s.arrow((left, y + d / 2), (left + 17, y + d / 2))
+        s.arrow((224, y + d / 2), (271, 40 + 60 + d / 2 + 8 * (e - 1)), css=css)
+    s.box((272, 108, 42, 38), "÷ 3")
+    s.text((MIDDLE, 240), "is one MLP, three times as wide")
+    for e, css in enumerate(three):
+        s.box((80, 264 + f * e, d, f), "W₁, W₃", css, SMALL, rx=0)
+        s.box((152, 264 + f * e, 14, f), "h", css, SMALL, rx=0)
+        s.box((184 + f * e, 297, f, d), "W₂/3", css, SMALL, rx=0)
+    for left, right in ((40, 79), (134, 151), (166, 183)):
+        s.arrow((left, 324), (right, 324))
+    for y, left in ((127, 314), (324, 304)):
+        s.text((28, y), "x")
+        s.arrow((left, y), (334, y))
+        s.text((344, y), "y")
+    s.text((MIDDLE, 406), "h = silu(W₁x) ⊙ W₃x, y = W₂h", "soft", size=SMALL)
+    return s
+
+
 # --- lesson 03 ------------------------------------------------------------------------------------
 
 
@@ -311,7 +351,7 @@ def capacity() -> Sheet:
         '{listed(lost)}' is dropped by both of its experts.""",
     )
     y, w, h = 76, 80, 28
-    s.text((MIDDLE, 20), f"C = ⌈1 × {T} × {K} / {E}⌉ = {places} places each")
+    s.text((MIDDLE, 20), f"C = ⌈c T K / E⌉ = ⌈1 × {T} × {K} / {E}⌉ = {places}")
     s.box((5, y - 4, 350, places * h + 6))
     s.text((14, y + places * h + 18), "no place left: dropped", "soft", "start", SMALL)
     for e, queue in enumerate(queues):
@@ -453,6 +493,7 @@ def lattice() -> Sheet:
 PICTURES: dict[str, Callable[[], Sheet]] = {
     "block": block,
     "eight-models": eight_models,
+    "wide-mlp": wide_mlp,
     "moe-layer": moe_layer,
     "routing-matrix": routing_matrix,
     "who-chooses": who_chooses,

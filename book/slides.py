@@ -12,6 +12,7 @@ import ast
 import re
 import shutil
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -38,6 +39,7 @@ LINES = 12  # of text on a slide
 CODE_LINES = 18
 SHORT = 45  # characters of a sentence that stands with the next one
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
+PICTURE = re.compile(r"!\[([^\]]*)\]\((\S+\.svg)\)")  # of the course, a cell of its own
 
 ASSETS = {
     "reveal.js@4.6.1": ("reveal", ["dist/(reveal|reset)\\.css", "dist/reveal\\.js", "dist/theme/white\\.css",
@@ -111,19 +113,21 @@ def markdown(text: str, kind: str) -> Any:
 
 
 def figure(cell: Any, caption: str) -> str:
-    """What a cell has drawn, with its caption, as Markdown; '' if it draws nothing."""
-    drawn = [o for o in cell.outputs if any(k in o.get("data", {}) for k in PICTURES)]
-    if not drawn:
-        return ""
-    data = drawn[0]["data"]
-    form = next(k for k in PICTURES if k in data)
-    if form == "image/svg+xml":
-        picture = "".join(data[form])
-    else:
+    """The picture that a cell has drawn, or that it names, with its caption, as Markdown; '' if there is none."""
+    drawn = [
+        o.data for o in cell.get("outputs", []) if any(k in o.get("data", {}) for k in PICTURES)
+    ]
+    if named := PICTURE.fullmatch(cell.source):
+        told, form = named[1], "image/svg+xml"
+        code = b64encode((LESSONS / named[2]).read_bytes()).decode()
+    elif drawn:
         told = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
-        alt = told.replace('"', "&quot;")
-        code = "".join(data[form]).replace("\n", "")
-        picture = f'<img src="data:{form};base64,{code}" alt="{alt}">'
+        form = next(k for k in PICTURES if k in drawn[0])
+        code = "".join(drawn[0][form]).replace("\n", "")
+    else:
+        return ""
+    alt = told.replace('"', "&quot;")
+    picture = code if code.startswith("<") else f'<img src="data:{form};base64,{code}" alt="{alt}">'
     return f'{picture}\n\n<p class="caption">{caption}</p>'
 
 
@@ -216,8 +220,8 @@ class Outline:
                     self.add(f"- {sentence}", lines_of(sentence))
                 self.notes.append(block)
 
-    def code(self, cell: Any, caption: str) -> None:
-        """Show what a cell has drawn, with its caption, or what it defines and prints."""
+    def show(self, cell: Any, caption: str) -> None:
+        """Show a cell's picture with its caption, or what it defines and prints."""
         if self.heading.lstrip("# ") in UNSHOWN:
             return
         if drawn := figure(cell, caption):
@@ -242,10 +246,10 @@ def outline(lesson: Any) -> list[Any]:
     """A deck drawn from a lesson that marks no slides."""
     made = Outline()
     for cell, after in zip_longest(lesson.cells, lesson.cells[1:]):
-        if cell.cell_type == "markdown" and not caption_of(cell):
+        if cell.cell_type == "code" or PICTURE.fullmatch(cell.source):
+            made.show(cell, caption_of(after) if after else "")
+        elif cell.cell_type == "markdown" and not caption_of(cell):
             made.text(cell.source)
-        elif cell.cell_type == "code":
-            made.code(cell, caption_of(after) if after else "")
     made.close()
     made.note()
     return made.deck

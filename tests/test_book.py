@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 from docutils import nodes
+from PIL import Image
 from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.ext.autosummary import autosummary_table
@@ -419,6 +420,28 @@ def test_a_formula_of_several_lines_keeps_its_number() -> None:
         True,
     )
     assert shown[2] == (r"a \\ b", False)
+
+
+def test_a_figure_keeps_its_place_while_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "_images").mkdir()
+    for name, size in (("a", ("432", "470.4")), ("b", ("504pt", "216pt"))):
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}"/>'
+        (tmp_path / f"_images/{name}.svg").write_text(svg)
+    Image.new("L", (440, 220)).save(tmp_path / "_images/c.png", dpi=(220, 220))
+    names = ("a.svg", "b.svg", "c.png")
+    html = "".join(f'<img alt="x" src="_images/{name}" />' for name in names)
+    sizes = re.findall(
+        r'width="(\d+)" height="(\d+)" />', extension.sized(html, tmp_path / "x.html")
+    )
+    assert sizes == [("432", "470"), ("672", "288"), ("220", "110")]
+
+
+def test_pictures_that_are_dark_by_themselves_are_marked() -> None:
+    document = nodes.document(None, None)  # type: ignore[arg-type]
+    images = [nodes.image(uri="book/assets/pictures/block.svg"), nodes.image(uri="a.png")]
+    document += images
+    extension.keep_colours(None, document)
+    assert [image["classes"] for image in images] == [["dark-light"], []]
 
 
 def test_what_the_theme_forgets_for_the_keyboard_is_put_in() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
         outputs=[nbformat.v4.new_output("display_data", data={"image/png": "AAAA"})],
         metadata={"mystnb": {"image": {"alt": 'Two "bars"'}}},
     )
+    block = b64encode((ROOT / "book/assets/pictures/block.svg").read_bytes()).decode()
     made = slides.deck(
         lesson(
             text(
@@ -68,6 +70,8 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
             nbformat.v4.new_code_cell('def f(x):\n    """Twice."""\n    return 2 * x'),
             drawn,
             text("**Figure 03.1.** A load."),
+            text("![A block.](../book/assets/pictures/block.svg)"),
+            text("**Figure 03.2.** A block."),
             text("## Nothing to show\n\n<details><summary>Answer</summary>\n\n</details>"),
             text("## Papers\n\n- one"),
         )
@@ -82,6 +86,8 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
         'def f(x):\n    """Twice."""\n    return 2 * x',
         '## 1. A question?\n\n<img src="data:image/png;base64,AAAA" alt="Two &quot;bars&quot;">\n\n'
         '<p class="caption">A load.</p>',
+        f'## 1. A question?\n\n<img src="data:image/svg+xml;base64,{block}" alt="A block.">\n\n'
+        '<p class="caption">A block.</p>',
     ]
     notes = [c.source for c in made.cells if slides.slide_type(c) == "notes"]
     assert any("And more is only said." in note for note in notes)

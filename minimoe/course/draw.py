@@ -23,14 +23,14 @@ FONT = '"DejaVu Sans",Verdana,sans-serif'
 # those of `style`. What a colour tells is always said by a word or a number as well.
 COLOURS = {
     "plain": (("#f3f5f7", "#59626b"), ("#262e36", "#a3adb6")),
-    "off": (("#ffffff", "#848c94"), ("#14181e", "#727c86")),
+    "off": (("#ffffff", "#848c94"), ("#121212", "#727c86")),
     "blue": (("#d6e8f5", "#0072B2"), ("#123a54", "#56B4E9")),
     "orange": (("#fbe0d0", "#D55E00"), ("#54290f", "#f08c4b")),
     "green": (("#d3efe5", "#008862"), ("#0c4232", "#2fc79b")),
     "purple": (("#f5e0ec", "#b0518a"), ("#4a2440", "#e09ac4")),
 }
 WORDS = {"ink": ("#1d2126", "#e9edf0"), "soft": ("#545c65", "#b4bdc5")}
-PAPER = ("#ffffff", "#14181e")
+PAPER = ("#ffffff", "#121212")  # of the book's pages
 
 
 def style(theme: int) -> str:
