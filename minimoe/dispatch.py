@@ -38,13 +38,17 @@ class Plan:
 def plan(routing: Routing) -> Plan:
     """Sort the assignments by expert; those that are not taken stand last (N is known on the host)."""
     e = routing.num_experts
-    expert = torch.where(routing.taken(), routing.expert, e)
+    return by_expert(routing.token, torch.where(routing.taken(), routing.expert, e), e)
+
+
+def by_expert(token: Tensor, expert: Tensor, num_experts: int) -> Plan:
+    """The same of tokens and experts [N] alone; expert E stands for none."""
     order = expert.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     # not bincount: the length of what it returns depends on the data, which no compiled graph can know
-    counts = order.new_zeros(e + 1).index_add_(0, expert, torch.ones_like(order))
-    return Plan(order=order, token=routing.token[order], counts=counts, inverse=inverse)
+    counts = order.new_zeros(num_experts + 1).index_add_(0, expert, torch.ones_like(order))
+    return Plan(order=order, token=token[order], counts=counts, inverse=inverse)
 
 
 def checks_values() -> bool:

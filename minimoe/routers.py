@@ -173,13 +173,15 @@ class Router(nn.Module):
     def token_choice(
         self,
         expert: Tensor,
-        weight: Tensor,
+        weight: Tensor | None = None,
         *,
         logits: Tensor | None = None,
         probs: Tensor | None = None,
     ) -> Routing:
-        """The routing of T tokens with K experts each: expert [T, K] and weight [T, K], first choice first."""
+        """The routing of T tokens with K experts each: expert [T, K] and weight [T, K] (None: 1/K), best first."""
         num_tokens, k = expert.shape
+        if weight is None:
+            weight = torch.full(expert.shape, 1 / k, device=expert.device)
         return Routing(
             token=torch.arange(num_tokens, device=expert.device).repeat_interleave(k),
             expert=expert.reshape(-1),

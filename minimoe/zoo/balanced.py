@@ -53,8 +53,7 @@ class SinkhornRouter(Router):
                 f"temperature is {temperature} and iterations {iterations}; both must be positive"
             )
         self.norm_topk_prob = norm_topk_prob
-        self.temperature = temperature
-        self.iterations = iterations
+        self.temperature, self.iterations = temperature, iterations
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing. Padding takes no share of the plan."""

@@ -95,12 +95,5 @@ class ExpertChoiceRouter(Router):
             # a place that is left over is nobody's request: it names a padding token, which is not counted
             spare = valid.view(b, s).int().argmin(dim=1) + torch.arange(b, device=x.device) * s
             token = torch.where(kept, token, spare[:, None, None].expand(b, e, c).reshape(-1))
-        return Routing(
-            token=token,
-            expert=expert,
-            weight=probs[token, expert],
-            shape=(t, e),
-            kept=kept,
-            logits=logits,
-            probs=probs,
-        )
+        weight = probs[token, expert]
+        return Routing(token, expert, weight, (t, e), kept=kept, logits=logits, probs=probs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,8 @@ class HeadRouter(TopKRouter):
         norm_topk_prob: bool = True,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__(
-            hidden_size, num_experts, num_experts_per_tok,
-            norm_topk_prob=False, initializer_range=initializer_range,
-        )  # fmt: skip
+        plain: Any = {"norm_topk_prob": False, "initializer_range": initializer_range}
+        super().__init__(hidden_size, num_experts, num_experts_per_tok, **plain)
         self.divide = norm_topk_prob
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -68,19 +67,16 @@ class MixtureOfAttentionHeads(CausalAttention):
         super().__init__(config)
         d, size, init = config.hidden_size, config.head_size, config.initializer_range
         e, k = config.attention_num_experts, config.attention_num_experts_per_tok
-        how, norm = config.experts_implementation, config.attention_norm_topk_prob is not False
+        norm = config.attention_norm_topk_prob is not False
+        how: Any = {"implementation": config.experts_implementation, "initializer_range": init}
         self.group = config.num_key_value_heads
         self.gate = HeadRouter(d, e, k, norm_topk_prob=norm, initializer_range=init)
-        self.q_proj = ExpertProjection(
-            e, d, self.group * size, implementation=how, initializer_range=init
-        )
+        self.q_proj = ExpertProjection(e, d, self.group * size, **how)
         self.k_proj = Linear(d, self.group * size)
         self.v_proj = Linear(d, self.group * size)
         for projection in (self.k_proj, self.v_proj):
             nn.init.normal_(projection.weight, std=init)
-        self.o_proj = ExpertProjection(
-            e, self.group * size, d, implementation=how, initializer_range=init
-        )
+        self.o_proj = ExpertProjection(e, self.group * size, d, **how)
 
     def forward(self, x: Tensor, place: Place, context: Context) -> tuple[Tensor, tuple[Routing]]:
         """x [B, S, D] -> (y [B, S, D], (routing (T, E) of the T = B·S tokens,))."""

@@ -72,9 +72,7 @@ class SparsityController:
                 f"target {target} and coefficient {coefficient} must be positive, "
                 f"and factor {factor} above 1"
             )
-        self.target = target
-        self.coefficient = coefficient
-        self.factor = factor
+        self.target, self.coefficient, self.factor = target, coefficient, factor
         self.reset()
 
     def observe(self, routing: Routing) -> None:

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.routers import (
-    Context,
-    Router,
-    at_least_float32,
-    positions,
-    router_type,
-    scores,
-)
+from minimoe.routers import Context, Router, at_least_float32, positions, router_type, scores
 from minimoe.routing import Routing
 
 if TYPE_CHECKING:
@@ -69,8 +62,7 @@ class UniformRouter(Router):
         else:
             start = positions(num_tokens, context.sequence, context.valid, x.device) * self.k
             expert = (start[:, None] + torch.arange(self.k, device=x.device)) % self.num_experts
-        weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return self.token_choice(expert, weight)
+        return self.token_choice(expert)
 
 
 @router_type("mean_binning")
@@ -126,8 +118,7 @@ class MeanBinningRouter(Router):
         # a quarter breaks the tie between the bin below and the bin above
         distance = (bins - own[:, None] - 0.25).abs()  # [T, E]
         expert = distance.topk(self.k, dim=-1, largest=False).indices
-        weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return self.token_choice(expert, weight)
+        return self.token_choice(expert)
 
 
 @router_type("dense", "average")
@@ -151,10 +142,8 @@ class DenseRouter(Router):
         average: bool = False,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__(
-            None if average else hidden_size, num_experts, num_experts,
-            initializer_range=initializer_range,
-        )  # fmt: skip
+        size = None if average else hidden_size
+        super().__init__(size, num_experts, num_experts, initializer_range=initializer_range)
         self.average = average
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -162,7 +151,7 @@ class DenseRouter(Router):
         e = self.num_experts
         if self.average:
             expert = torch.arange(e, device=x.device).expand(x.shape[0], e)
-            return self.token_choice(expert, torch.full(expert.shape, 1 / e, device=x.device))
+            return self.token_choice(expert)
         logits = scores(x, self.weight)
         probs = logits.softmax(dim=-1)
         weight, expert = probs.sort(dim=-1, descending=True, stable=True)
@@ -229,8 +218,7 @@ class HashRouter(Router):
                 f"HashRouter routes by token id: token_ids are {given}, expected {(x.shape[0],)}"
             )
         expert = self.table[token_ids]
-        weight = torch.full(expert.shape, 1 / self.k, device=x.device)
-        return self.token_choice(expert, weight)
+        return self.token_choice(expert)
 
 
 def _deal(counts: Tensor, num_experts: int, k: int) -> Tensor:

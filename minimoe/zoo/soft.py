@@ -117,9 +117,8 @@ class SoftMoELayer(nn.Module):
         """
         del token_ids
         b, s = batch_shape(sequence, x.shape[0])
-        if (
-            valid is not None
-        ):  # padding may hold NaN, which a share of 0 in a mixture would let through
+        if valid is not None:
+            # padding may hold NaN, which a share of 0 in a mixture would let through
             x = x.masked_fill(~valid[:, None], 0)
         batch = x.view(b, s, x.shape[1])
         dispatch, combine = self.gate(batch, None if valid is None else valid.view(b, s))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minimoe.attention import CausalAttention, Place
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
+from minimoe.dispatch import by_expert
 from minimoe.routers import Context, Router, check_choice, scores, share
 from minimoe.routing import Routing
 
@@ -68,22 +69,18 @@ def grouped_projection(
     e, k = experts.shape[0], expert.shape[1]
     if expert.numel() <= e:
         return _combine(torch.einsum("mkfd,mkd->mkf", experts[expert], x[row]), weight)
-    order = expert.flatten().argsort(stable=True)
-    inverse = torch.empty_like(order).scatter_(
-        0, order, torch.arange(order.shape[0], device=order.device)
-    )
-    rows = x.index_select(0, row.flatten()[order])  # [M·K, D], sorted by expert
-    counts: list[int] = torch.bincount(expert.flatten(), minlength=e).tolist()
+    plan = by_expert(row.flatten(), expert.flatten(), e)
+    rows = x.index_select(0, plan.token).split(plan.counts.tolist()[:e])  # [M·K, D] in all
     # unbind, not experts[e]: the gradient of E selections would be E full-sized tensors, summed
-    parts = zip(rows.split(counts), experts.unbind(0), strict=True)
+    parts = zip(rows, experts.unbind(0), strict=True)
     # plain products: the row counts change with every batch, and oneDNN would compile a kernel for each of them
     out = torch.cat([F.linear(part, matrix) for part, matrix in parts])
     if weight is None and k == 1:
-        return out.index_select(0, inverse)
+        return out.index_select(0, plan.inverse)
     # a bag of K sorted rows for each y: gathered and summed in one pass
     total = torch.promote_types(out.dtype, torch.float32)
     y = F.embedding_bag(
-        inverse.view(expert.shape), out.to(total), mode="sum",
+        plan.inverse.view(expert.shape), out.to(total), mode="sum",
         per_sample_weights=None if weight is None else weight.to(total),
     )  # fmt: skip
     return y.to(out.dtype)
@@ -147,8 +144,7 @@ class ProjectionRouter(Router):
             hidden_size, num_heads * experts_per_head, num_experts_per_tok,
             initializer_range=initializer_range,
         )  # fmt: skip
-        self.num_heads = num_heads
-        self.experts_per_head = experts_per_head
+        self.num_heads, self.experts_per_head = num_heads, experts_per_head
         self.norm_topk_prob = norm_topk_prob
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -188,21 +184,17 @@ class SwitchHead(CausalAttention):
         d, size, init = config.hidden_size, config.head_size, config.initializer_range
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         e, k = config.attention_num_experts, config.attention_num_experts_per_tok
-        how, norm = config.experts_implementation, bool(config.attention_norm_topk_prob)
+        norm = bool(config.attention_norm_topk_prob)
+        how: Any = {"implementation": config.experts_implementation, "initializer_range": init}
+        gate: Any = {"norm_topk_prob": norm, "initializer_range": init}
         self.q_proj = Linear(d, heads * size)
         self.k_proj = Linear(d, kv_heads * size)
         for projection in (self.q_proj, self.k_proj):
             nn.init.normal_(projection.weight, std=init)
-        self.v_gate = ProjectionRouter(
-            d, kv_heads, e, k, norm_topk_prob=norm, initializer_range=init
-        )
-        self.v_proj = ExpertProjection(
-            kv_heads * e, d, size, implementation=how, initializer_range=init
-        )
-        self.o_gate = ProjectionRouter(d, heads, e, k, norm_topk_prob=norm, initializer_range=init)
-        self.o_proj = ExpertProjection(
-            heads * e, size, d, implementation=how, initializer_range=init
-        )
+        self.v_gate = ProjectionRouter(d, kv_heads, e, k, **gate)
+        self.v_proj = ExpertProjection(kv_heads * e, d, size, **how)
+        self.o_gate = ProjectionRouter(d, heads, e, k, **gate)
+        self.o_proj = ExpertProjection(heads * e, size, d, **how)
 
     def forward(
         self, x: Tensor, place: Place, context: Context
