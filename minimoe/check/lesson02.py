@@ -469,12 +469,12 @@ class WrongMixtureGradient(Suspects):
 
     @suspect("02 §3")
     def by_the_weights(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
-        """This is the gradient by the weights, ∂L/∂w. Asked for is ∂L/∂z, through the softmax."""
+        """This is the gradient by the weights, ∂L/∂w. Asked for is ∂L/∂s, through the softmax."""
         return inner(f, slope)
 
     @suspect("02 §3")
     def no_softmax(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
-        """The logits are taken for weights. The weights are softmax(z)."""
+        """The logits are taken for weights. The weights are softmax(s)."""
         return z * inner(f - weigh(z, f), slope)
 
     @suspect("02 §3")
@@ -505,7 +505,7 @@ class WrongMixtureGradient(Suspects):
 
 @checks(CARDS["02.4"], WrongMixtureGradient)
 def mixture_gradient(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
-    """Check function(z [T, E], f [E, T, D], ∂L/∂y [T, D]) -> ∂L/∂z [T, E], equation (4), against autograd."""
+    """Check function(s [T, E], f [E, T, D], ∂L/∂y [T, D]) -> ∂L/∂s [T, E], equation (4), against autograd."""
     sizes = ((4, 3, 5), (3, 3, 3), (5, 1, 4), (2, 6, 2), (0, 3, 4))
     cases = [case(z=draw(t, t, e), f=draw(e, e, t, d), slope=draw(d, t, d)) for t, e, d in sizes]
     return judge(

@@ -204,7 +204,7 @@ class WrongChooseThenWeigh(Suspects):
 
     @suspect("03 §2")
     def nothing_below(z: Tensor, k: int, norm: bool) -> Pair:
-        """Without renormalising you have exp(z) with nothing below it: divide by the sum over all E experts."""
+        """Without renormalising you have exp(s) with nothing below it: divide by the sum over all E experts."""
         best, expert = z.topk(k)
         return (best.softmax(-1) if norm else best.exp()), expert
 
@@ -358,7 +358,7 @@ class WrongGateGradient(Suspects):
 
 @checks(CARDS["03.3"], WrongGateGradient)
 def gate_gradient(function: Callable[[Tensor, Tensor, int, bool], Tensor]) -> str:
-    """Check function(z [T, E], g [T, E], k, renormalise) -> ∂L/∂z [T, E], equations (4) and (5), against autograd."""
+    """Check function(s [T, E], g [T, E], k, renormalise) -> ∂L/∂s [T, E], equations (4) and (5), against autograd."""
     sizes = ((4, 6, 2), (3, 8, 3), (5, 4, 1), (3, 5, 5))
     cases = [
         case(z=draw(i, t, e), g=draw(i + 10, t, e), k=k, renormalise=renormalise)

@@ -197,7 +197,7 @@ Step = tuple[Tensor, Tensor, Tensor]
 
 
 def routed(s: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Weights and experts [T, K], chosen by s + b and weighed by s."""
+    """Weights and experts [T, K], chosen with the bias and weighed without it."""
     expert = (s + bias).topk(k).indices
     w = s.gather(1, expert)
     return w / w.sum(-1, keepdim=True), expert
@@ -225,13 +225,13 @@ class WrongBiasStep(Suspects):
 
     @suspect("04 What could go wrong")
     def weighed_with_bias(s: Tensor, bias: Tensor, k: int, rate: float) -> Step:
-        """The bias is in the weights. It is there for the choice alone: take the weights from s."""
+        """The bias is in the weights. It is there for the choice alone: take the weights from p."""
         best, expert = (s + bias).topk(k)
         return best / best.sum(-1, keepdim=True), expert, moved(bias, expert, rate)
 
     @suspect("04 §4")
     def chosen_without_bias(s: Tensor, bias: Tensor, k: int, rate: float) -> Step:
-        """The choice ignores the bias, so moving it changes nothing: choose by s + b."""
+        """The choice ignores the bias, so moving it changes nothing: choose by p + b."""
         w, expert = routed(s, torch.zeros_like(bias), k)
         return w, expert, moved(bias, expert, rate)
 
@@ -343,13 +343,13 @@ class WrongBiasStep(Suspects):
 
     @suspect("04 §4")
     def bias_taken_off(s: Tensor, bias: Tensor, k: int, rate: float) -> Step:
-        """The choice is by s − b. The bias is added: s + b."""
+        """The choice is by p − b. The bias is added: p + b."""
         w, expert = routed(s, -bias, k)
         return w, expert, moved(bias, expert, rate)
 
     @suspect("04 §4")
     def sigmoid_again(s: Tensor, bias: Tensor, k: int, rate: float) -> Step:
-        """A sigmoid is taken of s. The scores have been through it."""
+        """A sigmoid is taken of p. The scores have been through it."""
         return right_bias_step(s.sigmoid(), bias, k, rate)
 
     @suspect("04 §4")
@@ -380,7 +380,7 @@ class WrongBiasStep(Suspects):
 
 @checks(CARDS["04.2"], WrongBiasStep)
 def bias_step(function: Callable[[Tensor, Tensor, int, float], Step]) -> str:
-    """Check function(s [T, E] sigmoid scores, bias [E], k, rate) -> (weights [T, K], experts [T, K], next bias [E])."""
+    """Check function(p [T, E] sigmoid scores, bias [E], k, rate) -> (weights [T, K], experts [T, K], next bias [E])."""
     # in the last two T·K/E is no whole number, and the step is large enough to change a choice
     sizes = (
         (8, 4, 1, 0.01),

@@ -423,7 +423,7 @@ class WrongTransportPlan(Suspects):
 
     @suspect("05 §3")
     def overflow(z: Tensor, iterations: int) -> Tensor:
-        """The iteration is right, and the arithmetic is not: exp(z) is infinite in float32 beyond 88, or 0 below −103.
+        """The iteration is right, and the arithmetic is not: exp(s) is infinite in float32 beyond 88, or 0 below −103.
         Work with logarithms, u and v, and take exp() once at the end."""
         return normalised(z.float().exp(), iterations)
 
@@ -458,8 +458,8 @@ class WrongTransportPlan(Suspects):
 
     @suspect("05 §3")
     def accumulated(z: Tensor, iterations: int) -> Tensor:
-        """u and v are corrected by −logsumexp of z + v and z + u, where they are to be set to it. (A correction has to
-        be computed from z + u + v.)"""
+        """u and v are corrected by −logsumexp of s + v and s + u, where they are to be set to it. (A correction has to
+        be computed from s + u + v.)"""
         z = z.double()
         u, v = z.new_zeros(z.shape[0], 1), z.new_zeros(z.shape[1])
         for _ in range(iterations):
@@ -480,7 +480,7 @@ class WrongTransportPlan(Suspects):
 
 @checks(CARDS["05.3"], WrongTransportPlan)
 def transport_plan(function: Callable[[Tensor, int], Tensor]) -> str:
-    """Check function(z [T, E], iterations) -> plan [T, E] after so many iterations, rows first and columns last."""
+    """Check function(s [T, E], iterations) -> plan [T, E] after so many iterations, rows first and columns last."""
     sizes = ((6, 3, 2), (5, 8, 3), (12, 4, 4), (7, 7, 2), (40, 5, 30), (4, 1, 2))
     cases = [case(z=draw(i, t, e), iterations=n) for i, (t, e, n) in enumerate(sizes)]
     cases.append(extreme(z=draw(9, 12, 4, scale=60), iterations=20))
@@ -746,7 +746,7 @@ class WrongGroupLimited(Suspects):
 
     @suspect("05 What could go wrong")
     def zero_mask(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
-        """Forbidden experts are still set to 0. With a negative bias s + b is below that, so the forbidden ones win:
+        """Forbidden experts are still set to 0. With a negative bias p + b is below that, so the forbidden ones win:
         −∞."""
         return route(z, b, k, n_group, topk_group, outside=0.0)
 
@@ -759,7 +759,7 @@ class WrongGroupLimited(Suspects):
     @suspect("05 §4")
     def best_alone(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
         """The mask is mended. But a group still scores its best expert alone, as DeepSeek-V2 has it; equation (5) adds
-        the two best s + b."""
+        the two best p + b."""
         return route(z, b, k, n_group, topk_group, best=1)
 
     @suspect("05 §4")
@@ -775,7 +775,7 @@ class WrongGroupLimited(Suspects):
 
     @suspect("05 §4")
     def groups_without_bias(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
-        """Groups are scored without the bias, experts with it. Both choices are made by s + b."""
+        """Groups are scored without the bias, experts with it. Both choices are made by p + b."""
         return route(z, b, k, n_group, topk_group, score_with_bias=False)
 
     @suspect("05 §4")
@@ -787,7 +787,7 @@ class WrongGroupLimited(Suspects):
     @suspect("05 §4")
     def bias_in_weights(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
         """The experts are right and the weights have the bias in them. It decides who is chosen and says nothing about
-        what the chosen are worth: weigh by s."""
+        what the chosen are worth: weigh by p."""
         return route(z, b, k, n_group, topk_group, weigh_with_bias=True)
 
     @suspect("05 §4")
@@ -802,7 +802,7 @@ class WrongGroupLimited(Suspects):
 
     @suspect("05 §4")
     def chosen_without_bias(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
-        """Experts are chosen without the bias, groups with it. Both choices are made by s + b."""
+        """Experts are chosen without the bias, groups with it. Both choices are made by p + b."""
         return route(z, b, k, n_group, topk_group, choose_with_bias=False)
 
     @suspect("05 §4")
@@ -850,7 +850,7 @@ class WrongGroupLimited(Suspects):
 
 @checks(CARDS["05.5"], WrongGroupLimited)
 def group_limited(function: Callable[[Tensor, Tensor, int, int, int], Pair]) -> str:
-    """Check function(z [T, E], b [E], k, n_group, topk_group) -> (weights [T, K], experts [T, K]), equation (5)."""
+    """Check function(s [T, E], b [E], k, n_group, topk_group) -> (weights [T, K], experts [T, K]), equation (5)."""
     sizes = (
         (24, 16, 4, 4, 2),
         (20, 12, 2, 3, 1),

@@ -47,7 +47,8 @@ def lab(tmp_path: Path) -> Iterator[str]:
     for page in ("start_here.ipynb", "glossary.md", "references.md"):
         shutil.copy(ROOT / "book" / page, tmp_path / "book")
     own = {"JUPYTER_CONFIG_PATH": str(ROOT / "book/lab"),
-           "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
+           "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+           "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
     server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
     address = None
@@ -107,14 +108,18 @@ def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str
     context.close()
 
 
+@pytest.fixture
+def whole(tmp_path: Path) -> None:
+    """Let JupyterLab put all cells of a notebook into the page, not only those in sight."""
+    settings = tmp_path / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')
+
+
 def open_whole(page: Any, address: str) -> None:
-    """Open a notebook, with all of its cells in the page, not only those in sight."""
+    """Open a notebook and wait until all of its Markdown is shown."""
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-MarkdownCell", timeout=60_000)
-    page.evaluate(
-        f"""() => {{ const n = {NOTEBOOK}.content;
-             n.notebookConfig = {{...n.notebookConfig, windowingMode: 'none'}}; }}"""
-    )
     page.wait_for_function(
         f"""() => {NOTEBOOK}.content.widgets.every(w => w.node.isConnected && (w.model.type !== 'markdown'
              || w.node.querySelector('.jp-RenderedMarkdown')?.innerText.trim()))""",
@@ -124,6 +129,7 @@ def open_whole(page: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("lesson", [LESSON, WITH_FOLDS])
+@pytest.mark.usefixtures("whole")
 def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> None:
     """No mark-up is left as text, and a caption stands below each figure."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
@@ -148,6 +154,7 @@ def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> N
     context.close()
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
@@ -163,6 +170,7 @@ def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
     context.close()
 
 
+@pytest.mark.usefixtures("whole")
 def test_terms_and_citations_lead_to_their_places(browser: Any, lab: str) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
