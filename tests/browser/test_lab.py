@@ -141,9 +141,9 @@ def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> N
     keys = "|".join(parse_file(str(ROOT / "book/references.bib")).entries)
     assert re.findall(rf"\{{[\w:]+\}}|:::|\b(?:{keys})\b|\\tag|\$\$|</?\w+>", text) == []
     below = page.evaluate(
-        """() => [...document.querySelectorAll('.jp-CodeCell')].map(cell => {
-             const picture = cell.querySelector('.jp-RenderedImage img');
-             if (!picture) return null;
+        """() => [...document.querySelectorAll('.jp-CodeCell, .jp-MarkdownCell')].map(cell => {
+             const picture = cell.querySelector('.jp-RenderedImage img, .jp-RenderedMarkdown img');
+             if (!picture?.naturalWidth) return null;
              const next = cell.nextElementSibling;
              return [next.innerText.trim(), next.getBoundingClientRect().top
                >= picture.getBoundingClientRect().bottom - 1]; }).filter(Boolean)"""

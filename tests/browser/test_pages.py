@@ -1,12 +1,14 @@
 """Every page of the book, seen in Chromium without a network: it loads, its formulas are drawn, it is accessible."""
 
 import functools
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from book import npm
 from tests.browser.conftest import ROOT, SCREENSHOTS
@@ -296,6 +298,20 @@ def test_the_theme_can_be_switched_and_stays(seen: Seen) -> None:
         seen.page.click(".theme-switch-button:visible")
     seen.open("book/glossary.html")
     assert seen.page.evaluate(theme) == "dark"
+
+
+def test_a_picture_follows_the_theme_and_a_phone_shows_it_at_its_size(seen: Seen) -> None:
+    seen.page.emulate_media(color_scheme="light")
+    seen.page.set_viewport_size({"width": 390, "height": 844})
+    seen.open("notebooks/03_routing.html")
+    picture = seen.page.locator('img[src*="routing-matrix.svg"]')
+    for theme, paper in (("light", (255, 255, 255)), ("dark", (18, 18, 18))):
+        seen.page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        seen.page.wait_for_timeout(200)
+        with Image.open(io.BytesIO(picture.screenshot())) as shot:
+            assert shot.convert("RGB").getpixel((4, 4)) == paper
+    assert picture.bounding_box()["width"] == 360
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def test_the_first_page_is_light_and_has_no_formula(seen: Seen) -> None:
