@@ -76,7 +76,7 @@ def make_place(
 ) -> Place:
     """The places of ids [B, S] behind the tokens of the cache; `padding` [B, S_all] bool is False where there is none.
 
-    A token's position counts the tokens before it, so that padding on the left moves nobody.
+    A token's position counts the tokens before it, so padding on the left does not shift it.
     """
     (b, s), device = ids.shape, ids.device
     past = 0 if cache is None else len(cache)

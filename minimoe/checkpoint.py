@@ -72,7 +72,7 @@ def write_tensors(
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as a file holds them: contiguous, and each in memory of its own where two of them share some.
 
-    Weights that a model shares are so written twice, and read back as two that are equal.
+    Weights that a model shares are written twice, and read back as two that are equal.
     """
     taken: dict[int, list[tuple[int, int]]] = {}  # of each storage, from where to where
     found: dict[str, Tensor] = {}
@@ -496,29 +496,29 @@ def pretrained_path(name_or_path: str | Path) -> Path:
     """
     path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
     refuse_gguf(path)
+    pickles = sorted(p.name for kind in PICKLES for p in path.glob(kind))
     if not path.is_dir():
-        raise CheckpointError(
+        fault = (
             f"{str(name_or_path)!r} is neither a shipped model ({', '.join(SHIPPED)}) nor a folder; "
             "give the folder that holds config.json and model.safetensors. A model of the Hugging Face hub is fetched "
             "first: hf download OWNER/NAME --local-dir FOLDER"
         )
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"the folder {path} has no config.json; a checkpoint holds config.json and model.safetensors"
+    elif not (path / "config.json").is_file():
+        fault = f"the folder {path} has no config.json; a checkpoint holds config.json and model.safetensors"
+    elif (path / SINGLE).is_file() or (path / INDEX).is_file():
+        return path
+    elif pickles:
+        fault = (
+            f"the folder {path} has no {SINGLE}, only {pickles[0]}: a pickle can run any program while it is read, "
+            "so it is not. Where you trust it, convert it with transformers: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER)"
         )
-    if not (path / SINGLE).is_file() and not (path / INDEX).is_file():
-        pickles = sorted(p.name for kind in PICKLES for p in path.glob(kind))
-        if pickles:
-            raise CheckpointError(
-                f"the folder {path} has no {SINGLE}, only {pickles[0]}: a pickle can run any program while it is read, "
-                "so it is not. Where you trust it, convert it with transformers: "
-                "AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER)"
-            )
-        raise CheckpointError(
+    else:
+        fault = (
             f"the folder {path} has no {SINGLE}, nor {INDEX} with its shards; a checkpoint holds config.json and one "
             "of them"
         )
-    return path
+    raise CheckpointError(fault)
 
 
 def refuse_gguf(path: Path) -> None:
@@ -635,7 +635,7 @@ def save_model(
 
 
 def _check_tensors(model: MixtralModel) -> None:
-    """Raise where the model could not be read back as what it is."""
+    """Raise where a model that is read back would be another one."""
     with torch.device("meta"):
         plain = set(MixtralModel(model.config).state_dict())
     strange = sorted(plain ^ set(model.state_dict()))

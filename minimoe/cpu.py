@@ -118,7 +118,7 @@ def block_size(assignments: int, num_experts: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Blocks:
     """Rows in order of their expert, each expert's stretch filled up to whole blocks; P rows in all.
 
     Attributes:
@@ -134,7 +134,7 @@ class Layout:
     counts: list[int]
 
 
-def layout(routing: Routing, block: int) -> Layout:
+def in_blocks(routing: Routing, block: int) -> Blocks:
     """Lay out the rows of a routing on the CPU in blocks of `block` rows.
 
     It is the order of `plan`, by NumPy, which sorts short integers by radix: a third of the time of all this.
@@ -154,7 +154,7 @@ def layout(routing: Routing, block: int) -> Layout:
     token[place] = routing.token.numpy()[order]
     row = np.full(len(expert), len(token))
     row[order] = place
-    return Layout(torch.from_numpy(token), torch.from_numpy(row), sizes.tolist(), counts.tolist())
+    return Blocks(torch.from_numpy(token), torch.from_numpy(row), sizes.tolist(), counts.tolist())
 
 
 def fused_grouped(
@@ -174,7 +174,7 @@ def fused_grouped(
     if block is None:
         onednn = cpu_backend() == "onednn"
         block = block_size(routing.num_assignments, routing.num_experts) if onednn else 1
-    rows = layout(routing, block)
+    rows = in_blocks(routing, block)
     inputs = (x, weight, gate_up_proj, down_proj)
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     return cast(
@@ -193,16 +193,16 @@ class _FusedExperts(torch.autograd.Function):
         weight: Tensor,
         gate_up_proj: Tensor,
         down_proj: Tensor,
-        places: Layout,
+        blocks: Blocks,
         k: int,
         trains: bool,
     ) -> Tensor:
         # of each expert: X [rows, D], H = X W13ᵀ [rows, 2F], silu of the gate half [rows, F]
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         outs: list[Tensor] = []
         weights = zip(gate_up_proj.unbind(0), down_proj.unbind(0), strict=True)
-        parts = places.token.split(places.sizes)
-        for part, count, (w13, w2) in zip(parts, places.counts, weights, strict=True):
+        stretches = blocks.token.split(blocks.sizes)
+        for part, count, (w13, w2) in zip(stretches, blocks.counts, weights, strict=True):
             if part.numel():
                 rows = x.index_select(0, part)
                 if trains:
@@ -211,13 +211,13 @@ class _FusedExperts(torch.autograd.Function):
                 gate, up = h.chunk(2, dim=-1)
                 silu = F.silu(gate)
                 if trains:
-                    kept += [rows, h, silu]
+                    saved += [rows, h, silu]
                 outs.append(multiply(silu * up if trains else silu.mul_(up), w2))
         # row P, of what is not taken: a product with the weight 0 would let NaN and infinity through
         outs.append(x.new_zeros(1, x.shape[1]))
-        y = _combine(outs, places.row, k, weight)
-        ctx.save_for_backward(weight, gate_up_proj, down_proj, *kept)
-        ctx.places, ctx.k = places, k
+        y = _combine(outs, blocks.row, k, weight)
+        ctx.save_for_backward(weight, gate_up_proj, down_proj, *saved)
+        ctx.blocks, ctx.k = blocks, k
         return y
 
     @staticmethod
@@ -234,26 +234,26 @@ class _FusedExperts(torch.autograd.Function):
         """
         (dy,) = grads
         dy = dy.contiguous()
-        weight, gate_up_proj, down_proj, *kept = ctx.saved_tensors
-        places: Layout = ctx.places
-        token, row = places.token, places.row
+        weight, gate_up_proj, down_proj, *saved = ctx.saved_tensors
+        blocks: Blocks = ctx.blocks
+        token, row = blocks.token, blocks.row
         row_weight = weight.new_zeros(len(token) + 1).scatter_(0, row, weight)
         d_row_weight = torch.zeros_like(row_weight)
         d_gate_up, d_down = torch.empty_like(gate_up_proj), torch.empty_like(down_proj)
         d_rows: list[Tensor] = []
-        saved, start = iter(kept), 0
-        for e, part in enumerate(token.split(places.sizes)):
+        parts, start = iter(saved), 0
+        for e, part in enumerate(token.split(blocks.sizes)):
             if not len(part):
                 d_gate_up[e].zero_()
                 d_down[e].zero_()
                 continue
             place = slice(start, start := start + len(part))
-            rows, h, silu = next(saved), next(saved), next(saved)
+            rows, h, silu = next(parts), next(parts), next(parts)
             gate, up = h.chunk(2, dim=-1)
             w = row_weight[place, None]  # 0 for filling rows, which so add nothing to any gradient
             a = silu * up
             do = dy.index_select(0, part)
-            do[places.counts[e] :] = 0
+            do[blocks.counts[e] :] = 0
             da = multiply(do, down_proj[e].t())
             d_row_weight[place] = torch.linalg.vecdot(a, da)
             d_down[e] = multiply(do.mul_(w).t(), a.t())

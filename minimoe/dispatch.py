@@ -115,49 +115,34 @@ def loop(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     return y.to(x.dtype)
 
 
-def capacity(
-    x: Tensor, routing: Routing, experts: ExpertBank, places_each: int | None = None
-) -> Tensor:
+def capacity(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]; equal to `loop`, as one batched product of [E, C, D] per projection.
 
-    What is not kept takes no row; dropping is `limit_capacity`'s business, not this function's. C is `places_each`, or
-    the rows of the busiest expert, which is read on the host. An uneven load pays for its busiest expert E times.
-    Sums in float32, returns x's type.
-
-    Raises:
-        MinimoeError: an expert has more kept assignments than `places_each` (looked at on the CPU only; elsewhere the
-            look would wait for the device, and assignments beyond C are lost).
+    What is not kept takes no row; dropping is `limit_capacity`'s business, not this function's. C is the rows of the
+    busiest expert, read on the host: an uneven load pays for its busiest expert E times. Sums in float32, returns x's
+    type.
     """
     check_inputs(x, routing, experts)
     t, e = routing.shape
     expert, taken = routing.index(), routing.taken()
     place = places(expert, taken, e)  # [N]
-    c = places_each
-    if c is None or x.device.type == "cpu":
-        busiest = int(torch.where(taken, place + 1, 0).max()) if routing.num_assignments else 0
-        if c is not None and c < busiest:
-            raise MinimoeError(
-                f"an expert has {busiest} kept assignments but {c} places: "
-                "drop with limit_capacity first"
-            )
-        c = busiest if c is None else c
+    c = int(torch.where(taken, place + 1, 0).max()) if routing.num_assignments else 0
     c = max(c, 1)
     # Which token fills which place; T stands for none and is a row of zeros. The dump column C takes what has no place.
-    column = torch.where(taken, place, c).clamp_max(c)
+    column = torch.where(taken, place, c)
     source = torch.full((e, c + 1), t, dtype=torch.int64, device=x.device)
     source = source.index_put((expert, column), routing.token)[:, :c]
     rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]  # [E, C, D]
     gate_up, down = experts.stacked()
     gate, up = torch.bmm(rows, gate_up.transpose(1, 2)).chunk(2, dim=-1)
     out = torch.bmm(experts.activation(gate) * up, down.transpose(1, 2)).flatten(0, 1)  # [E·C, D]
-    fits = column < c
-    # What does not fit gathers zeros: a product with the weight 0 would let NaN and infinity through. The row of zeros
+    # What is not taken gathers zeros: a product with the weight 0 would let NaN and infinity through. The row of zeros
     # costs a copy, so it is left out where the host can see that there is no use for it.
-    whole = x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(fits.all())
+    whole = x.device.type == "cpu" and not torch.compiler.is_compiling() and bool(taken.all())
     if not whole:
         out = torch.cat([out, out.new_zeros(1, out.shape[1])])
-    slot = torch.where(fits, expert * c + column, e * c)
-    weight = torch.where(fits, routing.weight, 0)
+    slot = torch.where(taken, expert * c + column, e * c)
+    weight = torch.where(taken, routing.weight, 0)
     return _combine(out, slot, weight, x, routing)
 
 
@@ -174,7 +159,7 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
     weight = torch.where(routing.taken(), routing.weight, 0)
     if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
-        return few(x, weight, routing, experts)
+        return one_by_one(x, weight, routing, experts)
     if (
         isinstance(experts, Experts)
         and routing.k is not None
@@ -220,8 +205,8 @@ def _combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Ro
     return y.to(x.dtype)
 
 
-def few(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-    """The same for no more assignments than experts, one after the other; no gradient.
+def one_by_one(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+    """`grouped` for no more assignments than experts, one after the other; no gradient.
 
     Weight [N] is 0 where not taken. Reads the N assignments on the host. An expert that several tokens chose runs for
     each of them.

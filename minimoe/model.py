@@ -96,8 +96,8 @@ class MixtralModel(nn.Module):
 
     Attributes:
         generation_config: settings of text generation (eos_token_id and others, as transformers names them) that came
-            with the folder that the model was read from. They are kept for the folder that it is saved to; `generate`
-            goes by its arguments alone.
+            with the folder that the model was read from. They are written to the folder that it is saved to; `generate`
+            uses its arguments alone.
 
     Example:
         >>> model = MixtralModel(ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=48))
@@ -149,8 +149,8 @@ class MixtralModel(nn.Module):
             attention_mask: [B, S_all] True or 1 for tokens, False or 0 for padding, on either side, in any type; see
                 `zero_or_one`. With a cache it covers the cached tokens too.
             cache: keys and values of earlier tokens, extended in place.
-            logits_to_keep: compute logits for this many last positions only (0: all); who wants routings or the next
-                token alone saves most of the work of the output projection. Not together with labels.
+            logits_to_keep: compute logits for this many last positions only (0: all), which saves most of the output
+                projection where only routings or the next token are wanted. Not together with labels.
 
         Raises:
             MinimoeError: wrong shape or type, ids out of range, a sequence beyond `max_position_embeddings`, a cache
@@ -292,8 +292,8 @@ class MixtralModel(nn.Module):
     ) -> None:
         """Write config.json and the weights to the folder `path`; what is there survives a write that fails.
 
-        Files are read back before they take the place of older ones. Weights that the model shares, other than a tied
-        output projection, are written as often as they are used, and are no longer shared when they are read.
+        Files are read back before they replace older ones. Weights that the model shares, other than a tied output
+        projection, are written once for each use, and are no longer shared when they are read.
 
         Args:
             dtype: rounds the weights; None: as they are.

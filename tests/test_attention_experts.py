@@ -1,7 +1,6 @@
 """Experts in the attention: SwitchHead and mixtures of attention heads, against their equations and dense attention."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from minimoe.attention import Attention, KVCache, Place, make_attention, rotary
 from minimoe.balance import switch_loss, z_loss
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.model import MixtralModel
 from minimoe.routers import Context
 from minimoe.routing import Routing
 from minimoe.zoo.moa import HeadRouter, MixtureOfAttentionHeads
@@ -26,7 +24,7 @@ from minimoe.zoo.switchhead import (
     dense_projection,
     grouped_projection,
 )
-from tests.small import TINY, random_ids, tiny_model, weights_digest
+from tests.small import TINY, random_ids, tiny_model
 
 SWITCHHEAD: dict[str, Any] = {
     "attention_type": "switchhead", "attention_num_experts": 3, "attention_num_experts_per_tok": 2,
@@ -494,16 +492,6 @@ def test_traps_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str
             assert torch.equal(a.expert.view(3, -1)[1], b.expert)
 
 
-@torch.no_grad()
-@every_kind
-def test_generation_with_the_cache_is_generation_without(kind: str) -> None:
-    model = tiny_model(**KINDS[kind])
-    ids = prompt = random_ids(2, 4)
-    for _ in range(6):
-        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(model.generate(prompt, 6, temperature=0), ids)
-
-
 @every_kind
 def test_a_few_steps_lower_the_loss_and_reach_every_parameter(kind: str) -> None:
     model, ids = tiny_model(**KINDS[kind]).train(), random_ids(4, 12)
@@ -521,18 +509,6 @@ def test_a_few_steps_lower_the_loss_and_reach_every_parameter(kind: str) -> None
     assert losses[-1] < 0.8 * losses[0]
     for name, parameter in model.named_parameters():
         assert not torch.equal(before[name], parameter), name
-
-
-@torch.no_grad()
-@every_kind
-def test_trap_20_disk_and_back(kind: str, tmp_path: Path) -> None:
-    model = tiny_model(3, **KINDS[kind], attention_norm_topk_prob=True)
-    model.save_pretrained(tmp_path)
-    again = MixtralModel.from_pretrained(tmp_path)
-    assert again.config == model.config
-    assert weights_digest(again) == weights_digest(model)
-    ids = random_ids(2, 8)
-    assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_parameter_names() -> None:
@@ -619,16 +595,6 @@ def test_trap_11_routing_is_float32_under_autocast_and_in_bf16(kind: str) -> Non
         rows = x.bfloat16().float().flatten(0, 1)
         assert routing.logits is not None
         torch.testing.assert_close(routing.logits, rows @ router.weight.float().T)
-
-
-@torch.no_grad()
-@every_kind
-@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
-def test_empty_batches(kind: str, shape: tuple[int, int]) -> None:
-    ids = torch.zeros(shape, dtype=torch.int64)
-    out = tiny_model(**KINDS[kind])(ids)
-    assert out.logits.shape == (*shape, TINY.vocab_size)
-    assert all(r.check().num_tokens == 0 for heads in out.attention_routings for r in heads)
 
 
 def test_the_routers_say_what_they_promise() -> None:

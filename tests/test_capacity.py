@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe.dispatch import capacity, get_dispatcher, loop
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.dispatch import capacity, get_dispatcher
+from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
 from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity, places
 from tests.small import TINY, routings, topk_routing
-from tests.zoo import D, E, big_experts, build
+from tests.zoo import D, E, big_experts
 
 
 @pytest.mark.parametrize(
@@ -136,21 +136,6 @@ def test_places_count_up_per_expert() -> None:
     takes = torch.tensor([True, True, False, True, True, True])
     assert places(expert, takes, 3)[takes].tolist() == [0, 0, 1, 1, 0]
     assert places(expert[:0], takes[:0], 3).shape == (0,)
-
-
-def test_capacity_dispatcher_takes_or_refuses_a_given_capacity() -> None:
-    experts, x = big_experts(), torch.randn(6, D, generator=torch.Generator().manual_seed(0))
-    routing = build("top-k")(x)
-    busiest = int(routing.load().max())
-    y = loop(x, routing, experts)
-    for c in (None, busiest, busiest + 3, 6):
-        torch.testing.assert_close(capacity(x, routing, experts, c), y)
-    with pytest.raises(MinimoeError, match=f"{busiest} kept assignments but {busiest - 1} places"):
-        capacity(x, routing, experts, busiest - 1)
-    limited = limit_capacity(routing, busiest - 1)
-    torch.testing.assert_close(
-        capacity(x, limited, experts, busiest - 1), loop(x, limited, experts)
-    )
 
 
 def test_capacity_dispatcher_runs_kept_rows_only() -> None:

@@ -36,6 +36,8 @@ def rewrite(folder: Path, change: Any) -> None:
         {"tie_word_embeddings": False},
         {"mlp_only_layers": (1,), "moe_intermediate_size": 10},
         {"router_jitter_noise": 0.1, "head_dim": 6},
+        {"attention_type": "moa", "attention_norm_topk_prob": True},
+        {"attention_type": "switchhead", "attention_norm_topk_prob": True},
     ],
 )
 def test_trap_20_disk_and_back_is_bit_exact(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minimoe import cpu as linear_module
-from minimoe.cpu import block_size, fused_grouped, layout, multiply, onednn_available
+from minimoe.cpu import block_size, fused_grouped, in_blocks, multiply, onednn_available
 from minimoe.dispatch import grouped, loop
 from minimoe.experts import Experts
 from minimoe.routing import Routing
@@ -83,7 +83,7 @@ def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(
     t: int, e: int, k: int, block: int
 ) -> None:
     _, _, routing, _ = make(t, e, k)
-    rows = layout(routing, block)
+    rows = in_blocks(routing, block)
     assert all(size % block == 0 for size in rows.sizes)
     assert all(
         0 <= size - n < block for size, n in zip(rows.sizes, routing.load().tolist(), strict=True)
@@ -184,7 +184,7 @@ def test_few_assignments_are_not_sorted_and_give_the_same(
         raise AssertionError("sorted")
 
     monkeypatch.setattr("minimoe.dispatch.plan", never)
-    monkeypatch.setattr("minimoe.cpu.layout", never)
+    monkeypatch.setattr("minimoe.cpu.in_blocks", never)
     with torch.no_grad():
         torch.testing.assert_close(grouped(x, routing, experts), expected)
         torch.testing.assert_close(grouped(x, dropped, experts), expected_dropped)

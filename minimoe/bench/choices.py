@@ -19,8 +19,8 @@ from minimoe.bench.layer import Inputs, LayerCase, Ready, make_experts, make_rou
 from minimoe.bench.peers import dense, dispatcher
 from minimoe.bench.tables import choice_text, heading
 from minimoe.bench.timing import Clock, Options, Setup, Work, cpu_clock
-from minimoe.cpu import block_size, fused_grouped, layout, multiply
-from minimoe.dispatch import few, grouped_plain, plan
+from minimoe.cpu import block_size, fused_grouped, in_blocks, multiply
+from minimoe.dispatch import grouped_plain, one_by_one, plan
 from minimoe.experts import Experts
 from minimoe.routing import Routing
 from minimoe.train.environment import fast_cpu
@@ -144,7 +144,7 @@ def sorting(case: LayerCase, routings: list[Routing]) -> Choice:
     """The order of the rows."""
     block = block_size(case.tokens * case.k, case.num_experts)
     ways: dict[str, Callable[[Routing], object]] = {
-        "NumPy, by radix": lambda routing: layout(routing, block),
+        "NumPy, by radix": lambda routing: in_blocks(routing, block),
         "torch": plan,
     }
     return Choice("sorting", "NumPy, by radix", _each_routing(routings, ways))
@@ -247,7 +247,7 @@ def deciding_by_size(case: LayerCase) -> Choice:
 def decoding(case: LayerCase, x: Tensor, experts: Experts) -> Choice:
     """The layer for one token: its experts in turn, or sorted as a batch is."""
     routing, token, fused = make_routings(case.replace(tokens=1), CPU)[0], x[:1], _fused(experts)
-    each = _many(20, lambda: few(token, routing.weight, routing, experts))
+    each = _many(20, lambda: one_by_one(token, routing.weight, routing, experts))
     ways = {"in turn": each, "sorted": _many(20, lambda: fused.forward(token, routing))}
     return Choice("one token, 20 layers", "in turn", ways)
 
