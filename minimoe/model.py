@@ -245,12 +245,11 @@ class MixtralModel(nn.Module):
         total = sum(p.numel() for p in self.parameters() if id(p) not in held)
         total += sum(bank.num_parameters for bank in banks)
         if active:
-            idle = self.config.num_experts - self.config.num_experts_per_tok
-            sparse = sum(isinstance(block.mlp, MoELayer) for block in self.layers)
-            total -= sparse * idle * 3 * self.config.hidden_size * self.config.expert_size
-            total -= sum(
-                m.idle_parameters for m in self.modules() if isinstance(m, CausalAttention)
-            )
+            c = self.config
+            idle = 3 * c.hidden_size * c.expert_size * (c.num_experts - c.num_experts_per_tok)
+            for module in self.modules():
+                total -= idle if isinstance(module, MoELayer) else 0
+                total -= module.idle_parameters if isinstance(module, CausalAttention) else 0
         return total
 
     generate = generate
@@ -298,13 +297,13 @@ class MixtralModel(nn.Module):
         Args:
             dtype: rounds the weights; None: as they are.
             layout: 'minimoe', or 'huggingface' for transformers, as the family that computes what this model does (see
-                `minimoe.checkpoint.to_huggingface`). A tokenizer is not written; generation_config.json is, where the
+                `minimoe.hf.translate.to_huggingface`). A tokenizer is not written; generation_config.json is, where the
                 model has one.
             max_shard_size: bytes of one file of weights; None: 5 GB with 'huggingface', else one file.
 
         Raises:
             ConfigError: no family of transformers can have this configuration; the message names the fields.
-            CheckpointError: a file could not be written, or the model could not be read back as what it is.
+            CheckpointError: a file could not be written, or what is read back would be another model.
         """
         from minimoe.checkpoint import save_model
 
