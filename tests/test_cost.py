@@ -31,7 +31,10 @@ from minimoe.cost.report import cost_report, cost_table
 from minimoe.cost.time import decode_floor, prefill_floor, training
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
+from minimoe.hf.translate import to_huggingface
 from minimoe.model import MixtralModel
+from tests.huggingface import library
+from tests.test_cost_families import DEEPSEEK_V3, GPT_OSS_20B
 
 # --- one layer -----------------------------------------------------------------------------------
 
@@ -252,50 +255,15 @@ def test_published_parameters(name: str) -> None:
 
 
 def transformers_config(name: str) -> Any:
-    """The published configuration as transformers writes it."""
-    transformers = pytest.importorskip("transformers")
-    c = ModelConfig.preset(name)
-    same = {
-        f: getattr(c, f)
-        for f in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "tie_word_embeddings", "num_experts_per_tok",
-        )
-    }  # fmt: skip
-    match name:
-        case "mixtral-8x7b" | "mixtral-8x22b":
-            return transformers.MixtralConfig(**same, num_local_experts=c.num_experts)
-        case "olmoe-1b-7b":
-            return transformers.OlmoeConfig(**same, num_experts=c.num_experts)
-        case "qwen1.5-moe-a2.7b":
-            return transformers.Qwen2MoeConfig(
-                **same, num_experts=c.num_experts, moe_intermediate_size=c.moe_intermediate_size,
-                shared_expert_intermediate_size=c.shared_expert_intermediate_size,
-            )  # fmt: skip
-        case "qwen3-30b-a3b":
-            return transformers.Qwen3MoeConfig(
-                **same, num_experts=c.num_experts, moe_intermediate_size=c.moe_intermediate_size,
-                head_dim=c.head_dim,
-            )  # fmt: skip
-        case "deepseek-v3":
-            return transformers.DeepseekV3Config(
-                **same, moe_intermediate_size=c.moe_intermediate_size, n_routed_experts=c.num_experts,
-                n_shared_experts=c.n_shared_experts, first_k_dense_replace=len(c.mlp_only_layers),
-                q_lora_rank=c.q_lora_rank, kv_lora_rank=c.kv_lora_rank, qk_nope_head_dim=c.qk_nope_head_dim,
-                qk_rope_head_dim=c.qk_rope_head_dim, v_head_dim=c.v_head_dim,
-            )  # fmt: skip
-        case "gpt-oss-20b":
-            return transformers.GptOssConfig(
-                **same, num_local_experts=c.num_experts, head_dim=c.head_dim
-            )
-        case _:
-            del same["num_experts_per_tok"]
-            return transformers.LlamaConfig(**same)
+    """The published configuration as transformers reads it; how its weights are stored is left out."""
+    only_counted = {"deepseek-v3": DEEPSEEK_V3, "gpt-oss-20b": GPT_OSS_20B}
+    values = only_counted.get(name) or to_huggingface(ModelConfig.preset(name))
+    values = {k: v for k, v in values.items() if k != "quantization_config"}
+    return library().AutoConfig.for_model(**values)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "llama-2-7b", "llama-2-70b"])
 def test_presets_hold_as_many_parameters_as_in_transformers(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
     config = transformers_config(name)
     # two layers say as much as eighty: one is the first, dense in DeepSeek-V3, and all others are alike
     own = ModelConfig.preset(name)
@@ -309,7 +277,7 @@ def test_presets_hold_as_many_parameters_as_in_transformers(name: str) -> None:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:few]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = library().AutoModelForCausalLM.from_config(config)
     assert count_parameters(own).total == sum(p.numel() for p in model.parameters())
 
 
@@ -504,18 +472,8 @@ def test_training_estimate_is_near_the_exact_count() -> None:
 
 
 def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "cost",
-        "mixtral-8x7b",
-        "--json",
-        "--batch",
-        "4",
-        "--context",
-        "1024",
-        "--tokens",
-        "1e12",
-    ]
-    assert main(arguments) == 0
+    sizes = ["--batch", "4", "--context", "1024", "--tokens", "1e12"]
+    assert main(["cost", "mixtral-8x7b", "--json", *sizes]) == 0
     found = json.loads(capsys.readouterr().out)
     config, h200 = ModelConfig.preset("mixtral-8x7b"), DEVICES["h200"]
     assert found["parameters"]["total"] == 46_702_792_704

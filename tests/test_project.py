@@ -61,10 +61,10 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2446,
+    "bench": 2440,
     "check": 5038,
     "core": 4195,
-    "cost": 1046,
+    "cost": 1042,
     "course": 268,
     "hf": 1177,
     "kernels": 1144,

@@ -130,14 +130,10 @@ def choices(case: LayerCase) -> list[Choice]:
     x = torch.randn(case.tokens, case.hidden_size)
     dy = torch.randn_like(x)
     inputs = Inputs(x, dy, make_routings(case, CPU, count=MANY_ROUTINGS))
-    first = [sorting(case, inputs.routings), combining(case, inputs.routings)]
-    passes = [
-        filling(case, inputs, experts),
-        one_function(inputs, experts),
-        keeping(inputs, experts),
-    ]
+    order = [sorting(case, inputs.routings), combining(case, inputs.routings)]
+    passes = [one_function(inputs, experts), keeping(inputs, experts), weight_gradient(case)]
     few_rows = [deciding_by_size(case), decoding(case, x, experts)]
-    return [*first, *passes, weight_gradient(case), *few_rows]
+    return [*order, filling(case, inputs, experts), *passes, *few_rows]
 
 
 def sorting(case: LayerCase, routings: list[Routing]) -> Choice:
@@ -237,25 +233,29 @@ def deciding_by_size(case: LayerCase) -> Choice:
     """One row times W13, as in decoding: oneDNN's call against torch's."""
     x = torch.randn(1, case.hidden_size)
     weight = torch.randn(2 * case.expert_size, case.hidden_size)
-    ways = {"torch": _many(50, lambda: x @ weight.t())}
+    ways = {"torch": timing.repeated(torch.no_grad()(lambda: x @ weight.t()), 50)}
     operator: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if operator is not None and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = _many(50, lambda: operator(x, weight, None, "none", [], ""))
+        call = torch.no_grad()(lambda: operator(x, weight, None, "none", [], ""))
+        ways["oneDNN"] = timing.repeated(call, 50)
     return Choice("one row, 50 products", "torch", ways)
 
 
 def decoding(case: LayerCase, x: Tensor, experts: Experts) -> Choice:
     """The layer for one token: its experts in turn, or sorted as a batch is."""
     routing, token, fused = make_routings(case.replace(tokens=1), CPU)[0], x[:1], _fused(experts)
-    each = _many(20, lambda: one_by_one(token, routing.weight, routing, experts))
-    ways = {"in turn": each, "sorted": _many(20, lambda: fused.forward(token, routing))}
-    return Choice("one token, 20 layers", "in turn", ways)
+    ways: dict[str, Work] = {
+        "in turn": lambda: one_by_one(token, routing.weight, routing, experts),
+        "sorted": lambda: fused.forward(token, routing),
+    }
+    setups = {n: timing.repeated(torch.no_grad()(work), 20) for n, work in ways.items()}
+    return Choice("one token, 20 layers", "in turn", setups)
 
 
 def _each_routing(
     items: Sequence[Any], ways: Mapping[str, Callable[[Any], object]]
 ) -> dict[str, Setup]:
-    """Each way as a function of the round, in which it is given the routing, or its number, whose turn it is."""
+    """Each way as a function of the round, in which it gets the next routing, or the next number."""
 
     def setup(f: Callable[[Any], object]) -> Setup:
         return lambda i: lambda: f(items[i % len(items)])
@@ -268,10 +268,6 @@ def _training(
 ) -> Setup:
     x, dy, routings = inputs
     return lambda i: training_call(ready, x, dy, changed(routings[i % len(routings)]))
-
-
-def _many(times: int, work: Work) -> Setup:
-    return timing.repeated(torch.no_grad()(work), times)
 
 
 def _fused(experts: Experts, block: int | None = None) -> Ready:

@@ -156,8 +156,8 @@ def training_call(ready: Ready, x: Tensor, dy: Tensor, routing: Routing) -> Work
 
 
 def one_call(case: LayerCase, copies: Sequence[Ready], turn: int, inputs: Inputs, i: int) -> Work:
-    """The case's work in round i by the copy whose turn it is; the gradients of all copies are given back first."""
-    # or memory for gradients is new in the first rounds, and faulted in page by page
+    """The case's work in round i by the next copy; the gradients of all copies are freed first, because otherwise their
+    memory would be new in the first rounds, and be faulted in page by page."""
     for copy in copies:
         clear(copy.leaves)
     ready, routing = copies[turn % len(copies)], inputs.routings[i % len(inputs.routings)]

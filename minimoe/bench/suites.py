@@ -32,8 +32,8 @@ TINY_CPU: dict[int, Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
 TINY_GPU = {"Mixtral": (32, 48, 4, 2), "OLMoE": (16, 16, 8, 4), "Qwen3": (16, 16, 16, 4)}
 GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
 MOST_SECONDS = 12.0  # of the rounds of one case
-# Compiled kernels that oneDNN keeps. Of its own accord 1,024: room for the shapes of one implementation, but here
-# many would throw out each other's. Read at oneDNN's first product.
+# How many compiled kernels oneDNN keeps: 1,024 unless told otherwise, which is enough for the shapes of one
+# implementation; here several would push out each other's. oneDNN reads it at its first product.
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 ROOM = "16384"
 SPEEDS = ("flops_per_second", "bytes_per_second")

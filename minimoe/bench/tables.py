@@ -239,7 +239,7 @@ def ways_not_taken(result: Result, question: str) -> dict[str, list[float]]:
 def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str:
     """Every choice: the way taken, what was expected, the others' times over its own, and whether it came so.
 
-    What is expected is told by question: in words, and as the least ratio that the words promise.
+    `expected` holds, for each question, the expectation in words and the least ratio that it promises.
     """
     taken: dict[str, dict[str, None]] = {}  # by question, each way once
     for record in result["choices"]:

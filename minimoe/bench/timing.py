@@ -195,17 +195,15 @@ def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]
     return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
-# In a model the other layers pass through the cache before a layer's turn comes again. A layer that is measured alone,
-# with one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
-# faster than it ever runs. So calls take turns among copies, so many that no timed call finds its weights in the cache.
-
-
 def copies_needed(
     leaves: Iterable[Tensor], share: float, cache: int, limit: int | None = None
 ) -> int:
     """In how many copies these weights outgrow the cache, with `share` of each copy touched; at least 1.
 
-    Cache and limit, which all copies together may take (None: what their device affords), are in bytes.
+    In a model the other layers pass through the cache before a layer runs again. A layer that is measured alone, with
+    one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
+    faster than it ever runs. So calls take turns among copies, and no timed call finds its weights in the cache. Cache
+    and limit, which all copies together may take (None: what their device affords), are in bytes.
     """
     leaves = list(leaves)
     held = sum(leaf.nbytes for leaf in leaves)
@@ -304,7 +302,7 @@ def load_average() -> list[float] | None:
 
 
 def cache_bytes(device: torch.device, *, tiny: bool = False) -> int:
-    """Size of the last-level cache: the GPU's L2, or the largest of the first core; 64 MiB where it is not told."""
+    """Size of the last-level cache: the GPU's L2, or the largest of the first core; 64 MiB where that is unknown."""
     if tiny:
         return 1 << 15
     if device.type == "cuda":

@@ -24,12 +24,11 @@ class Weights:
     Attributes:
         component: one of `COMPONENTS`.
         kind: 'matrix' is multiplied with every token that uses it; 'vector' (norms, biases) is not; of a 'table' a
-            token reads one of `rows` rows.
+            token reads one of `copies` rows.
         size: parameters of one copy.
         copies: experts to choose from; 1 where there is no choice.
         used: of which a token uses this many.
         layers: how many times the model has all this.
-        rows: of a table.
     """
 
     component: str
@@ -38,7 +37,6 @@ class Weights:
     copies: int = 1
     used: int = 1
     layers: int = 1
-    rows: int = 1
 
     @property
     def held(self) -> int:
@@ -48,7 +46,7 @@ class Weights:
     @property
     def active(self) -> int:
         """Parameters that one token uses. A table counts whole, as it does in most published figures."""
-        return self.layers * self.used * self.size
+        return self.held if self.kind == "table" else self.layers * self.used * self.size
 
     @property
     def flops(self) -> int:
@@ -57,8 +55,6 @@ class Weights:
 
     def touched(self, tokens: int) -> float:
         """Parameters that T tokens are expected to read, each once, where the choice is uniform."""
-        if self.kind == "table":
-            return self.held / self.rows * experts_touched(tokens, self.rows, 1)
         return self.layers * self.size * experts_touched(tokens, self.copies, self.used)
 
 
@@ -135,7 +131,7 @@ def weights(config: ModelConfig) -> list[Weights]:
         Weights(
             "norms", "vector", d * (1 + config.norm_bias), layers=config.layer_norms * count + 1
         ),
-        Weights("embedding", "matrix" if tied else "table", v * d, rows=v),
+        Weights("embedding", "matrix", v * d) if tied else Weights("embedding", "table", d, v),
         Weights("head", "matrix", 0 if tied else v * d),
         Weights("embedding" if tied else "head", "vector", v * config.head_bias),
     ]

@@ -63,7 +63,7 @@ class Counted:
 
 
 def _read(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A table of families.toml with what it takes over; 'none' stands for None, which TOML has not."""
+    """A table of families.toml with what it takes over; 'none' stands for None, which TOML does not have."""
     own = dict(tables[name])
     base = _read(tables, own.pop("like")) if "like" in own else {}
     fields = base.get("defaults", {}) | own.pop("defaults", {})

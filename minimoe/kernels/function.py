@@ -1,4 +1,4 @@
-"""The dispatch as one autograd function: forward and backward by hand, keeping x and h, and nothing else, between."""
+"""The dispatch as one autograd function, forward and backward written by hand; between them only x and h are kept."""
 
 from __future__ import annotations
 
