@@ -36,13 +36,13 @@ class Plan:
 
 
 def plan(routing: Routing) -> Plan:
-    """Sort the assignments by expert; those that are not taken stand last (N is known on the host)."""
+    """`by_expert` of a routing; assignments that are not taken stand last (N is known on the host)."""
     e = routing.num_experts
     return by_expert(routing.token, torch.where(routing.taken(), routing.expert, e), e)
 
 
 def by_expert(token: Tensor, expert: Tensor, num_experts: int) -> Plan:
-    """The same of tokens and experts [N] alone; expert E stands for none."""
+    """Sort assignments, a token and an expert [N] each, by expert; expert E stands for none and comes last."""
     order = expert.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse.scatter_(0, order, torch.arange(order.shape[0], device=order.device))
