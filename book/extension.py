@@ -398,6 +398,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", fill, priority=100)
     app.connect("source-read", plain.citations)
     app.connect("doctree-read", plain.captions)
+    app.connect("config-inited", plain.unnumbered, priority=900)
     app.connect("doctree-read", keep_colours)
     app.connect("doctree-read", keep_tags)
     app.connect("doctree-read", link_lessons)

@@ -80,6 +80,11 @@ def citations(app: Any, docname: str, source: list[str]) -> None:
 # --- captions -------------------------------------------------------------------------------------
 
 
+def unnumbered(app: Any, config: Any) -> None:
+    """A caption says its number; Jupyter Book's extension for LaTeX asks for another whatever _config.yml says."""
+    config.numfig = False
+
+
 def is_figure(node: nodes.Node) -> bool:
     """Whether a node is a picture: one that a cell has drawn, or one of the text by itself in its paragraph."""
     if isinstance(node, nodes.paragraph):

@@ -125,7 +125,7 @@ def open_whole(page: Any, address: str) -> None:
              || w.node.querySelector('.jp-RenderedMarkdown')?.innerText.trim()))""",
         timeout=60_000,
     )
-    page.wait_for_selector("mjx-container")
+    page.wait_for_selector(".jp-Notebook mjx-container")
 
 
 @pytest.mark.parametrize("lesson", [LESSON, WITH_FOLDS])
@@ -177,8 +177,12 @@ def test_terms_and_citations_lead_to_their_places(browser: Any, lab: str) -> Non
     for link, place in (("router", "router"), ("Fedus et al., 2022", "fedus2022")):
         open_whole(page, f"{lab}lab/tree/notebooks/{LESSON}")
         page.locator(".jp-RenderedMarkdown a", has_text=re.compile(f"^{link}$")).first.click()
-        shown = page.wait_for_selector(f".jp-MarkdownViewer [data-jupyter-id='{place}']")
-        page.wait_for_function("e => e.getBoundingClientRect().top < innerHeight", arg=shown)
+        page.wait_for_function(
+            """place => [...document.querySelectorAll(`.jp-MarkdownViewer [data-jupyter-id='${place}']`)].some(e => {
+                 const y = e.getBoundingClientRect().top; return 0 < y && y < innerHeight; })""",
+            arg=place,
+            timeout=60_000,
+        )
     context.close()
 
 
