@@ -22,9 +22,8 @@ from minimoe.hf.int8 import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.routers import Router
 from minimoe.text.tokenizer import load_tokenizer, train_tokenizer
-from minimoe.widgets.live_router import RESULT, live_router
+from minimoe.widgets.live_router import EXAMPLES, RESULT, live_router
 from minimoe.widgets.live_router import live_router as live_router_function
-from minimoe.widgets.live_router.examples import EXAMPLES
 from minimoe.widgets.live_router.export import export, vocabulary, weights
 from tests.node import in_node
 from tests.small import tiny_model
@@ -533,7 +532,7 @@ def costs_in_torch(model: MixtralModel, text: str, only: dict[str, list[int]]) -
 def test_costs_and_next_tokens_equal_pytorch_with_experts_off_or_forced(
     int8: MixtralModel, file: Path, only: dict[str, list[int]]
 ) -> None:
-    texts = [EXAMPLES[0][2], TEXTS[2], TEXTS[23]]
+    texts = [EXAMPLES[0]["text"], TEXTS[2], TEXTS[23]]
     asked = [{"text": text, "only": only or None} for text in texts]
     # what was read under other rules is not taken for this reading
     before = {"text": texts[0], "only": {"0": [1]}}
@@ -679,7 +678,7 @@ def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
 
 def test_the_static_figure_shows_what_the_page_shows(file: Path) -> None:
     shown = live_router()
-    (_, probs), *_ = routed(in_page(file, [EXAMPLES[0][2]]))
+    (_, probs), *_ = routed(in_page(file, [EXAMPLES[0]["text"]]))
     first = probs.argmax(axis=-1) + 1
     for layer in (1, 3, 6):
         told = shown.alt.split(f"Layer {layer}: ")[1].split(". Layer")[0]

@@ -88,17 +88,8 @@ def test_the_order_of_the_commands_is_said(
 
 
 # What tells the submissions that spoil their process, each of which gets one of its own.
-HARM = (
-    "os._exit",
-    "os.getcwd",
-    "os.fork",
-    "sys.__stdout__",
-    "step >= 0",
-    "10**8",
-    "torch.equal =",
-    "get_ipython()",
-    "solved(",
-    "SEEN",
+HARM = re.compile(
+    r"os\.(_exit|getcwd|fork)|sys\.__stdout__|step >= 0|10\*\*8|torch\.equal =|get_ipython\(\)|solved\(|SEEN"
 )
 
 
@@ -148,8 +139,7 @@ def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shared.append(Shared(rooms))
         if key not in done:
             code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-            harmless = not any(word in code for word in HARM)
-            done[key] = run(notebook, exam, shared[0] if harmless else rooms, *limits)
+            done[key] = run(notebook, exam, rooms if HARM.search(code) else shared[0], *limits)
         return copy.deepcopy(done[key])
 
     with pytest.MonkeyPatch.context() as patch:

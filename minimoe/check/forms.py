@@ -41,15 +41,14 @@ def expect_tensor(
     expected = f"{name}: {kind} {list(size)}"
     if not isinstance(value, Tensor):
         text = "Nothing is returned." if value is None else f"{name} is not a tensor."
-        raise CheckFailed(expected=expected, came=shape(value), cause=cause or text, reread="")
-    if tuple(value.shape) != tuple(size):
-        text = cause or f"The shape of {name} is not the one that the task names."
-        raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
-    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    if not (whole if integer else value.is_floating_point()):
-        text = cause or f"{name} has another type of number."
-        raise CheckFailed(expected=expected, came=shape(value), cause=text, reread="")
-    return value
+    elif tuple(value.shape) != tuple(size):
+        text = f"The shape of {name} is not the one that the task names."
+    else:
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        if whole if integer else value.is_floating_point():
+            return value
+        text = f"{name} has another type of number."
+    raise CheckFailed(expected=expected, came=shape(value), cause=cause or text, reread="")
 
 
 def like(argument: str, name: str = "the output") -> View:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,6 @@ def right_swiglu(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
 
 
 class WrongSwiglu(Suspects):
-    """Known mistakes of 01.1."""
-
     @suspect("01 What could go wrong")
     def swapped(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
         """The halves are swapped: silu belongs to the W1 half, the gate, and yours is on the W3 half."""
@@ -127,84 +124,80 @@ def right_block_cost(tokens: int, hidden_size: int, width: int) -> Counts:
     return held, forward, forward + 2 * forward
 
 
-def variant(matrices: int = 3, each: int = 2, step: int = 3, per_token: bool = False) -> Any:
+def variant(
+    tokens: int, hidden_size: int, width: int, matrices: int = 3, each: int = 2, step: int = 3
+) -> Counts:
     """Counts with one of their factors changed."""
-
-    def of(tokens: int, hidden_size: int, width: int) -> Counts:
-        held = matrices * hidden_size * width
-        forward = each * held * (1 if per_token else tokens)
-        return held, forward, step * forward
-
-    return of
+    held = matrices * hidden_size * width
+    forward = each * held * tokens
+    return held, forward, step * forward
 
 
 class WrongBlockCost(Suspects):
-    """Known mistakes of 01.2."""
-
     @suspect("01 §2")
     def two_matrices(tokens: int, hidden_size: int, width: int) -> Counts:
         """You count two matrices. SwiGLU has three: W1 and W3 up, W2 down."""
-        return variant(matrices=2)(tokens, hidden_size, width)
+        return variant(tokens, hidden_size, width, matrices=2)
 
     @suspect("01 What could go wrong")
     def multiply_adds(tokens: int, hidden_size: int, width: int) -> Counts:
         """Your operations are half of those expected: a multiplication and an addition are two operations (FLOPs). You
         count multiply-adds (MACs)."""
-        return variant(each=1)(tokens, hidden_size, width)
+        return variant(tokens, hidden_size, width, each=1)
 
     @suspect("01 §3")
     def backward_alone(tokens: int, hidden_size: int, width: int) -> Counts:
         """The last number is twice the forward pass. That is the backward pass alone; a training step is forward and
         backward, three times the forward pass."""
-        return variant(step=2)(tokens, hidden_size, width)
+        return variant(tokens, hidden_size, width, step=2)
 
     @suspect("01 §3")
     def backward_like_forward(tokens: int, hidden_size: int, width: int) -> Counts:
         """The training step is four times the forward pass. Backward costs twice the forward pass, and with the forward
         pass that makes three times."""
-        return variant(step=4)(tokens, hidden_size, width)
+        return variant(tokens, hidden_size, width, step=4)
 
     @suspect("01 §3")
     def one_token(tokens: int, hidden_size: int, width: int) -> Counts:
         """Your operations do not grow with the number of tokens."""
-        return variant(per_token=True)(tokens, hidden_size, width)
+        return variant(1, hidden_size, width)
 
     @suspect("01 §2")
     def parameters_of_tokens(tokens: int, hidden_size: int, width: int) -> Counts:
         """Your parameters grow with the number of tokens. The same weights serve all of them."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return held * tokens, forward, step
 
     @suspect("01 §2")
     def with_biases(tokens: int, hidden_size: int, width: int) -> Counts:
         """You count biases. The blocks of Llama and Mixtral have none."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return held + 2 * width + hidden_size, forward, step
 
     @suspect("01 §2")
     def other_order(tokens: int, hidden_size: int, width: int) -> Counts:
         """The numbers are right and in another order: first the parameters, then the FLOPs of a forward pass, then
         those of a training step."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return forward, step, held
 
     @suspect("01 §3")
     def elementwise(tokens: int, hidden_size: int, width: int) -> Counts:
         """You count the element-wise part, about 10·T·F, as well. The lesson leaves it out, and so does the task."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return held, forward + 10 * tokens * width, step + 30 * tokens * width
 
     @suspect("01 What could go wrong")
     def half_forward(tokens: int, hidden_size: int, width: int) -> Counts:
         """The training step is right, and the forward pass half of what is expected: a multiplication and an addition
         are two operations (FLOPs)."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return held, forward / 2, step
 
     @suspect("01 §2")
     def bytes_held(tokens: int, hidden_size: int, width: int) -> Counts:
         """In the place of the parameters stands their memory in float32, four bytes each. Asked for is their number."""
-        held, forward, step = variant()(tokens, hidden_size, width)
+        held, forward, step = variant(tokens, hidden_size, width)
         return 4 * held, forward, step
 
 
@@ -231,8 +224,6 @@ def right_roofline(t: int, d: int, f: int, size: int, peak: float, bandwidth: fl
 
 
 class WrongRoofline(Suspects):
-    """Known mistakes of 01.3."""
-
     @suspect("01 §4")
     def added(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
         """The two times are added. Arithmetic and traffic can go on at once, so a floor is the longer of them."""
@@ -356,8 +347,6 @@ def right_bits_remembered(loss: float, facts: int, answers: int) -> float:
 
 
 class WrongBitsRemembered(Suspects):
-    """Known mistakes of 01.4."""
-
     @suspect("01 §5")
     def in_nats(loss: float, facts: int, answers: int) -> float:
         """Your result is in nats: divide by ln 2."""

@@ -38,8 +38,6 @@ def right_dense_mixture(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> 
 
 
 class WrongDenseMixture(Suspects):
-    """Known mistakes of 02.1."""
-
     @suspect("02 §1")
     def averaged(x: Tensor, gate_up: Tensor, down: Tensor, w: Tensor) -> Tensor:
         """The weights are not used: this is the plain average, which is one wide MLP."""
@@ -160,8 +158,6 @@ def right_wide_mlp(gate_up: Tensor, down: Tensor) -> Pair:
 
 
 class WrongWideMlp(Suspects):
-    """Known mistakes of 02.2."""
-
     @suspect("02 What could go wrong")
     def a_sum(gate_up: Tensor, down: Tensor) -> Pair:
         """Yours is the sum of the experts, E times too loud: the 1/E of equation (2) is missing."""
@@ -273,8 +269,6 @@ def right_error_of_average(members: Tensor, target: Tensor) -> Three:
 
 
 class WrongErrorOfAverage(Suspects):
-    """Known mistakes of 02.3."""
-
     @suspect("02 §2")
     def unbiased(members: Tensor, target: Tensor) -> Three:
         """The disagreement is divided by E − 1, as an estimate of a variance would be. Equation (3) divides by E; then
@@ -412,8 +406,6 @@ def inner(f: Tensor, slope: Tensor) -> Tensor:
 
 
 class WrongMixtureGradient(Suspects):
-    """Known mistakes of 02.4."""
-
     @suspect("02 §3")
     def not_compared(z: Tensor, f: Tensor, slope: Tensor) -> Tensor:
         """Nothing is compared: this is w⟨∂L/∂y, f⟩. The derivative of the softmax takes the mixture's own output

@@ -39,8 +39,6 @@ def over_sum(w: Tensor) -> Tensor:
 
 
 class WrongTopKRouter(Suspects):
-    """Known mistakes of 03.1."""
-
     @suspect("03 §1")
     def not_renormalised(x: Tensor, weight: Tensor, k: int) -> Pair:
         """The weights are right but for one step: they do not sum to 1 for each token. Equation (2) divides by the sum
@@ -156,8 +154,6 @@ def right_choose_then_weigh(z: Tensor, k: int, norm_topk_prob: bool) -> Pair:
 
 
 class WrongChooseThenWeigh(Suspects):
-    """Known mistakes of 03.2."""
-
     @suspect("03 §2")
     def always(z: Tensor, k: int, norm: bool) -> Pair:
         """You renormalise always. With norm_topk_prob=False (OLMoE) the weight is the probability under the softmax
@@ -264,8 +260,6 @@ def over_batch(z: Tensor, g: Tensor, k: int, renormalise: bool, norm: bool, mean
 
 
 class WrongGateGradient(Suspects):
-    """Known mistakes of 03.3."""
-
     @suspect("03 §3")
     def always_4(z: Tensor, g: Tensor, k: int, renormalise: bool) -> Tensor:
         """This is equation (4) throughout. Without renormalising the softmax runs over all experts, so those outside
@@ -556,8 +550,6 @@ def right_batch_independent_weights(scores: Tensor, k: int) -> Pair:
 
 
 class WrongBatchIndependentWeights(Suspects):
-    """Known mistakes of 03.5."""
-
     @suspect("03 §1")
     def mended_too_late(scores: Tensor, k: int) -> Pair:
         """At K = 1 the weights are still divided by a sum over the tokens: in a batch of 64 each is about 1/64. The

@@ -47,8 +47,6 @@ def along(counts: Tensor, cards: Tensor) -> Tensor:
 
 
 class WrongDealtTable(Suspects):
-    """Known mistakes of 05.1."""
-
     @suspect("05 §1")
     def modulo(counts: Tensor, num_experts: int) -> Tensor:
         """This is id modulo E: it deals out ids, not tokens. A frequent id weighs as much as a rare one, and `counts`
@@ -146,9 +144,9 @@ def probabilities(x: Tensor, weight: Tensor) -> Tensor:
     return (x @ weight.T).softmax(-1)
 
 
-def best_of_column(p: Tensor, wanted: Tensor, c: int) -> Tensor:
-    """p [B, S, E] where `wanted` is among the c largest of its column, else 0."""
-    token = wanted.topk(min(c, p.shape[1]), dim=1).indices
+def best_of_column(p: Tensor, c: int, wanted: Tensor | None = None) -> Tensor:
+    """p [B, S, E] where it, or `wanted`, is among the c largest of its column, else 0."""
+    token = (p if wanted is None else wanted).topk(min(c, p.shape[1]), dim=1).indices
     return torch.zeros_like(p).scatter(1, token, p.gather(1, token))
 
 
@@ -164,8 +162,6 @@ def right_expert_choice(x: Tensor, weight: Tensor, c: float) -> Tensor:
 
 
 class WrongExpertChoice(Suspects):
-    """Known mistakes of 05.2."""
-
     @suspect("05 §2")
     def token_choice(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """Here tokens choose their experts: the choice runs along the rows (dim=-1). In expert choice it runs down the
@@ -178,35 +174,33 @@ class WrongExpertChoice(Suspects):
     def rounded_down(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """C is rounded down, so places are lost, and in a short sequence there are none at all. It is a ceiling:
         math.ceil."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, int(c * p.shape[1] / p.shape[2]))
+        return best_of_column(probabilities(x, weight), int(c * x.shape[1] / len(weight)))
 
     @suspect("05 §2")
     def at_least_one(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """C is rounded down and kept from being 0. It is a ceiling: math.ceil, and then it cannot be 0."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, max(1, int(c * p.shape[1] / p.shape[2])))
+        return best_of_column(probabilities(x, weight), max(1, int(c * x.shape[1] / len(weight))))
 
     @suspect("05 What could go wrong")
     def whole_batch(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """The tokens of all sequences compete with one another. Then a sequence is routed another way in other company:
         every sequence by itself."""
         p = probabilities(x, weight).flatten(0, 1)[None]
-        return best_of_column(p, p, places(p.shape[1], p.shape[2], c)).view(*x.shape[:2], -1)
+        return best_of_column(p, places(p.shape[1], p.shape[2], c)).view(*x.shape[:2], -1)
 
     @suspect("05 §2")
     def over_tokens(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """The softmax runs over the tokens. It runs over the experts, as in every router so far; only the choice runs
         along the tokens."""
         p = (x @ weight.T).softmax(1)
-        return best_of_column(p, p, places(p.shape[1], p.shape[2], c))
+        return best_of_column(p, places(p.shape[1], p.shape[2], c))
 
     @suspect("05 §2")
     def by_logits(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """Tokens are chosen by their logits. Within a row the softmax keeps the order, but down a column it does not: a
         token with large logits for all experts is not one that wants this one most."""
         p = probabilities(x, weight)
-        return best_of_column(p, x @ weight.T, places(p.shape[1], p.shape[2], c))
+        return best_of_column(p, places(p.shape[1], p.shape[2], c), x @ weight.T)
 
     @suspect("05 §2")
     def renormalised(x: Tensor, weight: Tensor, c: float) -> Tensor:
@@ -225,14 +219,13 @@ class WrongExpertChoice(Suspects):
     def k_places(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """Every expert takes c tokens. c is the mean number of experts of a *token*; an expert takes C = ⌈c·S/E⌉
         tokens."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, max(1, int(c)))
+        return best_of_column(probabilities(x, weight), max(1, int(c)))
 
     @suspect("05 §2")
     def logits_as_weights(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """The weights are logits: the softmax is missing."""
         z = x @ weight.T
-        return best_of_column(z, z, places(z.shape[1], z.shape[2], c))
+        return best_of_column(z, places(z.shape[1], z.shape[2], c))
 
     @suspect("05 §2")
     def token_choice_up(x: Tensor, weight: Tensor, c: float) -> Tensor:
@@ -248,31 +241,28 @@ class WrongExpertChoice(Suspects):
         itself."""
         p = probabilities(x, weight)
         flat = p.flatten(0, 1)[None]
-        return best_of_column(flat, flat, places(p.shape[1], p.shape[2], c)).view_as(p)
+        return best_of_column(flat, places(p.shape[1], p.shape[2], c)).view_as(p)
 
     @suspect("05 §2")
     def rounded_to_nearest(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """C is rounded to the nearest whole number. It is a ceiling: math.ceil."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, round(c * p.shape[1] / p.shape[2]))
+        return best_of_column(probabilities(x, weight), round(c * x.shape[1] / len(weight)))
 
     @suspect("05 §2")
     def without_c(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """The factor c is not used: an expert takes C = ⌈c·S/E⌉ tokens."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, places(p.shape[1], p.shape[2], 1.0))
+        return best_of_column(probabilities(x, weight), places(x.shape[1], len(weight), 1.0))
 
     @suspect("05 §2")
     def without_e(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """An expert takes c·S tokens. The places of all experts together are about c·S; each has C = ⌈c·S/E⌉."""
-        p = probabilities(x, weight)
-        return best_of_column(p, p, math.ceil(c * p.shape[1]))
+        return best_of_column(probabilities(x, weight), math.ceil(c * x.shape[1]))
 
     @suspect("05 §2")
     def least_wanted(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """Every expert takes the tokens that want it least: sort and argsort are ascending unless told otherwise."""
         p = probabilities(x, weight)
-        return best_of_column(p, -p, places(p.shape[1], p.shape[2], c))
+        return best_of_column(p, places(p.shape[1], p.shape[2], c), -p)
 
     @suspect("05 §2")
     def columns_renormalised(x: Tensor, weight: Tensor, c: float) -> Tensor:
@@ -284,7 +274,7 @@ class WrongExpertChoice(Suspects):
     def sigmoid(x: Tensor, weight: Tensor, c: float) -> Tensor:
         """The probabilities are sigmoids. In equation (3) they are a softmax over the experts."""
         p = (x @ weight.T).sigmoid()
-        return best_of_column(p, p, places(p.shape[1], p.shape[2], c))
+        return best_of_column(p, places(p.shape[1], p.shape[2], c))
 
     @suspect("05 §2")
     def threshold(x: Tensor, weight: Tensor, c: float) -> Tensor:
@@ -364,8 +354,6 @@ def normalised(plan: Tensor, iterations: int) -> Tensor:
 
 
 class WrongTransportPlan(Suspects):
-    """Known mistakes of 05.3."""
-
     @suspect("05 §3")
     def rows_last(z: Tensor, iterations: int) -> Tensor:
         """Columns come first and rows last. It ends at the same plan, but stopped early it is the rows that are exact,
@@ -737,8 +725,6 @@ def right_group_limited(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: 
 
 
 class WrongGroupLimited(Suspects):
-    """Known mistakes of 05.5."""
-
     @suspect("05 What could go wrong")
     def as_on_view(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
         """Nothing is mended yet: forbidden experts are set to 0, and a group scores its best expert alone."""

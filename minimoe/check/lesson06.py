@@ -28,8 +28,6 @@ def right_experts_touched(share: Tensor, tokens: int) -> Tensor:
 
 
 class WrongExpertsTouched(Suspects):
-    """Known mistakes of 06.1."""
-
     @suspect("06 §2")
     def even(share: Tensor, tokens: int) -> Tensor:
         """This is equation (4), for experts that are all as popular. Here each has a share of its own: put it in the
@@ -146,10 +144,11 @@ def right_slots_of_assignments(expert: Tensor, num_experts: int, capacity: int) 
     return torch.tensor(slot, dtype=torch.int64).view(expert.shape)
 
 
-def places(e: Tensor, num_experts: int) -> Tensor:
-    """Place [N] of each assignment in its expert's queue, from 0."""
+def places(expert: Tensor, num_experts: int) -> Tensor:
+    """Place [T, K] of each assignment in its expert's queue, from 0."""
+    e = expert.flatten()
     arrived = torch.nn.functional.one_hot(e, num_experts).cumsum(0)
-    return arrived.gather(1, e[:, None])[:, 0] - 1
+    return (arrived.gather(1, e[:, None])[:, 0] - 1).view(expert.shape)
 
 
 def in_slots(expert: Tensor, place: Tensor, capacity: int) -> Tensor:
@@ -158,8 +157,6 @@ def in_slots(expert: Tensor, place: Tensor, capacity: int) -> Tensor:
 
 
 class WrongSlotsOfAssignments(Suspects):
-    """Known mistakes of 06.2."""
-
     @suspect("06 §4")
     def nobody_waits(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Every assignment is the first of its queue, so nobody is ever dropped and all share slot 0: you count along a
@@ -183,20 +180,20 @@ class WrongSlotsOfAssignments(Suspects):
     def from_one(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Places are counted from 1: slot 0 of each expert stays empty. A cumulative sum that includes the assignment
         itself is one too large."""
-        place = places(expert.flatten(), num_experts).view(expert.shape) + 1
+        place = places(expert, num_experts) + 1
         return in_slots(expert, place, capacity)
 
     @suspect("06 §4")
     def into_the_next(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Nobody is dropped: who finds no place gets a slot of the next expert, or beyond the end. kept is place <
         C."""
-        return capacity * expert + places(expert.flatten(), num_experts).view(expert.shape)
+        return capacity * expert + places(expert, num_experts)
 
     @suspect("06 §4")
     def on_the_last(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Who finds no place is put on the last slot of the expert, where somebody sits already, and one overwrites the
         other. Dropped is -1."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return capacity * expert + place.clamp_max(capacity - 1)
 
     @suspect("06 §4")
@@ -209,32 +206,32 @@ class WrongSlotsOfAssignments(Suspects):
     def interleaved(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """The slots of an expert lie apart: this is E·place + e. The C slots of one expert lie side by side, C·e +
         place, so that the rows are [E, C, D]."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place < capacity, num_experts * place + expert, -1)
 
     @suspect("06 §4")
     def place_only(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """This is the place in the queue. The slot counts the places of the experts before it as well: C·e + place."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place < capacity, place, -1)
 
     @suspect("06 §4")
     def one_too_many(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """One place too many: with places from 0, kept is place < C, not <=. Its slot belongs to the next expert."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place <= capacity, capacity * expert + place, -1)
 
     @suspect("06 §4")
     def from_one_and_kept(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Places are counted from 1, up to C: slots are one too large, and the last of an expert is the first of the
         next. A cumulative sum that includes the assignment itself is one too large."""
-        place = places(expert.flatten(), num_experts).view(expert.shape) + 1
+        place = places(expert, num_experts) + 1
         return torch.where(place <= capacity, capacity * expert + place, -1)
 
     @suspect("06 §4")
     def one_too_few(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """The last place of each expert stays empty: with places from 0, kept is place < C."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place < capacity - 1, capacity * expert + place, -1)
 
     @suspect("06 §4")
@@ -245,13 +242,13 @@ class WrongSlotsOfAssignments(Suspects):
     @suspect("06 §4")
     def on_the_very_last(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """Nobody is dropped: slots run over into the next expert's, and at the end they are cut. kept is place < C."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return (capacity * expert + place).clamp_max(num_experts * capacity - 1)
 
     @suspect("06 §4")
     def stretches_of_e(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """The stretch of an expert is E slots long: this is E·e + place. It is C long, C·e + place."""
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place < capacity, num_experts * expert + place, -1)
 
     @suspect("06 §4")
@@ -272,7 +269,7 @@ class WrongSlotsOfAssignments(Suspects):
         """The stretches have the length of the counts: this is the row of equation (10). With capacity every stretch is
         C long, also where it is not filled."""
         count = torch.bincount(expert.flatten(), minlength=num_experts)
-        place = places(expert.flatten(), num_experts).view(expert.shape)
+        place = places(expert, num_experts)
         return torch.where(place < capacity, (count.cumsum(0) - count)[expert] + place, -1)
 
 
@@ -310,21 +307,22 @@ def right_plan_of_dispatch(expert: Tensor, num_experts: int) -> Plan:
     inverse = [0] * len(e)
     for row, n in enumerate(order):
         inverse[n] = row
-    parts = (torch.tensor(p, dtype=torch.int64) for p in (order, counts, inverse))
-    order_, counts_, inverse_ = parts
-    return order_, counts_, inverse_
+    return torch.tensor(order).long(), torch.tensor(counts).long(), torch.tensor(inverse).long()
+
+
+def inverted(order: Tensor) -> Tensor:
+    """In which row each assignment stands."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order))
+    return inverse
 
 
 def of_order(order: Tensor, expert: Tensor, num_experts: int) -> Plan:
     """The plan with another order, and the inverse of that."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return order, right_plan_of_dispatch(expert, num_experts)[1], inverse
+    return order, right_plan_of_dispatch(expert, num_experts)[1], inverted(order)
 
 
 class WrongPlanOfDispatch(Suspects):
-    """Known mistakes of 06.3."""
-
     @suspect("06 §5")
     def no_inverse(expert: Tensor, num_experts: int) -> Plan:
         """The order is right, and given a second time as the inverse. One says which assignment stands in a row, the
@@ -344,9 +342,7 @@ class WrongPlanOfDispatch(Suspects):
         expert. Say stable=True."""
         n = expert.numel()
         order = n - 1 - expert.flatten().flip(0).argsort(stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(n)
-        return order, right_plan_of_dispatch(expert, num_experts)[1], inverse
+        return of_order(order, expert, num_experts)
 
     @suspect("06 §5")
     def tokens(expert: Tensor, num_experts: int) -> Plan:
@@ -503,13 +499,6 @@ def way_back(out: Tensor, place: Tensor, w: Tensor) -> Tensor:
     return (rows.float() * w[..., None]).sum(1).to(out.dtype)
 
 
-def inverted(order: Tensor) -> Tensor:
-    """In which row each assignment stands."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return inverse
-
-
 def dispatched(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
     """A right dispatch, with weights and experts that may be wrong."""
     out, order = sorted_parts(x, expert, run)
@@ -517,8 +506,6 @@ def dispatched(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
 
 
 class WrongDispatchBySorting(Suspects):
-    """Known mistakes of 06.4."""
-
     @suspect("06 §5")
     def no_weights(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """The weights are not used: the K results are just added."""
@@ -737,8 +724,6 @@ def right_dropped_adds_nothing(x: Tensor, probs: Tensor, capacity: int, run: Ban
 
 
 class WrongDroppedAddsNothing(Suspects):
-    """Known mistakes of 06.5."""
-
     @suspect("06 What could go wrong")
     def unchanged(x: Tensor, probs: Tensor, capacity: int, run: Bank) -> Tensor:
         """The bug is still there: a dropped token comes out as itself times its probability, and with the residual

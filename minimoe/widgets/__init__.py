@@ -13,14 +13,8 @@ from minimoe.widgets.live_router import live_router
 from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 
-EXPLORABLES: dict[str, Callable[[], Explorable]] = {
-    "router_playground": router_playground,
-    "calculator": calculator,
-    "roofline": roofline,
-    "balance_film": balance_film,
-    "capacity_drops": capacity_drops,
-    "live_router": live_router,
-}
+MADE_BY = (router_playground, calculator, roofline, balance_film, capacity_drops, live_router)
+EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
 __all__ = [
     "EXPLORABLES",

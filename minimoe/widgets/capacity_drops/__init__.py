@@ -85,12 +85,6 @@ def capacity_drops() -> Explorable:
         f"Queues of {EXPERTS} experts for which {TOKENS} tokens ask, {K} each; the first expert is the most popular. "
         + " ".join(shown)
     )
-    data = {
-        "tokens": TOKENS,
-        "experts": EXPERTS,
-        "k": K,
-        "skew": SKEW,
-        "factor": FACTOR,
-        "examples": EXAMPLES,
-    }
+    sizes = {"tokens": TOKENS, "experts": EXPERTS, "k": K, "skew": SKEW, "factor": FACTOR}
+    data = sizes | {"examples": EXAMPLES}
     return Explorable("capacity_drops", data=data, draw=draw, alt=alt)

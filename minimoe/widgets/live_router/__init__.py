@@ -1,5 +1,6 @@
 """The live router: the shipped model, in int8, reads any text in the page and shows which experts read its tokens.
 
+examples.toml  texts to begin with
 export.py      what the page needs of the model, as one safetensors file
 tokenizer.js   byte-level BPE
 model.js       the forward pass; what is float32 and what float64 stands there
@@ -11,6 +12,7 @@ view.js, widget.js   what is seen
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ from minimoe.model import MixtralModel
 from minimoe.text.domains import DOMAINS
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer
 from minimoe.widgets.explorable import Explorable
-from minimoe.widgets.live_router.examples import EXAMPLES
 from minimoe.widgets.live_router.export import FILE, export, spellings, weights
 from minimoe.widgets.live_router.figure import draw
 
-RESULT = Path(__file__).resolve().parents[3] / "book" / "results" / "live_router.json"
+HERE = Path(__file__).resolve().parent
+EXAMPLES: list[dict[str, str]] = tomllib.loads((HERE / "examples.toml").read_text("utf-8"))[
+    "example"
+]
+RESULT = HERE.parents[2] / "book" / "results" / "live_router.json"
 
 
 def measured() -> dict[str, Any]:
@@ -54,7 +59,7 @@ def live_router(*, compact: bool = False) -> Explorable:
     model = quantize_experts(full)
     config, result = model.config, measured()
     layers, experts = config.num_hidden_layers, config.num_experts
-    run = record(model, EXAMPLES[0][2])
+    run = record(model, EXAMPLES[0]["text"])
     words = [bytes(spelling).decode().strip() for spelling in run["bytes"]]
     first = torch.tensor(run["probs"]).view(len(words), layers, experts).argmax(dim=2) + 1
     shown = {layer: first[:, layer - 1].tolist() for layer in (1, (layers + 1) // 2, layers)}
@@ -81,7 +86,7 @@ def live_router(*, compact: bool = False) -> Explorable:
         "parameters": model.num_parameters(),
         "bytes": sum(tensor.nbytes for tensor in weights(full).values()),
         "domains": domains,
-        "examples": [{"name": n, "domain": d, "text": text} for n, d, text in EXAMPLES],
+        "examples": EXAMPLES,
         "agreement": {
             **{key: sum(result[key]) / layers for key in ("same_set", "same_first")},
             **{key: result[key] for key in ("tokens", "date", "command")},
