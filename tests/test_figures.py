@@ -13,12 +13,28 @@ from matplotlib.text import Text
 
 from minimoe.course.style import SMALL
 from minimoe.errors import MinimoeError
-from minimoe.study import figures
-from minimoe.study import statistics as st
-from minimoe.study.claims import bracket, listed, percent, times
+from minimoe.study.claims import bracket, claims, listed, percent, times
+from minimoe.study.depth import draw_information, information
+from minimoe.study.domains import domain_load, draw_labels, draw_skew
 from minimoe.study.drawing import Figure, expert_ticks
-from minimoe.study.load import equal_band
+from minimoe.study.load import draw_load, draw_load_by_depth, expert_load
+from minimoe.study.paths import (
+    coactivation,
+    draw_coactivation,
+    draw_paths,
+    draw_repeats,
+    paths,
+    repeats,
+)
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.vocabulary import (
+    characteristic_tokens,
+    draw_ranked,
+    draw_token,
+    frequent_tokens,
+    shown,
+    token_shares,
+)
 from tests.small import small_disk
 
 EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
@@ -54,11 +70,11 @@ FEW: Any = {"resamples": 60}
 
 
 def loads(trace=TRACE):
-    return [st.expert_load(trace, x, **FEW) for x in LAYERS]
+    return [expert_load(trace, x, **FEW) for x in LAYERS]
 
 
 def topics():
-    return [st.domain_load(TRACE, x, by="topic", **FEW) for x in LAYERS]
+    return [domain_load(TRACE, x, by="topic", **FEW) for x in LAYERS]
 
 
 def decode(token: int) -> str:
@@ -66,27 +82,27 @@ def decode(token: int) -> str:
 
 
 def all_figures() -> dict[str, Figure]:
-    shares = [st.token_shares(TRACE, x, [0, 1], **FEW) for x in LAYERS]
-    information = st.information(TRACE, groups=6, **FEW)
+    shares = [token_shares(TRACE, x, [0, 1]) for x in LAYERS]
+    bits = information(TRACE, groups=6, **FEW)
     made = [
-        figures.load(loads(), num_layers=3),
-        figures.load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
-        figures.label_load(topics(), ["Arts", "History"], num_layers=3),
-        figures.labels_at(topics()[-1], num_layers=3),
-        figures.skew(topics(), num_layers=3),
-        figures.ranked_tokens(
-            st.frequent_tokens(TRACE, 3, top=5, **FEW),
-            st.characteristic_tokens(TRACE, 3, top=5, groups=6),
+        draw_load(loads(), num_layers=3),
+        draw_load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
+        draw_labels(topics(), ["Arts", "History"], num_layers=3),
+        draw_labels(topics()[-1:], num_layers=3, name="domains"),
+        draw_skew(topics(), num_layers=3),
+        draw_ranked(
+            frequent_tokens(TRACE, 3, top=5),
+            characteristic_tokens(TRACE, 3, top=5, groups=6),
             decode,
         ),
-        figures.token_choice(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
-        figures.information(information, within=information),
-        figures.repeats([st.repeats(TRACE, x, **FEW) for x in LAYERS]),
-        figures.coactivation([st.coactivation(TRACE, x, permutations=10, **FEW) for x in LAYERS]),
-        figures.paths(
+        draw_token(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
+        draw_information(bits, within=bits),
+        draw_repeats([repeats(TRACE, x, **FEW) for x in LAYERS]),
+        draw_coactivation([coactivation(TRACE, x, permutations=10) for x in LAYERS]),
+        draw_paths(
             [
-                st.paths(TRACE, permutations=5, **FEW),
-                st.paths(TRACE, kind="set", permutations=5, **FEW),
+                paths(TRACE, permutations=5, **FEW),
+                paths(TRACE, kind="set", permutations=5, **FEW),
             ]
         ),
     ]
@@ -135,9 +151,15 @@ def test_letters_are_legible_and_axes_have_units(drawn, name):
         assert any(ax.get_xlabel() for ax in figure.figure.axes)
 
 
+def test_every_caption_has_a_drawing(drawn):
+    words = {name: entry["caption"].split("{")[0] for name, entry in claims()["figures"].items()}
+    for name, start in words.items():
+        assert any(f.caption.startswith(start) for f in drawn.values()), name
+
+
 def test_the_same_numbers_give_the_same_bytes():
-    again = figures.load(loads(), num_layers=3)
-    assert again.png(dpi=50) == figures.load(loads(), num_layers=3).png(dpi=50)
+    again = draw_load(loads(), num_layers=3)
+    assert again.png(dpi=50) == draw_load(loads(), num_layers=3).png(dpi=50)
 
 
 def test_drawing_leaves_global_state_alone():
@@ -148,66 +170,60 @@ def test_drawing_leaves_global_state_alone():
 
 def test_alt_of_load_holds_its_numbers():
     results = loads()
-    alt = figures.load(results, num_layers=3).alt
+    alt = draw_load(results, num_layers=3).alt
     for one in results:
-        assert percent(one.share.max()) in alt and percent(one.share.min()) in alt
+        assert percent(one.share.value.max()) in alt and percent(one.share.value.min()) in alt
         assert times(one.ratio.value) + bracket(one.ratio.low, one.ratio.high) in alt
-        assert f"expert {int(one.share.argmax()) + 1}" in alt
+        assert f"expert {int(one.share.value.argmax()) + 1}" in alt
 
 
 def test_alt_of_labels_holds_ratio_and_chance():
     results = topics()
-    alt = figures.label_load(results, ["Arts"], num_layers=3).alt
+    alt = draw_labels(results, ["Arts"], num_layers=3).alt
     i = results[0].names.index("Arts")
     for one in results:
-        assert f"max/min {times(one.ratio[i])}, chance up to {times(one.ratio_null_high[i])}" in alt
+        assert (
+            f"max/min {times(one.ratio[i].value)}, chance up to {times(one.ratio[i].null_high)}"
+            in alt
+        )
 
 
 def test_alt_of_a_token_holds_share_and_interval():
-    shares = [st.token_shares(TRACE, 3, [5], **FEW)]
-    alt = figures.token_choice(shares, 5, "'.'").alt
-    best = int(shares[0].share[0].argmax())
-    assert f"expert {best + 1} {percent(shares[0].share[0, best], 0)}" in alt
+    shares = [token_shares(TRACE, 3, [5])]
+    alt = draw_token(shares, 5, "'.'").alt
+    best = int(shares[0].share.value[0].argmax())
+    assert f"expert {best + 1} {percent(shares[0].share.value[0, best], 0)}" in alt
     assert f"{shares[0].occurrences[0]:,} occurrences" in alt
 
 
 def test_alt_of_skew_counts_the_labels_beyond_chance():
     results = topics()
-    beyond = int((results[-1].tv_p_holm < 0.05).sum())
-    assert f"{beyond} of 3 lie beyond their null" in figures.skew(results).alt
+    beyond = len(results[-1].beyond)
+    assert f"{beyond} of 3 lie beyond their null" in draw_skew(results).alt
 
 
 def test_few_documents_have_no_whiskers_and_say_so():
     small = make_trace(documents=12)
-    figure = figures.load([st.expert_load(small, 1, **FEW)])
-    assert "Only 12 documents: no intervals" in figure.caption
+    figure = draw_load([expert_load(small, 1, **FEW)])
+    assert "Only 12 works: no intervals" in figure.caption
     assert figure.png(dpi=40)
 
 
 def test_an_expert_without_tokens_is_drawn():
     rows = TRACE.expert.copy()
     rows[rows == 3] = -1
-    silent = RoutingTrace(
-        TRACE.token,
-        TRACE.document,
-        TRACE.position,
-        rows,
-        TRACE.weight,
-        TRACE.documents,
-        EXPERTS,
-        LAYERS,
-    )
-    results = [st.domain_load(silent, x, by="topic", **FEW) for x in LAYERS]
-    figure = figures.skew(results)
+    silent = dataclasses.replace(TRACE, expert=rows)
+    results = [domain_load(silent, x, by="topic", **FEW) for x in LAYERS]
+    figure = draw_skew(results)
     assert figure.png(dpi=40) and "∞" in figure.alt
 
 
 def test_many_experts_fit():
     many = make_trace(experts=64)
-    assert figures.load([st.expert_load(many, x, **FEW) for x in LAYERS]).png(dpi=40)
-    ranked = figures.ranked_tokens(
-        st.frequent_tokens(many, 1, top=3, **FEW),
-        st.characteristic_tokens(many, 1, top=3, groups=6),
+    assert draw_load([expert_load(many, x, **FEW) for x in LAYERS]).png(dpi=40)
+    ranked = draw_ranked(
+        frequent_tokens(many, 1, top=3),
+        characteristic_tokens(many, 1, top=3, groups=6),
         decode,
     )
     assert "12 of 64 experts are shown" in ranked.caption
@@ -218,26 +234,13 @@ def test_equal_band_covers_equal_loads():
     inside = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        n = 4000
-        expert = np.argsort(rng.random((n, 1, 8)), axis=2)[..., :2].astype(np.int16)
-        documents = tuple(TraceDocument("law", str(i)) for i in range(100))
-        document, position = (
-            np.repeat(np.arange(100, dtype=np.int32), 40),
-            np.tile(np.arange(40, dtype=np.int32), 100),
+        expert = np.argsort(rng.random((4000, 1, 8)), axis=2)[..., :2].astype(np.int16)
+        trace = dataclasses.replace(
+            make_trace(documents=100, tokens=40, experts=8), expert=np.repeat(expert, 3, axis=1)
         )
-        trace = RoutingTrace(
-            np.zeros(n, np.int32),
-            document,
-            position,
-            expert,
-            np.full((n, 1, 2), 0.5, np.float32),
-            documents,
-            8,
-            (1,),
-        )
-        one = st.expert_load(trace, 1, **FEW)
-        low, high = equal_band(one)
-        inside += list((one.share >= low) & (one.share <= high))
+        one = expert_load(trace, 1, **FEW)
+        share = one.share
+        inside += list((share.value >= share.null_low) & (share.value <= share.null_high))
     assert 0.85 <= np.mean(inside) <= 1.0
 
 
@@ -254,16 +257,16 @@ def test_saves_atomically(drawn, tmp_path):
 
 
 def test_tokens_are_written_so_that_spaces_show():
-    assert figures.shown(" the") == "␣the"
-    assert figures.shown("\n") == "↵"
-    assert figures.shown("international", longest=8) == "interna…"
-    assert figures.shown("$x$") == r"\$x\$"
+    assert shown(" the") == "␣the"
+    assert shown("\n") == "↵"
+    assert shown("international", longest=8) == "interna…"
+    assert shown("$x$") == r"\$x\$"
 
 
 def test_words():
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
     assert times(float("inf")) == "∞" and times(float("nan")) == "–" and times(13.12) == "13.1"
-    assert bracket(None, 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"
+    assert bracket(float("nan"), 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"
 
 
 def test_many_experts_are_numbered_by_about_five_round_numbers() -> None:
@@ -287,16 +290,16 @@ def renamed(trace: RoutingTrace) -> RoutingTrace:
 
 def test_names_are_drawn_as_they_are_and_not_read_as_mathematics():
     trace = renamed(TRACE)
-    topics = [st.domain_load(trace, x, by="topic", **FEW) for x in LAYERS]
+    topics = [domain_load(trace, x, by="topic", **FEW) for x in LAYERS]
     made = [
-        figures.load(loads(trace), num_layers=3, text=MARKUP[1]),
-        figures.load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
-        figures.label_load(topics, MARKUP[:4], num_layers=3),
-        figures.labels_at(topics[-1], num_layers=3),
-        figures.skew(topics, titles={name: f"${name}" for name in MARKUP}, num_layers=3),
-        figures.ranked_tokens(
-            st.frequent_tokens(trace, 3, top=5, **FEW),
-            st.characteristic_tokens(trace, 3, top=5, groups=6),
+        draw_load(loads(trace), num_layers=3, text=MARKUP[1]),
+        draw_load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
+        draw_labels(topics, MARKUP[:4], num_layers=3),
+        draw_labels(topics[-1:], num_layers=3),
+        draw_skew(topics, titles={name: f"${name}" for name in MARKUP}, num_layers=3),
+        draw_ranked(
+            frequent_tokens(trace, 3, top=5),
+            characteristic_tokens(trace, 3, top=5, groups=6),
             lambda token: MARKUP[token % 6],
         ),
     ]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 import shutil
 
@@ -17,18 +16,12 @@ from minimoe.model import MixtralModel
 from minimoe.study import claims as judged
 from minimoe.study import report
 from minimoe.study import report as recordings
-from minimoe.study import statistics as st
-from minimoe.study.chance import MMLU, TEXT
-from minimoe.study.domains import subjects
-from minimoe.study.load import balance, imbalance, questions
-from minimoe.study.measurements import chosen_topics, first_tokens, headline, measure, three_layers
+from minimoe.study.chance import TEXT
+from minimoe.study.measurements import chosen_topics, first_tokens, measure, three_layers
 from minimoe.study.models import Stages
 from minimoe.study.page import findings
-from minimoe.study.paths import judge_paths as paths
 from minimoe.study.report import run_study
 from minimoe.study.trace import RoutingTrace
-from minimoe.study.vocabulary import judge_frequent_tokens as frequent_tokens
-from minimoe.study.vocabulary import preferred
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode, train_tokenizer
@@ -112,7 +105,7 @@ def offline(monkeypatch, corpus):
     """A corpus of four small domains in place of the fetched one, and fewer draws."""
     monkeypatch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
     monkeypatch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
-    monkeypatch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
+    monkeypatch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +114,7 @@ def studied(checkpoint, corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
         patch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
-        patch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
+        patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
         out = tmp_path_factory.mktemp("study") / "new" / "folder"
         path = run_study(checkpoint, out, max_tokens=2000, progress=False)
     return path
@@ -183,7 +176,7 @@ def test_the_page_says_what_it_must(studied):
         assert f'id="{claim}"' in page
     assert "Control: untrained weights" in page
     assert "math: the package was withdrawn" in page
-    assert "fewer than 50 documents: no intervals" in page
+    assert "fewer than 50" in page
     assert str(studied.parent) not in page
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
 
@@ -199,10 +192,12 @@ def test_summary_is_plain_json(studied):
     assert summary["hardware"] and summary["torch"]
     assert {f["claim"] for f in summary["findings"]} >= {"C10", "C12", "C13", "C15", "C16"}
     verdicts = {f["verdict"] for f in summary["findings"]}
-    assert verdicts <= {"agrees", "disagrees", "cannot be told"}
+    assert verdicts <= {"agrees", "disagrees", "cannot be told", "material"}
     loads = summary["measurements"]["load"][TEXT]
-    assert sum(loads[0]["share"]) == pytest.approx(1, abs=1e-4)
-    assert summary["control"]["untrained"]["load"]
+    assert sum(loads[0]["share"]["value"]) == pytest.approx(1, abs=1e-4)
+    assert summary["control"]["load"]
+    learnt = next(f for f in summary["findings"] if f["claim"] == "C14")
+    assert all("Random weights: " in part["found"] for part in learnt["parts"])
     assert str(studied.parent) not in text
 
 
@@ -344,214 +339,6 @@ def test_first_tokens_keeps_every_domain(studied):
     part = first_tokens(trace, 500)
     assert np.bincount(part.domain).max() <= 500
     assert first_tokens(trace, None) is trace
-
-
-def test_headline_of_the_same_trace_is_the_same(studied):
-    natural = RoutingTrace.load(studied.parent / "trace.npz").select(
-        domains=["law", "drama", "wiki_en"]
-    )
-    assert (
-        headline(natural, equal_tokens=500).to_dict()
-        == headline(natural, equal_tokens=500).to_dict()
-    )
-
-
-# The rules
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (1.45, 1.55, "agrees"),
-        (1.3, 1.5, "cannot be told"),
-        (1.1, 1.39, "disagrees"),
-        (1.61, 2.0, "disagrees"),
-        (None, None, "cannot be told"),
-        (math.nan, math.nan, "cannot be told"),
-    ],
-)
-def test_inside(low, high, verdict):
-    assert judged.inside(low, high, 1.4, 1.6) == verdict
-
-
-def test_together():
-    assert judged.together(["agrees", "agrees"]) == "agrees"
-    assert judged.together(["agrees", "disagrees", "cannot be told"]) == "disagrees"
-    assert judged.together(["agrees", "cannot be told"]) == "cannot be told"
-    assert judged.together([]) == "cannot be told"
-
-
-def with_load(m, kind=TEXT, **changes):
-    return dataclasses.replace(
-        m, load={kind: tuple(dataclasses.replace(x, **changes) for x in m.load[TEXT])}
-    )
-
-
-def estimate(value, low, high):
-    return st.Estimate(value, low, high, "given")
-
-
-def test_balance_flips_with_the_interval(measured):
-    assert balance(with_load(measured, ratio=estimate(1.5, 1.42, 1.58))).verdict == "agrees"
-    assert balance(with_load(measured, ratio=estimate(2.2, 2.1, 2.3))).verdict == "disagrees"
-    assert balance(with_load(measured, ratio=estimate(1.5, None, None))).verdict == "cannot be told"
-
-
-def test_the_articles_own_material_decides_with_the_text(measured):
-    good = with_load(measured, ratio=estimate(1.5, 1.42, 1.58)).load[TEXT]
-    bad = with_load(measured, ratio=estimate(5.0, 4.5, 5.5)).load[TEXT]
-    both = balance(dataclasses.replace(measured, load={TEXT: good, MMLU: bad}))
-    assert both.verdict == "disagrees"
-    assert both.remarks == (f"On {TEXT}: agrees.", f"On {MMLU}: disagrees.")
-
-
-def test_imbalance_flips_against_its_null(measured):
-    null = st.Null(1.05, 1.0, 1.1, 0.5, "given")
-    assert (
-        imbalance(
-            with_load(measured, ratio=estimate(1.5, 1.4, 1.6), ratio_null_documents=null)
-        ).verdict
-        == "agrees"
-    )
-    assert (
-        imbalance(
-            with_load(measured, ratio=estimate(1.05, 1.0, 1.2), ratio_null_documents=null)
-        ).verdict
-        == "disagrees"
-    )
-    assert (
-        imbalance(
-            with_load(measured, ratio=estimate(1.2, 1.0, 1.4), ratio_null_documents=null)
-        ).verdict
-        == "cannot be told"
-    )
-
-
-def test_paths_flip_and_know_a_shallow_model(measured):
-    def judge(value, low, high, chance):
-        one = dataclasses.replace(
-            measured.paths[1],
-            tokens=1000,
-            repeated=estimate(value, low, high),
-            expected_loads=st.Null(1000 * (1 - chance), 0, 0, 0, "given"),
-        )
-        return paths(dataclasses.replace(measured, paths=(measured.paths[0], one))).verdict
-
-    assert judge(0.01, 0.005, 0.02, 0.001) == "agrees"
-    assert judge(0.6, 0.55, 0.65, 0.001) == "disagrees"
-    assert judge(0.05, 0.04, 0.06, 0.001) == "cannot be told"
-    assert judge(0.6, 0.55, 0.65, 0.3) == "cannot be told"
-
-
-def test_subjects_flip_with_the_last_layer(measured):
-    def judge(p, few=False):
-        changed = [
-            dataclasses.replace(
-                x, tv_p_holm=np.full(len(x.names), 1.0), few_documents=np.full(len(x.names), few)
-            )
-            for x in measured.topics
-        ]
-        changed[-1] = dataclasses.replace(
-            changed[-1], tv_p_holm=np.array([p, *np.ones(len(TOPICS) - 1)])
-        )
-        return subjects(dataclasses.replace(measured, topics=tuple(changed)), {}).verdict
-
-    assert judge(0.01) == "agrees"
-    assert judge(0.2) == "disagrees"
-    assert judge(0.2, few=True) == "cannot be told"
-
-
-def test_fivefold_must_be_beyond_chance(measured):
-    def judge(low, high, null_high):
-        n = len(TOPICS)
-        last = dataclasses.replace(
-            measured.topics[-1],
-            ratio=np.full(n, (low + high) / 2),
-            ratio_low=np.full(n, low),
-            ratio_high=np.full(n, high),
-            ratio_null_high=np.full(n, null_high),
-        )
-        found = subjects(dataclasses.replace(measured, topics=(*measured.topics[:-1], last)), {})
-        return next(p.verdict for p in found.parts if p.what.startswith("fivefold"))
-
-    assert judge(5.5, 7.0, 3.0) == "agrees"
-    assert judge(5.5, 7.0, 9.0) == "cannot be told"
-    assert judge(2.0, 3.0, 1.5) == "disagrees"
-
-
-def test_questions_flip_with_the_permutation(studied, tokenizer, measured):
-    names = ("text", "questions", "mmlu")
-    base = measured.questions_against_text[0]
-
-    def judge(p, few):
-        pad = np.resize
-        one = dataclasses.replace(
-            base,
-            names=names,
-            share=pad(base.share, (3, base.share.shape[1])),
-            documents=np.full(3, 60),
-            tokens=np.full(3, 999),
-            few_documents=np.array([False, False, few]),
-            tv_p_holm=np.array([1.0, 1.0, p]),
-        )
-        load = {**measured.load, MMLU: measured.load[TEXT]}
-        layers = tuple(dataclasses.replace(one, layer=x) for x in measured.layers)
-        return questions(
-            dataclasses.replace(measured, load=load, questions_against_text=layers)
-        ).verdict
-
-    assert judge(0.5, False) == "agrees"
-    assert judge(0.001, False) == "disagrees"
-    assert judge(0.001, True) == "cannot be told"
-
-
-def test_token_rules_flip(measured):
-    def informed(low):
-        return tuple(
-            dataclasses.replace(x, token=dataclasses.replace(x.token, low=low, high=low + 0.1))
-            for x in measured.information
-        )
-
-    assert (
-        frequent_tokens(dataclasses.replace(measured, information=informed(0.2))).verdict
-        == "agrees"
-    )
-    assert (
-        frequent_tokens(dataclasses.replace(measured, information=informed(-0.1))).verdict
-        == "disagrees"
-    )
-
-    def first_part(low, chance):
-        shares = []
-        for one in measured.shares:
-            p = one.preferred
-            n = len(p.token)
-            p = dataclasses.replace(
-                p,
-                n=np.full(n, 50),
-                share=np.full(n, 0.7),
-                low=np.full(n, low),
-                high=np.full(n, 0.9),
-                chance=np.full(n, chance),
-                apparent=np.full(n, 0.8),
-                null_high=np.full(n, 0.5),
-            )
-            shares.append(dataclasses.replace(one, preferred=p))
-        return preferred(dataclasses.replace(measured, shares=tuple(shares))).parts[0].verdict
-
-    assert first_part(0.6, 0.5) == "agrees"
-    assert first_part(0.4, 0.5) == "disagrees"
-
-
-def test_a_rare_token_tells_nothing(measured):
-    shares = tuple(
-        dataclasses.replace(
-            x, preferred=dataclasses.replace(x.preferred, n=np.full(len(x.token), 3))
-        )
-        for x in measured.shares
-    )
-    part = preferred(dataclasses.replace(measured, shares=shares)).parts[0]
-    assert part.verdict == "cannot be told" and "too few" in part.found
 
 
 def test_no_claim_is_lost_on_a_model_of_two_layers(measured):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from dataclasses import replace
@@ -14,27 +13,48 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minimoe.errors import TraceError
-from minimoe.study import statistics as stats
 from minimoe.study.chance import (
+    Result,
     bootstrap_weights,
     choices,
-    document_counts,
+    entropy,
     holm,
     interval_of_maximum,
+    interval_of_share,
     jackknife,
+    jensen_shannon,
     join,
+    mutual_information,
     permutation_p,
-    permuted_tables,
     random_groups,
     set_codes,
-    student_quantile,
+    sign_flips,
+    student,
+    total_variation,
+    unit_counts,
     wilson,
+    works,
 )
-from minimoe.study.depth import held_out_gain, plug_in_bias, token_classes
-from minimoe.study.load import all_sets
-from minimoe.study.paths import expected_distinct, pair_probabilities
+from minimoe.study.depth import (
+    held_out_gain,
+    information,
+    layer_dependence,
+    plug_in_bias,
+    token_bias,
+    token_classes,
+)
+from minimoe.study.domains import domain_load
+from minimoe.study.load import all_sets, equal_load_ratios, expert_load
+from minimoe.study.paths import coactivation, pair_probabilities, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from minimoe.study.vocabulary import log_odds
+from minimoe.study.vocabulary import (
+    characteristic_tokens,
+    frequent_tokens,
+    log_odds,
+    maximum_share_null,
+    preferred_experts,
+    token_shares,
+)
 
 Row = tuple[int, list[list[int]]]
 
@@ -72,34 +92,32 @@ def one_layer(tokens: list[int], experts: list[list[int]]) -> list[Row]:
 
 
 def test_entropy_and_divergences_by_hand() -> None:
-    assert stats.entropy([1, 1, 1, 1]) == pytest.approx(2)
-    assert stats.entropy([2, 1, 1, 0]) == pytest.approx(1.5)
-    assert stats.entropy([0, 0]) == 0
-    assert stats.total_variation([0.5, 0.5, 0], [0.25, 0.25, 0.5]) == pytest.approx(0.5)
-    assert stats.jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
-    assert stats.jensen_shannon([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]) == pytest.approx(1)
-    assert stats.jensen_shannon([0.2, 0.8], [0.2, 0.8]) == 0
+    assert entropy([1, 1, 1, 1]) == pytest.approx(2)
+    assert entropy([2, 1, 1, 0]) == pytest.approx(1.5)
+    assert entropy([0, 0]) == 0
+    assert total_variation([0.5, 0.5, 0], [0.25, 0.25, 0.5]) == pytest.approx(0.5)
+    assert jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
+    assert jensen_shannon([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]) == pytest.approx(1)
+    assert jensen_shannon([0.2, 0.8], [0.2, 0.8]) == 0
     # H(3/4, 1/4) − (0 + 1)/2
-    assert stats.jensen_shannon([1, 0], [0.5, 0.5]) == pytest.approx(0.8112781 - 0.5)
+    assert jensen_shannon([1, 0], [0.5, 0.5]) == pytest.approx(0.8112781 - 0.5)
 
 
 def test_mutual_information_by_hand() -> None:
-    assert stats.mutual_information(np.eye(8) * 5) == pytest.approx(3)  # a deterministic map
-    assert stats.mutual_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0)
+    assert mutual_information(np.eye(8) * 5) == pytest.approx(3)  # a deterministic map
+    assert mutual_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0)
     # p = 3/8 1/8 1/8 3/8: 2 − H = 2·(3/8·log2(3/2)) + 2·(1/8·log2(1/2))
-    assert stats.mutual_information([[3, 1], [1, 3]]) == pytest.approx(0.75 * math.log2(1.5) - 0.25)
+    assert mutual_information([[3, 1], [1, 3]]) == pytest.approx(0.75 * math.log2(1.5) - 0.25)
     # k distinct experts, the token fixes the set: log2(E/k) is reached, never passed
-    assert stats.mutual_information(np.kron(np.eye(4), [1, 1]) * 7) == pytest.approx(
-        math.log2(8 / 2)
-    )
+    assert mutual_information(np.kron(np.eye(4), [1, 1]) * 7) == pytest.approx(math.log2(8 / 2))
 
 
 @settings(derandomize=True)
 @given(hnp.arrays(np.int64, (5, 4), elements=st.integers(0, 30)))
 def test_mutual_information_is_bounded_and_symmetric(table: np.ndarray) -> None:
-    value = float(stats.mutual_information(table))
+    value = float(mutual_information(table))
     assert -1e-9 <= value <= 2 + 1e-9
-    assert value == pytest.approx(float(stats.mutual_information(table.T)), abs=1e-9)
+    assert value == pytest.approx(float(mutual_information(table.T)), abs=1e-9)
 
 
 def test_plug_in_bias_is_millers_for_one_choice() -> None:
@@ -134,28 +152,28 @@ def test_wilson_without_trials() -> None:
     [(1, 12.706), (2, 4.303), (5, 2.571), (9, 2.262), (19, 2.093), (24, 2.064), (120, 1.980)],
 )
 def test_student_quantile_tabulated(degrees: int, value: float) -> None:
-    assert student_quantile(0.975, degrees) == pytest.approx(value, abs=0.003)
+    assert student(degrees) == pytest.approx(value, abs=0.0006)
 
 
 def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
     x = np.random.default_rng(0).normal(size=30)
     without = (x.sum() - x) / 29
-    jack = jackknife(x.mean(), without)
-    assert jack.value == pytest.approx(x.mean())
-    assert jack.error == pytest.approx(x.std(ddof=1) / math.sqrt(30))
-    assert jack.high - jack.value == pytest.approx(2.0452 * jack.error, rel=1e-3)
+    value, low, high = jackknife(x.mean(), without)
+    error = x.std(ddof=1) / math.sqrt(30)
+    assert value == pytest.approx(x.mean())
+    assert (high - value, value - low) == pytest.approx((2.0452 * error,) * 2, rel=1e-3)
 
 
 def test_jackknife_removes_the_bias_of_the_population_variance() -> None:
     x = np.random.default_rng(1).normal(size=20)
     without = np.array([np.delete(x, i).var() for i in range(20)])
-    assert jackknife(x.var(), without).value == pytest.approx(x.var(ddof=1))
+    assert jackknife(x.var(), without)[0] == pytest.approx(x.var(ddof=1))
 
 
 def test_jackknife_of_one_group_gives_no_interval() -> None:
-    jack = jackknife(1.0, np.array([0.0]))
-    assert jack.value == 1.0
-    assert np.isnan(jack.low)
+    value, low, _ = jackknife(1.0, np.array([0.0]))
+    assert value == 1.0
+    assert np.isnan(low)
 
 
 def test_bootstrap_weights_keep_strata_and_have_the_right_variance() -> None:
@@ -176,21 +194,67 @@ def test_random_groups_are_even_within_strata() -> None:
     assert (np.bincount(group[40:]) == 3).all()
 
 
-def test_permuted_tables_keep_margins_and_reach_every_deal() -> None:
-    counts, labels = np.array([[1, 0], [0, 2], [3, 0]]), np.array([0, 0, 1])
-    tables = permuted_tables(counts, labels, 2, 300, np.random.default_rng(0))
-    assert (tables.sum(axis=1) == [4, 2]).all()
-    # the second label holds one document: each of the three, a third of the time
-    alone, times = np.unique(tables[:, 1], axis=0, return_counts=True)
-    assert alone.tolist() == [[0, 2], [1, 0], [3, 0]]
-    assert times.min() > 70
-
-
 def test_p_values() -> None:
     assert permutation_p(5.0, np.array([1.0, 5.0, 6.0, 2.0])) == pytest.approx(3 / 5)
     assert permutation_p(9.0, np.arange(9.0)) == pytest.approx(1 / 10)
     # Holm: 0.01·4, 0.02·3, max(0.03·2, before), 0.5
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    # a test that was not made is not counted
+    tried = holm([0.03, math.nan, 0.01, 0.5, 0.02])
+    assert tried == pytest.approx([0.06, math.nan, 0.04, 0.5, 0.06], nan_ok=True)
+
+
+def test_sign_flips_reach_every_sign_and_keep_the_pool() -> None:
+    # three works of two labels: residuals about the pool (½, ½) are ±2, ±1 and ∓3
+    counts, label = np.array([[6, 2], [3, 1], [1, 7]]), np.array([0, 0, 1])
+    size, pool = counts.sum(axis=1), counts.sum(axis=0) / counts.sum()
+    moved = sign_flips(counts, label, 2, 2000, np.random.default_rng(0))
+    assert moved.sum(axis=2) == pytest.approx(0)
+    assert (moved * np.array([12, 8])[:, None]).sum(axis=1) == pytest.approx(0)
+    r = (counts - size[:, None] * pool)[:, 0]
+    expected = set()
+    for signs in np.ndindex(2, 2, 2):
+        a, b, c = (2 * np.array(signs) - 1) * r
+        expected.add(round(float((a + b) - 12 / 20 * (a + b + c)) / 12, 9))
+    assert {round(x, 9) for x in moved[:, 0, 0].tolist()} == expected
+
+
+def test_a_work_is_the_unit() -> None:
+    # 20 scenes of 4 plays: however many tokens, four works can tell no label from another
+    documents = [
+        ("a" if i < 10 else "b", one_layer([1] * 5, [[0 if i < 10 else 1]] * 5)) for i in range(20)
+    ]
+    trace = trace_of(*documents)
+    of_plays = [replace(d, work=str(i // 5)) for i, d in enumerate(trace.documents)]
+    plays = replace(trace, documents=tuple(of_plays))
+    assert works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
+    assert unit_counts(choices(plays, 1)).sum(axis=1).tolist() == [25] * 4
+    scenes, few = domain_load(trace, 1, resamples=999), domain_load(plays, 1, resamples=999)
+    assert scenes.units.tolist() == [10, 10] and few.units.tolist() == [2, 2]
+    assert (scenes.tv.p < 0.05).all() and scenes.together_p < 0.05
+    assert np.isnan(few.tv.p).all() and len(few.beyond) == 0
+    assert few.together_p > 0.1
+    assert expert_load(plays, 1, resamples=9).units == 4
+    across = [
+        replace(d, domain="ab"[i % 2], topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)
+    ]
+    both = replace(plays, documents=tuple(replace(d, domain="a") for d in across))
+    with pytest.raises(TraceError, match="two labels"):
+        domain_load(both, 1, by="topic")
+
+
+def test_interval_of_share_counts_works_and_says_when_they_are_too_few() -> None:
+    unit = np.zeros(40, np.int64)
+    alike = interval_of_share(np.full(40, 5), np.full(40, 10), unit, 1)
+    apart = interval_of_share(np.repeat([0, 10], 20), np.full(40, 10), unit, 1)
+    assert alike.value == apart.value == 0.5
+    # works that agree are worth all their trials, works that are of one mind each count once
+    assert (alike.high - alike.low)[0] == pytest.approx(0.0, abs=0.11)
+    assert (apart.high - apart.low)[0] == pytest.approx(2 * 2.02 * 0.5 / math.sqrt(40), rel=0.1)
+    # a share of 1 in 20 works: the exact bound of 20 trials
+    certain = interval_of_share(np.full(20, 9), np.full(20, 9), unit[:20], 1)
+    assert (certain.low[0], certain.high[0]) == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert np.isnan(interval_of_share(np.full(9, 5), np.full(9, 9), unit[:9], 1).low).all()
 
 
 def test_interval_of_maximum_of_one_quantity_is_the_usual_one() -> None:
@@ -213,7 +277,7 @@ def test_counts_leave_padding_out() -> None:
     )
     c = choices(trace, 1)
     assert c.source.tolist() == [0, 2]
-    assert document_counts(c).tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
+    assert unit_counts(c).tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
     with pytest.raises(TraceError, match="nothing to count"):
         choices(trace.select(documents=np.array([False, True, False])), 1)
 
@@ -241,33 +305,33 @@ def test_load_by_hand() -> None:
         ("a", one_layer([1, 2, 3], [[0, 1], [0, 1], [0, 2]])),
         ("a", one_layer([1, 2, 3], [[1, 0], [2, 1], [3, 2]])),
     )
-    load = stats.expert_load(trace, 1, resamples=20)
-    assert load.share == pytest.approx(np.array([4, 4, 3, 1]) / 12)
+    load = expert_load(trace, 1, resamples=20)
+    assert load.share.value == pytest.approx(np.array([4, 4, 3, 1]) / 12)
     assert load.ratio.value == pytest.approx(4)
     assert load.max_violation.value == pytest.approx(4 * 4 / 12 - 1)
-    # population variance of 4, 4, 3, 1 is 1.5, mean 3
-    assert load.cv2 == pytest.approx(1.5 / 9)
-    assert (load.tokens, load.documents, load.assignments) == (6, 2, 12)
-    # two documents are far too few for an interval
-    assert load.ratio.low is None
-    assert np.isnan(load.share_low).all()
+    assert (load.tokens, load.documents, load.units) == (6, 2, 2)
+    # two works are far too few for an interval
+    assert not load.ratio.known
+    assert np.isnan(load.share.low).all()
 
 
 def test_design_effect_of_documents_with_one_expert_each() -> None:
     # all m tokens of a document agree, so m tokens count as one: the textbook 1 + (m − 1)ρ with ρ = 1
     m, rng = 10, np.random.default_rng(0)
     documents = [("a", one_layer([1] * m, [[int(e)]] * m)) for e in rng.integers(0, 4, 200)]
-    load = stats.expert_load(trace_of(*documents), 1, resamples=20)
+    load = expert_load(trace_of(*documents), 1, resamples=20)
     assert load.design_effect == pytest.approx(m * 200 / 199, rel=1e-6)
-    assert load.effective_tokens == pytest.approx(199)
+    # 199 tokens' worth of evidence about shares of 1/4
+    half = 1.96 * math.sqrt(0.25 * 0.75 / 199)
+    assert load.share.null_high - 0.25 == pytest.approx(np.full(4, half))
 
 
 @pytest.mark.parametrize(("assignments", "ratio"), [(1000, 1.29), (10_000, 1.08), (100_000, 1.03)])
 def test_equal_loads_are_not_a_ratio_of_one(assignments: int, ratio: float) -> None:
-    draws = stats.equal_load_ratios(assignments, 8, 1, draws=2000)
+    draws = equal_load_ratios(assignments, 8, 1, draws=2000)
     assert draws.mean() == pytest.approx(ratio, abs=0.01)
     # two distinct experts a token are a little more even than two tokens with one each
-    assert stats.equal_load_ratios(assignments // 2, 8, 2, draws=2000).mean() < draws.mean()
+    assert equal_load_ratios(assignments // 2, 8, 2, draws=2000).mean() < draws.mean()
 
 
 def test_equal_load_ratio_agrees_with_its_normal_form() -> None:
@@ -278,16 +342,16 @@ def test_equal_load_ratio_agrees_with_its_normal_form() -> None:
         chosen = np.argsort(rng.random((2000, 20)), axis=1)[:, :5]
         counts = np.bincount(chosen.ravel(), minlength=20)
         direct.append(counts.max() / counts.min())
-    assert stats.equal_load_ratios(2000, 20, 5, draws=2000).mean() == pytest.approx(
+    assert equal_load_ratios(2000, 20, 5, draws=2000).mean() == pytest.approx(
         np.mean(direct), rel=0.01
     )
 
 
 def test_an_expert_never_used() -> None:
     documents = [("a", one_layer([1, 2], [[0], [1]]))] * 60
-    load = stats.expert_load(trace_of(*documents, num_experts=3), 1, resamples=20)
+    load = expert_load(trace_of(*documents, num_experts=3), 1, resamples=20)
     assert math.isinf(load.ratio.value)
-    assert load.ratio.low is None
+    assert not load.ratio.known
     assert json.loads(json.dumps(load.to_dict()))["ratio"]["value"] == "inf"
 
 
@@ -298,30 +362,28 @@ def test_domain_load_by_hand() -> None:
     documents = [("law", one_layer([1, 2], [[0], [1]]))] * 2 + [
         ("code", one_layer([1, 2], [[2], [2]]))
     ] * 2
-    load = stats.domain_load(trace_of(*documents), 1, resamples=200)
+    load = domain_load(trace_of(*documents), 1, resamples=200)
     assert load.names == ("law", "code")
     assert load.pooled == pytest.approx([0.25, 0.25, 0.5, 0])
-    assert load.share == pytest.approx(np.array([[0.5, 0.5, 0, 0], [0, 0, 1, 0]]))
-    assert load.tv == pytest.approx([0.5, 0.5])
-    # H(3/8, 3/8, 1/4) − (1 + 1.5)/2 and H(1/8, 1/8, 3/4) − (0 + 1.5)/2
-    assert load.jsd == pytest.approx([1.5612781 - 1.25, 1.0612781 - 0.75])
-    # of the six ways to deal the labels two are as far apart as this one
-    assert load.tv_p == pytest.approx([1 / 3, 1 / 3], abs=0.12)
+    assert load.share.value == pytest.approx(np.array([[0.5, 0.5, 0, 0], [0, 0, 1, 0]]))
+    assert load.tv.value == pytest.approx([0.5, 0.5])
+    # of the sixteen flips two are as far apart as this one, and each label alone has too few works
+    assert load.together_p == pytest.approx(2 / 16, abs=0.06)
+    assert np.isnan(load.tv.p).all()
     assert load.few_documents.all()
-    assert np.isnan(load.share_low).all()
-    assert "law: 2 documents" in load.notes[0]
-    assert load.documents.tolist() == [2, 2]
+    assert np.isnan(load.share.low).all()
+    assert load.documents.tolist() == load.units.tolist() == [2, 2]
     assert load.tokens.tolist() == [4, 4]
 
 
 def test_domain_load_by_topic_leaves_the_unlabelled_out() -> None:
     documents = [("wiki", one_layer([1], [[i % 4]])) for i in range(8)]
     topics: list[str | None] = ["art", "law", None, "art", "law", None, "art", "art"]
-    load = stats.domain_load(trace_of(*documents, topics=topics), 1, by="topic", resamples=20)
+    load = domain_load(trace_of(*documents, topics=topics), 1, by="topic", resamples=20)
     assert load.names == ("art", "law")
     assert load.documents.tolist() == [4, 2]
     with pytest.raises(TraceError, match="no document of the trace has a topic"):
-        stats.domain_load(trace_of(*documents), 1, by="topic")
+        domain_load(trace_of(*documents), 1, by="topic")
 
 
 # -- information ---------------------------------------------------------------------------------------------------
@@ -331,25 +393,42 @@ def test_information_of_a_deterministic_map() -> None:
     # the token fixes its expert, and each domain has its own tokens
     law = [("law", one_layer([0, 1] * 20, [[0], [1]] * 20))] * 30
     code = [("code", one_layer([2, 3] * 20, [[2], [3]] * 20))] * 30
-    one = stats.information(trace_of(*law, *code), resamples=99)[0]
+    one = information(trace_of(*law, *code), resamples=99)[0]
     assert one.token.plug_in == pytest.approx(2)
-    assert one.token.limit == 2
-    assert one.token.normalised == pytest.approx(1, abs=0.01)
+    assert one.limit == 2
+    assert one.token.value == pytest.approx(2, abs=0.02)
     assert one.domain.plug_in == pytest.approx(1)
-    assert one.domain.null is not None
-    assert one.domain.null.p_value == pytest.approx(0.01)
+    assert one.domain.p == pytest.approx(0.01)
     # given the token, the domain has nothing to add
-    assert one.domain_given_token.plug_in == pytest.approx(0, abs=1e-9)
-    assert one.domain_given_token.gain.value == pytest.approx(0, abs=1e-4)
+    assert one.beyond.plug_in == pytest.approx(0, abs=1e-9)
+    assert one.beyond.value == pytest.approx(0, abs=1e-4)
+    assert (one.units, one.tokens) == (60, 2400)
+    with pytest.raises(TraceError, match="occurs 10000 times"):
+        information(trace_of(*law, *code), least=10_000)
+
+
+def test_few_works_give_no_interval_of_information() -> None:
+    documents = [("ab"[i % 2], one_layer([1, 2] * 9, [[i % 4], [0]] * 9)) for i in range(48)]
+    one = information(trace_of(*documents), resamples=9)[0]
+    assert not one.token.known and not one.domain.known and not one.beyond.known
+
+
+def test_bias_of_tokens_counts_the_experts_that_were_seen() -> None:
+    # four tokens once each and one ten times on three experts; E = 4 seen, K = 1
+    table = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [5, 4, 1, 0]])
+    assert token_bias(table, 14, 1) == pytest.approx((2 - 3) / (2 * 14 * math.log(2)))
+    full = np.full((10, 8), 50)
+    assert token_bias(full, 4000, 1) == pytest.approx(plug_in_bias(10, 4000, 8, 1))
 
 
 def test_what_the_domain_says_beyond_the_token() -> None:
     # one token, four domains, each with its own expert: nothing in the token, 2 bits in the domain
     documents = [(f"d{i % 4}", one_layer([7] * 50, [[i % 4]] * 50)) for i in range(80)]
-    one = stats.information(trace_of(*documents), resamples=99)[0]
+    one = information(trace_of(*documents), resamples=99)[0]
     assert one.token.plug_in == pytest.approx(0, abs=1e-9)
-    assert one.domain_given_token.plug_in == pytest.approx(2)
-    assert one.domain_given_token.gain.value == pytest.approx(2, abs=0.01)
+    assert one.beyond.plug_in == pytest.approx(2)
+    assert one.beyond.value == pytest.approx(2, abs=0.01)
+    assert one.beyond_range == pytest.approx((one.beyond.value,) * 2, abs=0.01)
 
 
 def test_held_out_gain_by_hand() -> None:
@@ -360,29 +439,11 @@ def test_held_out_gain_by_hand() -> None:
         np.repeat(np.arange(4), 2),
         np.zeros(4, np.int64),
         num_experts=2,
-        limit=1.0,
         resamples=9,
         rng=np.random.default_rng(0),
     )
-    assert gain.gain.value == pytest.approx(0, abs=1e-12)
-    assert gain.gain.low is None
-
-
-def test_works_are_permuted_whole() -> None:
-    # 20 scenes in 4 plays: there are only 6 ways to deal two labels to four plays, so p cannot be small
-    documents = [
-        ("a" if i < 10 else "b", one_layer([1] * 5, [[0 if i < 10 else 1]] * 5)) for i in range(20)
-    ]
-    trace = trace_of(*documents)
-    scenes = stats.information(trace, resamples=199, seed=1)[0].domain.null
-    plays = stats.information(trace, blocks=np.arange(20) // 5, resamples=199)[0].domain.null
-    assert scenes is not None and plays is not None
-    assert scenes.p_value < 0.01
-    assert plays.p_value == pytest.approx(1 / 3, abs=0.12)
-    with pytest.raises(TraceError, match="two labels"):
-        stats.information(trace, blocks=np.arange(20) % 5)
-    with pytest.raises(TraceError, match="one work for each document"):
-        stats.information(trace, blocks=np.arange(3))
+    assert gain.value == pytest.approx(0, abs=1e-12)
+    assert not gain.known
 
 
 # -- repeats -------------------------------------------------------------------------------------------------------
@@ -394,7 +455,7 @@ def test_repeats_by_hand() -> None:
         ("a", one_layer([1, 1, 1], [[0, 1], [0, 2], [1, 3]])),
         ("a", one_layer([1, 1], [[2, 3], [2, 0]])),
     )
-    found = stats.repeats(trace, 1, resamples=9)
+    found = repeats(trace, 1, resamples=9)
     assert found.pairs == 3
     assert found.first.rate.value == pytest.approx(2 / 3)
     # {0,1} meets {0,2} but {0,2} does not meet {1,3}; {2,3} meets {0,2}
@@ -407,13 +468,13 @@ def test_repeats_by_hand() -> None:
     # C(2, 2)/C(4, 2) of the sets miss a given one
     assert found.overlap.chance_equal == pytest.approx(1 - 1 / 6)
     # orders of (0, 0, 1): repeats 1 0 1 → mean 2/3 of 2 pairs; of (2, 2): always 1
-    assert found.first.null.mean == pytest.approx((2 / 3 + 1) / 3)
-    assert found.first.rate.low is None
+    assert found.first.shuffled == pytest.approx((2 / 3 + 1) / 3)
+    assert not found.first.rate.known
 
 
 def test_chance_of_mixtral() -> None:
     documents = [("a", one_layer([1, 1], [[0, 1], [2, 3]]))]
-    found = stats.repeats(trace_of(*documents, num_experts=8), 1, resamples=9)
+    found = repeats(trace_of(*documents, num_experts=8), 1, resamples=9)
     assert found.first.chance_equal == 0.125
     assert found.overlap.chance_equal == pytest.approx(0.464, abs=5e-4)
 
@@ -430,11 +491,11 @@ def test_repeats_null_has_the_moments_of_all_permutations() -> None:
     for order in permutations(experts):
         first.append(np.mean([order[i][0] == order[j][0] for i, j in joined]))
         overlap.append(np.mean([bool(set(order[i]) & set(order[j])) for i, j in joined]))
-    found = stats.repeats(trace, 1, resamples=9)
+    found = repeats(trace, 1, resamples=9)
     assert found.pairs == 4
-    for null, rates in ((found.first.null, first), (found.overlap.null, overlap)):
-        assert null.mean == pytest.approx(np.mean(rates))
-        assert (null.high - null.mean) / 1.959964 == pytest.approx(np.std(rates))
+    for one, rates in ((found.first, first), (found.overlap, overlap)):
+        assert one.shuffled == pytest.approx(np.mean(rates))
+        assert (one.rate.null_high - one.shuffled) / 1.959964 == pytest.approx(np.std(rates))
 
 
 def test_repeats_null_by_shuffling_agrees_with_the_exact_one(
@@ -448,13 +509,12 @@ def test_repeats_null_by_shuffling_agrees_with_the_exact_one(
         for _ in range(30)
     ]
     trace = trace_of(*documents, num_experts=6)
-    exact = stats.repeats(trace, 1, resamples=9).overlap
+    exact = repeats(trace, 1, resamples=9).overlap
     monkeypatch.setattr(neighbours, "_MOST_SETS", 0)
-    drawn = stats.repeats(trace, 1, resamples=9).overlap
-    assert drawn.null.mean == pytest.approx(exact.null.mean, abs=0.01)
-    assert drawn.null.high - drawn.null.low == pytest.approx(
-        exact.null.high - exact.null.low, rel=0.4
-    )
+    drawn = repeats(trace, 1, resamples=9).overlap
+    assert drawn.shuffled == pytest.approx(exact.shuffled, abs=0.01)
+    widths = [x.rate.null_high - x.rate.null_low for x in (drawn, exact)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.4)
     assert drawn.chance_loads == pytest.approx(exact.chance_loads, abs=0.003)
 
 
@@ -466,44 +526,58 @@ def test_token_shares_by_hand() -> None:
         ("a", one_layer([5, 5, 6], [[0, 1], [0, 2], [3, 1]])),
         ("a", one_layer([5, 5, 9], [[0, 1], [1, 3], [2, 3]])),
     )
-    shares = stats.token_shares(trace, 1, [5, 6, 77], resamples=20)
+    shares = token_shares(trace, 1, [5, 6, 77])
     assert shares.occurrences.tolist() == [4, 1, 0]
     assert shares.documents.tolist() == [2, 1, 0]
-    assert shares.share[0] == pytest.approx([0.75, 0.75, 0.25, 0.25])
-    assert shares.share[1] == pytest.approx([0, 1, 0, 1])
-    assert np.isnan(shares.share[2]).all()
-    assert shares.chance == pytest.approx(np.array([3, 4, 2, 3]) / 6)
-    assert (shares.wilson_low[0, 0], shares.wilson_high[0, 0]) == pytest.approx(tuple(wilson(3, 4)))
-    # two documents: no bootstrap interval
-    assert np.isnan(shares.low).all()
-    assert shares.preferred.expert[2] == -1
+    assert shares.share.value[0] == pytest.approx([0.75, 0.75, 0.25, 0.25])
+    assert shares.share.value[1] == pytest.approx([0, 1, 0, 1])
+    assert np.isnan(shares.share.value[2]).all()
+    # token 5 stands twice in each document; of the first's tokens 2/3, 2/3, 1/3, 1/3 hold an expert, of the other's
+    # 1/3, 2/3, 1/3, 2/3
+    assert shares.chance[0] == pytest.approx(np.array([3, 4, 2, 3]) / 6)
+    # two works: no interval
+    assert np.isnan(shares.share.low).all()
+    assert (shares.preferred.expert[2] == -1).all()
     for bad in ([], [3, 3], [-1]):
         with pytest.raises(TraceError, match="distinct token ids"):
-            stats.token_shares(trace, 1, bad)
+            token_shares(trace, 1, bad)
 
 
 def test_preferred_expert_is_chosen_and_judged_on_different_documents() -> None:
     # in every document token 1 goes to expert 2 three times of four
-    documents = [("a", one_layer([1] * 4, [[2], [2], [2], [0]])) for _ in range(60)]
-    found = stats.preferred_experts(trace_of(*documents), 1, resamples=50)
+    documents = [("a", one_layer([1] * 4, [[2], [2], [2], [0]])) for _ in range(120)]
+    found = preferred_experts(trace_of(*documents), 1, resamples=50)
     assert found.token.tolist() == [1]
-    assert found.expert.tolist() == [2]
-    assert (found.occurrences[0], found.n[0]) == (240, 120)
-    assert found.share[0] == pytest.approx(0.75)
-    assert (found.low[0], found.high[0]) == pytest.approx((0.75, 0.75))
-    assert found.mean_chance == pytest.approx(0.75)
+    assert found.expert.tolist() == [[2]]
+    assert found.occurrences[0] == 480
+    assert found.share.value[0] == pytest.approx(0.75)
+    # 60 works that do not differ are worth their 240 tokens
+    assert found.share[0].high - found.share[0].low < 0.12
+    assert found.mean.value == found.mean_chance == pytest.approx(0.75)
+    assert (found.excess.value, found.excess.low) == pytest.approx((0, 0), abs=1e-12)
+    # both experts of the set get all of it
+    assert preferred_experts(trace_of(*documents), 1, size=2).share.value[0] == pytest.approx(1)
     with pytest.raises(TraceError, match="no token of layer 1 occurs 1000 times"):
-        stats.preferred_experts(trace_of(*documents), 1, min_count=1000)
+        preferred_experts(trace_of(*documents), 1, min_count=1000)
+
+
+def test_chance_of_a_preference_is_that_of_the_same_documents() -> None:
+    # 'What' stands in plays alone, where every token goes to expert 1: no preference of its own
+    plays = [("play", one_layer([9, 1, 2], [[1], [1], [1]])) for _ in range(60)]
+    prose = [("prose", one_layer([1, 2, 3], [[0], [2], [3]])) for _ in range(60)]
+    found = token_shares(trace_of(*plays, *prose), 1, [9])
+    assert found.share.value[0, 1] == found.share.null_high[0, 1] == found.chance[0, 1] == 1
+    assert preferred_experts(trace_of(*plays, *prose), 1, token_ids=[9]).excess.value == 0
 
 
 @pytest.mark.parametrize(("n", "mean"), [(10, 0.47), (50, 0.35), (1000, 0.269)])
 def test_largest_share_by_chance(n: int, mean: float) -> None:
     """The design's .47 and .35 for 2 of 8; at 1,000, K/E + 1.42 normal deviations (the expected largest of eight)."""
-    assert stats.maximum_share_null(n, 8, 2).mean == pytest.approx(mean, abs=0.006)
+    assert maximum_share_null(n, 8, 2).value == pytest.approx(mean, abs=0.006)
 
 
 def test_largest_share_of_one_occurrence_is_one() -> None:
-    assert stats.maximum_share_null(1, 8, 2).mean == 1
+    assert maximum_share_null(1, 8, 2).value == 1
 
 
 # -- vocabulary ----------------------------------------------------------------------------------------------------
@@ -511,11 +585,10 @@ def test_largest_share_of_one_occurrence_is_one() -> None:
 
 def test_frequent_tokens_by_hand() -> None:
     documents = [("a", one_layer([5, 5, 6, 7], [[0], [0], [0], [1]]))] * 50
-    found = stats.frequent_tokens(trace_of(*documents), 1, top=3, resamples=20)
+    found = frequent_tokens(trace_of(*documents), 1, top=3)
     assert found.token[0].tolist() == [5, 6, -1]
     assert found.count[0].tolist() == [100, 50, 0]
     assert found.score[0, :2] == pytest.approx([2 / 3, 1 / 3])
-    assert found.low[0, 0] == pytest.approx(2 / 3)
     assert found.token[3].tolist() == [-1, -1, -1]
 
 
@@ -534,7 +607,7 @@ def test_log_odds_by_hand() -> None:
 
 def test_coactivation_by_hand() -> None:
     trace = trace_of(("a", one_layer([1] * 4, [[0, 1], [1, 0], [0, 2], [2, 3]])))
-    found = stats.coactivation(trace, 1, resamples=9, permutations=9)
+    found = coactivation(trace, 1, permutations=9)
     expected = [
         [math.nan, 2 / 3, 1 / 3, 0],
         [1, math.nan, 0, 0],
@@ -542,12 +615,18 @@ def test_coactivation_by_hand() -> None:
         [0, 0, 1, math.nan],
     ]
     assert found.conditional == pytest.approx(np.array(expected), nan_ok=True)
-    assert found.maximum == 1
+    assert (found.maximum.value, found.null_tokens) == (1, 4)
     assert found.chance_equal == pytest.approx(1 / 3)
-    # pairs 01 twice, 02 once, 23 once
-    assert found.entropy == pytest.approx(1.5)
-    assert found.entropy_limit == pytest.approx(math.log2(6))
-    assert np.isnan(found.low).all()
+
+
+def test_coactivation_and_its_null_are_of_the_same_tokens() -> None:
+    # ten documents hold the pair 0-1 always, a long one never: what is compared is of the tokens that are traded
+    short = [("a", one_layer([1] * 10, [[0, 1]] * 10))] * 10
+    trace = trace_of(*short, ("a", one_layer([1] * 90, [[0, 2], [1, 3], [2, 3]] * 30)))
+    some = coactivation(trace, 1, permutations=19, max_null_tokens=20)
+    assert (some.null_tokens, some.maximum.value, some.maximum.p) == (20, 1.0, 1.0)
+    every = coactivation(trace, 1, permutations=19)
+    assert every.maximum.value == np.nanmax(every.conditional) == np.nanmax(some.conditional) < 1
 
 
 def test_pair_probabilities_of_equal_loads() -> None:
@@ -578,7 +657,7 @@ def test_pair_probabilities_with_an_idle_and_a_constant_expert() -> None:
 
 def test_coactivation_needs_two_choices() -> None:
     with pytest.raises(TraceError, match="one expert each"):
-        stats.coactivation(trace_of(("a", one_layer([1], [[0]]))), 1)
+        coactivation(trace_of(("a", one_layer([1], [[0]]))), 1)
 
 
 # -- paths ---------------------------------------------------------------------------------------------------------
@@ -596,14 +675,11 @@ def test_paths_by_hand() -> None:
         ),
         ("a", [(5, [[0, 1], [2, 3]]), (6, [[3, 1], [0, 1]])]),
     )
-    first = stats.paths(trace, resamples=9)
-    assert (first.tokens, first.distinct) == (5, 3)
+    first = paths(trace, resamples=9)
+    assert (first.tokens, first.distinct.value) == (5, 3)
     assert first.repeated.value == pytest.approx(2 / 5)
-    assert first.shared == pytest.approx(3 / 5)
-    assert first.shared_other_document.value == pytest.approx(3 / 5)
     assert first.possible_log10 == pytest.approx(2 * math.log10(4))
     # pairs on the path 0-2: (5, 6) in one document, (5, 5) and (6, 5) across
-    assert first.pairs == 3
     assert first.same_document == pytest.approx(1 / 3)
     assert first.context == (1, 2, 3, 4, 8)
     # last token: one of three pairs; last two: both 5 begin their documents, so that pair stays
@@ -611,22 +687,12 @@ def test_paths_by_hand() -> None:
     # of all ten pairs: 5-5 three times and 6-6 once; with the token before, the starts and the two 5 6
     assert first.same_context_chance[:3] == pytest.approx([4 / 10, 2 / 10, 2 / 10])
     assert first.curve_distinct[-1] == 3
-    sets = stats.paths(trace, kind="set", resamples=9)
-    assert sets.distinct == 3
+    sets = paths(trace, kind="set", resamples=9)
+    assert sets.distinct.value == 3
     assert sets.possible_log10 == pytest.approx(2 * math.log10(6))
-    assert stats.paths(trace, layers=[1], resamples=9).distinct == 3
+    assert paths(trace, layers=[1], resamples=9).distinct.value == 3
     with pytest.raises(TraceError, match="'first' or 'set'"):
-        stats.paths(trace, kind="both")  # type: ignore[arg-type]
-
-
-def test_expected_distinct_paths() -> None:
-    # two draws from three: the second is new with probability 2/3
-    assert expected_distinct(2, math.log10(3)) == pytest.approx(1 + 2 / 3)
-    # the article's 28^32 paths: ten million tokens never meet
-    assert 32 * math.log10(28) == pytest.approx(46.31, abs=0.01)  # 2·10^46
-    assert expected_distinct(10_000_000, 32 * math.log10(28)) == pytest.approx(10_000_000)
-    assert expected_distinct(5, 0.0) == 1
-    assert expected_distinct(5, 400.0) == 5
+        paths(trace, kind="both")  # type: ignore[arg-type]
 
 
 def test_independent_layers_have_the_paths_expected_of_them() -> None:
@@ -635,15 +701,18 @@ def test_independent_layers_have_the_paths_expected_of_them() -> None:
     trace = trace_of(
         *[("a", [(1, experts[i].tolist()) for i in range(n, n + 20)]) for n in range(0, 2000, 20)]
     )
-    found = stats.paths(trace, resamples=9)
-    assert found.expected_uniform == pytest.approx(1024 * (1 - (1 - 1 / 1024) ** 2000))
-    assert found.expected_loads.mean == pytest.approx(found.expected_uniform, rel=0.02)
-    assert found.distinct == pytest.approx(found.expected_uniform, rel=0.03)
+    found = paths(trace, resamples=9)
+    expected = 1024 * (1 - (1 - 1 / 1024) ** 2000)
+    assert (found.distinct.null_low, found.distinct.null_high) == pytest.approx(
+        (expected,) * 2, rel=0.03
+    )
+    assert found.distinct.value == pytest.approx(expected, rel=0.03)
+    assert found.repeated.null_high == pytest.approx(1 - found.distinct.null_low / 2000)
     copied = np.repeat(experts[:, :1], 5, axis=1)
     trace = replace(trace, expert=copied)
-    found = stats.paths(trace, resamples=9)
-    assert found.distinct == 4
-    assert found.expected_loads.p_value == pytest.approx(1 / 21)
+    found = paths(trace, resamples=9)
+    assert found.distinct.value == 4
+    assert found.distinct.p == pytest.approx(1 / 21)
 
 
 # -- depth ---------------------------------------------------------------------------------------------------------
@@ -652,12 +721,12 @@ def test_independent_layers_have_the_paths_expected_of_them() -> None:
 def test_layer_dependence_by_hand() -> None:
     # layer 2 is layer 1 renumbered; layer 3 says whether layer 1 is below 2: 1 bit of its 2
     rows = [(1, [[e], [(e + 1) % 4], [e // 2]]) for e in (0, 1, 2, 3)]
-    found = stats.layer_dependence(trace_of(*[("a", rows * 5)] * 40), permutations=9)
-    assert found.information[0, 1] == pytest.approx(2)
-    assert found.information[0, 2] == found.information[2, 0] == pytest.approx(1)
-    assert found.normalised[0, 2] == pytest.approx(1)
+    found = layer_dependence(trace_of(*[("a", rows * 5)] * 60))
+    assert found.information.value[0, 1] == pytest.approx(2)
+    assert found.information.value[0, 2] == found.information.value[2, 0] == pytest.approx(1)
+    assert found.told(0, 2).value == pytest.approx(1)
     assert found.entropy == pytest.approx([2, 2, 1])
-    assert np.isnan(found.information.diagonal()).all()
+    assert np.isnan(found.information.value.diagonal()).all()
 
 
 # -- what may not matter -------------------------------------------------------------------------------------------
@@ -678,26 +747,25 @@ def traces(draw: st.DrawFn) -> RoutingTrace:
 
 def invariants(trace: RoutingTrace) -> list[float]:
     """Statistics that depend neither on the experts' numbers nor on padding."""
-    load = stats.expert_load(trace, 1, resamples=5)
-    domains = stats.domain_load(trace, 1, resamples=5)
-    info = stats.information(trace, layers=[1], min_count=1, groups=4, resamples=5)[0]
-    rep = stats.repeats(trace, 1, resamples=5)
-    co = stats.coactivation(trace, 1, resamples=5, permutations=3)
-    pref = stats.preferred_experts(trace, 1, min_count=1, resamples=5)
+    load = expert_load(trace, 1, resamples=5)
+    domains = domain_load(trace, 1, resamples=5)
+    info = information(trace, layers=[1], groups=4, resamples=5)[0]
+    rep = repeats(trace, 1, resamples=5)
+    co = coactivation(trace, 1, permutations=3)
+    pref = preferred_experts(trace, 1, min_count=1, resamples=5)
     first, sets = (
-        stats.paths(trace, kind=kind, resamples=5, permutations=2) for kind in ("first", "set")
+        paths(trace, kind=kind, resamples=5, permutations=2) for kind in ("first", "set")
     )
-    depth = stats.layer_dependence(trace, groups=4, permutations=2)
+    depth = layer_dependence(trace, groups=4)
     return [
-        load.ratio.value, load.max_violation.value, load.cv2, load.design_effect, *np.sort(load.share),
-        *domains.tv, *domains.jsd, *domains.ratio, *domains.tokens,
-        info.token.plug_in, info.token.value, info.token.high, info.domain.plug_in, info.domain.low,
-        info.domain_given_token.plug_in, info.domain_given_token.gain.value,
-        rep.first.rate.value, rep.first.chance_loads, rep.first.null.mean, rep.first.null.high,
-        rep.overlap.rate.value, rep.overlap.chance_loads, rep.overlap.null.mean, rep.overlap.null.high,
-        co.maximum, co.entropy, co.entropy_chance, *pref.apparent, *pref.occurrences,
-        first.distinct, first.pairs, *first.same_context, *first.same_context_chance, sets.distinct, sets.shared,
-        depth.information[0, 1], depth.high[0, 1], *depth.entropy,
+        load.ratio.value, load.max_violation.value, load.design_effect, *np.sort(load.share.value),
+        *domains.tv.value, *domains.ratio.value, *domains.tokens,
+        info.token.plug_in, info.token.value, info.domain.plug_in, info.beyond.plug_in, info.beyond.value,
+        rep.first.rate.value, rep.first.chance_loads, rep.first.shuffled, rep.first.rate.null_high,
+        rep.overlap.rate.value, rep.overlap.chance_loads, rep.overlap.shuffled, rep.overlap.rate.null_high,
+        co.maximum.value, *pref.occurrences,
+        first.distinct.value, *first.same_context, *first.same_context_chance, sets.distinct.value,
+        depth.information.value[0, 1], *depth.entropy,
     ]  # fmt: skip
 
 
@@ -743,55 +811,33 @@ def test_padding_changes_nothing(trace: RoutingTrace, extra: int) -> None:
 def test_a_second_copy_of_every_document_changes_no_share(trace: RoutingTrace) -> None:
     copies = replace(trace, documents=tuple(replace(d, id=d.id + "'") for d in trace.documents))
     twice = RoutingTrace.concat([trace, copies])
-    once_load, twice_load = (stats.expert_load(t, 1, resamples=5) for t in (trace, twice))
-    assert twice_load.share == pytest.approx(once_load.share)
+    once_load, twice_load = (expert_load(t, 1, resamples=5) for t in (trace, twice))
+    assert twice_load.share.value == pytest.approx(once_load.share.value)
     assert twice_load.tokens == 2 * once_load.tokens
-    once_rep, twice_rep = (stats.repeats(t, 1, resamples=5) for t in (trace, twice))
+    once_rep, twice_rep = (repeats(t, 1, resamples=5) for t in (trace, twice))
     assert twice_rep.first.rate.value == pytest.approx(once_rep.first.rate.value)
     assert twice_rep.pairs == 2 * once_rep.pairs
-    once_path, twice_path = (stats.paths(t, resamples=5, permutations=1) for t in (trace, twice))
-    assert twice_path.distinct == once_path.distinct
-    assert twice_path.shared_other_document.value == 1
+    once_path, twice_path = (paths(t, resamples=5, permutations=1) for t in (trace, twice))
+    assert twice_path.distinct.value == once_path.distinct.value
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(traces())
 def test_every_result_is_json_and_repeatable(trace: RoutingTrace) -> None:
     def everything() -> list[dict]:
-        results: list[stats.Result] = [
-            stats.expert_load(trace, 1, resamples=5, seed=3),
-            stats.domain_load(trace, 2, resamples=5, seed=3),
-            *stats.information(trace, resamples=5, seed=3),
-            stats.repeats(trace, 1, resamples=5, seed=3),
-            stats.token_shares(trace, 1, [0, 1, 99], resamples=5, seed=3),
-            stats.frequent_tokens(trace, 1, top=3, resamples=5, seed=3),
-            stats.characteristic_tokens(trace, 1, top=3, min_documents=1, groups=3, seed=3),
-            stats.coactivation(trace, 1, resamples=5, permutations=3, seed=3),
-            stats.paths(trace, kind="set", resamples=5, permutations=2, seed=3),
-            stats.layer_dependence(trace, groups=3, permutations=2, seed=3),
+        results: list[Result] = [
+            expert_load(trace, 1, resamples=5, seed=3),
+            domain_load(trace, 2, resamples=5, seed=3),
+            *information(trace, resamples=5, seed=3),
+            repeats(trace, 1, resamples=5, seed=3),
+            token_shares(trace, 1, [0, 1, 99], seed=3),
+            frequent_tokens(trace, 1, top=3),
+            characteristic_tokens(trace, 1, top=3, min_documents=1, groups=3, seed=3),
+            coactivation(trace, 1, permutations=3, seed=3),
+            paths(trace, kind="set", resamples=5, permutations=2, seed=3),
+            layer_dependence(trace, groups=3, seed=3),
         ]
         return [result.to_dict() for result in results]
 
     text = json.dumps(everything(), allow_nan=False)
     assert text == json.dumps(everything(), allow_nan=False)
-
-
-def test_coactivation_intervals_of_groups_are_as_wide_as_those_of_documents(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rng = np.random.default_rng(0)
-    documents: list[tuple[str, list[Row]]] = []
-    for i in range(400):
-        liking = rng.gamma(1.0, size=4)  # each document has its own
-        p = liking / liking.sum()
-        chosen = [rng.choice(4, size=2, replace=False, p=p).tolist() for _ in range(20)]
-        documents.append(("ab"[i % 2], one_layer([0] * 20, chosen)))
-    trace = trace_of(*documents)
-    fine = stats.coactivation(trace, 1, permutations=2)
-    module = importlib.import_module("minimoe.study.paths")
-    monkeypatch.setattr(module, "_MOST_CELLS", 100 * 25)
-    coarse = stats.coactivation(trace, 1, permutations=2)
-    assert np.array_equal(fine.conditional, coarse.conditional, equal_nan=True)
-    widths = [np.nanmean(x.high - x.low) for x in (fine, coarse)]
-    assert widths[0] != widths[1]
-    assert widths[1] == pytest.approx(widths[0], rel=0.15)

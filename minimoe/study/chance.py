@@ -1,9 +1,15 @@
-"""Chance: counts per document, resampling of whole documents, measures, and what a statistic returns."""
+"""Chance: counts of whole works, resampling and sign flips of works, measures, and what a statistic returns.
+
+The independent unit is the *work* (a play, a book, a module, an article), not its scenes, chapters or tokens: works are
+what was sampled. Whatever resamples, leaves out or flips takes whole works. Letters: n tokens, K choices, G documents,
+U works, E experts, D labels, R random draws.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -14,11 +20,25 @@ import numpy.typing as npt
 from minimoe.errors import TraceError
 from minimoe.study.trace import RoutingTrace
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+By = Literal["domain", "topic"]
+
 ENCYCLOPAEDIA = "wiki_en"
-
 QUESTIONS = "questions"
-
 TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
+
+LEVEL = 0.95
+ALPHA = 0.05
+
+MIN_DOCUMENTS = 50
+"""With fewer works an interval is too short to be worth printing; none is given."""
+
+MIN_FLIPS = 9
+"""Of m works no sign flip has a p below 2^(1 − m): below nine a label cannot be told from the pool."""
+
+MIN_HOLDERS = 10
+"""The share of a token that fewer works hold gets no interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,27 +51,57 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate(Result):
-    """A number with a 95 % interval; `low` and `high` are None where no interval can be given."""
+class Band(Result):
+    """A number, its 95 % interval, and the central 95 % of its null; NaN where there is none.
+
+    Attributes:
+        null_low: lower end of what the number is when there is nothing to find.
+        null_high: upper end.
+        p: P(null >= value), the value itself counted among the draws.
+    """
 
     value: float
-    low: float | None
-    high: float | None
-    method: str
+    low: float = math.nan
+    high: float = math.nan
+    null_low: float = math.nan
+    null_high: float = math.nan
+    p: float = math.nan
+
+    @property
+    def known(self) -> bool:
+        """Whether it has an interval."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
 
 @dataclass(frozen=True, eq=False)
-class Null(Result):
-    """A statistic when there is nothing to find: mean, central 95 % band, and P(null >= observed).
+class Bands(Result):
+    """As `Band`, for arrays of numbers of one shape."""
 
-    Where fewer is the finding, p_value is P(null <= observed) and `method` says so.
-    """
+    value: Floats
+    low: Floats
+    high: Floats
+    null_low: Floats
+    null_high: Floats
+    p: Floats
 
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    method: str
+    def __getitem__(self, index: Any) -> Band:
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return Band(*(float(x[index]) for x in fields))
+
+
+NOTHING = (math.nan, math.nan)
+Ends = Sequence[Any] | npt.NDArray[Any]
+
+
+def band(value: Any, ends: Ends = NOTHING, null: Ends = NOTHING, p: Any = math.nan) -> Band:
+    """`Band` of numbers of any kind."""
+    return Band(*map(float, (value, *ends, *null, p)))
+
+
+def bands(value: Floats, ends: Ends = NOTHING, null: Ends = NOTHING, p: Any = math.nan) -> Bands:
+    """`Bands` in which what is not given is NaN."""
+    rest = [np.broadcast_to(np.asarray(x, np.float64), value.shape) for x in (*ends, *null, p)]
+    return Bands(value, *rest)
 
 
 def _plain(value: Any) -> Any:
@@ -66,6 +116,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+# --- measures -------------------------------------------------------------------------------------
 
 
 def entropy(weights: npt.ArrayLike, axis: int = -1) -> Floats:
@@ -86,9 +139,7 @@ def mutual_information(table: npt.ArrayLike) -> Floats:
 
 def total_variation(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
     """Half the sum of absolute differences over the last axis: the share of mass that would have to move."""
-    return 0.5 * np.abs(np.asarray(p, dtype=np.float64) - np.asarray(q, dtype=np.float64)).sum(
-        axis=-1
-    )
+    return 0.5 * np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum(axis=-1)
 
 
 def jensen_shannon(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
@@ -110,31 +161,43 @@ def max_over_min(counts: npt.NDArray[Any]) -> Floats:
     return np.divide(high, low, out=np.full(high.shape, np.inf), where=low > 0)
 
 
-By = Literal["domain", "topic"]
+# --- counts ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """One layer without padding. Letters: n tokens, K choices, G documents that have tokens, E experts.
+    """One layer without padding.
 
-    `document` [n] counts only documents with tokens here; `strata` [G] is the domain of each, `source` [G] its index in
-    the trace. `expert` [n, K] keeps -1 where a token has fewer than K choices.
+    Attributes:
+        document: [n] number of the document, among those with tokens here.
+        expert: [n, K] keeps -1 where a token has fewer than K choices.
+        source: [G] index of each document in the trace.
+        unit: [G] number of the work of each document.
+        strata: [U] number of the domain of each work.
     """
 
     token: Ints
     document: Ints
     position: Ints
     expert: Ints
-    strata: Ints
     source: Ints
+    unit: Ints
+    strata: Ints
     num_experts: int
 
     @property
     def num_documents(self) -> int:
+        """Documents that have tokens here."""
         return len(self.source)
 
     @property
+    def num_units(self) -> int:
+        """Their works."""
+        return len(self.strata)
+
+    @property
     def k(self) -> int:
+        """Choices a token."""
         return self.expert.shape[1]
 
 
@@ -148,17 +211,27 @@ def choices(trace: RoutingTrace, layer: int) -> Choices:
         )
     present = np.bincount(trace.document[rows], minlength=len(trace.documents)) > 0
     source = np.flatnonzero(present)
-    number = np.cumsum(present) - 1
-    _, labels = document_labels(trace, "domain")
+    unit, strata = works(trace, source)
     return Choices(
         token=trace.token[rows].astype(np.int64),
-        document=number[trace.document[rows]].astype(np.int64),
+        document=(np.cumsum(present) - 1)[trace.document[rows]].astype(np.int64),
         position=trace.position[rows].astype(np.int64),
         expert=expert[rows].astype(np.int64),
-        strata=labels[source],
         source=source,
+        unit=unit,
+        strata=strata,
         num_experts=trace.num_experts,
     )
+
+
+def works(trace: RoutingTrace, source: Ints | None = None) -> tuple[Ints, Ints]:
+    """[G] work of each document (of those in `source`), and [U] the number of each work's domain."""
+    number: dict[tuple[str, str], int] = {}
+    domains = {name: i for i, name in enumerate(trace.domains)}
+    chosen = range(len(trace.documents)) if source is None else source
+    documents = [trace.documents[i] for i in chosen]
+    unit = [number.setdefault((d.domain, d.work or d.id), len(number)) for d in documents]
+    return np.array(unit, np.int64), np.array([domains[domain] for domain, _ in number], np.int64)
 
 
 def document_labels(trace: RoutingTrace, by: By) -> tuple[tuple[str, ...], Ints]:
@@ -171,19 +244,41 @@ def document_labels(trace: RoutingTrace, by: By) -> tuple[tuple[str, ...], Ints]
     return names, np.array([-1 if x is None else index[x] for x in labels], dtype=np.int64)
 
 
+def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, ...], Ints, Ints]:
+    """Names of D labels, [G] the work of each document (-1 without a label), [U] the label of each work.
+
+    Raises:
+        TraceError: no document has a label, or a work holds documents of two.
+    """
+    names, labels = document_labels(trace, by)
+    labels = labels[c.source]
+    rows = labels >= 0
+    if not rows.any():
+        raise TraceError(f"no document of the trace has a {by}; there is nothing to compare")
+    number, kept = compact(c.unit[rows])
+    label = np.zeros(len(kept), dtype=np.int64)
+    label[number] = labels[rows]
+    if (label[number] != labels[rows]).any():
+        raise TraceError("a work holds documents of two labels; a work must lie within one label")
+    label, used = compact(label)
+    unit = np.full(len(labels), -1, dtype=np.int64)
+    unit[rows] = number
+    return tuple(names[i] for i in used), unit, label
+
+
 def count_experts(groups: Ints, num_groups: int, expert: Ints, num_experts: int) -> Ints:
-    """[num_groups, E] assignments of [n] groups and [n, K] experts; -1 is nobody."""
+    """[num_groups, E] assignments of [n] groups and [n, K] experts; -1 is nobody, in groups as in experts."""
     counts = np.zeros(num_groups * num_experts, dtype=np.int64)
     for column in expert.T:
-        valid = column >= 0
+        valid = (column >= 0) & (groups >= 0)
         cell = groups * num_experts + column
         counts += np.bincount(cell if valid.all() else cell[valid], minlength=len(counts))
     return counts.reshape(num_groups, num_experts)
 
 
-def document_counts(c: Choices) -> Ints:
-    """[G, E] assignments of each document."""
-    return count_experts(c.document, c.num_documents, c.expert, c.num_experts)
+def unit_counts(c: Choices) -> Ints:
+    """[U, E] assignments of each work."""
+    return count_experts(c.unit[c.document], c.num_units, c.expert, c.num_experts)
 
 
 def compact(codes: npt.NDArray[Any]) -> tuple[Ints, Ints]:
@@ -203,10 +298,7 @@ def sorted_distinct(codes: Ints) -> Ints:
 
 
 def join(columns: list[Ints]) -> Ints:
-    """[n] one number for each row of several [n] columns of small non-negative integers, equal where the rows are.
-
-    The numbers are 0, 1, ... in the order of the rows.
-    """
+    """[n] one number for each row of several [n] columns of small non-negative integers: 0, 1, ... in their order."""
     return compact(mix(columns))[0]
 
 
@@ -233,31 +325,23 @@ def set_codes(expert: Ints) -> tuple[Ints, Ints]:
     return code, ordered[first]
 
 
-def membership(sets: Ints, num_experts: int) -> npt.NDArray[np.float64]:
+def membership(sets: Ints, num_experts: int) -> Floats:
     """[U, E] 1 where the expert is in the set."""
     member = np.zeros((len(sets), num_experts + 1))
     member[np.arange(len(sets))[:, None], sets] = 1.0  # -1 falls into the last column
     return member[:, :-1]
 
 
-Floats = npt.NDArray[np.float64]
-
-Ints = npt.NDArray[np.int64]
-
-LEVEL = 0.95
-
-MIN_DOCUMENTS = 50
-
-"""With fewer documents a bootstrap interval is too short to be worth printing; none is given."""
+# --- resampling -----------------------------------------------------------------------------------
 
 
 def bootstrap_weights(strata: Ints, resamples: int, rng: np.random.Generator) -> Floats:
-    """[R, G] weights of documents: n - 1 of the n of each stratum drawn with replacement, scaled by n / (n - 1).
+    """[R, U] weights of works: n - 1 of the n of each stratum drawn with replacement, scaled by n / (n - 1).
 
     Drawing one fewer and scaling up makes the variance of a mean unbiased in small strata, where the usual bootstrap
     gives (n - 1)/n of it (Rao and Wu 1988, 'Resampling inference with complex survey data'). Strata are kept as they
-    are because the mix of domains is a decision of the study, not something drawn. A stratum of one document always has
-    weight 1: it tells nothing about how documents of its kind differ.
+    are because the mix of domains is a decision of the study, not something drawn. A stratum of one work always has
+    weight 1: it tells nothing about how works of its kind differ.
     """
     weights = np.ones((resamples, len(strata)))
     for stratum in np.unique(strata):
@@ -271,75 +355,101 @@ def bootstrap_weights(strata: Ints, resamples: int, rng: np.random.Generator) ->
     return weights
 
 
-def bootstrap_documents(
+def bootstrap(
     counts: npt.NDArray[Any], strata: Ints, resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """[R, ...] sums over resampled documents of [G, ...] counts."""
+    """[R, ...] sums over resampled works of [U, ...] counts."""
     weights = bootstrap_weights(strata, resamples, rng)
     flat = counts.reshape(len(counts), -1).astype(np.float64)
     return (weights @ flat).reshape(resamples, *counts.shape[1:])
 
 
-def permuted_tables(
-    counts: npt.NDArray[Any],
-    labels: Ints,
-    num_labels: int,
-    resamples: int,
-    rng: np.random.Generator,
+def bootstrap_rate(hits: Ints, trials: Ints, strata: Ints, resamples: int, seed: int) -> Band:
+    """Σhits / Σtrials over works ([U] each), its interval from resampled works; no interval of few works."""
+    rate = float(hits.sum() / trials.sum())
+    if len(strata) < MIN_DOCUMENTS:
+        return Band(rate)
+    both = np.stack([hits, trials], axis=1)
+    drawn = bootstrap(both, strata, resamples, np.random.default_rng(seed))
+    return band(rate, percentile(drawn[:, 0] / drawn[:, 1]))
+
+
+def sign_flips(
+    counts: npt.NDArray[Any], label: Ints, num_labels: int, draws: int, rng: np.random.Generator
 ) -> Floats:
-    """[R, D, E] counts a label of [G, E] counts a document when the labels are dealt out to the documents anew."""
-    table = np.empty((resamples, num_labels, counts.shape[1]))
-    one_hot = np.eye(num_labels)[labels].T.copy()
-    rows = counts.astype(np.float64)
-    for r in range(resamples):
-        table[r] = one_hot @ rows[rng.permutation(len(rows))]
-    return table
+    """[R, D, E] shares of D labels less the pooled shares, if labels had nothing to do with experts.
+
+    The residual of a work about the pooled share p is r = n_we − n_w·p_e. Under the null its sign says nothing, so it
+    is turned at random; residuals are summed by label, less the label's part of their total, because p is estimated
+    from the same works. Each work keeps its length and its spread. Dealing labels out anew does not keep the level
+    where works differ in length: a label of short works then gets a null of too many tokens.
+
+    Args:
+        counts: [U, E] assignments of each work.
+        label: [U] label of each work.
+    """
+    size, pool = counts.sum(axis=1), counts.sum(axis=0) / counts.sum()
+    residual = counts - size[:, None] * pool
+    of_label = np.bincount(label, weights=size, minlength=num_labels)
+    moved = np.empty((draws, num_labels, counts.shape[1]))
+    for d in range(num_labels):
+        members = np.flatnonzero(label == d)
+        moved[:, d] = rng.choice((-1.0, 1.0), size=(draws, len(members))) @ residual[members]
+    moved -= (of_label / of_label.sum())[:, None] * moved.sum(axis=1, keepdims=True)
+    return moved / of_label[:, None]
+
+
+def chi_squared_bits(moved: Floats, size: Floats, pool: Floats) -> Floats:
+    """[...] bits that shares less the pool's, [..., D, E], tell of the label: I(label; e) to second order."""
+    terms = np.divide(moved**2, pool, out=np.zeros(moved.shape), where=pool > 0).sum(axis=-1)
+    return (terms * size / size.sum()).sum(axis=-1) / (2 * math.log(2))
 
 
 def random_groups(strata: Ints, groups: int, rng: np.random.Generator) -> Ints:
-    """[G] group of each document: shuffled within its stratum, then dealt out in turn, so groups are alike in mix."""
+    """[U] group of each work: shuffled within its stratum, then dealt out in turn, so groups are alike in mix."""
     order = np.lexsort((rng.random(len(strata)), strata))
     assigned = np.empty(len(strata), dtype=np.int64)
     assigned[order] = np.arange(len(strata)) % groups
     return assigned
 
 
-@dataclass(frozen=True, eq=False)
-class Jackknife:
-    """Bias-corrected value and interval, arrays of the statistic's shape; `low` and `high` are NaN below 2 groups."""
-
-    value: Floats
-    low: Floats
-    high: Floats
-    error: Floats
-
-
-def jackknife(statistic: npt.ArrayLike, leave_one_out: npt.ArrayLike) -> Jackknife:
-    """Delete-a-group jackknife from the statistic of everything and of everything but each of g groups ([g, ...]).
+def jackknife(
+    statistic: npt.ArrayLike, leave_one_out: npt.ArrayLike
+) -> tuple[Floats, Floats, Floats]:
+    """Value and interval's ends from the statistic of everything and of everything but each of g groups ([g, ...]).
 
     Value g·θ − (g − 1)·mean(θ₍ⱼ₎), standard error √((g − 1)/g · Σ(θ₍ⱼ₎ − mean)²), interval by Student's t with g − 1
-    degrees of freedom. Used for information, where a percentile bootstrap adds the plug-in bias a second time.
+    degrees of freedom; NaN below 2 groups. Used for information, where a percentile bootstrap adds the plug-in bias a
+    second time.
     """
-    theta, parts = (
-        np.asarray(statistic, dtype=np.float64),
-        np.asarray(leave_one_out, dtype=np.float64),
-    )
+    theta, parts = np.asarray(statistic, np.float64), np.asarray(leave_one_out, np.float64)
     g = len(parts)
     if g < 2:
         nothing = np.full(theta.shape, np.nan)
-        return Jackknife(theta, nothing, nothing, nothing)
+        return theta, nothing, nothing
     mean = parts.mean(axis=0)
     value = g * theta - (g - 1) * mean
-    error = np.sqrt((g - 1) / g * ((parts - mean) ** 2).sum(axis=0))
-    half = student_quantile(0.5 + LEVEL / 2, g - 1) * error
-    return Jackknife(value, value - half, value + half, error)
+    half = student(g - 1) * np.sqrt((g - 1) / g * ((parts - mean) ** 2).sum(axis=0))
+    return value, value - half, value + half
 
 
-def percentile(draws: npt.NDArray[Any], level: float = LEVEL) -> tuple[Floats, Floats]:
-    """Central interval of draws over the first axis (infinite draws allowed)."""
+def student(degrees: npt.ArrayLike) -> Floats:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return stdtrit(np.asarray(degrees, np.float64), 0.5 + LEVEL / 2)
+
+
+# --- intervals and p values -----------------------------------------------------------------------
+
+
+def percentile(draws: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Central 95 % of draws over the first axis (infinite draws allowed); NaN of none."""
+    if not len(draws):
+        return (np.full(draws.shape[1:], math.nan),) * 2
     # no interpolation: between a finite and an infinite draw it would give NaN
-    low = np.quantile(draws, (1 - level) / 2, axis=0, method="inverted_cdf")
-    high = np.quantile(draws, (1 + level) / 2, axis=0, method="inverted_cdf")
+    low = np.quantile(draws, (1 - LEVEL) / 2, axis=0, method="inverted_cdf")
+    high = np.quantile(draws, (1 + LEVEL) / 2, axis=0, method="inverted_cdf")
     return low, high
 
 
@@ -389,18 +499,58 @@ def interval_of_distance(value: Floats, draws: Floats, moved: Floats) -> tuple[F
     return np.maximum(low, 0.0), np.maximum(high, np.maximum(low, 0.0))
 
 
+def interval_of_share(hits: Ints, trials: Ints, unit: Ints, num_items: int) -> Bands:
+    """Shares Σhits/Σtrials of items with trials in several works, with the interval of Korn and Graubard (1998).
+
+    The beta interval of Clopper and Pearson, with as many trials as independent ones would give the variance between
+    works, made smaller by the ratio of Student's quantiles because that variance is estimated from m works. At a share
+    of 0 or 1, which shows no variance, every work counts once. NaN below ten works.
+
+    Args:
+        hits: [cells] of one item in one work.
+        trials: [cells] likewise.
+        unit: [cells] number of the item.
+    """
+    from scipy.special import betaincinv
+
+    k, n, kk, kn, nn = (
+        np.bincount(unit, weights=x, minlength=num_items).astype(np.float64)
+        for x in (hits, trials, hits * hits, hits * trials, trials * trials)
+    )
+    m = np.bincount(unit[trials > 0], minlength=num_items).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = k / n
+        variance = m / (m - 1) * (kk - 2 * p * kn + p * p * nn) / n**2
+        smaller = (student(np.maximum(n - 1, 1)) / student(np.maximum(m - 1, 1))) ** 2
+        worth = np.minimum(np.where(variance > 1e-12, p * (1 - p) / variance * smaller, n), n)
+        worth = np.where((k == 0) | (k == n), m, worth)
+        low = np.where(k > 0, betaincinv(p * worth, worth * (1 - p) + 1, (1 - LEVEL) / 2), 0.0)
+        high = np.where(k < n, betaincinv(p * worth + 1, worth * (1 - p), (1 + LEVEL) / 2), 1.0)
+    few = m < MIN_HOLDERS
+    low[few] = high[few] = math.nan
+    return bands(p, (low, high))
+
+
 def permutation_p(observed: npt.ArrayLike, draws: npt.NDArray[Any]) -> Floats:
     """P(null >= observed), with the observed value counted among the draws, so it is never 0."""
     at_least = (draws >= np.asarray(observed) * (1 - 1e-12)).sum(axis=0)
     return (1.0 + at_least) / (1.0 + len(draws))
 
 
+def against(value: float, draws: Floats, ends: Ends = NOTHING) -> Band:
+    """The number beside the [R] draws of its null."""
+    return band(value, ends, percentile(draws), permutation_p(value, draws))
+
+
 def holm(p_values: npt.ArrayLike) -> Floats:
-    """p-values adjusted for their number (Holm 1979): reject those below α and all errors together stay below α."""
+    """p-values adjusted for their number (Holm 1979): reject those below α and all errors together stay below α.
+
+    NaN, a test that was not made, stays NaN and is not counted.
+    """
     p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p)
-    raised = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted = np.empty_like(p)
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]
+    adjusted = np.full(p.shape, math.nan)
+    raised = np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order))))
     adjusted[order] = np.minimum(raised, 1.0)
     return adjusted
 
@@ -414,21 +564,3 @@ def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike) -> tuple[Floats, Flo
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
-
-
-def student_quantile(p: float, degrees: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees, beyond to four digits."""
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z, n = NormalDist().inv_cdf(p), float(degrees)
-    # Cornish-Fisher expansion of the quantile in 1/n (Abramowitz and Stegun 26.7.5)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / n**i for i, term in enumerate(terms))

@@ -10,425 +10,235 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.course.style import BLUE, CHANCE, LINE, PALE, SMALL, VERMILLION
 from minimoe.errors import TraceError
-from minimoe.study.chance import (
-    MIN_DOCUMENTS,
-    By,
-    Floats,
-    Ints,
-    Result,
-    bootstrap_documents,
-    choices,
-    document_counts,
-    document_labels,
-    holm,
-    interval_of_distance,
-    interval_of_ratio,
-    jensen_shannon,
-    max_over_min,
-    percentile,
-    permutation_p,
-    permuted_tables,
-    shares,
-    total_variation,
-)
-from minimoe.study.claims import (
-    AGREES,
-    ALPHA,
-    DISAGREES,
-    FIVEFOLD,
-    UNKNOWN,
-    Finding,
-    Part,
-    Verdict,
-    bracket,
-    hundred,
-    listed,
-    of_layers,
-    percent,
-    spread,
-    times,
-)
-from minimoe.study.drawing import Figure, expert_panel, literal, name_axes, panels, put_title
+from minimoe.study import chance as ch
+from minimoe.study import claims as say
+from minimoe.study.chance import Band, Bands, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+    from minimoe.study.drawing import Figure
     from minimoe.study.measurements import Measurements
 
 _MOST_BOOTSTRAPS = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class DomainLoad(Result):
-    """share(e | domain) of one layer for D domains or topics.
+class DomainLoad(ch.Result):
+    """share(e | label) of one layer for D domains or topics.
 
-    The null of each is its own: as many documents as it has, drawn from the pool without regard to their label (all
-    labels dealt out anew). The pool is every labelled document, the domain's own among them. Where documents of one
-    label are much longer than those of another, the draw has other numbers of tokens: compare labels of one source.
+    The null of each label turns the signs of its works' residuals about the pooled load at random (`sign_flips`), so
+    works keep their lengths. The pool is every labelled document, the label's own among them.
 
     Attributes:
-        few_documents: [D] fewer than 50 documents: intervals are NaN, and `notes` says so; the null is given.
+        units: [D] works of each label.
+        few_documents: [D] fewer than 50 works: intervals are NaN.
         pooled: [E] share of each expert in all labelled documents.
         share: [D, E] of all assignments of a label.
-        share_low: [D, E] lower end of its interval, document bootstrap.
-        share_high: [D, E] upper end of it.
-        null_low: [D, E] lower end of the null's band of each expert.
-        null_high: [D, E] upper end of the null's band.
-        ratio: [D] max/min.
-        ratio_low: [D] lower end of its interval, as in `Load`.
-        ratio_high: [D] upper end of that interval.
-        ratio_null_low: [D] lower end of the null's central 95 % band.
-        ratio_null_high: [D] upper end of that band.
-        ratio_p: [D] P(null >= observed).
-        tv: [D] total variation to the pooled load.
-        tv_low: [D] lower end of its interval, made for a distance (`interval_of_distance`).
-        tv_high: [D] upper end of that one.
-        tv_null_high: [D] 95 % quantile of its null.
-        tv_p: [D] P(null >= observed) of the total variation.
-        tv_p_holm: [D] `tv_p` adjusted for D labels.
-        jsd: [D] Jensen-Shannon divergence to the pooled load, bits.
-        jsd_null_high: [D] 95 % quantile of the null of `jsd`.
+        ratio: [D] max/min; interval as in `Load`.
+        tv: [D] total variation to the pooled load; interval made for a distance (`interval_of_distance`). Its p is NaN
+            where a label has fewer than nine works, which no test can tell from the pool.
+        p_holm: [D] p of `tv` adjusted for the labels that could be tested.
+        together_p: that no label matters: χ² of all labels together, which few works a label do not prevent.
     """
 
     layer: int
     by: str
     names: tuple[str, ...]
     documents: Ints
+    units: Ints
     tokens: Ints
     few_documents: npt.NDArray[np.bool_]
     pooled: Floats
-    share: Floats
-    share_low: Floats
-    share_high: Floats
-    null_low: Floats
-    null_high: Floats
-    ratio: Floats
-    ratio_low: Floats
-    ratio_high: Floats
-    ratio_null_low: Floats
-    ratio_null_high: Floats
-    ratio_p: Floats
-    tv: Floats
-    tv_low: Floats
-    tv_high: Floats
-    tv_null_high: Floats
-    tv_p: Floats
-    tv_p_holm: Floats
-    jsd: Floats
-    jsd_null_high: Floats
-    notes: tuple[str, ...]
+    share: Bands
+    ratio: Bands
+    tv: Bands
+    p_holm: Floats
+    together_p: float
+
+    @property
+    def beyond(self) -> Ints:
+        """Labels whose load lies beyond their null after Holm's correction."""
+        return np.flatnonzero(np.nan_to_num(self.p_holm, nan=1.0) < ch.ALPHA)
 
 
 def domain_load(
-    trace: RoutingTrace, layer: int, *, by: By = "domain", resamples: int = 500, seed: int = 0
+    trace: RoutingTrace, layer: int, *, by: ch.By = "domain", resamples: int = 500, seed: int = 0
 ) -> DomainLoad:
     """Load of `layer` within each domain or topic.
 
     Raises:
-        TraceError: no document of the trace has a label.
+        TraceError: no document of the trace has a label, or a work holds documents of two.
     """
-    c = choices(trace, layer)
-    rng = np.random.default_rng(seed)
-    names, all_labels = document_labels(trace, by)
-    label = all_labels[c.source]
-    used = np.flatnonzero(np.bincount(label[label >= 0], minlength=len(names)))
-    if not len(used):
-        raise TraceError(f"no document of the trace has a {by}; there is nothing to compare")
-    names = tuple(names[i] for i in used)
-    rows = label >= 0
-    label = np.searchsorted(used, label[rows])
-    counts = document_counts(c)[rows]
-    tokens = np.bincount(c.document, minlength=c.num_documents)[rows]
+    c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
+    names, unit, label = ch.labelled_works(trace, c, by)
+    count = len(names)
+    counts = ch.count_experts(unit[c.document], len(label), c.expert, c.num_experts)
+    table = np.zeros((count, c.num_experts), dtype=np.int64)
+    np.add.at(table, label, counts)
+    of_label = np.where(unit >= 0, label[unit], count)  # [G]
+    pooled, share = ch.shares(table.sum(axis=0)), ch.shares(table)
+    ratio, tv = ch.max_over_min(table), ch.total_variation(share, pooled)
+    units = np.bincount(label, minlength=count)
+    few = units < ch.MIN_DOCUMENTS
 
-    table = _by_label(counts, label, len(names))
-    pooled = shares(counts.sum(axis=0))
-    share, ratio = shares(table), max_over_min(table)
-    tv, jsd = total_variation(share, pooled), jensen_shannon(share, pooled)
-    documents = np.bincount(label, minlength=len(names))
-    few = documents < MIN_DOCUMENTS
-
-    null = permuted_tables(counts, label, len(names), resamples, rng)
-    null_share, null_ratio = shares(null), max_over_min(null)
-    null_low, null_high = percentile(null_share)
-    ratio_null_low, ratio_null_high = percentile(null_ratio)
-    null_tv = total_variation(null_share, pooled)
-    tv_p = permutation_p(tv, null_tv)
+    moved = ch.sign_flips(counts, label, count, resamples, rng)
+    null_ratio = ch.max_over_min(np.maximum(pooled + moved, 0))
+    null_tv = ch.total_variation(moved, 0)
+    together = ch.chi_squared_bits(moved, table.sum(axis=1), pooled)
+    observed = ch.chi_squared_bits(share - pooled, table.sum(axis=1), pooled)
+    p = np.where(units >= ch.MIN_FLIPS, ch.permutation_p(tv, null_tv), math.nan)
 
     # many draws are for small p-values of the null; an interval needs fewer
     draws = min(resamples, _MOST_BOOTSTRAPS)
+    one_stratum = np.zeros(len(label), np.int64)
     drawn = np.stack(
         [
-            bootstrap_documents(counts[label == d], np.zeros(documents[d], np.int64), draws, rng)
-            for d in range(len(names))
+            ch.bootstrap(counts[label == d], one_stratum[label == d], draws, rng)
+            for d in range(count)
         ],
         axis=1,
-    )
-    drawn_share = shares(drawn)
-    drawn_pool = shares(drawn.sum(axis=1))[:, None]
-    share_low, share_high = _unless(few, *percentile(drawn_share))
-    ratio_ends = np.array(
-        [
-            (np.nan, np.nan) if few[d] else interval_of_ratio(table[d], drawn[:, d])
-            for d in range(len(names))
-        ]
-    )
-    ratio_low, ratio_high = _unless(few, ratio_ends[:, 0], ratio_ends[:, 1])
-    moved = total_variation(drawn_share - drawn_pool, share - pooled)
-    tv_ends = interval_of_distance(tv, total_variation(drawn_share, drawn_pool), moved)
-    tv_low, tv_high = _unless(few, *tv_ends)
+    )  # [R, D, E]
+    drawn_share, drawn_pool = ch.shares(drawn), ch.shares(drawn.sum(axis=1))[:, None]
+    off = ch.total_variation(drawn_share - drawn_pool, share - pooled)
+    tv_ends = ch.interval_of_distance(tv, ch.total_variation(drawn_share, drawn_pool), off)
+    ratio_ends = np.array([ch.interval_of_ratio(table[d], drawn[:, d]) for d in range(count)]).T
+    nothing = np.where(few, math.nan, 0.0)
+    share_ends = np.stack(ch.percentile(drawn_share)) + nothing[:, None]
     return DomainLoad(
         layer=layer,
         by=by,
         names=names,
-        documents=documents,
-        tokens=np.bincount(label, weights=tokens, minlength=len(names)).astype(np.int64),
+        documents=np.bincount(of_label, minlength=count + 1)[:count],
+        units=units,
+        tokens=np.bincount(of_label[c.document], minlength=count + 1)[:count],
         few_documents=few,
         pooled=pooled,
-        share=share,
-        share_low=share_low,
-        share_high=share_high,
-        null_low=null_low,
-        null_high=null_high,
-        ratio=ratio,
-        ratio_low=ratio_low,
-        ratio_high=ratio_high,
-        ratio_null_low=ratio_null_low,
-        ratio_null_high=ratio_null_high,
-        ratio_p=permutation_p(ratio, null_ratio),
-        tv=tv,
-        tv_low=tv_low,
-        tv_high=tv_high,
-        tv_null_high=np.quantile(null_tv, 0.95, axis=0),
-        tv_p=tv_p,
-        tv_p_holm=holm(tv_p),
-        jsd=jsd,
-        jsd_null_high=np.quantile(jensen_shannon(null_share, pooled), 0.95, axis=0),
-        notes=tuple(
-            f"{name}: {n} documents, fewer than {MIN_DOCUMENTS}: no bootstrap interval"
-            for name, n in zip(names, documents, strict=True)
-            if n < MIN_DOCUMENTS
+        share=ch.bands(share, share_ends, pooled + np.stack(ch.percentile(moved))),
+        ratio=ch.bands(
+            ratio,
+            ratio_ends + nothing,
+            ch.percentile(null_ratio),
+            ch.permutation_p(ratio, null_ratio),
         ),
+        tv=ch.bands(tv, np.stack(tv_ends) + nothing, ch.percentile(null_tv), p),
+        p_holm=ch.holm(p),
+        together_p=float(ch.permutation_p(observed, together)),
     )
 
 
-def _by_label(counts: Ints, label: Ints, num_labels: int) -> Ints:
-    table = np.zeros((num_labels, counts.shape[1]), dtype=np.int64)
-    np.add.at(table, label, counts)
-    return table
+# --- figures --------------------------------------------------------------------------------------
 
 
-def _unless(missing: npt.NDArray[np.bool_], *arrays: Floats) -> tuple[Floats, ...]:
-    """The arrays with NaN in the rows of `missing`."""
-    return tuple(
-        np.where(missing.reshape(-1, *[1] * (array.ndim - 1)), np.nan, array) for array in arrays
-    )
-
-
-BAND = (
-    "grey: 95 % of the shares of as many documents drawn from all labels without regard to theirs"
-)
-
-
-def label_load(
+def draw_labels(
     loads: Sequence[DomainLoad],
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     *,
     titles: Mapping[str, str] | None = None,
     num_layers: int | None = None,
     name: str = "topics",
     note: str = "",
 ) -> Figure:
-    """Small multiples: one row a topic or domain, one column a layer, each with its own null (Figs. 4 to 6)."""
-    canvas, axes = panels(len(names), len(loads), height=1.9, share_x=True, share_y=True)
-    said: list[str] = []
-    for row, label in zip(axes, names, strict=True):
-        parts: list[str] = []
-        for ax, one in zip(row, loads, strict=True):
-            i = _index(one, label)
-            head = (titles or {}).get(label, label) if ax is row[0] else ""
-            layer = of_layers(one.layer, num_layers)
-            ax_title = f"{head}\n{layer}: max/min {times(one.ratio[i])}"
-            _panel(ax, one, i, ax_title)
-            parts.append(f"{layer} {_shares(one, i)}")
-        said.append(f"{(titles or {}).get(label, label)}: " + ", ".join(parts))
-    name_axes(axes, "expert", "share, %")
-    few = [
-        (titles or {}).get(label, label)
-        for label in names
-        if loads[0].few_documents[_index(loads[0], label)]
-    ]
-    return Figure(
-        name,
-        canvas,
-        f"Share of the assignments of each expert within {listed([f'{(titles or {}).get(n, n)!r}' for n in names])} "
-        f"({_sizes(loads[0], names)}). Dark bars leave their band; {BAND}; whiskers: 95 %, documents resampled."
-        + (f" Fewer than 50 documents, so no whiskers: {listed(few)}." if few else "")
-        + (f" {note}" if note else ""),
-        "Bar charts of load within labels. " + "; ".join(said) + ".",
+    """Small multiples, each with its own null (Figs. 4 to 6): of several layers one column a layer, of one three to a
+    row."""
+    from minimoe.study import drawing as d
+
+    names = loads[0].names if names is None else tuple(names)
+    titles = titles or {}
+    several = len(loads) > 1
+    columns = len(loads) if several else 3
+    shown = [(label, one) for label in names for one in loads]
+    canvas, axes = d.panels(-(-len(shown) // columns), columns, height=1.9, share_y=True)
+    places = [ax for row in axes for ax in row]
+    said: dict[str, list[str]] = {}
+    for ax, (label, one) in zip(places, shown, strict=False):
+        i, layer = _index(one, label), say.of_layers(one.layer, num_layers)
+        head = titles.get(label, label) if one is loads[0] else ""
+        over = f"{layer}: max/min" if several else "max/min"
+        d.expert_panel(
+            ax, _row(one.share, i), title=f"{head}\n{over} {say.times(one.ratio.value[i])}"
+        )
+        said.setdefault(titles.get(label, label), []).append(f"{layer} {_shares(one, i)}")
+    for ax in places[len(shown) :]:
+        ax.set_axis_off()
+    d.name_axes(axes, "expert", "share, %")
+    few = [titles.get(n, n) for n in names if loads[0].few_documents[_index(loads[0], n)]]
+    what = (
+        f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
+        if several
+        else f"in {say.of_layers(loads[0].layer, num_layers)}"
     )
+    return d.figure(
+        name, canvas, "labels", what=what, sizes=_sizes(loads[0], names),
+        few=f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else "",
+        note=f" {note}" if note else "",
+        said="; ".join(f"{label}: " + ", ".join(parts) for label, parts in said.items()),
+    )  # fmt: skip
 
 
-def labels_at(
-    load: DomainLoad,
-    names: Sequence[str] | None = None,
-    *,
-    titles: Mapping[str, str] | None = None,
-    num_layers: int | None = None,
-    name: str = "domains",
-    note: str = "",
-) -> Figure:
-    """Small multiples of many labels at one layer, three to a row."""
-    names = load.names if names is None else tuple(names)
-    rows = -(-len(names) // 3)
-    canvas, axes = panels(rows, 3, height=1.9, share_y=True)
-    said: list[str] = []
-    for place, label in enumerate(names):
-        i = _index(load, label)
-        title = (titles or {}).get(label, label)
-        _panel(axes[place // 3][place % 3], load, i, f"{title}\nmax/min {times(load.ratio[i])}")
-        said.append(f"{title} {_shares(load, i)}")
-    for place in range(len(names), 3 * rows):
-        axes[place // 3][place % 3].set_axis_off()
-    name_axes(axes, "expert", "share, %")
-    return Figure(
-        name,
-        canvas,
-        f"Share of the assignments of each expert in {of_layers(load.layer, num_layers)} ({_sizes(load, names)}). Dark "
-        f"bars leave their band; {BAND}; whiskers: 95 %, documents resampled."
-        + (f" {note}" if note else ""),
-        f"Bar charts of load in {of_layers(load.layer, num_layers)}: " + "; ".join(said) + ".",
-    )
-
-
-def skew(
+def draw_skew(
     loads: Sequence[DomainLoad],
     *,
     titles: Mapping[str, str] | None = None,
     num_layers: int | None = None,
-    article: float | None = 5.0,
+    article: bool = True,
     name: str = "skew",
     note: str = "",
 ) -> Figure:
     """Total variation to the pooled load, and max/min, of every label at a few layers, with each label's own null."""
-    names = [loads[-1].names[i] for i in np.argsort(-loads[-1].tv)]
+    from minimoe.study import drawing as d
+
+    titles = titles or {}
+    last = loads[-1]
+    names = [last.names[i] for i in np.argsort(-last.tv.value)]
     y = np.arange(len(names))[::-1]
     row = 0.2 if len(names) <= 24 else 0.15
-    canvas, axes = panels(2, len(loads), height=0.75 + row * len(names), share_y=True)
+    canvas, axes = d.panels(2, len(loads), height=0.75 + row * len(names), share_y=True)
+    five = say.limits("C13")["fivefold"]
     for column, one in enumerate(loads):
         order = [_index(one, label) for label in names]
         top, bottom = axes[0][column], axes[1][column]
-        top.barh(y, 100 * one.tv_null_high[order], height=0.8, color=CHANCE, zorder=1)
-        _dots(
-            top,
-            y,
-            100 * one.tv[order],
-            100 * one.tv_low[order],
-            100 * one.tv_high[order],
-            one.tv_p_holm[order] < 0.05,
-        )
-        low, high = one.ratio_null_low[order], one.ratio_null_high[order]
+        beyond = np.isin(order, one.beyond)
+        top.barh(y, 100 * one.tv.null_high[order], height=0.8, color=d.CHANCE, zorder=1)
+        d.dots(top, y, one.tv, order, beyond, scale=100)
+        low, high = one.ratio.null_low[order], one.ratio.null_high[order]
         finite = np.isfinite(low) & np.isfinite(high)
         width = high[finite] - low[finite]
-        bottom.barh(y[finite], width, left=low[finite], height=0.8, color=CHANCE, zorder=1)
-        outside = (one.ratio[order] > high) | (one.ratio[order] < low)
-        _dots(bottom, y, one.ratio[order], one.ratio_low[order], one.ratio_high[order], outside)
+        bottom.barh(y[finite], width, left=low[finite], height=0.8, color=d.CHANCE, zorder=1)
+        ratio = one.ratio.value[order]
+        d.dots(bottom, y, one.ratio, order, (ratio > high) | (ratio < low))
         bottom.set_xscale("log")
         bottom.set_xlim(1, bottom.get_xlim()[1] * 1.12)
-        _factor_ticks(bottom)
-        if article is not None and bottom.get_xlim()[1] > article:
-            bottom.axvline(article, color=VERMILLION, linewidth=1, linestyle=":")
+        d.factor_ticks(bottom.xaxis, bottom.get_xlim()[1], few=True)
+        if article and bottom.get_xlim()[1] > five:
+            bottom.axvline(five, color=d.VERMILLION, linewidth=1, linestyle=":")
             if column == len(loads) - 1:
-                bottom.text(
-                    article,
-                    len(names) - 0.35,
-                    "article: up to 5",
-                    color=VERMILLION,
-                    fontsize=SMALL,
-                    ha="center",
-                )
-        layer = of_layers(one.layer, num_layers)
-        put_title(top, f"{layer[0].upper()}{layer[1:]}")
+                where, text = (five, len(names) - 0.35), "article: more than 5"
+                bottom.text(*where, text, color=d.VERMILLION, fontsize=d.SMALL, ha="center")
+        layer = say.of_layers(one.layer, num_layers)
+        d.put_title(top, f"{layer[0].upper()}{layer[1:]}")
         top.set_xlim(0, top.get_xlim()[1] * 1.04)
         top.set_xlabel("moved assignments, %")
         bottom.set_xlabel("busiest / least busy")
-    for row in axes:
-        row[0].set_yticks(y, [literal(str((titles or {}).get(label, label))) for label in names])
-        row[0].set_ylim(-0.6, len(names) - 0.1)
-    last = loads[-1]
-    outside = [label for label, p in zip(last.names, last.tv_p_holm, strict=True) if p < 0.05]
-    worst = int(np.argmax(np.where(np.isfinite(last.ratio), last.ratio, -1)))
-    return Figure(
-        name,
-        canvas,
-        f"Above: share of a label's assignments that would have to move to give the load of all labels together (total "
-        f"variation). Below: its busiest over its least busy expert. {BAND[0].upper()}{BAND[1:]}. Blue: beyond that "
-        "(above: p < 0.05 after Holm's correction for the number of labels). Whiskers: 95 %, documents resampled, only "
-        "where a label has 50 documents." + (f" {note}" if note else ""),
-        f"Dot plots for {len(names)} labels. In {of_layers(last.layer, num_layers)} {len(outside)} of {len(names)} lie "
-        "beyond their null: "
-        + ", ".join(
-            f"{(titles or {}).get(label, label)} {percent(last.tv[_index(last, label)])} moved, chance up to "
-            f"{percent(last.tv_null_high[_index(last, label)])}"
-            for label in names
-        )
-        + f". The largest max/min is {times(last.ratio[worst])}"
-        + f"{bracket(last.ratio_low[worst], last.ratio_high[worst])} "
-        + f"({(titles or {}).get(last.names[worst], last.names[worst])}).",
+    for row_of_axes in axes:
+        row_of_axes[0].set_yticks(y, [d.literal(str(titles.get(label, label))) for label in names])
+        row_of_axes[0].set_ylim(-0.6, len(names) - 0.1)
+    worst = int(np.argmax(np.where(np.isnan(last.ratio.value), -1, last.ratio.value)))
+    each = ", ".join(
+        f"{titles.get(n, n)} {say.percent(band.value)} moved, chance up to {say.percent(band.null_high)}"
+        for n in names
+        for band in [last.tv[_index(last, n)]]
     )
+    return d.figure(
+        name, canvas, "skew", note=f" {note}" if note else "", labels=len(names),
+        layer=say.of_layers(last.layer, num_layers), beyond=len(last.beyond), each=each,
+        largest=f"{say.factor(last.ratio[worst])} ({titles.get(last.names[worst], last.names[worst])})",
+    )  # fmt: skip
 
 
-def _panel(ax: Axes, one: DomainLoad, i: int, title: str) -> None:
-    expert_panel(
-        ax,
-        one.share[i],
-        one.share_low[i],
-        one.share_high[i],
-        one.null_low[i],
-        one.null_high[i],
-        title=title,
-    )
-
-
-def _dots(ax: Axes, y: Any, value: Floats, low: Floats, high: Floats, marked: Any) -> None:
-    known = ~np.isnan(low) & np.isfinite(value)
-    ends = np.clip(np.stack([value - low, high - value])[:, known], 0, None)
-    ax.errorbar(
-        value[known],
-        y[known],
-        xerr=ends,
-        fmt="none",
-        ecolor=LINE,
-        elinewidth=1.1,
-        capsize=2,
-        zorder=3,
-    )
-    ax.scatter(
-        value,
-        y,
-        s=26,
-        c=[BLUE if m else PALE for m in marked],
-        edgecolors=BLUE,
-        linewidths=0.8,
-        zorder=4,
-    )
-    ax.tick_params(axis="y", length=0)
-
-
-def _factor_ticks(ax: Axes) -> None:
-    top = ax.get_xlim()[1]
-    ladder = (
-        (1, 1.2, 1.5, 2, 3)
-        if top < 4
-        else (1, 2, 5, 10, 20)
-        if top < 40
-        else (1, 3, 10, 30, 100, 300)
-    )
-    ticks = [t for t in ladder if t <= top]
-    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    ax.minorticks_off()
+def _row(bands: Bands, i: int) -> Bands:
+    ends, null = (bands.low[i], bands.high[i]), (bands.null_low[i], bands.null_high[i])
+    return ch.bands(bands.value[i], ends, null)
 
 
 def _index(load: DomainLoad, label: str) -> int:
@@ -440,121 +250,139 @@ def _index(load: DomainLoad, label: str) -> int:
 
 
 def _shares(load: DomainLoad, i: int) -> str:
-    share = load.share[i]
+    share = load.share.value[i]
     return (
-        f"{percent(share.min())} (expert {int(share.argmin()) + 1}) to {percent(share.max())} "
-        f"(expert {int(share.argmax()) + 1}), max/min {times(load.ratio[i])}, "
-        f"chance up to {times(load.ratio_null_high[i])}"
+        f"{say.percent(share.min())} (expert {int(share.argmin()) + 1}) to {say.percent(share.max())} "
+        f"(expert {int(share.argmax()) + 1}), max/min {say.times(load.ratio.value[i])}, "
+        f"chance up to {say.times(load.ratio.null_high[i])}"
     )
 
 
 def _sizes(load: DomainLoad, names: Sequence[str]) -> str:
     rows = [_index(load, label) for label in names]
-    d, t = load.documents[rows], load.tokens[rows]
+    u, t = load.units[rows], load.tokens[rows]
     if len(rows) == 1:
-        return f"{d[0]} documents, {t[0]:,} tokens"
-    documents = f"{d.min()}" if d.min() == d.max() else f"{d.min()} to {d.max()}"
-    return f"{documents} documents, {t.min():,} to {t.max():,} tokens each"
+        return f"{u[0]} works, {t[0]:,} tokens"
+    works = f"{u.min()}" if u.min() == u.max() else f"{u.min()} to {u.max()}"
+    return f"{works} works, {t.min():,} to {t.max():,} tokens each"
 
 
-# published I(domain; e) in bits over log2(E/K): .009 of log2(8/2), .50 of log2(64/8)
-MIXTRAL_LAYER_16, OLMOE_LAST = 0.009 / 2, 0.50 / 3
+# --- findings -------------------------------------------------------------------------------------
 
 
-def subjects(m: Measurements, titles: Mapping[str, str]) -> Finding:
-    """C13."""
-    parts: list[Part] = []
-    label, labels, documents = m.nouns
-    for group, kind in (
-        (m.topics, "subjects" if m.of_questions else "topics of one encyclopaedia"),
+def judge_subjects(m: Measurements, titles: Mapping[str, str]) -> say.Finding:
+    """C13: do single subjects skew the load, and is the load over all of them more even than theirs?"""
+    parts: list[say.Part] = []
+    label, labels, _ = m.nouns
+    groups: list[tuple[Any, str]] = [
+        (m.topics, labels if m.of_questions else "topics of one encyclopaedia"),
         (m.domains, "packages as domains"),
-    ):
+    ]
+    for group, kind in groups:
         for one in group:
-            beyond = np.flatnonzero(one.tv_p_holm < ALPHA)
-            last = one.layer == m.layers[-1]
-            verdict: Verdict = AGREES if len(beyond) else DISAGREES
-            if not len(beyond) and one.few_documents.all():
-                verdict = UNKNOWN
-            most = int(np.argmax(one.tv))
-            found = (
-                f"{len(beyond)} of {len(one.names)} beyond their own null; most moved: "
-                f"{titles.get(one.names[most], one.names[most])}, "
-                f"{percent(one.tv[most])}{bracket(one.tv_low[most], one.tv_high[most], hundred)} of the assignments, "
-                f"by chance up to {percent(one.tv_null_high[most])}"
-            )
-            decides = last and group is m.topics
-            parts.append(
-                Part(f"{kind}, {of_layers(one.layer, m.num_layers)}", found, verdict, decides)
-            )
-    parts += [_fivefold(one, label, titles, m.num_layers) for one in m.topics[-1:]]
+            where = f"{kind}, {say.of_layers(one.layer, m.num_layers)}"
+            decides = one.layer == m.layers[-1] and group is m.topics
+            parts.append(skewed(one, where, decides, titles))
+    for one in m.topics[-1:]:
+        where = say.of_layers(one.layer, m.num_layers)
+        parts.append(pool_against_single(one, f"all {labels} against single ones, {where}", labels))
+        parts.append(fivefold(one, f"fivefold within a {label}, {where}", label, titles))
     information = "; ".join(
-        f"layer {x.layer} {x.domain.value:.3f}" for x in m.information if x.layer in m.layers
+        f"layer {x.layer} {x.domain.value:.3f} (null up to {x.domain.null_high:.3f})"
+        for x in m.information
+        if x.layer in m.layers
     )
     topical = "; ".join(
-        f"layer {x.layer} {x.domain.value:.3f} (null {x.domain.null.high:.3f})"
+        f"layer {x.layer} {x.domain.value:.3f} (null up to {x.domain.null_high:.3f})"
         for x in m.information_topics
-        if x.layer in m.layers and x.domain.null
+        if x.layer in m.layers
     )
+    entry, last = say.claims()["C13"], m.information[-1]
     told = "subject" if m.of_questions else "domain"
-    remarks = (
-        (f"I(subject; e) in bits: {information}.",)
-        if m.of_questions
-        else (
-            f"I(domain; e) in bits, packages as domains: {information}."
-            + (f" Topics within the encyclopaedia: {topical}." if topical else ""),
-            "Packages as domains differ in format, language and source as well as in subject, so their effect cannot "
-            "be laid to the subject. The topics share all three; they are the fair comparison.",
-        )
+    kind = "" if m.of_questions else ", packages as domains"
+    remarks = [f"I({told}; e) in bits{kind}: {information}."]
+    if topical:
+        remarks.append(f"Topics within the encyclopaedia: {topical}.")
+    if not m.of_questions:
+        remarks.append(entry["confounded"])
+    remarks.append(
+        f"Of the most it could tell, log2(E/K), the {told} tells {say.percent(last.domain.value / last.limit)} in the "
+        f"last layer here; by the published bits it is {say.percent(entry['mixtral_domain'])} in layer 16 of Mixtral "
+        f"8x7B and {say.percent(entry['olmoe_domain'])} in the last layer of OLMoE-1B-7B. The domains are not the same."
     )
-    remarks += (
-        f"Of the most it could tell, log2(E/K), the {told} tells {percent(m.information[-1].domain.normalised)} in "
-        f"the last layer here; by the published bits it is {percent(MIXTRAL_LAYER_16)} in layer 16 of Mixtral 8x7B "
-        f"and {percent(OLMOE_LAST)} in the last layer of OLMoE-1B-7B. The domains are not the same.",
+    beyond = [len(x.beyond) for x in m.topics]
+    short = (
+        f"{say.spread(beyond, 0)} of {len(m.topics[-1].names)} {labels} lie beyond their null"
+        if beyond
+        else f"no {labels} to compare"
     )
-    return Finding(
-        "C13",
-        "Single subjects skew the load",
-        "In layer 32 abstract algebra favours experts 3 and 8, professional law expert 4, and in world religions "
-        "expert 7 gets five times fewer tokens than expert 8 (Figs. 4 to 6).",
-        "Mixtral 8x7B, max/min within a domain: 1.3–1.6 in layer 1, 1.1–1.5 in layer 8, 1.8–3.2 in layer 16; "
-        "I(domain; e) .003, .004, .009 bits. OLMoE-1B-7B (Muennighoff et al. 2024, arXiv:2409.02060), last layer: 13 "
-        "and far more; I(domain; e) .17, .40, .50 bits in its first, middle and last layer. The Mixtral paper (Jiang "
-        "et al. 2024, arXiv:2401.04088) finds no obvious pattern by topic.",
-        f"'Agrees' if in the last layer some {label}'s load lies beyond its own null: as many {documents} drawn "
-        f"without regard to {label}, Holm's correction over all {labels}, 5 %. 'Disagrees' if none does, 'cannot be "
-        f"told' if none does and none has 50 documents. The fivefold: 'agrees' if some {label}'s interval of max/min "
-        "starts at 5 or more and its max/min lies above its own null, 'disagrees' if all intervals end below 5.",
-        tuple(parts),
-        _topics_short(m),
-        ("topics", "skew", "domains", "domain-skew", "information"),
-        remarks,
-    )
+    return say.finding("C13", parts, short, remarks, label=label)
 
 
-def _fivefold(one: DomainLoad, label: str, titles: Mapping[str, str], num_layers: int) -> Part:
-    known = np.flatnonzero(~np.isnan(one.ratio_low))
-    pooled = float(one.pooled.max() / one.pooled.min()) if one.pooled.min() > 0 else math.inf
-    where = of_layers(one.layer, num_layers)
-    if not len(known):
-        return Part(
-            f"fivefold within a {label}, {where}", f"no {label} has 50 documents", UNKNOWN, False
-        )
-    best = int(known[np.argmax(one.ratio[known])])
-    verdict: Verdict = UNKNOWN
-    if ((one.ratio_low[known] >= FIVEFOLD) & (one.ratio[known] > one.ratio_null_high[known])).any():
-        verdict = AGREES
-    elif (one.ratio_high[known] < FIVEFOLD).all():
-        verdict = DISAGREES
+def skewed(one: DomainLoad, where: str, decides: bool, titles: Mapping[str, str]) -> say.Part:
+    """Does some label lie beyond its null, by a share worth the name?"""
+    least, tested = say.limits("C13")["moved"], int(np.isfinite(one.p_holm).sum())
+    most = int(np.argmax(one.tv.value))
+    if len(one.beyond):
+        most = int(one.beyond[np.argmax(one.tv.value[one.beyond])])
+    effect = one.tv[most]
+    verdict: say.Verdict = say.UNKNOWN
+    if len(one.beyond):
+        verdict = say.AGREES if effect.value >= least else say.UNKNOWN
+    elif (known := ~np.isnan(one.tv.high)).any() and (one.tv.high[known] < 2 * least).all():
+        verdict = say.DISAGREES
     found = (
-        f"largest max/min {times(one.ratio[best])}{bracket(one.ratio_low[best], one.ratio_high[best])} "
-        f"({titles.get(one.names[best], one.names[best])}; by chance up to {times(one.ratio_null_high[best])}); all "
-        f"{label}s together have {times(pooled)}, which belongs to the kind of text and not to a {label}"
+        f"{len(one.beyond)} of {len(one.names)} beyond their own null"
+        + (f", {len(one.names) - tested} of too few works to be told" if tested < len(one.names) else "")
+        + f"; most moved: {titles.get(one.names[most], one.names[most])}, {say.share(effect)} of the assignments, by "
+        f"chance up to {say.percent(effect.null_high)}; all together {say.p_value(one.together_p)}"
+    )  # fmt: skip
+    if not tested and one.together_p < ch.ALPHA:
+        verdict = say.AGREES if effect.value >= least else say.UNKNOWN
+    said = f"{len(one.beyond)} beyond, most moved {say.share(effect)}"
+    # without an interval of its own the most moved label is compared by its null
+    low = effect.low if effect.known else effect.value - effect.null_high
+    return say.Part(where, found, verdict, decides, Band(effect.value, low, effect.high), said)
+
+
+def pool_against_single(one: DomainLoad, where: str, labels: str) -> say.Part:
+    """Is max/min of single labels larger than that of their mixture? Each against works drawn without regard to label:
+    above the middle of that null is heads, below tails."""
+    from scipy.stats import binomtest
+
+    tested = np.flatnonzero(one.units >= ch.MIN_FLIPS)
+    heads = int((one.ratio.p[tested] < 0.5).sum())
+    pooled = float(ch.max_over_min(one.pooled))
+    verdict: say.Verdict = say.UNKNOWN
+    if len(tested) and binomtest(heads, len(tested)).pvalue < ch.ALPHA:
+        verdict = say.AGREES if 2 * heads > len(tested) else say.DISAGREES
+    said = f"{heads} of {len(tested)}"
+    found = (
+        f"max/min of all {labels} together {say.times(pooled)}; {said} {labels} are less even than as many works drawn "
+        "from all"
+        if len(tested)
+        else f"no {labels} of nine works or more"
     )
-    return Part(f"fivefold within a {label}, {where}", found, verdict, False)
+    return say.Part(where, found, verdict, said=said)
 
 
-def _topics_short(m: Measurements) -> str:
-    if not m.topics:
-        return f"no {m.nouns[1]} to compare"
-    beyond = [int((x.tv_p_holm < ALPHA).sum()) for x in m.topics]
-    return f"{spread(beyond, 0)} of {len(m.topics[-1].names)} {m.nouns[1]} lie beyond their null"
+def fivefold(one: DomainLoad, where: str, label: str, titles: Mapping[str, str]) -> say.Part:
+    """Is max/min of some label five, and as much more than that of all as the article's?"""
+    limit, pooled = say.limits("C13"), float(ch.max_over_min(one.pooled))
+    least = max(limit["fivefold"], limit["over_pool"] * pooled)
+    known = np.flatnonzero(~np.isnan(one.ratio.low))
+    if not len(known):
+        return say.Part(where, f"no {label} has 50 works", say.UNKNOWN, False)
+    best = int(known[np.argmax(one.ratio.value[known])])
+    verdict: say.Verdict = say.UNKNOWN
+    if (one.ratio.low[known] >= least).any():
+        verdict = say.AGREES
+    elif (one.ratio.high[known] < least).all():
+        verdict = say.DISAGREES
+    said = say.factor(one.ratio[best])
+    found = (
+        f"largest max/min {said} ({titles.get(one.names[best], one.names[best])}; by chance up to "
+        f"{say.times(one.ratio.null_high[best])}); all {label}s together have {say.times(pooled)}, so "
+        f"{say.times(least)} would be needed"
+    )
+    return say.Part(where, found, verdict, False, one.ratio[best], said)

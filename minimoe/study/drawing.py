@@ -13,14 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, PALE, RC, SMALL
+from minimoe.course.style import (
+    BLACK,
+    BLUE,
+    CHANCE,
+    GREEN,
+    LINE,
+    NORMAL,
+    PALE,
+    RC,
+    SERIES,
+    SMALL,
+    VERMILLION,
+)
 from minimoe.errors import MinimoeError
 from minimoe.io import atomic_write
-from minimoe.study.chance import Estimate, Floats
+from minimoe.study.chance import Band, Bands, Floats
+from minimoe.study.claims import claims
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Canvas
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "CHANCE",
+    "GREEN",
+    "LINE",
+    "NORMAL",
+    "PALE",
+    "SERIES",
+    "SMALL",
+    "VERMILLION",
+]
 
 
 def require_matplotlib() -> Any:
@@ -105,49 +132,38 @@ def panels(
     return canvas, axes.tolist()
 
 
-def expert_panel(
-    ax: Axes,
-    share: Floats,
-    low: Floats,
-    high: Floats,
-    band_low: Floats,
-    band_high: Floats,
-    *,
-    title: str,
-) -> None:
+def figure(name: str, canvas: Canvas, words: str, **fill: object) -> Figure:
+    """A figure with the caption and the alternative text that claims.toml has under figures.`words`."""
+    entry = claims()["figures"][words]
+    return Figure(name, canvas, entry["caption"].format(**fill), entry["alt"].format(**fill))
+
+
+def expert_panel(ax: Axes, share: Bands, *, title: str) -> None:
     """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
 
     The experts are numbered from 1, as the article numbers them.
     """
-    number = np.arange(1, len(share) + 1)
-    ax.bar(
-        number,
-        100 * (band_high - band_low),
-        bottom=100 * band_low,
-        width=0.96,
-        color=CHANCE,
-        zorder=1,
-    )
-    outside = (share < band_low) | (share > band_high)
-    ax.bar(
-        number,
-        100 * share,
-        width=0.62,
-        zorder=2,
-        alpha=0.9,
-        color=[BLUE if out else PALE for out in outside],
-    )
+    value, low, high = share.value, share.null_low, share.null_high
+    number = np.arange(1, len(value) + 1)
+    ax.bar(number, 100 * (high - low), bottom=100 * low, width=0.96, color=CHANCE, zorder=1)
+    colours = [BLUE if out else PALE for out in (value < low) | (value > high)]
+    ax.bar(number, 100 * value, width=0.62, zorder=2, alpha=0.9, color=colours)
     # the band must be seen through a tall bar as well
-    for end in (band_low, band_high):
+    for end in (low, high):
         ax.hlines(100 * end, number - 0.48, number + 0.48, color=LINE, linewidth=0.8, zorder=3)
-    known = ~np.isnan(low)
+    known = ~np.isnan(share.low)
     if known.any():
-        ends = np.clip(np.stack([share - low, high - share])[:, known], 0, None)
-        whiskers(ax, number[known], 100 * share[known], 100 * ends)
+        ends = np.clip(np.stack([value - share.low, share.high - value])[:, known], 0, None)
+        whiskers(ax, number[known], 100 * value[known], 100 * ends)
     put_title(ax, title)
-    ax.set_xticks(expert_ticks(len(share)))
+    expert_axis(ax, len(value))
+
+
+def expert_axis(ax: Axes, count: int) -> None:
+    """The x axis of panels with a bar an expert."""
+    ax.set_xticks(expert_ticks(count))
     ax.tick_params(axis="x", length=0)
-    ax.set_xlim(0.3, len(share) + 0.7)
+    ax.set_xlim(0.3, count + 0.7)
 
 
 def expert_ticks(count: int) -> list[int]:
@@ -219,28 +235,49 @@ def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
         row[0].set_ylabel(y)
 
 
-def ends_of(estimate: Estimate) -> tuple[float, float]:
-    low, high = estimate.low, estimate.high
-    return (np.nan if low is None else low, np.nan if high is None else high)
+def line(
+    ax: Axes, x: Any, bands: Sequence[Band], colour: str, mark: str, *, scale: float = 1.0
+) -> None:
+    """One number a layer with its interval; an infinite one, of an expert that got nothing, is not drawn."""
+    value, low, high = scale * np.array([(b.value, b.low, b.high) for b in bands]).T
+    with np.errstate(invalid="ignore"):
+        ends = np.nan_to_num(np.clip([value - low, high - value], 0, None), posinf=0.0)
+    style: Any = {
+        "marker": mark,
+        "ms": 4,
+        "linewidth": 1.5,
+        "elinewidth": 1,
+        "capsize": 2,
+        "zorder": 3,
+    }
+    ax.errorbar(x, value, ends, color=colour, **style)
 
 
-def line(ax: Axes, layers: Sequence[int], values: Sequence[Any], colour: str, mark: str) -> None:
-    """values: (value, low, high) a layer."""
-    value, low, high = np.array(values, dtype=np.float64).T
-    ends = np.nan_to_num(np.clip([value - low, high - value], 0, None))
-    ax.errorbar(
-        layers,
-        value,
-        ends,
-        color=colour,
-        marker=mark,
-        ms=4,
-        linewidth=1.5,
-        elinewidth=1,
-        capsize=2,
-        zorder=3,
-    )
+def dots(ax: Axes, y: Any, bands: Bands, order: Any, marked: Any, *, scale: float = 1.0) -> None:
+    """Rows of `order` as dots with whiskers, dark where `marked`."""
+    value, low, high = (scale * end[order] for end in (bands.value, bands.low, bands.high))
+    known = ~np.isnan(low) & np.isfinite(value)
+    ends = np.clip(np.stack([value - low, high - value])[:, known], 0, None)
+    style: Any = {"fmt": "none", "ecolor": LINE, "elinewidth": 1.1, "capsize": 2, "zorder": 3}
+    ax.errorbar(value[known], y[known], xerr=ends, **style)
+    colours = [BLUE if m else PALE for m in marked]
+    ax.scatter(value, y, s=26, c=colours, edgecolors=BLUE, linewidths=0.8, zorder=4)
+    ax.tick_params(axis="y", length=0)
 
 
-def layer_ticks(ax: Axes, layers: Sequence[int]) -> None:
+def layer_axis(ax: Axes, layers: Sequence[int]) -> None:
+    """The x axis of lines over layers."""
+    ax.set_xlabel("layer")
     ax.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])
+    ax.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
+
+
+def factor_ticks(axis: Axis, top: float, *, few: bool = False) -> None:
+    """Ticks of a logarithmic axis from 1 to `top` at round factors."""
+    ladders = ((1, 1.2, 1.4, 1.6, 2, 3), (1, 1.5, 2, 3, 5, 10, 20), (1, 3, 10, 30, 100, 300))
+    if few:
+        ladders = ((1, 1.2, 1.5, 2, 3), (1, 2, 5, 10, 20), (1, 3, 10, 30, 100, 300))
+    ladder = ladders[0 if top < 4 else 1 if top < 40 else 2]
+    ticks = [t for t in ladder if t <= top]
+    axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()

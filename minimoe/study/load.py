@@ -10,167 +10,102 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minimoe.course.style import CHANCE, SERIES, VERMILLION
-from minimoe.study.chance import (
-    GENERATED,
-    MIN_DOCUMENTS,
-    MMLU,
-    Choices,
-    Estimate,
-    Floats,
-    Ints,
-    Null,
-    Result,
-    bootstrap_documents,
-    choices,
-    document_counts,
-    interval_of_maximum,
-    interval_of_ratio,
-    max_over_min,
-    membership,
-    percentile,
-    permutation_p,
-    shares,
-    total_variation,
-)
-from minimoe.study.claims import (
-    AGREES,
-    ALPHA,
-    DISAGREES,
-    UNKNOWN,
-    Finding,
-    Part,
-    Verdict,
-    at_layers,
-    bracket,
-    factor,
-    inside,
-    listed,
-    of_layers,
-    percent,
-    spread,
-    times,
-    together,
-)
-from minimoe.study.drawing import (
-    Figure,
-    expert_panel,
-    label_ends,
-    literal,
-    name_axes,
-    panels,
-    put_title,
-)
+from minimoe.study import chance as ch
+from minimoe.study import claims as say
+from minimoe.study.chance import Band, Bands, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
+    from minimoe.study.drawing import Figure
     from minimoe.study.measurements import Measurements
 
 _MOST_SETS = 5000
 
 
 @dataclass(frozen=True, eq=False)
-class Load(Result):
+class Load(ch.Result):
     """Load of the E experts of one layer.
 
     Attributes:
-        assignments: T·K, the tokens' choices counted one by one.
-        share: [E] of all assignments (sum 1).
-        share_low: [E] lower end of its document-bootstrap interval.
-        share_high: [E] upper end.
+        documents: that have tokens here.
+        units: works that they are parts of, which are what is resampled.
+        share: [E] of all assignments (sum 1). Null: loads are equal and works scatter as they do; with n tokens' worth
+            of independent evidence an expert that a token holds with probability q = K/E has a share of variance
+            q(1 − q)/(K²n).
         ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest
-            ratio of any two experts, by a simultaneous band over all pairs, not the percentiles of the draws.
-        ratio_corrected: max/min less its bootstrap bias, on the logarithm, at least 1.
+            ratio of any two experts, by a simultaneous band over all pairs, not the percentiles of the draws. Null:
+            equal loads, works scattered as observed.
         max_violation: MaxVio = E·max − 1 (Wang et al. 2024): how far the busiest expert is above its fair share.
-        cv2: population variance of the shares over their squared mean.
-        ratio_null: max/min if loads were equal and every token independent.
-        ratio_null_documents: max/min if loads were equal and documents differed as much as they do.
         design_effect: variance of the shares over what independent tokens would give, pooled over the experts.
-        effective_tokens: tokens / design_effect.
     """
 
     layer: int
     tokens: int
     documents: int
-    assignments: int
-    share: Floats
-    share_low: Floats
-    share_high: Floats
-    ratio: Estimate
-    ratio_corrected: float
-    max_violation: Estimate
-    cv2: float
-    ratio_null: Null
-    ratio_null_documents: Null
+    units: int
+    share: Bands
+    ratio: Band
+    max_violation: Band
     design_effect: float
-    effective_tokens: float
 
 
 def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Load:
     """Load of `layer` over all of the trace."""
-    c = choices(trace, layer)
-    rng = np.random.default_rng(seed)
-    counts = document_counts(c)
-    total = counts.sum(axis=0)
-    share = shares(total)
-    ratio = float(max_over_min(total))
-    enough = c.num_documents >= MIN_DOCUMENTS
-
-    draws = bootstrap_documents(counts, c.strata, resamples, rng)
-    drawn_shares = shares(draws)
-    low, high = percentile(drawn_shares) if enough else (np.full(len(share), np.nan),) * 2
-    ratio_low, ratio_high = interval_of_ratio(total, draws)
-    violation = len(share) * share.max() - 1
-    violation_low, violation_high = (
-        len(share) * end - 1 for end in interval_of_maximum(share, drawn_shares)
-    )
-    method = "document bootstrap, simultaneous" if enough else f"none: {c.num_documents} documents"
-
-    equal = equal_load_ratios(len(c.token), c.num_experts, c.k, draws=resamples, seed=seed)
-    # the documents' own scatter about the pooled load, put on top of equal loads
-    size = counts.sum(axis=1, keepdims=True)
-    centred = counts - size * share + size / len(share)
-    scattered = max_over_min(np.maximum(bootstrap_documents(centred, c.strata, resamples, rng), 0))
-    effect = _design_effect(c, counts)
+    c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
+    counts = ch.unit_counts(c)
+    total, size = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
+    share, e = ch.shares(total), c.num_experts
+    draws = ch.bootstrap(counts, c.strata, resamples, rng)
+    drawn = ch.shares(draws)
+    low = high = np.full(e, math.nan)
+    ratio_ends = violation_ends = (math.nan, math.nan)
+    if c.num_units >= ch.MIN_DOCUMENTS:
+        low, high = ch.percentile(drawn)
+        ratio_ends = ch.interval_of_ratio(total, draws)
+        busy = ch.interval_of_maximum(share, drawn)
+        violation_ends = max(e * busy[0] - 1, 0.0), e * busy[1] - 1
+    # the works' own scatter about the pooled load, put on top of equal loads
+    centred = counts - size * share + size / e
+    scattered = ch.max_over_min(np.maximum(ch.bootstrap(centred, c.strata, resamples, rng), 0))
+    effect, q = _design_effect(c, counts), c.k / e
+    spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * len(c.token)) * max(effect, 0.0))
+    equal = np.full(e, 1 / e)
     return Load(
         layer=layer,
         tokens=len(c.token),
         documents=c.num_documents,
-        assignments=int(total.sum()),
-        share=share,
-        share_low=low,
-        share_high=high,
-        ratio=_estimate(ratio, ratio_low, ratio_high, method, enough),
-        ratio_corrected=_less_bias(ratio, max_over_min(draws)) if enough else math.nan,
-        max_violation=_estimate(violation, max(violation_low, 0.0), violation_high, method, enough),
-        cv2=float(share.var() / share.mean() ** 2),
-        ratio_null=_null(ratio, equal, "equal loads, independent tokens"),
-        ratio_null_documents=_null(
-            ratio, scattered, "equal loads, documents scattered as observed"
-        ),
+        units=c.num_units,
+        share=ch.bands(share, (low, high), (equal - spread, equal + spread)),
+        ratio=ch.against(float(ch.max_over_min(total)), scattered, ratio_ends),
+        max_violation=Band(float(e * share.max() - 1), *violation_ends),
         design_effect=effect,
-        effective_tokens=len(c.token) / effect if effect else math.inf,
     )
 
 
-def equal_load_ratios(
+def equal_counts(
     tokens: int, num_experts: int, k: int, *, draws: int = 500, seed: int = 0
 ) -> Floats:
-    """[draws] max/min of the counts of `tokens` independent tokens that choose k distinct experts uniformly.
+    """[draws, E] counts of `tokens` independent tokens that choose k distinct experts uniformly.
 
     Exact while there are few sets of k experts; with many sets the counts are taken as normal with the covariance of
     the uniform choice, which is good once each expert expects some tens of tokens.
     """
     rng = np.random.default_rng(seed)
     if math.comb(num_experts, k) <= _MOST_SETS:
-        member = membership(all_sets(num_experts, k), num_experts)
-        chosen = rng.multinomial(tokens, np.full(len(member), 1 / len(member)), size=draws)
-        return max_over_min(chosen @ member)
+        member = ch.membership(all_sets(num_experts, k), num_experts)
+        return rng.multinomial(tokens, np.full(len(member), 1 / len(member)), size=draws) @ member
     q = k / num_experts
     noise = rng.standard_normal((draws, num_experts))
     noise -= noise.mean(axis=1, keepdims=True)  # the counts add up to tokens·k
     scale = math.sqrt(tokens * q * (1 - q) * num_experts / (num_experts - 1))
-    return max_over_min(np.maximum(tokens * q + scale * noise, 0))
+    return np.maximum(tokens * q + scale * noise, 0)
+
+
+def equal_load_ratios(
+    tokens: int, num_experts: int, k: int, *, draws: int = 500, seed: int = 0
+) -> Floats:
+    """[draws] max/min of `equal_counts`."""
+    return ch.max_over_min(equal_counts(tokens, num_experts, k, draws=draws, seed=seed))
 
 
 def all_sets(num_experts: int, k: int) -> Ints:
@@ -178,56 +113,20 @@ def all_sets(num_experts: int, k: int) -> Ints:
     return np.array(list(combinations(range(num_experts), k)), dtype=np.int64)
 
 
-def _less_bias(ratio: float, draws: Floats) -> float:
-    """The ratio less, on the logarithm, what a resample adds to it (the median: without some expert it is infinite)."""
-    middle = float(np.median(draws))
-    return max(ratio * ratio / middle, 1.0) if math.isfinite(middle) else math.nan
-
-
-def _estimate(value: float, low: float, high: float, method: str, enough: bool) -> Estimate:
-    usable = enough and not (math.isnan(low) or math.isnan(high))
-    return Estimate(float(value), low if usable else None, high if usable else None, method)
-
-
-def _null(observed: float, draws: Floats, method: str) -> Null:
-    low, high = percentile(draws)
-    return Null(
-        float(draws.mean()), float(low), float(high), float(permutation_p(observed, draws)), method
-    )
-
-
-def _design_effect(c: Choices, counts: Ints) -> float:
-    """Linearised variance of the shares by document, within domains, over that of independent tokens."""
+def _design_effect(c: ch.Choices, counts: Ints) -> float:
+    """Linearised variance of the shares by work, within domains, over that of independent tokens."""
     total = counts.sum()
     share = counts.sum(axis=0) / total
     residual = (counts - counts.sum(axis=1, keepdims=True) * share) / total
-    clustered = 0.0
-    for stratum in np.unique(c.strata):
-        rows = residual[c.strata == stratum]
-        if len(rows) > 1:
-            clustered += len(rows) * float(rows.var(axis=0, ddof=1).sum())
+    strata = [residual[c.strata == stratum] for stratum in np.unique(c.strata)]
+    clustered = sum(len(r) * float(r.var(axis=0, ddof=1).sum()) for r in strata if len(r) > 1)
     # a token holds expert e or not, with probability q = K·p: variance q(1 − q)/(K²n) of the share
     q = np.minimum(c.k * share, 1.0)
     independent = float((q * (1 - q)).sum()) / (c.k**2 * len(c.token))
     return clustered / independent if independent > 0 else math.nan
 
 
-ARTICLE = (1.4, 1.6)
-
-"""The busiest expert gets 40 to 60 % more tokens than the least busy (the article, section 5.1)."""
-
-
-def equal_band(load: Load) -> tuple[Floats, Floats]:
-    """[E], [E]: where 95 % of an expert's shares lie if loads are equal and documents scatter as they do.
-
-    With n tokens' worth of independent evidence (`effective_tokens`) an expert that a token holds with probability
-    q = K/E has a share of variance q(1 − q)/(K²n).
-    """
-    experts = len(load.share)
-    k = load.assignments / load.tokens
-    q = k / experts
-    spread = 1.96 * np.sqrt(q * (1 - q) / (k * k * load.effective_tokens))
-    return np.full(experts, 1 / experts - spread), np.full(experts, 1 / experts + spread)
+# --- figures --------------------------------------------------------------------------------------
 
 
 def draw_load(
@@ -238,262 +137,170 @@ def draw_load(
     name: str = "load",
 ) -> Figure:
     """Share of assignments of every expert, one panel a layer, over the band of equal loads (the article's Fig. 3)."""
-    canvas, axes = panels(1, len(loads), height=2.6, share_y=True)
+    from minimoe.study import drawing as d
+
+    canvas, axes = d.panels(1, len(loads), height=2.6, share_y=True)
     said: list[str] = []
     for ax, one in zip(axes[0], loads, strict=True):
-        where = of_layers(one.layer, num_layers)
-        ratio = times(one.ratio.value) + bracket(one.ratio.low, one.ratio.high)
-        expert_panel(
-            ax,
-            one.share,
-            one.share_low,
-            one.share_high,
-            *equal_band(one),
-            title=f"{where[0].upper()}{where[1:]}\nmax/min {ratio}",
-        )
-        most, least = int(one.share.argmax()), int(one.share.argmin())
+        where, ratio = say.of_layers(one.layer, num_layers), say.factor(one.ratio)
+        d.expert_panel(ax, one.share, title=f"{where[0].upper()}{where[1:]}\nmax/min {ratio}")
+        share = one.share.value
+        most, least = int(share.argmax()), int(share.argmin())
         said.append(
-            f"{where}: from {percent(one.share[least])} (expert {least + 1}) to {percent(one.share[most])} "
+            f"{where}: from {say.percent(share[least])} (expert {least + 1}) to {say.percent(share[most])} "
             f"(expert {most + 1}), the busiest over the least busy {ratio}, by chance under equal loads up to "
-            f"{times(one.ratio_null_documents.high)}"
+            f"{say.times(one.ratio.null_high)}"
         )
-    name_axes(axes, "expert", "share of assignments, %")
+    d.name_axes(axes, "expert", "share of assignments, %")
     some = loads[0]
-    no_interval = (
-        "" if some.ratio.low is not None else f" Only {some.documents} documents: no intervals."
-    )
-    return Figure(
-        name,
-        canvas,
-        f"Load on {text}: {some.tokens:,} tokens of {some.documents:,} documents. Bars: share of all assignments, with "
-        "95 % intervals from resampling documents; dark where it leaves the grey band, which holds 95 % of the shares "
-        f"if loads are equal and documents scatter as they do.{no_interval} Counterpart of the article's Fig. 3.",
-        f"Bar charts of each expert's share of the assignments on {text}. " + "; ".join(said) + ".",
-    )
+    few = "" if some.ratio.known else f" Only {some.units} works: no intervals."
+    return d.figure(
+        name, canvas, "load", text=text, tokens=f"{some.tokens:,}", documents=f"{some.documents:,}",
+        works=f"{some.units:,}", few=few, said="; ".join(said),
+    )  # fmt: skip
 
 
 def draw_load_by_depth(
     series: Mapping[str, Sequence[Load]], *, article: bool = True, name: str = "load-by-depth"
 ) -> Figure:
     """Max/min and MaxVio of every layer, one line a kind of text, over the null of the first."""
-    canvas, axes = panels(1, 2, height=2.9)
-    left, right = axes[0]
+    from minimoe.study import drawing as d
+
+    canvas, ((left, right),) = d.panels(1, 2, height=2.9)
     first = next(iter(series.values()))
     layers = [one.layer for one in first]
-    left.fill_between(
-        layers,
-        1.0,
-        [one.ratio_null_documents.high for one in first],
-        color=CHANCE,
-        linewidth=0,
-        zorder=1,
-    )
+    nulls = [one.ratio.null_high for one in first]
+    left.fill_between(layers, 1.0, nulls, color=d.CHANCE, linewidth=0, zorder=1)
     if article:
-        left.axhspan(*ARTICLE, color=VERMILLION, alpha=0.12, linewidth=0, zorder=0)
+        limit = say.limits("C12")
+        left.axhspan(limit["least"], limit["most"], color=d.VERMILLION, alpha=0.12, linewidth=0)
     said: list[str] = []
     ends: list[tuple[float, str, str]] = []
-    marks = "osD^v<"
     for i, (text, loads) in enumerate(series.items()):
-        colour = SERIES[(0, 2, 3, 4, 5, 1)[i % 6]]
+        colour, mark = d.SERIES[(0, 2, 3, 4, 5, 1)[i % 6]], "osD^v<"[i % 6]
         at = np.array(layers) + 0.09 * (i - (len(series) - 1) / 2)
-        for ax, estimates in (
-            (left, [x.ratio for x in loads]),
-            (right, [x.max_violation for x in loads]),
-        ):
-            value = np.array([x.value for x in estimates])
-            low = np.array([x.value if x.low is None else x.low for x in estimates])
-            high = np.array([x.value if x.high is None else x.high for x in estimates])
-            if ax is right:
-                value, low, high = 100 * value, 100 * low, 100 * high
-            with np.errstate(invalid="ignore"):  # infinite where an expert got nothing: not drawn
-                ends_of_bars = np.clip([value - low, high - value], 0, None)
-            ax.errorbar(
-                at, value, ends_of_bars, color=colour, marker=marks[i % 6], ms=4,
-                linewidth=1.5, elinewidth=1, capsize=2, label=literal(text), zorder=3,
-            )  # fmt: skip
-        ends.append((100 * loads[-1].max_violation.value, text.replace(" ", "\n", 1), colour))
-        said.append(
-            f"{text}: max/min "
-            + ", ".join(f"{times(x.ratio.value)} in layer {x.layer}" for x in loads)
-            + f"; MaxVio {percent(min(x.max_violation.value for x in loads), 0)} to "
-            f"{percent(max(x.max_violation.value for x in loads), 0)}"
-        )
+        d.line(left, at, [x.ratio for x in loads], colour, mark)
+        d.line(right, at, [x.max_violation for x in loads], colour, mark, scale=100)
+        over = [x.max_violation.value for x in loads]
+        ends.append((100 * over[-1], text.replace(" ", "\n", 1), colour))
+        each = ", ".join(f"{say.times(x.ratio.value)} in layer {x.layer}" for x in loads)
+        most, least = say.percent(max(over), 0), say.percent(min(over), 0)
+        said.append(f"{text}: max/min {each}; MaxVio {least} to {most}")
     left.set_yscale("log")
-    top = max(
-        x.ratio.value if x.ratio.high is None else x.ratio.high for s in series.values() for x in s
-    )
-    ticks = [t for t in (1, 1.2, 1.4, 1.6, 2, 3, 5, 10, 20, 50, 100) if t <= top * 1.3]
-    if len(ticks) > 8:
-        ticks = [t for t in ticks if t not in (1.2, 1.4, 1.6)]
-    left.set_yticks(ticks, [f"{t:g}" for t in ticks])
-    left.minorticks_off()
+    every = [x.ratio for s in series.values() for x in s]
+    d.factor_ticks(left.yaxis, max(x.high if x.known else x.value for x in every) * 1.3)
     left.set_ylabel("busiest over least busy expert")
-    put_title(left, "max/min" + ("; tinted: the article's 1.4 to 1.6" if article else ""))
+    d.put_title(left, "max/min" + ("; tinted: the article's 1.4 to 1.6" if article else ""))
     right.set_ylabel("busiest over its fair share, %")
-    put_title(right, "MaxVio = E·max − 1")
+    d.put_title(right, "MaxVio = E·max − 1")
     right.set_ylim(0, None)
-    for ax in axes[0]:
-        ax.set_xlabel("layer")
-        ax.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])
-        ax.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
-    label_ends(right, layers[-1], ends)
-    nulls = [one.ratio_null_documents.high for one in first]
-    return Figure(
-        name,
-        canvas,
-        "Imbalance by layer with 95 % intervals (documents resampled). Grey: what equal loads would give for the first "
-        "kind of text." + (" The tinted strip is what the article reports." if article else ""),
-        f"Imbalance by layer. {'. '.join(said)}. Equal loads would give a max/min of at most {times(max(nulls))}.",
-    )
+    for ax in (left, right):
+        d.layer_axis(ax, layers)
+    d.label_ends(right, layers[-1], ends)
+    tinted = " The tinted strip is what the article reports." if article else ""
+    return d.figure(
+        name, canvas, "load-by-depth", tinted=tinted, said=". ".join(said), chance=say.times(max(nulls))
+    )  # fmt: skip
 
 
-def questions(m: Measurements) -> Finding:
-    """C11."""
-    parts: list[Part] = []
-    names = {"mmlu": "real MMLU questions", "questions": "generated questions"}
-    for key, name in names.items():
+# --- findings -------------------------------------------------------------------------------------
+
+
+def judge_material(m: Measurements) -> say.Finding:
+    """C11 describes what the article read; here stands how that material differs from other text."""
+    parts: list[say.Part] = []
+    moves: list[float] = []
+    for key, kind in (("mmlu", ch.MMLU), ("questions", ch.GENERATED)):
         for one in m.questions_against_text:
             if key not in one.names or "text" not in one.names:
                 continue
             i, text = one.names.index(key), one.names.index("text")
-            moved = total_variation(one.share[i], one.share[text])
-            kind = MMLU if key == "mmlu" else GENERATED
+            moved = float(ch.total_variation(one.share.value[i], one.share.value[text]))
             ratio = next(x.ratio for x in m.load[kind] if x.layer == one.layer)
-            verdict: Verdict = DISAGREES if one.tv_p_holm[i] < ALPHA else AGREES
-            if one.few_documents[i]:
-                verdict = UNKNOWN
+            if key == "mmlu":
+                moves.append(100 * moved)
             found = (
-                f"{one.tokens[i]:,} tokens of {one.documents[i]:,} questions, max/min {factor(ratio)}; "
-                f"{percent(float(moved))} of the assignments would have to move to give the load on other text "
-                f"(p = {one.tv_p_holm[i]:.3f} against as many documents of any kind)"
+                f"{one.tokens[i]:,} tokens of {one.documents[i]:,} questions, max/min {say.factor(ratio)}; "
+                f"{say.percent(moved)} of the assignments would have to move to give the load on other text"
             )
             parts.append(
-                Part(f"{name}, {of_layers(one.layer, m.num_layers)}", found, verdict, key == "mmlu")
+                say.Part(f"{kind}, {say.of_layers(one.layer, m.num_layers)}", found, say.MATERIAL)
             )
     for one in m.subjects[-1:]:
-        several = int((one.tv_p_holm < ALPHA).sum())
-        named = [
-            s for s in ("abstract_algebra", "professional_law", "world_religions") if s in one.names
-        ]
         each = [
-            f"{s.replace('_', ' ')} max/min {times(one.ratio[i])} (chance up to {times(one.ratio_null_high[i])})"
-            for s in named
+            f"{s.replace('_', ' ')} max/min {say.times(one.ratio[i].value)} (chance up to "
+            f"{say.times(one.ratio[i].null_high)})"
+            for s in ("abstract_algebra", "professional_law", "world_religions")
+            if s in one.names
             for i in [one.names.index(s)]
         ]
         found = (
-            f"{several} of {len(one.names)} subjects lie beyond their own null at {int(one.documents.min())} to "
-            f"{int(one.documents.max())} questions each (Holm, {percent(ALPHA, 0)})"
-            + (f"; the article's three: {listed(each)}" if each else "")
+            f"{len(one.names)} subjects of {int(one.units.min())} to {int(one.units.max())} questions, too few to tell "
+            f"one from the others; all together {say.p_value(one.together_p)} that they do not matter"
+            + (f"; the article's three: {say.listed(each)}" if each else "")
         )
-        parts.append(
-            Part(f"the subjects, {of_layers(one.layer, m.num_layers)}", found, UNKNOWN, False)
-        )
-    return Finding(
-        "C11",
-        "The material: MMLU, 57 subjects, at the first, middle and last layer",
-        "Expert assignments are recorded for the questions of all 57 MMLU subjects at layers 1, 16 and 32 of 32; all "
-        "of its figures rest on them.",
-        "MMLU: Hendrycks et al. 2021 (arXiv:2009.03300). No published study compares its load with that of other text.",
-        "The article takes it that questions show how the experts are used. 'Agrees' for a layer if the load on the "
-        "real questions is within what as many documents of any kind give, 'disagrees' if beyond (document "
-        "permutation, Holm, 5 %). The generated questions are templated, like the real ones, and were in the "
-        "training mix; they are shown beside and decide nothing.",
-        tuple(parts),
-        _questions_short(m),
-        ("load-mmlu", "load-questions", "subjects"),
+        where = f"the subjects, {say.of_layers(one.layer, m.num_layers)}"
+        parts.append(say.Part(where, found, say.MATERIAL))
+    short = (
+        f"{say.spread(moves, 0)} % of assignments differ between real questions and other text"
+        if moves
+        else "no real questions were read"
     )
+    return say.finding("C11", parts, short)
 
 
-def _questions_short(m: Measurements) -> str:
-    moved = [
-        100 * float(total_variation(x.share[x.names.index("mmlu")], x.share[x.names.index("text")]))
-        for x in m.questions_against_text
-        if "mmlu" in x.names and "text" in x.names
-    ]
-    return (
-        f"{spread(moved, 0)} % of assignments differ between real questions and other text"
-        if moved
-        else ""
-    )
-
-
-def balance(m: Measurements) -> Finding:
-    """C12."""
-    parts: list[Part] = []
-    deciding = [kind for kind in m.load if kind != GENERATED]
-    material = (
-        "The questions, which are the article's own kind of material, decide."
-        if m.of_questions
-        else "Held-out text of all domains in equal shares and the real questions, the article's own material, decide "
-        "together."
-    )
+def judge_balance(m: Measurements) -> say.Finding:
+    """C12: balanced, yet the busiest expert can still get 40 to 60 % more?"""
+    deciding = [kind for kind in m.load if kind != ch.GENERATED]
+    parts: list[say.Part] = []
     for kind in m.load:
-        for one in at_layers(m, kind):
+        for one in say.at_layers(m, kind):
+            verdict = reading(one.ratio)
             found = (
-                f"max/min {factor(one.ratio)}, equal loads up to {times(one.ratio_null_documents.high)}; "
-                f"MaxVio {percent(one.max_violation.value, 0)}"
+                f"max/min {say.factor(one.ratio)}, equal loads up to {say.times(one.ratio.null_high)}; "
+                f"MaxVio {say.percent(one.max_violation.value, 0)}"
             )
-            verdict = inside(one.ratio.low, one.ratio.high, *ARTICLE)
+            where = f"{kind}, {say.of_layers(one.layer, m.num_layers)}"
             parts.append(
-                Part(
-                    f"{kind}, {of_layers(one.layer, m.num_layers)}",
-                    found,
-                    verdict,
-                    kind in deciding,
-                )
+                say.Part(where, found, verdict, kind in deciding, one.ratio, say.factor(one.ratio))
             )
-    return Finding(
-        "C12",
-        "Balanced, yet the busiest expert gets 40 to 60 % more than the least busy",
-        "Thanks to load balancing the experts get nearly equal loads over all subjects (Fig. 3), but the busiest still "
-        "gets 40 to 60 % more tokens than the least busy.",
-        "Mixtral 8x7B, five domains of 209k tokens: +37 % in layer 1, +15 % in layer 8, +101 % in layer 16 (counted "
-        "from 1). So the article's range is no law even for Mixtral.",
-        f"'Agrees' for a layer if the 95 % interval of max/min lies within {ARTICLE[0]} to {ARTICLE[1]}, 'disagrees' "
-        "if it lies outside, 'cannot be told' if it straddles an end or there are fewer than 50 documents. "
-        + material,
-        tuple(parts),
-        "max/min "
-        + "; ".join(f"{spread([x.ratio.value for x in at_layers(m, k)])} on {k}" for k in deciding),
-        ("load", "load-by-depth"),
-        tuple(
-            f"On {k}: {together(p.verdict for p in parts if p.what.startswith(k))}." for k in m.load
-        ),
-    )
+    spans = (f"{say.spread([x.ratio.value for x in say.at_layers(m, k)])} on {k}" for k in deciding)
+    remarks = [
+        f"On {k}: {say.together(p.verdict for p in parts if p.what.startswith(k))}." for k in m.load
+    ]
+    entry = say.claims()["C12"]
+    material = entry["of_questions"] if m.of_questions else entry["of_text"]
+    return say.finding("C12", parts, "max/min " + "; ".join(spans), remarks, material=material)
 
 
-def imbalance(m: Measurements) -> Finding:
+def reading(ratio: Band) -> say.Verdict:
+    """Whether max/min of a layer is the article's 1.4 to 1.6, near enough to be told."""
+    limit = say.limits("C12")
+    near = say.inside(ratio, limit["lowest"], limit["highest"]) == say.AGREES
+    if near and limit["least"] <= ratio.value <= limit["most"]:
+        return say.AGREES
+    return say.inside(ratio, limit["least"], limit["most"])
+
+
+def is_large(ratio: Band) -> say.Verdict:
+    """Whether an imbalance is as large as those the article reports, and more than equal loads give."""
+    verdict = say.above(ratio, say.limits("C16")["least"])
+    return say.UNKNOWN if verdict == say.AGREES and ratio.low <= ratio.null_high else verdict
+
+
+def judge_imbalance(m: Measurements) -> say.Finding:
     """C16, its load; the time that it costs is measured in other lessons."""
-    parts: list[Part] = []
-    for one in at_layers(m, m.text):
-        null = one.ratio_null_documents
-        verdict: Verdict = UNKNOWN
-        if one.ratio.low is not None:
-            verdict = (
-                AGREES
-                if one.ratio.low > null.high
-                else DISAGREES
-                if one.ratio.value <= null.high
-                else UNKNOWN
-            )
-        violation = one.max_violation
+    parts: list[say.Part] = []
+    for one in say.at_layers(m, m.text):
+        bound, over = one.ratio.null_high, one.max_violation
         found = (
-            "the busiest expert gets "
-            f"{percent(violation.value, 0)}{bracket(violation.low, violation.high, lambda x: f'{100 * x:.0f}')} more "
-            f"than its fair share, the least busy {percent(1 - len(one.share) * one.share.min(), 0)} less; max/min "
-            f"{factor(one.ratio)}, equal loads up to {times(null.high)}"
+            f"max/min {say.factor(one.ratio)}, equal loads up to {say.times(bound)}; the busiest expert gets "
+            f"{say.share(over, 0)} more than its fair share, the least busy "
+            f"{say.percent(1 - len(one.share.value) * one.share.value.min(), 0)} less"
         )
-        parts.append(Part(of_layers(one.layer, m.num_layers), found, verdict))
-    return Finding(
-        "C16",
-        "Imbalance remains, so some experts finish early while others are overloaded",
-        "Despite load balancing large imbalances remain, which may cost efficiency at inference.",
-        "See C12. The time that imbalance costs depends on how experts are placed; the lessons on serving and on many "
-        "machines measure it. Here only the load is.",
-        "'Agrees' for a layer if the interval of max/min lies above what equal loads give, 'disagrees' if max/min "
-        "itself is within that, else 'cannot be told'.",
-        tuple(parts),
-        f"the busiest expert gets {spread([100 * x.max_violation.value for x in at_layers(m, m.text)], 0)} % more than "
-        "its fair share",
-        ("load-by-depth",),
-    )
+        where = say.of_layers(one.layer, m.num_layers)
+        parts.append(
+            say.Part(where, found, is_large(one.ratio), True, one.ratio, say.factor(one.ratio))
+        )
+    most = say.spread([100 * x.max_violation.value for x in say.at_layers(m, m.text)], 0)
+    return say.finding("C16", parts, f"the busiest expert gets {most} % more than its fair share")

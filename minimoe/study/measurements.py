@@ -11,9 +11,29 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minimoe.errors import TraceError
-from minimoe.study import statistics as st
-from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MMLU, QUESTIONS, TEXT
+from minimoe.study.chance import (
+    ENCYCLOPAEDIA,
+    GENERATED,
+    MIN_DOCUMENTS,
+    MMLU,
+    QUESTIONS,
+    TEXT,
+    Result,
+)
+from minimoe.study.depth import Information, LayerDependence, information, layer_dependence
+from minimoe.study.domains import DomainLoad, domain_load
+from minimoe.study.load import Load, expert_load
+from minimoe.study.paths import CoActivation, Paths, Repeats, coactivation, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.vocabulary import (
+    ExpertTokens,
+    PreferredExperts,
+    TokenShares,
+    characteristic_tokens,
+    frequent_tokens,
+    preferred_experts,
+    token_shares,
+)
 
 # Chosen before any result was seen: of the topics of the encyclopaedia with fifty held-out documents, one each of
 # nature, of things made and of people living together. Where they are absent, the three largest topics.
@@ -26,17 +46,21 @@ SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
 TOKENS = {
     name: (word, f"Ġ{word}", f"▁{word}")
-    for name, word in (("colon", ":"), ("full-stop", "."), ("what", "What"), ("who", "Who"))
+    for name, word in zip(
+        ("colon", "full-stop", "what", "what-within", "who"),
+        (":", ".", "What", "what", "Who"),
+        strict=True,
+    )
 }
 
-# With 57 subjects the smallest p-value, 1 / (draws + 1), must stay below .05 / 57, or Holm's correction says nothing.
-SUBJECT_DRAWS = 4000
+# So many draws that the verdict on eleven topics does not hang on the seed: the smallest p is 1 / (draws + 1).
+LABEL_DRAWS = 20_000
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class StudiedToken(st.Result):
+class StudiedToken(Result):
     """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most.
 
     `variants` counts every spelling: natural text, generated questions.
@@ -51,7 +75,7 @@ class StudiedToken(st.Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements(st.Result):
+class Measurements(Result):
     """All results. Tuples over `layers` (first, middle, last) or, where said, over every layer.
 
     Attributes:
@@ -82,23 +106,23 @@ class Measurements(st.Result):
 
     layers: tuple[int, ...]
     num_layers: int
-    load: dict[str, tuple[st.Load, ...]]
-    domains: tuple[st.DomainLoad, ...]
-    topics: tuple[st.DomainLoad, ...]
-    subjects: tuple[st.DomainLoad, ...]
-    questions_against_text: tuple[st.DomainLoad, ...]
-    information: tuple[st.Information, ...]
-    information_topics: tuple[st.Information, ...]
-    repeats: tuple[st.Repeats, ...]
-    preferred: tuple[st.PreferredExperts, ...]
+    load: dict[str, tuple[Load, ...]]
+    domains: tuple[DomainLoad, ...]
+    topics: tuple[DomainLoad, ...]
+    subjects: tuple[DomainLoad, ...]
+    questions_against_text: tuple[DomainLoad, ...]
+    information: tuple[Information, ...]
+    information_topics: tuple[Information, ...]
+    repeats: tuple[Repeats, ...]
+    preferred: tuple[PreferredExperts, ...]
     tokens: tuple[StudiedToken, ...]
-    shares: tuple[st.TokenShares, ...]
-    apart: tuple[st.TokenShares, ...]
-    frequent: tuple[st.ExpertTokens, ...]
-    characteristic: tuple[st.ExpertTokens, ...]
-    coactivation: tuple[st.CoActivation, ...]
-    paths: tuple[st.Paths, ...]
-    dependence: st.LayerDependence
+    shares: tuple[TokenShares, ...]
+    apart: tuple[TokenShares, ...]
+    frequent: tuple[ExpertTokens, ...]
+    characteristic: tuple[ExpertTokens, ...]
+    coactivation: tuple[CoActivation, ...]
+    paths: tuple[Paths, ...]
+    dependence: LayerDependence
     text: str = TEXT
 
     @property
@@ -163,7 +187,7 @@ def measure(
     say("load")
     kinds = {TEXT: text, GENERATED: generated, MMLU: mmlu}
     load = {
-        kind: tuple(st.expert_load(trace, x, seed=seed) for x in every)
+        kind: tuple(expert_load(trace, x, seed=seed) for x in every)
         for kind, trace in kinds.items()
         if trace is not None
     }
@@ -171,14 +195,14 @@ def measure(
     articles = natural.select(domains=[ENCYCLOPAEDIA]) if ENCYCLOPAEDIA in natural.domains else None
     with_topics = articles is not None and any(d.topic for d in articles.documents)
     topics = (
-        tuple(st.domain_load(articles, x, by="topic", resamples=2000, seed=seed) for x in layers)
+        tuple(
+            domain_load(articles, x, by="topic", resamples=LABEL_DRAWS, seed=seed) for x in layers
+        )
         if articles is not None and with_topics
         else ()
     )
     subjects = (
-        tuple(
-            st.domain_load(mmlu, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed) for x in layers
-        )
+        tuple(domain_load(mmlu, x, by="topic", resamples=2000, seed=seed) for x in layers)
         if mmlu
         else ()
     )
@@ -190,11 +214,9 @@ def measure(
     against = RoutingTrace.concat(sides) if len(sides) > 1 else None
 
     say("information")
-    information = st.information(text, seed=seed)
+    of_domains = information(text, seed=seed)
     within = (
-        st.information(articles, by="topic", seed=seed)
-        if articles is not None and with_topics
-        else ()
+        information(articles, by="topic", seed=seed) if articles is not None and with_topics else ()
     )
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
@@ -205,32 +227,35 @@ def measure(
         layers=layers,
         num_layers=every[-1],
         load=load,
-        domains=tuple(st.domain_load(text, x, seed=seed) for x in layers),
+        domains=tuple(domain_load(text, x, seed=seed) for x in layers),
         topics=topics,
         subjects=subjects,
-        questions_against_text=tuple(st.domain_load(against, x, seed=seed) for x in layers)
+        questions_against_text=tuple(domain_load(against, x, seed=seed) for x in layers)
         if against
         else (),
-        information=information,
+        information=of_domains,
         information_topics=within,
-        repeats=tuple(st.repeats(text, x, seed=seed) for x in every),
-        preferred=tuple(st.preferred_experts(text, x, min_count=10, seed=seed) for x in every),
+        repeats=tuple(repeats(text, x, seed=seed) for x in every),
+        preferred=tuple(preferred_experts(text, x, min_count=10, seed=seed) for x in every),
         tokens=tokens,
-        shares=tuple(st.token_shares(natural, x, ids, seed=seed) for x in layers) if ids else (),
-        apart=tuple(st.token_shares(generated, x, apart_ids, seed=seed) for x in layers)
+        shares=tuple(token_shares(natural, x, ids, seed=seed) for x in layers) if ids else (),
+        apart=tuple(token_shares(generated, x, apart_ids, seed=seed) for x in layers)
         if ids and generated
         else (),
-        frequent=tuple(st.frequent_tokens(text, x, seed=seed) for x in layers),
-        characteristic=tuple(st.characteristic_tokens(text, x, seed=seed) for x in layers),
-        coactivation=tuple(st.coactivation(text, x, seed=seed) for x in layers),
-        paths=(st.paths(text, seed=seed), st.paths(text, kind="set", seed=seed)),
-        dependence=st.layer_dependence(text, seed=seed),
+        frequent=tuple(frequent_tokens(text, x) for x in layers),
+        characteristic=tuple(characteristic_tokens(text, x, seed=seed) for x in layers),
+        coactivation=tuple(coactivation(text, x, seed=seed) for x in layers),
+        paths=(paths(text, seed=seed), paths(text, kind="set", seed=seed)),
+        dependence=layer_dependence(text, seed=seed),
     )
 
 
 def _renamed(trace: RoutingTrace, domain: str) -> RoutingTrace:
     """The trace as one domain."""
-    documents = tuple(TraceDocument(domain, f"{d.domain}/{d.id}", None) for d in trace.documents)
+    documents = tuple(
+        TraceDocument(domain, f"{d.domain}/{d.id}", None, f"{d.domain}/{d.work or d.id}")
+        for d in trace.documents
+    )
     return dataclasses.replace(trace, documents=documents)
 
 
@@ -271,50 +296,6 @@ def chosen_topics(
     return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:count])
 
 
-@dataclass(frozen=True, eq=False)
-class Headline(st.Result):
-    """The few numbers that the control is compared by, for `layers`, on one and the same text."""
-
-    layers: tuple[int, ...]
-    tokens: int
-    load: tuple[st.Load, ...]
-    topics_beyond: tuple[int, ...]
-    topics: int
-    domains_beyond: tuple[int, ...]
-    domains: int
-    information: tuple[st.Information, ...]
-    repeats: tuple[st.Repeats, ...]
-    preferred: tuple[tuple[st.Estimate, float], ...]
-    paths: st.Paths
-
-
-def headline(trace: RoutingTrace, *, equal_tokens: int | None, seed: int = 0) -> Headline:
-    """The reduced study of `trace`, which holds natural text alone."""
-    layers = three_layers(trace.layers)
-    text = first_tokens(trace, equal_tokens)
-    articles = trace.select(domains=[ENCYCLOPAEDIA]) if ENCYCLOPAEDIA in trace.domains else None
-    topics = (
-        [st.domain_load(articles, x, by="topic", resamples=2000, seed=seed) for x in layers]
-        if articles is not None and any(d.topic for d in articles.documents)
-        else []
-    )
-    domains = [st.domain_load(text, x, seed=seed) for x in layers]
-    preferred = [st.preferred_experts(text, x, min_count=10, seed=seed) for x in layers]
-    return Headline(
-        layers=layers,
-        tokens=len(text),
-        load=tuple(st.expert_load(text, x, seed=seed) for x in layers),
-        topics_beyond=tuple(int((x.tv_p_holm < 0.05).sum()) for x in topics),
-        topics=len(topics[0].names) if topics else 0,
-        domains_beyond=tuple(int((x.tv_p_holm < 0.05).sum()) for x in domains),
-        domains=len(domains[0].names),
-        information=st.information(text, layers=layers, seed=seed),
-        repeats=tuple(st.repeats(text, x, seed=seed) for x in layers),
-        preferred=tuple((x.mean_share, x.mean_chance) for x in preferred),
-        paths=st.paths(text, kind="set", seed=seed),
-    )
-
-
 T = TypeVar("T")
 
 
@@ -352,37 +333,37 @@ def measure_questions(
     if not compared:
         left_out.append("Left out: the subjects: there is only one.")
     say("load")
-    load = tuple(st.expert_load(trace, x, seed=seed) for x in every)
+    load = tuple(expert_load(trace, x, seed=seed) for x in every)
     say("subjects")
     loads = [
-        st.domain_load(trace, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed)
+        domain_load(trace, x, by="topic", resamples=2000, seed=seed)
         for x in (layers if compared else ())
     ]
     if loads and loads[0].few_documents.any():
         few = int(loads[0].few_documents.sum())
         left_out.append(
             f"Left out: intervals within {few} of the {len(subjects)} subjects: a subject with fewer than "
-            f"{st.MIN_DOCUMENTS} questions has its null, but no interval."
+            f"{MIN_DOCUMENTS} questions has its null, but no interval."
         )
-    if load[0].ratio.low is None:
+    if not load[0].ratio.known:
         left_out.append(
-            f"Left out: intervals over all questions: there are {load[0].documents}, which is fewer than "
-            f"{st.MIN_DOCUMENTS}."
+            f"Left out: intervals over all questions: there are {load[0].units}, which is fewer than "
+            f"{MIN_DOCUMENTS}."
         )
     say("information")
-    information = st.information(trace, by="topic" if compared else "domain", seed=seed)
+    of_subjects = information(trace, by="topic" if compared else "domain", seed=seed)
     say("tokens")
     tokens = studied_tokens(trace, None, tokenizer)
     ids = [t.token for t in tokens]
     preferred = where_possible(
         "the preferred experts of all tokens",
-        lambda: [st.preferred_experts(trace, x, min_count=10, seed=seed) for x in every],
+        lambda: [preferred_experts(trace, x, min_count=10, seed=seed) for x in every],
     )
     say("neighbours and co-activation")
-    paths: tuple[st.Paths, ...] = ()
+    ways: tuple[Paths, ...] = ()
     if whole:
         say("paths")
-        paths = (st.paths(trace, seed=seed), st.paths(trace, kind="set", seed=seed))
+        ways = (paths(trace, seed=seed), paths(trace, kind="set", seed=seed))
     else:
         left_out.append(
             "Left out: C10, the paths through the model: only some layers were recorded (--layers all)."
@@ -398,22 +379,22 @@ def measure_questions(
         topics=tuple(loads),
         subjects=(),
         questions_against_text=(),
-        information=information,
+        information=of_subjects,
         information_topics=(),
         repeats=where_possible(
-            "neighbouring tokens", lambda: [st.repeats(trace, x, seed=seed) for x in every]
+            "neighbouring tokens", lambda: [repeats(trace, x, seed=seed) for x in every]
         ),
         preferred=preferred,
         tokens=tokens,
-        shares=tuple(st.token_shares(trace, x, ids, seed=seed) for x in layers) if ids else (),
+        shares=tuple(token_shares(trace, x, ids, seed=seed) for x in layers) if ids else (),
         apart=(),
-        frequent=tuple(st.frequent_tokens(trace, x, seed=seed) for x in layers),
-        characteristic=tuple(st.characteristic_tokens(trace, x, seed=seed) for x in layers),
+        frequent=tuple(frequent_tokens(trace, x) for x in layers),
+        characteristic=tuple(characteristic_tokens(trace, x, seed=seed) for x in layers),
         coactivation=where_possible(
-            "co-activation", lambda: [st.coactivation(trace, x, seed=seed) for x in layers]
+            "co-activation", lambda: [coactivation(trace, x, seed=seed) for x in layers]
         ),
-        paths=paths,
-        dependence=st.layer_dependence(trace, layers=layers, seed=seed),
+        paths=ways,
+        dependence=layer_dependence(trace, layers=layers, seed=seed),
         text=title,
     )
     return measured, left_out

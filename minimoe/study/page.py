@@ -10,23 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from minimoe.study import figures
 from minimoe.study.chance import GENERATED, MMLU, TEXT
-from minimoe.study.claims import (
-    Finding,
-    bracket,
-    counted,
-    of_layers,
-    percent,
-    times,
-)
-from minimoe.study.domains import subjects
+from minimoe.study.claims import Finding, beside, counted
+from minimoe.study.depth import draw_information
+from minimoe.study.domains import draw_labels, draw_skew, judge_subjects
 from minimoe.study.drawing import Figure
-from minimoe.study.load import balance, imbalance, questions
-from minimoe.study.measurements import SUBJECTS, TOPICS, Headline, Measurements, chosen_topics
-from minimoe.study.paths import judge_paths as paths
-from minimoe.study.vocabulary import judge_frequent_tokens as frequent_tokens
-from minimoe.study.vocabulary import preferred
+from minimoe.study.load import (
+    draw_load,
+    draw_load_by_depth,
+    judge_balance,
+    judge_imbalance,
+    judge_material,
+)
+from minimoe.study.measurements import SUBJECTS, TOPICS, Measurements, chosen_topics
+from minimoe.study.paths import draw_coactivation, draw_paths, draw_repeats, judge_paths
+from minimoe.study.vocabulary import draw_ranked, draw_token, judge_frequent, judge_preferred
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #56616b; --paper: #fff; --sheet: #f5f6f8; --line: #d9dee3;
@@ -65,6 +63,13 @@ HELDOUT = (
     "shares, as in training."
 )
 
+CONTROLLED = (
+    "Beside each number stands what the same rule gives for random weights of the same configuration on the same text. "
+    "Whatever they show as well is no sign of learning: a random router sends equal vectors to equal experts, so it "
+    "has preferred experts for tokens, hence for domains that use other tokens, and repeats paths. A claim about what "
+    "training made agrees only where its effect is clearly larger."
+)
+
 ANOTHER = "It studies Mixtral 8x7B; here the same questions are put to another model."
 
 
@@ -74,7 +79,7 @@ class Page:
 
     `corpus`: (name, title, documents, tokens, note) a domain, or whatever `label` says it is; `facts`: (label, value).
     `read` says what text that is, `model` how the model is related to the article's, `stored` where the trace is.
-    Without `control` the page says why there is none: `uncontrolled`.
+    Without a control by random weights the page says why there is none: `uncontrolled`.
     """
 
     title: str
@@ -83,14 +88,12 @@ class Page:
     figures: Mapping[str, Figure]
     corpus: Sequence[tuple[str, str, int, int, str]]
     left_out: Sequence[str]
-    trained: Headline | None
-    control: Headline | None
     facts: Sequence[tuple[str, str]]
     label: str = "domain"
     read: str = HELDOUT
     model: str = ANOTHER
     stored: str = "trace.npz"
-    uncontrolled: str = ""
+    uncontrolled: str = CONTROLLED
 
 
 def page(p: Page) -> str:
@@ -108,10 +111,7 @@ def page(p: Page) -> str:
         together = any(figure.name == "coactivation" for figure in rest)
         title = "Neighbouring tokens" + (", and experts chosen together" if together else "")
         body += [f"<h2>{title}</h2>", _REPEATS, *(figure.to_html() for figure in rest)]
-    if p.trained and p.control:
-        body.append(_control(p.trained, p.control))
-    elif p.uncontrolled:
-        body.append(f"<h2>Control</h2><p>{_t(p.uncontrolled)}</p>")
+    body.append(f'<h2 id="control">Control: untrained weights</h2><p>{_t(p.uncontrolled)}</p>')
     body.append(_provenance(p.facts, p.stored))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -146,7 +146,7 @@ def _overview(p: Page) -> str:
         '<p class="soft">The article: K. Kranen and V. Nguyen, '
         '<a href="https://developer.nvidia.com/blog/applying-mixture-of-experts-in-llm-architectures/">'
         "Applying Mixture of Experts in LLM Architectures</a>, NVIDIA, 14 March 2024. "
-        f"{_t(p.model)} Intervals are at 95 % and come from resampling whole documents.</p>"
+        f"{_t(p.model)} Intervals are at 95 % and come from resampling whole works.</p>"
     )
 
 
@@ -180,88 +180,10 @@ def _finding(f: Finding, figures: Mapping[str, Figure]) -> str:
         f'<h2 id="{f.claim}">{f.claim} · {_t(f.title)}: {_verdict(f.verdict)}</h2>'
         f'<dl class="claim"><dt>The article</dt><dd>{_t(f.article)}</dd><dt>Published elsewhere</dt>'
         f"<dd>{_linked(f.published)}"
-        f"</dd><dt>Rule</dt><dd>{_t(f.rule)}</dd></dl>"
+        f"</dd><dt>Its words</dt><dd>{_t(f.words)}</dd><dt>Rule</dt><dd>{_t(f.rule)}</dd></dl>"
         '<div class="wide"><table class="parts"><thead><tr>'
         "<th>measured</th><th>found here</th><th>verdict</th></tr></thead><tbody>"
         f"{rows}</tbody></table></div>{aside}{remarks}{drawn}"
-    )
-
-
-def control_rows(trained: Headline, control: Headline) -> list[tuple[str, str, str]]:
-    """(what, trained, untrained) of every headline statistic, layer by layer."""
-
-    def rows(h: Headline) -> list[tuple[str, str]]:
-        out: list[tuple[str, str]] = []
-        for i, layer in enumerate(h.layers):
-            load, info, near = h.load[i], h.information[i], h.repeats[i]
-            mean, chance = h.preferred[i]
-            where = of_layers(layer, None)
-            null = info.domain.null
-            out += [
-                (
-                    f"busiest over least busy, {where}",
-                    f"{times(load.ratio.value)}{bracket(load.ratio.low, load.ratio.high)}, equal loads up to "
-                    f"{times(load.ratio_null_documents.high)}",
-                ),
-                (
-                    f"I(token; e), {where}",
-                    f"{info.token.value:.2f}{bracket(info.token.low, info.token.high)} of {info.token.limit:.2f} bits",
-                ),
-                (
-                    f"I(domain; e), {where}",
-                    f"{info.domain.value:.3f}{bracket(info.domain.low, info.domain.high, _three)} bits"
-                    + (f", labels dealt anew up to {null.high:.3f}" if null else ""),
-                ),
-                (
-                    f"domain beyond the token, {where}",
-                    f"{info.domain_given_token.gain.value:.3f}"
-                    f"{bracket(info.domain_given_token.gain.low, info.domain_given_token.gain.high, _three)} bits",
-                ),
-                (f"domains beyond their null, {where}", f"{h.domains_beyond[i]} of {h.domains}"),
-                *(
-                    [(f"topics beyond their null, {where}", f"{h.topics_beyond[i]} of {h.topics}")]
-                    if h.topics
-                    else []
-                ),
-                (
-                    f"neighbours with the same first choice, {where}",
-                    f"{percent(near.first.rate.value)}{bracket(near.first.rate.low, near.first.rate.high, _hundred)}, "
-                    f"shuffled {percent(near.first.null.mean)}, any two {percent(near.first.chance_loads)}",
-                ),
-                (
-                    f"share of a token's preferred expert, {where}",
-                    f"{percent(mean.value)}{bracket(mean.low, mean.high, _hundred)}, by chance {percent(chance)}",
-                ),
-            ]
-        p = h.paths
-        repeated = (
-            f"{percent(p.repeated.value)}{bracket(p.repeated.low, p.repeated.high, _hundred)}"
-        )
-        out.append(
-            (
-                "tokens on a path taken before",
-                f"{repeated}, independent layers {percent(1 - p.expected_loads.mean / p.tokens)}",
-            )
-        )
-        return out
-
-    return [(what, a, b) for (what, a), (_, b) in zip(rows(trained), rows(control), strict=True)]
-
-
-def _control(trained: Headline, control: Headline) -> str:
-    rows = "".join(
-        f"<tr><td>{_t(what)}</td><td>{_t(a)}</td><td>{_t(b)}</td></tr>"
-        for what, a, b in control_rows(trained, control)
-    )
-    return (
-        '<h2 id="control">Control: untrained weights</h2>'
-        f"<p>The same study on {trained.tokens:,} tokens of the same text, with the trained weights and with random "
-        "ones of the same configuration. Whatever the random model shows as well is no sign of learning: a random "
-        "router sends equal vectors to equal experts, so it has preferred experts for tokens, hence for domains that "
-        "use other tokens, and repeats paths.</p>"
-        '<div class="wide"><table class="parts"><thead><tr>'
-        "<th>statistic</th><th>trained</th><th>untrained</th></tr></thead><tbody>"
-        f"{rows}</tbody></table></div>"
     )
 
 
@@ -298,14 +220,6 @@ def _t(text: str) -> str:
     return raised.replace(" %", "\u00a0%")
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _hundred(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 CONFOUNDED = (
     "Packages differ in format, language and source as well as in subject: these are confounded."
 )
@@ -323,8 +237,8 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
     for kind, loads in m.load.items():
         name, text = names.get(kind, ("load", kind))
         shown = [x for x in loads if x.layer in m.layers]
-        drawn.append(figures.load(shown, num_layers=n, text=text, name=name))
-    drawn.append(figures.load_by_depth(m.load))
+        drawn.append(draw_load(shown, num_layers=n, text=text, name=name))
+    drawn.append(draw_load_by_depth(m.load))
     if m.topics:
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
         note = (
@@ -334,33 +248,33 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
         ) + "Counterpart of the article's Figs. 4 to 6."
         chosen = chosen_topics(sizes, wanted=SUBJECTS if m.of_questions else TOPICS)
         spelt = {s: spell(s) for s in sizes} if m.of_questions else None
-        drawn.append(figures.label_load(m.topics, chosen, titles=spelt, num_layers=n, note=note))
-        drawn.append(figures.skew(m.topics, titles=spelt, num_layers=n))
+        drawn.append(draw_labels(m.topics, chosen, titles=spelt, num_layers=n, note=note))
+        drawn.append(draw_skew(m.topics, titles=spelt, num_layers=n))
     if m.domains and len(m.domains[0].names) > 1:
-        drawn.append(figures.labels_at(m.domains[-1], titles=titles, num_layers=n, note=CONFOUNDED))
         drawn.append(
-            figures.skew(
-                m.domains, titles=titles, num_layers=n, name="domain-skew", note=CONFOUNDED
+            draw_labels(
+                m.domains[-1:], titles=titles, num_layers=n, name="domains", note=CONFOUNDED
             )
+        )
+        drawn.append(
+            draw_skew(m.domains, titles=titles, num_layers=n, name="domain-skew", note=CONFOUNDED)
         )
     if m.subjects and all(s in m.subjects[-1].names for s in SUBJECTS):
         title = {s: spell(s) for s in SUBJECTS}
         note = "The subjects of the article's Figs. 4 to 6, in the few real questions at hand."
         drawn.append(
-            figures.labels_at(
-                m.subjects[-1], SUBJECTS, titles=title, num_layers=n, name="subjects", note=note
+            draw_labels(
+                m.subjects[-1:], SUBJECTS, titles=title, num_layers=n, name="subjects", note=note
             )
         )
     decode = decoder(tokenizer)
     for frequent, characteristic in zip(m.frequent, m.characteristic, strict=True):
         name = f"tokens-{frequent.layer}"
-        drawn.append(
-            figures.ranked_tokens(frequent, characteristic, decode, num_layers=n, name=name)
-        )
+        drawn.append(draw_ranked(frequent, characteristic, decode, num_layers=n, name=name))
     for token in m.tokens:
         apart = m.apart if m.apart and _occurs(m, token.apart_token) else None
         drawn.append(
-            figures.token_choice(
+            draw_token(
                 m.shares,
                 token.token,
                 token.text,
@@ -372,13 +286,13 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
             )
         )
     what = "subject" if m.of_questions else "domain"
-    drawn.append(figures.information(m.information, within=m.information_topics or None, what=what))
+    drawn.append(draw_information(m.information, within=m.information_topics or None, what=what))
     if m.repeats:
-        drawn.append(figures.repeats(m.repeats))
+        drawn.append(draw_repeats(m.repeats))
     if m.coactivation:
-        drawn.append(figures.coactivation(m.coactivation, num_layers=n))
+        drawn.append(draw_coactivation(m.coactivation, num_layers=n))
     if m.paths:
-        drawn.append(figures.paths(m.paths))
+        drawn.append(draw_paths(m.paths))
     return {figure.name: figure for figure in drawn}
 
 
@@ -426,15 +340,23 @@ def _occurs(m: Measurements, token: int) -> bool:
     return bool(len(row) and first.occurrences[row[0]])
 
 
-def findings(m: Measurements, titles: Mapping[str, str] | None = None) -> tuple[Finding, ...]:
-    """C10 to C16 in order; `titles` spells out the names of domains."""
-    made = (
-        paths(m),
-        questions(m),
-        balance(m),
-        subjects(m, titles or {}),
-        frequent_tokens(m),
-        preferred(m),
-        imbalance(m),
+def findings(
+    m: Measurements,
+    titles: Mapping[str, str] | None = None,
+    untrained: Measurements | None = None,
+) -> tuple[Finding, ...]:
+    """C10 to C16 in order, beside random weights on the same text; `titles` spells out the names of domains."""
+    made = tuple(
+        f
+        for f in (
+            judge_paths(m),
+            judge_material(m),
+            judge_balance(m),
+            judge_subjects(m, titles or {}),
+            judge_frequent(m),
+            judge_preferred(m),
+            judge_imbalance(m),
+        )
+        if f.parts
     )
-    return tuple(f for f in made if f.parts)
+    return made if untrained is None else beside(made, findings(untrained, titles))

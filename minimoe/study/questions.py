@@ -232,7 +232,9 @@ def encoded(asked: QuestionSet, found: FoundModel, max_tokens: int | None = None
         # a subject ends at the first question that does not fit: going on would fill the rest with short ones
         total = used[question.topic] = used.get(question.topic, 0) + len(ids)
         if max_tokens is None or total <= max_tokens or total == len(ids):
-            documents.append(TraceDocument(question.domain, question.id, question.topic))
+            documents.append(
+                TraceDocument(question.domain, question.id, question.topic, question.work)
+            )
             tokens.append(ids)
     if not documents:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")

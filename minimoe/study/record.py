@@ -711,7 +711,7 @@ def record_split(
         used[info.domain] = total
         if max_tokens is not None and total > max_tokens and total > len(ids):
             continue
-        documents.append(TraceDocument(info.domain, info.id, info.topic))
+        documents.append(TraceDocument(info.domain, info.id, info.topic, info.work))
         tokens.append(ids)
     return record_documents(
         model, documents, tokens, end_of_text=end_of_text, meta=meta, progress=progress

@@ -25,11 +25,8 @@ from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study.chance import ENCYCLOPAEDIA, MIN_DOCUMENTS, QUESTIONS, By, document_labels
 from minimoe.study.measurements import (
-    Headline,
     Measurements,
     Progress,
-    first_tokens,
-    headline,
     measure,
     measure_questions,
 )
@@ -155,10 +152,6 @@ MORE_TOKENS = {ENCYCLOPAEDIA: 1_000_000, "drama": 100_000}
 
 """The encyclopaedia is read whole, for its topics need their documents; plays hold 'What' and 'Who'."""
 
-CONTROL_TOKENS = 12_000
-
-CONTROL_ENCYCLOPAEDIA = 60_000
-
 
 def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str, str]:
     """What a trace of the checkpoint in folder `path` is recognised by: its weights, its text and the options."""
@@ -238,29 +231,20 @@ def recorded_questions(
     return record_split(model, split, end_of_text=begin), ""
 
 
-def control(
-    model: MixtralModel, heldout: RoutingTrace, equal: int, seed: int, begin: int | None
-) -> tuple[Headline, Headline]:
-    """The headline statistics of the model and of random weights of its configuration, on the same documents."""
-    names = [d for d in heldout.domains if d != QUESTIONS]
-    limits = {
-        d: min(equal, CONTROL_ENCYCLOPAEDIA if d == ENCYCLOPAEDIA else CONTROL_TOKENS)
-        for d in names
-    }
-    same = RoutingTrace.concat(
-        [first_tokens(heldout.select(domains=[d]), limits[d]) for d in names]
-    )
+def random_weights(
+    model: MixtralModel, traces: Sequence[RoutingTrace | None], seed: int, begin: int | None
+) -> list[RoutingTrace | None]:
+    """What random weights of the model's configuration do with the documents of the traces."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         random = MixtralModel(model.config).eval()
-    starts = np.searchsorted(same.document, np.arange(1, len(same.documents)))
-    untrained = record_documents(
-        random, same.documents, np.split(same.token, starts), end_of_text=begin
-    )
-    least = min(limits.values())
-    return headline(same, equal_tokens=least, seed=seed), headline(
-        untrained, equal_tokens=least, seed=seed
-    )
+
+    def again(trace: RoutingTrace) -> RoutingTrace:
+        starts = np.searchsorted(trace.document, np.arange(1, len(trace.documents)))
+        tokens = np.split(trace.token, starts)
+        return record_documents(random, trace.documents, tokens, end_of_text=begin)
+
+    return [None if trace is None else again(trace) for trace in traces]
 
 
 def run_study(
@@ -327,9 +311,11 @@ def run_study(
         say=lambda what: stage(f"measuring {what}"),
     )
     stage("control: the same with untrained weights")
-    trained, untrained = control(model, heldout, equal, seed, begin)
+    same, same_mmlu = random_weights(model, (heldout, mmlu), seed, begin)
+    assert same is not None
+    untrained = measure(same, same_mmlu, tokenizer, equal_tokens=equal, seed=seed)
     titles = {name: DOMAINS[name].title for name in heldout.domains if name in DOMAINS}
-    made = findings(m, titles)
+    made = findings(m, titles, untrained)
 
     stage("drawing")
     drawn = draw(m, tokenizer, titles)
@@ -346,7 +332,7 @@ def run_study(
         "left_out": left_out,
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict} for f in made],
         "measurements": trimmed(m),
-        "control": {"trained": trained.to_dict(), "untrained": untrained.to_dict()},
+        "control": trimmed(untrained),
         "figures": {f.name: {"caption": f.caption, "alt": f.alt} for f in drawn.values()},
     }
     stage("")
@@ -370,8 +356,6 @@ def run_study(
             figures=drawn,
             corpus=material(heldout, mmlu),
             left_out=left_out,
-            trained=trained,
-            control=untrained,
             facts=facts,
         )
     )
@@ -540,8 +524,6 @@ def run_real_study(
                 for n, _, g, t, note in sorted(material(trace, None, "topic"))
             ],
             left_out=left_out,
-            trained=None,
-            control=None,
             facts=facts,
             label="subject",
             read=(

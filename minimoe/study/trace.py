@@ -22,7 +22,7 @@ from minimoe.io import atomic_write, remove_leftovers, write_text
 
 FORMAT = "minimoe-routing-trace"
 
-VERSION = 1
+VERSION = 2
 
 ARRAYS = {
     "token": np.int32,
@@ -35,11 +35,15 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class TraceDocument:
-    """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none."""
+    """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none.
+
+    `work` is the play, book or module that it is part of, the independent unit of the statistics; '': its id.
+    """
 
     domain: str
     id: str
     topic: str | None = None
+    work: str = ""
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,7 @@ class RoutingTrace:
             "experts_per_token": self.experts_per_token,
             "tokens": len(self),
             "meta": self.meta,
-            "documents": [[d.domain, d.id, d.topic] for d in self.documents],
+            "documents": [[d.domain, d.id, d.topic, d.work] for d in self.documents],
         }
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         arrays = {name: getattr(self, name) for name in ARRAYS}
@@ -341,7 +345,7 @@ def _read(path: str | Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[
 
 
 def _documents(header: dict[str, Any]) -> tuple[TraceDocument, ...]:
-    return tuple(TraceDocument(domain, name, topic) for domain, name, topic in header["documents"])
+    return tuple(TraceDocument(*entry) for entry in header["documents"])
 
 
 def _unreadable(path: str | Path, error: Exception) -> TraceError:

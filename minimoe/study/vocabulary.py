@@ -5,115 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.course.style import BLUE, CHANCE, GREEN, LINE, NORMAL, PALE, SMALL, VERMILLION
 from minimoe.errors import TraceError
-from minimoe.study.chance import (
-    MIN_DOCUMENTS,
-    Choices,
-    Estimate,
-    Floats,
-    Ints,
-    Null,
-    Result,
-    bootstrap_weights,
-    choices,
-    compact,
-    count_experts,
-    jackknife,
-    membership,
-    percentile,
-    random_groups,
-    sorted_distinct,
-    wilson,
-)
-from minimoe.study.claims import (
-    AGREES,
-    DISAGREES,
-    SAME_GROUPING,
-    UNKNOWN,
-    Finding,
-    Part,
-    Verdict,
-    bracket,
-    hundred,
-    inside,
-    listed,
-    of_layers,
-    percent,
-    share,
-    spread,
-)
-from minimoe.study.drawing import (
-    Figure,
-    expert_ticks,
-    literal,
-    name_axes,
-    panels,
-    put_title,
-    whiskers,
-)
-from minimoe.study.load import all_sets
+from minimoe.study import chance as ch
+from minimoe.study import claims as say
+from minimoe.study.chance import Band, Bands, Floats, Ints
+from minimoe.study.load import equal_counts
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from minimoe.study.depth import LayerDependence
+    from minimoe.study.depth import Information
+    from minimoe.study.drawing import Figure
     from minimoe.study.measurements import Measurements
+
+_DRAWS = 300
+
+
+# --- the tokens of an expert ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertTokens(Result):
+class ExpertTokens(ch.Result):
     """The `top` tokens of each expert by some score, best first.
 
     Attributes:
-        score_name: what `score` is.
-        interval_of: what `low` and `high` bound.
         token: [E, top] ids; -1 where there are fewer.
         count: [E, top] assignments to the expert; 0 where there are fewer.
-        score: [E, top] by which tokens are ordered.
-        low: [E, top] lower end of the 95 % interval; NaN without.
-        high: [E, top] upper end.
+        score: [E, top] by which tokens are ordered: share of the expert's assignments, or z of the log-odds.
     """
 
     layer: int
-    score_name: str
-    interval_of: str
     token: Ints
     count: Ints
     score: Floats
-    low: Floats
-    high: Floats
 
 
-def frequent_tokens(
-    trace: RoutingTrace, layer: int, *, top: int = 30, resamples: int = 500, seed: int = 0
-) -> ExpertTokens:
-    """Tokens by their share of the expert's assignments; documents bootstrapped."""
-    c = choices(trace, layer)
-    number, ids = compact(c.token)
-    counts = count_experts(number, len(ids), c.expert, c.num_experts)
-    total = np.maximum(counts.sum(axis=0), 1)
-    table = _Table(c.num_experts, top)
-    weights = bootstrap_weights(c.strata, resamples, np.random.default_rng(seed))
-    documents = count_experts(c.document, c.num_documents, c.expert, c.num_experts)
-    drawn_total = np.maximum(weights @ documents, 1e-9)
-    for e in range(c.num_experts):
-        best = np.argsort(-counts[:, e], kind="stable")[:top]
-        best = best[counts[best, e] > 0]
-        low, high = np.full(len(best), np.nan), np.full(len(best), np.nan)
-        if c.num_documents >= MIN_DOCUMENTS and len(best):
-            place = np.full(len(ids), -1, dtype=np.int64)
-            place[best] = np.arange(len(best))
-            rows = (c.expert == e).any(axis=1) & (place[number] >= 0)
-            cell = c.document[rows] * len(best) + place[number[rows]]
-            held = np.bincount(cell, minlength=c.num_documents * len(best)).reshape(-1, len(best))
-            low, high = percentile(weights @ held / drawn_total[:, e : e + 1])
-        table.put(e, ids[best], counts[best, e], counts[best, e] / total[e], low, high)
-    return table.result(layer, "share of the expert's assignments", "the share")
+def frequent_tokens(trace: RoutingTrace, layer: int, *, top: int = 30) -> ExpertTokens:
+    """Tokens by their share of the expert's assignments."""
+    c = ch.choices(trace, layer)
+    number, ids = ch.compact(c.token)
+    counts = ch.count_experts(number, len(ids), c.expert, c.num_experts)
+    share = counts / np.maximum(counts.sum(axis=0), 1)
+    return _best(layer, ids, counts, share, counts > 0, top)
 
 
 def characteristic_tokens(
@@ -136,32 +73,26 @@ def characteristic_tokens(
 
     The prior a_w is the token's frequency in all of the trace, scaled to add up to a = `prior`, by default 1 % of all
     assignments. z takes occurrences for independent, which they are not, so it only ranks: a token is listed when it
-    lies in `min_documents` documents and the interval of δ, by jackknife over groups of documents, lies above 0.
+    lies in `min_documents` documents and the interval of δ, by jackknife over groups of works, lies above 0.
     """
-    c = choices(trace, layer)
-    number, ids = compact(c.token)
+    c = ch.choices(trace, layer)
+    number, ids = ch.compact(c.token)
     e, v = c.num_experts, len(ids)
-    group = random_groups(c.strata, min(groups, c.num_documents), np.random.default_rng(seed))
-    row_group = group[c.document]
-    counts = count_experts(number, v, c.expert, e)
+    group = ch.random_groups(c.strata, min(groups, c.num_units), np.random.default_rng(seed))
+    row_group = group[c.unit][c.document]
+    counts = ch.count_experts(number, v, c.expert, e)
     pseudo = counts.sum(axis=1, keepdims=True) / counts.sum()
     pseudo = pseudo * (0.01 * counts.sum() if prior is None else prior)
     delta, z = log_odds(counts, pseudo)
     without: list[Floats] = []
     for g in range(int(group.max()) + 1):
         rows = row_group == g
-        part = count_experts(number[rows], v, c.expert[rows], e)
+        part = ch.count_experts(number[rows], v, c.expert[rows], e)
         without.append(log_odds(counts - part, pseudo)[0])
-    jack = jackknife(delta, np.stack(without))
-    low, high = delta + (jack.low - jack.value), delta + (jack.high - jack.value)
-    cell = sorted_distinct(number * c.num_documents + c.document)
+    value, low, _ = ch.jackknife(delta, np.stack(without))
+    cell = ch.sorted_distinct(number * c.num_documents + c.document)
     spread = np.bincount(cell // c.num_documents, minlength=v) >= min_documents
-    table = _Table(e, top)
-    for i in range(e):
-        listed = np.flatnonzero(spread & (low[:, i] > 0))
-        best = listed[np.argsort(-z[listed, i], kind="stable")[:top]]
-        table.put(i, ids[best], counts[best, i], z[best, i], low[best, i], high[best, i])
-    return table.result(layer, "z of the log-odds", "the log-odds")
+    return _best(layer, ids, counts, z, spread[:, None] & (delta + low - value > 0), top)
 
 
 def log_odds(counts: Ints | Floats, pseudo: Floats) -> tuple[Floats, Floats]:
@@ -176,107 +107,75 @@ def log_odds(counts: Ints | Floats, pseudo: Floats) -> tuple[Floats, Floats]:
         return delta, delta / np.sqrt(1 / y + 1 / others)
 
 
-class _Table:
-    def __init__(self, num_experts: int, top: int) -> None:
-        self.token = np.full((num_experts, top), -1, dtype=np.int64)
-        self.count = np.zeros((num_experts, top), dtype=np.int64)
-        self.numbers = np.full((3, num_experts, top), np.nan)
+def _best(
+    layer: int, ids: Ints, counts: Ints, score: Floats, listed: npt.NDArray[np.bool_], top: int
+) -> ExpertTokens:
+    """The `top` of [V, E] scores among those `listed`."""
+    ranked = np.where(listed, score, -np.inf)
+    order = np.argsort(-ranked, axis=0, kind="stable")[:top]
+    found = np.take_along_axis(listed, order, axis=0)
+    pad = ((0, 0), (0, top - len(order)))
+    token = np.where(found, ids[order], -1).T
+    count = np.where(found, np.take_along_axis(counts, order, axis=0), 0).T
+    scores = np.where(found, np.take_along_axis(score, order, axis=0), np.nan).T
+    return ExpertTokens(
+        layer,
+        np.pad(token, pad, constant_values=-1),
+        np.pad(count, pad),
+        np.pad(scores, pad, constant_values=np.nan),
+    )
 
-    def put(self, e: int, token: Ints, count: Ints, *numbers: Floats) -> None:
-        self.token[e, : len(token)] = token
-        self.count[e, : len(token)] = count
-        for row, values in zip(self.numbers, numbers, strict=True):
-            row[e, : len(token)] = values
 
-    def result(self, layer: int, score_name: str, interval_of: str) -> ExpertTokens:
-        score, low, high = self.numbers
-        return ExpertTokens(
-            layer, score_name, interval_of, self.token, self.count, score, low, high
-        )
-
-
-MIN_TOKEN_DOCUMENTS = 10
-
-"""A token found in fewer documents than this gets no bootstrap interval."""
-
-_DIRECT = 256
-
-_TOKENS_AT_ONCE = 512
-
-_DRAWS = 500
+# --- the experts of a token -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class PreferredExperts(Result):
-    """The preferred expert of X tokens: chosen on half of the documents, its share estimated on the other half.
+class PreferredExperts(ch.Result):
+    """The preferred experts of X tokens: a set chosen on half of the works, its share measured on the other half.
 
     Attributes:
         token: [X] ids.
         occurrences: [X] of the token in all of the trace.
-        documents: [X] that hold the token.
-        expert: [X] 0-based; -1 where the token is absent from the first half.
-        share: [X] N(x, e)/N(x) in the second half; NaN where the token is absent from it.
-        n: [X] N(x) in the second half.
-        wilson_low: [X] lower end of the interval as if occurrences were independent.
-        wilson_high: [X] upper end of it.
-        low: [X] lower end, documents of the second half bootstrapped; NaN where fewer than 10 of them hold the token.
-        high: [X] upper end of this one.
-        chance: [X] fraction of all tokens that choose that expert: what a token without preference would show.
-        apparent: [X] largest share over all documents, selection and all.
-        null_mean: [X] mean of the largest share among as many tokens drawn at random from the layer.
-        null_high: [X] 95 % quantile of it.
-        mean_share: over the tokens listed, weighted by n.
+        expert: [X, S] the set, 0-based, the most frequent first; -1 where the token is absent from the first half.
+        share: [X] of the token's choices in the second half that fall into its set (of S = 1: how often that expert is
+            among its K); NaN where it is absent, no interval where fewer than ten works hold it.
+        chance: [X] the same if the experts were those of any tokens of the same documents.
+        mean: of `share` over all choices of the tokens listed, works resampled.
         mean_chance: of `chance`, weighted likewise.
+        excess: mean less mean_chance, works resampled.
     """
 
     layer: int
     token: Ints
     occurrences: Ints
-    documents: Ints
     expert: Ints
-    share: Floats
-    n: Ints
-    wilson_low: Floats
-    wilson_high: Floats
-    low: Floats
-    high: Floats
+    share: Bands
     chance: Floats
-    apparent: Floats
-    null_mean: Floats
-    null_high: Floats
-    mean_share: Estimate
+    mean: Band
     mean_chance: float
+    excess: Band
 
 
 @dataclass(frozen=True, eq=False)
-class TokenShares(Result):
+class TokenShares(ch.Result):
     """N(x, e)/N(x) of X tokens for every expert, over all documents; a row sums to K.
 
     Attributes:
         token: [X] ids.
         occurrences: [X] in the trace; 0 for a token that does not occur, whose shares are NaN.
         documents: [X] that hold the token.
-        share: [X, E] N(x, e)/N(x).
-        wilson_low: [X, E] lower end of the interval as if occurrences were independent.
-        wilson_high: [X, E] upper end of it.
-        low: [X, E] lower end, documents bootstrapped; NaN where fewer than 10 of them hold the token.
-        high: [X, E] upper end of this one.
-        chance: [E] fraction of all tokens that choose the expert.
-        null_high: [X] 95 % quantile of the largest share among as many tokens drawn at random.
-        preferred: the expert of each and its share without selection.
+        share: [X, E] with the interval of shares of several works; NaN where fewer than ten hold the token. Its null
+            is the largest share of any expert if the experts were those of random tokens of the same documents.
+        chance: [X, E] the same expert's share of the tokens of the same documents.
+        preferred: the set of experts of each and its share without selection.
     """
 
     layer: int
     token: Ints
     occurrences: Ints
     documents: Ints
-    share: Floats
-    wilson_low: Floats
-    wilson_high: Floats
-    low: Floats
-    high: Floats
+    share: Bands
     chance: Floats
-    null_high: Floats
     preferred: PreferredExperts
 
 
@@ -285,16 +184,21 @@ def preferred_experts(
     layer: int,
     *,
     token_ids: Sequence[int] | npt.NDArray[np.integer] | None = None,
+    size: int | None = None,
     min_count: int = 10,
     resamples: int = 500,
     seed: int = 0,
 ) -> PreferredExperts:
     """Preferred experts in `layer` of `token_ids`, or of every token that occurs at least `min_count` times.
 
+    Args:
+        size: S, experts of a set; None: K, as many as a token has.
+
     Raises:
         TraceError: no token occurs that often.
     """
-    c = choices(trace, layer)
+    c = ch.choices(trace, layer)
+    size = c.k if size is None else size
     if token_ids is None:
         ids = np.flatnonzero(np.bincount(c.token) >= min_count)
         if not len(ids):
@@ -303,61 +207,47 @@ def preferred_experts(
             )
     else:
         ids = _ids(token_ids)
-    rng = np.random.default_rng(seed)
+    number = _numbers(c, ids)
     # halves drawn within domains
-    second = random_groups(c.strata, 2, rng)[c.document] == 1
-    table = _Tokens(c, ids)
-    number, keep = table.number, table.number >= 0
-    seen_first = table.counts(keep & ~second)
-    seen_second = table.counts(keep & second)
-    n_first = np.bincount(number[keep & ~second], minlength=len(ids))
-    n = np.bincount(number[keep & second], minlength=len(ids))
-    occurrences = n_first + n
-    expert = np.where(n_first > 0, seen_first.argmax(axis=1), -1)
-    k = np.where(expert >= 0, seen_second[np.arange(len(ids)), expert], 0)
-    usable = (expert >= 0) & (n > 0)
-    share = np.divide(k, n, out=np.full(len(ids), np.nan), where=usable)
-    wilson_low, wilson_high = wilson(k, np.where(usable, n, 0))
+    half = ch.random_groups(c.strata, 2, np.random.default_rng(seed))[c.unit][c.document]
+    first = (number >= 0) & (half == 0)
+    chosen = ch.count_experts(number[first], len(ids), c.expert[first], c.num_experts)
+    expert = np.argsort(-chosen, axis=1, kind="stable")[:, :size]
+    expert[chosen.sum(axis=1) == 0] = -1
 
-    rows = np.flatnonzero(keep & second & (expert[number] >= 0))
-    hit = (c.expert[rows] == expert[number[rows]][:, None]).any(axis=1)
-    present = np.bincount(c.document[second], minlength=c.num_documents) > 0
-    documents = np.flatnonzero(present)
-    weights = bootstrap_weights(c.strata[documents], resamples, rng)
-    row_document = (np.cumsum(present) - 1)[c.document[rows]]
-    low, high = _ratio_intervals(weights, row_document, number[rows], hit, len(ids))
-
-    load = count_experts(np.zeros_like(c.document), 1, c.expert, c.num_experts)[0] / len(c.token)
-    chance = np.where(expert >= 0, load[expert], np.nan)
-    total = seen_first + seen_second
-    null_mean, null_high = _null_by_count(c.expert, c.num_experts, occurrences, seed)
-    weighted = usable.any()
-    mean = float((k[usable]).sum() / n[usable].sum()) if weighted else math.nan
-    mean_low = mean_high = None
-    if weighted and len(documents) >= MIN_DOCUMENTS:
-        hits = np.bincount(row_document[hit], minlength=len(documents))
-        drawn = (weights @ hits) / (weights @ np.bincount(row_document, minlength=len(documents)))
-        mean_low, mean_high = (float(x) for x in percentile(drawn))
+    rows = np.flatnonzero((number >= 0) & (half == 1) & (expert[number, 0] >= 0))
+    token, sets = number[rows], expert[number[rows]]
+    hits = (c.expert[rows][:, :, None] == sets[:, None, :]).sum(axis=(1, 2))
+    same = _same_documents(c)[c.document[rows][:, None], sets].sum(axis=1)
+    trials = np.full(len(rows), min(size, c.k))
+    unit, kept = ch.compact(c.unit[c.document[rows]])
+    cell, cells = ch.compact(token * len(kept) + unit)
+    in_cell = [np.bincount(cell, weights=x, minlength=len(cells)) for x in (hits, trials)]
+    share = ch.interval_of_share(in_cell[0], in_cell[1], cells // max(len(kept), 1), len(ids))
+    with np.errstate(invalid="ignore"):
+        chance = np.bincount(token, weights=same, minlength=len(ids)) / np.bincount(
+            token, weights=trials, minlength=len(ids)
+        )
+    by_unit = [
+        np.bincount(unit, weights=x, minlength=len(kept)) for x in (hits, hits - same, trials)
+    ]
+    some = len(rows) > 0
+    mean, excess = (
+        ch.bootstrap_rate(x, by_unit[2], c.strata[kept], resamples, seed)
+        if some
+        else Band(math.nan)
+        for x in by_unit[:2]
+    )
     return PreferredExperts(
         layer=layer,
         token=ids,
-        occurrences=occurrences,
-        documents=table.documents(),
+        occurrences=np.bincount(number[number >= 0], minlength=len(ids)),
         expert=expert,
         share=share,
-        n=n,
-        wilson_low=wilson_low,
-        wilson_high=wilson_high,
-        low=low,
-        high=high,
         chance=chance,
-        apparent=np.divide(
-            total.max(axis=1), occurrences, out=np.full(len(ids), np.nan), where=occurrences > 0
-        ),
-        null_mean=null_mean,
-        null_high=null_high,
-        mean_share=Estimate(mean, mean_low, mean_high, "second half, documents bootstrapped"),
-        mean_chance=float(np.average(chance[usable], weights=n[usable])) if weighted else math.nan,
+        mean=mean,
+        mean_chance=mean.value - excess.value,
+        excess=excess,
     )
 
 
@@ -366,79 +256,46 @@ def token_shares(
     layer: int,
     token_ids: Sequence[int] | npt.NDArray[np.integer],
     *,
-    resamples: int = 500,
     seed: int = 0,
 ) -> TokenShares:
     """Shares of every expert in `layer` for a few tokens, say those of ':' and '.'."""
-    c = choices(trace, layer)
-    ids = _ids(token_ids)
-    table = _Tokens(c, ids)
-    keep = table.number >= 0
-    counts = table.counts(keep)
-    occurrences = np.bincount(table.number[keep], minlength=len(ids))
-    trials = np.broadcast_to(occurrences[:, None], counts.shape)
-    share = np.divide(counts, trials, out=np.full(counts.shape, np.nan), where=trials > 0)
-    wilson_low, wilson_high = wilson(counts, trials)
-
-    weights = bootstrap_weights(c.strata, resamples, np.random.default_rng(seed))
-    rows = np.flatnonzero(keep)
-    row_document, number = c.document[rows], table.number[rows]
-    low, high = np.empty_like(share), np.empty_like(share)
-    for e in range(c.num_experts):
-        hit = (c.expert[rows] == e).any(axis=1)
-        low[:, e], high[:, e] = _ratio_intervals(weights, row_document, number, hit, len(ids))
-    load = count_experts(np.zeros_like(c.document), 1, c.expert, c.num_experts)[0] / len(c.token)
+    c, ids = ch.choices(trace, layer), _ids(token_ids)
+    number = _numbers(c, ids)
+    rows = np.flatnonzero(number >= 0)
+    token, count = number[rows], len(ids)
+    cell, cells = ch.compact(token * c.num_units + c.unit[c.document[rows]])
+    held = ch.count_experts(cell, len(cells), c.expert[rows], c.num_experts)
+    trials, owner = np.bincount(cell, minlength=len(cells)), cells // c.num_units
+    by_expert = [
+        ch.interval_of_share(held[:, e], trials, owner, count) for e in range(c.num_experts)
+    ]
+    value, low, high = (
+        np.stack([getattr(b, name) for b in by_expert], axis=1) for name in ("value", "low", "high")
+    )
+    occurrences = np.bincount(token, minlength=count)
+    same = np.zeros(value.shape)
+    np.add.at(same, token, _same_documents(c)[c.document[rows]])
+    null = _largest_by_chance(c, rows, token, count, np.random.default_rng(seed))
+    holders = ch.sorted_distinct(token * c.num_documents + c.document[rows])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chance = same / occurrences[:, None]
     return TokenShares(
         layer=layer,
         token=ids,
         occurrences=occurrences,
-        documents=table.documents(),
-        share=share,
-        wilson_low=wilson_low,
-        wilson_high=wilson_high,
-        low=low,
-        high=high,
-        chance=load,
-        null_high=_null_by_count(c.expert, c.num_experts, occurrences, seed)[1],
-        preferred=preferred_experts(trace, layer, token_ids=ids, resamples=resamples, seed=seed),
+        documents=np.bincount(holders // c.num_documents, minlength=count),
+        share=ch.bands(value, (low, high), null[:, :, None]),
+        chance=chance,
+        preferred=preferred_experts(trace, layer, token_ids=ids, seed=seed),
     )
 
 
 def maximum_share_null(
     n: int, num_experts: int, k: int, *, draws: int = 2000, seed: int = 0
-) -> Null:
-    """Largest N(x, e)/N(x) of a token that occurs n times and prefers nobody, equal loads. p_value is NaN."""
-    rng = np.random.default_rng(seed)
-    if math.comb(num_experts, k) <= 5000:
-        sets = all_sets(num_experts, k)
-    else:
-        sets = np.argsort(rng.random((20_000, num_experts)), axis=1)[:, :k]
-    largest = _largest_shares(n, membership(sets, num_experts), draws, rng)
-    low, high = percentile(largest)
-    return Null(
-        float(largest.mean()), float(low), float(high), math.nan, "equal loads, independent tokens"
-    )
-
-
-class _Tokens:
-    """Rows of a few tokens: `number` [n] is the place in `ids` of each row's token, -1 for other tokens."""
-
-    def __init__(self, c: Choices, ids: Ints) -> None:
-        place = np.full(max(int(c.token.max()), int(ids.max())) + 1, -1, dtype=np.int64)
-        place[ids] = np.arange(len(ids))
-        self.c, self.ids, self.number = c, ids, place[c.token]
-
-    def counts(self, rows: npt.NDArray[np.bool_]) -> Ints:
-        """[X, E] of these rows."""
-        return count_experts(
-            self.number[rows], len(self.ids), self.c.expert[rows], self.c.num_experts
-        )
-
-    def documents(self) -> Ints:
-        """[X] documents that hold the token."""
-        rows = self.number >= 0
-        cell = sorted_distinct(self.number[rows] * self.c.num_documents + self.c.document[rows])
-        return np.bincount(cell // self.c.num_documents, minlength=len(self.ids))
+) -> Band:
+    """Largest N(x, e)/N(x) of a token that occurs n times and prefers nobody, equal loads: mean and central 95 %."""
+    largest = equal_counts(n, num_experts, k, draws=draws, seed=seed).max(axis=1) / n
+    return ch.band(largest.mean(), ch.percentile(largest))
 
 
 def _ids(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> Ints:
@@ -448,76 +305,51 @@ def _ids(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> Ints:
     return ids
 
 
-def _ratio_intervals(
-    weights: Floats, document: Ints, token: Ints, hit: npt.NDArray[np.bool_], num_tokens: int
-) -> tuple[Floats, Floats]:
-    """[X] percentile intervals of Σhits/Σrows of each token over weighted documents; NaN where too few hold the token.
-
-    weights [R, G]; document, token, hit [n] of the rows. Tokens are taken a few hundred at a time: of all of them the
-    [G, X] counts of a large text would fill the memory.
-    """
-    w = weights.astype(np.float32)
-    documents = weights.shape[1]
-    low, high = np.full(num_tokens, np.nan), np.full(num_tokens, np.nan)
-    order = np.argsort(token, kind="stable")
-    starts = np.arange(0, num_tokens, _TOKENS_AT_ONCE)
-    ends = np.searchsorted(token[order], starts + _TOKENS_AT_ONCE)
-    for start, first, end in zip(starts, [0, *ends[:-1]], ends, strict=True):
-        rows = order[first:end]
-        width = min(_TOKENS_AT_ONCE, num_tokens - start)
-        cell = document[rows] * width + token[rows] - start
-        occurs, hits = (
-            np.bincount(cells, minlength=documents * width).reshape(documents, width)
-            for cells in (cell, cell[hit[rows]])
-        )
-        part = np.flatnonzero((occurs > 0).sum(axis=0) >= MIN_TOKEN_DOCUMENTS)
-        if not len(part):
-            continue
-        bottom = w @ occurs[:, part].astype(np.float32)
-        top = w @ hits[:, part].astype(np.float32)
-        drawn = np.divide(top, bottom, out=np.zeros_like(bottom), where=bottom > 0)
-        low[start + part], high[start + part] = percentile(drawn)
-    return low, high
+def _numbers(c: ch.Choices, ids: Ints) -> Ints:
+    """[n] the place in `ids` of each row's token, -1 for other tokens."""
+    place = np.full(max(int(c.token.max()), int(ids.max())) + 1, -1, dtype=np.int64)
+    place[ids] = np.arange(len(ids))
+    return place[c.token]
 
 
-def _null_by_count(
-    expert: Ints, num_experts: int, counts: Ints, seed: int
-) -> tuple[Floats, Floats]:
-    """[X] mean and 95 % quantile of the largest share of n tokens drawn from the layer, n interpolated on a grid."""
-    rng = np.random.default_rng(seed)
-    sample = expert if len(expert) <= 50_000 else expert[rng.integers(0, len(expert), 50_000)]
-    member = membership(sample, num_experts)
-    top = max(int(counts.max(initial=1)), 1)
-    grid = np.unique(np.geomspace(1, top, 40).round().astype(np.int64))
-    largest = np.stack([_largest_shares(int(n), member, _DRAWS, rng) for n in grid])
-    at = np.log(np.maximum(counts, 1))
-    mean = np.interp(at, np.log(grid), largest.mean(axis=1))
-    high = np.interp(at, np.log(grid), np.quantile(largest, 0.95, axis=1))
-    return np.where(counts > 0, mean, np.nan), np.where(counts > 0, high, np.nan)
+def _same_documents(c: ch.Choices) -> Floats:
+    """[G, E] share of the tokens of each document that hold each expert: what a token shows by standing there."""
+    held = ch.count_experts(c.document, c.num_documents, c.expert, c.num_experts)
+    return held / np.bincount(c.document, minlength=c.num_documents)[:, None]
 
 
-def _largest_shares(n: int, member: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """[draws] largest share among n rows drawn from the [rows, E] memberships; normal counts where n is large."""
-    if n <= _DIRECT:
-        total = np.zeros((draws, member.shape[1]))
-        for _ in range(n):
-            total += member[rng.integers(0, len(member), size=draws)]
-        return total.max(axis=1) / n
-    mean, covariance = member.mean(axis=0), np.cov(member, rowvar=False)
-    return rng.multivariate_normal(mean, covariance / n, size=draws, method="eigh").max(axis=1)
+def _largest_by_chance(
+    c: ch.Choices, rows: Ints, token: Ints, count: int, rng: np.random.Generator
+) -> Floats:
+    """[2, X] central 95 % of the largest share of any expert when each of `rows`, of tokens 0 to X − 1, takes the
+    experts of a random token of its document."""
+    order = np.argsort(c.document, kind="stable")
+    size = np.bincount(c.document, minlength=c.num_documents)
+    start, document = np.cumsum(size) - size, c.document[rows]
+    largest = np.empty((_DRAWS, count))
+    for r in range(_DRAWS):
+        pick = order[start[document] + (rng.random(len(rows)) * size[document]).astype(np.int64)]
+        largest[r] = ch.count_experts(token, count, c.expert[pick], c.num_experts).max(axis=1)
+    occurrences = np.bincount(token, minlength=count)
+    with np.errstate(invalid="ignore"):
+        return np.stack(ch.percentile(largest)) / occurrences
 
+
+# --- figures --------------------------------------------------------------------------------------
 
 Decode = Callable[[int], str]
 
 
 def shown(text: str, longest: int = 9) -> str:
     """A token as it is printed: '␣' for a space and '↵' for a new line, so that ' the' and 'the' differ."""
+    from minimoe.study.drawing import literal
+
     text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
     text = "".join(c if c.isprintable() else "·" for c in text)
     return literal(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
-def ranked_tokens(
+def draw_ranked(
     frequent: ExpertTokens,
     characteristic: ExpertTokens,
     decode: Decode,
@@ -532,64 +364,44 @@ def ranked_tokens(
     Left in each cell the most frequent tokens, right the most characteristic (largest z of the log-odds against all
     text). At most twelve experts are drawn, the first ones unless `experts` (counted from 0) names others.
     """
+    from minimoe.study import drawing as d
+
     every = len(frequent.token)
     chosen = list(range(min(every, 12)) if experts is None else experts)
     columns = 4
-    rows = -(-len(chosen) // columns)
     top = min(top, frequent.token.shape[1], characteristic.token.shape[1])
-    canvas, axes = panels(rows, columns, height=0.7 + 0.2 * top)
+    canvas, axes = d.panels(-(-len(chosen) // columns), columns, height=0.7 + 0.2 * top)
     largest = float(np.nanmax(frequent.score[chosen]))
+    places = [ax for row in axes for ax in row]
     said: list[str] = []
-    for place in range(rows * columns):
-        ax = axes[place // columns][place % columns]
+    for ax in places:
         ax.set_axis_off()
-        if place >= len(chosen):
-            continue
-        e = chosen[place]
+    for ax, e in zip(places, chosen, strict=False):
         ax.set_xlim(0, 1)
         ax.set_ylim(top + 0.1, -2.4)
-        ax.text(0, -2.1, f"Expert {e + 1}", fontsize=NORMAL, fontweight="bold", va="center")
-        ax.text(0, -1.15, "frequent", fontsize=SMALL, fontstyle="italic", color=BLUE, va="center")
-        ax.text(
-            0.5,
-            -1.15,
-            "characteristic",
-            fontsize=SMALL,
-            fontstyle="italic",
-            color=VERMILLION,
-            va="center",
-        )
-        ax.plot([0, 0.96], [-0.65, -0.65], color=CHANCE, linewidth=0.8)
+        ax.text(0, -2.1, f"Expert {e + 1}", fontsize=d.NORMAL, fontweight="bold", va="center")
+        for x, word, colour in ((0, "frequent", d.BLUE), (0.5, "characteristic", d.VERMILLION)):
+            ax.text(x, -1.15, word, fontsize=d.SMALL, fontstyle="italic", color=colour, va="center")
+        ax.plot([0, 0.96], [-0.65, -0.65], color=d.CHANCE, linewidth=0.8)
         words: list[str] = []
         for rank in range(top):
             if frequent.token[e, rank] >= 0:
-                text, share = (
-                    shown(decode(int(frequent.token[e, rank]))),
-                    float(frequent.score[e, rank]),
-                )
-                size = SMALL + 5 * np.sqrt(share / largest)
-                ax.text(0, rank, text, fontsize=float(size), color=BLUE, va="center")
-                words.append(f"{text} {percent(share)}")
+                text = shown(decode(int(frequent.token[e, rank])))
+                share = float(frequent.score[e, rank])
+                size = d.SMALL + 5 * math.sqrt(share / largest)
+                ax.text(0, rank, text, fontsize=size, color=d.BLUE, va="center")
+                words.append(f"{text} {say.percent(share)}")
             if characteristic.token[e, rank] >= 0:
                 text = shown(decode(int(characteristic.token[e, rank])))
-                ax.text(0.5, rank, text, fontsize=SMALL + 1, color=VERMILLION, va="center")
+                ax.text(0.5, rank, text, fontsize=d.SMALL + 1, color=d.VERMILLION, va="center")
         own = [shown(decode(int(t))) for t in characteristic.token[e, :3] if t >= 0]
         said.append(f"expert {e + 1}: {', '.join(words[:3])}; characteristic {', '.join(own)}")
     kept = "" if len(chosen) == every else f" {len(chosen)} of {every} experts are shown."
-    layer = of_layers(frequent.layer, num_layers)
-    return Figure(
-        name,
-        canvas,
-        f"Tokens in {layer}. Blue: the most frequent of each expert, larger the more of its assignments they are. "
-        "Orange: the most characteristic, by the z-score of their log-odds against all text (Monroe et al. 2008), in "
-        f"at least five documents. ␣ is a space, ↵ a new line.{kept} Counterpart of the article's Fig. 7.",
-        f"Ranked tokens of the experts in {layer}, the three first of each with their share of its assignments. "
-        + ". ".join(said)
-        + ".",
-    )
+    layer = say.of_layers(frequent.layer, num_layers)
+    return d.figure(name, canvas, "tokens", layer=layer, kept=kept, said=". ".join(said))
 
 
-def token_choice(
+def draw_token(
     shares: Sequence[TokenShares],
     token: int,
     text: str,
@@ -604,221 +416,168 @@ def token_choice(
 
     `apart` draws the same token on templated text as open diamonds, never added to the bars.
     """
-    canvas, axes = panels(1, len(shares), height=2.7, share_y=True)
+    from minimoe.study import drawing as d
+
+    canvas, axes = d.panels(1, len(shares), height=2.7, share_y=True)
+    first, apart_id = shares[0], token if apart_token is None else apart_token
+    i = _row(first, token)
     said: list[str] = []
     for column, one in enumerate(shares):
-        ax = axes[0][column]
-        i = _row(one, token)
-        number = np.arange(1, one.share.shape[1] + 1)
-        share, null = one.share[i], float(one.null_high[i])
-        low = np.where(np.isnan(one.low[i]), one.wilson_low[i], one.low[i])
-        high = np.where(np.isnan(one.high[i]), one.wilson_high[i], one.high[i])
-        ax.axhspan(0, 100 * null, color=CHANCE, alpha=0.45, linewidth=0, zorder=0)
-        ax.bar(
-            number,
-            100 * share,
-            width=0.62,
-            color=[BLUE if s > null else PALE for s in share],
-            zorder=2,
-        )
-        ax.hlines(
-            100 * one.chance,
-            number - 0.42,
-            number + 0.42,
-            color=VERMILLION,
-            linewidth=1.6,
-            zorder=3,
-        )
-        if one.occurrences[i]:
-            ends = np.clip([share - low, high - share], 0, None)
-            whiskers(ax, number, 100 * share, 100 * ends)
+        ax, band = axes[0][column], one.share
+        share, null = band.value[i], float(band.null_high[i, 0])
+        number = np.arange(1, len(share) + 1)
+        ax.axhspan(0, 100 * null, color=d.CHANCE, alpha=0.45, linewidth=0, zorder=0)
+        colours = [d.BLUE if s > null else d.PALE for s in share]
+        ax.bar(number, 100 * share, width=0.62, color=colours, zorder=2)
+        ticks = (100 * one.chance[i], number - 0.42, number + 0.42)
+        ax.hlines(*ticks, color=d.VERMILLION, linewidth=1.6, zorder=3)
+        if not np.isnan(band.low[i]).any():
+            ends = np.stack([share - band.low[i], band.high[i] - share])
+            d.whiskers(ax, number, 100 * share, 100 * np.clip(ends, 0, None))
         if apart is not None:
-            other = apart[column]
-            j = _row(other, token if apart_token is None else apart_token)
-            ax.plot(
-                number + 0.3,
-                100 * other.share[j],
-                "D",
-                ms=5,
-                mfc="white",
-                mec=GREEN,
-                mew=1.4,
-                zorder=5,
-                clip_on=False,
-            )
-        layer = of_layers(one.layer, num_layers)
-        put_title(ax, f"{layer[0].upper()}{layer[1:]}")
-        ax.set_xticks(expert_ticks(len(number)))
+            other = apart[column].share.value[_row(apart[column], apart_id)]
+            mark: Any = {"ms": 5, "mfc": "white", "mec": d.GREEN, "mew": 1.4, "zorder": 5}
+            ax.plot(number + 0.3, 100 * other, "D", clip_on=False, **mark)
+        layer = say.of_layers(one.layer, num_layers)
+        d.put_title(ax, f"{layer[0].upper()}{layer[1:]}")
+        d.expert_axis(ax, len(number))
         ax.set_ylim(0, 104)
-        ax.set_xlim(0.3, len(number) + 0.7)
-        ax.tick_params(axis="x", length=0)
-        ranking = np.argsort(-np.nan_to_num(share))[:2]
         best = [
-            f"expert {e + 1} {percent(share[e], 0)}{_interval(low[e], high[e])}" for e in ranking
+            f"expert {e + 1} {say.share(band[i, e], 0)}"
+            for e in np.argsort(-np.nan_to_num(share))[:2]
         ]
-        said.append(f"{layer}: {listed(best)}, by chance no expert above {percent(null, 0)}")
+        said.append(
+            f"{layer}: {say.listed(best)}, by chance no expert above {say.percent(null, 0)}"
+        )
         if np.isfinite(null) and column == len(shares) - 1:
             ax.text(
-                len(number) + 0.65, 100 * null + 1, "most by chance", fontsize=SMALL, color=LINE, ha="right",
+                len(number) + 0.65, 100 * null + 1, "most by chance", fontsize=d.SMALL, color=d.LINE, ha="right",
                 va="bottom", zorder=6, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
-    name_axes(axes, "expert", f"times among the {_choices(shares[0])} chosen, %")
-    first = shares[0]
-    i = _row(first, token)
+    k = round(float(np.nansum(first.share.value[i])))
+    d.name_axes(axes, "expert", f"times among the {k} chosen, %")
     extra = ""
     if apart is not None:
-        j = _row(apart[0], token if apart_token is None else apart_token)
-        extra = f" Green diamonds: the same on {apart_text} ({apart[0].occurrences[j]:,} times), kept apart."
-    return Figure(
-        name,
-        canvas,
-        f"Experts of the token {text}: {first.occurrences[i]:,} times in {first.documents[i]:,} documents. Bars: how "
-        "often each expert is one of those chosen; dark above what the largest of all bars reaches by chance (grey, "
-        "95 %). Vermillion ticks: all tokens together. Whiskers: 95 %, documents resampled (Wilson where too few "
-        f"documents hold the token).{extra}",
-        f"Bar charts of the experts that the token {text} gets, {first.occurrences[i]:,} occurrences. "
-        + "; ".join(said)
-        + ".",
-    )
-
-
-def _interval(low: float, high: float) -> str:
-    return bracket(low, high, lambda x: f"{100 * x:.0f}")
-
-
-def _choices(shares: TokenShares) -> int:
-    return round(float(shares.chance.sum()))
+        times = apart[0].occurrences[_row(apart[0], apart_id)]
+        extra = f" Green diamonds: the same on {apart_text} ({times:,} times), kept apart."
+    few = "" if not np.isnan(first.share.low[i]).any() else " Too few works hold it for intervals."
+    return d.figure(
+        name, canvas, "token", text=text, times=f"{first.occurrences[i]:,}", few=few,
+        documents=f"{first.documents[i]:,}", extra=extra, said="; ".join(said),
+    )  # fmt: skip
 
 
 def _row(shares: TokenShares, token: int) -> int:
     return int(np.flatnonzero(shares.token == token)[0])
 
 
-def judge_frequent_tokens(m: Measurements) -> Finding:
-    """C14."""
-    parts: list[Part] = []
+# --- findings -------------------------------------------------------------------------------------
+
+
+def judge_frequent(m: Measurements) -> say.Finding:
+    """C14: does each expert have tokens of its own?"""
+    parts: list[say.Part] = []
     by_layer = {x.layer: x for x in m.information}
     info = [by_layer[layer] for layer in m.layers]
     for one in m.frequent:
-        token = by_layer[one.layer].token
-        verdict: Verdict = (
-            UNKNOWN if math.isnan(token.low) else AGREES if token.low > 0 else DISAGREES
-        )
-        listed_tokens = one.token[one.token >= 0]
+        x = by_layer[one.layer]
+        told, verdict = own_tokens(x)
         found = (
-            f"I(token; e) {token.value:.2f}{bracket(token.low, token.high)} bits, {percent(token.normalised, 0)} of "
-            f"the most there can be ({token.limit:.2f}); the {one.token.shape[1]} most frequent tokens of "
-            f"{one.token.shape[0]} experts are {len(np.unique(listed_tokens))} different ones"
+            f"I(token; e) {say.bits(x.token, 2)} bits, {say.share(told, 0)} of the most there can be ({x.limit:.2f}), "
+            f"on {x.tokens:,} tokens of {x.units:,} works; the {one.token.shape[1]} most frequent tokens of "
+            f"{one.token.shape[0]} experts are {len(np.unique(one.token[one.token >= 0]))} different ones"
         )
-        parts.append(Part(of_layers(one.layer, m.num_layers), found, verdict))
-    return Finding(
-        "C14",
-        "Each expert has its most frequent tokens",
-        "Word clouds show the tokens that each expert processes most often (Fig. 7).",
-        "I(token; e): Mixtral .57, .53, .64 bits in layers 1, 8, 16 (.28, .26, .32 of the most there can be); OLMoE "
-        ".97, 1.27, 1.44 (.32, .42, .48).",
-        "A list of frequent tokens exists for any router, even a random one; it says something only if tokens are "
-        "not dealt out at random. 'Agrees' for a layer if the jackknife interval of I(token; e) lies above 0, "
-        "'disagrees' if not.",
-        tuple(parts),
-        f"the token tells {spread([100 * x.token.normalised for x in info], 0)} % of what it could about its expert",
-        tuple(f"tokens-{layer}" for layer in m.layers),
+        where = say.of_layers(one.layer, m.num_layers)
+        parts.append(say.Part(where, found, verdict, True, told, say.share(told, 0)))
+    told = say.spread([100 * x.token.value / x.limit for x in info], 0)
+    finding = say.finding(
+        "C14", parts, f"the token tells {told} % of what it could about its expert"
     )
+    return _with_figures(finding, [f"tokens-{layer}" for layer in m.layers])
 
 
-def preferred(m: Measurements) -> Finding:
-    """C15."""
-    parts: list[Part] = []
+def own_tokens(x: Information) -> tuple[Band, say.Verdict]:
+    """I(token; e) over the most there can be, and whether it is enough for an expert to have tokens of its own."""
+    told = Band(x.token.value / x.limit, x.token.low / x.limit, x.token.high / x.limit)
+    return told, say.above(told, say.limits("C14")["least"])
+
+
+def judge_preferred(m: Measurements) -> say.Finding:
+    """C15: do tokens have a set of preferred experts, and does it change with depth?"""
+    parts: list[say.Part] = []
     ends = {m.layers[0], m.layers[-1]}
     for token in m.tokens:
         for one in m.shares:
-            i = int(np.flatnonzero(one.token == token.token)[0])
-            p = one.preferred
-            parts.append(_token_part(token.text, one, p, i, m.num_layers, one.layer in ends))
+            where = f"{token.text}, {say.of_layers(one.layer, m.num_layers)}"
+            parts.append(_token_part(where, one, _row(one, token.token), one.layer in ends))
+    every: dict[int, say.Verdict] = {}
     for p in m.preferred:
         if p.layer in m.layers:
-            mean = p.mean_share
-            verdict: Verdict = UNKNOWN
-            if mean.low is not None and mean.high is not None:
-                verdict = AGREES if mean.low > p.mean_chance else DISAGREES
+            verdict = every[p.layer] = preference(p.excess)
             found = (
-                f"{len(p.token):,} tokens with at least 10 occurrences go to their preferred expert {share(mean)} of "
-                f"the time, by chance {percent(p.mean_chance)}"
+                f"{len(p.token):,} tokens with at least 10 occurrences make {say.share(p.mean)} of their choices from "
+                f"their set of {p.expert.shape[1]}, any tokens of the same documents {say.percent(p.mean_chance)}"
             )
-            parts.append(
-                Part(
-                    f"all tokens, {of_layers(p.layer, m.num_layers)}",
-                    found,
-                    verdict,
-                    p.layer in ends,
-                )
-            )
+            where = f"all tokens, {say.of_layers(p.layer, m.num_layers)}"
+            said = f"{say.percent(p.mean.value)} against {say.percent(p.mean_chance)}"
+            parts.append(say.Part(where, found, verdict, p.layer in ends, p.excess, said))
     d = m.dependence
     if len(d.layers) > 1:
-        parts.append(_grouping(d))
+        told = d.told(0, -1)
+        verdict = say.inside(told, -math.inf, say.limits("C15")["alike"])
+        if any(every.get(layer) != say.AGREES for layer in ends):
+            verdict = say.UNKNOWN
+        found = (
+            f"the first choice in layer {d.layers[0]} tells {say.share(told)} of what it could about that in layer "
+            f"{d.layers[-1]}"
+        )
+        what = "change with depth: grouping of tokens, first against last layer"
+        parts.append(say.Part(what, found, verdict, said=say.share(told)))
+    remarks: list[str] = []
     variants = [
         f"{t.text} ({', '.join(f'{s} {a:,} times, in generated questions {b:,}' for s, (a, b) in t.variants.items())})"
         for t in m.tokens
     ]
-    remarks = (
-        "An expert's number means nothing from one layer to the next, so that a token has other numbers in another "
-        "layer is no finding; what can be asked is whether the layers group the tokens alike.",
-    )
     if variants:
-        remarks += (
-            f"Spellings, of which the most frequent in natural text was taken: {'; '.join(variants)}.",
+        remarks.append(
+            f"Spellings, of which the most frequent in natural text was taken: {'; '.join(variants)}."
         )
-    return Finding(
-        "C15",
-        "Single tokens have preferred experts, which change with depth",
-        "':' goes to experts 1 and 7 in layer 1 and to 3 and 8 in layer 32; '.', 'what' and 'Who' have their experts "
-        "too (Figs. 8 to 11).",
-        "Mixtral 8x7B, layer 1 (experts counted from 1): ':' to 1 (75 %) and 8 (74 %); '.' to 7 (86 %) and 1 (69 %); "
-        "' What' to 4 (94 %) and 6 (84 %); ' Who' to 6 (81 %).",
-        "The preferred expert is chosen on half of the documents and its share measured on the other half. 'Agrees' "
-        "for a token and layer if the 95 % interval of that share lies above the expert's share of all tokens and "
-        "the largest share is beyond what chance gives at that many occurrences; 'disagrees' if the interval reaches "
-        "down to chance; 'cannot be told' below 10 occurrences in that half. Change with depth: 'agrees' if the "
-        "first choices of first and last layer tell less than half of what they could about one another. First and "
-        "last layer decide.",
-        tuple(parts),
-        f"{spread([100 * p.mean_share.value for p in m.preferred if p.layer in m.layers], 0)} % of a token's "
-        "occurrences go to its preferred expert"
-        if m.preferred
-        else "no token occurs often enough",
-        tuple(t.name for t in m.tokens),
-        remarks,
+    means = [100 * p.mean.value for p in m.preferred if p.layer in m.layers]
+    short = (
+        f"{say.spread(means, 0)} % of a token's choices fall into its preferred set"
+        if means
+        else "no token occurs often enough"
     )
+    return _with_figures(say.finding("C15", parts, short, remarks), [t.name for t in m.tokens])
 
 
-def _token_part(
-    text: str, one: TokenShares, p: PreferredExperts, i: int, num_layers: int, decides: bool
-) -> Part:
-    where = f"{text}, {of_layers(one.layer, num_layers)}"
-    if p.n[i] < 10 or np.isnan(p.share[i]):
-        return Part(where, f"{one.occurrences[i]:,} occurrences: too few", UNKNOWN, decides)
-    clustered = not np.isnan(p.low[i])
-    low, high = (p.low[i], p.high[i]) if clustered else (p.wilson_low[i], p.wilson_high[i])
-    real = low > p.chance[i] and p.apparent[i] > p.null_high[i]
-    order = np.argsort(-one.share[i])[:2]
-    both = listed([f"expert {e + 1} ({percent(one.share[i, e], 0)})" for e in order])
+def _with_figures(finding: say.Finding, names: Sequence[str]) -> say.Finding:
+    from dataclasses import replace
+
+    return replace(finding, figures=tuple(names))
+
+
+def preference(excess: Band) -> say.Verdict:
+    """Whether a share lies above that of the same documents, and by as much as the rule asks."""
+    least = say.limits("C15")["least"]
+    if excess.known and excess.low > 0 and excess.value >= least:
+        return say.AGREES
+    return say.DISAGREES if excess.known and excess.high < least else say.UNKNOWN
+
+
+def _token_part(where: str, one: TokenShares, i: int, decides: bool) -> say.Part:
+    p = one.preferred
+    share, chance = p.share[i], float(p.chance[i])
+    if not share.known:
+        few = f"{one.occurrences[i]:,} occurrences in {one.documents[i]:,} documents: too few"
+        return say.Part(where, few, say.UNKNOWN, decides)
+    effect = Band(share.value - chance, share.low - chance, share.high - chance)
+    most = [f"expert {e + 1} ({say.percent(one.share.value[i, e], 0)})" for e in p.expert[i]]
     found = (
-        f"mostly {both}; on the other half expert {p.expert[i] + 1} {percent(p.share[i], 0)}"
-        f"{bracket(low, high, lambda x: f'{100 * x:.0f}')}, of all tokens {percent(p.chance[i], 0)}, "
-        f"{one.occurrences[i]:,} "
-        "occurrences" + ("" if clustered else " (Wilson interval)")
+        f"preferred {say.listed(most)}; on the other half they get {say.share(share, 0)} of its choices, of the same "
+        f"documents' {say.percent(chance, 0)}; {one.occurrences[i]:,} occurrences; the largest share of one expert is "
+        f"{say.percent(float(np.nanmax(one.share.value[i])), 0)}, by chance up to "
+        f"{say.percent(float(one.share.null_high[i, 0]), 0)}"
     )
-    return Part(where, found, AGREES if real else DISAGREES, decides)
-
-
-def _grouping(d: LayerDependence) -> Part:
-    most = (
-        float(min(d.entropy[0], d.entropy[-1])) or math.nan
-    )  # one expert for all: nothing to tell
-    value, low, high = (float(x[0, -1]) / most for x in (d.information, d.low, d.high))
-    verdict = inside(low, high, -math.inf, SAME_GROUPING)
-    found = (
-        f"the first choice in layer {d.layers[0]} tells {percent(value)}{bracket(low, high, hundred)} of what "
-        f" it could about that in layer {d.layers[-1]}"
-    )
-    return Part("grouping of tokens, first against last layer", found, verdict)
+    said = f"{say.percent(share.value, 0)} against {say.percent(chance, 0)}"
+    return say.Part(where, found, preference(effect), decides, effect, said)
