@@ -65,11 +65,12 @@ def verdict(judge: Any, trace: RoutingTrace, *args: Any) -> str:
 
 def test_paths_agree_disagree_and_know_a_shallow_model() -> None:
     assert verdict(judge_paths, simulate(1, layers=6, concentration=1e4)) == say.AGREES
-    assert (
-        verdict(judge_paths, simulate(1, layers=6, word_effect=60.0, words=8, concentration=1e4))
-        == say.DISAGREES
-    )
-    assert verdict(judge_paths, simulate(1, layers=1)) == say.UNKNOWN
+    one = simulate(1)
+    assert verdict(judge_paths, one) == say.UNKNOWN
+    # the first layer says it all: 28 sets take 28 paths
+    every = {name: np.repeat(getattr(one, name), 6, axis=1) for name in ("expert", "weight")}
+    alike = dataclasses.replace(one, layers=tuple(range(1, 7)), **every)
+    assert verdict(judge_paths, alike) == say.DISAGREES
 
 
 def test_balance_agrees_disagrees_and_cannot_tell() -> None:
@@ -112,7 +113,7 @@ def test_subjects_agree_disagree_and_cannot_tell() -> None:
         last = [p for p in made.parts if f"layer {trace.layers[-1]} of" in p.what]
         return {p.what.split(",")[0]: p.verdict for p in last}
 
-    sure = {"works": 480, "domains": 8, "length": 30}
+    sure: dict[str, Any] = {"works": 480, "domains": 8, "length": 30}
     split = parts(simulate(1, effect=1.5, **sure))
     assert (
         split["topics of one encyclopaedia"]
@@ -120,7 +121,7 @@ def test_subjects_agree_disagree_and_cannot_tell() -> None:
         == say.AGREES
     )
     assert judge_subjects(study(simulate(1, effect=1.5, **sure)), {}).verdict == say.AGREES
-    alike = parts(simulate(1, concentration=1e6, **{**sure, "works": 1200}))
+    alike = parts(simulate(1, concentration=1e6, works=1200, domains=8, length=30))
     assert alike["topics of one encyclopaedia"] == say.DISAGREES
     assert alike["fivefold within a topic"] == say.DISAGREES
     few = parts(simulate(1, works=48, domains=8))
@@ -132,7 +133,7 @@ def test_subjects_agree_disagree_and_cannot_tell() -> None:
 
 
 def test_tokens_agree_disagree_and_cannot_tell() -> None:
-    sure = {"concentration": 1e4, "layers": 2, "works": 160}
+    sure: dict[str, Any] = {"concentration": 1e4, "layers": 2, "works": 160}
     for judge in (judge_frequent, judge_preferred):
         assert verdict(judge, simulate(1, works=40, layers=2)) == say.UNKNOWN
     chosen, deaf = study(simulate(1, word_effect=3.0, **sure)), study(simulate(1, **sure))
@@ -168,7 +169,8 @@ def test_imbalance_agrees_disagrees_and_cannot_tell() -> None:
 
 
 def test_a_uniform_router_confirms_nothing() -> None:
-    runs, agreed = 20, dict.fromkeys(("C12", "C13", "C14", "C15", "C16"), 0)
+    runs = 20
+    agreed: dict[str, int] = dict.fromkeys(("C12", "C13", "C14", "C15", "C16"), 0)
     for seed in range(runs):
         m = study(simulate(seed, works=160, domains=8, concentration=1e6, layers=2))
         for judge in (judge_balance, judge_frequent, judge_preferred, judge_imbalance):
@@ -179,7 +181,7 @@ def test_a_uniform_router_confirms_nothing() -> None:
 
 
 def test_what_random_weights_show_as_well_is_no_agreement() -> None:
-    sure = {"concentration": 1e4, "layers": 2, "works": 160}
+    sure: dict[str, Any] = {"concentration": 1e4, "layers": 2, "works": 160}
     trained, random = (
         judge_frequent(study(simulate(1, word_effect=x, **sure))) for x in (3.0, 1.0)
     )

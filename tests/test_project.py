@@ -69,7 +69,7 @@ BUDGETS: dict[str, int] = {
     "hf": 1177,
     "kernels": 1144,
     "roof": 528,
-    "study": 7733,
+    "study": 6778,
     "text": 1439,
     "train": 1198,
     "widgets": 963,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +72,9 @@ def simulate(
             expert[t, layer] = expert[t - 1, layer]
     names = tuple(TraceDocument(f"domain{d}", str(i)) for i, d in enumerate(domain))
     weight = np.full(expert.shape, 1 / k, dtype=np.float32)
-    as_32 = (x.astype(np.int32) for x in (token, document, position))
-    return RoutingTrace(*as_32, expert, weight, names, E, tuple(range(1, layers + 1)))
+    token, document, position = (x.astype(np.int32) for x in (token, document, position))
+    numbers = tuple(range(1, layers + 1))
+    return RoutingTrace(token, document, position, expert, weight, names, E, numbers)
 
 
 def tolerance(rate: float, runs: int) -> float:
@@ -150,12 +152,12 @@ def test_domains_keep_their_level_and_an_effect_is_found() -> None:
 @pytest.mark.parametrize("runs", RUNS)
 def test_intervals_cover(runs: int) -> None:
     """Every interval that is printed, on one simulation with all effects."""
-    options = {
+    options: dict[str, Any] = {
         "effect": 0.5,
         "word_effect": 1.0,
         "base": np.array([0.15, 0.14, 0.13, 0.13, 0.12, 0.12, 0.11, 0.10]),
     }
-    draws = {"resamples": 99}
+    draws: dict[str, Any] = {"resamples": 99}
 
     def measured(trace: RoutingTrace, seed: int) -> dict[str, ch.Band]:
         load, bits = (

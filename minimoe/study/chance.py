@@ -446,7 +446,8 @@ def student(degrees: npt.ArrayLike) -> Floats:
 def percentile(draws: npt.NDArray[Any]) -> tuple[Floats, Floats]:
     """Central 95 % of draws over the first axis (infinite draws allowed); NaN of none."""
     if not len(draws):
-        return (np.full(draws.shape[1:], math.nan),) * 2
+        none = np.full(draws.shape[1:], math.nan)
+        return none, none
     # no interpolation: between a finite and an infinite draw it would give NaN
     low = np.quantile(draws, (1 - LEVEL) / 2, axis=0, method="inverted_cdf")
     high = np.quantile(draws, (1 + LEVEL) / 2, axis=0, method="inverted_cdf")

@@ -139,7 +139,8 @@ def _of_layer(
     plug_in = float(ch.mutual_information(total))
     ends = _ends(ch.jackknife(plug_in, ch.mutual_information(total - by_label)), enough)
     p = float(ch.permutation_p(seen, null))
-    domain = Bits(*(*ends, *map(float, ch.percentile(null)), p, plug_in))
+    least_null, most_null = map(float, ch.percentile(null))
+    domain = Bits(*ends, least_null, most_null, p, plug_in)
 
     every = ch.count_experts(token, int(token.max()) + 1, expert, e)
     without: list[float] = []
