@@ -126,10 +126,9 @@ def trimmed(m: Measurements) -> dict[str, Any]:
     """All numbers except the thousands of single tokens, of which the means are kept."""
     values = m.to_dict()
     for layer in values["preferred"]:
-        for key in [key for key, value in layer.items() if isinstance(value, list)]:
-            layer[key] = len(layer[key]) if key == "token" else None
-            if layer[key] is None:
-                del layer[key]
+        layer["tokens"] = len(layer["token"])
+        for key in ("token", "occurrences", "expert", "share", "chance"):
+            del layer[key]
     return values
 
 
