@@ -1,6 +1,7 @@
 """The pictures of the lessons: stored as drawn, right in their numbers, legible, and readable in light and dark."""
 
 import itertools
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -176,6 +177,19 @@ def test_it_says_what_is_seen(name: str) -> None:
     title, description = (root.findtext(f"{{*}}{tag}") or "" for tag in ("title", "desc"))
     assert root.attrib["role"] == "img" and root.attrib["aria-labelledby"] == "title description"
     assert len(title) > 10 and len(description) > 100 and "  " not in description
+
+
+def test_lessons_show_every_picture_and_say_what_it_says() -> None:
+    found: list[str] = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            for told, name in re.findall(
+                r"!\[([^\]]*)\]\(\.\./book/assets/pictures/([^)]+)\.svg\)", text
+            ):
+                assert told == ET.fromstring(stored(name)).findtext("{*}desc"), (path.name, name)
+                found.append(name)
+    assert sorted(found) == NAMES
 
 
 # --- the numbers, worked out without the library --------------------------------------------------
