@@ -170,19 +170,22 @@ def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
     context.close()
 
 
+@pytest.mark.parametrize(
+    ("link", "place"), [("router", "router"), ("Fedus et al., 2022", "fedus2022")]
+)
 @pytest.mark.usefixtures("whole")
-def test_terms_and_citations_lead_to_their_places(browser: Any, lab: str) -> None:
+def test_a_link_leads_to_its_place(browser: Any, lab: str, link: str, place: str) -> None:
+    """In the glossary, and in the list of references."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    for link, place in (("router", "router"), ("Fedus et al., 2022", "fedus2022")):
-        open_whole(page, f"{lab}lab/tree/notebooks/{LESSON}")
-        page.locator(".jp-RenderedMarkdown a", has_text=re.compile(f"^{link}$")).first.click()
-        page.wait_for_function(
-            """place => [...document.querySelectorAll(`.jp-MarkdownViewer [data-jupyter-id='${place}']`)].some(e => {
-                 const y = e.getBoundingClientRect().top; return 0 < y && y < innerHeight; })""",
-            arg=place,
-            timeout=60_000,
-        )
+    open_whole(page, f"{lab}lab/tree/notebooks/{LESSON}")
+    page.locator(".jp-RenderedMarkdown a", has_text=re.compile(f"^{link}$")).first.click()
+    page.wait_for_function(
+        """place => [...document.querySelectorAll(`.jp-MarkdownViewer [data-jupyter-id='${place}']`)].some(e => {
+             const y = e.getBoundingClientRect().top; return 0 < y && y < innerHeight; })""",
+        arg=place,
+        timeout=60_000,
+    )
     context.close()
 
 
