@@ -122,6 +122,7 @@ def open_whole(page: Any, address: str) -> None:
     page.wait_for_selector(".jp-Notebook .jp-MarkdownCell", timeout=60_000)
     page.wait_for_function(
         f"""() => {NOTEBOOK}.content.widgets.every(w => w.node.isConnected && (w.model.type !== 'markdown'
+             || w.node.querySelector('.jp-RenderedMarkdown img')?.naturalWidth
              || w.node.querySelector('.jp-RenderedMarkdown')?.innerText.trim()))""",
         timeout=60_000,
     )
