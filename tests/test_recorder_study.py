@@ -119,7 +119,7 @@ def trace_bytes(out: Path) -> dict[str, Any]:
 def quick() -> Iterator[None]:
     """Fewer draws, and no figures: they have tests of their own, and some studies here draw them (`drawn`)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
+        patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
         patch.setattr(drawing, "draw", lambda *_: {})
         yield
 
@@ -173,10 +173,11 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
 
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)  # fmt: skip
     m = summary["measurements"]
-    assert sum(m["load"]["questions of quiz.jsonl"][0]["share"]) == pytest.approx(1, abs=1e-4)
+    shares = m["load"]["questions of quiz.jsonl"][0]["share"]["value"]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert m["topics"][0]["names"] and m["topics"][0]["documents"] == [55, 55, 55]
-    assert all(x["domain"]["null"] and x["by"] == "topic" for x in m["information"])
-    assert m["topics"][0]["share_low"][0][0] is not None  # 55 questions: intervals are given
+    assert all(x["domain"]["null_high"] and x["by"] == "topic" for x in m["information"])
+    assert m["topics"][0]["share"]["low"][0][0] is not None  # 55 questions: intervals are given
     assert str(out) not in page and str(out) not in json.dumps(summary)
     assert summary["control"] is None and summary["questions"] == "own"
 
@@ -295,7 +296,7 @@ def test_gpt_oss_in_bfloat16_on_the_default_layers(
     assert summary["dtype"] == "bfloat16"
     # few questions: nulls, no intervals, and the page says so
     assert any("no interval" in line for line in summary["left_out"])
-    assert summary["measurements"]["topics"][0]["share_low"][0][0] is None
+    assert summary["measurements"]["topics"][0]["share"]["low"][0][0] is None
     tokens = np.bincount([list(SUBJECTS).index(str(trace.documents[g].topic)) for g in trace.document])  # fmt: skip
     assert tokens.max() <= 300 and tokens.min() > 200
 
