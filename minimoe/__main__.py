@@ -243,6 +243,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "held-out tokens per domain (default: 40,000, more where a question needs it); with --model, of a subject"
     add("--max-tokens", of=count(), text=text)
     add("--seed", of=count(0, _SEEDS), default=0)
+    text = "study what others counted or recorded: JSON counts, JSON lines or npz of choices; or mixtral"
+    add("--counts", metavar="FILE", text=text)
     text = (
         "Questions by subject instead of held-out text. What is recorded is kept in --out/trace as it goes: after an "
         "interruption the same command goes on."
@@ -384,6 +386,11 @@ def run_study_command(args: argparse.Namespace) -> None:
     """Run the routing study, or with --model the article's experiment."""
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.counts is not None:
+        from minimoe.study.counts import tell
+
+        print(tell(args.counts, args.out))
+        return
     if args.model is not None:
         print(run_real(args, given))
         return
@@ -466,11 +473,10 @@ def run_real(args: argparse.Namespace, options: dict[str, Any]) -> Path:
             raise ConfigError(
                 f"--layers is {options['layers']!r}; give numbers counted from 1, as 1,16,32, or all"
             ) from error
-    from minimoe.study.report import run_real_study
+    from minimoe.study.report import run_study
 
-    return run_real_study(
-        args.model, args.out, max_tokens=args.max_tokens, seed=args.seed, **options
-    )
+    options = {"questions": "mmlu", "max_tokens": args.max_tokens, "seed": args.seed, **options}
+    return run_study(args.model, args.out, **options)
 
 
 def run_bench(args: argparse.Namespace) -> None:

@@ -26,9 +26,9 @@ from minimoe.study import page as drawing
 from minimoe.study import questions as sets
 from minimoe.study.drawing import Figure
 from minimoe.study.models import find_model
-from minimoe.study.questions import encoded, question_set
+from minimoe.study.questions import asked_questions, question_set
 from minimoe.study.record import RoutingRecorder
-from minimoe.study.report import run_real_study
+from minimoe.study.report import run_study
 from minimoe.study.trace import TraceWriter
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import train_tokenizer
@@ -143,7 +143,7 @@ def studied(
                 patch.setattr(drawing, "draw", DRAW)
             if name != "own":
                 patch.setattr(Figure, "png", lambda self, dpi=0: b"")
-            run_real_study(
+            run_study(
                 folders[name], out / name, questions=quiz, chunk_tokens=500, batch_tokens=400, progress=False,
                 layers=layers if layers == "all" else [int(x) for x in layers.split(",")],
             )  # fmt: skip
@@ -159,7 +159,7 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
     for part in ("C12", "C13", "C14", "C15", "C16"):
         assert f'id="{part}"' in page
     assert ('id="C10"' in page) == (name == "tiny-deepseek_v3")  # paths go through all layers
-    assert "Left out: C11" in page and "no control with untrained weights" in page
+    assert "Left out: C11" in page and "Control: random routers" in page
     assert f"What the experts of {name} do" in page
     assert not re.findall(r'src="(?!data:image/png;base64,)', page) and "<script" not in page
     images = {p.stem for p in out.glob("*.png")}
@@ -179,7 +179,8 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
     assert all(x["domain"]["null_high"] and x["by"] == "topic" for x in m["information"])
     assert m["topics"][0]["share"]["low"][0][0] is not None  # 55 questions: intervals are given
     assert str(out) not in page and str(out) not in json.dumps(summary)
-    assert summary["control"] is None and summary["questions"] == "own"
+    assert summary["control"]["load"] and summary["questions"] == "own"
+    assert "Random routers: " in json.dumps(summary["findings"])
 
 
 def test_the_trace_holds_every_token_with_the_choices_of_the_model(
@@ -286,7 +287,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 def test_gpt_oss_in_bfloat16_on_the_default_layers(
     folders: dict[str, Path], quiz: Path, tmp_path: Path
 ) -> None:
-    run_real_study(
+    run_study(
         folders["tiny-gpt_oss"], tmp_path, questions=quiz, dtype="bfloat16", max_tokens=300, progress=False
     )  # fmt: skip
     trace = TraceWriter.read(tmp_path / "trace")
@@ -307,7 +308,7 @@ def test_a_handful_of_questions_still_makes_a_report(
 ) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text("\n".join(json.dumps(q) for q in questions(count)))
-    report = run_real_study(folders["own"], tmp_path / "out", questions=path, progress=False)
+    report = run_study(folders["own"], tmp_path / "out", questions=path, progress=False)
     page = report.read_text(encoding="utf-8")
     assert "fewer than 50" in page
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
@@ -316,7 +317,7 @@ def test_a_handful_of_questions_still_makes_a_report(
 def test_the_shortest_text_there_is(folders: dict[str, Path], tmp_path: Path, drawn: None) -> None:
     path = tmp_path / "short.jsonl"
     path.write_text('{"subject": "a", "text": "x"}')
-    report = run_real_study(folders["own"], tmp_path / "out", questions=path, progress=False)
+    report = run_study(folders["own"], tmp_path / "out", questions=path, progress=False)
     assert "Left out: neighbouring tokens" in report.read_text(encoding="utf-8")
 
 
@@ -584,14 +585,17 @@ def test_max_tokens_takes_the_first_questions_of_each_subject(folders: dict[str,
         Document("q", f"{s}{i}", "sum " * (3 + i), s) for s in ("a", "b") for i in range(5)
     ]
     asked = sets._set("own", documents)
-    every = encoded(asked, own)
-    assert every.empty == 0 and len(every.documents) == 10
+    every = asked_questions(asked, own, own.layers)
+    assert not every.left_out and len(every.documents) == 10
     lengths = {d.id: len(ids) for d, ids in zip(every.documents, every.tokens, strict=True)}
     order = [q.id for q in asked.questions if q.topic == "a"]
     budget = lengths[order[0]] + lengths[order[1]]
-    some = encoded(asked, own, budget)
+    some = asked_questions(asked, own, own.layers, budget)
     assert [d.id for d in some.documents if d.topic == "a"] == order[:2]
-    assert [d.topic for d in encoded(asked, own, 1).documents] in (["a", "b"], ["b", "a"])
+    assert [d.topic for d in asked_questions(asked, own, own.layers, 1).documents] in (
+        ["a", "b"],
+        ["b", "a"],
+    )
 
 
 @pytest.mark.corpus

@@ -1,5 +1,6 @@
 """The study from end to end on a tiny model and corpus, and the rules that reach its verdicts."""
 
+import base64
 import dataclasses
 import json
 import re
@@ -14,14 +15,15 @@ from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.model import MixtralModel
 from minimoe.study import claims as judged
-from minimoe.study import report
-from minimoe.study import report as recordings
+from minimoe.study import questions as sets
+from minimoe.study import record as record_module
 from minimoe.study.chance import TEXT
+from minimoe.study.drawing import DPI, Figure
 from minimoe.study.measurements import chosen_topics, first_tokens, measure, three_layers
-from minimoe.study.models import Stages
+from minimoe.study.models import Stages, find_minimoe
 from minimoe.study.page import findings
 from minimoe.study.report import run_study
-from minimoe.study.trace import RoutingTrace
+from minimoe.study.trace import TraceWriter, first_documents
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode, train_tokenizer
@@ -103,18 +105,31 @@ def checkpoint(tokenizer, tmp_path_factory):
 @pytest.fixture
 def offline(monkeypatch, corpus):
     """A corpus of four small domains in place of the fetched one, and fewer draws."""
-    monkeypatch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
-    monkeypatch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
+    monkeypatch.setattr(sets, "load_corpus", lambda domains=None, **_: corpus)
+    monkeypatch.setattr(sets, "mmlu_dev_questions", lambda: list(REAL))
     monkeypatch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
 
 
 @pytest.fixture(scope="module")
-def studied(checkpoint, corpus, tmp_path_factory):
+def rendered() -> list[str]:
+    """Names of the figures that the run of `studied` rendered, one by one."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def studied(checkpoint, corpus, rendered, tmp_path_factory):
     """One run, read by several tests."""
+    png = Figure.png
+
+    def counted(self, dpi=DPI):
+        rendered.append(self.name)
+        return png(self, dpi)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "load_corpus", lambda domains=None, **_: corpus)
-        patch.setattr(recordings, "mmlu_dev_questions", lambda: list(REAL))
+        patch.setattr(sets, "load_corpus", lambda domains=None, **_: corpus)
+        patch.setattr(sets, "mmlu_dev_questions", lambda: list(REAL))
         patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
+        patch.setattr(Figure, "png", counted)
         out = tmp_path_factory.mktemp("study") / "new" / "folder"
         path = run_study(checkpoint, out, max_tokens=2000, progress=False)
     return path
@@ -122,8 +137,13 @@ def studied(checkpoint, corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(studied, tokenizer):
-    heldout = RoutingTrace.load(studied.parent / "trace.npz")
-    return measure(heldout, None, tokenizer, equal_tokens=2000)
+    return measure(heldout(studied), None, tokenizer, equal_tokens=2000)[0]
+
+
+def heldout(studied):
+    """The trace without the real questions."""
+    trace = TraceWriter.read(studied.parent / "trace")
+    return trace.select(domains=[d for d in trace.domains if d != "mmlu"])
 
 
 def test_writes_everything_and_nothing_else(studied):
@@ -132,7 +152,7 @@ def test_writes_everything_and_nothing_else(studied):
     assert {
         "report.html",
         "summary.json",
-        "trace.npz",
+        "trace",
         "load.png",
         "load-by-depth.png",
         "topics.png",
@@ -174,7 +194,7 @@ def test_the_page_says_what_it_must(studied):
     page = studied.read_text(encoding="utf-8")
     for claim in ("C10", "C11", "C12", "C13", "C14", "C15", "C16"):
         assert f'id="{claim}"' in page
-    assert "Control: untrained weights" in page
+    assert "Control: random weights" in page
     assert "math: the package was withdrawn" in page
     assert "fewer than 50" in page
     assert str(studied.parent) not in page
@@ -201,42 +221,77 @@ def test_summary_is_plain_json(studied):
     assert str(studied.parent) not in text
 
 
-def spy(record_split, recorded):
-    """`record_split`, which notes the domains that it is asked for."""
+@pytest.fixture
+def recorded(monkeypatch) -> list[int]:
+    """Tokens of every recording that is made, of the model and of random weights."""
+    made: list[int] = []
+    record = record_module.record_documents
 
-    def counting(model, split, **options):
-        recorded.extend(options.get("domains") or [])
-        return record_split(model, split, **options)
+    def counting(model, documents, tokens, **options):
+        made.append(sum(map(len, tokens)))
+        return record(model, documents, tokens, **options)
 
-    return counting
+    monkeypatch.setattr(record_module, "record_documents", counting)
+    return made
 
 
-def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, offline, monkeypatch):
-    recorded: list[str] = []
-    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
-    stage = Stages(quiet=True)
-    model = MixtralModel.from_pretrained(checkpoint)
-    trace = studied.parent / "trace.npz"
-    meta = RoutingTrace.load(trace).meta
-    same = recordings.recorded_heldout(
-        model, report.load_corpus(), trace, 2000, dict(meta), stage, begin=0
-    )
-    assert recorded == [] and len(same) > 0
-    copy = trace.with_name("copy.npz")
-    copy.write_bytes(trace.read_bytes())
-    recordings.recorded_heldout(
-        model, report.load_corpus(), copy, 2000, {**meta, "data_sha256": "1" * 64}, stage, begin=0
-    )
-    assert recorded == ["law", "drama", "wiki_en", "questions"]
-    copy.write_bytes(b"not a trace")
-    recordings.recorded_heldout(model, report.load_corpus(), copy, 2000, dict(meta), stage, begin=0)
-    assert len(recorded) == 8
-    copy.unlink()
+def test_trace_is_used_again_only_for_the_same_study(
+    studied, checkpoint, offline, tmp_path, recorded
+):
+    """One of another text, of other options, or a damaged one is replaced: held-out text is read in minutes."""
+    found = find_minimoe(checkpoint)
+    folder = tmp_path / "trace"
+    shutil.copytree(studied.parent / "trace", folder)
+    (folder / "mine.txt").write_text("not of the study")
+
+    def record(**changes):
+        recorded.clear()
+        read = sets.heldout_text(checkpoint, found, None, 2000)
+        read = dataclasses.replace(read, identity=read.identity | changes)
+        trace = sets.recorded(
+            found, read, folder, layers=found.layers, batch_tokens=8192, chunk_tokens=10**6,
+            control=None, stage=Stages(quiet=True),
+        )  # fmt: skip
+        assert len(trace) == sum(map(len, read.tokens))
+        return sum(recorded), len(trace)
+
+    assert record() == (0, record()[1])
+    for changed in ({"data_sha256": "1" * 64}, {"options": "other"}):
+        again, size = record(**changed)
+        assert again == size and record(**changed)[0] == 0
+    next(folder.glob("chunk-*.npz")).write_bytes(b"not a trace")
+    again, size = record(options="other")
+    assert again == size
+    assert (folder / "mine.txt").exists()
+
+
+def test_each_figure_is_rendered_once_and_no_id_stands_twice(studied, rendered):
+    page = studied.read_text(encoding="utf-8")
+    names = re.findall(r'id="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    pictures = {p.stem: p.read_bytes() for p in studied.parent.glob("*.png")}
+    assert sorted(rendered) == sorted(pictures) and set(pictures) <= set(names)
+    shown = re.findall(r'<figure id="([^"]+)">.*?base64,([^"]+)"', page, re.DOTALL)
+    assert {name: base64.b64decode(data) for name, data in shown} == pictures
+    assert 'See the <a href="#load-by-depth">figure above</a>' in page  # C12 and C16 both name it
+
+
+def test_mixtral_itself_stands_beside_its_claims(studied):
+    summary = json.loads((studied.parent / "summary.json").read_text(encoding="utf-8"))
+    balance = summary["mixtral_itself"]["C12"]
+    assert balance["cells"][0].startswith("layer 1: max/min 1.39.")
+    assert balance["cells"][1].startswith("layer 32: max/min 1.40.")
+    assert all("cannot be told" in cell for cell in balance["cells"])
+    subjects = summary["mixtral_itself"]["C13"]
+    assert "6 of 7 subjects less even" in subjects["short"] and "5e5ed673" in subjects["source"]
+    assert any("largest max/min 2.27 (High school US history)" in x for x in subjects["cells"])
+    page = studied.read_text(encoding="utf-8")
+    assert page.count("<th>Mixtral itself</th>") == 3  # the overview, C12 and C13
 
 
 @pytest.mark.slow
 def test_a_report_that_a_kill_left_half_written_is_finished_by_a_second_run(
-    studied, checkpoint, offline, tmp_path, monkeypatch
+    studied, checkpoint, offline, tmp_path, recorded
 ):
     """What a kill leaves while report.html is written: all the rest, and a part of the page beside its place."""
     out = tmp_path / "study"
@@ -245,8 +300,6 @@ def test_a_report_that_a_kill_left_half_written_is_finished_by_a_second_run(
     (out / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
     (out / "report.html").unlink()
     (out / "load.png").unlink()
-    recorded: list[str] = []
-    monkeypatch.setattr(recordings, "record_split", spy(recordings.record_split, recorded))
     path = run_study(checkpoint, out, max_tokens=2000, progress=False)
     assert recorded == [], "the trace is whole and used as it is"
     names = [sorted(p.name for p in folder.iterdir()) for folder in (out, studied.parent)]
@@ -266,7 +319,7 @@ def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
     found = []
 
     def see(sha256="0", domains=("law", "drama"), max_tokens=None):
-        identity = recordings.identity_of(tmp_path, text(sha256, domains), max_tokens)
+        identity = sets.identity_of(tmp_path, text(sha256, domains), max_tokens)
         found.append(json.dumps(identity))
 
     with torch.no_grad():
@@ -285,7 +338,7 @@ def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
     see(max_tokens=9)
     see(sha256="1")
     see(domains=("law",))
-    monkeypatch.setitem(recordings.MORE_TOKENS, "drama", 5)
+    monkeypatch.setitem(sets.MORE_TOKENS, "drama", 5)
     see()
     assert len(set(found)) == len(found) == 9
     see()
@@ -296,19 +349,21 @@ def test_without_mmlu_the_page_says_why(checkpoint, offline, monkeypatch, tmp_pa
     def missing():
         raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")
 
-    monkeypatch.setattr(recordings, "mmlu_dev_questions", missing)
+    monkeypatch.setattr(sets, "mmlu_dev_questions", missing)
     path = run_study(checkpoint, tmp_path, max_tokens=600)
     assert (
         "The real MMLU questions are left out: the MMLU questions need lm-eval"
         in path.read_text(encoding="utf-8")
     )
-    stages = capsys.readouterr().err.splitlines()
-    assert len(stages) >= 8 and all(line.startswith("[") for line in stages)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    stages = [line for line in lines if line.startswith("[")]
+    bar = [line for line in lines if "tok" in line and "|" in line]  # of the recording
+    assert len(stages) >= 8 and not set(lines) - set(stages) - set(bar)
 
 
 def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        report, "load_corpus", lambda *_, **__: pytest.fail("worked before looking at the folder")
+        sets, "load_corpus", lambda *_, **__: pytest.fail("worked before looking at the folder")
     )
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
@@ -333,12 +388,20 @@ def test_three_layers_and_topics():
 
 
 def test_first_tokens_keeps_every_domain(studied):
-    trace = RoutingTrace.load(studied.parent / "trace.npz")
+    trace = heldout(studied)
     few = first_tokens(trace, 1)
     assert few.domains == trace.domains and len(few.documents) == len(trace.domains)
     part = first_tokens(trace, 500)
     assert np.bincount(part.domain).max() <= 500
     assert first_tokens(trace, None) is trace
+
+
+def test_a_domain_ends_at_the_first_document_that_does_not_fit():
+    kept = first_documents(["a"] * 6, [5, 5, 20, 1, 1, 1], 12)
+    assert kept.tolist() == [True, True, False, False, False, False]
+    mixed = first_documents(["a", "b", "a", "b", "b"], [9, 99, 9, 1, 1], 12)
+    assert mixed.tolist() == [True, True, False, False, False]
+    assert first_documents(["a", None], [9, 9], None).all()
 
 
 def test_no_claim_is_lost_on_a_model_of_two_layers(measured):

@@ -1,7 +1,8 @@
 """The routing study: record which experts a model gives every token of real text, and say what can be read off it.
 
-`trace` holds what was recorded, `recorder` records it, `stream` does so on disk, `statistics` counts, `figures` draws,
-`report` and `real` write.
+`record` reads documents and `trace` stores the choices, `load`, `domains`, `depth`, `vocabulary` and `paths` hold a
+statistic, its figure and its verdict each, `questions` says what is read, `report` writes; `counts` is for what others
+counted.
 """
 
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter

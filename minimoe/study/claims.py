@@ -111,7 +111,9 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
     return AGREES if all_of and set(all_of) == {AGREES} else UNKNOWN
 
 
-def beside(made: Sequence[Finding], untrained: Sequence[Finding]) -> tuple[Finding, ...]:
+def beside(
+    made: Sequence[Finding], untrained: Sequence[Finding], control: str = "Random weights"
+) -> tuple[Finding, ...]:
     """Findings with what the same rules give for random weights on the same text, part by part.
 
     Where a claim is about what training made (`learnt` in claims.toml), a part agrees only if its effect lies clearly
@@ -120,16 +122,19 @@ def beside(made: Sequence[Finding], untrained: Sequence[Finding]) -> tuple[Findi
     known = {(f.claim, p.what): p for f in untrained for p in f.parts}
     return tuple(
         dataclasses.replace(
-            f, parts=tuple(_compared(p, known.get((f.claim, p.what)), f.claim) for p in f.parts)
+            f,
+            parts=tuple(
+                _compared(p, known.get((f.claim, p.what)), f.claim, control) for p in f.parts
+            ),
         )
         for f in made
     )
 
 
-def _compared(part: Part, other: Part | None, claim: str) -> Part:
+def _compared(part: Part, other: Part | None, claim: str, control: str) -> Part:
     if other is None or not other.said:
         return part
-    found = f"{part.found}. Random weights: {other.said} ({other.verdict})"
+    found = f"{part.found}. {control}: {other.said} ({other.verdict})"
     verdict = part.verdict
     if claims()[claim].get("learnt") and verdict == AGREES and not math.isnan(part.effect.value):
         bound = other.effect.high if other.effect.known else other.effect.value

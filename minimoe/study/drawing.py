@@ -102,9 +102,9 @@ class Figure:
         with atomic_write(path) as temporary:
             temporary.write_bytes(self.png(dpi))
 
-    def to_html(self, dpi: int = DPI) -> str:
-        """A <figure> that needs no other file."""
-        data = base64.b64encode(self.png(dpi)).decode()
+    def to_html(self, dpi: int = DPI, png: bytes | None = None) -> str:
+        """A <figure> that needs no other file; `png`: as it was rendered already."""
+        data = base64.b64encode(self.png(dpi) if png is None else png).decode()
         width, height = self.figure.get_size_inches()
         return (
             f'<figure id="{html.escape(self.name)}"><div class="sheet">'

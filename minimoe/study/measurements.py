@@ -24,7 +24,7 @@ from minimoe.study.depth import Information, LayerDependence, information, layer
 from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
 from minimoe.study.paths import CoActivation, Paths, Repeats, coactivation, paths, repeats
-from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
 from minimoe.study.vocabulary import (
     ExpertTokens,
     PreferredExperts,
@@ -55,6 +55,8 @@ TOKENS = {
 
 # So many draws that the verdict on eleven topics does not hang on the seed: the smallest p is 1 / (draws + 1).
 LABEL_DRAWS = 20_000
+# Fifty-seven subjects of questions, few of each: all of them are tested together.
+SUBJECT_DRAWS = 2000
 
 Progress = Callable[[str], None]
 
@@ -151,92 +153,131 @@ def first_tokens(trace: RoutingTrace, limit: int | None) -> RoutingTrace:
     if limit is None:
         return trace
     length = np.bincount(trace.document, minlength=len(trace.documents))
-    keep = np.zeros(len(trace.documents), dtype=bool)
-    used: dict[str, int] = {}
-    for i, document in enumerate(trace.documents):
-        total = used.get(document.domain, 0) + int(length[i])
-        # a domain has at least one document, however long
-        if total <= limit or document.domain not in used:
-            used[document.domain] = total
-            keep[i] = True
+    keep = first_documents([d.domain for d in trace.documents], length, limit)
     return trace.select(documents=keep)
 
 
+T = TypeVar("T")
+
+
 def measure(
-    heldout: RoutingTrace,
+    read: RoutingTrace,
     mmlu: RoutingTrace | None,
     tokenizer: Tokenizer,
     *,
-    equal_tokens: int | None,
+    title: str = TEXT,
+    equal_tokens: int | None = None,
+    num_layers: int | None = None,
+    whole: bool = True,
     seed: int = 0,
     say: Progress = lambda _: None,
-) -> Measurements:
-    """Compute everything.
+) -> tuple[Measurements, list[str]]:
+    """Everything that the text can tell, and a sentence for each analysis that it cannot support.
 
     Args:
-        heldout: held-out text, generated questions among it.
-        mmlu: the real questions, or None where they could not be had.
-        equal_tokens: tokens a domain for whatever is said about all text together.
+        read: held-out text, generated questions among it; or questions, the topic of each its subject.
+        mmlu: the real questions beside held-out text, or None where they could not be had.
+        title: what the questions are, in a few words; `TEXT`: it is held-out text.
+        equal_tokens: tokens a domain for whatever is said about all held-out text together.
+        num_layers: of the model; default, as many as the last one's number.
+        whole: whether every layer with experts was recorded, so that paths go through all of the model.
+        say: told what is measured.
     """
-    natural = heldout.select(domains=[d for d in heldout.domains if d != QUESTIONS])
-    generated = heldout.select(domains=[QUESTIONS]) if QUESTIONS in heldout.domains else None
-    text = first_tokens(natural, equal_tokens)
-    every = heldout.layers
-    layers = three_layers(every)
+    left_out: list[str] = []
+
+    def where_possible(what: str, compute: Callable[[], Iterable[T]]) -> tuple[T, ...]:
+        try:
+            return tuple(compute())
+        except TraceError as error:
+            left_out.append(f"Left out: {what}: {error}.")
+            return ()
+
+    asked = title != TEXT
+    every, layers = read.layers, three_layers(read.layers)
+    apart = QUESTIONS in read.domains and not asked
+    generated = read.select(domains=[QUESTIONS]) if apart else None
+    natural = read.select(domains=[d for d in read.domains if d != QUESTIONS]) if apart else read
+    text = first_tokens(natural, None if asked else equal_tokens)
+    labelled = natural
+    if not asked:  # topics of one source, which differ in nothing else
+        mask = np.array([d.domain == ENCYCLOPAEDIA for d in natural.documents])
+        labelled = natural.select(documents=mask)
+    topics = {d.topic for d in labelled.documents} - {None}
+    compared = len(topics) > 1 if asked else bool(topics)
 
     say("load")
-    kinds = {TEXT: text, GENERATED: generated, MMLU: mmlu}
+    kinds = {title: text, GENERATED: generated, MMLU: mmlu}
     load = {
         kind: tuple(expert_load(trace, x, seed=seed) for x in every)
         for kind, trace in kinds.items()
         if trace is not None
     }
-    say("domains and topics")
-    articles = natural.select(domains=[ENCYCLOPAEDIA]) if ENCYCLOPAEDIA in natural.domains else None
-    with_topics = articles is not None and any(d.topic for d in articles.documents)
-    topics = (
-        tuple(
-            domain_load(articles, x, by="topic", resamples=LABEL_DRAWS, seed=seed) for x in layers
-        )
-        if articles is not None and with_topics
-        else ()
+    say("subjects" if asked else "domains and topics")
+    draws = SUBJECT_DRAWS if asked else LABEL_DRAWS
+    loads = tuple(
+        domain_load(labelled, x, by="topic", resamples=draws, seed=seed)
+        for x in (layers if compared else ())
     )
-    subjects = (
-        tuple(domain_load(mmlu, x, by="topic", resamples=2000, seed=seed) for x in layers)
-        if mmlu
-        else ()
-    )
+    subjects = [
+        domain_load(mmlu, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed) for x in layers if mmlu
+    ]  # fmt: skip
+    domains = [domain_load(text, x, seed=seed) for x in (() if asked else layers)]
     sides = [
         _renamed(t, name)
         for t, name in ((text, "text"), (generated, "questions"), (mmlu, "mmlu"))
         if t
     ]
     against = RoutingTrace.concat(sides) if len(sides) > 1 else None
+    if asked:
+        if not compared:
+            left_out.append("Left out: the subjects: there is only one.")
+        elif few := int(loads[0].few_documents.sum()):
+            left_out.append(
+                f"Left out: intervals within {few} of the {len(topics)} subjects: a subject with fewer than "
+                f"{MIN_DOCUMENTS} questions has its null, but no interval."
+            )
+        if not load[title][0].ratio.known:
+            left_out.append(
+                f"Left out: intervals over all questions: there are {load[title][0].units}, which is fewer than "
+                f"{MIN_DOCUMENTS}."
+            )
 
     say("information")
-    of_domains = information(text, seed=seed)
-    within = (
-        information(articles, by="topic", seed=seed) if articles is not None and with_topics else ()
-    )
+    of_labels = information(text, by="topic" if asked and compared else "domain", seed=seed)
+    within = information(labelled, by="topic", seed=seed) if compared and not asked else ()
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
     ids = [t.token for t in tokens]
     apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
+    preferred = where_possible(
+        "the preferred experts of all tokens",
+        lambda: [preferred_experts(text, x, min_count=10, seed=seed) for x in every],
+    )
     say("neighbours, co-activation and paths")
-    return Measurements(
+    if not whole:
+        left_out.append(
+            "Left out: C10, the paths through the model: only some layers were recorded (--layers all)."
+        )
+    if asked:
+        left_out.append(
+            "Left out: C11, which compares questions with other text: only questions were read."
+        )
+    measured = Measurements(
         layers=layers,
-        num_layers=every[-1],
+        num_layers=num_layers or every[-1],
         load=load,
-        domains=tuple(domain_load(text, x, seed=seed) for x in layers),
-        topics=topics,
-        subjects=subjects,
+        domains=tuple(domains),
+        topics=loads,
+        subjects=tuple(subjects),
         questions_against_text=tuple(domain_load(against, x, seed=seed) for x in layers)
         if against
         else (),
-        information=of_domains,
+        information=of_labels,
         information_topics=within,
-        repeats=tuple(repeats(text, x, seed=seed) for x in every),
-        preferred=tuple(preferred_experts(text, x, min_count=10, seed=seed) for x in every),
+        repeats=where_possible(
+            "neighbouring tokens", lambda: [repeats(text, x, seed=seed) for x in every]
+        ),
+        preferred=preferred,
         tokens=tokens,
         shares=tuple(token_shares(natural, x, ids, seed=seed) for x in layers) if ids else (),
         apart=tuple(token_shares(generated, x, apart_ids, seed=seed) for x in layers)
@@ -244,10 +285,14 @@ def measure(
         else (),
         frequent=tuple(frequent_tokens(text, x) for x in layers),
         characteristic=tuple(characteristic_tokens(text, x, seed=seed) for x in layers),
-        coactivation=tuple(coactivation(text, x, seed=seed) for x in layers),
-        paths=(paths(text, seed=seed), paths(text, kind="set", seed=seed)),
-        dependence=layer_dependence(text, seed=seed),
+        coactivation=where_possible(
+            "co-activation", lambda: [coactivation(text, x, seed=seed) for x in layers]
+        ),
+        paths=(paths(text, seed=seed), paths(text, kind="set", seed=seed)) if whole else (),
+        dependence=layer_dependence(text, layers=layers if asked else None, seed=seed),
+        text=title,
     )
+    return measured, left_out
 
 
 def _renamed(trace: RoutingTrace, domain: str) -> RoutingTrace:
@@ -294,107 +339,3 @@ def chosen_topics(
     if all(name in topics for name in wanted):
         return tuple(wanted[:count])
     return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:count])
-
-
-T = TypeVar("T")
-
-
-def measure_questions(
-    trace: RoutingTrace,
-    tokenizer: Tokenizer,
-    *,
-    title: str,
-    num_layers: int,
-    whole: bool,
-    seed: int = 0,
-    say: Progress = lambda _: None,
-) -> tuple[Measurements, list[str]]:
-    """Everything that questions by subject can tell, and a sentence for each analysis that they cannot support.
-
-    Args:
-        trace: questions; the topic of each is its subject.
-        title: what they are, in a sentence.
-        num_layers: of the model.
-        whole: whether every layer with experts was recorded, so that paths go through all of the model.
-    """
-    left_out: list[str] = []
-
-    def where_possible(what: str, compute: Callable[[], Iterable[T]]) -> tuple[T, ...]:
-        try:
-            return tuple(compute())
-        except TraceError as error:
-            left_out.append(f"Left out: {what}: {error}.")
-            return ()
-
-    every = trace.layers
-    layers = three_layers(every)
-    subjects = {d.topic for d in trace.documents}
-    compared = len(subjects) > 1
-    if not compared:
-        left_out.append("Left out: the subjects: there is only one.")
-    say("load")
-    load = tuple(expert_load(trace, x, seed=seed) for x in every)
-    say("subjects")
-    loads = [
-        domain_load(trace, x, by="topic", resamples=2000, seed=seed)
-        for x in (layers if compared else ())
-    ]
-    if loads and loads[0].few_documents.any():
-        few = int(loads[0].few_documents.sum())
-        left_out.append(
-            f"Left out: intervals within {few} of the {len(subjects)} subjects: a subject with fewer than "
-            f"{MIN_DOCUMENTS} questions has its null, but no interval."
-        )
-    if not load[0].ratio.known:
-        left_out.append(
-            f"Left out: intervals over all questions: there are {load[0].units}, which is fewer than "
-            f"{MIN_DOCUMENTS}."
-        )
-    say("information")
-    of_subjects = information(trace, by="topic" if compared else "domain", seed=seed)
-    say("tokens")
-    tokens = studied_tokens(trace, None, tokenizer)
-    ids = [t.token for t in tokens]
-    preferred = where_possible(
-        "the preferred experts of all tokens",
-        lambda: [preferred_experts(trace, x, min_count=10, seed=seed) for x in every],
-    )
-    say("neighbours and co-activation")
-    ways: tuple[Paths, ...] = ()
-    if whole:
-        say("paths")
-        ways = (paths(trace, seed=seed), paths(trace, kind="set", seed=seed))
-    else:
-        left_out.append(
-            "Left out: C10, the paths through the model: only some layers were recorded (--layers all)."
-        )
-    left_out.append(
-        "Left out: C11, which compares questions with other text: only questions were read."
-    )
-    measured = Measurements(
-        layers=layers,
-        num_layers=num_layers,
-        load={title: load},
-        domains=(),
-        topics=tuple(loads),
-        subjects=(),
-        questions_against_text=(),
-        information=of_subjects,
-        information_topics=(),
-        repeats=where_possible(
-            "neighbouring tokens", lambda: [repeats(trace, x, seed=seed) for x in every]
-        ),
-        preferred=preferred,
-        tokens=tokens,
-        shares=tuple(token_shares(trace, x, ids, seed=seed) for x in layers) if ids else (),
-        apart=(),
-        frequent=tuple(frequent_tokens(trace, x) for x in layers),
-        characteristic=tuple(characteristic_tokens(trace, x, seed=seed) for x in layers),
-        coactivation=where_possible(
-            "co-activation", lambda: [coactivation(trace, x, seed=seed) for x in layers]
-        ),
-        paths=ways,
-        dependence=layer_dependence(trace, layers=layers, seed=seed),
-        text=title,
-    )
-    return measured, left_out

@@ -22,7 +22,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from minimoe.checkpoint import SHIPPED, pretrained_path, refuse_gguf, weights_fingerprint
+from minimoe.checkpoint import (
+    SHIPPED,
+    pretrained_path,
+    read_config,
+    refuse_gguf,
+    weights_fingerprint,
+)
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError, TraceError
 from minimoe.io import read_object
 from minimoe.model import MixtralModel
@@ -124,6 +130,7 @@ def find_transformers_model(
             if dtype
             else f"as stored ({str(config.dtype).removeprefix('torch.')})",
         },
+        configuration=settings,
         load=partial(_load, library, source, config, device, dtype, commit),
     )
 
@@ -237,6 +244,7 @@ class FoundModel:
         parameters: all that the model holds.
         max_length: tokens of the longest sequence.
         identity: plain values by which a trace of this model is recognised.
+        configuration: what its config.json says of it.
         load: reads the weights; the model is in eval mode on its device.
     """
 
@@ -250,6 +258,7 @@ class FoundModel:
     parameters: int
     max_length: int
     identity: dict[str, str]
+    configuration: dict[str, Any]
     load: Callable[[], nn.Module]
 
 
@@ -280,7 +289,7 @@ def find_model(
     if kind == "minimoe":
         if revision is not None:
             raise ConfigError(f"a revision is of a model on the hub; {name} is a minimoe folder")
-        return _find_minimoe(path_or_id, where, dtype)
+        return find_minimoe(path_or_id, where, dtype)
 
     spread = device == "auto" and where.type == "cuda"
     source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
@@ -311,7 +320,10 @@ def kind_of(path_or_id: str | Path) -> str:
     return "transformers" if theirs else "minimoe"
 
 
-def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> FoundModel:
+def find_minimoe(
+    path_or_id: str | Path, device: torch.device | str = "cpu", dtype: str = "auto"
+) -> FoundModel:
+    """A model that minimoe itself reads: its own folders, 'mini', and those of the families that it knows."""
     path = pretrained_path(path_or_id)
     model = MixtralModel.from_pretrained(
         path, dtype=DTYPES.get(dtype, torch.float32), device=device
@@ -322,7 +334,7 @@ def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> F
     return FoundModel(
         name=str(path_or_id) if str(path_or_id) in SHIPPED else path.resolve().name,
         tokenizer=tokenizer,
-        begin=begin_of_text_id(tokenizer, own=True),
+        begin=begin_of_text_id(tokenizer, own=read_config(path)[1] is None),
         layers=source.layers,
         num_layers=config.num_hidden_layers,
         num_experts=config.num_experts,
@@ -335,6 +347,7 @@ def _find_minimoe(path_or_id: str | Path, device: torch.device, dtype: str) -> F
             "tokenizer_sha256": sha256(tokenizer.to_str()),
             "dtype": dtype_name(next(model.parameters()).dtype),
         },
+        configuration=config.to_dict(),
         load=lambda: model,
     )
 

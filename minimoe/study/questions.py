@@ -1,8 +1,8 @@
-"""Questions by subject, from wherever they can be had, all as documents whose topic is the subject.
+"""What a study reads: held-out text, or questions by subject as documents whose topic is the subject.
 
-Three sources stand behind one interface: all of MMLU (Hendrycks et al. 2021, arXiv:2009.03300) through the optional
-package `datasets`; its 282 development questions out of a package that the corpus fetches; questions made from held-out
-articles of the encyclopaedia. A file of one's own is the fourth.
+Questions come from three sources behind one interface: all of MMLU (Hendrycks et al. 2021, arXiv:2009.03300) through
+the optional package `datasets`; its 282 development questions out of a package that the corpus fetches; questions made
+from held-out articles of the encyclopaedia. A file of one's own is the fourth.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ import hashlib
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from minimoe.checkpoint import pretrained_path, weights_fingerprint
 from minimoe.errors import CorpusError, MinimoeError, TraceError
 from minimoe.io import parse_json
+from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
 from minimoe.study.measurements import three_layers
 from minimoe.study.models import FoundModel, Stages, quiet_libraries
-from minimoe.study.record import Window, chosen_layers, record_stream
-from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_documents
+from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.documents import Document, is_held_out
-from minimoe.text.domains import read_domain
+from minimoe.text.domains import DOMAINS, read_domain
 from minimoe.text.fetch import Log, fetch_packages, print_to_stderr
 from minimoe.text.questions import layout, mmlu_dev_questions
-from minimoe.text.tokenizer import text_ids
+from minimoe.text.tokenizer import encode, text_ids
 
 NAMES = ("mmlu", "mmlu-test", "mmlu-dev", "generated")
 
@@ -87,12 +89,13 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
             note = f"Read instead of all MMLU test questions: the development questions ({error})"
             log(note)
             return _set("mmlu-dev", mmlu_dev_questions(log), note)
-    if name == "mmlu-test":
-        return _set("mmlu-test", _mmlu_test())
-    if name == "mmlu-dev":
-        return _set("mmlu-dev", mmlu_dev_questions(log))
-    if name == "generated":
-        return _set("generated", _generated(log))
+    known: dict[str, Callable[[Log], list[Document]]] = {
+        "mmlu-test": lambda _: _mmlu_test(),
+        "mmlu-dev": mmlu_dev_questions,
+        "generated": _generated,
+    }
+    if str(name) in known:
+        return _set(str(name), known[str(name)](log))
     path = Path(name)
     if path.suffix not in (".jsonl", ".json") and not path.exists():
         raise CorpusError(
@@ -191,63 +194,182 @@ def _from_file(path: Path) -> list[Document]:
 
 
 WINDOW = 4096
-
 """Longest stretch of a text that is read at once, in tokens; no question of MMLU is as long."""
+
+EQUAL_TOKENS = 40_000
+"""Held-out tokens a domain, for what is said about all text together."""
+
+MORE_TOKENS = {ENCYCLOPAEDIA: 1_000_000, "drama": 100_000}
+"""The encyclopaedia is read whole, for its topics need their documents; plays hold 'What' and 'Who'."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Questions as a model reads them: a record and the token ids of each. `empty` counts those without a token."""
+class Reading:
+    """What a study reads, as the model reads it, and what the report says of it.
 
-    documents: tuple[TraceDocument, ...]
-    tokens: tuple[npt.NDArray[np.int32], ...]
-    empty: int
+    Attributes:
+        documents: a record of each; none is empty.
+        tokens: the ids of each document.
+        identity: plain values by which a trace of this model, text and options is recognised.
+        facts: of model and text, in the order in which they are shown.
+        form: in a sentence or two, what text this is.
+        title: of the questions; `TEXT` where held-out text was read.
+        others: how many of the last documents are real questions beside held-out text.
+        left_out: a sentence for each thing that could not be read.
+        titles: spells out the names of domains.
+    """
+
+    documents: Sequence[TraceDocument]
+    tokens: Sequence[npt.NDArray[Any]]
+    identity: dict[str, Any]
+    facts: list[tuple[str, str]]
+    form: str
+    title: str = TEXT
+    others: int = 0
+    left_out: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
-    def num_tokens(self) -> int:
-        """Of all questions."""
-        return sum(len(ids) for ids in self.tokens)
+    def of_questions(self) -> bool:
+        """Whether nothing but questions is read."""
+        return self.title != TEXT
 
 
-def encoded(asked: QuestionSet, found: FoundModel, max_tokens: int | None = None) -> Encoded:
-    """Questions in the set's order, of each subject the first ones up to `max_tokens`, one at least.
+def heldout_text(
+    checkpoint: str | Path, found: FoundModel, domains: Sequence[str] | None, max_tokens: int | None
+) -> Reading:
+    """Held-out text of the training mix, `max_tokens` a domain (None: EQUAL_TOKENS, of some MORE_TOKENS), and the real
+    questions of MMLU.
 
     Raises:
-        TraceError: none of them holds a token, or the tokenizer gives ids that the model does not have.
+        CorpusError: an unknown domain, or too little text. TraceError: see `known_ids`.
     """
-    documents: list[TraceDocument] = []
-    tokens: list[npt.NDArray[np.int32]] = []
-    used: dict[str | None, int] = {}
-    empty = 0
-    for question, ids in _ids(asked.questions, found.tokenizer):
-        if not len(ids):
-            empty += 1
-            continue
-        # more tokens in the vocabulary than rows in the embedding do no harm while no text needs them
-        if ids.max() >= found.vocab_size:
-            raise TraceError(
-                f"the tokenizer of {found.name} makes token {ids.max()}, but the model has {found.vocab_size}; give a "
-                "folder where they belong together"
-            )
-        # a subject ends at the first question that does not fit: going on would fill the rest with short ones
-        total = used[question.topic] = used.get(question.topic, 0) + len(ids)
-        if max_tokens is None or total <= max_tokens or total == len(ids):
-            documents.append(
-                TraceDocument(question.domain, question.id, question.topic, question.work)
-            )
-            tokens.append(ids)
-    if not documents:
+    corpus = load_corpus(domains, tokenizer=found.tokenizer)
+    limits = token_limits(corpus, max_tokens)
+    parts = [documents_of(corpus.heldout, [name], limit) for name, limit in limits.items()]
+    left_out = [f"Left out: {name}: {reason}." for name, reason in corpus.skipped.items()]
+    others = 0
+    try:
+        if "mmlu" not in limits:
+            parts.append(documents_of(encode(found.tokenizer, mmlu_dev_questions())))
+            others = len(parts[-1][0])
+    except CorpusError as error:
+        left_out.append(f"The real MMLU questions are left out: {error}.")
+    if QUESTIONS not in corpus.heldout.domains:
+        left_out.append(
+            "The generated questions are left out: the domain 'questions' was not read."
+        )
+    if ENCYCLOPAEDIA not in corpus.heldout.domains:
+        left_out.append("The topics are left out: the English encyclopaedia was not read.")
+    documents = [d for part, _ in parts for d in part]
+    tokens = [ids for _, part in parts for ids in part]
+    known_ids(found, tokens)
+    identity = identity_of(pretrained_path(checkpoint), corpus, max_tokens)
+    more = ", ".join(f"{name}: {limit}" for name, limit in MORE_TOKENS.items())
+    facts = [
+        ("checkpoint", found.name),
+        ("checkpoint_sha256", identity["checkpoint_sha256"]),
+        ("data_sha256", identity["data_sha256"]),
+        ("domains", ", ".join(corpus.domains)),
+        ("tokens_a_domain", str(max_tokens) if max_tokens else f"{EQUAL_TOKENS} ({more})"),
+        ("configuration", json.dumps(found.configuration)),
+    ]
+    titles = {name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS}
+    return Reading(
+        documents, tokens, identity, facts, HELDOUT, TEXT, others, tuple(left_out), titles
+    )
+
+
+HELDOUT = (
+    "Text of works that training never saw. For whatever is said about all text together the domains have nearly equal "
+    "shares, as in training."
+)
+
+
+def token_limits(corpus: Corpus, max_tokens: int | None) -> dict[str, int]:
+    """Held-out tokens to record of each domain."""
+    return {name: max_tokens or MORE_TOKENS.get(name, EQUAL_TOKENS) for name in corpus.domains}
+
+
+def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str, str]:
+    """What a trace of the checkpoint in folder `path` is recognised by: its weights, its text and the options."""
+    total = hashlib.sha256(weights_fingerprint(path).encode())
+    for name in ("config.json", "tokenizer.json"):
+        if (path / name).is_file():
+            total.update(hashlib.sha256((path / name).read_bytes()).digest())
+    return {
+        "checkpoint_sha256": total.hexdigest(),
+        "data_sha256": corpus.sha256,
+        "options": json.dumps(token_limits(corpus, max_tokens), sort_keys=True),
+    }
+
+
+def asked_questions(
+    asked: QuestionSet,
+    found: FoundModel,
+    layers: tuple[int, ...],
+    max_tokens: int | None = None,
+    control: int = 0,
+) -> Reading:
+    """Questions in the set's order, of each subject the first ones up to `max_tokens`, one at least.
+
+    Args:
+        asked: the set.
+        layers: that are recorded.
+        max_tokens: of a subject; None: all.
+        control: seed of the random routers beside the model's own.
+
+    Raises:
+        TraceError: none of them holds a token; or see `known_ids`.
+    """
+    ids = [
+        np.array(x, dtype=np.int32)
+        for start in range(0, len(asked.questions), 256)
+        for x in text_ids(found.tokenizer, [q.text for q in asked.questions[start : start + 256]])
+    ]
+    held = [(q, x) for q, x in zip(asked.questions, ids, strict=True) if len(x)]
+    if not held:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
-    return Encoded(tuple(documents), tuple(tokens), empty)
+    known_ids(found, [x for _, x in held])
+    kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
+    held = [pair for pair, keep in zip(held, kept, strict=True) if keep]
+    identity: dict[str, Any] = {
+        "model": found.name,
+        **found.identity,
+        "questions": asked.name,
+        "questions_sha256": asked.sha256,
+        "max_tokens": max_tokens,
+        "layers": layers,
+        "begin": found.begin,
+        "control": f"random rows, seed {control}",
+    }
+    empty = sum(not len(x) for x in ids)
+    return Reading(
+        tuple(TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in held),
+        tuple(x for _, x in held),
+        identity,
+        [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in identity.items()]
+        + [("subjects", str(len(asked.subjects)))],
+        f"{asked.title[0].upper()}{asked.title[1:]}, each read by itself. {asked.form} Whether the model's training "
+        "saw them is not known here.",
+        asked.title,
+        left_out=(f"{asked.note}.",) * bool(asked.note)
+        + (f"Left out: {empty} questions that hold no token.",) * bool(empty),
+    )
 
 
-def _ids(
-    questions: Sequence[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, npt.NDArray[np.int32]]]:
-    for start in range(0, len(questions), 256):
-        part = questions[start : start + 256]
-        for question, ids in zip(part, text_ids(tokenizer, [q.text for q in part]), strict=True):
-            yield question, np.array(ids, dtype=np.int32)
+def known_ids(found: FoundModel, tokens: Iterable[npt.NDArray[Any]]) -> None:
+    """More tokens in the vocabulary than rows in the embedding do no harm while no text needs them.
+
+    Raises:
+        TraceError: a text needs one.
+    """
+    largest = max((int(ids.max()) for ids in tokens), default=0)
+    if largest >= found.vocab_size:
+        raise TraceError(
+            f"the tokenizer of {found.name} makes token {largest}, but the model has {found.vocab_size}; give a "
+            "folder where they belong together"
+        )
 
 
 def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> tuple[int, ...]:
@@ -265,37 +387,48 @@ def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> t
     return chosen_layers(found.layers, wanted)
 
 
-def record_questions(
+def recorded(
     found: FoundModel,
-    questions: Encoded,
+    read: Reading,
     folder: Path,
     *,
-    identity: dict[str, Any],
     layers: tuple[int, ...],
     batch_tokens: int,
     chunk_tokens: int,
+    control: int | None,
     stage: Stages,
 ) -> RoutingTrace:
-    """The trace of these questions, from `folder` as far as it is there, else recorded into it.
+    """The trace of what is read, from `folder` as far as it is there, else recorded into it.
 
-    The model is loaded only if something is missing, and let go of before the trace is read.
+    The model is loaded only if something is missing, and let go of before the trace is read. Held-out text takes
+    minutes, so what is left of another study of it is replaced; questions may have taken days, so they are not.
 
     Raises:
         TraceError: `folder` holds something else, or is damaged. CheckpointError: the model cannot be loaded.
         MinimoeError: a batch does not fit the memory.
     """
-    there = TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
-    done = there.check(questions.documents, questions.tokens, layers, **reading)
-    if done == len(questions.documents):
+
+    def there() -> tuple[int, int]:
+        writer = TraceWriter(folder, read.identity)
+        return writer.tokens, writer.check(read.documents, read.tokens, layers, **reading)
+
+    try:
+        before, done = there()
+    except TraceError:
+        if read.of_questions or not folder.is_dir():
+            raise
+        TraceWriter.forget(folder)
+        before, done = there()
+    if done == len(read.documents):
         stage("the recorded choices are there already")
         return TraceWriter.read(folder)
     stage("loading the model")
     model = found.load()
-    total = questions.num_tokens
-    stage(f"recording {total - there.tokens:,} of {total:,} tokens in layers {list(layers)}")
+    total = sum(map(len, read.tokens))
+    stage(f"recording {total - before:,} of {total:,} tokens in layers {list(layers)}")
     bar = tqdm(
-        total=total, initial=there.tokens, unit="tok", unit_scale=True, disable=stage.quiet, mininterval=1.0
+        total=total, initial=before, unit="tok", unit_scale=True, disable=stage.quiet, mininterval=1.0
     )  # fmt: skip
 
     def watched(batches: Iterable[list[Window]]) -> Iterator[list[Window]]:
@@ -306,17 +439,9 @@ def record_questions(
     try:
         with bar:
             record_stream(
-                model,
-                questions.documents,
-                questions.tokens,
-                folder,
-                identity=identity,
-                layers=layers,
-                chunk_tokens=chunk_tokens,
-                **reading,
-                batch_tokens=batch_tokens,
-                progress=watched,
-            )
+                model, read.documents, read.tokens, folder, identity=read.identity, layers=layers, **reading,
+                chunk_tokens=chunk_tokens, batch_tokens=batch_tokens, control=control, progress=watched,
+            )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise MinimoeError(
             f"{batch_tokens} tokens a batch do not fit the memory of the GPU; give a smaller --batch-tokens: what was "

@@ -27,6 +27,7 @@ from minimoe.study.trace import (
     RoutingTrace,
     TraceDocument,
     TraceWriter,
+    first_documents,
     made_of,
 )
 from minimoe.text.tokenizer import TokenSplit
@@ -76,13 +77,57 @@ class Recording:
     """One forward pass: the ids it read and what each sparse layer chose.
 
     input_ids [T] int64; valid [T] bool, False for padding; expert [T, L, K] int16 and weight [T, L, K] float32, the
-    first choice first.
+    first choice first; control [T, L, K] int16, what random routers chose, if there were any.
     """
 
     input_ids: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
     expert: npt.NDArray[np.int16]
     weight: npt.NDArray[np.float32]
+    control: npt.NDArray[np.int16] | None = None
+
+
+class RandomRouters:
+    """Routers that nobody trained, on the hidden states that the trained ones read: what a verdict stands beside.
+
+    The rows of a layer's router are drawn anew in random directions, each with the norm of the row that it replaces (1
+    where the layer has no matrix of rows), and a token gets the K experts of the largest products; without biases and
+    groups.
+
+    Args:
+        seed: with the layer's number, of the rows.
+        rows: [E, D] of each layer, by its number, or None where there is none.
+        num_experts: E.
+    """
+
+    def __init__(self, seed: int, rows: Mapping[int, Tensor | None], num_experts: int) -> None:
+        self._seed, self._rows, self._num_experts = seed, rows, num_experts
+        self._drawn: dict[int, Tensor] = {}
+
+    def choose(self, layer: int, x: Tensor, k: int) -> Tensor:
+        """[T, K] experts of hidden states x [T, D]."""
+        if layer not in self._drawn:
+            generator = torch.Generator().manual_seed(1000 * self._seed + layer)
+            drawn = torch.randn(self._num_experts, x.shape[-1], generator=generator)
+            rows = self._rows[layer]
+            norm = (
+                1.0
+                if rows is None or rows.is_meta
+                else rows.detach().float().cpu().norm(dim=1, keepdim=True)
+            )
+            self._drawn[layer] = (nn.functional.normalize(drawn) * norm).to(x.device)
+        logits = x.detach().float() @ self._drawn[layer].T
+        return logits.topk(k, dim=1).indices
+
+
+def rows_of(parts: Iterable[tuple[str, nn.Parameter]], num_experts: int) -> Tensor | None:
+    """The one matrix [E, D] among a layer's parameters that is not of its experts: its router's rows."""
+    found = [
+        p
+        for name, p in parts
+        if p.ndim == 2 and len(p) == num_experts and "experts" not in name.split(".")
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 COMPILED = (
@@ -132,7 +177,9 @@ class RoutingSource(Protocol):
 class MinimoeSource:
     """A minimoe model: its output carries the routings."""
 
-    def __init__(self, model: MixtralModel, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, model: MixtralModel, layers: Sequence[int] | None = None, control: int | None = None
+    ) -> None:
         config = model.config
         every = tuple(i + 1 for i in range(config.num_hidden_layers) if config.is_sparse(i))
         if config.router_type == "soft":
@@ -144,17 +191,35 @@ class MinimoeSource:
         self.num_experts = config.num_experts
         self.max_length = config.max_position_embeddings
         self._columns = [every.index(layer) for layer in self.layers]
+        self._mlp: dict[int, nn.Module] = {
+            n: model.get_submodule(f"layers.{n - 1}.mlp") for n in self.layers
+        }
+        self._random = control if control is None else RandomRouters(
+            control, {n: rows_of(m.named_parameters(), config.num_experts) for n, m in self._mlp.items()},
+            config.num_experts,
+        )  # fmt: skip
+        self._states: dict[int, Tensor] = {}
 
     def open(self) -> list[RemovableHandle]:
-        """No hook is needed."""
-        return []
+        """No hook is needed but for random routers, which see what the layers do."""
+
+        def keep(layer: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._states[layer] = args[0]
+
+        layers = self._mlp.items() if self._random else ()
+        return [m.register_forward_pre_hook(functools.partial(keep, n)) for n, m in layers]
 
     def recording(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
     ) -> Recording:
         """Pack the output's routings."""
         ids: Tensor = args[0] if args else kwargs["input_ids"]
-        return record_routings(ids, [output.routings[column] for column in self._columns])
+        recording = record_routings(ids, [output.routings[column] for column in self._columns])
+        if self._random is None:
+            return recording
+        k = recording.expert.shape[2]
+        chosen = [self._random.choose(n, self._states.pop(n), k) for n in self.layers]
+        return dataclasses.replace(recording, control=stacked(chosen))
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass."""
@@ -193,9 +258,14 @@ def pack(
         valid=np.ones(len(ids), dtype=np.bool_)
         if valid is None
         else valid.detach().reshape(-1).cpu().numpy().astype(np.bool_),
-        expert=torch.stack([e.detach().cpu() for e in expert], dim=1).numpy().astype(np.int16),
+        expert=stacked(expert),
         weight=torch.stack([w.detach().float().cpu() for w in weight], dim=1).numpy(),
     )
+
+
+def stacked(expert: Sequence[Tensor]) -> npt.NDArray[np.int16]:
+    """[T, L, K] of [T, K] a layer."""
+    return torch.stack([e.detach().cpu() for e in expert], dim=1).numpy().astype(np.int16)
 
 
 def require_finite(recording: Recording, layers: Sequence[int]) -> None:
@@ -265,12 +335,15 @@ class TransformersSource:
 
     Attributes:
         num_layers: with and without experts.
+        control: seed of `RandomRouters`; None: without.
 
     Raises:
         TraceError: no layer of this form, several stacks of layers, layers that differ, or no layer that was asked for.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, model: Any, layers: Sequence[int] | None = None, control: int | None = None
+    ) -> None:
         self.name = type(model).__name__
         stacks = _experts(model)
         if not stacks:
@@ -301,6 +374,15 @@ class TransformersSource:
             )
         self._tested: set[int] = set()
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._random = control if control is None else RandomRouters(
+            control,
+            {
+                n: rows_of(model.get_submodule(f"{path}.{n - 1}").named_parameters(), self.num_experts)
+                for n in self.layers
+            },
+            self.num_experts,
+        )  # fmt: skip
+        self._control: dict[int, Tensor] = {}
         # a base model has no head, so no logits to leave out
         self._options = {"use_cache": False} | (
             {"logits_to_keep": 1}
@@ -340,6 +422,10 @@ class TransformersSource:
         weight, order = weight.detach().sort(dim=1, descending=True, stable=True)
         expert = expert.gather(1, order).masked_fill(weight == 0, -1)
         self._kept.setdefault(layer, []).append((expert, weight))
+        if self._random:
+            self._control[layer] = self._random.choose(
+                layer, call.x.flatten(0, -2), expert.shape[1]
+            )
 
     def _test(
         self,
@@ -381,7 +467,12 @@ class TransformersSource:
             )
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         kept = [self._kept[layer][0] for layer in self.layers]
-        return pack(ids, _valid(ids, mask), [e for e, _ in kept], [w for _, w in kept])
+        packed = pack(ids, _valid(ids, mask), [e for e, _ in kept], [w for _, w in kept])
+        if self._random is None:
+            return packed
+        return dataclasses.replace(
+            packed, control=stacked([self._control.pop(n) for n in self.layers])
+        )
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass without a cache."""
@@ -516,21 +607,25 @@ Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
 
 
 def source_of(
-    model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
+    model: nn.Module | RoutingSource,
+    layers: Sequence[int] | None = None,
+    control: int | None = None,
 ) -> RoutingSource:
     """The model as a recorder sees it.
 
     Args:
         model: a minimoe model, one of transformers (see `TransformersSource`), or a `RoutingSource`.
         layers: numbers, counted from 1, of those to record; default, all that have experts.
+        control: seed of `RandomRouters`, whose choices are recorded beside the model's; None: without. A
+            `RoutingSource` decides for itself.
 
     Raises:
         TraceError: a class that is not known, no sparse layer, or a layer without experts.
     """
     if isinstance(model, MixtralModel):
-        return MinimoeSource(model, layers)
+        return MinimoeSource(model, layers, control)
     if is_transformers_model(model):
-        return TransformersSource(model, layers)
+        return TransformersSource(model, layers, control)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
         compiled = isinstance(model, nn.Module) and is_compiled(model)
         raise TraceError(COMPILED if compiled else unknown_model(type(model).__name__))
@@ -655,29 +750,20 @@ def record_documents(
             recording = recorder.pop()
             rows += [(window, recording, row * width) for row, window in enumerate(batch)]
     rows.sort(key=lambda r: (r[0].document, r[0].start))
-    parts = [slice(at + w.context, at + len(w.tokens)) for w, _, at in rows]
+    parts = [(w, r, slice(at + w.context, at + len(w.tokens))) for w, r, at in rows]
+    recorded = {"expert", "weight", *(["control"] if rows[0][1].control is not None else [])}
     return RoutingTrace(
-        token=np.concatenate([w.tokens[w.context :] for w, _, _ in rows]).astype(np.int32),
-        document=np.concatenate(
-            [np.full(len(w.tokens) - w.context, w.document, np.int32) for w, _, _ in rows]
-        ),
+        token=np.concatenate([w.tokens[w.context :] for w, _, _ in parts]).astype(np.int32),
+        document=np.concatenate([np.full(p.stop - p.start, w.document, np.int32) for w, _, p in parts]),
         position=np.concatenate(
-            [
-                np.arange(w.start, w.start + len(w.tokens) - w.context, dtype=np.int32)
-                for w, _, _ in rows
-            ]
+            [np.arange(w.start, w.start + p.stop - p.start, dtype=np.int32) for w, _, p in parts]
         ),
-        expert=np.concatenate(
-            [r.expert[part] for (_, r, _), part in zip(rows, parts, strict=True)]
-        ),
-        weight=np.concatenate(
-            [r.weight[part] for (_, r, _), part in zip(rows, parts, strict=True)]
-        ),
+        **{n: np.concatenate([getattr(r, n)[p] for _, r, p in parts]) for n in recorded},
         documents=tuple(documents),
         num_experts=source.num_experts,
         layers=source.layers,
         meta=dict(meta or {}),
-    )
+    )  # fmt: skip
 
 
 def record_split(
@@ -695,26 +781,30 @@ def record_split(
     Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
     domain is recorded even if it is longer than `max_tokens`, so that no domain is missing.
     """
-    wanted = None if domains is None else set(domains)
-    starts = np.searchsorted(split.document, np.arange(len(split.documents) + 1))
-    used: dict[str, int] = {}
-    documents: list[TraceDocument] = []
-    tokens: list[npt.NDArray[Any]] = []
-    for i, info in enumerate(split.documents):
-        if wanted is not None and info.domain not in wanted:
-            continue
-        ids = split.tokens[starts[i] : starts[i + 1] - 1]  # without its end-of-text
-        if len(ids) == 0:
-            continue
-        total = used.get(info.domain, 0) + len(ids)
-        # a domain ends at the first document that does not fit: going on would fill the rest with short ones
-        used[info.domain] = total
-        if max_tokens is not None and total > max_tokens and total > len(ids):
-            continue
-        documents.append(TraceDocument(info.domain, info.id, info.topic, info.work))
-        tokens.append(ids)
+    documents, tokens = documents_of(split, domains, max_tokens)
     return record_documents(
         model, documents, tokens, end_of_text=end_of_text, meta=meta, progress=progress
+    )
+
+
+def documents_of(
+    split: TokenSplit, domains: Sequence[str] | None = None, max_tokens: int | None = None
+) -> tuple[list[TraceDocument], list[npt.NDArray[Any]]]:
+    """Records of a split's documents that hold a token, and their token ids without end-of-text; see `record_split`."""
+    starts = np.searchsorted(split.document, np.arange(len(split.documents) + 1))
+    lengths = np.diff(starts) - 1
+    chosen = [
+        i
+        for i, info in enumerate(split.documents)
+        if lengths[i] and (domains is None or info.domain in domains)
+    ]
+    labels = [split.documents[i].domain for i in chosen]
+    keep = first_documents(labels, lengths[chosen], max_tokens)
+    chosen = [i for i, kept in zip(chosen, keep, strict=True) if kept]
+    infos = [split.documents[i] for i in chosen]
+    return (
+        [TraceDocument(d.domain, d.id, d.topic, d.work) for d in infos],
+        [split.tokens[starts[i] : starts[i] + lengths[i]] for i in chosen],
     )
 
 
@@ -730,6 +820,7 @@ def record_stream(
     end_of_text: int | None = 0,
     batch_tokens: int = 8192,
     max_length: int | None = None,
+    control: int | None = None,
     progress: Progress | None = None,
 ) -> TraceWriter:
     """Record documents into `folder` chunk by chunk; what is there already is not recorded again.
@@ -747,6 +838,7 @@ def record_stream(
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included.
         max_length: tokens a window, if fewer than the model could read.
+        control: seed of random routers beside the model's own; None: without.
         progress: wraps the batches as they are read, to show how far reading is; None: silent.
 
     Raises:
@@ -754,7 +846,7 @@ def record_stream(
     """
     if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
         raise TraceError("every document needs its token ids, at least one")
-    source = source_of(model, layers)
+    source = source_of(model, layers, control)
     writer = TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
     done = writer.check(documents, tokens, source.layers, **reading)

@@ -23,13 +23,11 @@ from minimoe.io import atomic_write, remove_leftovers, write_text
 FORMAT = "minimoe-routing-trace"
 
 VERSION = 2
-
 ARRAYS = {
-    "token": np.int32,
-    "document": np.int32,
-    "position": np.int32,
+    **dict.fromkeys(("token", "document", "position"), np.int32),
     "expert": np.int16,
     "weight": np.float32,
+    "control": np.int16,
 }
 
 
@@ -70,6 +68,7 @@ class RoutingTrace:
         num_experts: E.
         layers: the model's layer numbers of the L columns, counted from 1, increasing.
         meta: whatever describes the run (model, date, split).
+        control: [N, L, K] int16, as `expert`, of routers with random rows on the same hidden states; or None.
 
     Raises:
         TraceError: shapes that do not fit, or an index out of range.
@@ -84,36 +83,37 @@ class RoutingTrace:
     num_experts: int
     layers: tuple[int, ...]
     meta: dict[str, str] = field(default_factory=dict[str, str])
+    control: npt.NDArray[np.int16] | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in ARRAYS.items():
-            object.__setattr__(self, name, _as_kind(name, getattr(self, name), kind))
+        for name, values in self.arrays().items():
+            object.__setattr__(self, name, _as_kind(name, values, ARRAYS[name]))
         object.__setattr__(self, "documents", tuple(self.documents))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         self._check_shapes()
         self._check_ranges()
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All arrays there are, by name."""
+        return {n: getattr(self, n) for n in ARRAYS if getattr(self, n) is not None}
+
     def _check_shapes(self) -> None:
+        n, chosen = len(self.token), self.expert.shape
         if self.token.ndim != 1:
             raise TraceError(f"token has shape {self.token.shape}, expected [N]")
-        n = len(self.token)
         for name in ("document", "position"):
             if getattr(self, name).shape != (n,):
                 raise TraceError(
                     f"{name} has shape {getattr(self, name).shape}, expected ({n},) like token"
                 )
-        if (
-            self.expert.ndim != 3
-            or self.expert.shape[:2] != (n, len(self.layers))
-            or self.expert.shape[2] < 1
-        ):
+        if len(chosen) != 3 or chosen[:2] != (n, len(self.layers)) or chosen[2] < 1:
             raise TraceError(
-                f"expert has shape {self.expert.shape}, expected ({n}, {len(self.layers)}, K >= 1)"
+                f"expert has shape {chosen}, expected ({n}, {len(self.layers)}, K >= 1)"
             )
-        if self.weight.shape != self.expert.shape:
-            raise TraceError(
-                f"weight has shape {self.weight.shape}, expected {self.expert.shape} like expert"
-            )
+        for name in ("weight", "control"):
+            array = getattr(self, name)
+            if array is not None and array.shape != chosen:
+                raise TraceError(f"{name} has shape {array.shape}, expected {chosen} like expert")
 
     def _check_ranges(self) -> None:
         if not self.layers or self.layers[0] < 1 or any(b <= a for a, b in pairwise(self.layers)):
@@ -130,7 +130,6 @@ class RoutingTrace:
             raise TraceError(
                 "two documents share a domain and an id; ids are unique within a domain"
             )
-        _check_range("expert", self.expert, -1, self.num_experts)
         if not np.isfinite(self.weight).all():
             raise TraceError(
                 "weight holds values that are not finite: the model that was recorded is broken, or the trace damaged"
@@ -138,11 +137,13 @@ class RoutingTrace:
         _check_range("document", self.document, 0, len(self.documents))
         _check_range("token", self.token, -1, np.iinfo(np.int32).max)
         _check_range("position", self.position, 0, np.iinfo(np.int32).max)
-        ordered = np.sort(self.expert, axis=2)
-        if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
-            raise TraceError(
-                "a token chose one expert twice in a layer; the K choices must be distinct"
-            )
+        for name in ("expert", "control") if self.control is not None else ("expert",):
+            _check_range(name, getattr(self, name), -1, self.num_experts)
+            ordered = np.sort(getattr(self, name), axis=2)
+            if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+                raise TraceError(
+                    "a token chose one expert twice in a layer; the K choices must be distinct"
+                )
 
     def __len__(self) -> int:
         return len(self.token)
@@ -202,17 +203,21 @@ class RoutingTrace:
                 )
             keep &= mask
         rows = keep[self.document]
-        return RoutingTrace(
-            token=self.token[rows],
-            document=(np.cumsum(keep) - 1)[self.document[rows]].astype(np.int32),
-            position=self.position[rows],
-            expert=self.expert[rows],
-            weight=self.weight[rows],
-            documents=tuple(d for d, kept in zip(self.documents, keep, strict=True) if kept),
-            num_experts=self.num_experts,
-            layers=self.layers,
-            meta=self.meta,
-        )
+        taken = {name: array[rows] for name, array in self.arrays().items()}
+        taken["document"] = (np.cumsum(keep) - 1)[taken["document"]]
+        kept = tuple(d for d, wanted in zip(self.documents, keep, strict=True) if wanted)
+        return replace(self, **taken, documents=kept)
+
+    def untrained(self) -> RoutingTrace:
+        """The trace of the random routers, as far as choices go: their weights are 1/K.
+
+        Raises:
+            TraceError: none were recorded.
+        """
+        if self.control is None:
+            raise TraceError("no random routers were recorded beside the model's own")
+        even = np.full(self.expert.shape, 1 / self.experts_per_token, np.float32)
+        return replace(self, expert=self.control, weight=even, control=None)
 
     @staticmethod
     def concat(traces: Sequence[RoutingTrace]) -> RoutingTrace:
@@ -236,17 +241,11 @@ class RoutingTrace:
             numbers = [index.setdefault(d, len(index)) for d in trace.documents]
             renumbered.append(np.array(numbers, dtype=np.int32)[trace.document])
         shared = set(head.meta.items()).intersection(*(trace.meta.items() for trace in traces))
-        return RoutingTrace(
-            token=np.concatenate([t.token for t in traces]),
-            document=np.concatenate(renumbered),
-            position=np.concatenate([t.position for t in traces]),
-            expert=np.concatenate([t.expert for t in traces]),
-            weight=np.concatenate([t.weight for t in traces]),
-            documents=tuple(index),
-            num_experts=head.num_experts,
-            layers=head.layers,
-            meta={key: value for key, value in head.meta.items() if (key, value) in shared},
-        )
+        names = set.intersection(*(set(trace.arrays()) for trace in traces))
+        joined = {n: np.concatenate([getattr(t, n) for t in traces]) for n in names}
+        joined["document"] = np.concatenate(renumbered)
+        meta = {key: value for key, value in head.meta.items() if (key, value) in shared}
+        return replace(head, **{"control": None, **joined}, documents=tuple(index), meta=meta)
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all.
@@ -265,19 +264,15 @@ class RoutingTrace:
             "documents": [[d.domain, d.id, d.topic, d.work] for d in self.documents],
         }
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays: dict[str, Any] = {"header": text, **self.arrays()}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, header=text, **arrays)
+            np.savez_compressed(file, **arrays)
 
     def of_layers(self, layers: Sequence[int]) -> RoutingTrace:
         """The trace of some of its layers, by their numbers counted from 1."""
         columns = [self.column(layer) for layer in sorted(set(layers))]
-        return replace(
-            self,
-            expert=self.expert[:, columns],
-            weight=self.weight[:, columns],
-            layers=tuple(self.layers[column] for column in columns),
-        )
+        wide = {n: array[:, columns] for n, array in self.arrays().items() if array.ndim == 3}
+        return replace(self, **wide, layers=tuple(self.layers[column] for column in columns))
 
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
@@ -286,16 +281,17 @@ class RoutingTrace:
         Raises:
             TraceError: naming the file: it is absent, truncated, foreign or of another version.
         """
-        header, arrays = _read(path, tuple(ARRAYS))
+        head, arrays = _read(path, tuple(ARRAYS))
+        experts, layers, _ = head.kind
         try:
             return RoutingTrace(
                 **arrays,
-                documents=_documents(header),
-                num_experts=int(header["num_experts"]),
-                layers=tuple(header["layers"]),
-                meta=dict(header["meta"]),
+                documents=head.documents,
+                num_experts=experts,
+                layers=layers,
+                meta=head.meta,
             )
-        except (TraceError, KeyError, TypeError, ValueError) as error:
+        except TraceError as error:
             raise _unreadable(path, error) from error
 
     @staticmethod
@@ -305,28 +301,15 @@ class RoutingTrace:
         Raises:
             TraceError: as `load`.
         """
-        header, _ = _read(path, ())
-        try:
-            return TraceHeader(
-                kind=(
-                    int(header["num_experts"]),
-                    tuple(header["layers"]),
-                    int(header["experts_per_token"]),
-                ),
-                documents=_documents(header),
-                tokens=int(header["tokens"]),
-                meta=dict(header["meta"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unreadable(path, error) from error
+        return _read(path, ())[0]
 
 
-def _read(path: str | Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: str | Path, names: Sequence[str]) -> tuple[TraceHeader, dict[str, Any]]:
     """The header of a stored trace, its format checked, and some of its arrays."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
-            arrays = {name: stored[name] for name in names}
+            arrays = {name: stored[name] for name in names if name != "control" or name in stored}
     except FileNotFoundError:
         raise TraceError(f"{path}: there is no such file; record a trace first") from None
     # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
@@ -339,17 +322,34 @@ def _read(path: str | Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[
             raise TraceError(
                 f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
             )
-    except (TraceError, KeyError, TypeError) as error:
+        return TraceHeader(
+            (int(header["num_experts"]), tuple(header["layers"]), int(header["experts_per_token"])),
+            tuple(TraceDocument(*entry) for entry in header["documents"]),
+            int(header["tokens"]),
+            dict(header["meta"]),
+        ), arrays
+    except (TraceError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return header, arrays
-
-
-def _documents(header: dict[str, Any]) -> tuple[TraceDocument, ...]:
-    return tuple(TraceDocument(*entry) for entry in header["documents"])
 
 
 def _unreadable(path: str | Path, error: Exception) -> TraceError:
     return TraceError(f"{path}: not a routing trace that can be read ({error}); record it again")
+
+
+def first_documents(
+    labels: Sequence[str | None], lengths: Iterable[int], limit: int | None
+) -> npt.NDArray[np.bool_]:
+    """[G] mask of the first documents of each label up to `limit` tokens, one at least; None: all of them.
+
+    A label ends at the first document that does not fit: going on would fill the rest with short ones.
+    """
+    used: dict[str | None, int] = {}
+    keep = np.ones(len(labels), dtype=np.bool_)
+    for i, (label, length) in enumerate(zip(labels, lengths, strict=True)):
+        first = label not in used
+        total = used[label] = used.get(label, 0) + int(length)
+        keep[i] = first or limit is None or total <= limit
+    return keep
 
 
 def _as_kind(name: str, values: object, kind: type[np.generic]) -> npt.NDArray[Any]:
@@ -516,6 +516,13 @@ class TraceWriter:
         return path
 
     @staticmethod
+    def forget(folder: str | Path) -> None:
+        """Remove chunks and manifest, and nothing else."""
+        for path in Path(folder).glob("*"):
+            if path.name == MANIFEST or _CHUNK.fullmatch(path.name):
+                path.unlink()
+
+    @staticmethod
     def read(folder: str | Path, layers: Sequence[int] | None = None) -> RoutingTrace:
         """All chunks of `folder` as one trace, or those of its `layers`; needs the memory of the result and one chunk.
 
@@ -538,12 +545,13 @@ class TraceWriter:
             if head is None:
                 head, shared = chunk, chunk.meta
                 arrays = {
-                    name: np.empty((total, *getattr(chunk, name).shape[1:]), kind)
-                    for name, kind in ARRAYS.items()
+                    name: np.empty((total, *array.shape[1:]), array.dtype)
+                    for name, array in chunk.arrays().items()
                 }
-            if chunk.kind != head.kind:
+            if chunk.kind != head.kind or set(chunk.arrays()) != set(arrays):
                 raise TraceError(
                     f"{path} is of {describe(*chunk.kind)}, the first chunk of {describe(*head.kind)}"
+                    + (", or only one of them has a control" if chunk.kind == head.kind else "")
                 )
             numbers = [index.setdefault(d, len(index)) for d in chunk.documents]
             for name, array in arrays.items():

@@ -1,0 +1,362 @@
+"""Counts of others: what tables of assignments can tell about routing, what they cannot, and readers of traces.
+
+Most publications give, of a model nobody can run at home, how often each expert was chosen and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import TraceError
+from minimoe.io import parse_json, write_text
+from minimoe.study import chance as ch
+from minimoe.study.depth import plug_in_bias, token_bias
+from minimoe.study.load import equal_load_ratios
+from minimoe.study.trace import RoutingTrace, TraceDocument
+
+PUBLISHED = Path(__file__).with_name("published")
+"""Published counts, a JSON file each, with source, commit and licence inside."""
+
+REFUSED = {
+    "intervals": "documents are not given, and they are what an interval resamples",
+    "repeats": "the order of the tokens is not given",
+    "paths": "the layers are counted one by one, so nothing says which experts one token met",
+    "dependence": "the layers are counted one by one, so nothing says which experts one token met",
+    "coactivation": "each expert is counted by itself, so nothing says which were chosen together",
+    "first choices": "all choices of a token are counted alike",
+}
+"""What a table of counts cannot tell, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class CountTable:
+    """Assignments by layer, domain, token and expert.
+
+    Attributes:
+        counts: [L, D, V, E] int64. V is 1 where tokens are not told apart.
+        domains: names of the D domains.
+        layers: numbers of the L layers, counted from 1.
+        k: experts a token.
+        token: [V] ids; None where tokens are not told apart.
+        about: model, what was read, source, commit, licence: whatever the file says in words.
+
+    Raises:
+        TraceError: shapes that do not fit, negative counts, or layers that hold different numbers of tokens.
+    """
+
+    counts: npt.NDArray[np.int64]
+    domains: tuple[str, ...]
+    layers: tuple[int, ...]
+    k: int
+    token: npt.NDArray[np.int64] | None = None
+    about: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        c, tokens = self.counts, 1 if self.token is None else len(self.token)
+        if c.ndim != 4 or c.shape[:3] != (len(self.layers), len(self.domains), tokens):
+            raise TraceError(
+                f"counts have shape {c.shape}, expected [{len(self.layers)} layers, {len(self.domains)} domains, "
+                f"{tokens} tokens, E]"
+            )
+        if not np.issubdtype(c.dtype, np.integer) or c.min(initial=0) < 0:
+            raise TraceError("counts are whole numbers, none below 0")
+        if not 1 <= self.k <= c.shape[3]:
+            raise TraceError(f"experts_per_token is {self.k}, expected 1 to {c.shape[3]}")
+        total = c.sum(axis=(2, 3))
+        if not total.all() or (total != total[0]).any() or (total % self.k).any():
+            raise TraceError(
+                f"the layers of a domain hold different numbers of assignments, none, or no multiple of {self.k} a "
+                "token: they are not of one text, or some are missing"
+            )
+
+    @staticmethod
+    def of(trace: RoutingTrace) -> CountTable:
+        """The counts of a trace; a trace without token ids (meta `tokens`: 'not given') does not tell them apart."""
+        told = trace.meta.get("tokens") != "not given"
+        ids, column = np.unique(trace.token, return_inverse=True)
+        column = column if told else np.zeros(len(trace), np.int64)
+        shape = (len(trace.domains), len(ids) if told else 1)
+        cell = trace.domain * shape[1] + column
+        counts = [
+            ch.count_experts(cell, math.prod(shape), trace.layer(x).astype(np.int64), trace.num_experts)
+            for x in trace.layers
+        ]  # fmt: skip
+        return CountTable(
+            np.stack(counts).reshape(len(trace.layers), *shape, trace.num_experts),
+            trace.domains,
+            trace.layers,
+            trace.experts_per_token,
+            ids.astype(np.int64) if told else None,
+            dict(trace.meta),
+        )
+
+    @staticmethod
+    def read(path: str | Path) -> CountTable:
+        """A JSON file: `counts` {domain: [L][E]}, `experts_per_token`, and words about them.
+
+        Raises:
+            TraceError: no such file, or something else in it.
+        """
+        try:
+            stored: dict[str, Any] = parse_json(Path(path).read_text(encoding="utf-8"))
+            counts = {name: np.array(rows) for name, rows in stored["counts"].items()}
+            table = np.stack(list(counts.values()), axis=1)[:, :, None]
+            layers = tuple(stored.get("layers", range(1, len(table) + 1)))
+            about = {k: v for k, v in stored.items() if isinstance(v, str)}
+            return CountTable(
+                table, tuple(counts), layers, int(stored["experts_per_token"]), None, about
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, TraceError) as error:
+            raise TraceError(
+                f"{path}: expected JSON with counts {{domain: [layer][expert]}} of one shape and experts_per_token "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    @property
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """[D] tokens of each domain."""
+        return self.counts[0].sum(axis=(1, 2)) // self.k
+
+    def at(self, layer: int) -> npt.NDArray[np.int64]:
+        """[D, V, E] counts of a layer, counted from 1."""
+        if layer not in self.layers:
+            raise TraceError(f"layer {layer} is not among the counted ones, {list(self.layers)}")
+        return self.counts[self.layers.index(layer)]
+
+    def load(self, layer: int) -> ch.Band:
+        """Max/min over all domains. Null: equal loads and independent tokens; documents may scatter more."""
+        return self._ratio(self.at(layer).sum(axis=(0, 1)))
+
+    def _ratio(self, counts: npt.NDArray[np.int64]) -> ch.Band:
+        tokens, value = int(counts.sum()) // self.k, float(ch.max_over_min(counts))
+        return ch.against(value, equal_load_ratios(tokens, len(counts), self.k))
+
+    def domain_load(self, layer: int) -> dict[str, dict[str, float]]:
+        """Of each domain: max/min and the upper end of its null, as in `load`; total variation and Jensen-Shannon
+        divergence in bits to the load of all."""
+        counts = self.at(layer).sum(axis=1)
+        pool, share = ch.shares(counts.sum(axis=0)), ch.shares(counts)
+        ratios = [self._ratio(row) for row in counts]
+        return {
+            name: {
+                "ratio": ratio.value,
+                "ratio_null": ratio.null_high,
+                "tv": float(ch.total_variation(row, pool)),
+                "jsd": float(ch.jensen_shannon(row, pool)),
+            }
+            for name, ratio, row in zip(self.domains, ratios, share, strict=True)
+        }
+
+    def less_even(self, layer: int) -> int:
+        """How many domains have a larger max/min than all of them together."""
+        counts = self.at(layer).sum(axis=1)
+        return int((ch.max_over_min(counts) > ch.max_over_min(counts.sum(axis=0))).sum())
+
+    def information(self, layer: int) -> dict[str, float]:
+        """Bits that domain and token tell of the expert, less their bias; the most there can be is log2(E/K).
+
+        `domain_equal` weighs the domains alike, however much of them was read; without its bias, which is below that of
+        the smallest domain. `token` is there if tokens are told apart.
+        """
+        table = self.at(layer)
+        domains, tokens, experts = table.sum(axis=1), int(self.num_tokens.sum()), table.shape[2]
+        bias = plug_in_bias(len(domains), tokens, experts, self.k)
+        told = {
+            "domain": float(ch.mutual_information(domains)) - bias,
+            "domain_equal": float(ch.mutual_information(ch.shares(domains))),
+            "limit": math.log2(experts / self.k),
+        }
+        if self.token is not None:
+            by_token = table.sum(axis=0)
+            told["token"] = float(ch.mutual_information(by_token)) - token_bias(
+                by_token, tokens, self.k
+            )
+        return told
+
+    def frequent(self, layer: int, top: int = 10) -> list[list[int]]:
+        """[E] the ids of the tokens that each expert got most often."""
+        if self.token is None:
+            raise TraceError(
+                "these counts do not tell tokens apart, so no expert has frequent ones"
+            )
+        by_token = self.at(layer).sum(axis=0)
+        order = np.argsort(-by_token, axis=0, kind="stable")[:top]
+        return [
+            [int(self.token[i]) for i in column if by_token[i, e]] for e, column in enumerate(order.T)
+        ]  # fmt: skip
+
+    def ask(self, what: str, layer: int) -> Any:
+        """One of 'load', 'domain_load', 'less_even', 'information', 'frequent', by its name.
+
+        Raises:
+            TraceError: counts cannot tell it, and why; or nobody knows it.
+        """
+        offered: dict[str, Callable[[int], Any]] = {
+            name: getattr(self, name)
+            for name in ("load", "domain_load", "less_even", "information", "frequent")
+        }
+        if what in REFUSED:
+            raise TraceError(
+                f"counts cannot tell {what}: {REFUSED[what]}; a trace of every token can"
+            )
+        if what not in offered:
+            raise TraceError(f"unknown statistic {what!r}; counts tell {', '.join(offered)}")
+        return offered[what](layer)
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as plain numbers, layer by layer, and what cannot be told."""
+        rows: list[dict[str, Any]] = [
+            {
+                "layer": x,
+                "load": self.load(x).to_dict(),
+                "less_even": self.less_even(x),
+                "domain_load": self.domain_load(x),
+                "information": self.information(x),
+            }
+            for x in self.layers
+        ]
+        ratios = [row["load"]["value"] for row in rows]
+        return {
+            **self.about,
+            "tokens": dict(zip(self.domains, self.num_tokens.tolist(), strict=True)),
+            "experts": self.counts.shape[3],
+            "experts_per_token": self.k,
+            "ratio": ratios,
+            "ratio_median": float(np.median(np.array(ratios, np.float64))),
+            "layers": rows,
+            "cannot_be_told": REFUSED,
+        }
+
+
+def counts_of(name: str | Path) -> CountTable:
+    """Of 'mixtral', of a JSON file of counts, or of a trace that `read_trace` reads."""
+    if name == "mixtral":
+        return published()
+    return (
+        CountTable.read(name) if Path(name).suffix == ".json" else CountTable.of(read_trace(name))
+    )
+
+
+def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
+    """Counts that somebody published and that ship with the library."""
+    return CountTable.read(PUBLISHED / f"{name}.json")
+
+
+def table_of(summary: dict[str, Any]) -> str:
+    """`CountTable.summary` as text: a line a layer, and what cannot be told."""
+    lines = [
+        f"{sum(summary['tokens'].values()):,} tokens of {len(summary['tokens'])} domains, "
+        f"{summary['experts_per_token']} of {summary['experts']} experts",
+        "layer  max/min  (equal loads)  domains less even  largest TV  I(domain)  I(token)  bits",
+    ]
+    for row in summary["layers"]:
+        load, info, by = row["load"], row["information"], row["domain_load"]
+        name = max(by, key=lambda d: by[d]["tv"])
+        token = f"{info['token']:8.3f}" if "token" in info else "       –"
+        lines.append(
+            f"{row['layer']:5}  {load['value']:7.2f}  {load['null_high']:13.2f}  {row['less_even']:8} of {len(by):<6}  "
+            f"{by[name]['tv']:10.3f}  {info['domain']:9.4f}  {token}  {name}"
+        )
+    lines += [
+        f"cannot be told: {what}, because {why}" for what, why in summary["cannot_be_told"].items()
+    ]
+    return "\n".join(lines)
+
+
+def tell(name: str | Path, out: Path) -> str:
+    """The table of `counts_of`; all of it into counts.json in the folder `out`."""
+    told = counts_of(name).summary()
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
+    return table_of(told)
+
+
+# --- traces of others -----------------------------------------------------------------------------
+
+
+def read_trace(path: str | Path) -> RoutingTrace:
+    """A trace that somebody else recorded.
+
+    JSON lines, a document each: `input_ids` [n], `exp_ids` [n][L][K], and if known `domain` and `id`. Or an npz file:
+    `expert` [N, L, K]; `length` [G] tokens of each document; `domain` [G], names or numbers, and `input_ids` [N] if
+    known. Either may say `num_experts`, as the last ones may never have been chosen. Layers are numbered from 1. The
+    order of a token's experts need not mean anything, and their weights are unknown, so each counts 1/K.
+
+    Raises:
+        TraceError: no such file, or something else in it, with the line.
+    """
+    path = Path(path)
+    try:
+        parts = _from_npz(path) if path.suffix == ".npz" else _from_lines(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(
+            f"{path}: expected JSON lines with input_ids and exp_ids, or an npz file with expert and length "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    expert, token, lengths, documents, experts = parts
+    chosen: Any = expert  # RoutingTrace looks whether they fit their type
+    if expert.ndim != 3 or len(expert) != sum(lengths):
+        raise TraceError(
+            f"{path}: the experts have shape {expert.shape}, expected [{sum(lengths)} tokens, layers, K]"
+        )
+    return RoutingTrace(
+        token=np.zeros(len(expert), np.int32) if token is None else token,
+        document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        expert=chosen,
+        weight=np.full(expert.shape, 1 / expert.shape[2], np.float32),
+        documents=tuple(documents),
+        num_experts=experts or int(expert.max(initial=0)) + 1,
+        layers=tuple(range(1, expert.shape[1] + 1)),
+        meta={"source": path.name} | ({"tokens": "not given"} if token is None else {}),
+    )
+
+
+Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, Sequence[int], list[TraceDocument], int]
+
+
+def _from_npz(path: Path) -> Parts:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    lengths = arrays["length"].tolist()
+    names = arrays.get("domain", np.zeros(len(lengths), np.int64)).tolist()
+    documents = [TraceDocument(str(name), str(i)) for i, name in enumerate(names)]
+    if len(documents) != len(lengths):
+        raise ValueError(f"{len(names)} domains for {len(lengths)} documents")
+    experts = int(arrays.get("num_experts", 0))
+    return arrays["expert"], arrays.get("input_ids"), lengths, documents, experts
+
+
+def _from_lines(path: Path) -> Parts:
+    ids: list[npt.NDArray[Any]] = []
+    experts: list[npt.NDArray[Any]] = []
+    documents: list[TraceDocument] = []
+    most = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row: dict[str, Any] = json.loads(line)
+            ids.append(np.array(row["input_ids"], np.int64))
+            experts.append(np.array(row["exp_ids"], np.int64))
+            if experts[-1].ndim != 3 or len(ids[-1]) != len(experts[-1]):
+                raise ValueError(
+                    f"exp_ids of shape {experts[-1].shape} for {len(ids[-1])} input_ids"
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise TraceError(
+                f"{path}, line {number}: expected input_ids [n] and exp_ids [n][layers][K] ({error})"
+            ) from error
+        documents.append(TraceDocument(str(row.get("domain", "text")), str(row.get("id", number))))
+        most = max(most, int(row.get("num_experts", 0)))
+    if not documents:
+        raise ValueError("no document")
+    return np.concatenate(experts), np.concatenate(ids), [len(x) for x in ids], documents, most

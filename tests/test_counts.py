@@ -1,0 +1,199 @@
+"""Counts of others: published numbers come out of them, what they cannot tell is refused, their traces are read."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minimoe.__main__ import main
+from minimoe.errors import TraceError
+from minimoe.study.chance import mutual_information
+from minimoe.study.counts import REFUSED, CountTable, counts_of, published, read_trace
+from minimoe.study.record import RandomRouters, RoutingRecorder, record_documents, source_of
+from minimoe.study.trace import RoutingTrace, TraceDocument
+from tests.small import random_ids, tiny_model
+
+
+def uniform(tokens=4000, experts=8, k=2, seed=0) -> RoutingTrace:
+    """A router that nobody can read anything off: even loads, whatever token and document."""
+    rng = np.random.default_rng(seed)
+    expert: Any = rng.random((tokens, 2, experts)).argsort(axis=2)[..., :k]
+    number: Any = np.arange(20)
+    token: Any = rng.integers(0, 50, tokens)
+    return RoutingTrace(
+        token=token,
+        document=np.repeat(number, tokens // 20),
+        position=np.tile(np.arange(tokens // 20, dtype=np.int32), 20),
+        expert=expert,
+        weight=np.full(expert.shape, 0.5, np.float32),
+        documents=tuple(TraceDocument("ab"[i % 2], str(i)) for i in range(20)),
+        num_experts=experts,
+        layers=(3, 7),
+    )
+
+
+def test_mixtral_on_mmlu_gives_the_articles_numbers_in_its_layers_and_not_in_others():
+    table = published()
+    assert table.num_tokens.sum() == 105_566 and len(table.domains) == 7 and len(table.layers) == 32
+    ratio = np.array([table.load(x).value for x in table.layers])
+    assert ratio[[0, 15, 31, 11, 12, 1]].round(2).tolist() == [1.39, 1.59, 1.40, 5.60, 3.01, 2.17]
+    assert np.median(ratio).round(2) == 1.44
+    within = (ratio >= 1.4) & (ratio <= 1.6)
+    assert (within.sum(), (ratio < 1.4).sum(), (ratio > 1.6).sum()) == (15, 13, 4)
+    assert [table.less_even(x) for x in (1, 16, 32)] == [7, 6, 6]
+    told = [table.information(x) for x in (1, 16, 32, 12)]
+    assert [round(x["domain"], 4) for x in told] == [0.0042, 0.0118, 0.0181, 0.0145]
+    assert [round(x["domain_equal"], 3) for x in told] == [0.007, 0.013, 0.012, 0.020]
+    assert told[0]["limit"] == 2 and "token" not in told[0]
+    assert {"source", "commit", "licence"} <= set(table.about)
+    assert not table.load(1).known  # no documents, no interval
+
+
+def test_a_table_and_the_trace_it_was_counted_from_say_the_same():
+    trace = uniform()
+    table = CountTable.of(trace)
+    assert table.layers == (3, 7) and table.domains == ("a", "b") and table.num_tokens.sum() == 4000
+    for layer in table.layers:
+        expert = trace.layer(layer)
+        assert table.load(layer).value == pytest.approx(
+            np.bincount(expert.ravel()).max() / np.bincount(expert.ravel()).min()
+        )
+        told, by_token = table.information(layer), table.at(layer).sum(axis=0)
+        assert mutual_information(by_token) > 0.02  # what counting alone would say of chance
+        assert abs(told["token"]) < 0.01 and abs(told["domain"]) < 0.001
+        assert table.load(layer).value < 1.3 and table.load(layer).p > 0.01
+        first = table.frequent(layer, top=1)[0][0]
+        of_first = np.bincount(trace.token[(expert == 0).any(axis=1)])
+        assert of_first[first] == of_first.max()
+        moved = table.domain_load(layer)["a"]
+        assert 0 < moved["jsd"] < moved["tv"] < 0.1 and moved["ratio"] < 2
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_counts_cannot_tell_is_refused_with_the_reason(what):
+    with pytest.raises(TraceError, match=f"cannot tell {what}: {REFUSED[what]}"):
+        published().ask(what, 1)
+
+
+def test_bad_counts_are_refused(tmp_path):
+    path = tmp_path / "counts.json"
+    good = {"experts_per_token": 2, "counts": {"a": [[3, 1], [2, 2]], "b": [[1, 1], [0, 2]]}}
+    path.write_text(json.dumps(good))
+    table = CountTable.read(path)
+    assert table.ask("load", 2).value == 2 and table.ask("less_even", 2) == 1
+    for change, named in (
+        ({"experts_per_token": 3}, "expected 1 to 2"),
+        ({"counts": {"a": [[3, 1], [2, 1]]}}, "different numbers of assignments"),
+        ({"counts": {"a": [[3, 1]], "b": [[1, 1], [0, 2]]}}, "of one shape"),
+        ({"counts": {"a": [[-1, 5], [2, 2]]}}, "none below 0"),
+        ({"counts": None}, "expected JSON with counts"),
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(TraceError, match=named):
+            CountTable.read(path)
+    with pytest.raises(TraceError, match="unknown statistic 'loads'; counts tell load, "):
+        table.ask("loads", 1)
+    with pytest.raises(TraceError, match="layer 3 is not among"):
+        table.at(3)
+    with pytest.raises(TraceError, match="do not tell tokens apart"):
+        table.frequent(1)
+
+
+def test_traces_of_others_are_read(tmp_path):
+    trace = uniform(400)
+    lines = [
+        {"input_ids": trace.token[rows].tolist(), "exp_ids": trace.expert[rows].tolist(), "domain": d.domain}
+        for d, rows in zip(trace.documents, [trace.document == i for i in range(20)], strict=True)
+    ]  # fmt: skip
+    text, arrays = tmp_path / "trace.jsonl", tmp_path / "trace.npz"
+    text.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    names = np.array([d.domain for d in trace.documents])
+    np.savez(arrays, expert=trace.expert, length=np.full(20, 20), domain=names, num_experts=9)
+    read, bare = read_trace(text), read_trace(arrays)
+    for one in (read, bare):
+        assert (one.expert == trace.expert).all() and (one.document == trace.document).all()
+        assert one.domains == ("a", "b") and one.layers == (1, 2)
+    assert (read.token == trace.token).all() and (read.num_experts, bare.num_experts) == (8, 9)
+    # ids that nobody gave are not counted as tokens of one kind
+    assert counts_of(text).token is not None and counts_of(arrays).token is None
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no document"),
+        ('{"input_ids": [1]}', "line 1: expected input_ids"),
+        ('{"input_ids": [1, 2], "exp_ids": [[[0, 1]]]}', r"\(1, 1, 2\) for 2 input_ids"),
+        ('{"input_ids": [1], "exp_ids": [[[1, 1]]]}', "chose one expert twice"),
+    ],
+)
+def test_what_is_no_trace_is_refused(tmp_path, text, named):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(text)
+    with pytest.raises(TraceError, match=named):
+        read_trace(path)
+
+
+def test_pickles_are_never_read(tmp_path):
+    np.savez(tmp_path / "bad.npz", expert=np.array([{}], object), length=np.array([1]))
+    with pytest.raises(TraceError, match="expected JSON lines"):
+        read_trace(tmp_path / "bad.npz")
+
+
+def test_the_command_prints_a_line_a_layer_and_what_cannot_be_told(tmp_path, capsys):
+    assert main(["study", "--counts", "mixtral", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("105,566 tokens of 7 domains, 2 of 8 experts")
+    assert lines[2].split()[:2] == ["1", "1.39"] and sum("cannot be told" in x for x in lines) == 6
+    stored = json.loads((tmp_path / "counts.json").read_text())
+    assert len(stored["ratio"]) == 32 and stored["ratio_median"] == pytest.approx(1.438, abs=1e-3)
+    assert main(["study", "--counts", str(tmp_path / "nowhere.json")]) == 2
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+# Random routers beside the model's own
+
+
+def test_random_routers_read_the_states_that_the_routers_read():
+    model: Any = tiny_model().eval()
+    ids = random_ids(2, 9)
+    states: dict[int, torch.Tensor] = {}
+    for n in (1, 2):
+        model.layers[n - 1].mlp.register_forward_pre_hook(
+            lambda _, args, n=n: states.update({n: args[0]})
+        )
+    with torch.no_grad(), RoutingRecorder(tiny_model().eval()) as plain:
+        without_control: Any = plain.model
+        without_control(ids)
+    with torch.no_grad(), RoutingRecorder(source_of(model, control=5)) as recorder:
+        model(ids)
+    got, without = recorder.pop(), plain.pop()
+    assert without.control is None and got.control is not None
+    gate = model.layers[0].mlp.gate.weight
+    k = got.expert.shape[2]
+    routers = RandomRouters(5, {1: gate}, len(gate))
+    assert (got.control[:, 0] == routers.choose(1, states[1], k).numpy()).all()
+    assert (got.control != got.expert).any()
+    # the rows keep their norms
+    norms = routers._drawn[1].norm(dim=1)
+    torch.testing.assert_close(norms, gate.norm(dim=1))
+
+
+def test_the_control_is_stored_and_selected_with_the_trace(tmp_path):
+    model = tiny_model()
+    documents = [TraceDocument("ab"[i % 2], str(i)) for i in range(4)]
+    tokens = [random_ids(1, 12, seed=i)[0].numpy() for i in range(4)]
+    trace: Any = record_documents(source_of(model, control=0), documents, tokens)
+    trace.save(tmp_path / "t.npz")
+    back: Any = RoutingTrace.load(tmp_path / "t.npz")
+    assert (back.untrained().expert == trace.control).all() and back.untrained().control is None
+    part: Any = RoutingTrace.concat([back.select(domains=["b"]), back.select(domains=["a"])])
+    rows = np.r_[trace.domain.nonzero()[0], (trace.domain == 0).nonzero()[0]]
+    assert (part.control == trace.control[rows]).all()
+    assert (back.of_layers([2]).control[:, 0] == trace.control[:, 1]).all()
+    again: Any = record_documents(source_of(model, control=1), documents, tokens)
+    assert (again.expert == trace.expert).all() and (again.control != trace.control).any()
+    with pytest.raises(TraceError, match="no random routers"):
+        record_documents(model, documents, tokens).untrained()
