@@ -119,7 +119,7 @@ def trace_bytes(out: Path) -> dict[str, Any]:
 def quick() -> Iterator[None]:
     """Fewer draws, and no figures: they have tests of their own, and some studies here draw them (`drawn`)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
+        patch.setattr("minimoe.study.measurements.SUBJECT_DRAWS", 200)
         patch.setattr(drawing, "draw", lambda *_: {})
         yield
 
