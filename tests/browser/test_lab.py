@@ -46,6 +46,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
     ]  # fmt: skip
     for page in ("start_here.ipynb", "glossary.md", "references.md"):
         shutil.copy(ROOT / "book" / page, tmp_path / "book")
+    shutil.copytree(ROOT / "book/assets/pictures", tmp_path / "book/assets/pictures")
     own = {"JUPYTER_CONFIG_PATH": str(ROOT / "book/lab"),
            "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
            "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
