@@ -201,7 +201,7 @@ def test_every_claim_has_words_rule_and_figures_and_is_dated() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", every["dated"])
     for key in (f"C{n}" for n in range(10, 17)):
         entry = every[key]
-        assert all(entry[name] for name in ("title", "article", "words", "published"))
+        assert all(entry[name] for name in ("title", "article", "words", "original", "published"))
         said = say.rule(key, label="topic", material="Text decides.")
         assert "{" not in said and (key == "C11" or every["dated"] in said)
         for name, value in entry.get("limits", {}).items():

@@ -69,14 +69,14 @@ class Part:
 class Finding:
     """A claim of the article, what is published elsewhere, what was found here, and the rule that judges it.
 
-    `words` are the article's own that the rule takes literally, `short` the main number in a few words; `figures`
-    names those that show it.
+    `words` are the article's own that the rule takes literally, `original` the Chinese; `short` has the main number.
     """
 
     claim: str
     title: str
     article: str
     words: str
+    original: str
     published: str
     rule: str
     parts: tuple[Part, ...]
@@ -98,8 +98,8 @@ def finding(
     """A finding with the words that claims.toml has for it."""
     entry = claims()[claim]
     return Finding(
-        claim, entry["title"], entry["article"], entry["words"], entry["published"], rule(claim, **words),
-        tuple(parts), short, tuple(entry["figures"]), (*entry.get("remarks", ()), *remarks),
+        claim, entry["title"], entry["article"], entry["words"], entry["original"], entry["published"],
+        rule(claim, **words), tuple(parts), short, tuple(entry["figures"]), (*entry.get("remarks", ()), *remarks),
     )  # fmt: skip
 
 
