@@ -645,7 +645,7 @@ def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
     compared = 0
     for layer in study["measurements"]["domains"]:
         for name, tokens, share in zip(
-            layer["names"], layer["tokens"], layer["share"], strict=True
+            layer["names"], layer["tokens"], layer["share"]["value"], strict=True
         ):
             d = domains[name]
             # the study reads more of two domains, and cuts there within a document
