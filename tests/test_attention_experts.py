@@ -1,5 +1,6 @@
 """Experts in the attention: SwitchHead and mixtures of attention heads, against their equations and dense attention."""
 
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from minimoe.attention import Attention, KVCache, Place, make_attention, rotary
 from minimoe.balance import switch_loss, z_loss
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
+from minimoe.model import ModelOutput
 from minimoe.routers import Context
 from minimoe.routing import Routing
 from minimoe.zoo.moa import HeadRouter, MixtureOfAttentionHeads
@@ -35,6 +37,8 @@ MOA: dict[str, Any] = {
 MOA_PAPER = MOA | {"num_key_value_heads": 1, "num_attention_heads": 2}  # one shared key/value head
 KINDS = {"switchhead": SWITCHHEAD, "moa": MOA, "moa, one key/value head": MOA_PAPER}
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
+ALL: dict[str, dict[str, Any]] = {"dense": {}} | KINDS
+in_every_model = pytest.mark.parametrize("kind", list(ALL))
 
 
 def layer(kind: str | dict[str, Any], seed: int = 0, **changes: Any) -> Any:
@@ -399,7 +403,7 @@ def test_gradients_of_the_layer(kind: str) -> None:
     if kind.startswith("moa"):
         # the router's gradient is not the derivative, on purpose: compare the variant without the division
         attention.gate.divide = False
-    assert torch.autograd.gradcheck(function, (x, *attention.parameters()))
+    assert torch.autograd.gradcheck(function, (x, *attention.parameters()), fast_mode=True)
 
 
 @every_kind
@@ -424,27 +428,33 @@ def test_the_model_of_plain_definitions_is_the_same(kind: str) -> None:
     torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-4)
 
 
+def every_routing(out: ModelOutput) -> list[Routing]:
+    """Of the feed-forward layers and of the attention."""
+    return [*out.routings, *(r for routings in out.attention_routings for r in routings)]
+
+
 @torch.no_grad()
-@every_kind
+@in_every_model
 @pytest.mark.parametrize("left", [0, 2])
-def test_trap_21_the_cache_gives_the_whole_forward_routing_included(kind: str, left: int) -> None:
-    model, ids = tiny_model(**KINDS[kind]), random_ids(2, 9)
+@pytest.mark.parametrize("sizes", [[4, 2, 1, 1, 1], [1] * 9, [3, 1, 5]], ids=str)
+def test_trap_21_the_cache_gives_the_whole_forward_routing_included(
+    kind: str, left: int, sizes: list[int]
+) -> None:
+    model, ids = tiny_model(**ALL[kind]), random_ids(2, 9)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[0, :left] = False
     whole = model(ids, attention_mask=mask if left else None)
     cache = KVCache(2)
     parts = [
-        model(ids[:, a:b], attention_mask=mask[:, :b] if left else None, cache=cache)
-        for a, b in [(0, 4), (4, 6), (6, 7), (7, 8), (8, 9)]
+        model(ids[:, b - n : b], attention_mask=mask[:, :b] if left else None, cache=cache)
+        for n, b in zip(sizes, itertools.accumulate(sizes), strict=True)
     ]
     logits = torch.cat([p.logits for p in parts], dim=1)
     torch.testing.assert_close(logits[mask], whole.logits[mask], atol=1e-5, rtol=1e-5)
-    assert len(whole.attention_routings) == 2
-    for index, routings in enumerate(whole.attention_routings):
-        for side, routing in enumerate(routings):
-            pieces = [p.attention_routings[index][side] for p in parts]
-            matrix = torch.cat([r.dense().view(2, -1, r.num_experts) for r in pieces], dim=1)
-            torch.testing.assert_close(matrix.flatten(0, 1), routing.dense(), atol=1e-5, rtol=1e-5)
+    assert len(whole.attention_routings) == (0 if kind == "dense" else 2)
+    for routing, *pieces in zip(*map(every_routing, (whole, *parts)), strict=True):
+        matrix = torch.cat([r.dense().view(2, -1, r.num_experts) for r in pieces], dim=1)
+        torch.testing.assert_close(matrix.flatten(0, 1), routing.dense(), atol=1e-5, rtol=1e-5)
     # what is cached is as small as without experts
     config = model.config
     assert cache.values[0] is not None
@@ -479,22 +489,27 @@ def test_trap_5_padding_changes_nothing(kind: str, side: str) -> None:
 
 
 @torch.no_grad()
-@every_kind
-def test_traps_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str) -> None:
-    model, ids = tiny_model(**KINDS[kind]), random_ids(3, 9)
+@in_every_model
+def test_trap_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str) -> None:
+    model, ids = tiny_model(**ALL[kind]), random_ids(3, 9)
     whole = model(ids)
-    start = model(ids[:, :6])
-    torch.testing.assert_close(whole.logits[:, :6], start.logits, atol=1e-5, rtol=1e-5)
+    for s in (1, 6):
+        start = model(ids[:, :s])
+        torch.testing.assert_close(whole.logits[:, :s], start.logits, atol=1e-5, rtol=1e-5)
+        for a, b in zip(every_routing(whole), every_routing(start), strict=True):
+            assert torch.equal(a.expert.view(3, 9, -1)[:, :s], b.expert.view(3, s, -1))
     alone = model(ids[1:2])
     torch.testing.assert_close(whole.logits[1:2], alone.logits, atol=1e-5, rtol=1e-5)
-    for big, row in zip(whole.attention_routings, alone.attention_routings, strict=True):
-        for a, b in zip(big, row, strict=True):
-            assert torch.equal(a.expert.view(3, -1)[1], b.expert)
+    for a, b in zip(every_routing(whole), every_routing(alone), strict=True):
+        assert torch.equal(a.expert.view(3, -1)[1], b.expert)
 
 
-@every_kind
-def test_a_few_steps_lower_the_loss_and_reach_every_parameter(kind: str) -> None:
-    model, ids = tiny_model(**KINDS[kind]).train(), random_ids(4, 12)
+@in_every_model
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "mlp_only_layers": (1,)}])
+def test_a_few_steps_lower_the_loss_and_reach_every_parameter(
+    kind: str, changes: dict[str, Any]
+) -> None:
+    model, ids = tiny_model(**ALL[kind], **changes).train(), random_ids(4, 12)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses: list[float] = []

@@ -1,9 +1,11 @@
 """Losses, controllers and replica plans beyond the Switch loss of one batch."""
 
+import dataclasses
 import itertools
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,50 +149,31 @@ def test_sequence_loss_sees_what_the_batch_hides() -> None:
     assert float(sequence_loss(routing)) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss])
-def test_trap_5_padding_changes_no_loss(loss: object) -> None:
+LOSSES = [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss, z_loss]
+
+
+@pytest.mark.parametrize("wild", [30.0, math.inf, math.nan])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_trap_5_padding_changes_no_loss(loss: object, wild: float) -> None:
+    """Four tokens of padding that want expert 0, whatever their logits and probabilities hold."""
     assert callable(loss)
-    x = batch(12)
-    router = build("relu" if loss is l1_loss else "top-k")
-    if loss is load_loss:
-        router = NoisyTopKRouter(D, E, K, initializer_range=SPREAD).train()
-    sequence = torch.arange(2).repeat_interleave(6)
     torch.manual_seed(0)
-    plain = router(x, sequence=sequence)
-    if isinstance(plain, NoisyRouting):  # its noise too is padded by hand
-        padded = pad(plain)
-    else:
-        far = torch.full((4, D), 30.0)
-        padded = router(
-            torch.cat([x, far]),
-            sequence=torch.cat([sequence, torch.tensor([1, 1, 2, 2])]),
-            valid=torch.arange(16) < 12,
-        )
+    plain = NoisyTopKRouter(D, E, K, initializer_range=SPREAD).train()(
+        batch(12), sequence=torch.arange(2).repeat_interleave(6)
+    )
+    ends = {
+        "token": torch.arange(12, 16).repeat_interleave(K),
+        "expert": torch.zeros(4 * K, dtype=torch.int64),
+        "weight": torch.ones(4 * K),
+        "sequence": torch.tensor([1, 1, 2, 2]),
+        **dict.fromkeys(("logits", "probs", "clean", "noise_std"), torch.full((4, E), wild)),
+    }
+    changes: dict[str, Any] = {n: torch.cat([getattr(plain, n), v]) for n, v in ends.items()}
+    padded = dataclasses.replace(plain, shape=(16, E), valid=torch.arange(16) < 12, **changes)
     torch.testing.assert_close(loss(padded), loss(plain))
 
 
-def pad(routing: NoisyRouting) -> NoisyRouting:
-    """The same routing with four tokens of padding that hold infinities."""
-    assert routing.logits is not None and routing.clean is not None and routing.k is not None
-    assert routing.noise_std is not None
-    t, e = routing.shape
-    wild = torch.full((4, e), math.inf)
-    return NoisyRouting(
-        token=torch.arange(t + 4).repeat_interleave(routing.k),
-        expert=torch.cat([routing.expert, torch.zeros(4 * routing.k, dtype=torch.int64)]),
-        weight=torch.cat([routing.weight, torch.ones(4 * routing.k)]),
-        shape=(t + 4, e),
-        k=routing.k,
-        valid=torch.arange(t + 4) < t,
-        logits=torch.cat([routing.logits, wild]),
-        clean=torch.cat([routing.clean, wild]),
-        noise_std=torch.cat([routing.noise_std, torch.ones(4, e)]),
-    )
-
-
-@pytest.mark.parametrize(
-    "loss", [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss, z_loss]
-)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_losses_of_nothing_are_zero(loss: object) -> None:
     assert callable(loss)
     router = build("relu") if loss is l1_loss else NoisyTopKRouter(D, E, K).train()
@@ -275,7 +258,7 @@ def test_gradcheck_of_losses(name: str) -> None:
         # f is counted in float32, exactly
         return losses[name](router(x, sequence=torch.tensor([0, 0, 1, 1, 1])))
 
-    assert torch.autograd.gradcheck(loss, (x,))
+    assert torch.autograd.gradcheck(loss, (x,), fast_mode=True)
 
 
 def test_trap_8_bias_moves_once_a_step_by_the_sign() -> None:
@@ -388,7 +371,7 @@ def test_sparsity_controller_presses_until_its_target_is_met() -> None:
 loads = st.lists(st.integers(0, 1000), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(loads, st.integers(1, 4), st.integers(0, 3))
 def test_replica_plan_is_consistent(load: list[int], devices: int, more: int) -> None:
     places = -(-len(load) // devices) + more
@@ -416,22 +399,6 @@ def test_greedy_replication_minimises_the_hottest_copy(load: list[int], extra: i
         if sum(copies) == total
     )
     assert max(v / n for v, n in zip(load, plan.replicas, strict=True)) == pytest.approx(best)
-
-
-def test_heavy_copies_are_packed_first() -> None:
-    plan = plan_replicas([6, 2, 2, 2, 0, 0], 6, 2)
-    assert plan.device_load == (6, 6)
-    assert [sorted(experts) for experts in plan.placement] == [[0, 4, 5], [1, 2, 3]]
-
-
-def test_replicas_of_a_hot_expert_halve_the_step() -> None:
-    load = torch.tensor([80, 10, 10, 10, 10, 10, 10, 30])
-    without = plan_replicas(load, 8, 4)
-    plan = plan_replicas(load, 12, 4)
-    assert without.max_load >= 80
-    assert plan.replicas == (4, 1, 1, 1, 1, 1, 1, 2)
-    assert plan.max_load <= 45  # of 42.5 on average
-    assert all(len(set(experts)) == len(experts) for experts in plan.placement)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +459,17 @@ def best_plan(load: list[int], places: int, devices: int) -> float:
 
 @given(
     st.sampled_from(
-        [(3, 2, 2), (4, 3, 2), (4, 2, 3), (5, 2, 3), (5, 4, 2), (5, 2, 4), (6, 3, 3), (6, 2, 5)]
+        [
+            (3, 2, 2),
+            (4, 3, 2),
+            (4, 2, 3),
+            (5, 2, 3),
+            (5, 4, 2),
+            (5, 2, 4),
+            (6, 3, 2),
+            (6, 3, 3),
+            (6, 2, 5),
+        ]
     ),
     st.data(),
 )

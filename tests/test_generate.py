@@ -7,10 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
 from minimoe.generate import sample
-from minimoe.layers import MoELayer
 from minimoe.routing import Routing
 from tests.small import random_ids, tiny_model
 
@@ -26,45 +24,6 @@ def test_temperature_0_takes_the_most_likely_token_of_the_full_forward() -> None
             nxt = model(expected).logits[:, -1].argmax(-1, keepdim=True)
             expected = torch.cat([expected, nxt], dim=1)
     assert torch.equal(out, expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 1, 5], [3, 4, 5], [11, 1]])
-def test_trap_21_cached_decoding_equals_the_full_forward_routing_included(
-    chunks: list[int],
-) -> None:
-    model = tiny_model()
-    ids = random_ids(2, 12)
-    whole = model(ids)
-    cache, at = KVCache(2), 0
-    for n in chunks:
-        part = model(ids[:, at : at + n], cache=cache)
-        torch.testing.assert_close(part.logits, whole.logits[:, at : at + n], atol=1e-5, rtol=1e-5)
-        for a, b in zip(part.routings, whole.routings, strict=True):
-            expected = b.expert.view(2, 12, 2)[:, at : at + n]
-            assert torch.equal(a.expert.view(2, n, 2), expected)
-            torch.testing.assert_close(
-                a.weight.view(2, n, 2),
-                b.weight.view(2, 12, 2)[:, at : at + n],
-                atol=1e-5,
-                rtol=1e-5,
-            )
-        at += n
-
-
-@torch.no_grad()
-def test_trap_21_with_left_padding() -> None:
-    model = tiny_model()
-    ids = random_ids(2, 10)
-    mask = torch.ones(2, 10, dtype=torch.bool)
-    mask[1, :4] = False
-    whole = model(ids, attention_mask=mask)
-    cache = KVCache(2)
-    first = model(ids[:, :7], attention_mask=mask[:, :7], cache=cache).logits
-    second = model(ids[:, 7:9], attention_mask=mask[:, :9], cache=cache).logits
-    third = model(ids[:, 9:], attention_mask=mask, cache=cache).logits
-    both = torch.cat([first, second, third], dim=1)
-    torch.testing.assert_close(both[mask], whole.logits[mask], atol=1e-5, rtol=1e-5)
 
 
 def test_left_padded_prompts_continue_as_they_do_alone() -> None:
@@ -204,15 +163,6 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str
     with pytest.raises(MinimoeError) as caught:
         tiny_model().generate(**call)
     assert named in str(caught.value)
-
-
-def test_trap_15_a_router_that_is_not_causal_is_refused() -> None:
-    model = tiny_model()
-    mlp = model.layers[1].mlp
-    assert isinstance(mlp, MoELayer)
-    mlp.gate.is_causal = False
-    with pytest.raises(MinimoeError, match="TopKRouter is not causal"):
-        model.generate(random_ids(1, 3), 2)
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,9 @@ def nothing(model: MixtralModel, shape: tuple[int, int], *, masked: bool) -> Non
 SHAPES = [(0, 5), (2, 0), (0, 0)]
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("router_type", ROUTER_TYPES)
-def test_no_tokens_through_a_model_with_every_router(
-    router_type: str, shape: tuple[int, int], training: bool, masked: bool
-) -> None:
+def test_no_tokens_through_a_model_with_every_router(router_type: str, training: bool) -> None:
     k = chosen(router_type)
     no_capacity = ("dense", "average", "relu", "soft")
     config = TINY.replace(
@@ -155,7 +151,8 @@ def test_no_tokens_through_a_model_with_every_router(
         num_hidden_layers=1,
         capacity_factor=None if router_type in no_capacity else 1.0,
     )
-    nothing(MixtralModel(config).train(training), shape, masked=masked)
+    for shape in SHAPES:
+        nothing(MixtralModel(config).train(training), shape, masked=shape == (2, 0))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

