@@ -3,6 +3,7 @@
 Docstrings are plain text with sections ('Args:', 'Attributes:', 'Raises:') of entries 'name: text', which napoleon
 turns into field lists. `complete` reads those lists. It adds the names that mean the same everywhere, from
 book/parameters.toml, and `faults` says what is still wrong; the build warns of each, and a warning is an error there.
+A field may have its text beside it in the code instead (`#: text`), where autodoc finds it.
 """
 
 import dataclasses
@@ -15,8 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
+
 ROOT = Path(__file__).resolve().parent.parent
 FIELD = re.compile(r":(param|ivar) ([^:]*): *(.*)")
+
+
+@functools.cache
+def beside(module: str) -> frozenset[tuple[str, str]]:
+    """Class and name of each field of a module that has its text beside it."""
+    return frozenset(ModuleAnalyzer.for_module(module).find_attr_docs())
 
 
 @functools.cache
@@ -163,6 +172,7 @@ def complete(obj: Any, lines: list[str]) -> list[str]:
     if not found and id(obj) not in exported():
         return wrong
     known, there = shared(obj.__module__), {name.lstrip("*") for name, _ in found}
+    there |= {name for owner, name in beside(obj.__module__) if owner == obj.__name__}
     missing = [
         name
         for name in parameters(obj)

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,9 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteError
 from minimoe.io import atomic_write, read_object
 from minimoe.model import Block, MixtralModel
 
@@ -42,16 +44,26 @@ TYPES = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def _complete(path: Path) -> Generator[None]:
+    """Within, what safetensors says of a file that it cannot read becomes an error that names the file."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}); it may be truncated or of another format: "
+            "fetch or save it again"
+        ) from error
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file.
 
     Raises:
         CheckpointError: missing, truncated, or not a safetensors file.
     """
-    try:
+    with _complete(path):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _incomplete(path, error) from error
 
 
 def write_tensors(
@@ -64,18 +76,15 @@ def write_tensors(
     """
     try:
         with atomic_write(path) as temporary:
-            save_file(apart(tensors), temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise unwritten(path, error) from error
+            _save(temporary, tensors, metadata)
+    except WriteError as error:
+        raise CheckpointError(str(error)) from error
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as a file holds them: contiguous, and each in memory of its own where two of them share some.
-
-    Weights that a model shares are written twice, and read back as two that are equal.
-    """
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
+    """Write tensors that may share memory, which safetensors refuses; those that do are written once for each name."""
     taken: dict[int, list[tuple[int, int]]] = {}  # of each storage, from where to where
-    found: dict[str, Tensor] = {}
+    apart: dict[str, Tensor] = {}
     for name, value in tensors.items():
         value = value.detach().contiguous()
         begin, end = value.data_ptr(), value.data_ptr() + value.nbytes
@@ -84,8 +93,11 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value.clone()
         else:
             places.append((begin, end))
-        found[name] = value
-    return found
+        apart[name] = value
+    try:
+        save_file(apart, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 class TensorFiles:
@@ -97,59 +109,45 @@ class TensorFiles:
     Attributes:
         folder: where they are.
         source: the file that lists the tensors, for messages.
+        shards: file name of each tensor.
 
     Args:
-        places: file name of each tensor, where they are known already.
+        shards: the same, where they are known already.
 
     Raises:
         CheckpointError: here and in every method, names the file that is missing, truncated or of another format.
     """
 
-    def __init__(self, folder: Path, places: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, shards: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self._open: dict[str, Any] = {}
-        if places is not None:
-            self.source, self._shard = folder, dict(places)
+        if shards is not None:
+            self.source, self.shards = folder, dict(shards)
         elif (folder / SINGLE).is_file():  # as in transformers, it comes before an index
             self.source = folder / SINGLE
-            self._shard = dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
+            self.shards = dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
         else:
             self.source = folder / INDEX
-            self._shard = _read_index(self.source)
+            self.shards = _read_index(self.source)
 
-    @property
-    def names(self) -> set[str]:
-        """The names of all tensors."""
-        return set(self._shard)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header of its file."""
-        return tuple(self._header(name).get_shape())
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Type of a tensor, from the header of its file."""
-        stored = str(self._header(name).get_dtype())
-        if stored not in TYPES:
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of a tensor."""
+        header = self._header(name)
+        if (stored := str(header.get_dtype())) not in TYPES:
             raise CheckpointError(
                 f"{self.path(name)}: {name} has the type {stored}; known are {', '.join(TYPES)}"
             )
-        return TYPES[stored]
+        return tuple(header.get_shape()), TYPES[stored]
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU. It may be a view of the file: copy it if it is to outlive this object."""
-        self._header(name)
-        try:
-            return self._file(self._shard[name]).get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise _incomplete(self.path(name), error) from error
+        self._header(name)  # which says it where the file lacks the tensor
+        with _complete(self.path(name)):
+            return self._file(self.shards[name]).get_tensor(name)
 
     def path(self, name: str) -> Path:
         """The file that a tensor is in."""
-        return self.folder / self._shard[name]
-
-    def absent(self) -> list[str]:
-        """Shards that the index names and the folder lacks."""
-        return sorted(s for s in set(self._shard.values()) if not (self.folder / s).is_file())
+        return self.folder / self.shards[name]
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +158,7 @@ class TensorFiles:
         self._open.clear()
 
     def _header(self, name: str) -> Any:
-        shard = self._shard[name]
+        shard = self.shards[name]
         try:
             return self._file(shard).get_slice(name)
         except SafetensorError as error:
@@ -175,10 +173,8 @@ class TensorFiles:
                 raise CheckpointError(
                     f"{self.source} names {shard}, which is not in the folder: fetch it too"
                 )
-            try:
+            with _complete(path):
                 self._open[shard] = safe_open(path, "pt").__enter__()  # pyright: ignore
-            except (SafetensorError, OSError) as error:
-                raise _incomplete(path, error) from error
         return self._open[shard]
 
 
@@ -190,31 +186,14 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{INDEX} is not an index of shards: {error}") from error
     if not isinstance(places, dict) or {type(name) for name in places.values()} - {str}:
         raise CheckpointError(
-            f"{path} is not an index of shards; expected an object with 'weight_map', which names the file of each "
-            "tensor"
+            f"{path} is not an index of shards; expected an object with 'weight_map': tensor name -> file name"
         )
-    files = set(places.values())
-    strange = sorted(f for f in files if Path(f).name != f or not f.endswith(".safetensors"))
-    if strange or "\0" in "".join(files):
-        raise CheckpointError(
-            f"{path} names what is no safetensors file of its folder: {', '.join(map(repr, strange or sorted(files)))}"
-        )
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or not file.endswith(".safetensors") or "\0" in file:
+            raise CheckpointError(
+                f"{path} names what is no safetensors file of its folder: {file!r}"
+            )
     return places
-
-
-def _incomplete(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a complete safetensors file ({error}); it may be truncated or of another format: "
-        "fetch or save it again"
-    )
-
-
-def unwritten(path: Path, error: Exception) -> CheckpointError:
-    """The error of a file that could not be written."""
-    reason = getattr(error, "strerror", None) or error
-    return CheckpointError(
-        f"{path} could not be written ({reason}); what was there before is unchanged"
-    )
 
 
 # a tensor on disk, and the part of the model's tensor that it is: tensor[index]
@@ -224,7 +203,10 @@ Piece = tuple[str, tuple[int | slice, ...]]
 def pieces_of(
     name: str, shape: tuple[int, ...], family: Family | None, *, fused: bool = False
 ) -> list[Piece]:
-    """The tensors on disk that make up the model's tensor `name`; family None: minimoe's own layout, one to one."""
+    """The tensors on disk that make up the model's tensor `name`; family None: minimoe's own layout, one to one.
+
+    `fused` is the layout of transformers 5, where the experts of a layer are one tensor.
+    """
     if family is None or name == "lm_head.weight":
         return [(name, ())]
     key = f"model.{name}"
@@ -237,41 +219,16 @@ def pieces_of(
     if last not in ("gate_up_proj", "down_proj") or (stacked and fused):
         return [(key, ())]
     gate, up, down = family.projections
-    found: list[Piece] = []
-    for e in range(shape[0]) if stacked else (None,):
-        prefix, at = (owner, ()) if e is None else (f"{owner}.{e}", (e,))
-        if last == "down_proj":
-            found.append((f"{prefix}.{down}.weight", at))
-        else:
-            f = shape[-2] // 2
-            found.append((f"{prefix}.{gate}.weight", (*at, slice(None, f))))
-            found.append((f"{prefix}.{up}.weight", (*at, slice(f, None))))
-    return found
-
-
-def pieces_in(
-    name: str, shape: tuple[int, ...], family: Family | None, names: set[str]
-) -> list[Piece]:
-    """`pieces_of` a tensor in the layout that the folder has, which holds tensors of these names."""
-    fused = pieces_of(name, shape, family, fused=True)
-    return fused if fused[0][0] in names else pieces_of(name, shape, family)
-
-
-class Memory(TensorFiles):
-    """Tensors that are there already, by name; `source` names them in messages."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        super().__init__(Path(source), dict.fromkeys(tensors, ""))
-        self.tensors = tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
+    half = shape[-2] // 2
+    parts = {gate: (slice(None, half),), up: (slice(half, None),)}
+    if last == "down_proj":
+        parts = {down: ()}
+    experts = [(f"{owner}.{e}", (e,)) for e in range(shape[0])] if stacked else [(owner, ())]
+    return [
+        (f"{prefix}.{part}.weight", (*expert, *rows))
+        for prefix, expert in experts
+        for part, rows in parts.items()
+    ]
 
 
 def find(
@@ -280,75 +237,82 @@ def find(
     family: Family | None,
     *,
     prefix: str = "",
-    tied: bool = False,
 ) -> dict[str, list[Piece]]:
     """Where each target lies. Every name, shape and kind of type must agree, before any tensor is read.
 
     Args:
         prefix: of the targets in the model; tensors elsewhere are not looked at.
-        tied: an lm_head.weight is allowed, if it equals the embedding.
 
     Raises:
         CheckpointError: lists what is missing, unexpected, or of another shape or type.
     """
-    names, used = files.names, set[str]()
+    names, used = {*files.shards}, set[str]()
     found: dict[str, list[Piece]] = {}
     kinds = ("missing", "unexpected", "wrong shape", "wrong type")
     wrong: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, target in targets.items():
-        found[name] = pieces_in(prefix + name, tuple(target.shape), family, names)
+        fused = pieces_of(prefix + name, tuple(target.shape), family, fused=True)
+        split = pieces_of(prefix + name, tuple(target.shape), family)
+        found[name] = fused if fused[0][0] in names else split
         for key, index in found[name]:
             used.add(key)
             if key not in names:
                 wrong["missing"].append(key)
                 continue
-            shape, dtype = files.shape(key), files.dtype(key)
-            if shape != (expected := tuple(target[index].shape)):
-                wrong["wrong shape"].append(f"{key} is {shape}, expected {expected}")
-            elif dtype.is_floating_point != target.is_floating_point():
-                wrong["wrong type"].append(
-                    f"{key} is {dtype}, expected {target.dtype} or one of its kind"
-                )
-    embedding = "embed_tokens.weight" if family is None else "model.embed_tokens.weight"
-    if tied and "lm_head.weight" in names and embedding in names:
+            (shape, dtype), part = files.header(key), target[index]
+            if shape != tuple(part.shape):
+                wrong["wrong shape"].append(f"{key} is {shape}, expected {tuple(part.shape)}")
+            elif dtype.is_floating_point != part.is_floating_point():
+                expected = f"{part.dtype} or one of its kind"
+                wrong["wrong type"].append(f"{key} is {dtype}, expected {expected}")
+    head, embedding = "lm_head.weight", pieces_of("embed_tokens.weight", (), family)[0][0]
+    tied = "embed_tokens.weight" in targets and head not in targets
+    if tied and {head, embedding} <= names:
         # other libraries may store the shared matrix twice; two different ones do not fit one place
-        if not torch.equal(files.read("lm_head.weight"), files.read(embedding)):
+        if not torch.equal(files.read(head), files.read(embedding)):
             raise CheckpointError(
                 f"{files.source} holds an lm_head.weight of its own, but tie_word_embeddings is true in the "
                 "configuration beside it: set it to false, or save the weights tied"
             )
-        used.add("lm_head.weight")
+        used.add(head)
     stem = prefix if family is None or not prefix else f"model.{prefix}"
     wrong["unexpected"] = [name for name in names - used if name.startswith(stem)]
-    problems = "; ".join(
+    problems = [
         f"{what}: {', '.join(sorted(which)[:4])}{' …' if len(which) > 4 else ''} ({len(which)})"
         for what, which in wrong.items()
         if which
-    )
+    ]
     if problems:
         raise CheckpointError(
-            f"{files.source} does not fit the configuration beside it; {problems}"
+            f"{files.source} does not fit the configuration beside it; {'; '.join(problems)}"
         )
     return found
 
 
-def stored_type(found: Mapping[str, list[Piece]], files: TensorFiles) -> torch.dtype:
-    """The floating type of the first tensor that has one."""
-    types = (files.dtype(key) for parts in found.values() for key, _ in parts)
-    return next(dtype for dtype in types if dtype.is_floating_point)
-
-
-@torch.no_grad()
-def copy(
-    targets: Mapping[str, Tensor], found: Mapping[str, list[Piece]], files: TensorFiles
+def _load(
+    module: Module,
+    found: Mapping[str, list[Piece]],
+    files: TensorFiles,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
 ) -> None:
-    """Read tensor by tensor into memory that is there: nothing is held twice."""
-    for name, target in targets.items():
-        for key, index in found[name]:
-            target[index].copy_(files.read(key))
+    """Give a module on the meta device its memory, and read into it tensor by tensor: nothing is held twice.
+
+    Floating types become `dtype`; None: that of the first tensor that has one.
+    """
+    stored = (files.header(key)[1] for parts in found.values() for key, _ in parts)
+    dtype = dtype or next(kind for kind in stored if kind.is_floating_point)
+    module.to(dtype=dtype).to_empty(device=device)
+    if isinstance(module, MixtralModel) and module.config.tie_word_embeddings:
+        module.lm_head.weight = module.embed_tokens.weight  # each was given memory of its own
+    targets = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, target in targets.items():
+            for key, index in found[name]:
+                target[index].copy_(files.read(key))
 
 
-def write_folder(
+def _write_folder(
     folder: Path,
     texts: Mapping[str, str],
     tensors: Mapping[str, Tensor],
@@ -359,105 +323,73 @@ def write_folder(
 ) -> None:
     """Write small files of text, such as config.json, and the tensors in shards of at most `max_shard_size` bytes.
 
-    Floating types become `dtype` (but for the selection bias), None: stay. All files are written beside their places,
-    and the weights are read back from there, before the first one moves: on a full disk, and where what was written
-    could not be loaded, the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed,
-    its index before the new shards move in, so that no index ever names a mixture.
-
-    Args:
-        folder: made if it does not exist.
-        texts: file name -> content.
-        check: is given the files before they move; what it raises leaves the folder as it was.
-
-    Raises:
-        CheckpointError: the folder cannot be made, a file could not be written, or it does not hold what was written.
+    Floating types become `dtype`, None: stay. All files are written beside their places, and the weights are read back
+    from there and given to `check` before the first one moves: on a full disk, and where what was written could not be
+    loaded, the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed, its index
+    before the new shards move in, so that no index ever names a mixture.
     """
-    types = {name: _stored_type(name, value, dtype) for name, value in tensors.items()}
-    sizes = {name: value.numel() * types[name].itemsize for name, value in tensors.items()}
-    shards = _split(sizes, max_shard_size)
+    types, sizes = dict[str, torch.dtype](), dict[str, int]()
+    shards, held = list[list[str]]([[]]), 0
+    for name, value in tensors.items():
+        # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
+        keeps = name.endswith(("e_score_correction_bias", "gate.edges"))
+        keeps = keeps or dtype is None or not value.is_floating_point()
+        types[name] = value.dtype if keeps or dtype is None else dtype
+        sizes[name] = value.numel() * types[name].itemsize
+        if shards[-1] and held + sizes[name] > max_shard_size:  # a larger one has its own
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += sizes[name]
     count = len(shards)
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     names = names if count > 1 else [SINGLE]
+    if count > 1:
+        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        texts = {INDEX: json.dumps(index, indent=2) + "\n", **texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
             f"the folder {folder} cannot be made ({error}); give one that can be written"
         ) from error
-    path, moving = folder, False
+    moving, written = False, dict[str, str]()
     try:
+        # the stack unwinds from its end, so the shards move first, then config.json, then the index
         with contextlib.ExitStack() as stack:
-            # the stack unwinds from its end, so the shards move first, then config.json, then the index
-
-            def begin(name: str) -> Path:
-                nonlocal path
-                path = folder / name
-                return stack.enter_context(atomic_write(path))
-
-            if count > 1:
-                where = {
-                    key: name for name, keys in zip(names, shards, strict=True) for key in keys
-                }
-                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-                texts = {INDEX: json.dumps(index, indent=2) + "\n", **texts}
-            for name, text in texts.items():
-                begin(name).write_text(text, encoding="utf-8")
-            written: dict[str, str] = {}
-            for name, keys in zip(names, shards, strict=True):
-                temporary = begin(name)
-                written |= dict.fromkeys(keys, temporary.name)
-                whole = apart({key: tensors[key].to(types[key]) for key in keys})
-                save_file(whole, temporary, {"format": "pt"})
+            for name, content in (*texts.items(), *zip(names, shards, strict=True)):
+                temporary = stack.enter_context(atomic_write(folder / name))
+                if isinstance(content, str):
+                    temporary.write_text(content, encoding="utf-8")
+                    continue
+                written |= dict.fromkeys(content, temporary.name)
+                whole = {key: tensors[key].to(types[key]) for key in content}
+                _save(temporary, whole, {"format": "pt"})
                 with temporary.open("rb+") as file:  # a disk may say only now that it is full
                     os.fsync(file.fileno())
                 del whole
             with TensorFiles(folder, written) as files:
                 check(files)
-                _compare(files, tensors, types)
+                for name, value in tensors.items():
+                    pair = files.read(name), value.detach().to(types[name]).cpu()
+                    a, b = (x.contiguous().flatten().view(torch.uint8) for x in pair)
+                    if not torch.equal(a, b):
+                        raise CheckpointError(
+                            f"{name} was read back from {folder} with other values than were written: the disk or its "
+                            "file system is at fault; what was there before is unchanged"
+                        )
             moving = True
             for old in [*folder.glob("*.safetensors"), folder / INDEX]:
                 ours = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
                 if ours and old.name not in names:
                     old.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        if moving:
-            raise CheckpointError(
-                f"a file of {folder} could not be put in its place ({error}); the folder is not whole: save again"
-            ) from error
-        raise unwritten(path, error) from error
-
-
-def _compare(
-    files: TensorFiles, tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]
-) -> None:
-    """Raise where the files do not hold the tensors bit for bit."""
-    for name, value in tensors.items():
-        pair = files.read(name), value.detach().to(types[name]).cpu()
-        a, b = (x.contiguous().flatten().view(torch.uint8) for x in pair)
-        if not torch.equal(a, b):
-            raise CheckpointError(
-                f"{name} was read back from {files.folder} with other values than were written: the disk or its file "
-                "system is at fault; what was there before is unchanged"
-            )
-
-
-def _split(sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    """Names in order, as many in a shard as fit; one that is larger than a shard has its own."""
-    shards: list[list[str]] = [[]]
-    held = 0
-    for name, size in sizes.items():
-        if shards[-1] and held + size > most:
-            shards.append([])
-            held = 0
-        shards[-1].append(name)
-        held += size
-    return shards
-
-
-def _stored_type(name: str, value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
-    keeps = name.endswith(("e_score_correction_bias", "gate.edges"))
-    return value.dtype if dtype is None or keeps or not value.is_floating_point() else dtype
+    except WriteError as error:
+        if not moving:
+            raise CheckpointError(str(error)) from error
+        raise CheckpointError(
+            f"a file of {folder} could not be put in its place ({error.strerror}); the folder is not whole: save again"
+        ) from error
 
 
 def weights_fingerprint(folder: str | Path) -> str:
@@ -470,22 +402,21 @@ def weights_fingerprint(folder: str | Path) -> str:
     Raises:
         CheckpointError: a file cannot be read.
     """
+
+    def line(path: Path) -> str:
+        with path.open("rb") as file:
+            return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+
     found: list[Path] = []
     safe = ("*.safetensors", "*.safetensors.index.json")
     for kinds in (safe, (*PICKLES, "*.bin.index.json")):
         found = found or sorted(path for kind in kinds for path in Path(folder).glob(kind))
     try:
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib lets other threads run
-            digests = list(pool.map(_digest, found))
+            lines = "".join(pool.map(line, found))
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror})") from error
-    lines = [f"{path.name} {digest}\n" for path, digest in zip(found, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
@@ -514,10 +445,7 @@ def pretrained_path(name_or_path: str | Path) -> Path:
             "AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER)"
         )
     else:
-        fault = (
-            f"the folder {path} has no {SINGLE}, nor {INDEX} with its shards; a checkpoint holds config.json and one "
-            "of them"
-        )
+        fault = f"the folder {path} has no {SINGLE}, nor {INDEX} with its shards; a checkpoint holds one of them"
     raise CheckpointError(fault)
 
 
@@ -536,39 +464,30 @@ def refuse_gguf(path: Path) -> None:
         )
 
 
-def read_config(path: Path) -> tuple[ModelConfig, Family | None]:
+def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Family | None]:
     """The configuration in a config.json (or in a folder that has one), and the family of transformers whose layout the
     folder has; None: minimoe's own.
 
+    Args:
+        counted: for `minimoe.cost`: also of models that `MixtralModel` does not build (see `minimoe.hf.counted`).
+
     Raises:
-        CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
+        CheckpointError: not JSON, an unknown kind of model, or no valid configuration; the message names the file and
+            the field.
     """
     path = path / "config.json" if path.is_dir() else path
     values = read_object(path, CheckpointError)
     try:
-        if "model_type" in values:
-            from minimoe.hf.families import FAMILIES
-            from minimoe.hf.translate import from_huggingface
+        if "model_type" not in values:
+            return ModelConfig.from_dict(values), None
+        from minimoe.hf.families import FAMILIES
 
-            return from_huggingface(values), FAMILIES[values["model_type"]]
-        return ModelConfig.from_dict(values), None
+        if counted:
+            from minimoe.hf.counted import counted_config as read
+        else:
+            from minimoe.hf.translate import from_huggingface as read
+        return read(values), FAMILIES.get(values["model_type"])
     except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_counted(path: Path) -> ModelConfig:
-    """The configuration in a config.json (or in a folder that has one), for `minimoe.cost`: also of models that
-    `MixtralModel` does not build (see `minimoe.hf.counted`).
-
-    Raises:
-        CheckpointError: not JSON, an unknown kind of model, or a field that cannot be counted; the message names it.
-    """
-    from minimoe.hf.counted import counted_config
-
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        return counted_config(read_object(path, CheckpointError))
-    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -578,16 +497,6 @@ def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     return tensors
-
-
-def restore_model(model: MixtralModel, tensors: Mapping[str, Tensor], source: str) -> None:
-    """The inverse of `model_tensors`, into an existing model.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected or of another shape.
-    """
-    files, targets = Memory(tensors, source), model_tensors(model)
-    copy(targets, find(targets, files, None, tied=model.config.tie_word_embeddings), files)
 
 
 def save_model(
@@ -605,7 +514,10 @@ def save_model(
         raise ConfigError(
             f"max_shard_size is {max_shard_size}; it must be a positive count of bytes"
         )
-    _check_tensors(model)
+    with torch.device("meta"):
+        plain = MixtralModel(model.config)
+    for fault in _faults(model, plain):
+        raise CheckpointError(fault)
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
     family: Family | None = None
     if layout == "huggingface":
@@ -621,42 +533,34 @@ def save_model(
             for key, index in pieces_of(name, tuple(value.shape), family)
         }
         limit = limit or SHARD_SIZE
-    # without a limit one file holds everything, however large
-    size = limit or sum(v.nbytes for v in tensors.values()) + 1
     files = {"config.json": values}
     if model.generation_config:
         files[GENERATION] = model.generation_config
-    with torch.device("meta"):
-        targets = model_tensors(MixtralModel(model.config))
-    write_folder(
-        Path(path), {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}, tensors,
-        dtype=dtype, max_shard_size=size, check=lambda files: find(targets, files, family),
-    )  # fmt: skip
+    _write_folder(
+        Path(path),
+        {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()},
+        tensors,
+        dtype=dtype,
+        max_shard_size=limit or sys.maxsize,
+        check=lambda files: find(model_tensors(plain), files, family),
+    )
 
 
-def _check_tensors(model: MixtralModel) -> None:
-    """Raise where a model that is read back would be another one."""
-    with torch.device("meta"):
-        plain = set(MixtralModel(model.config).state_dict())
-    strange = sorted(plain ^ set(model.state_dict()))
+def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
+    """Why a model could not be read back; `plain` is one of its configuration."""
+    strange = sorted({*plain.state_dict()} ^ {*model.state_dict()})
     if strange:
-        raise CheckpointError(
+        yield (
             f"the model has other tensors than its configuration says ({', '.join(strange[:4])}), and could not be "
             "read back: save the model that its quantised or offloaded experts came from, and convert after loading"
         )
     empty = sorted(name for name, value in model.state_dict().items() if value.is_meta)
     if empty:
-        raise CheckpointError(
-            f"{', '.join(empty[:4])} {'has' if len(empty) == 1 else 'have'} no values yet (they are on the meta "
-            "device): load weights into the model before saving it"
-        )
+        yield f"{', '.join(empty[:4])} have no values yet, being on the meta device: load weights before saving"
     head, embedding = model.lm_head.weight, model.embed_tokens.weight
-    if (
-        model.config.tie_word_embeddings
-        and head is not embedding
-        and not torch.equal(head, embedding)
-    ):
-        raise CheckpointError(
+    own = head is not embedding and not torch.equal(head, embedding)
+    if own and model.config.tie_word_embeddings:
+        yield (
             "the model has an lm_head.weight of its own, but tie_word_embeddings is true in its configuration, with "
             "which only the embedding is saved: set model.config to model.config.replace(tie_word_embeddings=False)"
         )
@@ -670,25 +574,24 @@ def load_model(
     cache_experts: int | None = None,
 ) -> MixtralModel:
     """Read a folder of either layout (see `MixtralModel.from_pretrained`)."""
-    folder = pretrained_path(name_or_path)
-    config, family = read_config(folder)
-    model = _without_memory(config, folder)
-    model.generation_config = _generation_config(folder)
+    folder, family, model = _empty_model(name_or_path)
+    # the settings of text generation: of their own file, and ids of config.json that are not there
+    values = read_object(folder / "config.json", CheckpointError)
+    model.generation_config = {k: values[k] for k in TOKEN_IDS if values.get(k) is not None}
+    if (folder / GENERATION).is_file():
+        model.generation_config |= read_object(folder / GENERATION, CheckpointError)
     with TensorFiles(folder) as files:
-        if files.absent():
+        absent = sorted(x for x in {*files.shards.values()} if not (folder / x).is_file())
+        if absent:
             raise CheckpointError(
-                f"{files.source} names {', '.join(files.absent())}, not in the folder: fetch them too"
+                f"{files.source} names {', '.join(absent)}, not in the folder: fetch them too"
             )
-        found = find(model_tensors(model), files, family, tied=config.tie_word_embeddings)
+        found = find(model_tensors(model), files, family)
         if cache_experts is not None:
             from minimoe.hf.offload import offload_experts
 
             model = offload_experts(model, folder, cache_experts=cache_experts)
-        model.to(dtype=dtype or stored_type(found, files)).to_empty(device=device)
-        if config.tie_word_embeddings:  # each was given memory of its own
-            model.lm_head.weight = model.embed_tokens.weight
-        held = dict(model.named_parameters()) | dict(model.named_buffers())
-        copy(held, found, files)
+        _load(model, found, files, dtype, device)
     return model.eval()
 
 
@@ -710,33 +613,25 @@ def load_layer(
     Raises:
         CheckpointError: as `MixtralModel.from_pretrained`, or no such layer.
     """
-    folder = pretrained_path(name_or_path)
-    config, family = read_config(folder)
-    if not 0 <= layer < config.num_hidden_layers:
+    folder, family, model = _empty_model(name_or_path)
+    if not 0 <= layer < len(model.layers):
         raise CheckpointError(
-            f"layer is {layer}, but the model in {folder} has layers 0 to {config.num_hidden_layers - 1}"
+            f"layer is {layer}, but the model in {folder} has layers 0 to {len(model.layers) - 1}"
         )
-    block = _without_memory(config, folder).layers[layer]
+    block = model.layers[layer]
     assert isinstance(block, Block)
     with TensorFiles(folder) as files:
         found = find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
-        block.to(dtype=dtype or stored_type(found, files)).to_empty(device=device)
-        copy(block.state_dict(), found, files)
+        _load(block, found, files, dtype, device)
     return block.eval()
 
 
-def _generation_config(folder: Path) -> dict[str, Any]:
-    """The settings of text generation that a folder has: of its own file, and ids of config.json that are not there."""
-    values = read_object(folder / "config.json", CheckpointError)
-    found = {name: values[name] for name in TOKEN_IDS if values.get(name) is not None}
-    path = folder / GENERATION
-    return found | read_object(path, CheckpointError) if path.is_file() else found
-
-
-def _without_memory(config: ModelConfig, folder: Path) -> MixtralModel:
-    """The model on the meta device: shapes, and no memory behind them."""
+def _empty_model(name_or_path: str | Path) -> tuple[Path, Family | None, MixtralModel]:
+    """A folder, its layout, and its model on the meta device: shapes, and no memory behind them."""
+    folder = pretrained_path(name_or_path)
+    config, family = read_config(folder)
     try:
         with torch.device("meta"):
-            return MixtralModel(config)
+            return folder, family, MixtralModel(config)
     except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error

@@ -45,12 +45,9 @@ class WriteError(MinimoeError, OSError):
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """'did you mean mixtral-8x7b? ', to put before the list of known names; nothing where none is near.
+    """'did you mean mixtral-8x7b? ', to put before the list of known names; '' where none is near `name`.
 
-    Args:
-        name: what was given.
-        known: what would have been right.
-        cutoff: likeness from which a name is near: 0 for any, 1 for the same only.
+    `cutoff` is the likeness from which a name is near: 0 for any, 1 for the same only.
     """
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""

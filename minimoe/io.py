@@ -44,12 +44,13 @@ def atomic_write(path: str | Path) -> Generator[Path]:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
-    except BaseException as error:
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
+    finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, WriteError):
-            raise WriteError(path, error) from error
-        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -78,53 +79,36 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
     """
     try:
         values: Any = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as reason:
-        raise error(f"{path} cannot be read as JSON: {reason.strerror}") from reason
-    except ValueError as reason:
-        raise error(f"{path} cannot be read as JSON: {reason}") from reason
+    except (OSError, ValueError) as reason:
+        why = getattr(reason, "strerror", None) or reason
+        raise error(f"{path} cannot be read as JSON: {why}") from reason
     if not isinstance(values, dict):
         raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")
     return values
 
 
 @contextlib.contextmanager
-def in_use(path: Path) -> Generator[None]:
-    """Mark a temporary file or folder as this process's until the block ends, or the process, however it ends."""
-    handle = _lock(path)
+def in_use(path: Path) -> Generator[bool]:
+    """Mark a file or folder as this process's until the block ends, or the process, however it ends.
+
+    Yields whether it is: not where another process has it, it is gone, or the system has no such locks.
+    """
+    handle, ours = None, False
+    with contextlib.suppress(ImportError, OSError):
+        fcntl: Any = importlib.import_module("fcntl")
+        handle = os.open(path, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = True
     try:
-        yield
+        yield ours
     finally:
         if handle is not None:
-            os.close(handle)
+            os.close(handle)  # which gives the lock back, as the end of the process does
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
     """Remove what killed processes left in `folder`, files and folders; what is in use, or cannot be removed, stays."""
     for path in folder.glob(pattern):
-        handle = _lock(path)
-        if handle is None:
-            continue
-        try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except OSError:
-            pass
-        finally:
-            os.close(handle)
-
-
-def _lock(path: Path) -> int | None:
-    """An open handle with the lock on a file or folder; None: another process has it, or the system has no such locks.
-
-    The system gives the lock back when the handle is closed or the process ends.
-    """
-    try:
-        fcntl: Any = importlib.import_module("fcntl")
-        handle = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+        with in_use(path) as ours, contextlib.suppress(OSError):
+            if ours:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minimoe.__main__ import main
-from minimoe.checkpoint import read_counted
+from minimoe.checkpoint import read_config
 from minimoe.config import ModelConfig
 from minimoe.cost.device import get_device
 from minimoe.cost.flops import forward_flops, kv_cache_bytes
@@ -267,7 +267,7 @@ def test_what_cannot_be_counted_is_refused_by_name(
     values = theirs(kind).to_dict() | changes
     (tmp_path / "config.json").write_text(json.dumps(values, default=str))
     with pytest.raises(CheckpointError) as caught:
-        read_counted(tmp_path)
+        read_config(tmp_path, counted=True)
     assert named in str(caught.value)
     assert str(tmp_path / "config.json") in str(caught.value)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minimoe.checkpoint import model_tensors, read_tensors, restore_model, write_tensors
+from minimoe.checkpoint import model_tensors, read_tensors, write_tensors
 from minimoe.config import ModelConfig
 from minimoe.cpu import cpu_backend
 from minimoe.errors import CheckpointError, MinimoeError
@@ -205,14 +205,14 @@ def restore_state(
             f"{path} belongs to another run; different: {different or 'unknown'}. "
             "Resume with the same options and text, or start anew in another folder"
         )
-    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-    restore_model(model, weights, str(path))
     try:
         reached = _reached(metadata, recipe["training"]["steps"])
         for p in model.parameters() if reached.step > 0 else ():  # before, there are no moments
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
             # fused AdamW keeps its step counts beside the parameters
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        if different := sorted(_tensors(model, optimizer).keys() ^ tensors.keys()):
+            raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
         for name, target in _tensors(model, optimizer).items():
             value = tensors[name]
             _require_like(name, value, target)
@@ -245,7 +245,7 @@ def _require_like(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
     """A ValueError unless `value` is finite and has the type and the size of `like`."""
     if value.dtype != like.dtype:
         raise ValueError(f"{name} is {value.dtype}, expected {like.dtype}")
-    if value.numel() != like.numel():
+    if value.squeeze().shape != like.squeeze().shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
     if value.is_floating_point() and not bool(value.isfinite().all()):
         raise ValueError(f"{name} holds numbers that are not finite")
