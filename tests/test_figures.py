@@ -209,6 +209,11 @@ def test_few_documents_have_no_whiskers_and_say_so():
     assert figure.png(dpi=40)
 
 
+def test_fewer_labels_than_columns_leave_no_column_empty():
+    figure = draw_labels(topics()[-1:], ["Arts", "History"], num_layers=3)
+    assert len(figure.figure.axes) == 2 and figure.png(dpi=40)
+
+
 def test_an_expert_without_tokens_is_drawn():
     rows = TRACE.expert.copy()
     rows[rows == 3] = -1

@@ -69,7 +69,7 @@ BUDGETS: dict[str, int] = {
     "hf": 1177,
     "kernels": 1144,
     "roof": 394,
-    "study": 6944,
+    "study": 6607,
     "text": 1439,
     "train": 1198,
     "widgets": 963,

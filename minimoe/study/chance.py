@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -84,9 +84,12 @@ class Bands(Result):
     null_high: Floats
     p: Floats
 
+    def at(self, index: Any) -> Bands:
+        """Those of a row, or of several."""
+        return Bands(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
+
     def __getitem__(self, index: Any) -> Band:
-        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return Band(*(float(x[index]) for x in fields))
+        return Band(*(float(getattr(self, f.name)[index]) for f in dataclasses.fields(self)))
 
 
 NOTHING = (math.nan, math.nan)
@@ -209,19 +212,27 @@ def choices(trace: RoutingTrace, layer: int) -> Choices:
         raise TraceError(
             f"the trace has no token with an expert in layer {layer}; there is nothing to count"
         )
-    present = np.bincount(trace.document[rows], minlength=len(trace.documents)) > 0
-    source = np.flatnonzero(present)
-    unit, strata = works(trace, source)
-    return Choices(
-        token=trace.token[rows].astype(np.int64),
-        document=(np.cumsum(present) - 1)[trace.document[rows]].astype(np.int64),
-        position=trace.position[rows].astype(np.int64),
-        expert=expert[rows].astype(np.int64),
-        source=source,
-        unit=unit,
-        strata=strata,
-        num_experts=trace.num_experts,
+    document, source = compact(trace.document[rows])
+    token, position, expert = (
+        x[rows].astype(np.int64) for x in (trace.token, trace.position, expert)
     )
+    unit, strata = works(trace, source)
+    return Choices(token, document, position, expert, source, unit, strata, trace.num_experts)
+
+
+def through(
+    trace: RoutingTrace, layers: Sequence[int] | None
+) -> tuple[tuple[int, ...], npt.NDArray[np.bool_]]:
+    """The layers (None: all that were recorded), and [N] whether a token has an expert in each of them.
+
+    Raises:
+        TraceError: none has.
+    """
+    used = trace.layers if layers is None else tuple(layers)
+    rows = (trace.token >= 0) & np.all([trace.layer(x)[:, 0] >= 0 for x in used], axis=0)
+    if not used or not rows.any():
+        raise TraceError("no token has an expert in every layer; there is nothing to compare")
+    return used, rows
 
 
 def works(trace: RoutingTrace, source: Ints | None = None) -> tuple[Ints, Ints]:
@@ -240,8 +251,8 @@ def document_labels(trace: RoutingTrace, by: By) -> tuple[tuple[str, ...], Ints]
         raise TraceError(f"documents are labelled by 'domain' or 'topic', not {by!r}")
     labels = [d.domain if by == "domain" else d.topic for d in trace.documents]
     names = tuple(dict.fromkeys(label for label in labels if label is not None))
-    index = {name: i for i, name in enumerate(names)}
-    return names, np.array([-1 if x is None else index[x] for x in labels], dtype=np.int64)
+    index = {None: -1, **{name: i for i, name in enumerate(names)}}
+    return names, np.array([index[label] for label in labels], dtype=np.int64)
 
 
 def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, ...], Ints, Ints]:
@@ -255,14 +266,13 @@ def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, 
     rows = labels >= 0
     if not rows.any():
         raise TraceError(f"no document of the trace has a {by}; there is nothing to compare")
-    number, kept = compact(c.unit[rows])
+    unit = np.full(len(labels), -1, dtype=np.int64)
+    unit[rows], kept = compact(c.unit[rows])
     label = np.zeros(len(kept), dtype=np.int64)
-    label[number] = labels[rows]
-    if (label[number] != labels[rows]).any():
+    label[unit[rows]] = labels[rows]
+    if (label[unit[rows]] != labels[rows]).any():
         raise TraceError("a work holds documents of two labels; a work must lie within one label")
     label, used = compact(label)
-    unit = np.full(len(labels), -1, dtype=np.int64)
-    unit[rows] = number
     return tuple(names[i] for i in used), unit, label
 
 
@@ -279,6 +289,14 @@ def count_experts(groups: Ints, num_groups: int, expert: Ints, num_experts: int)
 def unit_counts(c: Choices) -> Ints:
     """[U, E] assignments of each work."""
     return count_experts(c.unit[c.document], c.num_units, c.expert, c.num_experts)
+
+
+def by_group(
+    group: Ints, num_groups: int, classes: Ints, num_classes: int, expert: Ints, num_experts: int
+) -> Iterator[Ints]:
+    """[num_classes, E] `count_experts` of the rows of each group in turn."""
+    for rows in (group == g for g in range(num_groups)):
+        yield count_experts(classes[rows], num_classes, expert[rows], num_experts)
 
 
 def compact(codes: npt.NDArray[Any]) -> tuple[Ints, Ints]:
@@ -304,15 +322,13 @@ def join(columns: list[Ints]) -> Ints:
 
 def mix(columns: list[Ints]) -> Ints:
     """[n] as `join`, but any non-negative numbers."""
-    code = np.zeros(len(columns[0]), dtype=np.int64)
-    size = 1
+    code, size = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
         base = int(column.max(initial=0)) + 1
         if size * base >= 2**62:
             code, values = compact(code)
             size = len(values)
-        code = code * base + column
-        size *= base
+        code, size = code * base + column, size * base
     return code
 
 
@@ -320,9 +336,7 @@ def set_codes(expert: Ints) -> tuple[Ints, Ints]:
     """[n] number of the set of experts of each row of [n, K], and [U, K] the sets, sorted; order does not matter."""
     ordered = np.sort(expert, axis=1)
     code = join([column + 1 for column in ordered.T])
-    first = np.zeros(int(code.max()) + 1, dtype=np.int64)
-    first[code] = np.arange(len(code))
-    return code, ordered[first]
+    return code, ordered[np.unique(code, return_index=True)[1]]
 
 
 def membership(sets: Ints, num_experts: int) -> Floats:
@@ -364,13 +378,18 @@ def bootstrap(
     return (weights @ flat).reshape(resamples, *counts.shape[1:])
 
 
-def bootstrap_rate(hits: Ints, trials: Ints, strata: Ints, resamples: int, seed: int) -> Band:
+def bootstrap_rate(
+    hits: npt.NDArray[Any],
+    trials: npt.NDArray[Any],
+    strata: Ints,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Band:
     """Σhits / Σtrials over works ([U] each), its interval from resampled works; no interval of few works."""
     rate = float(hits.sum() / trials.sum())
     if len(strata) < MIN_DOCUMENTS:
         return Band(rate)
-    both = np.stack([hits, trials], axis=1)
-    drawn = bootstrap(both, strata, resamples, np.random.default_rng(seed))
+    drawn = bootstrap(np.stack([hits, trials], axis=1), strata, resamples, rng)
     return band(rate, percentile(drawn[:, 0] / drawn[:, 1]))
 
 
@@ -414,23 +433,22 @@ def random_groups(strata: Ints, groups: int, rng: np.random.Generator) -> Ints:
 
 
 def jackknife(
-    statistic: npt.ArrayLike, leave_one_out: npt.ArrayLike
+    statistic: npt.ArrayLike, leave_one_out: npt.ArrayLike, enough: bool = True
 ) -> tuple[Floats, Floats, Floats]:
     """Value and interval's ends from the statistic of everything and of everything but each of g groups ([g, ...]).
 
     Value g·θ − (g − 1)·mean(θ₍ⱼ₎), standard error √((g − 1)/g · Σ(θ₍ⱼ₎ − mean)²), interval by Student's t with g − 1
-    degrees of freedom; NaN below 2 groups. Used for information, where a percentile bootstrap adds the plug-in bias a
-    second time.
+    degrees of freedom; its ends are NaN below 2 groups, or where works are not `enough` for one. Used for information,
+    where a percentile bootstrap adds the plug-in bias a second time.
     """
     theta, parts = np.asarray(statistic, np.float64), np.asarray(leave_one_out, np.float64)
-    g = len(parts)
+    g, nothing = len(parts), np.full(theta.shape, np.nan)
     if g < 2:
-        nothing = np.full(theta.shape, np.nan)
         return theta, nothing, nothing
     mean = parts.mean(axis=0)
     value = g * theta - (g - 1) * mean
     half = student(g - 1) * np.sqrt((g - 1) / g * ((parts - mean) ** 2).sum(axis=0))
-    return value, value - half, value + half
+    return (value, value - half, value + half) if enough else (value, nothing, nothing)
 
 
 def student(degrees: npt.ArrayLike) -> Floats:
@@ -449,8 +467,8 @@ def percentile(draws: npt.NDArray[Any]) -> tuple[Floats, Floats]:
         none = np.full(draws.shape[1:], math.nan)
         return none, none
     # no interpolation: between a finite and an infinite draw it would give NaN
-    low = np.quantile(draws, (1 - LEVEL) / 2, axis=0, method="inverted_cdf")
-    high = np.quantile(draws, (1 + LEVEL) / 2, axis=0, method="inverted_cdf")
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(draws, ends, axis=0, method="inverted_cdf")
     return low, high
 
 
@@ -492,15 +510,15 @@ def interval_of_distance(value: Floats, draws: Floats, moved: Floats) -> tuple[F
 
     Noise only adds to a distance, so the percentiles of the draws would count the bias twice. By the triangle
     inequality the estimate exceeds the truth by at most its own error: the lower end is the estimate less the 95 %
-    quantile of `moved`, at least 0. The upper end is the 2.5 % quantile of the draws reflected about
-    the estimate, 2θ − q.
+    quantile of `moved`, at least 0. The upper end is the 2.5 % quantile of the draws reflected about the estimate.
     """
-    low = value - np.quantile(moved, LEVEL, axis=0)
-    high = 2 * value - np.quantile(draws, (1 - LEVEL) / 2, axis=0)
-    return np.maximum(low, 0.0), np.maximum(high, np.maximum(low, 0.0))
+    low = np.maximum(value - np.quantile(moved, LEVEL, axis=0), 0.0)
+    return low, np.maximum(2 * value - np.quantile(draws, (1 - LEVEL) / 2, axis=0), low)
 
 
-def interval_of_share(hits: Ints, trials: Ints, unit: Ints, num_items: int) -> Bands:
+def interval_of_share(
+    hits: npt.NDArray[Any], trials: npt.NDArray[Any], unit: Ints, num_items: int
+) -> Bands:
     """Shares Σhits/Σtrials of items with trials in several works, with the interval of Korn and Graubard (1998).
 
     The beta interval of Clopper and Pearson, with as many trials as independent ones would give the variance between
@@ -514,11 +532,10 @@ def interval_of_share(hits: Ints, trials: Ints, unit: Ints, num_items: int) -> B
     """
     from scipy.special import betaincinv
 
-    k, n, kk, kn, nn = (
+    k, n, kk, kn, nn, m = (
         np.bincount(unit, weights=x, minlength=num_items).astype(np.float64)
-        for x in (hits, trials, hits * hits, hits * trials, trials * trials)
+        for x in (hits, trials, hits * hits, hits * trials, trials * trials, trials > 0)
     )
-    m = np.bincount(unit[trials > 0], minlength=num_items).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = k / n
         variance = m / (m - 1) * (kk - 2 * p * kn + p * p * nn) / n**2
@@ -527,9 +544,8 @@ def interval_of_share(hits: Ints, trials: Ints, unit: Ints, num_items: int) -> B
         worth = np.where((k == 0) | (k == n), m, worth)
         low = np.where(k > 0, betaincinv(p * worth, worth * (1 - p) + 1, (1 - LEVEL) / 2), 0.0)
         high = np.where(k < n, betaincinv(p * worth + 1, worth * (1 - p), (1 + LEVEL) / 2), 1.0)
-    few = m < MIN_HOLDERS
-    low[few] = high[few] = math.nan
-    return bands(p, (low, high))
+    few = np.where(m < MIN_HOLDERS, math.nan, 0.0)
+    return bands(p, (low + few, high + few))
 
 
 def permutation_p(observed: npt.ArrayLike, draws: npt.NDArray[Any]) -> Floats:
@@ -561,7 +577,6 @@ def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike) -> tuple[Floats, Flo
     k, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = k / n
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        centre = (k + z * z / 2) / (n + z * z)
+        half = z * np.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)

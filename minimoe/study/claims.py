@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import string
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +42,10 @@ def rule(claim: str, **words: str) -> str:
     """What would confirm a claim and what would refute it, with its thresholds; `words` fill what varies."""
     entry = claims()[claim]
     if "confirms" not in entry:
-        return entry["rule"].format(**words)
-    fill = {**{k: f"{v:g}" for k, v in entry.get("limits", {}).items()}, **words}
-    said = " ".join(
-        entry[part].format(**fill) for part in ("measure", "confirms", "refutes", "decides") if part in entry
-    )  # fmt: skip
+        return entry["rule"]
+    parts = [entry[p] for p in ("measure", "confirms", "refutes", "decides") if p in entry]
+    fill = {name: f"{value:g}" for name, value in entry.get("limits", {}).items()} | words
+    said = " ".join(parts).format(**fill)
     return f"{said} Otherwise it cannot be told. (Rule of {claims()['dated']}.)"
 
 
@@ -93,22 +94,31 @@ class Finding:
 
 
 def finding(
-    claim: str, parts: Iterable[Part], short: str, remarks: Sequence[str] = (), **words: str
+    claim: str,
+    parts: Iterable[Part],
+    short: str,
+    remarks: Sequence[str] = (),
+    figures: Sequence[str] = (),
+    **words: str,
 ) -> Finding:
-    """A finding with the words that claims.toml has for it."""
+    """A finding with the words that claims.toml has for it; `figures` are added to those that it names."""
     entry = claims()[claim]
+    own = {name: entry[name] for name in ("title", "article", "words", "original", "published")}
     return Finding(
-        claim, entry["title"], entry["article"], entry["words"], entry["original"], entry["published"],
-        rule(claim, **words), tuple(parts), short, tuple(entry["figures"]), (*entry.get("remarks", ()), *remarks),
-    )  # fmt: skip
+        claim=claim,
+        **own,
+        rule=rule(claim, **words),
+        parts=tuple(parts),
+        short=short,
+        figures=(*entry["figures"], *figures),
+        remarks=(*entry.get("remarks", ()), *remarks),
+    )
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
     """'disagrees' if any part does, 'agrees' if all do, else 'cannot be told'."""
-    all_of = list(verdicts)
-    if DISAGREES in all_of:
-        return DISAGREES
-    return AGREES if all_of and set(all_of) == {AGREES} else UNKNOWN
+    all_of = set(verdicts)
+    return DISAGREES if DISAGREES in all_of else AGREES if all_of == {AGREES} else UNKNOWN
 
 
 def beside(
@@ -120,52 +130,44 @@ def beside(
     above that of random weights: the lower end of its interval above their upper end.
     """
     known = {(f.claim, p.what): p for f in untrained for p in f.parts}
-    return tuple(
-        dataclasses.replace(
-            f,
-            parts=tuple(
-                _compared(p, known.get((f.claim, p.what)), f.claim, control) for p in f.parts
-            ),
-        )
-        for f in made
-    )
 
+    def compared(part: Part, other: Part | None, learnt: bool) -> Part:
+        if other is None or not other.said:
+            return part
+        found, verdict = f"{part.found}. {control}: {other.said} ({other.verdict})", part.verdict
+        if learnt and verdict == AGREES and not math.isnan(part.effect.value):
+            bound = other.effect.high if other.effect.known else other.effect.value
+            if not part.effect.low > bound:
+                verdict, found = UNKNOWN, f"{found}; the difference is not clear"
+        return dataclasses.replace(part, found=found, verdict=verdict)
 
-def _compared(part: Part, other: Part | None, claim: str, control: str) -> Part:
-    if other is None or not other.said:
-        return part
-    found = f"{part.found}. {control}: {other.said} ({other.verdict})"
-    verdict = part.verdict
-    if claims()[claim].get("learnt") and verdict == AGREES and not math.isnan(part.effect.value):
-        bound = other.effect.high if other.effect.known else other.effect.value
-        if not part.effect.low > bound:
-            verdict, found = UNKNOWN, f"{found}; the difference is not clear"
-    return dataclasses.replace(part, found=found, verdict=verdict)
+    both: list[Finding] = []
+    for f in made:
+        learnt = claims()[f.claim].get("learnt", False)
+        parts = (compared(p, known.get((f.claim, p.what)), learnt) for p in f.parts)
+        both.append(dataclasses.replace(f, parts=tuple(parts)))
+    return tuple(both)
 
 
 def inside(band: Band, least: float, most: float) -> Verdict:
     """Whether an interval lies within [least, most], outside of it, or partly in it; no interval tells nothing."""
-    if not band.known:
-        return UNKNOWN
-    if least <= band.low and band.high <= most:
+    if band.known and least <= band.low and band.high <= most:
         return AGREES
+    # NaN, no interval, is on neither side
     return DISAGREES if band.high < least or band.low > most else UNKNOWN
 
 
 def above(band: Band, least: float) -> Verdict:
     """Whether an interval lies above `least`, below it, or holds it; no interval tells nothing."""
-    if not band.known:
-        return UNKNOWN
     return AGREES if band.low > least else DISAGREES if band.high < least else UNKNOWN
 
 
 def counted(made: Sequence[Finding]) -> str:
     """'3 agree, 2 disagree, 1 cannot be told, 1 describes the material'."""
-    words = {
-        AGREES: "agree", DISAGREES: "disagree", UNKNOWN: "cannot be told", MATERIAL: "describes the material",
-    }  # fmt: skip
-    numbers = {verdict: sum(f.verdict == verdict for f in made) for verdict in words}
-    return ", ".join(f"{n} {words[v]}" for v, n in numbers.items() if n)
+    number = Counter(f.verdict for f in made)
+    words = {AGREES: "agree", DISAGREES: "disagree", MATERIAL: "describes the material"}
+    every = (AGREES, DISAGREES, UNKNOWN, MATERIAL)
+    return ", ".join(f"{number[v]} {words.get(v, v)}" for v in every if number[v])
 
 
 # --- numbers in words -----------------------------------------------------------------------------
@@ -174,6 +176,11 @@ def counted(made: Sequence[Finding]) -> str:
 def of_layers(layer: int, layers: int | None) -> str:
     """'layer 3 of 6', or 'layer 3' where the number of layers is not known."""
     return f"layer {layer}" if layers is None else f"layer {layer} of {layers}"
+
+
+def where(m: Measurements, result: Any, of: str = "") -> str:
+    """'held-out text, layer 3 of 6': what a result of one layer is `of`, and its layer."""
+    return f"{of}{', ' if of else ''}{of_layers(result.layer, m.num_layers)}"
 
 
 def at_layers(m: Measurements, kind: str) -> list[load.Load]:
@@ -230,3 +237,21 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """'1.41–1.66', or one number where both ends are written alike."""
     low, high = (f"{v:.{digits}f}" for v in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
+
+
+WRITERS = {f.__name__: f for f in (bits, factor, listed, p_value, percent, share, times)}
+"""What a template of claims.toml may name after a colon: '{x.ratio:factor}'; with digits '{x.share:percent.0}'."""
+
+
+class _Template(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        name, _, digits = format_spec.partition(".")
+        if name not in WRITERS:
+            return super().format_field(value, format_spec)
+        return WRITERS[name](value, *map(int, digits))
+
+
+def told(template: str, **values: object) -> str:
+    """A template of claims.toml, such as 'C12.found' or 'figures.load.caption', filled."""
+    entry = functools.reduce(lambda table, name: table[name], template.split("."), claims())
+    return _Template().vformat(str(entry), (), values)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from minimoe.course import style
 from minimoe.errors import TraceError
 from minimoe.study import chance as ch
+from minimoe.study import claims as say
+from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Bands, Floats, Ints
 from minimoe.study.trace import RoutingTrace
-
-if TYPE_CHECKING:
-    from minimoe.study.drawing import Figure
 
 _STRENGTHS = (0.01, 0.1, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
 
@@ -38,8 +38,8 @@ class Information(ch.Result):
     Attributes:
         units: works, which are left out by the jackknife and flipped by the null; fewer than 50 give no interval.
         limit: log2(E/K), which no information here exceeds.
-        token: I(token; e) of every token of the text, rare ones too; delete-a-group jackknife of the value less its
-            bias (`token_bias`).
+        token: I(token; e) of every token of the text, rare ones too; jackknife of the value less its bias
+            (`token_bias`).
         domain: I(label; e), jackknife. Null: sign flips of works' residuals, of the plug-in value to second order.
         beyond: what the label says beyond the token: gain in held-out log-loss of p(e | token, label) over
             p(e | token), in bits an assignment, works of the predicted half resampled; negative where it misleads.
@@ -100,82 +100,66 @@ def information(
     Raises:
         TraceError: no labels, a work with two labels, or no token that occurs so often.
     """
-    return tuple(
-        _of_layer(trace, layer, by, least, groups, resamples, seed)
-        for layer in (trace.layers if layers is None else layers)
-    )
+    found: list[Information] = []
+    for layer in trace.layers if layers is None else layers:
+        c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
+        names, unit_of, label = ch.labelled_works(trace, c, by)
+        unit = unit_of[c.document]
+        rows = unit >= 0
+        rows &= np.bincount(c.token[rows], minlength=int(c.token.max()) + 1)[c.token] >= least
+        if not rows.any():
+            raise TraceError(f"no token of layer {layer} occurs {least} times; record more text")
+        unit, expert, (token, ids) = unit[rows], c.expert[rows], ch.compact(c.token[rows])
+        n, e, k, enough = len(token), c.num_experts, c.k, len(label) >= ch.MIN_DOCUMENTS
 
+        counts = ch.count_experts(unit, len(label), expert, e)
+        group = ch.random_groups(label, min(groups, len(label)), rng)
+        num_groups = int(group.max()) + 1
+        by_label = np.zeros((num_groups, len(names), e), dtype=np.int64)
+        np.add.at(by_label, (group, label), counts)
+        total = by_label.sum(axis=0)
+        size, pool, plug_in = total.sum(axis=1), ch.shares(total.sum(axis=0)), _told(total)
+        moved = ch.sign_flips(counts, label, len(names), resamples, rng)
+        null = ch.chi_squared_bits(moved, size, pool)
+        seen = ch.against(float(ch.chi_squared_bits(ch.shares(total) - pool, size, pool)), null)
+        ends = ch.jackknife(plug_in, [_told(total - part) for part in by_label], enough)
+        domain = Bits(*map(float, (*ends, seen.null_low, seen.null_high, seen.p, plug_in)))
 
-def _of_layer(
-    trace: RoutingTrace,
-    layer: int,
-    by: ch.By,
-    least: int,
-    groups: int,
-    resamples: int,
-    seed: int,
-) -> Information:
-    c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
-    names, unit_of, label = ch.labelled_works(trace, c, by)
-    rows = unit_of[c.document] >= 0
-    rows &= np.bincount(c.token[rows], minlength=int(c.token.max()) + 1)[c.token] >= least
-    if not rows.any():
-        raise TraceError(f"no token of layer {layer} occurs {least} times; record more text")
-    unit, expert, e, k = unit_of[c.document[rows]], c.expert[rows], c.num_experts, c.k
-    token = ch.compact(c.token[rows])[0]
-    limit, enough = math.log2(e / k), len(label) >= ch.MIN_DOCUMENTS
-
-    counts = ch.count_experts(unit, len(label), expert, e)
-    group = ch.random_groups(label, min(groups, len(label)), rng)
-    row_group, num_groups = group[unit], int(group.max()) + 1
-
-    by_label = np.zeros((num_groups, len(names), e), dtype=np.int64)
-    np.add.at(by_label, (group, label), counts)
-    total = by_label.sum(axis=0)
-    size, pool = total.sum(axis=1), ch.shares(total.sum(axis=0))
-    moved = ch.sign_flips(counts, label, len(names), resamples, rng)
-    null = ch.chi_squared_bits(moved, size, pool)
-    seen = float(ch.chi_squared_bits(ch.shares(total) - pool, size, pool))
-    plug_in = float(ch.mutual_information(total))
-    ends = _ends(ch.jackknife(plug_in, ch.mutual_information(total - by_label)), enough)
-    p = float(ch.permutation_p(seen, null))
-    least_null, most_null = map(float, ch.percentile(null))
-    domain = Bits(*ends, least_null, most_null, p, plug_in)
-
-    every = ch.count_experts(token, int(token.max()) + 1, expert, e)
-    without: list[float] = []
-    for g in range(num_groups):
-        left = every - ch.count_experts(
-            token[row_group == g], len(every), expert[row_group == g], e
+        every = ch.count_experts(token, len(ids), expert, e)
+        parts = ch.by_group(group[unit], num_groups, token, len(ids), expert, e)
+        sizes = np.bincount(group[unit], minlength=num_groups)
+        without = [
+            _told_by_token(every - x, n - m, k) for x, m in zip(parts, sizes, strict=True) if m < n
+        ]
+        ends = ch.jackknife(_told_by_token(every, n, k), without, enough)
+        gains = [
+            held_out_gain(
+                token_classes(token, fewest), expert, unit, label, num_experts=e, resamples=resamples, rng=rng
+            )
+            for fewest in CLASSES
+        ]  # fmt: skip
+        found.append(
+            Information(
+                layer=layer,
+                by=by,
+                tokens=n,
+                units=len(label),
+                limit=math.log2(e / k),
+                token=Bits(*map(float, ends), plug_in=_told(every)),
+                domain=domain,
+                beyond=gains[0],
+                beyond_range=(min(g.value for g in gains), max(g.value for g in gains)),
+            )
         )
-        tokens = int((row_group != g).sum())
-        if tokens:
-            without.append(float(ch.mutual_information(left)) - token_bias(left, tokens, k))
-    plug_in = float(ch.mutual_information(every))
-    corrected = plug_in - token_bias(every, len(token), k)
-
-    gains = [
-        held_out_gain(
-            token_classes(token, fewest), expert, unit, label, num_experts=e, resamples=resamples, rng=rng
-        )
-        for fewest in CLASSES
-    ]  # fmt: skip
-    return Information(
-        layer=layer,
-        by=by,
-        tokens=len(token),
-        units=len(label),
-        limit=limit,
-        token=Bits(*_ends(ch.jackknife(corrected, without), enough), plug_in=plug_in),
-        domain=domain,
-        beyond=gains[0],
-        beyond_range=(min(g.value for g in gains), max(g.value for g in gains)),
-    )
+    return tuple(found)
 
 
-def _ends(jack: tuple[Floats, Floats, Floats], enough: bool) -> tuple[float, float, float]:
-    value, low, high = map(float, jack)
-    return (value, low, high) if enough else (value, math.nan, math.nan)
+def _told(table: Ints) -> float:
+    return float(ch.mutual_information(table))
+
+
+def _told_by_token(table: Ints, tokens: int, k: int) -> float:
+    return _told(table) - token_bias(table, tokens, k)
 
 
 def token_classes(token: Ints, min_count: int) -> Ints:
@@ -183,18 +167,6 @@ def token_classes(token: Ints, min_count: int) -> Ints:
     number, _ = ch.compact(token)
     rare = np.bincount(number) < min_count
     return ch.compact(np.where(rare[number], 0, number + 1))[0]
-
-
-# --- beyond the token -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """[F, cells, E] counts of F folds for each pair of token class and label that occurs."""
-
-    counts: Floats
-    token: Ints
-    num_tokens: int
 
 
 def held_out_gain(
@@ -215,74 +187,48 @@ def held_out_gain(
         unit: [n] its work.
         unit_label: [U] label of each work; the halves are drawn within labels.
     """
-    fold = ch.random_groups(unit_label, 4, rng)  # folds 0, 1 are one half, 2, 3 the other
+    fold = ch.random_groups(unit_label, 4, rng)[unit]  # folds 0, 1 are one half, 2, 3 the other
     num_labels = int(unit_label.max()) + 1
+    # a cell is a token class and a label; in their order each token is one stretch of cells
     cell, pairs = ch.compact(token * num_labels + unit_label[unit])
-    row_fold = fold[unit]
-    tables = [
-        ch.count_experts(cell[row_fold == f], len(pairs), expert[row_fold == f], num_experts)
-        for f in range(4)
-    ]
-    cells = _Cells(np.stack(tables).astype(np.float64), pairs // num_labels, int(token.max()) + 1)
+    folds = [*ch.by_group(fold, 4, cell, len(pairs), expert, num_experts)]
+    of_token = ch.compact(pairs // num_labels)[0]
+    starts = np.flatnonzero(np.diff(of_token, prepend=-1))
 
-    per_unit = np.zeros((len(unit_label), 2))  # gain in bits, assignments
+    def predicted(counts: Ints, weak: float, strong: float) -> tuple[Floats, Floats]:
+        """[cells, E] p(e | token) backed off to p(e), and p(e | token, label) backed off to p(e | token)."""
+        overall = ch.shares(counts.sum(axis=0) + 1.0)
+        by_token = np.add.reduceat(counts, starts, axis=0)
+        smooth = by_token + weak * overall
+        base = (smooth / (by_token.sum(axis=1, keepdims=True) + weak))[of_token]
+        return base, (counts + strong * base) / (counts.sum(axis=1, keepdims=True) + strong)
+
+    def loss(half: tuple[int, int], which: int, weak: float, strong: float = 1.0) -> float:
+        """Of each fold of a half predicted from the other; the half to be predicted is not looked at."""
+        pairs_of_folds = (half, half[::-1])
+        return -sum(
+            float((folds[seen] * np.log2(predicted(folds[fit], weak, strong)[which])).sum())
+            for fit, seen in pairs_of_folds
+        )
+
+    per_unit = np.zeros((2, len(unit_label)))  # gain in bits, assignments
     for half in ((0, 1), (2, 3)):
-        weak, strong = _choose_strengths(cells, half)
-        base, full = _predict(cells, cells.counts[list(half)].sum(axis=0), weak, strong)
-        ratio = np.log2(full / base)
-        rows = ~np.isin(row_fold, half)
-        for column in expert[rows].T:
-            valid = column >= 0
-            gains = ratio[cell[rows][valid], column[valid]]
-            units = unit[rows][valid]
-            per_unit[:, 0] += np.bincount(units, weights=gains, minlength=len(per_unit))
-            per_unit[:, 1] += np.bincount(units, minlength=len(per_unit))
-    gain = float(per_unit[:, 0].sum() / per_unit[:, 1].sum())
-    low = high = math.nan
-    if len(unit_label) >= ch.MIN_DOCUMENTS:
-        draws = ch.bootstrap(per_unit, unit_label, resamples, rng)
-        low, high = map(float, ch.percentile(draws[:, 0] / draws[:, 1]))
-    total = cells.counts.sum(axis=0)
-    given = ch.mutual_information(total) - ch.mutual_information(_sum_by_token(cells, total))
-    return Bits(gain, low, high, plug_in=float(given))
-
-
-def _choose_strengths(cells: _Cells, half: tuple[int, int]) -> tuple[float, float]:
-    """Strengths that predict each fold of the half best from the other; the half to be predicted is not looked at.
-
-    That of the token comes first: were p(e | token) smoothed too much, the domain would seem to help only because it
-    brings the token's own counts back in.
-    """
-    pairs = ((half[0], half[1]), (half[1], half[0]))
-
-    def loss(weak: float, strong: float | None) -> float:
-        total = 0.0
-        for fit, seen in pairs:
-            base, full = _predict(cells, cells.counts[fit], weak, strong or 1.0)
-            total -= float((cells.counts[seen] * np.log2(base if strong is None else full)).sum())
-        return total
-
-    weak = min(_STRENGTHS, key=lambda s: loss(s, None))
-    return weak, min(_STRENGTHS, key=lambda s: loss(weak, s))
-
-
-def _predict(cells: _Cells, counts: Floats, weak: float, strong: float) -> tuple[Floats, Floats]:
-    """[cells, E] p(e | token) backed off to p(e), and p(e | token, label) backed off to p(e | token)."""
-    overall = counts.sum(axis=0) + 1.0
-    overall /= overall.sum()
-    by_token = _sum_by_token(cells, counts)
-    token = (by_token + weak * overall) / (by_token.sum(axis=1, keepdims=True) + weak)
-    base = token[cells.token]
-    full = (counts + strong * base) / (counts.sum(axis=1, keepdims=True) + strong)
-    return base, full
-
-
-def _sum_by_token(cells: _Cells, counts: Floats) -> Floats:
-    # cells are in order of their token, so each token is one stretch of them
-    starts = np.flatnonzero(np.diff(cells.token, prepend=-1))
-    summed = np.zeros((cells.num_tokens, counts.shape[1]))
-    summed[cells.token[starts]] = np.add.reduceat(counts, starts, axis=0)
-    return summed
+        # that of the token comes first: were p(e | token) smoothed too much, the domain would seem to help only because
+        # it brings the token's own counts back in
+        weak = min(_STRENGTHS, key=lambda s: loss(half, 0, s))
+        strong = min(_STRENGTHS, key=lambda s: loss(half, 1, weak, s))
+        base, full = predicted(folds[half[0]] + folds[half[1]], weak, strong)
+        gained = np.pad(np.log2(full / base), ((0, 0), (0, 1)))  # nobody, -1, gains nothing
+        rows = ~np.isin(fold, half)
+        gains, held = (
+            gained[cell[rows, None], expert[rows]].sum(axis=1),
+            (expert[rows] >= 0).sum(axis=1),
+        )
+        per_unit += [np.bincount(unit[rows], x, len(unit_label)) for x in (gains, held)]
+    gain = ch.bootstrap_rate(per_unit[0], per_unit[1], unit_label, resamples, rng)
+    total = np.sum(folds, axis=0)
+    given = _told(total) - _told(np.add.reduceat(total, starts, axis=0))
+    return Bits(gain.value, gain.low, gain.high, plug_in=given)
 
 
 # --- one layer and another ------------------------------------------------------------------------
@@ -309,40 +255,34 @@ class LayerDependence(ch.Result):
 
 
 def layer_dependence(
-    trace: RoutingTrace,
-    *,
-    layers: Sequence[int] | None = None,
-    groups: int = 25,
-    seed: int = 0,
+    trace: RoutingTrace, *, layers: Sequence[int] | None = None, groups: int = 25, seed: int = 0
 ) -> LayerDependence:
     """Mutual information between the first choices of every two of `layers`.
 
     Raises:
         TraceError: no token has an expert in every layer.
     """
-    used = trace.layers if layers is None else tuple(layers)
-    rows = trace.token >= 0
-    for layer in used:
-        rows &= trace.layer(layer)[:, 0] >= 0
-    if not used or not rows.any():
-        raise TraceError("no token has an expert in every layer; there is nothing to compare")
+    used, rows = ch.through(trace, layers)
     document, source = ch.compact(trace.document[rows])
     unit, strata = ch.works(trace, source)
-    rng = np.random.default_rng(seed)
-    group = ch.random_groups(strata, min(groups, len(strata)), rng)[unit][document]
+    group = ch.random_groups(strata, min(groups, len(strata)), np.random.default_rng(seed))
     num_groups, e, count = int(group.max()) + 1, trace.num_experts, len(used)
     first = [trace.layer(layer)[rows, 0].astype(np.int64) for layer in used]
     found = np.full((3, count, count), math.nan)
-    for i in range(count):
-        for j in range(i + 1, count):
-            cell = (group * e + first[i]) * e + first[j]
-            parts = np.bincount(cell, minlength=num_groups * e * e).reshape(num_groups, e, e)
-            total = parts.sum(axis=0)
-            jack = ch.jackknife(ch.mutual_information(total), ch.mutual_information(total - parts))
-            found[:, i, j] = found[:, j, i] = _ends(jack, len(strata) >= ch.MIN_DOCUMENTS)
-    own = np.array([float(ch.entropy(np.bincount(column, minlength=e))) for column in first])
-    value, low, high = found
-    return LayerDependence(used, ch.bands(value, (low, high)), own)
+    for i, j in zip(*np.triu_indices(count, 1), strict=True):
+        cell = (group[unit[document]] * e + first[i]) * e + first[j]
+        parts = np.bincount(cell, minlength=num_groups * e * e).reshape(num_groups, e, e)
+        told, without = (
+            ch.mutual_information(x) for x in (parts.sum(axis=0), parts.sum(axis=0) - parts)
+        )
+        found[:, i, j] = found[:, j, i] = ch.jackknife(
+            told, without, len(strata) >= ch.MIN_DOCUMENTS
+        )
+    entropy = np.array([float(ch.entropy(np.bincount(column, minlength=e))) for column in first])
+    return LayerDependence(used, ch.bands(found[0], found[1:]), entropy)
+
+
+# --- figure ---------------------------------------------------------------------------------------
 
 
 def draw_information(
@@ -351,50 +291,38 @@ def draw_information(
     within: Sequence[Information] | None = None,
     what: str = "domain",
     name: str = "information",
-) -> Figure:
+) -> d.Figure:
     """I(token; e) left; right I(domain; e), what the domain adds to the token, `within` the topics of one source.
 
     `what` the results' labels are called: 'domain', 'subject'.
     """
-    from minimoe.study import drawing as d
-
     canvas, ((left, right),) = d.panels(1, 2, height=2.9)
     layers, limit = [one.layer for one in results], results[0].limit
-    d.line(left, layers, [x.token for x in results], d.BLUE, "o")
-    left.axhline(limit, color=d.LINE, linewidth=1, linestyle=":")
-    left.text(
-        layers[0], limit, "the most there can be", color=d.LINE, fontsize=d.SMALL, va="bottom"
-    )
+    d.line(left, layers, [x.token for x in results], style.BLUE, "o")
+    left.axhline(limit, color=style.LINE, linewidth=1, linestyle=":")
+    look: Any = {"color": style.LINE, "fontsize": style.SMALL, "va": "bottom"}
+    left.text(layers[0], limit, "the most there can be", **look)
     left.set_ylim(0, limit * 1.12)
-    d.put_title(left, "The token itself")
     nulls = [x.domain.null_high for x in results]
-    right.fill_between(layers, 0, nulls, color=d.CHANCE, linewidth=0)
-    beyond = [x.beyond for x in results]
-    right.fill_between(
-        layers, *np.array([x.beyond_range for x in results]).T, color=d.VERMILLION, alpha=0.15, linewidth=0
-    )  # fmt: skip
+    right.fill_between(layers, 0, nulls, color=style.CHANCE, linewidth=0)
+    ends = np.array([x.beyond_range for x in results]).T
+    right.fill_between(layers, *ends, color=style.VERMILLION, alpha=0.15, linewidth=0)
     lines: list[tuple[str, list[Bits], str, str]] = [
-        (what, [x.domain for x in results], d.BLUE, "o"),
-        (f"{what} beyond\nthe token", beyond, d.VERMILLION, "s"),
+        (what, [x.domain for x in results], style.BLUE, "o"),
+        (f"{what} beyond\nthe token", [x.beyond for x in results], style.VERMILLION, "s"),
     ]
     if within:
-        lines.append(("topic within one\nencyclopaedia", [x.domain for x in within], d.GREEN, "D"))
+        topics = [x.domain for x in within]
+        lines.append(("topic within one\nencyclopaedia", topics, style.GREEN, "D"))
     for _, values, colour, mark in lines:
         d.line(right, layers, values, colour, mark)
-    right.axhline(0, color=d.LINE, linewidth=0.8)
-    d.put_title(right, f"The {what} (grey: signs of works flipped)")
-    for ax in (left, right):
-        d.layer_axis(ax, layers)
-        ax.set_ylabel("bits an assignment")
+    right.axhline(0, color=style.LINE, linewidth=0.8)
+    d.by_layer(left, layers, "The token itself", "bits an assignment")
+    d.by_layer(right, layers, f"The {what} (grey: signs of works flipped)", "bits an assignment")
     d.label_ends(right, layers[-1], [(v[-1].value, text, colour) for text, v, colour, _ in lines])
-    said = "; ".join(
-        f"layer {x.layer} token {x.token.value:.2f}, {what} {x.domain.value:.3f}, {what} beyond the token "
-        f"{x.beyond.value:.3f} ({x.beyond_range[0]:.3f} to {x.beyond_range[1]:.3f})"
-        for x in results
-    )
-    topics = ", ".join(f"{x.domain.value:.3f}" for x in within or ())
+    said = [say.told("figures.information.each", x=x, what=what) for x in results]
+    inside = ", ".join(f"{x.domain.value:.3f}" for x in within or ())
     return d.figure(
-        name, canvas, "information", what=what, limit=f"{limit:.2f}", said=said, tokens=f"{results[0].tokens:,}",
-        works=f"{results[0].units:,}", chance=f"{max(nulls):.4f}",
-        inside=f" Topics within the encyclopaedia: {topics} bits." if within else "",
+        name, canvas, "information", said, what=what, one=results[0], chance=max(nulls),
+        inside=f" Topics within the encyclopaedia: {inside} bits." if within else "",
     )  # fmt: skip

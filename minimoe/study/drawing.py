@@ -1,4 +1,4 @@
-"""What all figures share: one palette, sizes for a page 700 pixels wide, and a figure that carries its own words."""
+"""What all figures share: a page 700 pixels wide, panels, lines and whiskers, and a figure with its own words."""
 
 from __future__ import annotations
 
@@ -6,48 +6,26 @@ import base64
 import html
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe.course.style import (
-    BLACK,
-    BLUE,
-    CHANCE,
-    GREEN,
-    LINE,
-    NORMAL,
-    PALE,
-    RC,
-    SERIES,
-    SMALL,
-    VERMILLION,
-)
+from minimoe.course import style
 from minimoe.errors import MinimoeError
 from minimoe.io import atomic_write
+from minimoe.study import claims as say
 from minimoe.study.chance import Band, Bands, Floats
-from minimoe.study.claims import claims
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Canvas
 
-__all__ = [
-    "BLACK",
-    "BLUE",
-    "CHANCE",
-    "GREEN",
-    "LINE",
-    "NORMAL",
-    "PALE",
-    "SERIES",
-    "SMALL",
-    "VERMILLION",
-]
+WIDTH, DPI = 7.0, 160
+"""Inches, and dots an inch. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
 
 
 def require_matplotlib() -> Any:
@@ -57,20 +35,12 @@ def require_matplotlib() -> Any:
         MinimoeError: it is not installed.
     """
     try:
-        matplotlib = importlib.import_module("matplotlib")
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise MinimoeError(
             f'the figures need matplotlib ({error}); install it with: pip install "minimoe[course]"'
         ) from error
-    return matplotlib
-
-
-WIDTH = 7.0
-
-"""Inches. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
-
-DPI = 160
+    return importlib.import_module("matplotlib")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +59,7 @@ class Figure:
     def png(self, dpi: int = DPI) -> bytes:
         """The drawing as PNG, the same bytes for the same numbers."""
         buffer = io.BytesIO()
-        with require_matplotlib().rc_context(RC):
+        with require_matplotlib().rc_context(style.RC):
             self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
         return buffer.getvalue()
 
@@ -105,37 +75,40 @@ class Figure:
     def to_html(self, dpi: int = DPI, png: bytes | None = None) -> str:
         """A <figure> that needs no other file; `png`: as it was rendered already."""
         data = base64.b64encode(self.png(dpi) if png is None else png).decode()
-        width, height = self.figure.get_size_inches()
-        return (
+        width, height = 100 * self.figure.get_size_inches()
+        text = (
             f'<figure id="{html.escape(self.name)}"><div class="sheet">'
             f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
-            f'width="{width * 100:.0f}" height="{height * 100:.0f}"></div>'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>".replace(
-                " %", "\u00a0%"
-            )
+            f'width="{width:.0f}" height="{height:.0f}"></div>'
+            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
         )
+        return text.replace(" %", "\u00a0%")
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return {"text/html": self.to_html(), "text/plain": f"{self.caption}\n{self.alt}"}
 
 
 def panels(
-    rows: int, columns: int, *, height: float, share_x: bool = False, share_y: bool = False
+    rows: int, columns: int, *, height: float, share_y: bool = False
 ) -> tuple[Canvas, list[list[Axes]]]:
     """A figure of the page's width with rows × columns axes; `height` in inches of one row."""
-    matplotlib = require_matplotlib()
-    with matplotlib.rc_context(RC):
-        canvas: Canvas = matplotlib.figure.Figure(
-            figsize=(WIDTH, height * rows), layout="constrained"
-        )
-        axes = canvas.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
+    matplotlib, size = require_matplotlib(), (WIDTH, height * rows)
+    with matplotlib.rc_context(style.RC):
+        canvas: Canvas = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        axes = canvas.subplots(rows, columns, sharey=share_y, squeeze=False)
     return canvas, axes.tolist()
 
 
-def figure(name: str, canvas: Canvas, words: str, **fill: object) -> Figure:
-    """A figure with the caption and the alternative text that claims.toml has under figures.`words`."""
-    entry = claims()["figures"][words]
-    return Figure(name, canvas, entry["caption"].format(**fill), entry["alt"].format(**fill))
+def figure(name: str, canvas: Canvas, words: str, said: Iterable[str], **fill: object) -> Figure:
+    """A figure with the caption and the alternative text of figures.`words` in claims.toml; `said` of its panels."""
+    fill["said"] = "; ".join(said)
+    caption, alt = (say.told(f"figures.{words}.{part}", **fill) for part in ("caption", "alt"))
+    return Figure(name, canvas, caption, alt)
+
+
+def heading(layer: int, num_layers: int | None) -> str:
+    """'Layer 3 of 6', above a panel."""
+    return say.of_layers(layer, num_layers).capitalize()
 
 
 def expert_panel(ax: Axes, share: Bands, *, title: str) -> None:
@@ -145,16 +118,15 @@ def expert_panel(ax: Axes, share: Bands, *, title: str) -> None:
     """
     value, low, high = share.value, share.null_low, share.null_high
     number = np.arange(1, len(value) + 1)
-    ax.bar(number, 100 * (high - low), bottom=100 * low, width=0.96, color=CHANCE, zorder=1)
-    colours = [BLUE if out else PALE for out in (value < low) | (value > high)]
+    ax.bar(number, 100 * (high - low), bottom=100 * low, width=0.96, color=style.CHANCE, zorder=1)
+    colours = [style.BLUE if out else style.PALE for out in (value < low) | (value > high)]
     ax.bar(number, 100 * value, width=0.62, zorder=2, alpha=0.9, color=colours)
     # the band must be seen through a tall bar as well
     for end in (low, high):
-        ax.hlines(100 * end, number - 0.48, number + 0.48, color=LINE, linewidth=0.8, zorder=3)
-    known = ~np.isnan(share.low)
-    if known.any():
-        ends = np.clip(np.stack([value - share.low, share.high - value])[:, known], 0, None)
-        whiskers(ax, number[known], 100 * value[known], 100 * ends)
+        ax.hlines(
+            100 * end, number - 0.48, number + 0.48, color=style.LINE, linewidth=0.8, zorder=3
+        )
+    whiskers(ax, number, share)
     put_title(ax, title)
     expert_axis(ax, len(value))
 
@@ -174,19 +146,21 @@ def expert_ticks(count: int) -> list[int]:
     return [1, *range(step, count + 1, step)]
 
 
-def whiskers(ax: Axes, x: Any, y: Floats, ends: Floats) -> None:
-    """Intervals at x [n] from y − ends[0] to y + ends[1], thinner where there are many."""
-    many = len(x) > 32
-    ax.errorbar(
-        x,
-        y,
-        ends,
-        fmt="none",
-        ecolor=BLACK,
-        elinewidth=0.7 if many else 1.1,
-        capsize=0 if many else 2,
-        zorder=4,
-    )
+def whiskers(ax: Axes, x: Any, bands: Bands) -> None:
+    """Intervals of shares at x [n] in per cent where there are any, thinner where there are many."""
+    known = ~np.isnan(bands.low)
+    if not known.any():
+        return
+    many = known.sum() > 32
+    look: Any = {"elinewidth": 0.7 if many else 1.1, "capsize": 0 if many else 2, "zorder": 4}
+    arms = 100 * _arms(bands.value, bands.low, bands.high)[:, known]
+    ax.errorbar(x[known], 100 * bands.value[known], arms, fmt="none", ecolor=style.BLACK, **look)
+
+
+def _arms(value: Floats, low: Floats, high: Floats) -> Floats:
+    """[2, n] how far the ends of intervals lie from their values."""
+    with np.errstate(invalid="ignore"):
+        return np.clip([value - low, high - value], 0, None)
 
 
 def literal(text: str) -> str:
@@ -196,7 +170,7 @@ def literal(text: str) -> str:
 
 def put_title(ax: Axes, text: str) -> None:
     """A small title at the left."""
-    ax.set_title(literal(text), fontsize=SMALL, loc="left")
+    ax.set_title(literal(text), fontsize=style.SMALL, loc="left")
 
 
 def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -204,27 +178,18 @@ def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> No
 
     The layout makes room for them.
     """
+    place: Any = ax.get_subplotspec()
     # of a row's height about this much is axes, the rest labels and title
-    height = 0.62 * ax.figure.bbox.height / ax.figure.dpi / _rows_of(ax)
-    line = 1.25 * SMALL / 72 / height  # of the axes' height
-    to_axes = ax.transData + ax.transAxes.inverted()
-    placed: list[tuple[float, float, str, str]] = []
-    bottom = -np.inf
+    height = 0.62 * ax.figure.bbox.height / ax.figure.dpi / place.get_gridspec().nrows
+    line = 1.25 * style.SMALL / 72 / height  # of the axes' height
+    to_axes, bottom = ax.transData + ax.transAxes.inverted(), -np.inf
+    look: Any = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
     for y, text, colour in sorted(ends):
         half = line * (text.count("\n") + 1) / 2
         at = max(float(to_axes.transform((x, y))[1]), bottom + half)
         bottom = at + half
-        placed.append((at, y, text, colour))
-    for at, _, text, colour in placed:
-        ax.annotate(
-            literal(text), (1.02, at), xycoords="axes fraction", color=colour, va="center", fontsize=SMALL,
-            linespacing=0.95, annotation_clip=False,
-        )  # fmt: skip
-
-
-def _rows_of(ax: Axes) -> int:
-    place = ax.get_subplotspec()
-    return 1 if place is None else place.get_gridspec().nrows
+        words: Any = {"color": colour, "fontsize": style.SMALL, "linespacing": 0.95}
+        ax.annotate(literal(text), (1.02, at), **look, **words)
 
 
 def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
@@ -240,33 +205,26 @@ def line(
 ) -> None:
     """One number a layer with its interval; an infinite one, of an expert that got nothing, is not drawn."""
     value, low, high = scale * np.array([(b.value, b.low, b.high) for b in bands]).T
-    with np.errstate(invalid="ignore"):
-        ends = np.nan_to_num(np.clip([value - low, high - value], 0, None), posinf=0.0)
-    style: Any = {
-        "marker": mark,
-        "ms": 4,
-        "linewidth": 1.5,
-        "elinewidth": 1,
-        "capsize": 2,
-        "zorder": 3,
-    }
-    ax.errorbar(x, value, ends, color=colour, **style)
+    arms = np.nan_to_num(_arms(value, low, high), posinf=0.0)
+    look: Any = {"marker": mark, "ms": 4, "linewidth": 1.5, "elinewidth": 1, "capsize": 2}
+    ax.errorbar(x, value, arms, color=colour, zorder=3, **look)
 
 
 def dots(ax: Axes, y: Any, bands: Bands, order: Any, marked: Any, *, scale: float = 1.0) -> None:
     """Rows of `order` as dots with whiskers, dark where `marked`."""
     value, low, high = (scale * end[order] for end in (bands.value, bands.low, bands.high))
     known = ~np.isnan(low) & np.isfinite(value)
-    ends = np.clip(np.stack([value - low, high - value])[:, known], 0, None)
-    style: Any = {"fmt": "none", "ecolor": LINE, "elinewidth": 1.1, "capsize": 2, "zorder": 3}
-    ax.errorbar(value[known], y[known], xerr=ends, **style)
-    colours = [BLUE if m else PALE for m in marked]
-    ax.scatter(value, y, s=26, c=colours, edgecolors=BLUE, linewidths=0.8, zorder=4)
+    look: Any = {"fmt": "none", "ecolor": style.LINE, "elinewidth": 1.1, "capsize": 2, "zorder": 3}
+    ax.errorbar(value[known], y[known], xerr=_arms(value, low, high)[:, known], **look)
+    colours = [style.BLUE if m else style.PALE for m in marked]
+    ax.scatter(value, y, s=26, c=colours, edgecolors=style.BLUE, linewidths=0.8, zorder=4)
     ax.tick_params(axis="y", length=0)
 
 
-def layer_axis(ax: Axes, layers: Sequence[int]) -> None:
-    """The x axis of lines over layers."""
+def by_layer(ax: Axes, layers: Sequence[int], title: str, y: str) -> None:
+    """Title and axes of lines over layers; `y` says what is measured, in which unit."""
+    put_title(ax, title)
+    ax.set_ylabel(y)
     ax.set_xlabel("layer")
     ax.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])
     ax.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
@@ -274,10 +232,11 @@ def layer_axis(ax: Axes, layers: Sequence[int]) -> None:
 
 def factor_ticks(axis: Axis, top: float, *, few: bool = False) -> None:
     """Ticks of a logarithmic axis from 1 to `top` at round factors."""
-    ladders = ((1, 1.2, 1.4, 1.6, 2, 3), (1, 1.5, 2, 3, 5, 10, 20), (1, 3, 10, 30, 100, 300))
-    if few:
-        ladders = ((1, 1.2, 1.5, 2, 3), (1, 2, 5, 10, 20), (1, 3, 10, 30, 100, 300))
-    ladder = ladders[0 if top < 4 else 1 if top < 40 else 2]
+    ladder = (1, 3, 10, 30, 100, 300)
+    if top < 40:
+        ladder = (1, 2, 5, 10, 20) if few else (1, 1.5, 2, 3, 5, 10, 20)
+    if top < 4:
+        ladder = (1, 1.2, 1.5, 2, 3) if few else (1, 1.2, 1.4, 1.6, 2, 3)
     ticks = [t for t in ladder if t <= top]
     axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()

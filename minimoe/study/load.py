@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minimoe.course import style
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
+from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Bands, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from minimoe.study.drawing import Figure
     from minimoe.study.measurements import Measurements
 
 _MOST_SETS = 5000
@@ -33,8 +34,7 @@ class Load(ch.Result):
             of independent evidence an expert that a token holds with probability q = K/E has a share of variance
             q(1 − q)/(K²n).
         ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest
-            ratio of any two experts, by a simultaneous band over all pairs, not the percentiles of the draws. Null:
-            equal loads, works scattered as observed.
+            ratio of any two experts (`interval_of_ratio`). Null: equal loads, works scattered as observed.
         max_violation: MaxVio = E·max − 1 (Wang et al. 2024): how far the busiest expert is above its fair share.
         design_effect: variance of the shares over what independent tokens would give, pooled over the experts.
     """
@@ -52,32 +52,28 @@ class Load(ch.Result):
 def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Load:
     """Load of `layer` over all of the trace."""
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
-    counts = ch.unit_counts(c)
+    counts, e = ch.unit_counts(c), c.num_experts
     total, size = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
-    share, e = ch.shares(total), c.num_experts
-    draws = ch.bootstrap(counts, c.strata, resamples, rng)
+    share, draws = ch.shares(total), ch.bootstrap(counts, c.strata, resamples, rng)
     drawn = ch.shares(draws)
-    low = high = np.full(e, math.nan)
-    ratio_ends = violation_ends = (math.nan, math.nan)
+    share_ends = ratio_ends = busy = ch.NOTHING
     if c.num_units >= ch.MIN_DOCUMENTS:
-        low, high = ch.percentile(drawn)
-        ratio_ends = ch.interval_of_ratio(total, draws)
-        busy = ch.interval_of_maximum(share, drawn)
-        violation_ends = max(e * busy[0] - 1, 0.0), e * busy[1] - 1
+        share_ends, ratio_ends = ch.percentile(drawn), ch.interval_of_ratio(total, draws)
+        low, high = ch.interval_of_maximum(share, drawn)
+        busy = max(e * low - 1, 0.0), e * high - 1
     # the works' own scatter about the pooled load, put on top of equal loads
     centred = counts - size * share + size / e
     scattered = ch.max_over_min(np.maximum(ch.bootstrap(centred, c.strata, resamples, rng), 0))
     effect, q = _design_effect(c, counts), c.k / e
     spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * len(c.token)) * max(effect, 0.0))
-    equal = np.full(e, 1 / e)
     return Load(
         layer=layer,
         tokens=len(c.token),
         documents=c.num_documents,
         units=c.num_units,
-        share=ch.bands(share, (low, high), (equal - spread, equal + spread)),
+        share=ch.bands(share, share_ends, (1 / e - spread, 1 / e + spread)),
         ratio=ch.against(float(ch.max_over_min(total)), scattered, ratio_ends),
-        max_violation=Band(float(e * share.max() - 1), *violation_ends),
+        max_violation=ch.band(e * share.max() - 1, busy),
         design_effect=effect,
     )
 
@@ -135,49 +131,35 @@ def draw_load(
     num_layers: int | None = None,
     text: str = "held-out text",
     name: str = "load",
-) -> Figure:
+) -> d.Figure:
     """Share of assignments of every expert, one panel a layer, over the band of equal loads (the article's Fig. 3)."""
-    from minimoe.study import drawing as d
-
     canvas, axes = d.panels(1, len(loads), height=2.6, share_y=True)
     said: list[str] = []
     for ax, one in zip(axes[0], loads, strict=True):
-        where, ratio = say.of_layers(one.layer, num_layers), say.factor(one.ratio)
-        d.expert_panel(ax, one.share, title=f"{where[0].upper()}{where[1:]}\nmax/min {ratio}")
-        share = one.share.value
-        most, least = int(share.argmax()), int(share.argmin())
-        said.append(
-            f"{where}: from {say.percent(share[least])} (expert {least + 1}) to {say.percent(share[most])} "
-            f"(expert {most + 1}), the busiest over the least busy {ratio}, by chance under equal loads up to "
-            f"{say.times(one.ratio.null_high)}"
-        )
+        where, share = d.heading(one.layer, num_layers), one.share.value
+        d.expert_panel(ax, one.share, title=f"{where}\nmax/min {say.factor(one.ratio)}")
+        busy, idle = int(share.argmax()), int(share.argmin())
+        ends = {"most": share[busy], "busy": busy + 1, "least": share[idle], "idle": idle + 1}
+        said.append(say.told("figures.load.each", where=where.lower(), one=one, **ends))
     d.name_axes(axes, "expert", "share of assignments, %")
-    some = loads[0]
-    few = "" if some.ratio.known else f" Only {some.units} works: no intervals."
-    return d.figure(
-        name, canvas, "load", text=text, tokens=f"{some.tokens:,}", documents=f"{some.documents:,}",
-        works=f"{some.units:,}", few=few, said="; ".join(said),
-    )  # fmt: skip
+    few = "" if loads[0].ratio.known else f" Only {loads[0].units} works: no intervals."
+    return d.figure(name, canvas, "load", said, text=text, one=loads[0], few=few)
 
 
 def draw_load_by_depth(
-    series: Mapping[str, Sequence[Load]], *, article: bool = True, name: str = "load-by-depth"
-) -> Figure:
+    series: Mapping[str, Sequence[Load]], *, name: str = "load-by-depth"
+) -> d.Figure:
     """Max/min and MaxVio of every layer, one line a kind of text, over the null of the first."""
-    from minimoe.study import drawing as d
-
     canvas, ((left, right),) = d.panels(1, 2, height=2.9)
     first = next(iter(series.values()))
-    layers = [one.layer for one in first]
-    nulls = [one.ratio.null_high for one in first]
-    left.fill_between(layers, 1.0, nulls, color=d.CHANCE, linewidth=0, zorder=1)
-    if article:
-        limit = say.limits("C12")
-        left.axhspan(limit["least"], limit["most"], color=d.VERMILLION, alpha=0.12, linewidth=0)
+    layers, nulls = [one.layer for one in first], [one.ratio.null_high for one in first]
+    left.fill_between(layers, 1.0, nulls, color=style.CHANCE, linewidth=0, zorder=1)
+    limit = say.limits("C12")
+    left.axhspan(limit["least"], limit["most"], color=style.VERMILLION, alpha=0.12, linewidth=0)
     said: list[str] = []
     ends: list[tuple[float, str, str]] = []
     for i, (text, loads) in enumerate(series.items()):
-        colour, mark = d.SERIES[(0, 2, 3, 4, 5, 1)[i % 6]], "osD^v<"[i % 6]
+        colour, mark = style.SERIES[(0, 2, 3, 4, 5, 1)[i % 6]], "osD^v<"[i % 6]
         at = np.array(layers) + 0.09 * (i - (len(series) - 1) / 2)
         d.line(left, at, [x.ratio for x in loads], colour, mark)
         d.line(right, at, [x.max_violation for x in loads], colour, mark, scale=100)
@@ -189,18 +171,12 @@ def draw_load_by_depth(
     left.set_yscale("log")
     every = [x.ratio for s in series.values() for x in s]
     d.factor_ticks(left.yaxis, max(x.high if x.known else x.value for x in every) * 1.3)
-    left.set_ylabel("busiest over least busy expert")
-    d.put_title(left, "max/min" + ("; tinted: the article's 1.4 to 1.6" if article else ""))
-    right.set_ylabel("busiest over its fair share, %")
-    d.put_title(right, "MaxVio = E·max − 1")
     right.set_ylim(0, None)
-    for ax in (left, right):
-        d.layer_axis(ax, layers)
+    title = "max/min; tinted: the article's 1.4 to 1.6"
+    d.by_layer(left, layers, title, "busiest over least busy expert")
+    d.by_layer(right, layers, "MaxVio = E·max − 1", "busiest over its fair share, %")
     d.label_ends(right, layers[-1], ends)
-    tinted = " The tinted strip is what the article reports." if article else ""
-    return d.figure(
-        name, canvas, "load-by-depth", tinted=tinted, said=". ".join(said), chance=say.times(max(nulls))
-    )  # fmt: skip
+    return d.figure(name, canvas, "load-by-depth", [". ".join(said)], chance=max(nulls))
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -216,61 +192,58 @@ def judge_material(m: Measurements) -> say.Finding:
                 continue
             i, text = one.names.index(key), one.names.index("text")
             moved = float(ch.total_variation(one.share.value[i], one.share.value[text]))
-            ratio = next(x.ratio for x in m.load[kind] if x.layer == one.layer)
             if key == "mmlu":
                 moves.append(100 * moved)
-            found = (
-                f"{one.tokens[i]:,} tokens of {one.documents[i]:,} questions, max/min {say.factor(ratio)}; "
-                f"{say.percent(moved)} of the assignments would have to move to give the load on other text"
-            )
-            parts.append(
-                say.Part(f"{kind}, {say.of_layers(one.layer, m.num_layers)}", found, say.MATERIAL)
-            )
+            ratio = next(x.ratio for x in m.load[kind] if x.layer == one.layer)
+            size = {"tokens": one.tokens[i], "documents": one.documents[i]}
+            found = say.told("C11.found", ratio=ratio, moved=moved, **size)
+            parts.append(say.Part(say.where(m, one, kind), found, say.MATERIAL))
     for one in m.subjects[-1:]:
+        wanted = ("abstract_algebra", "professional_law", "world_religions")
         each = [
-            f"{s.replace('_', ' ')} max/min {say.times(one.ratio[i].value)} (chance up to "
-            f"{say.times(one.ratio[i].null_high)})"
-            for s in ("abstract_algebra", "professional_law", "world_religions")
-            if s in one.names
-            for i in [one.names.index(s)]
+            say.told(
+                "C11.each", label=name.replace("_", " "), ratio=one.ratio[one.names.index(name)]
+            )
+            for name in wanted
+            if name in one.names
         ]
-        found = (
-            f"{len(one.names)} subjects of {int(one.units.min())} to {int(one.units.max())} questions, too few to tell "
-            f"one from the others; all together {say.p_value(one.together_p)} that they do not matter"
-            + (f"; the article's three: {say.listed(each)}" if each else "")
+        three = f"; the article's three: {say.listed(each)}" if each else ""
+        least, most = int(one.units.min()), int(one.units.max())
+        found = say.told("C11.subjects", one=one, count=len(one.names), least=least, most=most)
+        parts.append(say.Part(say.where(m, one, "the subjects"), found + three, say.MATERIAL))
+    short = "no real questions were read"
+    if moves:
+        short = (
+            f"{say.spread(moves, 0)} % of assignments differ between real questions and other text"
         )
-        where = f"the subjects, {say.of_layers(one.layer, m.num_layers)}"
-        parts.append(say.Part(where, found, say.MATERIAL))
-    short = (
-        f"{say.spread(moves, 0)} % of assignments differ between real questions and other text"
-        if moves
-        else "no real questions were read"
-    )
     return say.finding("C11", parts, short)
 
 
 def judge_balance(m: Measurements) -> say.Finding:
     """C12: balanced, yet the busiest expert can still get 40 to 60 % more?"""
     deciding = [kind for kind in m.load if kind != ch.GENERATED]
-    parts: list[say.Part] = []
-    for kind in m.load:
-        for one in say.at_layers(m, kind):
-            verdict = reading(one.ratio)
-            found = (
-                f"max/min {say.factor(one.ratio)}, equal loads up to {say.times(one.ratio.null_high)}; "
-                f"MaxVio {say.percent(one.max_violation.value, 0)}"
-            )
-            where = f"{kind}, {say.of_layers(one.layer, m.num_layers)}"
-            parts.append(
-                say.Part(where, found, verdict, kind in deciding, one.ratio, say.factor(one.ratio))
-            )
+    parts = [_part(m, "C12", x, reading(x.ratio), k) for k in m.load for x in say.at_layers(m, k)]
     spans = (f"{say.spread([x.ratio.value for x in say.at_layers(m, k)])} on {k}" for k in deciding)
     remarks = [
         f"On {k}: {say.together(p.verdict for p in parts if p.what.startswith(k))}." for k in m.load
     ]
-    entry = say.claims()["C12"]
-    material = entry["of_questions"] if m.of_questions else entry["of_text"]
+    material = say.claims()["C12"]["of_questions" if m.of_questions else "of_text"]
     return say.finding("C12", parts, "max/min " + "; ".join(spans), remarks, material=material)
+
+
+def judge_imbalance(m: Measurements) -> say.Finding:
+    """C16, its load; the time that it costs is measured in other lessons."""
+    shown = say.at_layers(m, m.text)
+    parts = [_part(m, "C16", one, is_large(one.ratio)) for one in shown]
+    most = say.spread([100 * x.max_violation.value for x in shown], 0)
+    return say.finding("C16", parts, f"the busiest expert gets {most} % more than its fair share")
+
+
+def _part(m: Measurements, claim: str, one: Load, verdict: say.Verdict, kind: str = "") -> say.Part:
+    under = 1 - len(one.share.value) * one.share.value.min()
+    found, said = say.told(f"{claim}.found", one=one, under=under), say.factor(one.ratio)
+    decides = kind != ch.GENERATED
+    return say.Part(say.where(m, one, kind), found, verdict, decides, one.ratio, said)
 
 
 def reading(ratio: Band) -> say.Verdict:
@@ -286,21 +259,3 @@ def is_large(ratio: Band) -> say.Verdict:
     """Whether an imbalance is as large as those the article reports, and more than equal loads give."""
     verdict = say.above(ratio, say.limits("C16")["least"])
     return say.UNKNOWN if verdict == say.AGREES and ratio.low <= ratio.null_high else verdict
-
-
-def judge_imbalance(m: Measurements) -> say.Finding:
-    """C16, its load; the time that it costs is measured in other lessons."""
-    parts: list[say.Part] = []
-    for one in say.at_layers(m, m.text):
-        bound, over = one.ratio.null_high, one.max_violation
-        found = (
-            f"max/min {say.factor(one.ratio)}, equal loads up to {say.times(bound)}; the busiest expert gets "
-            f"{say.share(over, 0)} more than its fair share, the least busy "
-            f"{say.percent(1 - len(one.share.value) * one.share.value.min(), 0)} less"
-        )
-        where = say.of_layers(one.layer, m.num_layers)
-        parts.append(
-            say.Part(where, found, is_large(one.ratio), True, one.ratio, say.factor(one.ratio))
-        )
-    most = say.spread([100 * x.max_violation.value for x in say.at_layers(m, m.text)], 0)
-    return say.finding("C16", parts, f"the busiest expert gets {most} % more than its fair share")

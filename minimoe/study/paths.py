@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from minimoe.course import style
 from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
+from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from minimoe.study.drawing import Figure
     from minimoe.study.measurements import Measurements
 
 CONTEXT = (1, 2, 3, 4, 8)
+KINDS = {"first": "first choices", "set": "sets of experts"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,59 +72,42 @@ def paths(
     Raises:
         TraceError: an unknown kind, or no token with an expert in every layer.
     """
-    if kind not in ("first", "set"):
+    if kind not in KINDS:
         raise TraceError(f"paths are of kind 'first' or 'set', not {kind!r}")
-    used = trace.layers if layers is None else tuple(layers)
-    columns = [trace.layer(layer) for layer in used]
-    rows = trace.token >= 0
-    for column in columns:
-        rows &= column[:, 0] >= 0
-    if not used or not rows.any():
-        raise TraceError("no token has an expert in every layer; there is no path")
+    used, rows = ch.through(trace, layers)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(trace.documents))[trace.document]
     order = np.lexsort((trace.position, shuffled))
     order = order[rows[order]]
-    document = trace.document[order].astype(np.int64)
-    steps = [_steps(column[order].astype(np.int64), kind) for column in columns]
-    path = ch.join(steps)
-    n, distinct = len(path), int(path.max()) + 1
-
-    e, k = trace.num_experts, trace.experts_per_token
-    independent = np.array(
-        [
-            len(ch.sorted_distinct(ch.mix([rng.permutation(step) for step in steps])))
-            for _ in range(permutations)
-        ]
+    token, document, position = (
+        x[order].astype(np.int64) for x in (trace.token, trace.document, trace.position)
     )
+    chosen = [trace.layer(layer)[order].astype(np.int64) for layer in used]
+    steps = [x[:, 0] if kind == "first" else ch.set_codes(x)[0] for x in chosen]
+    path = ch.join(steps)
+    n, distinct, e, k = len(path), int(path.max()) + 1, trace.num_experts, trace.experts_per_token
+
+    mixed = (ch.mix([rng.permutation(step) for step in steps]) for _ in range(permutations))
+    independent = np.array([len(ch.sorted_distinct(codes)) for codes in mixed])
+    least, most = map(float, ch.percentile(independent))
     # of as few paths: fewer is the finding
     few = (1.0 + float((independent <= distinct).sum())) / (1.0 + permutations)
-    earliest = np.full(distinct, n)
-    earliest[path[::-1]] = np.arange(n)[::-1]  # the last write is the earliest token
     first = np.zeros(n, dtype=bool)
-    first[earliest] = True
+    first[np.unique(path, return_index=True)[1]] = True
     number, source = ch.compact(document)
     unit, strata = ch.works(trace, source)
-    again, read = (
-        np.bincount(unit[number], weights=weights, minlength=len(strata))
-        for weights in (~first, np.ones(n))
-    )
+    again, read = (np.bincount(unit[number], x, len(strata)) for x in (~first, np.ones(n)))
+    repeated = ch.bootstrap_rate(again, read, strata, resamples, np.random.default_rng(seed))
     at = np.unique(np.geomspace(1, n, 60).round().astype(np.int64))
     pairs, all_pairs = _num_pairs(path) or math.nan, n * (n - 1) // 2 or math.nan
-    contexts = _contexts(
-        trace.token[order].astype(np.int64), document, trace.position[order].astype(np.int64)
-    )
-    repeated = ch.bootstrap_rate(again, read, strata, resamples, seed)
-    least, most = map(float, ch.percentile(independent))
+    contexts = _contexts(token + 1, document, position)
     return Paths(
         kind=kind,
         layers=used,
         tokens=n,
         distinct=ch.band(distinct, null=(least, most), p=few),
         possible_log10=len(used) * math.log10(e if kind == "first" else math.comb(e, k)),
-        repeated=Band(
-            repeated.value, repeated.low, repeated.high, 1 - most / n, 1 - least / n, few
-        ),
+        repeated=replace(repeated, null_low=1 - most / n, null_high=1 - least / n, p=few),
         curve_tokens=at,
         curve_distinct=np.cumsum(first)[at - 1],
         same_document=_num_pairs(ch.join([path, document])) / pairs,
@@ -132,32 +117,21 @@ def paths(
     )
 
 
-def _steps(expert: Ints, kind: str) -> Ints:
-    return expert[:, 0] if kind == "first" else ch.set_codes(expert)[0]
-
-
 def _num_pairs(code: Ints) -> int:
     """Unordered pairs of equal codes."""
     size = np.bincount(code)
     return int((size * (size - 1) // 2).sum())
 
 
-def _contexts(token: Ints, document: Ints, position: Ints) -> list[Ints]:
+def _contexts(own: Ints, document: Ints, position: Ints) -> list[Ints]:
     """For each length in CONTEXT, [n] numbers equal where the last so many tokens are; a token near the start of its
     document, with fewer before it, equals only those with as many."""
-    codes: list[Ints] = []
-    own = token + 1
-    code = ch.join([own])
-    length = 1
-    for wanted in CONTEXT:
-        while length < wanted:
-            before = np.zeros_like(own)
-            follows = (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
-            before[1:] = np.where(follows, code[:-1] + 1, 0)
-            code = ch.join([before, own])
-            length += 1
-        codes.append(code)
-    return codes
+    follows = (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
+    codes = [ch.join([own])]
+    while len(codes) < max(CONTEXT):
+        before = np.append(0, np.where(follows, codes[-1][:-1] + 1, 0))
+        codes.append(ch.join([before, own]))
+    return [codes[length - 1] for length in CONTEXT]
 
 
 # --- neighbours -----------------------------------------------------------------------------------
@@ -209,23 +183,42 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
         raise TraceError(f"no two tokens of layer {layer} follow each other in a document")
     first, e, k = expert[:, 0] + 1, c.num_experts, c.k
     sets, members = ch.set_codes(expert)
-    masks, met = _masks(expert), _Order(c, document, joined)
-    p = np.bincount(first, minlength=e + 1) / len(first)
-    member = ch.membership(members, e)
-    meets = (member @ member.T > 0).astype(np.float64) if len(members) <= _MOST_SETS else None
-    moments = met.shuffled(masks, seed) if meets is None else met.moments(sets, meets)
-    disjoint = math.comb(e - k, k) / math.comb(e, k)
+    masks = _masks(expert)
+    unit = c.unit[document[1:]]
+    pairs = np.bincount(unit[joined], minlength=c.num_units)
+
+    def repetition(
+        hits: npt.NDArray[np.bool_], moments: tuple[float, float], equal: float, loads: float
+    ) -> Repetition:
+        """Rate of the joined pairs that hit, against the mean and the variance of their null."""
+        found, rng = (
+            np.bincount(unit[joined & hits], minlength=c.num_units),
+            np.random.default_rng(seed),
+        )
+        rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, rng)
+        mean, sd = moments[0], math.sqrt(max(moments[1], 0.0))
+        half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
+        p = NormalDist().cdf(-over / sd) if sd > 0 else (0.0 if over > 1e-12 else 1.0)
+        rate = replace(rate, null_low=mean - half, null_high=mean + half, p=p)
+        return Repetition(rate, mean, equal, loads)
+
+    p, same = np.bincount(first, minlength=e + 1) / len(first), np.eye(e + 1)
+    if len(members) <= _MOST_SETS:
+        member, of_sets = ch.membership(members, e), np.bincount(sets) / len(sets)
+        meets = (member @ member.T > 0).astype(np.float64)
+        moments, any_two = _moments(document, joined, sets, meets), float(of_sets @ meets @ of_sets)
+    else:
+        moments = _shuffled(document, joined, masks, seed)
+        one, other = np.random.default_rng(seed).integers(0, len(masks), size=(2, _SAMPLED_PAIRS))
+        any_two = float(_overlap(masks[one], masks[other]).mean())
+    equal, seen = 1 - math.comb(e - k, k) / math.comb(e, k), _overlap(masks[1:], masks[:-1])
+    alike, null = first[1:] == first[:-1], _moments(document, joined, first, same)
     return Repeats(
         layer=layer,
         pairs=int(joined.sum()),
-        first=met.repetition(
-            first[1:] == first[:-1], met.moments(first, np.eye(e + 1)), 1 / e, float(p @ p), resamples, seed
-        ),
-        overlap=met.repetition(
-            _overlap(masks[1:], masks[:-1]), moments, 1 - disjoint, _overlap_chance(sets, meets, masks, seed),
-            resamples, seed,
-        ),
-    )  # fmt: skip
+        first=repetition(alike, null, 1 / e, float(p @ p)),
+        overlap=repetition(seen, moments, equal, any_two),
+    )
 
 
 def _masks(expert: Ints) -> Ints:
@@ -242,88 +235,55 @@ def _overlap(a: Ints, b: Ints) -> npt.NDArray[np.bool_]:
     return ((a & b) != 0).any(axis=1)
 
 
-def _overlap_chance(sets: Ints, meets: Floats | None, masks: Ints, seed: int) -> float:
-    if meets is not None:
-        p = np.bincount(sets) / len(sets)
-        return float(p @ meets @ p)
-    rng = np.random.default_rng(seed)
-    one, other = rng.integers(0, len(sets), size=(2, _SAMPLED_PAIRS))
-    return float(_overlap(masks[one], masks[other]).mean())
+def _moments(
+    document: Ints, joined: npt.NDArray[np.bool_], kind: Ints, match: Floats
+) -> tuple[float, float]:
+    """Exact mean and variance of the rate when tokens of matching kinds are permuted within documents.
 
-
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """Tokens in the order of the text, [n − 1] whether each is joined to the next, and moments under permutation."""
-
-    choices: ch.Choices
-    document: Ints
-    joined: npt.NDArray[np.bool_]
-
-    def repetition(
-        self,
-        hits: npt.NDArray[np.bool_],
-        moments: tuple[float, float],
-        chance_equal: float,
-        chance_loads: float,
-        resamples: int,
-        seed: int,
-    ) -> Repetition:
-        """Rate of the joined pairs that hit, against the mean and the variance of their null."""
-        c = self.choices
-        unit = c.unit[self.document[1:]]
-        found, pairs = (
-            np.bincount(unit[rows], minlength=c.num_units)
-            for rows in (self.joined & hits, self.joined)
+    With m joined pairs in a document, s pairs of those that share a token, and A the 0/1 matrix of which of its n
+    tokens match: a matching pair has probability a, two that share a token b, two apart c, all by counting ordered
+    choices without repetition (Mantel 1967). Then E = m·a and E[X²] = m·a + 2s·b + (m(m−1) − 2s)·c. Documents add.
+    """
+    n = np.bincount(document).astype(np.float64)
+    g, u, where = len(n), len(match), document[1:]
+    m = np.bincount(where[joined], minlength=g).astype(np.float64)
+    s = np.bincount(where[1:][joined[1:] & joined[:-1]], minlength=g).astype(np.float64)
+    matching, touching = (
+        np.empty(g),
+        np.empty(g),
+    )  # Σᵢ rᵢ and Σᵢ rᵢ(rᵢ − 1), r = tokens that match token i
+    for start in range(0, g, 1024):
+        rows = slice(*np.searchsorted(document, [start, start + 1024]))
+        some = slice(start, min(start + 1024, g))
+        cell = (document[rows] - start) * u + kind[rows]
+        counts = (
+            np.bincount(cell, minlength=(some.stop - start) * u).reshape(-1, u).astype(np.float64)
         )
-        rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, seed)
-        mean, sd = moments[0], math.sqrt(max(moments[1], 0.0))
-        half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
-        p = NormalDist().cdf(-over / sd) if sd > 0 else (0.0 if over > 1e-12 else 1.0)
-        band = Band(rate.value, rate.low, rate.high, mean - half, mean + half, p)
-        return Repetition(band, mean, chance_equal, chance_loads)
+        r = counts @ match - match.diagonal()
+        matching[some], touching[some] = (
+            (counts * r).sum(axis=1),
+            (counts * r * (r - 1)).sum(axis=1),
+        )
 
-    def moments(self, kind: Ints, match: Floats) -> tuple[float, float]:
-        """Exact mean and variance of the rate when tokens are permuted within documents.
+    def over(top: Floats, ways: Floats) -> Floats:
+        return np.divide(top, ways, out=np.zeros_like(top), where=ways > 0)
 
-        With m joined pairs in a document, s pairs of those that share a token, and A the 0/1 matrix of which of its n
-        tokens match: a matching pair has probability a, two that share a token b, two apart c, all by counting ordered
-        choices without repetition (Mantel 1967). Then E = m·a and E[X²] = m·a + 2s·b + (m(m−1) − 2s)·c. Documents add.
-        """
-        g, u = self.choices.num_documents, len(match)
-        where = self.document[1:]
-        m = np.bincount(where[self.joined], minlength=g).astype(np.float64)
-        both = self.joined[1:] & self.joined[:-1]
-        s = np.bincount(where[1:][both], minlength=g).astype(np.float64)
-        n = np.bincount(self.document, minlength=g).astype(np.float64)
-        # Σᵢ rᵢ and Σᵢ rᵢ(rᵢ − 1), r = tokens that match token i
-        matching, touching = np.empty(g), np.empty(g)
-        for start in range(0, g, 1024):
-            rows = slice(*np.searchsorted(self.document, [start, start + 1024]))
-            size = min(1024, g - start)
-            cell = (self.document[rows] - start) * u + kind[rows]
-            counts = np.bincount(cell, minlength=size * u).reshape(size, u).astype(np.float64)
-            r = counts @ match - match.diagonal()
-            matching[start : start + size] = (counts * r).sum(axis=1)
-            touching[start : start + size] = (counts * r * (r - 1)).sum(axis=1)
+    a = over(matching, n * (n - 1))
+    b = over(touching, n * (n - 1) * (n - 2))
+    c = over(matching**2 - 4 * touching - 2 * matching, n * (n - 1) * (n - 2) * (n - 3))
+    mean = m * a
+    variance = mean + 2 * s * b + (m * (m - 1) - 2 * s) * c - mean**2
+    return float(mean.sum() / m.sum()), float(variance.sum() / m.sum() ** 2)
 
-        def over(top: Floats, ways: Floats) -> Floats:
-            return np.divide(top, ways, out=np.zeros_like(top), where=ways > 0)
 
-        a = over(matching, n * (n - 1))
-        b = over(touching, n * (n - 1) * (n - 2))
-        c = over(matching**2 - 4 * touching - 2 * matching, n * (n - 1) * (n - 2) * (n - 3))
-        mean = m * a
-        variance = mean + 2 * s * b + (m * (m - 1) - 2 * s) * c - mean**2
-        return float(mean.sum() / m.sum()), float(variance.sum() / m.sum() ** 2)
-
-    def shuffled(self, masks: Ints, seed: int) -> tuple[float, float]:
-        """Mean and variance of the overlap rate from shuffles, where there are too many sets to count exactly."""
-        rng = np.random.default_rng(seed)
-        rates: list[float] = []
-        for _ in range(_SHUFFLES):
-            mixed = masks[np.argsort(self.document + rng.random(len(masks)))]
-            rates.append(float(_overlap(mixed[1:], mixed[:-1])[self.joined].mean()))
-        return float(np.mean(rates)), float(np.var(rates, ddof=1))
+def _shuffled(
+    document: Ints, joined: npt.NDArray[np.bool_], masks: Ints, seed: int
+) -> tuple[float, float]:
+    """Mean and variance of the overlap rate from shuffles, where there are too many sets to count exactly."""
+    rng = np.random.default_rng(seed)
+    mixed = (masks[np.argsort(document + rng.random(len(masks)))] for _ in range(_SHUFFLES))
+    rates = [float(_overlap(x[1:], x[:-1])[joined].mean()) for x in mixed]
+    return float(np.mean(rates)), float(np.var(rates, ddof=1))
 
 
 # --- experts chosen together ----------------------------------------------------------------------
@@ -366,10 +326,13 @@ def coactivation(
 ) -> CoActivation:
     """Co-activation in `layer`.
 
+    A trade pairs two tokens of a document and swaps a choice of one for a choice of the other where neither holds the
+    other's already: the usual chain over tables with both margins fixed. Every draw trades all pairs once more.
+
     Raises:
         TraceError: a token has one choice only, or fewer.
     """
-    c = ch.choices(trace, layer)
+    c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     e, k = c.num_experts, c.k
     if k < 2 or not (c.expert >= 0).sum(axis=1).max() > 1:
         raise TraceError(
@@ -377,20 +340,25 @@ def coactivation(
         )
     total = _pairs(c.expert, e)
     joint = pair_probabilities(total.diagonal() / len(c.token), k)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        chance = np.where(np.eye(e, dtype=bool), np.nan, joint / joint.diagonal()[:, None])
-    some, draws, null_tokens = _traded(
-        c, permutations, max_null_tokens, np.random.default_rng(seed)
-    )
-    best = np.unravel_index(np.nanargmax(some), some.shape)
+    # whole documents, and one at least, however long
+    size, order = np.bincount(c.document), rng.permutation(c.num_documents)
+    fit = int(np.searchsorted(np.cumsum(size[order]), max_null_tokens, side="right"))
+    rows = np.isin(c.document, order[: max(1, fit)])
+    document, expert = c.document[rows], c.expert[rows].copy()
+    some, draws = _conditional(_pairs(expert, e)), np.empty(permutations)
+    for r in range(-_BURN_IN, permutations):
+        _trade(document, expert, rng)
+        if r >= 0:
+            draws[r] = np.nanmax(_conditional(_pairs(expert, e)))
+    i, j = divmod(int(np.nanargmax(some)), e)
     return CoActivation(
         layer=layer,
         conditional=_conditional(total),
-        chance=chance,
+        chance=_conditional(joint),
         chance_equal=(k - 1) / (e - 1),
-        maximum=ch.against(float(some[best]), draws),
-        maximum_pair=(int(best[0]), int(best[1])),
-        null_tokens=null_tokens,
+        maximum=ch.against(float(some[i, j]), draws),
+        maximum_pair=(i, j),
+        null_tokens=len(document),
     )
 
 
@@ -448,29 +416,6 @@ def _conditional(pairs: npt.NDArray[np.int64] | Floats) -> Floats:
     return np.where(np.eye(pairs.shape[-1], dtype=bool), np.nan, ratio)
 
 
-def _traded(
-    c: ch.Choices, permutations: int, max_tokens: int, rng: np.random.Generator
-) -> tuple[Floats, Floats, int]:
-    """[E, E] conditionals of some whole documents, [permutations] the largest after trades, and the tokens in them.
-
-    A trade pairs two tokens of a document and swaps a choice of one for a choice of the other where neither holds the
-    other's already: the usual chain over tables with both margins fixed. Every draw trades all pairs once more.
-    """
-    size = np.bincount(c.document, minlength=c.num_documents)
-    order = rng.permutation(c.num_documents)
-    # whole documents, and one at least, however long
-    taken = order[: max(1, int(np.searchsorted(np.cumsum(size[order]), max_tokens, side="right")))]
-    rows = np.isin(c.document, taken)
-    document, expert = c.document[rows], c.expert[rows].copy()
-    observed = _conditional(_pairs(expert, c.num_experts))
-    draws = np.empty(permutations)
-    for r in range(_BURN_IN + permutations):
-        _trade(document, expert, rng)
-        if r >= _BURN_IN:
-            draws[r - _BURN_IN] = np.nanmax(_conditional(_pairs(expert, c.num_experts)))
-    return observed, draws, len(document)
-
-
 def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
     mixed = np.argsort(document + rng.random(len(document)))
     one, other = mixed[0:-1:2], mixed[1::2]
@@ -487,139 +432,103 @@ def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def draw_repeats(results: Sequence[Repeats], *, name: str = "repeats") -> Figure:
+def draw_repeats(results: Sequence[Repeats], *, name: str = "repeats") -> d.Figure:
     """How often neighbours share their first choice, or any expert, by layer, with chance."""
-    from minimoe.study import drawing as d
-
     canvas, (axes,) = d.panels(1, 2, height=2.8)
-    layers = [one.layer for one in results]
-    said: list[str] = []
-    equal: list[str] = []
-    both = (
-        ("The same first choice", [one.first for one in results]),
-        ("Any expert in common", [one.overlap for one in results]),
-    )
-    for ax, (title, series) in zip(axes, both, strict=True):
-        d.line(ax, layers, [s.rate for s in series], d.BLUE, "o", scale=100)
-        band = np.array([(s.rate.null_low, s.rate.null_high) for s in series]).T
-        ax.fill_between(layers, *(100 * band), color=d.LINE, alpha=0.5, linewidth=0)
-        ax.plot(layers, [100 * s.shuffled for s in series], color=d.LINE, linewidth=1.2)
+    layers, said = [one.layer for one in results], list[str]()
+    both = {
+        "The same first choice": [one.first for one in results],
+        "Any expert in common": [one.overlap for one in results],
+    }
+    for ax, (title, series) in zip(axes, both.items(), strict=True):
+        d.line(ax, layers, [s.rate for s in series], style.BLUE, "o", scale=100)
+        band = 100 * np.array([(s.rate.null_low, s.rate.null_high) for s in series]).T
+        ax.fill_between(layers, *band, color=style.LINE, alpha=0.5, linewidth=0)
+        ax.plot(layers, [100 * s.shuffled for s in series], color=style.LINE, linewidth=1.2)
         any_two = [100 * s.chance_loads for s in series]
-        ax.plot(layers, any_two, color=d.VERMILLION, linewidth=1.2, linestyle="--")
-        d.put_title(ax, title)
-        ax.set_ylabel("pairs of neighbours, %")
-        d.layer_axis(ax, layers)
+        ax.plot(layers, any_two, color=style.VERMILLION, linewidth=1.2, linestyle="--")
+        d.by_layer(ax, layers, title, "pairs of neighbours, %")
         ax.set_ylim(0, None)
         ends = [
-            (100 * series[-1].rate.value, "neighbours", d.BLUE),
-            (100 * series[-1].shuffled, "same document,\nshuffled", d.LINE),
-            (any_two[-1], "any two\ntokens", d.VERMILLION),
+            (100 * series[-1].rate.value, "neighbours", style.BLUE),
+            (100 * series[-1].shuffled, "same document,\nshuffled", style.LINE),
+            (any_two[-1], "any two\ntokens", style.VERMILLION),
         ]
         d.label_ends(ax, layers[-1], ends)
-        equal.append(say.percent(series[0].chance_equal))
         each = ", ".join(
-            f"layer {one.layer} {say.percent(s.rate.value)} (shuffled {say.percent(s.shuffled)}, chance "
-            f"{say.percent(s.chance_loads)})"
-            for one, s in zip(results, series, strict=True)
+            say.told("figures.repeats.each", layer=layer, s=s)
+            for layer, s in zip(layers, series, strict=True)
         )
         said.append(f"{title.lower()}: {each}")
-    return d.figure(
-        name, canvas, "repeats", pairs=f"{results[0].pairs:,}", equal=say.listed(equal), said="; ".join(said)
-    )  # fmt: skip
+    equal = [say.percent(series[0].chance_equal) for series in both.values()]
+    return d.figure(name, canvas, "repeats", said, pairs=results[0].pairs, equal=equal)
 
 
 def draw_coactivation(
     results: Sequence[CoActivation], *, num_layers: int | None = None, name: str = "coactivation"
-) -> Figure:
+) -> d.Figure:
     """P(j chosen | i chosen) for all pairs, coloured by its ratio to what the loads alone would give."""
-    from minimoe.study import drawing as d
-
     canvas, (axes,) = d.panels(1, len(results), height=2.9)
-    image = None
+    image: Any = None
     said: list[str] = []
     for ax, one in zip(axes, results, strict=True):
-        e = len(one.conditional)
+        e, (i, j) = len(one.conditional), one.maximum_pair
         with np.errstate(divide="ignore", invalid="ignore"):
             change = np.clip(np.log2(one.conditional / one.chance), -2, 2)
         image = ax.imshow(change, cmap="PuOr_r", vmin=-2, vmax=2)
-        if e <= 10:
-            for i, j in zip(*np.nonzero(~np.isnan(one.conditional)), strict=True):
-                colour = "white" if abs(change[i, j]) > 1.2 else d.BLACK
-                text = f"{100 * one.conditional[i, j]:.0f}"
-                ax.text(j, i, text, ha="center", va="center", fontsize=d.SMALL, color=colour)
+        for row, column in np.argwhere(~np.isnan(one.conditional)) if e <= 10 else ():
+            look: Any = {"ha": "center", "va": "center", "fontsize": style.SMALL}
+            look["color"] = "white" if abs(change[row, column]) > 1.2 else style.BLACK
+            ax.text(column, row, f"{100 * one.conditional[row, column]:.0f}", **look)
         ticks = d.expert_ticks(e)
-        ax.set_xticks([t - 1 for t in ticks], [str(t) for t in ticks])
-        ax.set_yticks([t - 1 for t in ticks], [str(t) for t in ticks])
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_ticks([t - 1 for t in ticks], [str(t) for t in ticks])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        layer = say.of_layers(one.layer, num_layers)
-        i, j = one.maximum_pair
-        d.put_title(ax, f"{layer[0].upper()}{layer[1:]}\nmost {say.percent(one.maximum.value, 0)}")
-        ax.set_xlabel("the other expert")
-        said.append(
-            f"{layer}: the strongest pair is expert {i + 1} with {j + 1}, {say.percent(one.maximum.value)} of the "
-            f"former's tokens, where the loads alone would give at most {say.percent(one.maximum.null_high)} "
-            f"({say.p_value(one.maximum.p)}, both of the same {one.null_tokens:,} tokens)"
-        )
-    axes[0].set_ylabel("expert")
-    if image is not None:
-        bar = canvas.colorbar(image, ax=list(axes), shrink=0.7, ticks=[-2, -1, 0, 1, 2])
-        bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"], fontsize=d.SMALL)
-        bar.set_label("ratio to chance", fontsize=d.SMALL)
-        bar.outline.set_visible(False)
-    equal = say.percent(results[0].chance_equal)
-    return d.figure(name, canvas, "coactivation", equal=equal, said="; ".join(said))
+        where = d.heading(one.layer, num_layers)
+        d.put_title(ax, f"{where}\nmost {say.percent(one.maximum.value, 0)}")
+        pair = {"i": i + 1, "j": j + 1}
+        said.append(say.told("figures.coactivation.each", where=where.lower(), one=one, **pair))
+    d.name_axes([axes], "the other expert", "expert")
+    bar = canvas.colorbar(image, ax=list(axes), shrink=0.7, ticks=[-2, -1, 0, 1, 2])
+    bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"], fontsize=style.SMALL)
+    bar.set_label("ratio to chance", fontsize=style.SMALL)
+    bar.outline.set_visible(False)
+    return d.figure(name, canvas, "coactivation", said, equal=results[0].chance_equal)
 
 
-_KINDS = {"first": "first choices", "set": "sets of experts"}
-
-
-def draw_paths(results: Sequence[Paths], *, name: str = "paths") -> Figure:
+def draw_paths(results: Sequence[Paths], *, name: str = "paths") -> d.Figure:
     """Left how the number of distinct paths grows; right how much context two tokens on one path have in common."""
-    from minimoe.study import drawing as d
-
     canvas, ((left, right),) = d.panels(1, 2, height=3.0)
     said: list[str] = []
     ends: list[tuple[float, str, str]] = []
-    for one, colour, mark in zip(results, (d.BLUE, d.VERMILLION), "os", strict=False):
+    for one, colour, mark in zip(results, (style.BLUE, style.VERMILLION), "os", strict=False):
         # below a hundred tokens nearly every path is new
         far = one.curve_tokens >= min(100, one.curve_tokens[-1])
-        style: Any = {"color": colour, "marker": mark, "linewidth": 1.5}
-        left.plot(one.curve_tokens[far], one.curve_distinct[far], ms=3.5, **style)
+        look: Any = {"color": colour, "marker": mark, "linewidth": 1.5}
+        left.plot(one.curve_tokens[far], one.curve_distinct[far], ms=3.5, **look)
         independent = (one.distinct.null_low + one.distinct.null_high) / 2
-        left.plot(
-            one.tokens, independent, marker=mark, ms=6, mfc="white", mec=colour, mew=1.4, linestyle=""
-        )  # fmt: skip
-        kind = _KINDS[one.kind]
+        hollow: Any = {"ms": 6, "mfc": "white", "mec": colour, "mew": 1.4, "linestyle": ""}
+        left.plot(one.tokens, independent, marker=mark, **hollow)
+        kind = KINDS[one.kind]
         ends.append((float(one.curve_distinct[-1]), kind.replace(" ", "\n", 1), colour))
-        right.plot(one.context, 100 * one.same_context, ms=4, **style)
+        right.plot(one.context, 100 * one.same_context, ms=4, **look)
         chance = 100 * one.same_context_chance
-        right.plot(one.context, chance, color=d.LINE, marker=mark, ms=3, linewidth=1)
-        said.append(
-            f"{kind}: {one.distinct.value:,.0f} distinct paths among {one.tokens:,} tokens, of "
-            f"10^{one.possible_log10:.1f} possible; {say.share(one.repeated)} of the tokens take a path that an "
-            f"earlier one took, {say.percent(one.repeated.null_high)} if the layers were independent; two tokens on "
-            f"one path are the same token in {say.percent(one.same_context[0], 0)} of pairs, against "
-            f"{say.percent(one.same_context_chance[0])} of all pairs"
-        )
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel("tokens read")
-    left.set_ylabel("distinct paths")
+        right.plot(one.context, chance, color=style.LINE, marker=mark, ms=3, linewidth=1)
+        said.append(say.told("figures.paths.each", kind=kind.capitalize(), one=one))
+    left.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="distinct paths")
     d.put_title(left, "Growth (open: independent layers)")
     start, top = left.get_xlim()[0], results[0].tokens
-    left.plot([start, top], [start, top], color=d.LINE, linewidth=1, linestyle=":", zorder=0)
+    left.plot([start, top], [start, top], color=style.LINE, linewidth=1, linestyle=":", zorder=0)
     left.set_xlim(start, top * 2)
     d.label_ends(left, top, ends)
     right.set_xscale("log", base=2)
     right.set_xticks(results[0].context, [str(t) for t in results[0].context])
     right.minorticks_off()
     right.set_ylim(0, 102)
-    right.set_xlabel("last tokens compared")
-    right.set_ylabel("pairs on one path that agree, %")
+    right.set(xlabel="last tokens compared", ylabel="pairs on one path that agree, %")
     d.put_title(right, "Same path, same words? (grey: all pairs)")
-    sentences = ". ".join(f"{s[0].upper()}{s[1:]}" for s in said)
-    return d.figure(name, canvas, "paths", layers=len(results[0].layers), said=sentences)
+    return d.figure(name, canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -629,28 +538,14 @@ def judge_paths(m: Measurements) -> say.Finding:
     """C10: does a path rarely see two tokens?"""
     rarely, parts = say.limits("C10")["rarely"], list[say.Part]()
     for one, decides in zip(m.paths[::-1], (True, False), strict=False):
-        chance = one.repeated.null_high
-        verdict = say.UNKNOWN if chance >= rarely else say.inside(one.repeated, 0.0, rarely)
-        curve = [
-            f"{say.percent(1 - d / n, 0)} at {n:,}"
-            for n, d in zip(one.curve_tokens, one.curve_distinct, strict=True)
-            if n
-            in one.curve_tokens[
-                np.searchsorted(one.curve_tokens, [one.tokens // 256, one.tokens // 16])
-            ]
-        ]
-        found = (
-            f"{one.distinct.value:,.0f} distinct paths among {one.tokens:,} tokens, of 10^{one.possible_log10:.1f} "
-            f"possible. {say.share(one.repeated)} of the tokens take a path that an earlier token took ("
-            f"{', '.join(curve)} tokens); independent layers would give {say.percent(chance)}. Two tokens on one path "
-            f"are the same token in {say.percent(one.same_context[0], 0)} of pairs (all pairs: "
-            f"{say.percent(one.same_context_chance[0])}), and come from one document in "
-            f"{say.percent(one.same_document, 0)}"
-        )
-        said = f"{say.share(one.repeated)} of the tokens repeat a path"
-        what = f"{_KINDS[one.kind]}, layer by layer"
+        verdict = say.inside(one.repeated, 0.0, rarely)
+        if one.repeated.null_high >= rarely:
+            verdict = say.UNKNOWN
+        at = np.searchsorted(one.curve_tokens, [one.tokens // 256, one.tokens // 16])
+        grown = {int(one.curve_tokens[i]): int(one.curve_distinct[i]) for i in at}
+        curve = ", ".join(f"{say.percent(1 - new / n, 0)} at {n:,}" for n, new in grown.items())
+        found, said = (say.told(f"C10.{x}", one=one, curve=curve) for x in ("found", "said"))
+        what = f"{KINDS[one.kind]}, layer by layer"
         parts.append(say.Part(what, found, verdict, decides, one.repeated, said))
-    share = say.percent(m.paths[1].repeated.value, 0) if m.paths else ""
-    return say.finding(
-        "C10", parts, f"{share} of {m.paths[1].tokens:,} tokens take a path that was taken before" if share else ""
-    )  # fmt: skip
+    short = say.told("C10.short", sets=m.paths[1]) if m.paths else ""
+    return say.finding("C10", parts, short)
