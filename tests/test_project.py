@@ -61,10 +61,10 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2440,
+    "bench": 2201,
     "check": 4966,
     "core": 3901,
-    "cost": 1042,
+    "cost": 1030,
     "course": 268,
     "hf": 1177,
     "kernels": 1144,
@@ -184,9 +184,7 @@ def broken_floors(path: Path) -> list[str]:
     for name, at_import, line in imports(path):
         place = f"{relative(path)}:{line}"
         top = name.split(".")[0]
-        kernels = top == "triton" and relative(path).startswith(
-            ("minimoe/kernels/", "minimoe/bench/compiled")
-        )
+        kernels = top == "triton" and here == "kernels"
         if (
             top in LATE
             and at_import

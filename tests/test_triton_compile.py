@@ -16,7 +16,7 @@ from tests.triton_cases import make_case, random_choice
 
 pytest.importorskip("triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'")
 
-from minimoe.bench.compiled import SHAPES, SHARED, KernelReport, compile_report, pretend, table
+from tests.kernel_report import SHAPES, SHARED, KernelReport, compile_report, pretend, table
 
 PRODUCTS = ("up", "up, keeping h", "rows × weightᵀ", "rows × weight", "gradient of h")
 GRADIENTS = ("gradient of gate_up", "gradient of down")

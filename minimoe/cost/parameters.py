@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from minimoe.config import ModelConfig
@@ -14,8 +13,7 @@ COMPONENTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """Parameters of one kind. All costs of a model follow from the list of these, see `weights`.
 
         held       layers · copies · size          used by a token    layers · used · size
@@ -65,31 +63,18 @@ class Count(NamedTuple):
     active: int
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """Parameters held and used per token.
 
     Attributes:
+        active_without_embedding: `active` without the row of the embedding; a tied output projection stays in.
         by_component: a `Count` for each of `COMPONENTS` that the model has.
     """
 
+    total: int
+    active: int
+    active_without_embedding: int
     by_component: dict[str, Count]
-
-    @property
-    def total(self) -> int:
-        """Parameters held."""
-        return sum(count.total for count in self.by_component.values())
-
-    @property
-    def active(self) -> int:
-        """Parameters used by one token."""
-        return sum(count.active for count in self.by_component.values())
-
-    @property
-    def active_without_embedding(self) -> int:
-        """Parameters used by one token, its row of the embedding left out; a tied output projection stays in."""
-        embedding = self.by_component["embedding"].active
-        return self.active - (embedding if "head" in self.by_component else 0)
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
@@ -108,11 +93,16 @@ def count_parameters(config: ModelConfig) -> Parameters:
     Raises:
         ConfigError: 'mla' attention with sizes missing.
     """
-    by_component: dict[str, Count] = {}
-    for w in weights(config):
-        total, active = by_component.get(w.component, (0, 0))
-        by_component[w.component] = Count(total + w.held, active + w.active)
-    return Parameters({name: by_component[name] for name in COMPONENTS if name in by_component})
+    found = weights(config)
+    parts = {name: [w for w in found if w.component == name] for name in COMPONENTS}
+    counts = {
+        name: Count(sum(w.held for w in part), sum(w.active for w in part))
+        for name, part in parts.items()
+        if part
+    }
+    active = sum(count.active for count in counts.values())
+    embedding = counts["embedding"].active if "head" in counts else 0
+    return Parameters(sum(w.held for w in found), active, active - embedding, counts)
 
 
 def weights(config: ModelConfig) -> list[Weights]:
@@ -122,15 +112,13 @@ def weights(config: ModelConfig) -> list[Weights]:
         ConfigError: 'mla' attention with sizes missing.
     """
     d, v, count = config.hidden_size, config.vocab_size, config.num_hidden_layers
-    tied = config.tie_word_embeddings
+    tied, norms = config.tie_word_embeddings, config.layer_norms * count + 1
     dense = sum(not config.is_sparse(layer) for layer in range(count))
     found = [
         *_attention(config),
         *_sparse(config, count - dense),
         *_mlp("mlp", config, config.intermediate_size, layers=dense),
-        Weights(
-            "norms", "vector", d * (1 + config.norm_bias), layers=config.layer_norms * count + 1
-        ),
+        Weights("norms", "vector", d * (1 + config.norm_bias), layers=norms),
         Weights("embedding", "matrix", v * d) if tied else Weights("embedding", "table", d, v),
         Weights("head", "matrix", 0 if tied else v * d),
         Weights("embedding" if tied else "head", "vector", v * config.head_bias),
@@ -149,10 +137,8 @@ def _sparse(config: ModelConfig, layers: int) -> list[Weights]:
     d, e, k = config.hidden_size, config.num_experts, config.num_experts_per_tok
     matrices, vector = _ROUTER_MATRICES.get(config.router_type, 1), e * config.router_bias
     shared, gate = config.shared_size, d * config.shared_expert_gate
-    if (
-        config.router_type == "soft"
-    ):  # every expert works for every sequence, on mixtures of its tokens
-        # the vector is the scale of the logits
+    if config.router_type == "soft":
+        # every expert works for every sequence, on mixtures of its tokens; the vector is the scale of the logits
         k, matrices, vector, shared, gate = e, config.slots_per_expert, 1, 0, 0
     return [
         Weights("router", "matrix", matrices * e * d, layers=layers),
@@ -218,15 +204,13 @@ def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
     """
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     missing = [name for name in names if getattr(config, name) is None]
+    problem = None
     if missing:
-        raise ConfigError(
-            f"attention_type is 'mla', but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} None: "
-            "give the published sizes"
-        )
-    if config.qk_norm is not None:
-        raise ConfigError(
-            f"attention_type is 'mla' and qk_norm {config.qk_norm!r}, but its norms are those of the latent vectors: "
-            "set qk_norm to None"
-        )
+        are = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} None"
+        problem = f"{are}: give the published sizes"
+    elif config.qk_norm is not None:
+        problem = f"qk_norm is {config.qk_norm!r}, which has no place there: set qk_norm to None"
+    if problem:
+        raise ConfigError(f"attention_type is 'mla', but {problem}")
     kv_rank, nope, rope, value = (getattr(config, name) for name in names)
     return kv_rank, nope, rope, value

@@ -251,7 +251,7 @@ def test_decode(dtype: torch.dtype, t: int) -> None:
 
 
 def test_the_interpreter_leaves_nothing_to_compile() -> None:
-    from minimoe.bench.compiled import compile_report
+    from tests.kernel_report import compile_report
 
     with pytest.raises(ConfigError, match="TRITON_INTERPRET=1 leaves nothing to compile: unset it"):
         compile_report()

@@ -2,7 +2,7 @@
 
 The launchers run as they are, on tensors without memory, against a driver that takes what is compiled and starts
 nothing. So the report is of what a GPU would be given: registers, spills, shared memory and instructions.
-`python -m minimoe.bench.compiled` prints the table.
+`python -m tests.kernel_report` prints the table.
 """
 
 from __future__ import annotations
