@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from book.filled import counted
 from minimoe.bench import figures, tables
 from minimoe.bench.goals import BOTH, FORWARD, gpu_goals
 from minimoe.bench.layer import DENSE
-from minimoe.bench.tables import Result, duration
+from minimoe.bench.tables import Result, duration, thread_count
 from minimoe.course.style import RC
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,9 +109,9 @@ def _ratios(result: Result, threads: int) -> str:
     return figure(
         f"ratios_{threads}",
         lambda: figures.ratios_to_dense(result, threads),
-        f"Time over that of the dense layer, {counted(threads)}. {seen}.",
-        f"{clock.capitalize()} over that of the dense layer, {counted(threads)}: median and quartiles of the rounds. "
-        "Blue are minimoe's dispatchers, the dashed line is the goal for `grouped`.",
+        f"Time over that of the dense layer, {thread_count(threads)}. {seen}.",
+        f"{clock.capitalize()} over that of the dense layer, {thread_count(threads)}: median and quartiles of the "
+        "rounds. Blue are minimoe's dispatchers, the dashed line is the goal for `grouped`.",
     )
 
 
@@ -127,7 +126,7 @@ def split() -> str:
     for record in stored("cpu.json")["splits"]:
         ms = {r["part"]: duration(r["seconds"]["median"]) for r in record["rows"]}
         to_dense = {r["part"]: r["to_dense"]["median"] for r in record["rows"]}
-        where = f"{record['case']}, {record['work']}, {counted(record['threads'])}"
+        where = f"{record['case']}, {record['work']}, {thread_count(record['threads'])}"
         shares = [f"{ms[part]} ({to_dense[part]:.2f})" for part in ms]
         rows.append([where, *shares])
     heads = ["", *(r["part"] for r in stored("cpu.json")["splits"][0]["rows"])]
@@ -155,7 +154,7 @@ def cases(result: Result | None = None) -> str:
     """Every case with all its numbers, folded away."""
     shown: list[str] = []
     for case in (result or stored("cpu.json"))["cases"]:
-        threads = "" if case["threads"] is None else f", {counted(case['threads'])}"
+        threads = "" if case["threads"] is None else f", {thread_count(case['threads'])}"
         title = f"{case['work']}, {case['case']}, {case['load']} load{threads}"
         shown.append(f":::{{dropdown}} {title}\n\n{tables.case_markdown(case)}\n\n:::")
     return "\n\n".join(shown)
@@ -179,7 +178,7 @@ def training() -> str:
         rates = [f"{m['tokens_per_second']['median']:,.0f}" for m in result["models"].values()]
         ratio = "{median:.3f} ({q1:.3f} to {q3:.3f})".format(**result["ratio"])
         verdict = "met" if goal["met"] else "missed"
-        threads = f"{counted(result['threads'])}, {result['rounds']} rounds"
+        threads = f"{thread_count(result['threads'])}, {result['rounds']} rounds"
         aim = f"≥\N{NO-BREAK SPACE}{goal['limit']:g}"
         rows.append([threads, *rates, ratio, aim, f"{goal['ratio']:.2f}", verdict])
     heads = ["", "sparse, tokens/s", "dense, tokens/s", "sparse / dense (quartiles)", "goal", "ratio", ""]  # fmt: skip

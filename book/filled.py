@@ -71,6 +71,8 @@ def read(name: str) -> dict[str, Any]:
 
 def provenance() -> str:
     """Every stored result: what it was run on and the command that runs it again."""
+    from minimoe.bench.tables import thread_count
+
     rows: list[list[Any]] = []
     for path in sorted(RESULTS.glob("*.json")):
         result = read(path.name)
@@ -79,17 +81,12 @@ def provenance() -> str:
             [
                 f"`{path.name}`",
                 result.get("date", ""),
-                f"{result.get('hardware', '')}, {counted(result.get('threads', ''))}",
+                f"{result['hardware']}, {thread_count(result['threads'])}",
                 result.get("torch", ""),
                 f"`{command}`",
             ]
         )
     return table(["file", "date", "machine", "torch", "made by"], rows)  # fmt: skip
-
-
-def counted(number: int | str) -> str:
-    """'1 thread', '2 threads'."""
-    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def plain(text: str) -> str:
@@ -138,7 +135,7 @@ def by_setting(points: list[dict[str, Any]], keys: list[str], values: list[str])
 
 def balance() -> str:
     """Lesson 04: the cures at each strength."""
-    heads = ["cure", "strength", "loss, nats a character", "MaxVio", "seeds"]
+    heads = ["cure", "strength", "loss, nats per character", "MaxVio", "seeds"]
     rows = by_setting(read("balance.json")["points"], ["cure", "strength"], ["loss", "max_vio"])
     return table(heads, rows)
 
@@ -147,7 +144,7 @@ def routers() -> str:
     """Lesson 05: every router on the same task."""
     if not (RESULTS / "router_zoo.json").exists():
         return "*No run is stored yet.*"
-    heads = ["router", "loss, nats a character", "MaxVio", "runs"]
+    heads = ["router", "loss, nats per character", "MaxVio", "runs"]
     rows = by_setting(read("router_zoo.json")["rows"], ["router"], ["loss", "max_vio"])
     return table(heads, rows)
 

@@ -363,7 +363,7 @@ def test_cpu_goals_take_the_worst_case_and_leave_skewed_ones_out() -> None:
         made_case(times | {"grouped": 9.0}, tokens=1),
     ]
     results = cpu_goals(cases, {"mkl": 1.0, "onednn": 2.0})
-    dense = found(results, "grouped / dense MLP through the same backend, forward, 1 thread(s)")
+    dense = found(results, "grouped / dense MLP through the same backend, forward, 1 thread")
     assert (dense["measured"], dense["met"], dense["note"]) == (1.2, False, "worst: T4096")
     eager = found(results, f"{EAGER} / grouped, forward, 1")
     assert eager["measured"] == pytest.approx(1.1 / 1.2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from minimoe.bench.layer import DENSE
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SONIC
-from minimoe.bench.tables import Result
+from minimoe.bench.tables import Result, thread_count
 
 Goal = dict[str, Any]
 # reads a number from an implementation's row of a case; None where the row does not have it
@@ -90,7 +90,7 @@ def cpu_goals(cases: list[Result], backends: dict[str, float], ours: str = "grou
     for threads in sorted({c["threads"] for c in batches}):
         for work, limit, gain in ((FORWARD, 1.15, 0.60), (BOTH, 1.25, 0.70)):
             mine = pick(batches, work, threads=threads)
-            where = f"{work}, {threads} thread(s)"
+            where = f"{work}, {thread_count(threads)}"
             text = f"{ours} / dense MLP through the same backend, {where}"
             goals.append(worst(text, limit, mine, ours, _over(DENSE)))
             for peer in (EAGER, EAGER + FLAG):

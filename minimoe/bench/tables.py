@@ -58,10 +58,15 @@ def heading(result: Result) -> str:
     return text
 
 
+def thread_count(number: int | str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{number} thread{'' if int(number) == 1 else 's'}"
+
+
 def case_text(case: Result) -> str:
     """One case: a line for each implementation, fastest first."""
     clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
-    threads = "" if case["threads"] is None else f", {case['threads']} thread(s)"
+    threads = "" if case["threads"] is None else f", {thread_count(case['threads'])}"
     floor = case["floor"]
     lines = [
         "",
@@ -127,7 +132,7 @@ def decode_text(result: Result) -> str:
     """Decoding: a line for each way to dispatch."""
     lines = [
         f"decoding, {result['preset']} model, 1 sequence: {result['new_tokens']} tokens after a prompt of "
-        f"{result['prompt']}, {result['rounds']} rounds, {result['threads']} thread(s)",
+        f"{result['prompt']}, {result['rounds']} rounds, {thread_count(result['threads'])}",
         heading(result),
         DECODE_LINE.format("implementation", "tokens/s", "quartiles", "ms/token", "x dense"),
     ]
@@ -143,7 +148,8 @@ def train_text(result: Result) -> str:
     """Training: a line for each model, their ratio and the goals."""
     batch, length = result["batch"]
     lines = [
-        f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, {result['threads']} thread(s)",
+        f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, "
+        f"{thread_count(result['threads'])}",
         heading(result),
         TRAIN_LINE.format("model", "held", "active", "tokens/s", "lowest to highest"),
     ]
@@ -265,7 +271,7 @@ def decode_table(result: Result) -> str:
         keys = ("tokens_per_second", "seconds_per_token", "to_dense")
         rate, seconds, ratio = (row[key]["median"] for key in keys)
         rows.append((row["implementation"], f"{rate:,.0f}", f"{seconds * 1e3:.2f}", f"{ratio:.2f}"))
-    return markdown_table(("", "tokens/s", "ms a token", "× dense"), rows)
+    return markdown_table(("", "tokens/s", "ms per token", "× dense"), rows)
 
 
 def ran_on(result: Result) -> str:

@@ -82,12 +82,15 @@ class Explorable:
 
         drawn = self.draw()
         out = io.BytesIO()
-        drawn.savefig(out, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        with plt.rc_context(
+            {"svg.fonttype": "none", "svg.hashsalt": self.name}
+        ):  # the same bytes each time
+            drawn.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(drawn)
         picture = base64.b64encode(out.getvalue()).decode()
         return (
             f'<figure><img alt="{html.escape(self.alt)}" style="max-width:100%" '
-            f'src="data:image/png;base64,{picture}"></figure>'
+            f'src="data:image/svg+xml;base64,{picture}"></figure>'
         )
 
     def html(self) -> str:
@@ -109,8 +112,9 @@ class Explorable:
             import anywidget
             import traitlets
         except ImportError as error:
-            text = "live explorables need anywidget: pip install 'minimoe[course]'"
-            raise ImportError(text) from error
+            raise ImportError(
+                "explorables need anywidget: pip install 'minimoe[course]'"
+            ) from error
         files = {name: make() for name, make in self.files.items()}
         parts = {
             "_esm": module(self.name),

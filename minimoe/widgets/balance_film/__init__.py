@@ -53,7 +53,7 @@ def mini_run() -> dict[str, Any]:
         "title": "the shipped model, mini",
         "about": f"The mini model of the later lessons. Each frame: {tokens:,} held-out tokens, "
         f"{tokens // len(domains)} of each domain and the same each time; each token has {k} of {experts} experts.",
-        "unit": "nats a token",
+        "unit": "nats per token",
         "steps": steps,
         "counts": hot.sum(dim=(2, 4)).permute(2, 0, 1, 3).tolist(),
         "groups": [str(domain).replace("_", " ") for domain in domains],
@@ -84,7 +84,7 @@ def lesson_runs() -> list[dict[str, Any]]:
                 "about": "The small model of lesson 04. Each frame: the "
                 f"{FRAME * result['tokens_per_step']:,} characters of {FRAME} steps, each with one of "
                 f"{counts.shape[1]} experts, before any drop.",
-                "unit": "nats a character",
+                "unit": "nats per character",
                 "steps": list(range(FRAME, len(counts) + 1, FRAME)),
                 "counts": [[[frame] for frame in frames.tolist()]],
                 "groups": [],

@@ -41,6 +41,6 @@ export const TOUR = [
   ["Without an expert", { example: 0, layer: 6, token: 0, without: true }, ({ plain, costs, only }) => {
     if (!plain || !only) return "The text is read twice: as trained, and without the expert that it uses most.";
     const [before, now] = [plain, costs].map((all) => sum(all) / all.length);
-    return `The expert that this text uses most at the last layer is switched off: its tokens go to their next best. The text costs ${now.toFixed(2)} nats a token, and ${before.toFixed(2)} as trained. Force an expert instead, choose another layer, or all of them.`;
+    return `The expert that this text uses most at the last layer is switched off: its tokens go to their next best. The text costs ${now.toFixed(2)} nats per token, and ${before.toFixed(2)} as trained. Force an expert instead, choose another layer, or all of them.`;
   }],
 ];

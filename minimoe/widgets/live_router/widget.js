@@ -254,10 +254,10 @@ export default explorable(({ model, data, stage, width }) => {
     if (!tokens.length) return "";
     const dearest = own.indexOf(Math.max(...own));
     const now = mean(own);
-    if (!under) return `To predict it costs the model ${now.toFixed(2)} nats a token; of ${(Math.exp(now)).toFixed(0)} equally likely tokens each would cost as much. The most surprising is “${tokens[dearest].text}”, ${own[dearest].toFixed(1)} nats.`;
-    if (!plain) return `So changed, the text costs ${now.toFixed(2)} nats a token.`;
+    if (!under) return `To predict it costs the model ${now.toFixed(2)} nats per token; of ${(Math.exp(now)).toFixed(0)} equally likely tokens each would cost as much. The most surprising is “${tokens[dearest].text}”, ${own[dearest].toFixed(1)} nats.`;
+    if (!plain) return `So changed, the text costs ${now.toFixed(2)} nats per token.`;
     const more = now - mean(plain);
-    return `With ${what.input.selectedOptions[0].textContent.replace(" is", "")}, the text costs ${now.toFixed(2)} nats a token: ${Math.abs(more).toFixed(2)} ${more < 0 ? "less" : "more"} than the ${mean(plain).toFixed(2)} as trained.`;
+    return `With ${what.input.selectedOptions[0].textContent.replace(" is", "")}, the text costs ${now.toFixed(2)} nats per token: ${Math.abs(more).toFixed(2)} ${more < 0 ? "less" : "more"} than the ${mean(plain).toFixed(2)} as trained.`;
   }
 
   stage.classList.add("lr");
