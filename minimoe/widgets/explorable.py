@@ -87,10 +87,9 @@ class Explorable:
         ):  # the same bytes each time
             drawn.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(drawn)
-        picture = base64.b64encode(out.getvalue()).decode()
         return (
             f'<figure><img alt="{html.escape(self.alt)}" style="max-width:100%" '
-            f'src="data:image/svg+xml;base64,{picture}"></figure>'
+            f'src="data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"></figure>'
         )
 
     def html(self) -> str:
@@ -112,14 +111,11 @@ class Explorable:
             import anywidget
             import traitlets
         except ImportError as error:
-            raise ImportError(
-                "explorables need anywidget: pip install 'minimoe[course]'"
-            ) from error
-        files = {name: make() for name, make in self.files.items()}
+            raise ImportError("install anywidget: pip install 'minimoe[course]'") from error
         parts = {
             "_esm": module(self.name),
             "data": traitlets.Dict(self.data).tag(sync=True),
-            "files": traitlets.Dict(files).tag(sync=True),
+            "files": traitlets.Dict({n: make() for n, make in self.files.items()}).tag(sync=True),
             "figure": traitlets.Unicode(self.figure).tag(sync=True),
         }
         # a class of its own for each explorable: anywidget tells modules apart by their class
