@@ -99,12 +99,9 @@ def cpu_goals(cases: list[Result], backends: dict[str, float], ours: str = "grou
             # the gain that comes from the backend alone: aimed at only where the backend is fast enough to give it
             text = f"{ours} / dense MLP through plain torch, {where}"
             advantage, needed = backends.get("onednn", 0) / backends["mkl"], limit / gain
-            times = f"{needed:.1f} times as fast as MKL; here {advantage:.2f}"
-            why = (
-                f"applies where oneDNN is {times}"
-                if advantage
-                else "oneDNN is not used on this processor"
-            )
+            why = "oneDNN is not used on this processor"
+            if advantage:
+                why = f"applies where oneDNN is {needed:.1f} times as fast as MKL; here {advantage:.2f}"
             if advantage >= needed:
                 goals.append(worst(text, gain, mine, ours, _over(DENSE_TORCH)))
             else:

@@ -67,23 +67,18 @@ def case_text(case: Result) -> str:
     """One case: a line for each implementation, fastest first."""
     clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
     threads = "" if case["threads"] is None else f", {thread_count(case['threads'])}"
-    floor = case["floor"]
     lines = [
         "",
         f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
         f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
-        f"floor {duration(floor['seconds'])} ({floor['limit']}); {_rotation(case)}",
+        f"floor {duration(case['floor']['seconds'])} ({case['floor']['limit']}); {_rotation(case)}",
         CASE_LINE.format(*CASE_HEADS.split("|")),
     ]
-    for row in sorted(case["rows"], key=_median):
+    for row in sorted(case["rows"], key=lambda row: row["seconds"]["median"]):
         how = "" if row["how"] == "call" else f"  ({row['how']})"
         lines.append(CASE_LINE.format(*_cells(row)) + how)
     lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
     return "\n".join(lines)
-
-
-def _median(row: Result) -> float:
-    return row["seconds"]["median"]
 
 
 def _cells(row: Result) -> list[str]:
@@ -113,8 +108,8 @@ def split_text(split: Result) -> str:
     """Where the time goes: a line for each part."""
     lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
     for row in split["rows"]:
-        ratio = row["to_dense"]["median"]
-        lines.append(f"{row['part']:32s} {duration(_median(row)):>10s} {ratio:8.3f}")
+        numbers = f"{duration(row['seconds']['median']):>10s} {row['to_dense']['median']:8.3f}"
+        lines.append(f"{row['part']:32s} {numbers}")
     return "\n".join(lines)
 
 
@@ -124,7 +119,7 @@ def choice_text(record: Result) -> str:
     for row in record["rows"]:
         mark = "*" if row["way"] == record["taken"] else " "
         ratio = "x {median:.3f} ({q1:.3f}-{q3:.3f})".format(**row["to_taken"])
-        lines.append(f"{mark} {row['way']:24s} {duration(_median(row)):>10s}  {ratio}")
+        lines.append(f"{mark} {row['way']:24s} {duration(row['seconds']['median']):>10s}  {ratio}")
     return "\n".join(lines)
 
 
@@ -164,8 +159,8 @@ def train_text(result: Result) -> str:
 def goal_text(goal: Result) -> str:
     """'goal <= 1.15 measured 1.08 ratio 0.94 met ...', from `Goal.record`."""
     aim, what, measured, verdict = _words(goal, "goal <= ", "goal >= ", ".4g")
-    ratio = "" if goal["ratio"] is None else f" ratio {goal['ratio']:.2f}"
-    measured = f"measured {measured}{ratio}" if ratio else measured
+    if goal["ratio"] is not None:
+        measured = f"measured {measured} ratio {goal['ratio']:.2f}"
     return f"{aim:24s} {measured:31s} {verdict:6s} {what}"
 
 
@@ -227,7 +222,7 @@ def goals_table(result: Result) -> str:
 
 def case_markdown(case: Result) -> str:
     """One case, fastest first."""
-    cells = [_cells(row) for row in sorted(case["rows"], key=_median)]
+    cells = [_cells(row) for row in sorted(case["rows"], key=lambda row: row["seconds"]["median"])]
     rows = [[row[i] for i in (0, 1, 3, 4, 6, 7)] for row in cells]
     return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
 
