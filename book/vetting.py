@@ -23,15 +23,21 @@ MUTANTS = Path(__file__).resolve().parent.parent / "tests" / "mutants"
 DRAWS = 10  # secrets that are tried, before something is wrong with the checks
 
 
+def stored(lesson: str) -> dict[str, dict[str, Callable[..., Any]]]:
+    """The answers that the checks of a lesson are tested with, by task and name: `right_...` and `wrong_...`."""
+    made = runpy.run_path(str(MUTANTS / f"lesson{lesson}.py")).values()
+    return {
+        one.task: {n: f for n, f in vars(one).items() if n.startswith(("right_", "wrong_"))}
+        for one in made
+        if hasattr(one, "task")
+    }
+
+
 def answers(lesson: str) -> Generator[tuple[str, Callable[..., Any], bool]]:
-    """(task, answer, whether it is right) of every answer that the checks of a lesson are tested with."""
-    for path in sorted(MUTANTS.glob(f"{lesson}_*.py")):
-        module = runpy.run_path(str(path))
-        for name, answer in module.items():
-            if name.startswith(("right_", "wrong_")):
-                yield module["TASK"], answer, name.startswith("right_")
-        for suspect in TASKS[module["TASK"]].suspects.all():
-            yield module["TASK"], suspect.variant, False
+    """(task, answer, whether it is right) of the stored answers and of the mistakes that checks know by name."""
+    for task, mine in stored(lesson).items():
+        yield from ((task, answer, name.startswith("right_")) for name, answer in mine.items())
+        yield from ((task, suspect.variant, False) for suspect in TASKS[task].suspects.all())
 
 
 def passes(task: str, answer: Callable[..., Any]) -> bool:

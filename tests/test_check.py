@@ -42,15 +42,8 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def task() -> Iterator[Task]:
     """A task that is taken out of the register again."""
-    made = Task(
-        id="00.1",
-        title="double",
-        objective="Double a number.",
-        difficulty=1,
-        minutes=5,
-        sections=("00 §1",),
-        hints=("Add.", "x + x.", "2 * x."),
-    )
+    hints = ("Add.", "x + x.", "2 * x.")
+    made = Task("00.1", "double", "Double a number.", 1, 5, ("00 §1",), hints)
     yield made
     TASKS.pop(made.id, None)
 
@@ -244,58 +237,51 @@ def test_the_place_of_the_largest_difference_is_shown() -> None:
 # --- forms ----------------------------------------------------------------------------------------
 
 
+WEIGHTS, EXPERTS = torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]])
+
+
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("look", "value", "message"),
     [
-        (None, "Nothing is returned"),
-        (3.0, "is not a tensor"),
-        (torch.zeros(2, 3), "shape"),
-        (torch.zeros(3, 2, dtype=torch.int64), "type of number"),
-        (torch.zeros(3, 2, dtype=torch.bool), "type of number"),
+        (expect_tensor, None, "Nothing is returned"),
+        (expect_tensor, 3.0, "is not a tensor"),
+        (expect_tensor, torch.zeros(2, 3), "shape"),
+        (expect_tensor, torch.zeros(3, 2, dtype=torch.int64), "type of number"),
+        (expect_tensor, torch.zeros(3, 2, dtype=torch.bool), "type of number"),
+        (expect_number, None, "Nothing is returned"),
+        (expect_number, torch.ones(2), "a tensor of 2 numbers: 1"),
+        (expect_number, True, "Look at what your function returns"),
+        (expect_number, np.bool_(True), "Look at what your function returns"),
+        (expect_number, "3", "Look at what your function returns"),
+        (expect_tuple, None, "Nothing is returned"),
+        (expect_tuple, torch.zeros(2, 2), "Look at what your function returns"),
+        (expect_routing, (WEIGHTS, EXPERTS + 1), "not places"),
+        (expect_routing, (WEIGHTS, EXPERTS * 0), "chosen twice"),
     ],
 )
-def test_an_answer_of_another_form_is_named(value: Any, message: str) -> None:
+def test_an_answer_of_another_form_is_named(look: Any, value: Any, message: str) -> None:
+    rest = {
+        expect_tensor: ("w", (3, 2)),
+        expect_number: ("n",),
+        expect_tuple: (("a", "b"),),
+        expect_routing: (2, 1, 3),
+    }
     with pytest.raises(CheckFailed, match=message):
-        expect_tensor(value, "w", (3, 2))
+        look(value, *rest[look])
+
+
+def test_any_precision_and_numpys_numbers_will_do() -> None:
     assert expect_tensor(torch.zeros(3, 2, dtype=torch.float64), "w", (3, 2)).shape == (3, 2)
     assert expect_tensor(torch.zeros(3, dtype=torch.int32), "i", (3,), integer=True) is not None
-
-
-def test_one_number_may_be_a_tensor_or_numpys() -> None:
     kinds = (3, 3.0, np.float32(3), np.int64(3), torch.tensor([3.0]), torch.tensor(3))
     assert [expect_number(value, "n").item() for value in kinds] == [3.0] * 6
     assert scalar(np.bool_(True)) is True and scalar(torch.tensor(False)) is False
-    with pytest.raises(CheckFailed, match="Nothing is returned"):
-        expect_number(None, "n")
-    with pytest.raises(CheckFailed, match="a tensor of 2 numbers: 1"):
-        expect_number(torch.ones(2), "n")
-    for value in (True, "3", np.bool_(True)):
-        with pytest.raises(CheckFailed, match="Look at what your function returns"):
-            expect_number(value, "n")
-
-
-def test_tuples_and_routings_are_looked_at() -> None:
-    with pytest.raises(CheckFailed, match="Nothing is returned"):
-        expect_tuple(None, ("a", "b"))
-    with pytest.raises(CheckFailed, match="Look at what your function returns"):
-        expect_tuple(torch.zeros(2, 2), ("a", "b"))
-    w, expert = torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]])
-    assert expect_routing((w, expert), 2, 1, 3).tolist() == [[0.25, 0.0, 0.75]]
-    with pytest.raises(CheckFailed, match="not places"):
-        expect_routing((w, expert + 1), 2, 1, 3)
-    with pytest.raises(CheckFailed, match="chosen twice"):
-        expect_routing((w, expert * 0), 2, 1, 3)
+    assert expect_routing((WEIGHTS, EXPERTS), 2, 1, 3).tolist() == [[0.25, 0.0, 0.75]]
 
 
 def test_words_for_numbers_shapes_and_places() -> None:
-    assert [number(v) for v in (0, 0.0, 1 / 3, 1e-7, 12, True)] == [
-        "0",
-        "0",
-        "0.3333",
-        "1.0e-07",
-        "12",
-        "True",
-    ]
+    said = [number(v) for v in (0, 0.0, 1 / 3, 1e-7, 12, True)]
+    assert said == ["0", "0", "0.3333", "1.0e-07", "12", "True"]
     assert numbers(torch.arange(12)) == "0 1 2 3 4 5 6 7 … (12 in all)"
     assert shape(torch.zeros(2, 3)) == "float32 [2, 3]"
     assert (shape(None), shape((1, 2)), shape([])) == ("None", "a tuple of 2", "a list")
@@ -353,12 +339,8 @@ def test_hints_come_one_at_a_time(task: Task, capsys: pytest.CaptureFixture[str]
     for _ in range(4):
         check.hint("00.1")
         told.append(said())
-    assert told == [
-        "Hint 1 of 3 for 00.1: Add.",
-        "Hint 2 of 3 for 00.1: x + x.",
-        "Hint 3 of 3 for 00.1: 2 * x.",
-        "Hint 3 of 3 for 00.1: 2 * x.",
-    ]
+    given = [f"Hint {i} of 3 for 00.1: {hint}" for i, hint in enumerate(task.hints, start=1)]
+    assert told == [*given, given[-1]]
     check.hint("00.1", 1)
     assert said() == told[0]
     with pytest.raises(ConfigError, match="hints 1 to 3"):
@@ -414,16 +396,8 @@ def test_jupyter_shows_the_message_without_a_traceback() -> None:
         "from minimoe import check\n"
         "check.top_k_router(lambda x, weight, k: (x.float() @ weight.float().T).softmax(-1).topk(k))"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "IPython",
-        "--colors=NoColor",
-        "--no-banner",
-        "--quick",
-        "-c",
-        code,
-    ]
+    options = ["--colors=NoColor", "--no-banner", "--quick", "-c", code]
+    command = [sys.executable, "-m", "IPython", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     shown = done.stdout + done.stderr
     assert "03.1 is not right yet." in shown and "do not sum to 1" in shown

@@ -25,9 +25,8 @@ NOTEBOOKS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_notebook_begins_with_it_and_the_book_leaves_it_out(path: Path) -> None:
     cell = nbformat.read(path, as_version=4).cells[0]
-    assert cell.source == first_cell.source(first_cell.repository()), (
-        "run: python book/lessons.py setup"
-    )
+    source = first_cell.source(first_cell.repository())
+    assert cell.source == source, "run: python book/lessons.py setup"
     assert "remove-cell" in cell.metadata.tags
     assert cell.outputs == []
 
@@ -83,27 +82,22 @@ def test_on_colab_it_clones_installs_and_goes_to_the_lessons(colab: Colab) -> No
 
 
 def test_what_is_installed_beside_the_library_is_what_the_course_needs() -> None:
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = re.findall(r'str\(course\), "([^"]+)"', first_cell.source(""))
-    assert asked and set(asked) <= set(needed["course"])
+    assert asked and set(asked) <= set(project["optional-dependencies"]["course"])
 
 
-def test_on_colab_a_second_run_only_goes_to_the_lessons(colab: Colab) -> None:
+@pytest.mark.parametrize("installed", [True, False])
+def test_on_colab_a_second_run_goes_to_the_lessons_and_installs_what_was_interrupted(
+    colab: Colab, installed: bool
+) -> None:
     colab.course.mkdir()
     (colab.course / "pyproject.toml").touch()
-    colab.has_library = True
-    colab.run("")
-    assert colab.commands == []
-    assert colab.moved == [str(colab.course / "notebooks")]
-
-
-def test_on_colab_an_installation_that_was_interrupted_is_made_again(colab: Colab) -> None:
-    colab.course.mkdir()
-    (colab.course / "pyproject.toml").touch()
+    colab.has_library = installed
     colab.run("someone/course")
-    assert [command[:4] for command in colab.commands] == [[sys.executable, "-m", "pip", "install"]]
+    install = [sys.executable, "-m", "pip", "install"]
+    assert [command[:4] for command in colab.commands] == ([] if installed else [install])
+    assert colab.moved == [str(colab.course / "notebooks")]
 
 
 def test_on_colab_without_an_address_it_says_what_to_do(colab: Colab) -> None:
@@ -145,10 +139,11 @@ def test_the_address_comes_from_the_setting_and_is_put_in_once(
     setting: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "lesson.ipynb"
-    ran = nbformat.v4.new_code_cell("1", execution_count=1)
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A"), ran]), path
-    )
+    cells = [
+        nbformat.v4.new_markdown_cell("# A"),
+        nbformat.v4.new_code_cell("1", execution_count=1),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     for name in ("", "some.one/course"):
         setting(name)
         lessons.set_up(path)

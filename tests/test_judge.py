@@ -20,13 +20,11 @@ import numpy as np
 import psutil
 import torch
 
-from book import judge
+from book import judge, vetting
 from book.sandbox import Sandboxes
 from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
 from minimoe.check.failure import CheckFailed
-from tests.notebook_cells import load_answers
-from tests.teacher import cheats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,13 +97,8 @@ def test_functions_cross_both_ways_and_errors_come_home() -> None:
     def twice(run: Any, x: Any) -> Any:
         return run(run(x))
 
-    here, _ = join(
-        {
-            "twice": twice,
-            "fails": lambda: 1 / 0,
-            "later": lambda: exec("raise NotImplementedError('x')"),
-        }
-    )
+    fails = {"fails": lambda: 1 / 0, "later": lambda: exec("raise NotImplementedError('x')")}
+    here, _ = join({"twice": twice, **fails})
     assert here.proxy("twice")(lambda x: x + 1, 3) == 5
     x = torch.ones(2, requires_grad=True)
     y = here.proxy("twice")(lambda t: t * t, x)
@@ -193,13 +186,17 @@ def asked_sandbox() -> bool | None:
     return {"on": True, "off": False}.get(os.environ.get("MINIMOE_TEST_SANDBOX", "auto"))
 
 
-@pytest.fixture(scope="module", params=["sandbox", "without"])
+@pytest.fixture(scope="module")
 def rooms(request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
-    """Processes for students' code, in a sandbox where one can be had, and without."""
-    with Sandboxes(asked_sandbox() if request.param == "sandbox" else False) as found:
-        if request.param == "sandbox" and not found.boxed:
-            pytest.skip(f"no sandbox: {found.why}")
+    """Processes for students' code: in a sandbox where one can be had, unless it is to be without."""
+    boxed = getattr(request, "param", "sandbox") == "sandbox"
+    with Sandboxes(asked_sandbox() if boxed else False) as found:
         yield found
+
+
+# What a sandbox changes; all else is tried in one, if there is one.
+both = pytest.mark.parametrize("rooms", ["sandbox", "without"], indirect=True)
+one = pytest.mark.parametrize("rooms", ["sandbox"], indirect=True)
 
 
 def notebook(*sources: str, checks: tuple[str, ...] = ()) -> tuple[Any, judge.Exam]:
@@ -208,14 +205,10 @@ def notebook(*sources: str, checks: tuple[str, ...] = ()) -> tuple[Any, judge.Ex
     for i, source in enumerate(sources):
         cells.append(nbformat.v4.new_code_cell(source))
         if i < len(checks):
-            cells.append(
-                nbformat.v4.new_code_cell("pass", metadata={"nbgrader": {"grade_id": f"c{i}"}})
-            )
-    exam = judge.Exam(
-        {f"c{i}": c for i, c in enumerate(checks)},
-        wanted={"f", "g", "h"},
-        space={"torch": torch, "seen": []},
-    )
+            graded = {"nbgrader": {"grade_id": f"c{i}"}}
+            cells.append(nbformat.v4.new_code_cell("pass", metadata=graded))
+    named = {f"c{i}": c for i, c in enumerate(checks)}
+    exam = judge.Exam(named, wanted={"f", "g", "h"}, space={"torch": torch, "seen": []})
     return nbformat.v4.new_notebook(cells=cells), exam
 
 
@@ -253,6 +246,7 @@ def f():
 """
 
 
+@both
 def test_nothing_is_reached_and_nothing_survives(rooms: Sandboxes, tmp_path: Path) -> None:
     """Gradebook, release and network in the sandbox; and in any case every process is gone."""
     (tmp_path / "release").mkdir()
@@ -276,6 +270,7 @@ def test_nothing_is_reached_and_nothing_survives(rooms: Sandboxes, tmp_path: Pat
         assert errors(outputs) == ["", "ConnectionRefusedError"]  # the network is one of its own
 
 
+@both
 def test_no_cell_stops_the_others(rooms: Sandboxes) -> None:
     """A killed process, a loop, an error and a bad frame cost their own cells; a warning costs nothing."""
     bad = (
@@ -286,7 +281,7 @@ def test_no_cell_stops_the_others(rooms: Sandboxes) -> None:
     student, exam = notebook(
         "x = 1\ndef f(): return x",
         "import os, time\nos._exit(3)",
-        "def g():\n    while True:\n        try: time.sleep(1)\n        except BaseException: pass",
+        "import time\ndef g():\n    while True:\n        try: time.sleep(1)\n        except BaseException: pass",
         "import warnings, sys; warnings.warn('old'); sys.stdout = None; sys.__stdout__.close()",
         bad,
         "1 / 0",
@@ -294,33 +289,37 @@ def test_no_cell_stops_the_others(rooms: Sandboxes) -> None:
         checks=(
             "assert f() == 1",
             "pass",
-            "import time; g()",
+            "g()",
             "assert f() == 1",
             "h()",
             "seen.append(1)",
             "assert f() == 2",
         ),
     )
-    outputs = judge.run(student, exam, rooms, 4)
+    outputs = judge.run(student, exam, rooms, 2)
     assert errors(outputs) == [
         "", "", "KernelDied", "", "", "TimeLimit", "", "", "", "BadFrame", "ZeroDivisionError", "", "", "",
     ]  # fmt: skip
     assert exam.space["seen"] == [1], "a check is made once"
 
 
+@one
 def test_a_whole_notebook_has_a_limit_too(rooms: Sandboxes) -> None:
     student, exam = notebook("x = 1")
     assert errors(judge.run(student, exam, rooms, 5, total=-1.0)) == ["TimeLimit"]
 
 
+@one
 def test_patching_the_library_changes_nothing_here(rooms: Sandboxes) -> None:
     """What is patched in the student's process is not what the check compares with."""
     student, exam = notebook(
         "import torch\n"
         "torch.equal = torch.allclose = lambda *a, **k: True\n"
         "torch.testing.assert_close = lambda *a, **k: None\n"
-        "get_ipython().run_cell = lambda *a, **k: None\n"
-        "get_ipython().ast_transformers.append(type('T', (), {'visit': lambda self, node: node})())\n"
+        "shell = get_ipython()\n"
+        "shell.run_cell = shell.showtraceback = lambda *a, **k: None\n"
+        "shell.input_transformers_post.append(lambda lines: ['pass\\n'])\n"
+        "shell.ast_transformers.append(type('T', (), {'visit': lambda self, node: node})())\n"
         "from minimoe import check\n"
         "check.CheckFailed, check.anything(1), check.progress('03')\n"
         "class Yes:\n"
@@ -334,20 +333,7 @@ def test_patching_the_library_changes_nothing_here(rooms: Sandboxes) -> None:
     assert errors(outputs) == ["", "AssertionError"]
 
 
-def test_an_object_that_is_everything_passes_no_check(rooms: Sandboxes, tmp_path: Path) -> None:
-    """One of the cheats of tests/teacher, against all the checks of its exercise and their hidden tests."""
-    name = "03_routing.ipynb"
-    perfect = ROOT / "tests/teacher/submissions/ada_perfect/03_routing" / name
-    cheats.kit_says_yes(tmp_path, json.loads(perfect.read_text(encoding="utf-8")))
-    student: Any = nbformat.from_dict(json.loads((tmp_path / name).read_text(encoding="utf-8")))
-    solution: Any = nbformat.read(ROOT / "solutions" / name, as_version=4)
-    exam = judge.Exam.of(solution, secret=7)
-    outputs = judge.run(student, exam, rooms, 20)
-    checks = [i for i, c in enumerate(student.cells) if judge.name_of(c) in exam.checks]
-    found = errors({i: outputs[i] for i in checks})
-    assert found == ["CheckFailed"] * 5, found
-
-
+@both
 def test_limits_hold(rooms: Sandboxes) -> None:
     student, exam = notebook(
         "def f():\n    return len(bytearray(6 << 30))\n"
@@ -361,9 +347,7 @@ def test_limits_hold(rooms: Sandboxes) -> None:
         "",
         "",
         "",
-        checks=("f()", "g('large')", "g('/dev/shm/large')", "h()")
-        if rooms.boxed
-        else ("f()", "g('large')"),
+        checks=("f()", "g('large')", "g('/dev/shm/large')", "h()")[: 4 if rooms.boxed else 2],
     )
     found = errors(judge.run(student, exam, rooms, 20))
     assert found[1] == "MemoryError" and found[3] == "OSError"
@@ -392,33 +376,28 @@ def test_a_sandbox_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) 
         assert not found.boxed and "not installed" in found.why
 
 
-def test_every_exercise_can_be_judged_from_outside() -> None:
+@one
+def test_every_exercise_can_be_judged_from_outside(rooms: Sandboxes) -> None:
     """All tasks in one process: the solutions pass, with a secret, and a wrong answer to each does not."""
     cells: list[Any] = []
     whole = judge.Exam(secret=5)
     for path in sorted((ROOT / "solutions").glob("*.ipynb")):
         solution: Any = nbformat.read(path, as_version=4)
         exam = judge.Exam.of(solution)
-        for mine, its in (
-            (whole.checks, exam.checks),
-            (whole.given, exam.given),
-            (whole.space, exam.space),
-        ):
-            mine.update(its)
-        whole.wanted |= exam.wanted
+        for part in ("checks", "given", "space", "wanted"):
+            getattr(whole, part).update(getattr(exam, part))
         cells += solution.cells
     wrong: set[int] = set()
+    for path in sorted((ROOT / "tests" / "mutants").glob("lesson*.py")):
+        cells.append(nbformat.v4.new_code_cell(path.read_text(encoding="utf-8")))
     for check in [c for c in cells if judge.name_of(c) in whole.checks]:
         task = str(check.metadata["minimoe"]["task"])
-        path = next((ROOT / "tests" / "mutants").glob(f"{task.replace('.', '_')}_*.py"))
-        (answer,) = whole.wanted & set(
-            re.findall(r"\w+", check.source.split("\n")[0].partition("(")[2])
-        )
-        mistake = next(n for n in load_answers(path) if n.startswith("wrong_"))
-        cells.append(nbformat.v4.new_code_cell(f"{path.read_text()}\n{answer} = {mistake}"))
+        named = check.source.split("\n")[0].partition("(")[2]
+        (answer,) = whole.wanted & set(re.findall(r"\w+", named))
+        wrongs = [a for t, a, right in vetting.answers(task[:2]) if t == task and not right]
+        cells.append(nbformat.v4.new_code_cell(f"{answer} = {wrongs[0].__qualname__}"))
         wrong.add(len(cells))
         cells.append(check)
-    with Sandboxes(asked_sandbox()) as rooms:
-        outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)
+    outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)
     failed = {i for i, found in outputs.items() if any(o.output_type == "error" for o in found)}
     assert failed == wrong and len(wrong) == len(whole.checks) == 27

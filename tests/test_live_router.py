@@ -3,7 +3,8 @@
 import copy
 import json
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -23,7 +24,6 @@ from minimoe.model import MixtralModel
 from minimoe.routers import Router
 from minimoe.text.tokenizer import load_tokenizer, train_tokenizer
 from minimoe.widgets.live_router import EXAMPLES, RESULT, live_router
-from minimoe.widgets.live_router import live_router as live_router_function
 from minimoe.widgets.live_router.export import export, vocabulary, weights
 from tests.node import in_node
 from tests.small import tiny_model
@@ -40,47 +40,26 @@ LIMIT = 255  # tokens: 256 positions, the first of which end-of-text takes
 
 # Our own words: the domains of the training text, other languages, code, numbers, and what is unlikely.
 TEXTS = [
-    # English
-    "The licensee may copy, modify and distribute the software, provided that this notice appears in all copies.",
     'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, express or implied.',
     "And it came to pass in those days, that the king went up unto the mountain with all his servants.",
-    "Blessed are they that hear the word; for their reward is great in the house of the Lord.",
     "Enter the DUKE and two Gentlemen.\n\nDUKE. What news, good sir? How fares my daughter?",
-    "O gentle night, that hidest every wound, what tongue shall tell thee what the day hath done?",
     "Preheat the oven to 180 °C. Mix flour, sugar and butter, add two eggs, and bake for 35 minutes.",
-    "Ingredients\n- 1 cup rice\n- 2 tablespoons olive oil\n- 1 onion, chopped\n\nBring water to a boil and stir.",
-    "The river rises in the northern hills and flows for 120 kilometres before it meets the sea.",
     "Maria Keller (born 4 March 1951) is an Austrian physicist known for her work on thin films.",
     "Question: Which of these is a mammal?\nA. Trout\nB. Whale\nC. Lizard\nD. Wren\nAnswer: B",
-    # French and Spanish
-    "La commune se trouve au bord de la Loire, à douze kilomètres de la préfecture du département.",
     "L'été dernier, elle a écrit un roman dont l'héroïne élève des chevaux près de la forêt.",
-    "El municipio tiene una superficie de 48 km² y una población de unos tres mil habitantes.",
     "¿Dónde está la biblioteca? Mañana jugará el niño con su pequeño perro en la montaña.",
-    # other languages, which the model hardly knows
-    "Der schnelle braune Fuchs springt über den faulen Hund, während die Mühle klappert.",
     "Ночью над рекой поднялся туман, и лодки стояли тихо.",
-    "Το νησί έχει λίγους κατοίκους και πολλά ελαιόδεντρα.",
     "في الصباح يشرب الناس القهوة ويقرأون الأخبار.",
-    "הספינה יצאה מן הנמל עם עלות השחר.",
     "春になると川辺に人が集まり、桜を見る。",
     "नदी के किनारे एक पुराना मंदिर है।",
-    "한강의 밤은 조용하고 바람은 차다.",
-    # code, numbers, formulas
-    "def mean(values):\n    total = 0\n    for v in values:\n        total += v\n    return total / len(values)\n",
     'class Stack(list):\n    """Last in, first out."""\n\n    def push(self, item):\n        self.append(item)\n',
     "import os, sys\nif __name__ == '__main__':\n\tsys.exit(main(os.environ.get('HOME', '')))\n",
-    ">>> integrate(sin(x)**2, (x, 0, pi))\npi/2\n>>> simplify((x**2 - 1)/(x - 1))\nx + 1",
-    '{"name": "mini", "layers": 6, "experts": [1, 2, 3], "tied": true}',
-    "3.14159 26535 89793 23846 26433 83279 50288 41971 69399 37510 58209 74944",
-    "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987",
+    "3.14159 26535 89793 23846; 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987",
     "∑ᵢ xᵢ² ≤ ∥x∥²; ∀ε > 0 ∃δ > 0: |x − a| < δ ⇒ |f(x) − f(a)| < ε",
-    # what is unlikely
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "  \t\n\n   \r\n  .  \u00a0 \u3000 ...   !!!???   \n",
     "👩‍👩‍👧‍👦 🏳️‍🌈 🇫🇷 e\u0301 \u200b\u202e\u0000\u0007\ufeff\ufffd",
-    "x",
     "<|eot|> is text here, and so is </s>.",
+    "x",
 ]
 
 Routed = list[tuple[list[int], Floats]]
@@ -104,6 +83,11 @@ TOKENIZE = """(() => {
   const tokenizer = new m.Tokenizer(tensors);
   return given.texts.map((text) => tokenizer.encode(text));
 })()"""
+
+
+def in_router(expression: str, given: Any = None) -> Any:
+    """The value of an expression of the live router's module."""
+    return in_node("live_router", expression, given)
 
 
 @pytest.fixture(scope="module")
@@ -146,30 +130,16 @@ def in_torch(model: MixtralModel, texts: list[str]) -> Routed:
 
 
 def in_page(
-    path: Path,
-    texts: Sequence[str | dict[str, Any]],
-    *,
-    slice_ms: float = 1e9,
-    together: bool = False,
-    more: bool = False,
+    path: Path, texts: Sequence[str | dict[str, Any]], **options: Any
 ) -> list[dict[str, Any]]:
-    """What the JavaScript posts for each text; costs and logits where `more` is asked for."""
-    given = {
-        "file": str(path),
-        "texts": texts,
-        "slice": slice_ms,
-        "together": together,
-        "more": more,
-    }
-    return in_node("live_router", READ, given)
+    """What the JavaScript posts for each text; costs and logits with `more`, all asked for at once with `together`."""
+    return in_router(READ, {"file": str(path), "texts": texts, "slice": 1e9, **options})
 
 
 def routed(found: list[dict[str, Any]]) -> Routed:
     """The same as `in_torch` gives, from what the page posted."""
-    return [
-        (one["tokens"], np.array(one["probs"], np.float32).reshape(len(one["tokens"]), 6, 8))
-        for one in found
-    ]
+    shapes = ((one["tokens"], np.array(one["probs"], np.float32)) for one in found)
+    return [(tokens, probs.reshape(len(tokens), 6, 8)) for tokens, probs in shapes]
 
 
 def differences(expected: Routed, found: Routed) -> dict[str, float]:
@@ -226,9 +196,7 @@ def test_the_file_holds_what_the_quantised_model_holds(int8: MixtralModel, file:
 def test_other_models_and_tokenizers_are_refused() -> None:
     with pytest.raises(MinimoeError, match="differs in router_type"):
         weights(tiny_model(router_type="switch", num_experts_per_tok=1))
-    with pytest.raises(
-        MinimoeError, match=r"gate\.weight is not stored as bf16|is not stored as bf16"
-    ):
+    with pytest.raises(MinimoeError, match="is not stored as bf16"):
         weights(tiny_model())
     tokenizer = train_tokenizer(["some text, and some more text"], 300)
     assert set(vocabulary(tokenizer)) >= {"tokenizer.bytes", "tokenizer.merges"}
@@ -240,32 +208,16 @@ def test_other_models_and_tokenizers_are_refused() -> None:
 # --- tokens ---------------------------------------------------------------------------------------
 
 
+# what the tokenizer joins, or does not
+WORDS = "the 's 'S 're n't ' 1 ² Ⅷ ½ é e\u0301 ß = --- 👩‍🚀"
+
+
 def random_texts(count: int) -> list[str]:
     """Texts of many kinds: of all Unicode, of one script, of words and spaces, of what the tokenizer joins."""
     draw = random.Random(0)
     scripts = [(0x20, 0x7F), (0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x900), (0x2000, 0x2C00),
                (0x3000, 0xD800), (0xE000, 0x10000), (0x1F000, 0x20000), (0x10000, 0x110000)]  # fmt: skip
     spaces = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2003\u2028\u200b\u3000\ufeff"
-    words = [
-        "the",
-        "The",
-        "'s",
-        "'S",
-        "'re",
-        "n't",
-        "'",
-        "don't",
-        "1",
-        "²",
-        "Ⅷ",
-        "½",
-        "é",
-        "e\u0301",
-        "ß",
-        "=",
-        "---",
-        "👩‍🚀",
-    ]
     tokenizer = load_tokenizer(pretrained_path("mini"))
     spelled = [tokenizer.decode([i]) for i in range(1, 4096)]
     texts: list[str] = []
@@ -275,7 +227,7 @@ def random_texts(count: int) -> list[str]:
         kinds = [
             lambda low=low, high=high: chr(draw.randrange(low, high)),
             lambda: draw.choice(spaces),
-            lambda: draw.choice(words),
+            lambda: draw.choice(WORDS.split(" ")),
             lambda: draw.choice(spelled),
             lambda: draw.choice("etaoin"),
         ]
@@ -283,6 +235,18 @@ def random_texts(count: int) -> list[str]:
         text = "".join(draw.choice(chosen)() for _ in range(length))
         texts.append("".join(c for c in text if not 0xD800 <= ord(c) < 0xE000))
     return texts
+
+
+def one_by_one(points: Iterable[int]) -> list[str]:
+    """Texts in which each character stands where letters, numbers, spaces and all else are told apart."""
+    text = [f"a{chr(c)}1" for c in points if not 0xD800 <= c < 0xE000]
+    return ["".join(text[i : i + 2000]) for i in range(0, len(text), 2000)]
+
+
+def cut_otherwise(file: Path, texts: list[str]) -> list[str]:
+    """The texts that the page and the library `tokenizers` cut differently."""
+    found = in_router(TOKENIZE, {"file": str(file), "texts": texts})
+    return [t for t, a, b in zip(texts, tokenized(texts), found, strict=True) if a != b]
 
 
 def test_any_text_is_cut_as_the_tokenizer_cuts_it(file: Path) -> None:
@@ -294,38 +258,27 @@ def test_any_text_is_cut_as_the_tokenizer_cuts_it(file: Path) -> None:
         "ab" * 2000,
         " " * 3000,
         "!" * 999,
-        "\n" * 500 + "x",
+        "\n" * 500,
     ]
     texts += ["".join(random.Random(n).choices("abehinorst", k=2000)) for n in range(3)]
     # where the kind of character changes, by this Python's Unicode
     edges = [c for c in range(1, 0x3FFFF) if len({category(chr(c + i))[0] for i in (-1, 0, 1)}) > 1]
-    texts += one_by_one([*range(0x600), *edges, *range(0xE0000, 0xE0200)])
-    found = in_node("live_router", TOKENIZE, {"file": str(file), "texts": texts})
-    wrong = [t for t, a, b in zip(texts, tokenized(texts), found, strict=True) if a != b]
-    assert wrong == []
-
-
-def one_by_one(points: list[int]) -> list[str]:
-    """Texts in which each character stands where letters, numbers, spaces and all else are told apart."""
-    text = [f"a{chr(c)}1" for c in points if not 0xD800 <= c < 0xE000]
-    return ["".join(text[i : i + 2000]) for i in range(0, len(text), 2000)]
+    assert (
+        cut_otherwise(file, texts + one_by_one([*range(0x600), *edges, *range(0xE0000, 0xE0200)]))
+        == []
+    )
 
 
 @pytest.mark.slow
 def test_every_character_is_of_the_kind_that_the_tokenizer_takes_it_for(file: Path) -> None:
-    texts = one_by_one(list(range(0x110000)))
-    found = in_node("live_router", TOKENIZE, {"file": str(file), "texts": texts})
-    wrong = [t for t, a, b in zip(texts, tokenized(texts), found, strict=True) if a != b]
-    assert wrong == []
+    assert cut_otherwise(file, one_by_one(range(0x110000))) == []
 
 
 def test_halves_of_surrogate_pairs_are_replacement_characters(file: Path) -> None:
     halves = ["\ud83d", "x\udc69y", "\udc69\ud83d", " \ud800 \ud800"]
     whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in halves]
     assert whole[1] == "x\ufffdy"
-    assert in_node("live_router", TOKENIZE, {"file": str(file), "texts": halves}) == tokenized(
-        whole
-    )
+    assert in_router(TOKENIZE, {"file": str(file), "texts": halves}) == tokenized(whole)
 
 
 def test_how_tokens_are_written() -> None:
@@ -338,19 +291,14 @@ def test_how_tokens_are_written() -> None:
         b"\xff\xc0\x80": "⟨FF⟩⟨C0⟩⟨80⟩",
     }  # fmt: skip
     given = [list(t.encode()) for t in texts] + [list(b) for b in parts]
-    assert in_node("live_router", "given.map(m.written)", given) == [
-        *texts.values(),
-        *parts.values(),
-    ]
+    assert in_router("given.map(m.written)", given) == [*texts.values(), *parts.values()]
 
 
 # --- routing --------------------------------------------------------------------------------------
 
 
 def test_routing_equals_pytorch_with_the_same_int8_weights(int8: MixtralModel, file: Path) -> None:
-    assert len(TEXTS) >= 30
-    long = " ".join(TEXTS)  # as long as the model reads
-    texts = [*TEXTS, long]
+    texts = [*TEXTS, " ".join(TEXTS)]  # the last is as long as the model reads
     found = in_page(file, texts)
     assert [one["cut"] for one in found] == [False] * len(TEXTS) + [True]
     result = differences(in_torch(int8, texts), routed(found))
@@ -381,38 +329,29 @@ def test_a_wrong_scale_would_be_noticed(
 
 
 def test_reading_on_from_a_common_beginning_is_reading_anew(file: Path) -> None:
-    texts = [
-        "The river rises",
-        "The river rises in the north.",
-        "The river",
-        "",
-        "The river rises in the north.",
-    ]
+    whole = "The river rises in the north."
+    texts = ["The river rises", whole, "The river", "", whole]
     once = in_page(file, texts)
-    assert once[1] == in_page(file, texts[1:2])[0]
-    assert once[2] == in_page(file, texts[2:3])[0]
-    assert in_page(file, texts, slice_ms=0) == once  # with a pause after every token
+    assert once[1:3] == in_page(file, texts[1:2]) + in_page(file, texts[2:3])
+    assert in_page(file, texts, slice=0) == once  # with a pause after every token
 
 
 def test_a_newer_text_ends_the_reading_of_an_older_one(file: Path) -> None:
     texts = [TEXTS[0], " ".join(TEXTS), TEXTS[1], TEXTS[1]]
-    found = in_page(file, texts, slice_ms=0, together=True)
+    found = in_page(file, texts, slice=0, together=True)
     assert [one["text"] for one in found] == [TEXTS[1]]
     assert found == in_page(file, [TEXTS[1]])
 
 
 def test_of_a_long_text_the_beginning_is_read(file: Path) -> None:
-    texts = ["", "word " * 2000, "a" * 10_000, "👩‍🚀" * 1500, "\n" * 10_000, "مرحبا " * 1700]
+    texts = ["", "👩‍🚀" * 1500]
     for text, found in zip(texts, in_page(file, texts), strict=True):
         ids = tokenized([text])[0]
         assert found["tokens"] == ids[:LIMIT]
         assert found["cut"] == (len(ids) > LIMIT)
         assert len(found["probs"]) == len(found["tokens"]) * 6 * 8
-
-
-def test_where_a_text_is_cut() -> None:
     given = [[[0x61], [0xC3]], [[0xF0, 0x9F, 0x91, 0xA9], [0x62]], []]
-    assert in_node("live_router", "given.map(m.beginning)", given) == ["a", "👩b", ""]
+    assert in_router("given.map(m.beginning)", given) == ["a", "👩b", ""]
 
 
 def test_the_worker_is_the_reader(file: Path) -> None:
@@ -430,7 +369,7 @@ def test_the_worker_is_the_reader(file: Path) -> None:
       await world.onmessage({data: {text: given.text}});
       return posted.map((p) => p.probs ? {tokens: p.tokens, probs: [...p.probs]} : p);
     })()"""
-    ready, *alive, found = in_node("live_router", run, {"file": str(file), "text": TEXTS[0]})
+    ready, *alive, found = in_router(run, {"file": str(file), "text": TEXTS[0]})
     (alone,) = in_page(file, [TEXTS[0]])
     assert ready == "ready"
     assert set(alive) <= {"reading"}
@@ -465,31 +404,26 @@ WORKER = """(async () => {
 
 def test_a_worker_that_has_started_is_left_alone_and_a_lost_one_is_noticed() -> None:
     def said(*steps: str) -> list[str]:
-        return in_node("live_router", WORKER, {"buffer": "weights", "steps": steps})
+        return in_router(WORKER, {"buffer": "weights", "steps": steps})
 
     begun = ["weights", "one", "read one"]
     assert said() == begun
     assert said("ask('two', true)", "later(4)") == [*begun, "two"]
     assert said("ask('two', true)", "later(6)") == [*begun, "two", "terminated", "lost"]
     # a reader who leaves is told nothing, and asks nothing any more
-    assert said("ask('two', true)", "read.stop()", "later(60)", "ask('three')") == [
-        *begun,
-        "two",
-        "terminated",
-    ]
+    left = ["ask('two', true)", "read.stop()", "later(60)", "ask('three')"]
+    assert said(*left) == [*begun, "two", "terminated"]
     # a sign of life is enough, and its lack after that is noticed
     alive = ["ask('two', true)", "later(4)", "worker.onmessage({data: 'reading'})", "later(4)"]
     assert said(*alive) == [*begun, "two"]
     assert said(*alive, "later(2)") == [*begun, "two", "terminated", "lost"]
 
 
-@pytest.mark.parametrize("damage", ["short", "text", "empty"])
-def test_damaged_weights_are_an_error(file: Path, tmp_path: Path, damage: str) -> None:
-    whole = file.read_bytes()
-    bad = {"short": whole[:100_000], "text": b"<!doctype html><p>not found", "empty": b""}[damage]
-    (tmp_path / "bad").write_bytes(bad)
-    with pytest.raises(AssertionError, match="Error"):
-        in_page(tmp_path / "bad", ["x"])
+def test_damaged_weights_are_an_error(file: Path, tmp_path: Path) -> None:
+    for damaged in (file.read_bytes()[:100_000], b"<!doctype html><p>not found", b""):
+        (tmp_path / "bad").write_bytes(damaged)
+        with pytest.raises(AssertionError, match="Error"):
+            in_page(tmp_path / "bad", ["x"])
 
 
 # --- what comes next, what a text costs, experts off and forced ----------------------------------
@@ -526,18 +460,15 @@ def costs_in_torch(model: MixtralModel, text: str, only: dict[str, list[int]]) -
     return cost.numpy(), logits[-1].numpy()
 
 
-@pytest.mark.parametrize(
-    "only", [{}, {"5": [0, 1, 2, 4, 5, 6, 7]}, {"2": [3]}, {str(layer): [0, 2, 3, 4, 5, 6, 7] for layer in range(6)}]
-)  # fmt: skip
 def test_costs_and_next_tokens_equal_pytorch_with_experts_off_or_forced(
-    int8: MixtralModel, file: Path, only: dict[str, list[int]]
+    int8: MixtralModel, file: Path
 ) -> None:
-    texts = [EXAMPLES[0]["text"], TEXTS[2], TEXTS[23]]
-    asked = [{"text": text, "only": only or None} for text in texts]
-    # what was read under other rules is not taken for this reading
-    before = {"text": texts[0], "only": {"0": [1]}}
-    found = in_page(file, [before, *asked], more=True)[1:]
-    for text, one in zip(texts, found, strict=True):
+    off = [0, 2, 3, 4, 5, 6, 7]
+    rules: list[Any] = [{}, {"5": off}, {"2": [3]}, {str(layer): off for layer in range(6)}]
+    asked = [(text, only) for text in (EXAMPLES[0]["text"], TEXTS[1], TEXTS[12]) for only in rules]
+    # what was read under other rules is not taken for the next reading, of the same text
+    told = in_page(file, [{"text": text, "only": only or None} for text, only in asked], more=True)
+    for (text, only), one in zip(asked, told, strict=True):
         cost, logits = costs_in_torch(int8, text, only)
         np.testing.assert_allclose(one["costs"], cost, atol=2e-4)
         np.testing.assert_allclose(one["logits"], logits, atol=2e-4)
@@ -548,15 +479,12 @@ def test_costs_and_next_tokens_equal_pytorch_with_experts_off_or_forced(
 def test_probabilities_at_a_temperature_and_allowed_experts() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for temperature in (0.1, 1.0, 2.0):
-        found = in_node(
-            "live_router", f"[...m.distribution(given, {temperature})]", logits.tolist()
-        )
-        torch.testing.assert_close(
-            torch.tensor(found, dtype=torch.float64), (logits / temperature).softmax(dim=0)
-        )
-    off = in_node("live_router", "m.allowed({how: 'off', expert: 2}, [1, 3], 4)")
+        found = in_router(f"[...m.distribution(given, {temperature})]", logits.tolist())
+        expected = (logits / temperature).softmax(dim=0)
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected)
+    off = in_router("m.allowed({how: 'off', expert: 2}, [1, 3], 4)")
     assert off == {"1": [0, 1, 3], "3": [0, 1, 3]}
-    assert in_node("live_router", "m.allowed({how: 'forced', expert: 2}, [0], 4)") == {"0": [2]}
+    assert in_router("m.allowed({how: 'forced', expert: 2}, [0], 4)") == {"0": [2]}
 
 
 def test_the_recorded_run_is_what_the_page_finds(file: Path) -> None:
@@ -576,7 +504,7 @@ def test_the_recorded_run_is_what_the_page_finds(file: Path) -> None:
 
 
 def test_the_tour_shows_what_its_titles_say(file: Path) -> None:
-    steps = in_node("live_router", "m.TOUR.map(([title, said]) => [title, said])")
+    steps = in_router("m.TOUR.map(([title, said]) => [title, said])")
     assert len(steps) == 6
     titles = [title for title, _ in steps]
     assert titles[:3] == ["One token", "Layer 1 is a dictionary", "Later layers look around"]
@@ -588,7 +516,7 @@ def test_the_tour_shows_what_its_titles_say(file: Path) -> None:
         m.choose(Float32Array.from(given.probs.slice((t * 6 + l) * size, (t * 6 + l + 1) * size)), 2)));
       return [0, 5].map((layer) => m.again(given.tokens, choices, layer));
     })()"""
-    (first, all_), (last, _) = in_node("live_router", run, found)
+    (first, all_), (last, _) = in_router(run, found)
     probs = np.array(found["probs"]).reshape(-1, 6, 8).argmax(axis=2)
     seen: dict[int, int] = {}
     same = 0
@@ -606,19 +534,15 @@ def test_the_tour_shows_what_its_titles_say(file: Path) -> None:
 def test_loads_and_their_distance(full: MixtralModel) -> None:
     (_, probs), *_ = in_torch(full, [TEXTS[0]])
     top = np.argsort(-probs, axis=-1)[..., :2]  # [S, L, K]
-    expected = np.stack(
-        [np.bincount(chosen.ravel(), minlength=8) / chosen.size for chosen in top.swapaxes(0, 1)]
-    )
-    found = in_node(
-        "live_router",
-        "m.loads(given.map((t) => t.map((p) => m.choose(Float32Array.from(p), 2))), 6, 8)",
-        probs.tolist(),
-    )
-    np.testing.assert_allclose(found, expected)
+    shares = [
+        np.bincount(chosen.ravel(), minlength=8) / chosen.size for chosen in top.swapaxes(0, 1)
+    ]
+    loads = "m.loads(given.map((t) => t.map((p) => m.choose(Float32Array.from(p), 2))), 6, 8)"
+    np.testing.assert_allclose(in_router(loads, probs.tolist()), np.stack(shares))
     # by hand: a half of the choices has to move; the nearer of two
-    assert in_node("live_router", "m.apart([1, 0, 0], [0.5, 0.5, 0])") == 0.5
+    assert in_router("m.apart([1, 0, 0], [0.5, 0.5, 0])") == 0.5
     near = "m.nearest([[1, 0]], [{name: 'a', load: [[0.5, 0.5]]}, {name: 'b', load: [[0.8, 0.2]]}]).name"
-    assert in_node("live_router", near) == "b"
+    assert in_router(near) == "b"
 
 
 def test_agreement_by_hand() -> None:
@@ -626,10 +550,8 @@ def test_agreement_by_hand() -> None:
     a = np.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]], np.int16)
     b = np.array([[[0, 1], [3, 2]], [[4, 6], [1, 0]]], np.int16)
     assert agreement(a, b) == {"same_set": [0.5, 0.5], "same_first": [1.0, 0.0]}
-    assert load(a, 8) == [
-        [0.25, 0.25, 0, 0, 0.25, 0.25, 0, 0],
-        [0, 0, 0.25, 0.25, 0, 0, 0.25, 0.25],
-    ]
+    quarter = [0.25, 0.25, 0, 0]
+    assert load(a, 8) == [quarter * 2, quarter[::-1] * 2]
 
 
 def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
@@ -644,30 +566,24 @@ def test_stored_measurement_is_of_these_weights_and_agrees_with_the_study(
     domains = {d["name"]: d for d in result["domains"]}
     compared = 0
     for layer in study["measurements"]["domains"]:
-        for name, tokens, share in zip(
-            layer["names"], layer["tokens"], layer["share"]["value"], strict=True
-        ):
-            d = domains[name]
+        shares = zip(layer["names"], layer["tokens"], layer["share"]["value"], strict=True)
+        for name, tokens, share in shares:
             # the study reads more of two domains, and cuts there within a document
-            exact = d["tokens"] == tokens
+            exact = domains[name]["tokens"] == tokens
             compared += exact
-            np.testing.assert_allclose(
-                d["load_full"][layer["layer"] - 1], share, atol=2e-6 if exact else 1e-3
-            )
+            mine = domains[name]["load_full"][layer["layer"] - 1]
+            np.testing.assert_allclose(mine, share, atol=2e-6 if exact else 1e-3)
     assert compared >= 20
     for d in domains.values():
         assert np.abs(np.array(d["load"]) - d["load_full"]).max() < 2e-3
         np.testing.assert_allclose(np.sum(d["load"], axis=1), 1, atol=1e-5)
     # the same on the held-out text that is shipped with the weights
     token = load_file(pretrained_path("mini") / "probe.safetensors")["token"].long()
-    with torch.no_grad():
-        chosen = [
-            np.stack(
-                [r.expert.view(-1, 2).numpy() for r in model(token, logits_to_keep=1).routings],
-                axis=1,
-            )
-            for model in (full, int8)
-        ]
+    chosen: list[Floats] = []
+    for model in (full, int8):
+        with torch.no_grad():
+            routings = model(token, logits_to_keep=1).routings
+        chosen.append(np.stack([r.expert.view(-1, 2).numpy() for r in routings], axis=1))
     same = (np.sort(chosen[0]) == np.sort(chosen[1])).all(axis=-1).mean(axis=0)
     np.testing.assert_allclose(result["same_set"], same, atol=0.005)
     assert same[0] == result["same_set"][0] == 1, "no expert comes before the first router"
@@ -680,27 +596,18 @@ def test_the_static_figure_shows_what_the_page_shows(file: Path) -> None:
     shown = live_router()
     (_, probs), *_ = routed(in_page(file, [EXAMPLES[0]["text"]]))
     first = probs.argmax(axis=-1) + 1
-    for layer in (1, 3, 6):
-        told = shown.alt.split(f"Layer {layer}: ")[1].split(". Layer")[0]
-        assert [int(n) for n in re_numbers(told)] == first[:, layer - 1].tolist()
-    assert {e["domain"] for e in shown.data["examples"]} - {""} <= {
-        d["name"] for d in shown.data["domains"]
-    }
-
-
-def re_numbers(told: str) -> list[str]:
-    """The experts of 'The 2, river 6, 120 4.': the last word of each part."""
-    return [part.rstrip(".").split(" ")[-1] for part in told.split(", ")]
+    for layer in (1, 3, 6):  # 'The 2, river 6, 120 4.': the last word of each part
+        told = shown.alt.split(f"Layer {layer}: ")[1].split(". Layer")[0].split(", ")
+        assert [int(part.rstrip(".").split()[-1]) for part in told] == first[:, layer - 1].tolist()
+    domains = {d["name"] for d in shown.data["domains"]}
+    assert {e["domain"] for e in shown.data["examples"]} - {""} <= domains
 
 
 def test_without_its_measurement_it_says_how_to_make_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import sys
-
-    monkeypatch.setattr(
-        sys.modules["minimoe.widgets.live_router"], "RESULT", tmp_path / "none.json"
-    )
+    module = sys.modules["minimoe.widgets.live_router"]  # hidden by the function of this name
+    monkeypatch.setattr(module, "RESULT", tmp_path / "none.json")
     with pytest.raises(MinimoeError, match=r"python book/live_router\.py"):
-        live_router_function()
+        live_router()
     assert RESULT.is_file()

@@ -18,8 +18,7 @@ from nbgrader.api import Gradebook
 
 from book import class_pages, judge, marking, marks, vetting
 from book.sandbox import Child, Sandboxes
-from tests.teacher import cheats
-from tests.teacher.kinds import KINDS
+from tests.teacher.kinds import CHEATS, KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASS = ROOT / "tests" / "teacher" / "submissions"
@@ -65,22 +64,18 @@ def test_what_is_handed_out_is_the_exercise_under_a_header(course: Path) -> None
     assert "BEGIN SOLUTION" in kept and "BEGIN HIDDEN TESTS" in kept
 
 
-def test_what_is_not_there_is_not_handed_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert marking.main(["--course", str(tmp_path), "release", "77"]) == 2
-    assert "there are no exercises 77" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
-    [(["autograde", "{}"], "run `make release` first"), (["grades"], "run `make autograde")],
+    [
+        (["release", "77"], "there are no exercises 77"),
+        (["autograde", "."], "run `make release` first"),
+        (["grades"], "run `make autograde"),
+    ],
 )
-def test_the_order_of_the_commands_is_said(
+def test_what_cannot_be_done_yet_is_said(
     command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    course = ["--course", str(tmp_path / "course")]
-    assert marking.main(course + [c.format(tmp_path) for c in command]) == 2
+    assert marking.main(["--course", str(tmp_path / "course"), *command]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -88,25 +83,19 @@ def test_the_order_of_the_commands_is_said(
 
 
 # What tells the submissions that spoil their process, each of which gets one of its own.
-HARM = re.compile(
-    r"os\.(_exit|getcwd|fork)|sys\.__stdout__|step >= 0|10\*\*8|torch\.equal =|get_ipython\(\)|solved\(|SEEN"
-)
+HARM = re.compile(r"os\.(_exit|getcwd)|step >= 0|10\*\*8|torch\.equal =|solved\(")
 
 
 class Shared:
     """One process for all work that spoils none: it is emptied between two submissions instead of started anew."""
 
     def __init__(self, rooms: Sandboxes) -> None:
-        self.rooms = rooms
-        self.child: Child | None = None
+        self.rooms, self.child = rooms, rooms.start()
+        rooms.others.add(self.child.process.pid)  # so that it is not ended with the next one
 
     def start(self) -> Child:
-        if self.child is not None:
-            self.child.peer.begin(20)
-            self.child.peer.ask({"k": "cell", "source": "get_ipython().reset()"})
-            return self.child
-        self.child = self.rooms.start()
-        self.rooms.others.add(self.child.process.pid)  # so that it is not ended with the next one
+        self.child.peer.begin(20)
+        self.child.peer.ask({"k": "cell", "source": "get_ipython().reset()"})
         return self.child
 
     def end(self, child: Child) -> None:
@@ -114,9 +103,8 @@ class Shared:
 
     def stop(self) -> None:
         """When the class has been marked."""
-        if self.child is not None:
-            self.rooms.others.discard(self.child.process.pid)
-            self.rooms.end(self.child)
+        self.rooms.others.discard(self.child.process.pid)
+        self.rooms.end(self.child)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +122,7 @@ def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def once(notebook: Any, exam: judge.Exam, rooms: Any, *limits: Any) -> dict[int, list[Any]]:
         """Honest work in many forms becomes the same notebook, which need not run again for each."""
+        assert exam.secret == 7, "who looks answers up is not found without it"
         key = nbformat.writes(notebook)
         if not shared:
             shared.append(Shared(rooms))
@@ -147,7 +136,7 @@ def marked(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         sandbox = {"on": True, "off": False}.get(os.environ.get("MINIMOE_TEST_SANDBOX", "auto"))
         lines = marking.autograde(folder, course, LIMIT, sandbox)
         shared[0].stop()
-    assert len(lines) == len(list(folder.iterdir())) >= 30
+    assert len(lines) == len(list(folder.iterdir())) >= 25
     return course
 
 
@@ -158,12 +147,9 @@ def test_a_class_gets_its_points(marked: Path, name: str) -> None:
     assert (marked / name).read_text(encoding="utf-8") == expected
 
 
-def test_no_cheat_scores_or_changes_what_is_handed_out(marked: Path) -> None:
-    names = {name for name, kind in KINDS.items() if kind.__module__ == cheats.__name__}
+def test_no_cheat_scores(marked: Path) -> None:
     points = {m.student: m.points for m in marks.marks(marked)}
-    assert {points[name] for name in names} == {0} and len(names) == 5
-    for name in ("release", "source"):
-        assert read(marked / name / EXERCISE / f"{EXERCISE}.ipynb")
+    assert {points[name] for name in CHEATS} == {0}
 
 
 def test_nothing_that_is_handed_in_makes_large_files(marked: Path) -> None:
@@ -176,16 +162,13 @@ def test_one_damaged_file_costs_nobody_elses_marks(marked: Path, tmp_path: Path)
     course = tmp_path / "course"
     shutil.copytree(marked, course)
     before = {m.student: marks.row(m) for m in marks.marks(course)}
-    for student, data in (
-        ("ben_partial", b'{"a": 1}'),
-        ("dora_syntax", b"{"),
-        ("emil_endless", b"\xff"),
-    ):
+    spoilt = {"ben_partial": b'{"a": 1}', "dora_syntax": b"{", "emil_endless": b"\xff"}
+    for student, data in spoilt.items():
         (course / "autograded" / student / EXERCISE / f"{EXERCISE}.ipynb").write_bytes(data)
     shutil.rmtree(course / "autograded" / "ada_perfect")
     after = {m.student: marks.row(m) for m in marks.marks(course)}
     changed = {s for s in before if before[s] != after[s]}
-    assert changed == {"ben_partial", "dora_syntax", "emil_endless", "ada_perfect"}
+    assert changed == {*spoilt, "ada_perfect"}
     for student in changed:
         assert after[student]["points"] == before[student]["points"]
         assert "the marked notebook is damaged or missing" in after[student]["remark"]
@@ -257,15 +240,10 @@ def test_what_is_no_notebook_gets_nothing_and_stops_nobody(
     assert "no process could be started" in said["c"]
     assert said["e"].startswith(f"e_%s {{x}} {EXERCISE}: marked")
     points = {m.student: m.points for m in marks.marks(course) if m.student[1:2] == "_"}
-    assert points == {
-        "a_nothing": 0,
-        "b_text": 0,
-        "c_crashes": 0,
-        "d_[a-z]*": 2,
-        "e_%s {x}\n": 2,
-        "f_\N{REPLACEMENT CHARACTER}": 2,
-        "g_alone": 2,
-    }
+    right = ("d_[a-z]*", "e_%s {x}\n", "f_\N{REPLACEMENT CHARACTER}", "g_alone")
+    assert points == dict.fromkeys(("a_nothing", "b_text", "c_crashes"), 0) | dict.fromkeys(
+        right, 2
+    )
 
 
 def test_points_given_by_hand_stay_and_comments_reach_the_student(

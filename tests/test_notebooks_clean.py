@@ -1,15 +1,11 @@
 """The lessons as they are stored: run to the end, without errors, in normal form, every figure described."""
 
 import base64
-import importlib.util
 import io
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -20,7 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from pybtex.database import parse_string
 
-from book import plain
+from book import check_pages, lessons, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -29,11 +25,6 @@ SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 NOTEBOOKS = [*LESSONS, *EXERCISES, *SOLUTIONS, ROOT / "book/start_here.ipynb"]
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 SHORTEST_DESCRIPTION = 20
-
-
-def name(path: Path) -> str:
-    """A notebook's file name, for test ids."""
-    return path.name
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -48,25 +39,15 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def load(path: str) -> ModuleType:
-    """A script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # --- what a stored lesson must be ----------------------------------------------------------------
 
 
 def unfinished(notebook: dict[str, Any]) -> list[str]:
     """Cells not run, run out of order, failed or noisy; and what the metadata lacks. One line each."""
     found: list[str] = []
-    if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
-        found.append("the kernel is not python3")
-    if notebook["metadata"].get("language_info", {}).get("name") != "python":
-        found.append("language_info is missing")
+    for key, value in (("kernelspec", "python3"), ("language_info", "python")):
+        if notebook["metadata"].get(key, {}).get("name") != value:
+            found.append(f"{key} is not {value}")
     for number, cell in enumerate(code_cells(notebook), start=1):
         where = f"code cell {number}"
         if cell["execution_count"] != number:
@@ -94,11 +75,14 @@ class Pictures(HTMLParser):
         values = dict(attrs)
         if tag == "img" and values.get("alt") is None:
             self.silent.append("img without alt")
-        described = {"aria-label", "aria-labelledby"} & values.keys() or values.get(
-            "aria-hidden"
-        ) == "true"
-        if tag == "svg" and not described:
+        described = {"aria-label", "aria-labelledby"} & values.keys()
+        if tag == "svg" and not described and values.get("aria-hidden") != "true":
             self.silent.append("svg without aria-label")
+
+
+def drawn(cell: dict[str, Any]) -> list[str]:
+    """The kinds of the pictures that are stored with a cell."""
+    return [k for o in cell.get("outputs", []) for k in o.get("data", {}) if k in PICTURES]
 
 
 def undescribed(notebook: dict[str, Any]) -> list[str]:
@@ -107,49 +91,26 @@ def undescribed(notebook: dict[str, Any]) -> list[str]:
     The text of a figure that a cell draws is in the cell's metadata: {"mystnb": {"image": {"alt": "..."}}}.
     """
     found: list[str] = []
-    for number, cell in enumerate(code_cells(notebook), start=1):
-        drawn = [
-            kind
-            for output in cell["outputs"]
-            for kind in output.get("data", {})
-            if kind in PICTURES
-        ]
-        alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
-        if drawn and len(alt) < SHORTEST_DESCRIPTION:
-            found.append(
-                f"code cell {number} draws a figure and has no mystnb.image.alt that says what is seen"
-            )
-        if len(drawn) > 1:
-            found.append(
-                f"code cell {number} draws {len(drawn)} figures, of which one text can describe one"
-            )
-        for output in cell["outputs"]:
-            html = "".join(output.get("data", {}).get("text/html", ""))
-            found += [f"code cell {number}: {problem}" for problem in Pictures(html).silent]
     for number, cell in enumerate(notebook["cells"], start=1):
-        if cell["cell_type"] == "markdown":
-            text = "".join(cell["source"])
-            found += [
-                f"cell {number}: {picture} says nothing"
-                for picture in re.findall(r"!\[\s*\]\([^)]*\)", text)
-            ]
-            found += [f"cell {number}: {problem}" for problem in Pictures(text).silent]
+        text = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
+        said = [f"{picture} says nothing" for picture in re.findall(r"!\[\s*\]\([^)]*\)", text)]
+        alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+        if drawn(cell) and len(alt) < SHORTEST_DESCRIPTION:
+            said.append("draws a figure and has no mystnb.image.alt that says what is seen")
+        if len(drawn(cell)) > 1:
+            said.append("draws several figures, of which one text can describe one")
+        for output in cell.get("outputs", []):
+            said += Pictures("".join(output.get("data", {}).get("text/html", ""))).silent
+        found += [f"cell {number}: {problem}" for problem in said + Pictures(text).silent]
     return found
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=name)
-def test_lesson_is_stored_as_it_ran(path: Path) -> None:
-    assert unfinished(read(path)) == []
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=name)
-def test_every_figure_of_a_lesson_is_described(path: Path) -> None:
-    assert undescribed(read(path)) == []
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=name)
-def test_lesson_is_in_normal_form(path: Path) -> None:
-    assert load("book/lessons.py").is_normal(path), "run `make notebooks`"
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.name)
+def test_lesson_is_stored_as_it_ran_in_normal_form_and_its_figures_are_described(
+    path: Path,
+) -> None:
+    assert unfinished(read(path)) + undescribed(read(path)) == []
+    assert lessons.is_normal(path), "run `make notebooks`"
 
 
 def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
@@ -157,7 +118,7 @@ def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
     links = set(re.findall(r"\]\(\.\./([^)]+)\)", path.read_text(encoding="utf-8")))
     pages = {f"{p.parent.name}/{p.name}" for p in [*LESSONS, *EXERCISES]}
     assert links == pages | {"book/glossary.md"}
-    assert load("book/lessons.py").is_normal(path)
+    assert lessons.is_normal(path)
 
 
 def test_exercises_come_without_outputs() -> None:
@@ -172,28 +133,17 @@ def test_exercises_come_without_outputs() -> None:
 
 def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
     contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
-    pages: list[str] = [contents["root"]]
-    for part in contents["parts"]:
-        for chapter in part["chapters"]:
-            pages += [
-                chapter["file"],
-                *(section["file"] for section in chapter.get("sections", [])),
-            ]
-    missing = [
-        page
-        for page in pages
-        if not any((ROOT / (page + end)).exists() for end in (".md", ".ipynb"))
-    ]
-    assert missing == []
+    chapters = [chapter for part in contents["parts"] for chapter in part["chapters"]]
+    files = [c["file"] for chapter in chapters for c in (chapter, *chapter.get("sections", []))]
+    pages = [contents["root"], *files]
+    there = [ROOT / (page + end) for page in pages for end in (".md", ".ipynb")]
+    assert sum(path.exists() for path in there) == len(pages)
     assert {f"notebooks/{path.stem}" for path in LESSONS} <= set(pages)
 
 
 def test_every_citation_names_the_authors_and_the_year_of_its_entry() -> None:
-    entries = re.findall(
-        r"^@\w+\{([^,\s]+),",
-        (ROOT / "book/references.bib").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+    bibliography = (ROOT / "book/references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{([^,\s]+),", bibliography, re.MULTILINE)
     assert len(entries) == len(set(entries))
     cells = [text for path in NOTEBOOKS for text in markdown(read(path))]
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")]
@@ -252,9 +202,7 @@ def uncaptioned(notebook: dict[str, Any]) -> list[str]:
             found.append(f"cell {number}: no caption below its figure")
         own = re.match(r"\*\*Figure", "".join(cell["source"]))
         above = cells[max(number - 1, 0)]
-        pictured = "![" in "".join(above["source"]) or any(
-            kind in PICTURES for o in above.get("outputs", []) for kind in o.get("data", {})
-        )
+        pictured = "![" in "".join(above["source"]) or drawn(above)
         if cell["cell_type"] == "markdown" and own and not pictured:
             found.append(f"cell {number}: a caption below no figure")
     return found
@@ -308,12 +256,10 @@ def test_plain_markdown_passes() -> None:
 
 
 def test_a_caption_belongs_to_a_figure() -> None:
-    drawn, caption = picture("Bars."), nbformat.v4.new_markdown_cell("**Figure 03.1.** A load.")
-    assert uncaptioned(notebook_of(drawn, caption)) == []
-    assert len(uncaptioned(notebook_of(drawn))) == 1
-    assert len(uncaptioned(notebook_of(code("1"), caption))) == 1
+    caption = nbformat.v4.new_markdown_cell("**Figure 03.1.** A load.")
     hidden = code("plot()", mystnb={"figure": {"caption": "A load."}})
-    assert len(uncaptioned(notebook_of(hidden))) == 1
+    cases = [(picture("Bars."), caption), (picture("Bars."),), (code("1"), caption), (hidden,)]
+    assert [len(uncaptioned(notebook_of(*cells))) for cells in cases] == [0, 1, 1, 1]
 
 
 DOI = re.compile(r"10\.\d{4,9}/[^\s\"<>{}]+")
@@ -356,9 +302,8 @@ def test_an_entry_that_nobody_can_find_is_seen(field: str, found: list[str]) -> 
 
 def notebook_of(*cells: Any) -> Any:
     """A notebook with the metadata that a lesson has."""
-    scripts = load("book/lessons.py")
     notebook: Any = nbformat.v4.new_notebook(cells=list(cells))
-    scripts.normalise(notebook)
+    lessons.normalise(notebook)
     return notebook
 
 
@@ -371,35 +316,30 @@ def code(source: str, *outputs: Any, count: int | None = 1, **metadata: Any) -> 
 
 def picture(alt: str = "") -> Any:
     """A cell that has drawn a figure."""
-    drawn = io.BytesIO()
-    Image.new("P", (1, 1)).save(drawn, "PNG")
-    data = {"image/png": base64.b64encode(drawn.getvalue()).decode()}
+    dot = io.BytesIO()
+    Image.new("P", (1, 1)).save(dot, "PNG")
+    data = {"image/png": base64.b64encode(dot.getvalue()).decode()}
     output = nbformat.v4.new_output("display_data", data=data)
     return code("plot()", output, mystnb={"image": {"alt": alt}})
 
 
+def stream(text: str, name: str = "stdout") -> Any:
+    """Something printed."""
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
 def test_a_clean_lesson_passes() -> None:
-    stream = nbformat.v4.new_output("stream", name="stdout", text="1\n")
-    notebook = notebook_of(
-        code("print(1)", stream, tags=["nbval-check-output"]),
-        picture("Bars of equal height, one an expert."),
-    )
-    assert unfinished(notebook) == []
-    assert undescribed(notebook) == []
+    printed = code("print(1)", stream("1\n"), tags=["nbval-check-output"])
+    notebook = notebook_of(printed, picture("Bars of equal height, one an expert."))
+    assert unfinished(notebook) + undescribed(notebook) == []
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
         (code("1", count=None), "execution count None"),
-        (
-            code(
-                "1/0",
-                nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="", traceback=[]),
-            ),
-            "ZeroDivision",
-        ),
-        (code("f()", nbformat.v4.new_output("stream", name="stderr", text="a warning")), "stderr"),
+        (code("1/0", nbformat.v4.new_output("error", ename="ZeroDivisionError")), "ZeroDivision"),
+        (code("f()", stream("a warning", "stderr")), "stderr"),
         (code("x = 1", tags=["nbval-check-output"]), "no output is stored"),
     ],
 )
@@ -422,17 +362,15 @@ def test_a_figure_without_words_is_found(cell: Any) -> None:
 
 
 def test_normal_form_is_one_form(tmp_path: Path) -> None:
-    pieces = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a", "b\n")]
-    notebook: Any = nbformat.v4.new_notebook(
-        cells=[code("print('ab')", *pieces, count=7, execution={"at": "noon"})]
-    )
+    pieces = [stream("a"), stream("b\n")]
+    cell = code("print('ab')", *pieces, count=7, execution={"at": "noon"})
+    notebook: Any = nbformat.v4.new_notebook(cells=[cell])
     path = tmp_path / "lesson.ipynb"
     nbformat.write(notebook, path)
-    scripts = load("book/lessons.py")
-    assert not scripts.is_normal(path)
-    scripts.normalise(notebook)
-    scripts.write(notebook, path)
-    assert scripts.is_normal(path)
+    assert not lessons.is_normal(path)
+    lessons.normalise(notebook)
+    lessons.write(notebook, path)
+    assert lessons.is_normal(path)
     cell = read(path)["cells"][0]
     assert cell["execution_count"] == 1
     assert "".join(cell["outputs"][0]["text"]) == "ab\n"
@@ -443,33 +381,31 @@ def test_a_figure_is_stored_in_few_colours_and_no_pixel_is_far_off() -> None:
     ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
     stored = io.BytesIO()
     Image.fromarray(ramp).save(stored, "PNG", dpi=(220, 220))
-    scripts = load("book/lessons.py")
-    few = scripts.in_few_colours(base64.b64encode(stored.getvalue()).decode())
+    few = lessons.in_few_colours(base64.b64encode(stored.getvalue()).decode())
     shown = Image.open(io.BytesIO(base64.b64decode(few)))
     assert shown.mode == "P" and round(shown.info["dpi"][0]) == 220
     assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - ramp).max() <= 2
-    assert scripts.in_few_colours(few) == few
+    assert lessons.in_few_colours(few) == few
 
 
-def test_a_lesson_that_fails_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_lesson_that_fails_is_left_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "lesson.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[code("1/0", count=None)]), path)
     before = path.read_bytes()
-    command = [sys.executable, str(ROOT / "book/lessons.py"), "run", str(path)]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "ZeroDivisionError" in failed.stderr
+    assert lessons.main(["run", str(path)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["lesson.ipynb"]
 
 
 def test_built_pages_are_read(tmp_path: Path) -> None:
-    pages = load("book/check_pages.py")
     (tmp_path / "good.html").write_text(
         '<h1 id="top">x</h1><a href="#top">up</a><img src="a.png" alt="Two bars">'
     )
     (tmp_path / "a.png").touch()
-    assert pages.problems(tmp_path) == []
+    assert check_pages.problems(tmp_path) == []
     (tmp_path / "bad.html").write_text(
         '<img src="_images/a.png" alt="_images/a.png"><img src="b.png">'
         '<a href="gone.html">x</a><a href="good.html#no">y</a>'
@@ -477,8 +413,8 @@ def test_built_pages_are_read(tmp_path: Path) -> None:
     for picture in ("_images/a.png", "b.png"):
         (tmp_path / picture).parent.mkdir(exist_ok=True)
         (tmp_path / picture).touch()
-    assert len(pages.problems(tmp_path)) == 4
-    assert pages.problems(tmp_path / "empty") != []
+    assert len(check_pages.problems(tmp_path)) == 4
+    assert check_pages.problems(tmp_path / "empty") != []
 
 
 def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(

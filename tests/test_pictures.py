@@ -97,9 +97,16 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_stored_file_is_what_the_command_draws(name: str) -> None:
+of_each = pytest.mark.parametrize("name", NAMES)
+
+
+@of_each
+def test_the_stored_file_is_what_the_command_draws_and_says_what_is_seen(name: str) -> None:
     assert stored(name) == pictures.PICTURES[name]().svg(), "run `python book/pictures.py`"
+    root = ET.fromstring(stored(name))
+    title, description = (root.findtext(f"{{*}}{tag}") or "" for tag in ("title", "desc"))
+    assert root.attrib["role"] == "img" and root.attrib["aria-labelledby"] == "title description"
+    assert len(title) > 10 and len(description) > 100 and "  " not in description
 
 
 def test_no_other_picture_is_stored() -> None:
@@ -124,9 +131,12 @@ def misplaced(picture: Picture) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_words_have_room(name: str) -> None:
-    assert misplaced(Picture(stored(name))) == []
+@of_each
+def test_words_have_room_and_a_phone_shows_them_at_their_size(name: str) -> None:
+    """A screen of 390 pixels leaves about 360 to the text; the browser's test measures it."""
+    picture = Picture(stored(name))
+    assert misplaced(picture) == []
+    assert picture.paper[2] <= 360 and min(picture.sizes) >= 12
 
 
 def test_words_without_room_are_found() -> None:
@@ -138,55 +148,31 @@ def test_words_without_room_are_found() -> None:
     sheet.text((100, 80), "three")
     sheet.arrow((60, 80), (140, 80))
     said = " ".join(misplaced(Picture(sheet.svg())))
-    for wrong in (
-        "fit into a box",
-        "leaves the paper",
-        "'one' lies on 'two'",
-        "line crosses 'three'",
-    ):
-        assert wrong in said
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_phone_shows_it_at_its_size(name: str) -> None:
-    """A screen of 390 pixels leaves about 360 to the text; the browser's test measures it."""
-    picture = Picture(stored(name))
-    assert picture.paper[2] <= 360 and min(picture.sizes) >= 12
+    wrong = ("fit into a box", "leaves the paper", "'one' lies on 'two'", "line crosses 'three'")
+    assert all(words in said for words in wrong)
 
 
 @pytest.mark.parametrize("theme", (0, 1), ids=("light", "dark"))
-@pytest.mark.parametrize("name", NAMES)
+@of_each
 def test_contrast(name: str, theme: int) -> None:
     picture = Picture(stored(name))
     paper = picture.colour("paper", "fill", theme)
     for word, _, css, ground in picture.words:
         ratio = contrast(picture.colour(css, "fill", theme), picture.colour(ground, "fill", theme))
         assert ratio >= 4.5, f"{word!r} in {css} on {ground}: {ratio:.2f}"
-    outlines = [
-        (css, "fill" if css.endswith("-head") else "stroke") for _, css in picture.boxes[1:]
-    ]
-    outlines += [(css, "fill" if css.endswith("-head") else "stroke") for _, css in picture.lines]
-    for css, kind in set(outlines):
+    outlines = [css for _, css in [*picture.boxes[1:], *picture.lines]]
+    for css in set(outlines):
+        kind = "fill" if css.endswith("-head") else "stroke"
         ratio = contrast(picture.colour(css, kind, theme), paper)
         assert ratio >= 3, f"{css} on paper: {ratio:.2f}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_is_seen(name: str) -> None:
-    root = ET.fromstring(stored(name))
-    title, description = (root.findtext(f"{{*}}{tag}") or "" for tag in ("title", "desc"))
-    assert root.attrib["role"] == "img" and root.attrib["aria-labelledby"] == "title description"
-    assert len(title) > 10 and len(description) > 100 and "  " not in description
-
-
 def test_lessons_show_every_picture_and_say_what_it_says() -> None:
+    image = re.compile(r"!\[([^\]]*)\]\(\.\./book/assets/pictures/([^)]+)\.svg\)")
     found: list[str] = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            text = "".join(cell["source"])
-            for told, name in re.findall(
-                r"!\[([^\]]*)\]\(\.\./book/assets/pictures/([^)]+)\.svg\)", text
-            ):
+            for told, name in image.findall("".join(cell["source"])):
                 assert told == ET.fromstring(stored(name)).findtext("{*}desc"), (path.name, name)
                 found.append(name)
     assert sorted(found) == NAMES
@@ -195,9 +181,8 @@ def test_lessons_show_every_picture_and_say_what_it_says() -> None:
 # --- the numbers, worked out without the library --------------------------------------------------
 
 P = [[round(v, 2) for v in row] for row in pictures.PROBABILITIES.tolist()]
-CHOSEN = [
-    sorted(range(4), key=lambda e, p=p: -p[e])[:2] for p in P
-]  # two best experts of each token
+# two best experts of each token
+CHOSEN = [sorted(range(4), key=lambda e, p=p: -p[e])[:2] for p in P]
 ARRIVALS = [(t, e) for t, experts in enumerate(CHOSEN) for e in experts]
 
 
@@ -228,11 +213,8 @@ def test_routing_matrix_has_each_tokens_weights_twice_and_they_sum_to_one() -> N
         by_expert = [w for _, w in sorted(zip(experts, weights, strict=True))]
         assert row == weights + by_expert
     load = Counter(e for _, e in ARRIVALS)
-    assert (
-        in_rows("routing-matrix", r"\d")[-1]
-        == [str(load[e]) for e in range(4)]
-        == ["6", "5", "3", "2"]
-    )
+    loads = in_rows("routing-matrix", r"\d")[-1]
+    assert loads == [str(load[e]) for e in range(4)] == ["6", "5", "3", "2"]
 
 
 def test_the_layer_shows_the_probabilities_and_weights_of_its_token() -> None:
@@ -243,13 +225,10 @@ def test_the_layer_shows_the_probabilities_and_weights_of_its_token() -> None:
 
 
 def test_tokens_fill_two_cells_of_a_row_and_experts_four_of_a_column() -> None:
-    filled = {
-        (word, box) for word, box, ground in shown("who-chooses") if ground not in ("paper", "off")
-    }
+    filled = {(w, box) for w, box, ground in shown("who-chooses") if ground not in ("paper", "off")}
     left = sorted((box[1], box[0], word) for word, box in filled if box[0] < 200)
-    assert [w for *_, w in left] == [
-        f"{p[e]:.2f}" for p, ex in zip(P, CHOSEN, strict=True) for e in sorted(ex)
-    ]
+    chosen = [p[e] for p, experts in zip(P, CHOSEN, strict=True) for e in sorted(experts)]
+    assert [w for *_, w in left] == [f"{v:.2f}" for v in chosen]
     right = Counter(word for word, box in filled if box[0] > 200)
     best = [sorted((p[e] for p in P), reverse=True)[:4] for e in range(4)]
     assert right == Counter(f"{v:.2f}" for column in best for v in column)
@@ -270,9 +249,8 @@ def test_capacity_drops_who_comes_after_four() -> None:
 
 
 def test_sorting_is_stable() -> None:
-    rows = [
-        w for w, box, ground in shown("sort-and-group") if ground in pictures.HUES and box[0] < 250
-    ]
+    boxes = shown("sort-and-group")
+    rows = [w for w, box, ground in boxes if ground in pictures.HUES and box[0] < 250]
     assert rows == [pictures.TOKENS[t] for t, _ in sorted(ARRIVALS, key=lambda a: a[1])]
 
 

@@ -29,18 +29,16 @@ def text(source: str, kind: str = "") -> Any:
     )
 
 
-def test_marked_cells_are_the_deck() -> None:
-    made = slides.deck(
-        lesson(
-            text("# Title", "slide"),
-            text("left out"),
-            text("also", "skip"),
-            text("more", "-"),
-            text("below", "subslide"),
-            text("say this", "notes"),
-        )
-    )
-    assert [c.source for c in made.cells] == ["# Title", "more", "below", "say this"]
+def test_marked_cells_are_the_deck_and_links_to_pages_of_the_book_are_words() -> None:
+    link = "A [router](../book/glossary.md#router) of [ours](https://example.org/x)."
+    cells = [text("left out"), text("also", "skip"), text("more", "-"), text(link, "subslide")]
+    made = slides.deck(lesson(text("# Title", "slide"), *cells, text("say this", "notes")))
+    assert [c.source for c in made.cells] == [
+        "# Title",
+        "more",
+        "A router of [ours](https://example.org/x).",
+        "say this",
+    ]
 
 
 def shown(made: Any) -> list[str]:
@@ -95,7 +93,15 @@ def test_an_unmarked_lesson_gives_its_argument_its_code_and_its_figures() -> Non
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_deck_has_argument_code_figures_and_notes_in_whole_sentences(path: Path) -> None:
-    deck = slides.deck(nbformat.read(path, as_version=4)).cells
+    """And it asks for nothing from elsewhere."""
+    notebook: Any = nbformat.read(path, as_version=4)
+    html = slides.page(notebook)
+    assert list(slides.outside(html)) == []
+    assert slides.title(notebook) in html
+    assert "references.md" not in html
+    beside = set(re.findall(r'(?:src|href)="(assets/[^"?]+)', html))
+    assert {a.split("/")[1] for a in beside} == {name for name, _ in slides.ASSETS.values()}
+    deck = slides.deck(notebook).cells
     kinds = [slides.slide_type(c) for c in deck]
     assert 12 <= sum(k in ("slide", "subslide") for k in kinds) <= 60
     assert kinds.count("notes") > 8
@@ -114,28 +120,6 @@ def test_a_deck_has_argument_code_figures_and_notes_in_whole_sentences(path: Pat
 def test_a_lesson_with_nothing_to_show_says_so() -> None:
     with pytest.raises(ValueError, match="neither slide cells nor headings"):
         slides.deck(lesson(text("only prose")))
-
-
-def test_links_to_pages_of_the_book_are_words() -> None:
-    made = slides.deck(
-        lesson(
-            text(
-                "A [router](../book/glossary.md#router) of [ours](https://example.org/x).", "slide"
-            )
-        )
-    )
-    assert made.cells[0].source == "A router of [ours](https://example.org/x)."
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_a_lessons_slides_ask_for_nothing_from_elsewhere(path: Path) -> None:
-    notebook: Any = nbformat.read(path, as_version=4)
-    html = slides.page(notebook)
-    assert list(slides.outside(html)) == []
-    assert slides.title(notebook) in html
-    assert "references.md" not in html
-    beside = set(re.findall(r'(?:src|href)="(assets/[^"?]+)', html))
-    assert {a.split("/")[1] for a in beside} == {name for name, _ in slides.ASSETS.values()}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,24 +51,12 @@ def cells(notebook: Any) -> list[Cell]:
 
 # --- finding and reading --------------------------------------------------------------------------
 
-AS_HANDED_OUT = (
-    "gina_splits",
-    "ivy_marks_bytes",
-    "jon_utf16",
-    "kim_renames",
-    "mia_percent_script",
-    "ned_changes_ids",
-    "olga_zips",
-    "paul_colab",
-    "quin_windows",
-    "rosa_version_3",
-    "sam_version_4_2",
-    "xena_writes_below",
-    "yara_two_files",
-)
+AS_HANDED_OUT = """
+    gina_splits ivy_marks_bytes jon_utf16 kim_renames mia_percent_script ned_changes_ids olga_zips paul_colab
+    quin_windows rosa_version_3 sam_version_4_2 xena_writes_below yara_two_files"""
 
 
-@pytest.mark.parametrize("name", AS_HANDED_OUT)
+@pytest.mark.parametrize("name", AS_HANDED_OUT.split())
 def test_the_same_work_in_another_form_is_the_same_notebook(
     name: str, tmp_path: Path, right: Any
 ) -> None:
@@ -110,15 +97,11 @@ def test_any_encoding_is_read(encoding: str, said: list[str]) -> None:
         (b"not JSON", "not a notebook"),
         (b"[1, 2]", "not a notebook"),
         (b'{"cells": 3}', "not a notebook"),
-        (b'{"worksheets": [3]}', ""),
         (b"\xff\xfe\x00", "not a notebook"),
         (b"[" * 100_000, "not a notebook"),
     ],
 )
 def test_what_is_no_notebook_is_told(data: bytes, message: str) -> None:
-    if not message:
-        assert submissions.read("a.ipynb", data).cells == []
-        return
     with pytest.raises(ValueError, match=message):
         submissions.read("a.ipynb", data)
 
@@ -132,11 +115,9 @@ def test_cells_that_are_none_cost_nothing_else() -> None:
         {"cell_type": "code", "source": "c", "metadata": {"nbgrader": {"grade_id": {}}}},
     ]
     file = submissions.read("a.ipynb", json.dumps({"cells": odd}).encode())
-    assert [(c.kind, c.source) for c in file.cells] == [
-        ("markdown", "text"),
-        ("code", "a\nb \ufffd"),
-        ("code", "c"),
-    ]
+    found = [(c.kind, c.source) for c in file.cells]
+    assert found == [("markdown", "text"), ("code", "a\nb \ufffd"), ("code", "c")]
+    assert submissions.read("a.ipynb", b'{"worksheets": [3]}').cells == []
     nbformat.validate(mend(file.cells, ROUTING).notebook)
     assert file.notes == ("left out, since it is no cell: 1, 2",)
 
@@ -144,7 +125,7 @@ def test_cells_that_are_none_cost_nothing_else() -> None:
 def test_a_notebook_with_the_marks_of_a_merge_is_read_cell_by_cell(right: Any) -> None:
     lines = json.dumps(right, indent=1).split("\n")
     at = next(i for i, line in enumerate(lines) if "def choose_then_weigh" in line)
-    lines[at:at] = ["<<<<<<< HEAD"]
+    lines.insert(at, "<<<<<<< HEAD")
     file = submissions.read("a.ipynb", "\n".join(lines).encode())
     assert len(file.cells) == len(right["cells"]) - 1
     assert file.notes == (f"damaged; {len(file.cells)} cells could be read",)
@@ -159,29 +140,9 @@ def test_a_script_that_does_not_compile_is_cut_at_empty_lines() -> None:
     ]
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "03_routing.ipynb")
-    (tmp_path / "again.ipynb").symlink_to(PERFECT)
-    (tmp_path / "folder").symlink_to(PERFECT.parent)
-    found = handed_in(tmp_path)
-    assert found.notebook is None and not found.there
-    assert found.notes[0] == "nothing handed in"
-    assert set(found.notes[1:]) == {
-        "03_routing.ipynb: no regular file",
-        "again.ipynb: a link, and links are not followed",
-        "folder is a link, and links are not followed",
-    }
-    link = tmp_path / "somebody"
-    link.symlink_to(PERFECT.parent)
-    assert handed_in(link).notebook is None
-
-
 def test_of_many_cells_the_first_are_read() -> None:
-    many = [{"cell_type": "code", "source": f"{i}"} for i in range(3000)]
-    for name, data in (
-        ("a.ipynb", json.dumps({"cells": many})),
-        ("a.py", "\n".join(str(i) for i in range(3000))),
-    ):
+    many = json.dumps({"cells": [{"cell_type": "code", "source": f"{i}"} for i in range(3000)]})
+    for name, data in (("a.ipynb", many), ("a.py", "\n".join(map(str, range(3000))))):
         file = submissions.read(name, data.encode())
         assert [c.source for c in file.cells] == [str(i) for i in range(2000)]
         assert file.notes == ("of more than 2000 cells the first 2000 were read",)
@@ -237,15 +198,6 @@ def test_what_was_handed_out_is_left_as_it_is(exercise: str) -> None:
     assert found.present == set(EXERCISES[exercise].answers)
 
 
-def test_deleted_cells_are_put_back_where_they_work(right: Any) -> None:
-    gone = ["given-03", "given-03-5", "check-03-1", "check-03-5"]
-    for name in gone:
-        right["cells"].remove(find(right, name))
-    found = mended(right)
-    assert names(found.notebook) == list(ROUTING.cells)
-    assert found.notes == [f"put back: {', '.join(gone)}"]
-
-
 def test_checks_follow_all_that_was_written_for_them(right: Any) -> None:
     """An answer whose cell has lost its marks, and its check: both are there, in this order."""
     find(right, "answer-03-1")["metadata"] = {}
@@ -253,47 +205,3 @@ def test_checks_follow_all_that_was_written_for_them(right: Any) -> None:
     found = mended(right)
     assert names(found.notebook) == list(ROUTING.cells)
     assert found.notes == ["known by text or name: answer-03-1", "put back: check-03-1"]
-
-
-def test_cells_in_reverse_order_get_one_that_works(right: Any) -> None:
-    right["cells"].reverse()
-    order = names(mended(right).notebook)
-    assert order[0] == "given-03"
-    for i in "12345":
-        assert order.index(f"check-03-{i}") == order.index(f"answer-03-{i}") + 1
-    assert order.index("given-03-5") < order.index("answer-03-5")
-
-
-def test_a_changed_check_stays_as_a_cell_of_ones_own(right: Any) -> None:
-    find(right, "check-03-1")["source"] = "print('mine')"
-    found = mended(right)
-    assert found.notes == ["changed and put back: check-03-1"]
-    sources = [c.source for c in found.notebook.cells]
-    at = sources.index("print('mine')")
-    assert sources.index("check.top_k_router(top_k_router)") > at
-    assert "nbgrader" not in found.notebook.cells[at].metadata
-
-
-def test_answers_in_one_cell_are_not_undone_by_stubs_below(right: Any, tmp_path: Path) -> None:
-    KINDS["yola_one_cell"](tmp_path, right)
-    found = handed_in(tmp_path)
-    assert not any("NotImplementedError" in c.source for c in found.notebook.cells)
-    assert [n for n in names(found.notebook) if "answer" in n] == ["answer-03-1"]
-    assert found.notes == []
-
-
-def test_a_copy_after_the_check_stays_after_it(right: Any) -> None:
-    again = copy.deepcopy(find(right, "answer-03-1"))
-    again["source"] = "def top_k_router(x, weight, k):\n    return None"
-    put_after(right, "check-03-1", again)
-    found = mended(right)
-    sources = [c.source for c in found.notebook.cells]
-    first, second = (i for i, s in enumerate(sources) if s.startswith("def top_k_router"))
-    assert first < sources.index("check.top_k_router(top_k_router)") < second
-    assert found.notes == ["there more than once: answer-03-1"]
-
-
-def test_the_longest_remark_is_short(right: Any) -> None:
-    for cell in right["cells"]:
-        cell["metadata"] = {}
-    assert mended(right).notes == ["known by text or name: 12 cells"]

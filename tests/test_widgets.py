@@ -1,8 +1,12 @@
 """The explorables compute in JavaScript what the library computes in Python, and come with all that a page needs."""
 
 import html
+import importlib
+import itertools
 import json
+import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,33 @@ import torch
 import yaml
 
 from book import lessons
+from minimoe.balance import Load
+from minimoe.checkpoint import pretrained_path, read_tensors
+from minimoe.config import ModelConfig
+from minimoe.cost.device import DEVICES
+from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes
+from minimoe.cost.layer import (
+    crossover_tokens,
+    experts_touched,
+    layer_bytes,
+    layer_floor,
+    layer_flops,
+)
+from minimoe.cost.parameters import count_parameters
+from minimoe.cost.time import training
+from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
+from minimoe.routing import DropStats, expert_capacity, limit_capacity
 from minimoe.widgets import EXPLORABLES
+from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
+from minimoe.widgets.roofline import MOST
 from tests.node import in_node
+from tests.small import topk_routing
 
 ROOT = Path(__file__).resolve().parent.parent
+EXACT: Any = {"rel": 1e-12, "abs": 0}
+of_each_explorable = pytest.mark.parametrize("name", EXPLORABLES)
 
 
 @pytest.fixture(scope="module")
@@ -27,37 +52,32 @@ def made() -> dict[str, Explorable]:
 
 
 def test_every_folder_is_known_and_stands_on_the_page_of_explorables() -> None:
-    folders = {p.parent.name for p in HERE.glob("*/widget.js")}
     page = (ROOT / "book/explorables.md").read_text(encoding="utf-8")
-    shown = re.findall(r"<!-- filled: explorable (\w+) -->", page)
-    assert folders == set(EXPLORABLES)
-    assert sorted(shown) == sorted(EXPLORABLES)
+    assert {p.parent.name for p in HERE.glob("*/widget.js")} == set(EXPLORABLES)
+    assert sorted(re.findall(r"<!-- filled: explorable (\w+) -->", page)) == sorted(EXPLORABLES)
     contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
     files = [c["file"] for part in contents["parts"] for c in part["chapters"]]
     assert "book/explorables" in files
 
 
-@pytest.mark.parametrize("name", EXPLORABLES)
+@of_each_explorable
 def test_place_on_a_page(made: dict[str, Explorable], name: str) -> None:
     place = made[name].html()
     assert "\n" not in place  # else Markdown would end the HTML
     alt = re.search(r'<img alt="([^"]+)"', place)
-    assert alt and html.unescape(alt[1]) == made[name].alt
-    assert len(made[name].alt) > 60
+    assert alt and html.unescape(alt[1]) == made[name].alt and len(made[name].alt) > 60
     stored = re.search(r'<script type="application/json">(.*?)</script>', place)
-    assert stored
-    assert json.loads(stored[1]) == json.loads(json.dumps(made[name].data))
+    assert stored and json.loads(stored[1]) == json.loads(json.dumps(made[name].data))
     assert len(place) < 300_000
 
 
-def test_data_cannot_end_its_script() -> None:
-    from minimoe.widgets.router_playground import draw
-
+def test_data_cannot_end_its_script(made: dict[str, Explorable]) -> None:
+    draw = made["router_playground"].draw
     one = Explorable("router_playground", {"text": "</script><b>"}, draw, "a figure")
     assert "</script><b>" not in one.html()
 
 
-@pytest.mark.parametrize("name", EXPLORABLES)
+@of_each_explorable
 def test_module_needs_nothing_from_elsewhere(name: str) -> None:
     text = module(name).replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://|\beval\(|new Function|^\s*import\b|\bimport\(", text, re.M)
@@ -70,26 +90,21 @@ def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
         module("nothing")
 
 
-@pytest.mark.parametrize("name", EXPLORABLES)
+@of_each_explorable
 def test_notebooks_get_the_widget_and_keep_the_page(made: dict[str, Explorable], name: str) -> None:
     bundle = made[name]._repr_mimebundle_()
     assert bundle[WIDGET]["model_id"]
-    live = made[name].widget()
-    assert live.get_state()["data"] == made[name].data
-    assert set(live.get_state()["files"]) == set(made[name].files)
-    cell: Any = nbformat.v4.new_code_cell(
-        "x", outputs=[nbformat.v4.new_output("execute_result", bundle)]
-    )
-    notebook = nbformat.v4.new_notebook(cells=[cell])
+    live = made[name].widget().get_state()
+    assert live["data"] == made[name].data and set(live["files"]) == set(made[name].files)
+    output: Any = nbformat.v4.new_output("execute_result", bundle)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
     lessons.normalise(notebook)
-    assert set(cell.outputs[0].data) == {"text/plain", "text/html"}
+    assert set(notebook.cells[0].outputs[0].data) == {"text/plain", "text/html"}
 
 
 def test_without_anywidget_the_static_figure_is_shown(
     made: dict[str, Explorable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "anywidget", None)
     bundle = made["router_playground"]._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "text/html"}
@@ -98,16 +113,19 @@ def test_without_anywidget_the_static_figure_is_shown(
 
 
 def test_shares_are_not_rounded_to_none_or_to_all() -> None:
-    shares = [0, 0.004, 0.006, 0.5, 0.994, 0.996, 1]
-    shown = in_node("roofline", "given.map((share) => m.percent(share))", shares)
-    assert shown == ["0 %", "< 1 %", "1 %", "50 %", "99 %", "> 99 %", "100 %"]
-    shown = in_node("roofline", "given.map((share) => m.percent(share, 1))", [0.0004, 0.9996])
-    assert shown == ["< 0.1 %", "> 99.9 %"]
-    shown = in_node("roofline", "given.map((share) => m.difference(share, 1))", [0.03, -0.03, 0])
-    assert shown == ["+3.0 %", "−3.0 %", "0.0 %"]
-    # .997 was shown as .00
-    shown = in_node("roofline", "given.map(m.short)", [0, 0.28, 0.994, 0.9951, 0.997, 1])
-    assert shown == [".00", ".28", ".99", "1", "1", "1"]
+    shown = in_node(
+        "roofline",
+        """[[0, 0.004, 0.006, 0.5, 0.994, 0.996, 1].map((share) => m.percent(share)),
+            [0.0004, 0.9996].map((share) => m.percent(share, 1)),
+            [0.03, -0.03, 0].map((share) => m.difference(share, 1)),
+            [0, 0.28, 0.994, 0.9951, 0.997, 1].map(m.short)]""",
+    )
+    assert shown == [
+        ["0 %", "< 1 %", "1 %", "50 %", "99 %", "> 99 %", "100 %"],
+        ["< 0.1 %", "> 99.9 %"],
+        ["+3.0 %", "−3.0 %", "0.0 %"],
+        [".00", ".28", ".99", "1", "1", "1"],  # .997 was shown as .00
+    ]
 
 
 # --- router playground ----------------------------------------------------------------------------
@@ -116,46 +134,460 @@ def test_shares_are_not_rounded_to_none_or_to_all() -> None:
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_playground_routes_as_the_library(k: int, norm: bool) -> None:
-    generator = torch.Generator().manual_seed(k)
-    logits = torch.randn(20, 8, generator=generator) * 2
+    logits = torch.randn(20, 8, generator=torch.Generator().manual_seed(k)) * 2
     router = TopKRouter(8, 8, k, norm_topk_prob=norm)
     router.weight.data = torch.eye(8)
-    for temperature in (0.3, 1.0, 2.5):
+    cold = (0.3, 1.0, 2.5)
+    route = "m.route(l, {temperature, k: given.k, norm: given.norm})"
+    given = {"logits": logits.tolist(), "cold": cold, "k": k, "norm": norm}
+    all_got = in_node(
+        "router_playground",
+        f"given.cold.map((temperature) => given.logits.map((l) => {route}))",
+        given,
+    )
+    for temperature, got in zip(cold, all_got, strict=True):
         routing = router(logits / temperature)
-        expected = torch.zeros(20, 8).scatter(
-            1, routing.expert.view(20, k), routing.weight.view(20, k)
-        )
-        got = in_node(
-            "router_playground",
-            f"given.map((l) => m.route(l, {{temperature: {temperature}, k: {k}, norm: {str(norm).lower()}}}))",
-            logits.tolist(),
-        )
-        assert [g["chosen"] for g in got] == routing.expert.view(20, k).tolist()
-        torch.testing.assert_close(
-            torch.tensor([g["weights"] for g in got], dtype=torch.float32), expected.detach()
-        )
+        expert, weight = routing.expert.view(20, k), routing.weight.detach().view(20, k)
         assert routing.probs is not None
-        torch.testing.assert_close(torch.tensor([g["probs"] for g in got]), routing.probs.detach())  # fmt: skip
+        assert [g["chosen"] for g in got] == expert.tolist()
+        expected = torch.zeros(20, 8).scatter(1, expert, weight)
+        torch.testing.assert_close(torch.tensor([g["weights"] for g in got]).float(), expected)
+        torch.testing.assert_close(torch.tensor([g["probs"] for g in got]), routing.probs.detach())
 
 
 def test_playground_bar_dragged_to_a_probability() -> None:
     logits = torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for expert, p, temperature in ((0, 0.5, 1.0), (3, 0.1, 0.5), (7, 0.3, 2.0)):
-        call = f"m.logitFor(given, {expert}, {p}, {temperature})"
+    cases = ((0, 0.5, 1.0), (3, 0.1, 0.5), (7, 0.3, 2.0))
+    given = [(logits.tolist(), *case) for case in cases]
+    # the last two: no further than the sliders go
+    given += [([0, 0, 4], 0, 0.999, 4), ([0, 0, 0], 0, 0.001, 1)]
+    *found, most, least = in_node("router_playground", "given.map((c) => m.logitFor(...c))", given)
+    for (expert, p, temperature), value in zip(cases, found, strict=True):
         moved = logits.clone()
-        moved[expert] = in_node("router_playground", call, logits.tolist())
+        moved[expert] = value
         assert (moved / temperature).softmax(dim=0)[expert].item() == pytest.approx(p)
-    # no further than the sliders go
-    assert in_node("router_playground", "m.logitFor([0, 0, 4], 0, 0.999, 4)") == 4
-    assert in_node("router_playground", "m.logitFor([0, 0, 0], 0, 0.001, 1)") == -4
+    assert (most, least) == (4, -4)
 
 
 def test_playground_load_under_noise() -> None:
     # With one winner: P(z1 + d > z2) = Phi(d / (sigma sqrt 2)) for two experts.
-    share = in_node(
-        "router_playground", "m.load([1, 0], {k: 1, noise: 1.5, draws: 40000, seed: 3})"
-    )
+    loads = "[m.load([1, 0], {k: 1, noise: 1.5, draws: 40000, seed: 3}), m.load([1, 0, 2], {k: 2, noise: 0})]"
+    share, still = in_node("router_playground", loads)
     expected = torch.distributions.Normal(0, 1).cdf(torch.tensor(1 / (1.5 * 2**0.5))).item()
     assert share[0] == pytest.approx(expected, abs=0.01)
     assert sum(share) == pytest.approx(1)
-    assert in_node("router_playground", "m.load([1, 0, 2], {k: 2, noise: 0})") == [1, 0, 1]
+    assert still == [1, 0, 1]
+
+
+# --- capacity and drops: places are given out as in the library -----------------------------------
+
+
+def falls() -> list[dict[str, Any]]:
+    """Random routings: all sizes that the sliders offer, from places for nobody to places for all."""
+    draw = random.Random(0)
+    made: list[dict[str, Any]] = []
+    for _ in range(200):
+        experts = draw.choice([1, 4, 8, 16])
+        k = draw.randint(1, min(4, experts))
+        tokens = draw.randint(1, 64)
+        favourites = range(draw.randint(k, experts))  # some experts may never be asked
+        places = draw.choice([0, 1, draw.randint(1, 2 * k * tokens)])
+        chosen = [draw.sample(favourites, k) for _ in range(tokens)]
+        arrived = draw.randint(0, tokens)
+        made.append(
+            {"chosen": chosen, "experts": experts, "places": places, "arrived": arrived, "k": k}
+        )
+    return made
+
+
+def test_same_choices_same_kept_and_same_statistics() -> None:
+    given = falls()
+    got = in_node(
+        "capacity_drops",
+        "given.map((c) => ({ ...m.fall(c.chosen, c.experts, c.places), "
+        "end: m.drops(c.chosen, c.experts, c.places), "
+        "part: m.drops(c.chosen, c.experts, c.places, c.arrived) }))",
+        given,
+    )
+    some = all_kept = 0
+    for case, answer in zip(given, got, strict=True):
+        routing = limit_capacity(
+            topk_routing(case["chosen"], num_experts=case["experts"]), case["places"]
+        )
+        assert routing.kept is not None
+        assert answer["kept"] == routing.kept.view(-1, case["k"]).tolist()
+        stats, end, part = DropStats.of(routing), answer["end"], answer["part"]
+        assert (end["assignments"], end["dropped"]) == (stats.assignments, stats.dropped)
+        assert end["share"] == pytest.approx(stats.share)
+        assert (len(end["lost"]), tuple(end["byExpert"])) == (stats.tokens_lost, stats.by_expert)
+        assert end["asked"] == routing.load().tolist()
+        assert end["empty"] == case["experts"] * case["places"] - int(routing.kept.sum())
+        # what the first tokens got does not depend on those who come later, at the same C
+        if first := case["chosen"][: case["arrived"]]:
+            few = limit_capacity(topk_routing(first, num_experts=case["experts"]), case["places"])
+            drops = DropStats.of(few)
+            assert (part["dropped"], len(part["lost"])) == (drops.dropped, drops.tokens_lost)
+        else:
+            assert (part["assignments"], part["share"]) == (0, 0)
+        some += 0 < stats.share < 1
+        all_kept += stats.dropped == 0
+    assert some > 30 and all_kept > 30  # the cases show both
+
+
+def test_places_are_those_of_the_library() -> None:
+    draw = random.Random(1)
+    factors = [round(0.25 + 0.05 * i, 2) for i in range(76)] * 5
+    given = [(draw.randint(0, 64), draw.choice([4, 8, 16]), draw.randint(1, 4), f) for f in factors]
+    given += [(100, 1, 1, 1.1), (1, 8, 2, 1.25), (1000, 10, 3, 1.1), (16, 16, 1, 1.0)]
+    got = in_node("capacity_drops", "given.map((c) => m.capacity(...c))", given)
+    assert got == [expert_capacity(*c) for c in given]
+    assert got[-4] == 110  # not the 111 of the binary number 1.1
+
+
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+def test_choices_repeat_and_are_as_skewed_as_they_say(skew: float) -> None:
+    small = {"tokens": 40, "experts": 8, "k": 3, "skew": skew, "seed": 5}
+    many, first, again, fewer, other = in_node(
+        "capacity_drops",
+        "[{tokens: 20000, k: 1}, {}, {}, {tokens: 10, k: 2}, {seed: 6}].map((o) => m.choose({...given, ...o}))",
+        small,
+    )
+    share = torch.tensor(many).flatten().bincount(minlength=8) / 20000
+    popularity = torch.arange(1, 9).double() ** -skew
+    torch.testing.assert_close(share.double(), popularity / popularity.sum(), atol=0.012, rtol=0)
+    assert first == again != other
+    assert [row[:2] for row in first[:10]] == fewer  # T and K take away, and change nothing else
+    assert all(len(set(row)) == 3 for row in first)
+
+
+def test_the_words_of_the_static_figure_are_the_library_s(made: dict[str, Explorable]) -> None:
+    previous = 1.0
+    for factor in FACTORS:
+        places, kept, drops = limited(factor)
+        assert sum(kept) + drops.dropped == drops.assignments == 48
+        assert max(kept) <= places
+        said = f"{drops.dropped} of 48, tokens without any expert {drops.tokens_lost},"
+        assert f"{places} places each: dropped assignments {said}" in made["capacity_drops"].alt
+        assert drops.share < previous
+        previous = drops.share
+    assert all(len(example) == 3 for example in EXAMPLES)
+
+
+# --- balance over training: numbers of the stored runs --------------------------------------------
+
+# the function of the same name hides its module as an attribute of the package
+film_module = importlib.import_module("minimoe.widgets.balance_film")
+
+
+@pytest.fixture(scope="module")
+def runs(made: dict[str, Explorable]) -> list[dict[str, Any]]:
+    """The films; the last is that of the shipped model."""
+    return json.loads(json.dumps(made["balance_film"].data))["runs"]
+
+
+def test_load_and_max_vio_are_those_of_the_library() -> None:
+    draw = random.Random(0)
+    counts = [[draw.randint(0, 300) for _ in range(draw.choice([2, 8, 64]))] for _ in range(200)]
+    counts += [[5, 5, 5, 5], [0, 0, 9], [1, 0, 0, 0, 0, 0, 0, 0]]
+    both = "given.map(m.load).map((load) => [load, load.share.map((_, e) => m.part(load, e))])"
+    for given, (got, parts) in zip(counts, in_node("balance_film", both, counts), strict=True):
+        expected = Load.from_counts(torch.tensor(given))
+        assert got["share"] == pytest.approx(expected.share)
+        assert got["maxVio"] == pytest.approx(expected.max_vio)
+        assert given[got["busiest"]] == max(given)
+        assert [p["share"] for p in parts] == pytest.approx(expected.share)
+        times = [len(given) * share for share in expected.share]
+        assert [p["times"] for p in parts] == pytest.approx(times)
+
+
+def test_films_of_the_shipped_model_are_its_probe(runs: list[dict[str, Any]]) -> None:
+    probe = read_tensors(pretrained_path("mini") / "probe.safetensors")
+    expert, steps = probe["expert"].long(), probe["step"].tolist()  # [30, 2560, 6, 2]
+    asked = [(layer, group) for layer in (0, 5) for group in (-1, 0, 9)]
+    given = {"run": runs[-1], "asked": asked}
+    got = in_node("balance_film", "given.asked.map(([l, g]) => m.film(given.run, l, g))", given)
+    for (layer, group), frames in zip(asked, got, strict=True):
+        assert [f["step"] for f in frames] == steps
+        assert [f["from"] for f in frames] == [0, *steps[:-1]]
+        rows = slice(None) if group < 0 else slice(256 * group, 256 * (group + 1))
+        for frame, chosen in zip(frames, expert[:, rows, layer], strict=True):
+            expected = Load.from_counts(chosen.flatten().bincount(minlength=8))
+            assert frame["maxVio"] == pytest.approx(expected.max_vio)
+            assert frame["share"] == pytest.approx(expected.share)
+    assert len(runs[-1]["groups"]) == 10 and runs[-1]["groups"][0] == "law"
+
+
+def test_log_of_the_shipped_model(runs: list[dict[str, Any]]) -> None:
+    log = runs[-1]["log"]
+    lines = (pretrained_path("mini") / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "lm_loss" in row]
+    assert log["steps"] == [row["step"] for row in rows]
+    at = log["steps"].index(20)
+    max_vio = [layer[at] for layer in log["max_vio"]]
+    assert max_vio == pytest.approx(rows[at]["max_vio"], abs=0.006)
+    losses = [row["lm_loss"] for row in rows if 250 < row["step"] <= 500]
+    assert len(losses) == 25
+    assert runs[-1]["loss"][1] == pytest.approx(sum(losses) / 25, abs=6e-4)
+
+
+def test_films_of_lesson_04(runs: list[dict[str, Any]]) -> None:
+    stored = json.loads(film_module.RESULT.read_text(encoding="utf-8"))
+    assert {"date", "hardware", "torch", "command"} <= set(stored)
+    got = in_node("balance_film", "given.map((r) => m.film(r, 0, -1, 200))", runs[:-1])
+    for run, frames in zip(stored["runs"], got, strict=True):
+        counts = torch.tensor(run["counts"])
+        assert counts.shape == (400, 8)
+        assert bool((counts.sum(dim=1) == stored["tokens_per_step"]).all())
+        assert [f["step"] for f in frames] == list(range(5, 201, 5))  # up to the limit
+        # the twentieth frame: steps 96 to 100
+        expected = Load.from_counts(counts[95:100].sum(dim=0))
+        assert frames[19]["maxVio"] == pytest.approx(expected.max_vio)
+        assert frames[19]["loss"] == pytest.approx(sum(run["training_loss"][95:100]) / 5, abs=6e-4)
+
+
+def test_without_the_stored_runs_the_shipped_model_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(film_module, "RESULT", tmp_path / "balance_films.json")
+    alone = EXPLORABLES["balance_film"]()
+    assert [run["title"] for run in alone.data["runs"]] == ["the shipped model, mini"]
+    assert alone.figure.startswith("<figure><img")
+    assert "law alone: MaxVio" in alone.alt
+
+
+# --- calculator: the numbers of minimoe.cost, of every preset and of what the sliders can make ----
+
+BUDGET: dict[str, Any] = {"tokens": 2e12, "utilisation": 0.35, "gpus": 512}
+CHIP = DEVICES["a100"]
+NUMBERS = (
+    "({parameters: m.parameters(c), forward: m.flops(c, S), last: m.flops(c, S, {decode: true}), "
+    "cache: m.cacheBytes(c, S), training: m.training(c, given.budget)})"
+)
+MIXTRAL = PRESETS["mixtral-8x7b"]
+
+
+@pytest.fixture
+def published(made: dict[str, Explorable]) -> dict[str, Any]:
+    """What the page knows of the presets, and a budget."""
+    data = made["calculator"].data
+    presets = {name: data["plain"] | own for name, own in data["presets"].items()}
+    return {"presets": presets, "budget": BUDGET | {"peak": CHIP.flops_per_second}}
+
+
+def agree(got: dict[str, Any], c: ModelConfig, context: int) -> None:
+    """Counts are equal, floating-point numbers to 1e-12."""
+    found = count_parameters(c)
+    parts = {name: count._asdict() for name, count in found.by_component.items()}
+    assert got["parameters"] == {"total": found.total, "active": found.active, "parts": parts}
+    assert got["forward"] == pytest.approx(forward_flops(c, context), **EXACT)
+    assert got["last"] == pytest.approx(decode_flops(c, context), **EXACT)
+    assert got["cache"] == kv_cache_bytes(c, context)
+    run = training(c, BUDGET["tokens"], CHIP, gpus=512, utilisation=0.35)
+    expected = {"flops": run.flops, "hours": run.gpu_hours, "days": run.days}
+    assert got["training"] == pytest.approx(expected, **EXACT)
+
+
+def test_every_preset_has_the_library_s_numbers(published: dict[str, Any]) -> None:
+    cases = [
+        (name, context)
+        for name, c in PRESETS.items()
+        for context in (1, 100, 4096, c.max_position_embeddings)
+    ]
+    all_ = f"given.cases.map(([name, S]) => {{ const c = given.presets[name]; return [c, {NUMBERS}]; }})"
+    got = in_node("calculator", all_, published | {"cases": cases})
+    for (name, context), (values, numbers) in zip(cases, got, strict=True):
+        assert ModelConfig.from_dict(values) == PRESETS[name]
+        agree(numbers, PRESETS[name], context)
+
+
+def test_sliders_begin_at_the_published_sizes(published: dict[str, Any]) -> None:
+    begin = """Object.fromEntries(Object.entries(given.presets).map(([name, c]) => [name, [
+        Object.entries(m.sizes(c)).every(([key, size]) => m.REACH[key].includes(size))
+          && m.REACH.S.includes(c.max_position_embeddings),
+        m.parameters(m.changed(c, m.sizes(c))).total, m.parameters(m.changed(c, m.sizes(c))).active,
+        m.cacheBytes(m.changed(c, m.sizes(c)), 77)]]))"""
+    got = in_node("calculator", begin, published)
+    for name, c in PRESETS.items():
+        found = count_parameters(c)
+        assert got[name] == [True, found.total, found.active, kv_cache_bytes(c, 77)], name
+
+
+def test_whatever_the_sliders_say_is_a_model_with_the_library_s_numbers(
+    published: dict[str, Any],
+) -> None:
+    draw = random.Random(0)
+    reach = in_node("calculator", "m.REACH")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        (draw.choice(list(PRESETS)), {key: draw.choice(values) for key, values in reach.items()})
+        for _ in range(300)
+    ]
+    got = in_node(
+        "calculator",
+        "given.cases.map(([name, said]) => { const [c, S] = [m.changed(given.presets[name], said), said.S]; "
+        "const kept = Object.entries(m.sizes(c)).every(([key, size]) => m.REACH[key].includes(size)); "
+        f"return [c, kept, {NUMBERS}]; }})",
+        published | {"cases": cases},
+    )
+    for (name, said), (values, kept, numbers) in zip(cases, got, strict=True):
+        c, before = ModelConfig.from_dict(values), PRESETS[name]
+        assert kept
+        sizes = (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_experts_per_tok)
+        assert sizes == (said["D"], said["L"], said["heads"], min(said["K"], said["E"]))
+        assert c.head_size == before.head_size
+        if types := before.layer_types:
+            assert c.layer_types == tuple(types[i % len(types)] for i in range(said["L"]))
+        if len(before.mlp_only_layers) < before.num_hidden_layers:
+            assert c.mlp_only_layers == tuple(i for i in before.mlp_only_layers if i < said["L"])
+        if any(map(c.is_sparse, range(said["L"]))):
+            assert (c.num_experts, c.expert_size) == (said["E"], said["F"])
+        agree(numbers, c, said["S"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"router_type": "soft"}, "no arithmetic for the router soft"),
+        ({"attention_type": "moa"}, "no arithmetic for attention of type moa"),
+    ],
+)
+def test_what_it_has_no_arithmetic_for_is_said(change: dict[str, str], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        in_node("calculator", "m.parameters(given)", ModelConfig().to_dict() | change)
+
+
+def test_the_nine_billion() -> None:
+    """The invitation and lesson 01 say so: one expert 7.24 B, eight of them 57.9 B, together 46.7 B."""
+    models = (MIXTRAL.replace(num_experts=e, num_experts_per_tok=1) for e in (1, 8))
+    one, eight = (count_parameters(c).total / 1e9 for c in models)
+    assert (round(one, 2), round(8 * one, 1)) == (7.24, 57.9)
+    assert (round(eight, 1), round(8 * one - eight, 1)) == (46.7, 11.2)
+    assert 9 <= 56 - eight < 10
+
+
+def test_the_figures_of_calculator_and_roofline_say_what_they_show(
+    made: dict[str, Explorable],
+) -> None:
+    found, alt = count_parameters(MIXTRAL), made["calculator"].alt
+    assert f"{found.total / 1e9:.1f} B" in alt and f"{found.active / 1e9:.1f} B" in alt
+    assert f"experts {found.by_component['experts'].total / 1e9:.2g}" in alt
+    for tokens in (1, 64, MOST):
+        floor = layer_floor(DEVICES["h200"], tokens, MIXTRAL.hidden_size, MIXTRAL.expert_size, 8, 2)
+        assert f"{1e6 * floor.seconds:,.0f} µs for {tokens:,}" in made["roofline"].alt
+
+
+# --- roofline: the floors of minimoe.cost ---------------------------------------------------------
+
+
+def layers(made: dict[str, Explorable]) -> list[tuple[int, str, str, int, int, bool]]:
+    """Every layer on every device at its own E and K, and layers with others."""
+    draw, names = random.Random(0), made["roofline"].data["layers"]
+    cases = [
+        (tokens, name, chip, names[name]["E"], names[name]["K"], backward)
+        for name, chip in itertools.product(names, DEVICES)
+        for tokens, backward in ((1, False), (64, True), (1000, False), (MOST, True))
+    ]
+    for _ in range(300):
+        e = draw.choice([1, 2, 4, 8, 60, 128, 1024])
+        tokens, k, backward = (
+            int(2 ** draw.uniform(0, 15)),
+            draw.randint(1, min(e, 32)),
+            draw.random() < 0.5,
+        )
+        cases.append((tokens, draw.choice(list(names)), draw.choice(list(DEVICES)), e, k, backward))
+    return cases
+
+
+def test_floors_are_those_of_the_library(made: dict[str, Explorable]) -> None:
+    names, cases = made["roofline"].data["layers"], layers(made)
+    chips = {
+        name: {"peak": d.flops_per_second, "bandwidth": d.bytes_per_second}
+        for name, d in DEVICES.items()
+    }
+    got = in_node(
+        "roofline",
+        "given.map(([T, layer, chip, both]) => "
+        "({...m.floor(T, layer, chip, both), touched: m.touched(T, layer), rule: m.crossover(layer, chip)}))",
+        [(t, names[n] | {"E": e, "K": k}, chips[chip], both) for t, n, chip, e, k, both in cases],
+    )
+    for (tokens, name, chip, e, k, backward), found in zip(cases, got, strict=True):
+        d, f = PRESETS[name].hidden_size, PRESETS[name].expert_size
+        device, both = DEVICES[chip], {"backward": backward}
+        floor = layer_floor(device, tokens, d, f, e, k, **both)
+        assert found["flops"] == layer_flops(tokens, d, f, k, **both)
+        assert found["limit"] == floor.limit
+        exact = {key: found[key] for key in ("bytes", "seconds", "touched", "rule")}
+        expected = {
+            "bytes": layer_bytes(tokens, d, f, e, k, **both),
+            "seconds": floor.seconds,
+            "touched": experts_touched(tokens, e, k),
+            "rule": crossover_tokens(device, e, k),
+        }
+        assert exact == pytest.approx(expected, **EXACT)
+
+
+def test_the_layers_and_devices_are_all_of_the_library(made: dict[str, Explorable]) -> None:
+    data = made["roofline"].data
+    assert data["layers"] == {
+        name: {
+            "D": c.hidden_size,
+            "F": c.expert_size,
+            "E": c.num_experts,
+            "K": c.num_experts_per_tok,
+        }
+        for name, c in PRESETS.items()
+        if len(c.mlp_only_layers) < c.num_hidden_layers
+    }
+    assert [(d["name"], d["peak"], d["bandwidth"]) for d in data["devices"]] == [
+        (d.name, d.flops_per_second, d.bytes_per_second) for d in DEVICES.values()
+    ]
+    reach = in_node("roofline", "m.REACH")
+    assert all(layer[key] in reach[key] for layer in data["layers"].values() for key in "EK")
+
+
+def test_the_crossing_is_where_the_library_changes_sides(made: dict[str, Explorable]) -> None:
+    data = made["roofline"].data
+    given: list[Any] = list(
+        itertools.product(data["layers"].values(), data["devices"], (False, True))
+    )
+    crossing = f"given.map(([layer, chip, both]) => m.crossing(layer, chip, both, {MOST}))"
+    met: set[str] = set()
+    for (layer, chip, backward), cross in zip(
+        given, in_node("roofline", crossing, given), strict=True
+    ):
+        device = next(d for d in DEVICES.values() if d.name == chip["name"])
+
+        def limit(
+            tokens: int, device: Any = device, layer: Any = layer, both: bool = backward
+        ) -> str:
+            sizes = (layer[size] for size in "DFEK")
+            return layer_floor(device, tokens, *sizes, backward=both).limit
+
+        if cross is None:
+            assert {limit(1), limit(MOST)} == {"memory"}
+            met.add("never")
+            continue
+        assert 1 < cross < MOST
+        assert (limit(int(cross)), limit(int(cross) + 1)) == ("memory", "compute")
+        met.add("somewhere")
+        if layer["D"] > 1024 and not backward and cross < MOST / 4:
+            rule = crossover_tokens(device, layer["E"], layer["K"])
+            assert rule < cross < 2 * rule
+    assert met == {"never", "somewhere"}
+
+
+def test_no_count_of_experts_is_rounded_past_those_that_there_are() -> None:
+    counts = [1, 2, 8, 30, 64, 100, 128, 200, 256, 400, 700, 4096]
+    sizes = itertools.product((1, 8, 60, 128, 256, 1024), (1, 8), counts)
+    given = [{"T": t, "E": e, "K": k} for e, k, t in sizes if k <= e]
+    said = in_node("roofline", "given.map(({T, E, K}) => m.met(T, {E, K}))", given)
+    for case, text in zip(given, said, strict=True):
+        expected = experts_touched(case["T"], case["E"], case["K"])
+        if text == "the only expert":
+            assert case["E"] == 1
+        elif text.startswith("all"):
+            assert expected == pytest.approx(case["E"], abs=0.05)
+        else:
+            shown, of, there, _ = text.split()
+            assert of == "of" and int(there) == case["E"]
+            assert float(shown) == pytest.approx(expected, abs=0.0501)
+            assert float(shown) < case["E"]

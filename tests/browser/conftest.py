@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from book import npm
 from tests.text_cache import in_ci
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,6 +20,12 @@ BOOK = Path(os.environ.get("MINIMOE_BOOK", ROOT / "_build" / "html"))
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+# What the theme's script says on a page whose margin notes have one heading: known, harmless, and not ours.
+KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+# What depends on colours: all that can differ between light and dark.
+COLOURS = ["color-contrast", "link-in-text-block"]
 
 
 def need(there: bool, reason: str) -> None:
@@ -59,3 +67,88 @@ def book() -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
+
+
+@functools.cache
+def axe() -> str:
+    """axe-core, which finds what keeps people from using a page."""
+    folder = npm.cache_dir() / "npm" / "axe-core-4.10.3"
+    if not (folder / "axe.min.js").exists():
+        npm.unpack("axe-core@4.10.3", folder, ["axe\\.min\\.js"])
+    return (folder / "axe.min.js").read_text(encoding="utf-8")
+
+
+class Seen:
+    """A page and what went wrong while it was loaded."""
+
+    def __init__(self, page: Any, book: str) -> None:
+        self.page, self.book = page, book
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._said)
+        page.on("response", self._answered)
+        page.route("**/*", self._asked)
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _answered(self, response: Any) -> None:
+        if response.status >= 400:
+            self.errors.append(f"{response.status} {response.url}")
+
+    def _asked(self, route: Any) -> None:
+        url = route.request.url
+        if url.startswith((self.book, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.elsewhere.append(url)
+            route.abort()
+
+    def problems(self) -> list[str]:
+        """What went wrong: errors, and what was asked for from elsewhere."""
+        errors = [f"console: {e}" for e in self.errors if not KNOWN.search(e)]
+        return errors + [f"loads {url}" for url in self.elsewhere]
+
+    def until(self, expression: str, *arguments: Any) -> None:
+        """Wait until JavaScript says so; it gets the arguments as a list."""
+        self.page.wait_for_function(expression, arg=list(arguments), timeout=20_000)
+
+    def open(self, name: str) -> None:
+        """Load a page and wait until its formulas are drawn."""
+        self.page.goto(f"{self.book}/{name}", wait_until="load")
+        self.page.wait_for_function("!window.MathJax?.startup || window.MathJax.startup.promise")
+        self.page.evaluate("window.MathJax?.startup?.promise")
+        # Colours are judged when they have arrived.
+        self.page.add_style_tag(
+            content="* { transition: none !important; animation: none !important }"
+        )
+
+    def violations(self, run_only: dict[str, Any]) -> list[str]:
+        """What axe-core finds, one line for each element.
+
+        Of code and of formulas the first five are looked at: all are coloured alike, and a lesson has a hundred.
+        """
+        self.page.evaluate(axe())
+        found = self.page.evaluate(
+            """(only) => {
+                 for (const kind of ['div.highlight pre', 'mjx-container'])
+                   [...document.querySelectorAll(kind)].slice(5).forEach(e => e.dataset.alike = kind);
+                 return axe.run({include: ['html'], exclude: ['[data-alike]']},
+                                {runOnly: only, resultTypes: ['violations']}); }""",
+            run_only,
+        )
+        return [
+            f"{v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
+            for v in found["violations"]
+            for node in v["nodes"]
+        ]
+
+
+@pytest.fixture
+def seen(browser: Any, book: str) -> Iterator[Seen]:
+    """A fresh browser window that can reach the book and nothing else."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield Seen(context.new_page(), book)
+    context.close()

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.browser.conftest import Seen
 from tests.browser.test_explorables import place, started
-from tests.browser.test_pages import Seen, seen
 
 pytestmark = pytest.mark.browser
-__all__ = ["seen"]
 
 WIDE = 700  # units of a drawing in a window of 1280
 PLAYS = {"capacity_drops": "Let them fall", "balance_film": "Play"}
@@ -34,15 +33,15 @@ def to(slider: Any, index: int) -> None:
 @pytest.mark.parametrize("name", PLAYS)
 def test_plays_to_the_end(seen: Seen, name: str) -> None:
     element = started(seen, name)
-    slider = last_slider(element)
+    slider, play = last_slider(element), f"{place(name)} button:has-text('{PLAYS[name]}')"
     end = int(slider.get_attribute("max"))
     to(slider, end - 3)
-    seen.page.click(f"{place(name)} button:has-text('{PLAYS[name]}')")
+    seen.page.click(play)
     assert element.query_selector("button:has-text('Pause')") is not None
-    seen.page.wait_for_selector(f"{place(name)} button:has-text('{PLAYS[name]}')", timeout=10_000)
+    seen.page.wait_for_selector(play, timeout=10_000)
     assert value(slider) == end
     # at the end it begins anew; a key on the slider stops it
-    seen.page.click(f"{place(name)} button:has-text('{PLAYS[name]}')")
+    seen.page.click(play)
     slider.focus()
     seen.page.keyboard.press("ArrowRight")
     assert element.query_selector("button:has-text('Pause')") is None

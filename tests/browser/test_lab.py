@@ -31,11 +31,12 @@ def lab(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "notebooks").mkdir()
     for lesson in (LESSON, WITH_FOLDS):
         shutil.copy(ROOT / "notebooks" / lesson, tmp_path / "notebooks")
-    cells = [f"from minimoe import widgets\nwidgets.{name}()" for name in EXPLORABLES]
-    notebook: Any = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(c) for c in cells],
-        metadata={"kernelspec": KERNELSPEC},  # without one JupyterLab asks
-    )
+    cells = [
+        nbformat.v4.new_code_cell(f"from minimoe import widgets\nwidgets.{name}()")
+        for name in EXPLORABLES
+    ]
+    metadata = {"kernelspec": KERNELSPEC}  # without one JupyterLab asks
+    notebook: Any = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     nbformat.write(notebook, tmp_path / "notebooks" / "explorables.ipynb")
     (tmp_path / "book").mkdir()
     (tmp_path / "book/results").symlink_to(ROOT / "book/results")
@@ -52,13 +53,11 @@ def lab(tmp_path: Path) -> Iterator[str]:
            "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}  # fmt: skip
     server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
-    address = None
-    deadline = time.monotonic() + 60
+    address, deadline = None, time.monotonic() + 60
     while address is None and server.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-        address = re.search(
-            r"http://127\.0\.0\.1:[1-9]\d+/", (tmp_path / "lab.log").read_text(encoding="utf-8")
-        )
+        said = (tmp_path / "lab.log").read_text(encoding="utf-8")
+        address = re.search(r"http://127\.0\.0\.1:[1-9]\d+/", said)
     try:
         assert address is not None, (tmp_path / "lab.log").read_text(encoding="utf-8")
         yield address[0]
@@ -66,6 +65,20 @@ def lab(tmp_path: Path) -> Iterator[str]:
         server.terminate()
         server.wait(20)
         log.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A browser window."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
+def picture(page: Any, name: str) -> None:
+    """Keep a screenshot."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SCREENSHOTS / f"jupyterlab-{name}.png"))
 
 
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
@@ -90,10 +103,8 @@ def run_all(page: Any, address: str) -> None:
     assert page.evaluate(f"() => {broken}.map(c => c.source.slice(0, 80))") == []
 
 
-def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str) -> None:
+def test_lab_opens_on_the_first_notebook_and_nothing_else(page: Any, lab: str) -> None:
     """No launcher, no question about news, none of the buttons that teachers need."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
     run_all(page, lab)
     page.wait_for_timeout(3000)  # news would come late
     assert page.evaluate(f"{NOTEBOOK}.context.path") == "book/start_here.ipynb"
@@ -104,9 +115,7 @@ def test_lab_opens_on_the_first_notebook_and_nothing_else(browser: Any, lab: str
     assert page.evaluate(teachers) == []
     assert page.locator("[class*=nbgrader], [data-command*=nbgrader]").count() == 0
     assert "experts of each token" in page.inner_text(".jp-OutputArea-output")
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-start.png"))
-    context.close()
+    picture(page, "start")
 
 
 @pytest.fixture
@@ -132,10 +141,8 @@ def open_whole(page: Any, address: str) -> None:
 
 @pytest.mark.parametrize("lesson", [LESSON, WITH_FOLDS])
 @pytest.mark.usefixtures("whole")
-def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> None:
+def test_a_lesson_reads_as_it_is_meant(page: Any, lab: str, lesson: str) -> None:
     """No mark-up is left as text, and a caption stands below each figure."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
     open_whole(page, f"{lab}lab/tree/notebooks/{lesson}")
     text = page.evaluate(
         "[...document.querySelectorAll('.jp-RenderedMarkdown')].map(e => e.innerText).join('\\n')"
@@ -153,13 +160,10 @@ def test_a_lesson_reads_as_it_is_meant(browser: Any, lab: str, lesson: str) -> N
     assert len(below) >= 4
     for number, (caption, is_below) in enumerate(below, start=1):
         assert caption.startswith(f"Figure {lesson[:2]}.{number}. ") and is_below
-    context.close()
 
 
 @pytest.mark.usefixtures("whole")
-def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
+def test_a_fold_with_maths_opens(page: Any, lab: str) -> None:
     open_whole(page, f"{lab}lab/tree/notebooks/{WITH_FOLDS}")
     fold = page.locator("details:has(mjx-container)").first
     formula = fold.locator("mjx-container").first
@@ -167,19 +171,15 @@ def test_a_fold_with_maths_opens(browser: Any, lab: str) -> None:
     fold.locator("summary").click()
     assert formula.is_visible()
     assert "$" not in fold.inner_text()
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-fold.png"))
-    context.close()
+    picture(page, "fold")
 
 
 @pytest.mark.parametrize(
     ("link", "place"), [("router", "router"), ("Fedus et al., 2022", "fedus2022")]
 )
 @pytest.mark.usefixtures("whole")
-def test_a_link_leads_to_its_place(browser: Any, lab: str, link: str, place: str) -> None:
+def test_a_link_leads_to_its_place(page: Any, lab: str, link: str, place: str) -> None:
     """In the glossary, and in the list of references."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
     open_whole(page, f"{lab}lab/tree/notebooks/{LESSON}")
     page.locator(".jp-RenderedMarkdown a", has_text=re.compile(f"^{link}$")).first.click()
     page.wait_for_function(
@@ -188,15 +188,11 @@ def test_a_link_leads_to_its_place(browser: Any, lab: str, link: str, place: str
         arg=place,
         timeout=60_000,
     )
-    context.close()
 
 
 @pytest.mark.corpus
-def test_every_explorable_is_alive(browser: Any, lab: str) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
+def test_every_explorable_is_alive(page: Any, lab: str) -> None:
     run_all(page, f"{lab}lab/tree/notebooks/explorables.ipynb")
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(EXPLORABLES):
         page.evaluate(
             f"""() => {{ const n = {NOTEBOOK}.content;
@@ -209,15 +205,12 @@ def test_every_explorable_is_alive(browser: Any, lab: str) -> None:
         page.locator(f"{here} input[type=range]").first.focus()
         page.keyboard.press("End")
         page.wait_for_function(f"before => {shown} !== before", arg=before, timeout=20_000)
-        page.locator(here).screenshot(path=str(SCREENSHOTS / f"jupyterlab-{name}.png"))
+        picture(page.locator(here), name)
     assert page.locator(".mm-failed").count() == 0
-    context.close()
 
 
 @pytest.mark.corpus
-def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
+def test_lesson_03_runs_and_its_slider_moves_the_figure(page: Any, lab: str) -> None:
     run_all(page, f"{lab}lab/tree/notebooks/{LESSON}")
     page.evaluate(
         """() => { const n = window.jupyterapp.shell.currentWidget.content;
@@ -225,16 +218,14 @@ def test_lesson_03_runs_and_its_slider_moves_the_figure(browser: Any, lab: str) 
              n.activeCellIndex = i; n.scrollToItem(i, 'center'); }"""
     )
     handle = page.wait_for_selector(".widget-slider .noUi-handle")
-    picture = ".jp-OutputArea:has(.widget-slider) img"
-    before = page.wait_for_selector(picture).get_attribute("src")
+    figure = ".jp-OutputArea:has(.widget-slider) img"
+    before = page.wait_for_selector(figure).get_attribute("src")
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.wait_for_function(
         "([where, old]) => { const now = document.querySelector(where); return now && now.src && now.src !== old; }",
-        arg=[picture, before],
+        arg=[figure, before],
         timeout=30_000,
     )
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(SCREENSHOTS / "jupyterlab-03.png"))
-    context.close()
+    picture(page, "03")

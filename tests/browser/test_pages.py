@@ -1,143 +1,66 @@
 """Every page of the book, seen in Chromium without a network: it loads, its formulas are drawn, it is accessible."""
 
-import functools
+import gzip
 import io
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 
-from book import npm
-from tests.browser.conftest import ROOT, SCREENSHOTS
+from tests.browser.conftest import COLOURS, ROOT, SCREENSHOTS, WCAG, Seen
 
 pytestmark = pytest.mark.browser
-
-# What the theme's script says on a page whose margin notes have one heading: known, harmless, and not ours.
-KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
-# What depends on colours: all that can differ between light and dark.
-COLOURS = ["color-contrast", "link-in-text-block"]
 
 
 def pages() -> list[str]:
     """The pages of the table of contents, and the search page."""
     contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
     found = [contents["root"]]
-    for part in contents["parts"]:
-        for chapter in part["chapters"]:
-            found += [chapter["file"], *(s["file"] for s in chapter.get("sections", []))]
+    for chapter in (chapter for part in contents["parts"] for chapter in part["chapters"]):
+        found += [chapter["file"], *(s["file"] for s in chapter.get("sections", []))]
     return [*found, "search", "genindex"]
 
 
-@functools.cache
-def axe() -> str:
-    """axe-core, which finds what keeps people from using a page."""
-    folder = npm.cache_dir() / "npm" / "axe-core-4.10.3"
-    if not (folder / "axe.min.js").exists():
-        npm.unpack("axe-core@4.10.3", folder, ["axe\\.min\\.js"])
-    return (folder / "axe.min.js").read_text(encoding="utf-8")
-
-
-class Seen:
-    """A page and what went wrong while it was loaded."""
-
-    def __init__(self, page: Any, book: str) -> None:
-        self.page, self.book = page, book
-        self.errors: list[str] = []
-        self.elsewhere: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", self._said)
-        page.on("response", self._answered)
-        page.route("**/*", self._asked)
-
-    def _said(self, message: Any) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def _answered(self, response: Any) -> None:
-        if response.status >= 400:
-            self.errors.append(f"{response.status} {response.url}")
-
-    def _asked(self, route: Any) -> None:
-        url = route.request.url
-        if url.startswith((self.book, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.elsewhere.append(url)
-            route.abort()
-
-    def open(self, name: str) -> None:
-        """Load a page and wait until its formulas are drawn."""
-        self.page.goto(f"{self.book}/{name}", wait_until="load")
-        self.page.wait_for_function("!window.MathJax?.startup || window.MathJax.startup.promise")
-        self.page.evaluate("window.MathJax?.startup?.promise")
-        # Colours are judged when they have arrived.
-        self.page.add_style_tag(
-            content="* { transition: none !important; animation: none !important }"
-        )
-
-    def violations(self, run_only: dict[str, Any]) -> list[str]:
-        """What axe-core finds, one line for each element.
-
-        Of code and of formulas the first five are looked at: all are coloured alike, and a lesson has a hundred.
-        """
-        self.page.evaluate(axe())
-        found = self.page.evaluate(
-            """(only) => {
-                 for (const kind of ['div.highlight pre', 'mjx-container'])
-                   [...document.querySelectorAll(kind)].slice(5).forEach(e => e.dataset.alike = kind);
-                 return axe.run({include: ['html'], exclude: ['[data-alike]']},
-                                {runOnly: only, resultTypes: ['violations']}); }""",
-            run_only,
-        )
-        return [
-            f"{v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
-            for v in found["violations"]
-            for node in v["nodes"]
-        ]
-
-
-@pytest.fixture
-def seen(browser: Any, book: str) -> Iterator[Seen]:
-    """A fresh browser window that can reach the book and nothing else."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield Seen(context.new_page(), book)
-    context.close()
+# What is wrong on a page, as elements. A container of MathJax stands in every formula, and no error; a formula wider
+# than its column begins at its beginning; a table fits into its column here, as long as the names in it may be; the
+# order of the keyboard is the order of the page.
+WRONG = {
+    "not drawn": """[...document.querySelectorAll('.math')].filter(
+        m => !m.querySelector('mjx-container') || m.querySelector('mjx-merror'))""",
+    "cut on the left": """[...document.querySelectorAll('div.math')].filter(box => {
+        const signs = [...box.querySelectorAll('mjx-mi, mjx-mo, mjx-mn')].map(e => e.getBoundingClientRect());
+        return Math.min(...signs.map(s => s.left)) < box.getBoundingClientRect().left - 1; })""",
+    "wider than its column": """[...document.querySelectorAll('.pst-scrollable-table-container')].filter(
+        box => box.scrollWidth > box.clientWidth + 1)""",
+    "out of order": "[...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0)",
+}
+# On a phone a table scrolls; no cell is so narrow that it breaks a word of prose.
+BROKEN_WORD = """[...document.querySelectorAll('.bd-article table.table :is(td, th)')].filter(cell => {
+    const word = cell.innerText.split(/\\s|[-\u2013/]/).reduce((a, b) => a.length > b.length ? a : b, '');
+    const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (text.nextNode()) {
+      const at = text.currentNode.data.indexOf(word);
+      if (word.length > 3 && at >= 0 && !text.currentNode.parentElement.closest('code')) {
+        const range = document.createRange();
+        range.setStart(text.currentNode, at); range.setEnd(text.currentNode, at + word.length);
+        return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1;
+      } }
+    return false; })"""
 
 
 @pytest.mark.parametrize("name", pages())
 def test_page(seen: Seen, name: str) -> None:
     seen.open(f"{name}.html")
     page = seen.page
-    problems = [f"console: {e}" for e in seen.errors if not KNOWN.search(e)]
-    problems += [f"loads {url}" for url in seen.elsewhere]
-    # Every formula is drawn: a container of MathJax stands in it, and no error.
-    problems += page.evaluate(
-        """() => [...document.querySelectorAll('.math')].filter(
-             m => !m.querySelector('mjx-container') || m.querySelector('mjx-merror'))
-           .map(m => 'not drawn: ' + m.textContent.slice(0, 60))"""
-    )
-    # A formula that is wider than its column begins at its beginning.
-    problems += page.evaluate(
-        """() => [...document.querySelectorAll('div.math')].filter(box => {
-             const signs = [...box.querySelectorAll('mjx-mi, mjx-mo, mjx-mn')].map(e => e.getBoundingClientRect());
-             return Math.min(...signs.map(s => s.left)) < box.getBoundingClientRect().left - 1; })
-           .map(box => 'cut on the left: ' + box.textContent.slice(0, 60))"""
-    )
-    # A table fits into its column here, as long as the names in it may be.
-    problems += page.evaluate(
-        """() => [...document.querySelectorAll('.pst-scrollable-table-container')].filter(
-             box => box.scrollWidth > box.clientWidth + 1)
-           .map(box => 'wider than its column: ' + box.textContent.trim().slice(0, 60))"""
-    )
-    # The order of the keyboard is the order of the page.
-    problems += page.evaluate(
-        """() => [...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0)
-           .map(e => 'out of order: ' + e.outerHTML.slice(0, 80))"""
-    )
+    problems = seen.problems()
+
+    def look(what: str, elements: str) -> None:
+        found = page.evaluate(f"{elements}.map(e => e.textContent.trim().slice(0, 60))")
+        problems.extend(f"{what}: {said}" for said in found)
+
+    for what, elements in WRONG.items():
+        look(what, elements)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = SCREENSHOTS / name.replace("/", "-")
     page.screenshot(path=f"{picture}-light.png")
@@ -152,21 +75,8 @@ def test_page(seen: Seen, name: str) -> None:
         if wide > width:
             problems.append(f"{wide} pixels wide in a window of {width}")
     page.screenshot(path=f"{picture}-narrow.png")
-    # On a phone a table scrolls; no cell is so narrow that it breaks a word of prose.
     page.set_viewport_size({"width": 390, "height": 800})
-    problems += page.evaluate(
-        """() => [...document.querySelectorAll('.bd-article table.table :is(td, th)')].filter(cell => {
-             const word = cell.innerText.split(/\\s|[-\u2013/]/).reduce((a, b) => a.length > b.length ? a : b, '');
-             const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
-             while (text.nextNode()) {
-               const at = text.currentNode.data.indexOf(word);
-               if (word.length > 3 && at >= 0 && !text.currentNode.parentElement.closest('code')) {
-                 const range = document.createRange();
-                 range.setStart(text.currentNode, at); range.setEnd(text.currentNode, at + word.length);
-                 return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1;
-               } }
-             return false; }).map(cell => 'breaks a word: ' + cell.innerText.slice(0, 60))"""
-    )
+    look("breaks a word", BROKEN_WORD)
     assert problems == []
 
 
@@ -188,9 +98,8 @@ def test_figures_keep_their_place_are_dark_in_the_dark_and_large_when_pressed(se
     assert "invert" in figures[0].evaluate("e => getComputedStyle(e).filter")
     figures[0].click()
     large = page.wait_for_selector("dialog.enlarged img")
-    assert (
-        large.bounding_box()["width"] >= 850
-    )  # of text in 9 points on 7 inches: as large as on paper
+    # of text in 9 points on 7 inches: as large as on paper
+    assert large.bounding_box()["width"] >= 850
     assert large.get_attribute("alt") == figures[0].get_attribute("alt")
     assert seen.violations({"type": "tag", "values": WCAG}) == []
     page.keyboard.press("Escape")
@@ -215,27 +124,18 @@ def test_on_a_phone_a_table_of_sentences_is_read_row_by_row(seen: Seen) -> None:
     assert seen.violations({"type": "tag", "values": WCAG}) == []
 
 
-def test_search_finds_a_term(seen: Seen) -> None:
-    seen.open("search.html?q=roofline")
-    seen.page.wait_for_selector("#search-results li a")
-    links = seen.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
-    assert any("01_dense_mlp" in link for link in links)
-    assert seen.elsewhere == []
-
-
-@pytest.mark.parametrize("word", ["routing", "router", "expert", "switch_loss"])
+@pytest.mark.parametrize("word", ["roofline", "routing", "router", "expert", "switch_loss"])
 def test_search_puts_lessons_before_the_objects_of_the_library(seen: Seen, word: str) -> None:
     seen.open(f"search.html?q={word}")
-    seen.page.wait_for_function(
-        "document.querySelector('.search-summary')?.innerText.includes('found')"
-    )
+    seen.until("document.querySelector('.search-summary')?.innerText.includes('found')")
     links: list[str] = seen.page.eval_on_selector_all(
         "#search-results li a", "all => all.map(a => new URL(a.href).pathname)"
     )
-    rooms = ["notebooks" in link for link in links], ["book/api" in link for link in links]
-    assert any(rooms[0]) and any(rooms[1])
-    last_lesson = max(i for i, is_lesson in enumerate(rooms[0]) if is_lesson)
-    assert last_lesson < rooms[1].index(True)
+    lessons = [i for i, link in enumerate(links) if "notebooks" in link]
+    objects = [i for i, link in enumerate(links) if "book/api" in link]
+    assert lessons and objects and max(lessons) < min(objects)
+    assert word != "roofline" or any("01_dense_mlp" in link for link in links)
+    assert seen.elsewhere == []
 
 
 def test_the_search_field_opens_from_the_keyboard(seen: Seen) -> None:
@@ -272,9 +172,8 @@ def test_tab_goes_through_a_page_in_its_order(seen: Seen) -> None:
 
 def test_the_skip_link_leads_to_the_text(seen: Seen) -> None:
     seen.open("notebooks/03_routing.html")
-    seen.page.keyboard.press("Tab")
-    seen.page.keyboard.press("Enter")
-    seen.page.keyboard.press("Tab")
+    for key in ("Tab", "Enter", "Tab"):
+        seen.page.keyboard.press(key)
     assert seen.page.evaluate("!!document.activeElement.closest('main')")
 
 
@@ -323,8 +222,6 @@ def test_a_picture_follows_the_theme_and_a_phone_shows_it_at_its_size(seen: Seen
 
 
 def test_the_first_page_is_light_and_has_no_formula(seen: Seen) -> None:
-    import gzip
-
     answers: list[Any] = []
     seen.page.on("response", lambda answer: answers.append(answer))
     seen.open("book/intro.html")
@@ -339,9 +236,6 @@ def test_the_first_page_is_light_and_has_no_formula(seen: Seen) -> None:
     assert size <= 500_000
 
 
-FIRST = ".bd-article"
-
-
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
 def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
     width, height = size
@@ -351,8 +245,8 @@ def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
     router = page.wait_for_selector(".minimoe-explorable[data-state=ready]")
     begun = page.query_selector("[data-starts=live_router]")
     wanted = [
-        f"{FIRST} h1",
-        f"{FIRST} p",
+        ".bd-article h1",
+        ".bd-article p",
         ".lr-token",
         "[data-starts=live_router]",
         ".front-picture svg",
@@ -373,21 +267,16 @@ def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
     links = page.eval_on_selector_all(
         ".front-actions a", "all => all.map(a => [a.textContent, a.href])"
     )
-    assert [text for text, _ in links if text != "Open in Colab"] == [
-        "Start",
-        "Teach it",
-        "Lesson 1",
-    ]
-    for text, address in links:
-        if text == "Open in Colab":
-            assert address.startswith("https://colab.research.google.com/github/")
-        else:
-            assert page.request.get(address).ok
+    here = [(text, address) for text, address in links if text != "Open in Colab"]
+    assert [text for text, _ in here] == ["Start", "Teach it", "Lesson 1"]
+    assert all(page.request.get(address).ok for _, address in here)
+    colab = [address for text, address in links if text == "Open in Colab"]
+    assert all(a.startswith("https://colab.research.google.com/github/") for a in colab)
     # a recorded run until the reader acts
     assert len(router.query_selector_all(".lr-token")) == 24
     assert router.query_selector("textarea").is_hidden()
     begun.click()
-    page.wait_for_selector(f"{FIRST} textarea:visible", timeout=20_000)
-    page.fill(f"{FIRST} textarea", "It rains.")
+    page.wait_for_selector(".bd-article textarea:visible", timeout=20_000)
+    page.fill(".bd-article textarea", "It rains.")
     page.wait_for_function("document.querySelectorAll('.lr-token').length === 4")
-    assert [e for e in seen.errors if not KNOWN.search(e)] == []
+    assert seen.problems() == []

@@ -1,10 +1,10 @@
 """What students hand in for exercise 03, made from one notebook with the right answers: honest work and faults.
 
-Each kind writes into the folder of its student, whose name is the function's. The marks that each should get are in
-grades.csv.
+Each kind has the name of its student. The marks that each should get are in grades.csv; those in CHEATS get none.
 """
 
 import copy
+import functools
 import io
 import json
 import os
@@ -17,10 +17,19 @@ NAME = "03_routing.ipynb"
 KINDS: dict[str, Callable[[Path, Any], None]] = {}
 
 
-def kind(function: Callable[[Path, Any], None]) -> Callable[[Path, Any], None]:
-    """One of the kinds."""
+def kind(function: Callable[[Path, Any], None]) -> None:
+    """One of the kinds: writes into the folder of its student."""
     KINDS[function.__name__] = function
-    return function
+
+
+def changed(function: Callable[[Any], None]) -> None:
+    """One of the kinds: changes the notebook, which is handed in under its name."""
+
+    def hand_in(folder: Path, notebook: Any) -> None:
+        function(notebook)
+        write(folder, notebook)
+
+    KINDS[function.__name__] = hand_in
 
 
 def write(folder: Path, notebook: Any, name: str = NAME, encoding: str = "utf-8") -> None:
@@ -30,12 +39,8 @@ def write(folder: Path, notebook: Any, name: str = NAME, encoding: str = "utf-8"
 
 def find(notebook: Any, grade_id: str) -> Any:
     """A cell by nbgrader's id."""
-    return next(c for c in notebook["cells"] if known(c) == grade_id)
-
-
-def known(cell: Any) -> str:
-    """nbgrader's id of a cell, '' for none."""
-    return cell["metadata"].get("nbgrader", {}).get("grade_id", "")
+    cells = notebook["cells"]
+    return next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade_id") == grade_id)
 
 
 def text(cell: Any) -> str:
@@ -45,13 +50,8 @@ def text(cell: Any) -> str:
 
 def code(source: str) -> Any:
     """A cell of the student's own."""
-    return {
-        "cell_type": "code",
-        "metadata": {},
-        "source": source,
-        "outputs": [],
-        "execution_count": 1,
-    }
+    cell = {"cell_type": "code", "metadata": {}, "source": source}
+    return {**cell, "outputs": [], "execution_count": 1}
 
 
 def put_after(notebook: Any, grade_id: str, *cells: Any) -> None:
@@ -63,19 +63,18 @@ def put_after(notebook: Any, grade_id: str, *cells: Any) -> None:
 # --- honest work ----------------------------------------------------------------------------------
 
 
-@kind
-def gina_splits(folder: Path, notebook: Any) -> None:
+@changed
+def gina_splits(notebook: Any) -> None:
     """Split an answer in the middle of its function; JupyterLab gives both halves the metadata."""
     first = find(notebook, "answer-03-1")
     second = copy.deepcopy(first)
     lines = text(first).split("\n")
     first["source"], second["source"] = "\n".join(lines[:3]), "\n".join(lines[3:])
     put_after(notebook, "answer-03-1", second)
-    write(folder, notebook)
 
 
-@kind
-def hugo_copies(folder: Path, notebook: Any) -> None:
+@changed
+def hugo_copies(notebook: Any) -> None:
     """Copied an answer and a check with their metadata, went on working in the copy below the check, and draws."""
     spoilt = copy.deepcopy(find(notebook, "answer-03-1"))
     spoilt["source"] = "def top_k_router(x, weight, k):\n    return x @ "
@@ -83,7 +82,6 @@ def hugo_copies(folder: Path, notebook: Any) -> None:
     put_after(notebook, "answer-03-2", copy.deepcopy(find(notebook, "check-03-2")))
     plots = find(notebook, "answer-03-3")
     plots["source"] = "%matplotlib inline\nimport matplotlib.pyplot as plt\n\n\n" + text(plots)
-    write(folder, notebook)
 
 
 @kind
@@ -125,14 +123,13 @@ def mia_percent_script(folder: Path, notebook: Any) -> None:
     (folder / "answers.py").write_bytes(script.replace("\n", "\r\n").encode())
 
 
-@kind
-def ned_changes_ids(folder: Path, notebook: Any) -> None:
+@changed
+def ned_changes_ids(notebook: Any) -> None:
     """Changed nbgrader's ids: of an answer, of a check, and those of two answers with each other."""
     find(notebook, "answer-03-1")["metadata"]["nbgrader"]["grade_id"] = "my-answer"
     find(notebook, "check-03-1")["metadata"]["nbgrader"]["grade_id"] = 17
     two, three = find(notebook, "answer-03-2"), find(notebook, "answer-03-3")
     two["metadata"], three["metadata"] = three["metadata"], two["metadata"]
-    write(folder, notebook)
 
 
 @kind
@@ -172,41 +169,32 @@ def rosa_version_3(folder: Path, notebook: Any) -> None:
     for cell in notebook["cells"]:
         new = {"cell_type": cell["cell_type"], "metadata": cell["metadata"]}
         if cell["cell_type"] == "code":
-            new |= {
-                "input": cell["source"],
-                "language": "python",
-                "outputs": [],
-                "prompt_number": 1,
-            }
+            new |= {"input": cell["source"], "language": "python", "outputs": []}
         cells.append(new if "input" in new else {**new, "source": cell["source"]})
     sheets = [{"cells": cells, "metadata": {}}]
-    write(
-        folder, {"metadata": {"name": ""}, "nbformat": 3, "nbformat_minor": 0, "worksheets": sheets}
-    )
+    whole = {"metadata": {"name": ""}, "nbformat": 3, "nbformat_minor": 0, "worksheets": sheets}
+    write(folder, whole)
 
 
-@kind
-def sam_version_4_2(folder: Path, notebook: Any) -> None:
+@changed
+def sam_version_4_2(notebook: Any) -> None:
     """Format 4.2 without ids, as older programs write it, and a cell that is none."""
     for cell in notebook["cells"]:
         del cell["id"]
     notebook["cells"][3:3] = ["text", {"cell_type": "code", "source": 3}]
     notebook["nbformat_minor"] = 2
-    write(folder, notebook)
 
 
-@kind
-def tara_reverses(folder: Path, notebook: Any) -> None:
+@changed
+def tara_reverses(notebook: Any) -> None:
     """All cells in reverse order."""
     notebook["cells"].reverse()
-    write(folder, notebook)
 
 
-@kind
-def uma_no_cells(folder: Path, notebook: Any) -> None:
+@changed
+def uma_no_cells(notebook: Any) -> None:
     """A notebook without cells."""
     notebook["cells"] = []
-    write(folder, notebook)
 
 
 @kind
@@ -216,36 +204,32 @@ def vic_breaks_off(folder: Path, notebook: Any) -> None:
     (folder / NAME).write_text(whole[: whole.index("def noisy_router")], encoding="utf-8")
 
 
-@kind
-def wim_changes_kinds(folder: Path, notebook: Any) -> None:
+@changed
+def wim_changes_kinds(notebook: Any) -> None:
     """An answer became Markdown, another was written into the cell of its check."""
     find(notebook, "answer-03-1")["cell_type"] = "markdown"
     answer, check = find(notebook, "answer-03-2"), find(notebook, "check-03-2")
     check["source"] = text(answer) + "\n\n" + text(check)
     answer["source"] = "# below"
-    write(folder, notebook)
 
 
-@kind
-def xena_writes_below(folder: Path, notebook: Any) -> None:
+@changed
+def xena_writes_below(notebook: Any) -> None:
     """The stub of task 1 left as it was, the answer in a new cell below the check; a copy of the stub of task 2."""
-    stubs = {"answer-03-1": STUB_1, "answer-03-2": STUB_2}
     one, two = find(notebook, "answer-03-1"), find(notebook, "answer-03-2")
     put_after(notebook, "check-03-1", code(text(one)))
-    put_after(notebook, "answer-03-2", {**copy.deepcopy(two), "source": stubs["answer-03-2"]})
-    one["source"] = stubs["answer-03-1"]
-    write(folder, notebook)
+    put_after(notebook, "answer-03-2", {**copy.deepcopy(two), "source": STUB_2})
+    one["source"] = STUB_1
 
 
-@kind
-def yola_one_cell(folder: Path, notebook: Any) -> None:
+@changed
+def yola_one_cell(notebook: Any) -> None:
     """All answers in the cell of the first, the stubs of the others left below."""
     answers = [find(notebook, f"answer-03-{i}") for i in "12345"]
     answers[0]["source"] = "\n\n\n".join(text(a) for a in answers)
     answers[1]["source"] = STUB_2
     for answer in answers[2:]:
         notebook["cells"].remove(answer)
-    write(folder, notebook)
 
 
 @kind
@@ -304,48 +288,83 @@ def dan_bomb(folder: Path, notebook: Any) -> None:
     (folder / "03_routing.zip").write_bytes(out.getvalue())
 
 
-@kind
-def eve_prints(folder: Path, notebook: Any) -> None:
-    """A line of a hundred million characters, and right answers."""
-    put_after(notebook, "answer-03-1", code("print('x' * 10**8)"))
-    write(folder, notebook)
+# A cell of their own below the first answer, which is right: it prints a line of a hundred million characters; it
+# removes the folder that it runs in.
+BESIDE = {
+    "eve_prints": "print('x' * 10**8)",
+    "gus_removes": "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
+}
 
 
-@kind
-def fred_closes(folder: Path, notebook: Any) -> None:
-    """Closed the standard output and put nothing in its place."""
-    put_after(
-        notebook, "answer-03-1", code("import sys\nsys.__stdout__.close()\nsys.stdout = None")
-    )
-    write(folder, notebook)
-
-
-@kind
-def gus_removes(folder: Path, notebook: Any) -> None:
-    """Removes the folder that it runs in."""
-    source = "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)"
+def beside(source: str, folder: Path, notebook: Any) -> None:
+    """Write a notebook with such a cell."""
     put_after(notebook, "answer-03-1", code(source))
     write(folder, notebook)
 
 
-@kind
-def hal_exits(folder: Path, notebook: Any) -> None:
+KINDS.update({name: functools.partial(beside, source) for name, source in BESIDE.items()})
+
+
+@changed
+def hal_exits(notebook: Any) -> None:
     """The answer to task 2 ends its process."""
     find(notebook, "answer-03-2")["source"] = "import os\nos._exit(3)"
-    write(folder, notebook)
 
 
-@kind
-def ines_patches(folder: Path, notebook: Any) -> None:
-    """Wrong answers, and everything patched with which one might compare them: torch, its testing, and the checks."""
-    patches = """
-import torch, minimoe.check
-torch.equal = torch.allclose = torch.testing.assert_close = lambda *_, **__: True
+# --- cheats: wrong answers that would have them count ---------------------------------------------
+
+# What others reach for in vain, outside the sandbox and in the judge's process, is in tests/test_judge.py, and that no
+# table of answers passes is in tests/test_vetting.py.
+NAMES = ("top_k_router", "choose_then_weigh", "gate_gradient", "noisy_router", "mended_weights")
+# A cell before the answers, and the answers.
+CHEATS = {
+    # comparisons that find everything equal, under an object that is everything, and errors that are none
+    "kit_says_yes": (
+        """
+import builtins, minimoe.check
+torch.equal = torch.allclose = torch.Tensor.equal = lambda *a, **k: True
+torch.testing.assert_close = lambda *a, **k: None
+class Yes(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *a, **k):
+        return Yes()
+    def __eq__(self, other): return True
+    def __bool__(self): return True
+    def __len__(self): return 2
+    def __iter__(self): return iter((Yes(), Yes()))
+    def __getattr__(self, name): return lambda *a, **k: Yes()
+builtins.AssertionError = type("AssertionError", (Exception,), {})
+check.CheckFailed = KeyboardInterrupt
 minimoe.check.lesson03.top_k_router = print
-torch.Tensor.__eq__ = lambda *_: True"""
-    put_after(notebook, "given-03", code(patches))
-    for i in "12345":
-        answer = find(notebook, f"answer-03-{i}")
-        head = text(answer).split("\n")[0]
-        answer["source"] = f"{head}\n    return torch.ones(2), torch.ones(2)"
+""",
+        "def {name}(*a):\n    return Yes()",
+    ),
+    # runs the solutions, if they lie where they lie in the course
+    "lou_runs_solutions": (
+        """
+import json
+from pathlib import Path
+def solved(name):
+    for up in ("..", "../..", "../../..", "/work", "/home"):
+        for path in Path(up).glob("solutions/03_routing.ipynb"):
+            for cell in json.loads(path.read_text())["cells"]:
+                if f"def {name}(" in "".join(cell["source"]):
+                    exec("".join(cell["source"]), globals())
+                    return globals()[name]
+    return lambda x, *rest: (torch.zeros(len(x), 2), torch.zeros(len(x), 2, dtype=torch.long))
+""",
+        "{name} = solved('{name}')",
+    ),
+}
+
+
+def cheat(name: str, folder: Path, notebook: Any) -> None:
+    """Write a notebook with the answers of a cheat, and its cell before them."""
+    source, wrong = CHEATS[name]
+    for i, function in enumerate(NAMES, start=1):
+        find(notebook, f"answer-03-{i}")["source"] = wrong.format(name=function)
+    put_after(notebook, "given-03", code(source))
     write(folder, notebook)
+
+
+KINDS.update({name: functools.partial(cheat, name) for name in CHEATS})

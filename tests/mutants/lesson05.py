@@ -1,0 +1,198 @@
+"""Answers to the tasks of lesson 05."""
+
+import heapq
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class DealtTable(Any):
+    task = "05.1"
+
+    def right_heap_in_another_order(counts, num_experts):
+        heap = [(0, -e) for e in range(num_experts)]
+        table = torch.empty(len(counts), dtype=torch.int32)
+        for count, i in sorted(((c, i) for i, c in enumerate(counts.tolist())), reverse=True):
+            load, e = heapq.heappop(heap)
+            table[i] = -e
+            heapq.heappush(heap, (load + count, e))
+        return table
+
+    def wrong_counts_from_one(counts, num_experts):
+        """says: The table holds experts"""
+        return DealtTable.right_heap_in_another_order(counts, num_experts) + 1
+
+    def wrong_ids_that_do_not_occur(counts, num_experts):
+        """says: also for ids that do not occur"""
+        return torch.where(
+            counts > 0, DealtTable.right_heap_in_another_order(counts, num_experts), -1
+        )
+
+    def wrong_random(counts, num_experts):
+        """says: None of the common mistakes"""
+        return torch.randint(num_experts, counts.shape)
+
+
+def taken(p, places):
+    return p * torch.zeros_like(p).scatter(1, p.topk(places, dim=1).indices, 1.0)
+
+
+class ExpertChoice(Any):
+    task = "05.2"
+
+    def right_sequence_by_sequence(x, weight, c):
+        rows = []
+        for sequence in x.double():
+            p = torch.softmax(sequence @ weight.double().T, dim=-1).T  # [E, S]
+            places = min(p.shape[1], -int(-c * p.shape[1] // p.shape[0]))
+            w, token = p.topk(places)
+            rows.append(torch.zeros_like(p).scatter(1, token, w).T)
+        return torch.stack(rows)
+
+    def wrong_in_bfloat16(x, weight, c):
+        """says: None of the common mistakes"""
+        p = (x.bfloat16() @ weight.bfloat16().T).softmax(-1).float()
+        return taken(p, min(x.shape[1], -int(-c * x.shape[1] // len(weight))))
+
+    def wrong_more_than_there_are(x, weight, c):
+        """raises: c = 4.0"""
+        return taken((x @ weight.T).softmax(-1), -int(-c * x.shape[1] // len(weight)))
+
+
+class TransportPlan(Any):
+    task = "05.3"
+
+    def right_double_scaling(z, iterations):
+        t, e = z.shape
+        u, v = torch.zeros(t, dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
+        for _ in range(iterations):
+            u = -torch.logsumexp(z + v[None], 1)
+            v = -torch.logsumexp(z + u[:, None], 0) + math.log(t) - math.log(e)
+        return torch.exp(z + u[:, None] + v[None])
+
+    def wrong_clamped_logits(z, iterations):
+        """says: None of the common mistakes"""
+        return TransportPlan.right_double_scaling(z.clamp(-1, 1), iterations)
+
+
+def texts(hidden_size, count=8, length=40):
+    return [torch.randn(length, hidden_size) for _ in range(count)]
+
+
+def near(a, b, atol=1e-4):
+    return torch.allclose(a, b, rtol=0, atol=atol)
+
+
+class CausalityTest(Any):
+    task = "05.4"
+
+    def right_in_numpy(layer, hidden_size):
+        texts = torch.randn(10, 36, hidden_size)
+        moved = [layer(x[:s]) - layer(x)[:s] for x in texts for s in range(1, 36)]
+        return np.all([np.abs(m.numpy()).max() <= 1e-4 for m in moved])
+
+    def wrong_changes_a_token(layer, hidden_size):
+        """says: Changing a token does not show that"""
+        for x in texts(hidden_size):
+            for s in range(1, 40):
+                other = torch.cat([x[:s], torch.randn(40 - s, hidden_size)])
+                if not near(layer(other)[:s], layer(x)[:s]):
+                    return False
+        return True
+
+    def wrong_bit_by_bit(layer, hidden_size):
+        """says: equality bit by bit"""
+        (x,) = texts(hidden_size, 1)
+        return all(torch.equal(layer(x[:s]), layer(x)[:s]) for s in range(1, 40))
+
+    def wrong_late_outputs(layer, hidden_size):
+        """says: Compare all earlier outputs"""
+        cuts = [(x, s) for x in texts(hidden_size) for s in range(20, 40)]
+        return all(near(layer(x[:s])[-1], layer(x)[s - 1]) for x, s in cuts)
+
+    def wrong_short_text(layer, hidden_size):
+        """says: Your texts are too short"""
+        cuts = [(x, s) for x in texts(hidden_size, 20, 12) for s in range(1, 12)]
+        return all(near(layer(x[:s]), layer(x)[:s]) for x, s in cuts)
+
+    def wrong_appends_zeros(layer, hidden_size):
+        """says: must not be zeros"""
+        for x in texts(hidden_size):
+            for s in range(1, 40):
+                longer = torch.cat([x[:s], torch.zeros(40 - s, hidden_size)])
+                if not near(layer(x[:s]), layer(longer)[:s]):
+                    return False
+        return True
+
+    def wrong_even_cuts(layer, hidden_size):
+        """says: Cut at every length"""
+        cuts = [(x, s) for x in texts(hidden_size) for s in range(2, 40, 2)]
+        return all(near(layer(x[:s]), layer(x)[:s]) for x, s in cuts)
+
+    def wrong_one_cut(layer, hidden_size):
+        """says: more texts and more places"""
+        x = torch.randn(40, hidden_size, generator=torch.Generator().manual_seed(0))
+        return near(layer(x[:19]), layer(x)[:19])
+
+    def wrong_generous(layer, hidden_size):
+        """says: Your tolerance is too large"""
+        cuts = [(x, s) for x in texts(hidden_size) for s in range(1, 40)]
+        return all(near(layer(x[:s]), layer(x)[:s], atol=1e-2) for x, s in cuts)
+
+    def wrong_always_yes(layer, hidden_size):
+        """says: return False for a cheat"""
+        return True
+
+    def wrong_way_round(layer, hidden_size):
+        """says: return True for a causal layer"""
+        return not CausalityTest.right_in_numpy(layer, hidden_size)
+
+    def wrong_cuts_the_beginning(layer, hidden_size):
+        """says: Looking back is allowed"""
+        return all(near(layer(x[5:]), layer(x)[5:]) for x in texts(hidden_size))
+
+    def wrong_batch(layer, hidden_size):
+        """says: tokens of one text as a matrix"""
+        x = torch.randn(2, 40, hidden_size)
+        return torch.allclose(layer(x[:, :20]), layer(x)[:, :20])
+
+    def wrong_means_alone(layer, hidden_size):
+        """says: number by number"""
+        for length in range(2, 40):
+            x = torch.randn(length, hidden_size)
+            full = layer(x)
+            for s in range(1, length):
+                if (layer(x[:s]) - full[:s]).mean(1).abs().max() > 1e-4:
+                    return False
+        return True
+
+    def wrong_gradients(layer, hidden_size):
+        """says: your test finds nothing"""
+        x = torch.randn(24, hidden_size, requires_grad=True)
+        y = layer(x)
+        for t in range(23):
+            grad = torch.autograd.grad(y[t].sum(), x, retain_graph=True)[0]
+            if grad[t + 1 :].abs().max() > 1e-4:
+                return False
+        return True
+
+
+class GroupLimited(Any):
+    task = "05.5"
+
+    def right_groups_gathered(z, b, k, n_group, topk_group):
+        s = z.sigmoid()
+        size = z.shape[1] // n_group
+        score = (s + b).view(-1, n_group, size).sort(-1).values[..., -2:].sum(-1)
+        group = score.topk(topk_group).indices
+        candidate = (group[..., None] * size + torch.arange(size)).flatten(1)
+        expert = candidate.gather(1, (s + b).gather(1, candidate).topk(k).indices)
+        w = s.gather(1, expert)
+        return w / w.sum(-1, keepdim=True).clamp_min(1e-20), expert
+
+    def wrong_softmax(z, b, k, n_group, topk_group):
+        """says: None of the common mistakes"""
+        expert = GroupLimited.right_groups_gathered(z, b, k, n_group, topk_group)[1]
+        return z.gather(1, expert).softmax(-1), expert

@@ -1,0 +1,164 @@
+"""Answers to the tasks of lesson 06."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+class ExpertsTouched(Any):
+    task = "06.1"
+
+    def right_through_logarithms(share, tokens):
+        return -torch.expm1(tokens * torch.log1p(-share.double())).sum().item() if tokens else 0.0
+
+    def wrong_not_summed(share, tokens):
+        """says: Add up over the experts"""
+        return 1 - (1 - share) ** tokens
+
+    def wrong_off_by_one(share, tokens):
+        """says: None of the common mistakes"""
+        return (1 - (1 - share) ** (tokens + 1)).sum()
+
+
+class SlotsOfAssignments(Any):
+    task = "06.2"
+
+    def right_count_by_tokens(expert, num_experts, capacity):
+        # a token's experts are K different ones, so that it is enough to count tokens
+        arrived = F.one_hot(expert, num_experts).sum(1).cumsum(0)
+        place = arrived.gather(1, expert) - 1
+        return torch.where(place < capacity, capacity * expert + place, -1)
+
+    def wrong_mask(expert, num_experts, capacity):
+        """says: another type of number"""
+        return SlotsOfAssignments.right_count_by_tokens(expert, num_experts, capacity) >= 0
+
+    def wrong_next_free_expert(expert, num_experts, capacity):
+        """says: None of the common mistakes"""
+        taken, slot = [0] * num_experts, []
+        for e in expert.flatten().tolist():
+            while taken[e] >= capacity and min(taken) < capacity:
+                e = (e + 1) % num_experts
+            slot.append(capacity * e + taken[e] if taken[e] < capacity else -1)
+            taken[e] += 1
+        return torch.tensor(slot, dtype=torch.int64).view(expert.shape)
+
+
+def plan(expert, **counted):
+    e = expert.flatten()
+    order = e.argsort(stable=True)
+    return order, e.bincount(**counted), order.argsort()
+
+
+class PlanOfDispatch(Any):
+    task = "06.3"
+
+    def right_by_lists(expert, num_experts):
+        flat = expert.flatten().tolist()
+        order = sorted(range(len(flat)), key=lambda n: (flat[n], n))
+        counts = [flat.count(e) for e in range(num_experts)]
+        inverse = sorted(range(len(flat)), key=order.__getitem__)
+        return [torch.tensor(part, dtype=torch.int64) for part in (order, counts, inverse)]
+
+    def wrong_idle_experts_missing(expert, num_experts):
+        """says: minlength=num_experts"""
+        return plan(expert)
+
+    def wrong_counts_sorted(expert, num_experts):
+        """says: None of the common mistakes"""
+        order, counts, inverse = plan(expert, minlength=num_experts)
+        return order, counts.sort(descending=True).values, inverse
+
+
+def results_of(x, expert, run):
+    out = torch.zeros(*expert.shape, x.shape[1])  # [T, K, D]
+    for e in expert.unique().tolist():
+        mine = expert == e
+        out[mine] = run(x[mine.nonzero()[:, 0]], e).float()
+    return out
+
+
+class DispatchBySorting(Any):
+    task = "06.4"
+
+    def right_where_each_is_wanted(x, w, expert, run):
+        y = torch.zeros(x.shape, dtype=torch.float64)
+        for e in expert.unique().tolist():
+            token, slot = torch.where(expert == e)
+            y = y.index_add(0, token, w[token, slot, None] * run(x[token], e).double())
+        return y.type_as(x)
+
+    def wrong_sum_in_bfloat16(x, w, expert, run):
+        """says: added up in bfloat16"""
+        y, rows = torch.zeros_like(x), results_of(x, expert, run).to(x.dtype)
+        for k in range(w.shape[1]):
+            y = y + rows[:, k] * w[:, k, None].to(x.dtype)
+        return y
+
+    def wrong_every_expert_on_every_token(x, w, expert, run):
+        """says: rows that nobody sent"""
+        y = torch.zeros(x.shape)
+        for e in range(run.num_experts):
+            y += run(x, e).float() * (w * (expert == e)).sum(1, keepdim=True)
+        return y.to(x.dtype)
+
+    def wrong_token_by_token(x, w, expert, run):
+        """says: many small products"""
+        y = torch.zeros(x.shape)
+        for t, row in enumerate(expert.tolist()):
+            for k, e in enumerate(row):
+                y[t] += w[t, k] * run(x[t : t + 1], e)[0].float()
+        return y.to(x.dtype)
+
+    def wrong_stays_in_float32(x, w, expert, run):
+        """says: return the type that came in"""
+        return (results_of(x, expert, run) * w[..., None]).sum(1)
+
+    def wrong_expert_of_the_neighbour(x, w, expert, run):
+        """says: None of the common mistakes"""
+        results = results_of(x, (expert + 1) % run.num_experts, run)
+        return (results * w[..., None]).sum(1).to(x.dtype)
+
+    def wrong_weights_rounded(x, w, expert, run):
+        """says: w as it is"""
+        short = w.to(x.dtype).float()
+        return (results_of(x, expert, run) * short[..., None]).sum(1).to(x.dtype)
+
+    def wrong_experts_in_float32(x, w, expert, run):
+        """says: The experts run in the type of x"""
+        return (results_of(x.float(), expert, run) * w[..., None]).sum(1).to(x.dtype)
+
+    def wrong_shape_guessed(x, w, expert, run):
+        """raises: an empty batch"""
+        results = results_of(x, expert, run).view(*w.shape, -1)
+        return (results * w[..., None]).sum(1).to(x.dtype)
+
+
+def who(probs, capacity):
+    p, expert = probs.max(dim=-1)
+    before = torch.tril(expert[:, None] == expert, diagonal=-1).sum(1)
+    return p[:, None], expert, before < capacity
+
+
+class DroppedAddsNothing(Any):
+    task = "06.5"
+
+    def right_masked_at_the_end(x, probs, capacity, run):
+        p, expert, kept = who(probs, capacity)
+        y = torch.zeros(x.shape, dtype=torch.float64)
+        for e in range(probs.shape[1]):
+            token = (expert == e).nonzero()[:, 0]
+            y = y.index_add(0, token, run(x[token], e).double())
+        return y * p * kept[:, None]
+
+    def wrong_unwritten(x, probs, capacity, run):
+        """says: not finite"""
+        kept = who(probs, capacity)[2][:, None]
+        y = DroppedAddsNothing.right_masked_at_the_end(x, probs, capacity, run).float()
+        return torch.where(kept, y, torch.nan)  # torch.empty at its worst
+
+    def wrong_normalised_over_the_batch(x, probs, capacity, run):
+        """says: None of the common mistakes"""
+        probs = probs / probs.sum(0, keepdim=True)
+        return DroppedAddsNothing.right_masked_at_the_end(x, probs, capacity, run)
