@@ -29,15 +29,11 @@ class KVCache:
         return 0 if first is None else first.shape[2]
 
     def check(self, batch_size: int, config: ModelConfig) -> None:
-        """Refuse a cache of another model or of another batch.
-
-        Raises:
-            MinimoeError: names both shapes.
-        """
+        """Refuse a cache of another model or of another batch with a MinimoeError that names both shapes."""
         held, layers = self.keys[0], config.num_hidden_layers
         fits = (batch_size, config.num_key_value_heads, len(self), config.head_size)
-        if len(self.keys) != layers or (held is not None and tuple(held.shape) != fits):
-            shape = None if held is None else tuple(held.shape)
+        shape = fits if held is None else tuple(held.shape)
+        if (len(self.keys), shape) != (layers, fits):
             raise MinimoeError(
                 f"the cache is of {len(self.keys)} layers and holds keys of shape {shape}; this model and batch need "
                 f"{layers} layers and {fits} (batch, heads, tokens, size): begin with a new KVCache"
@@ -54,21 +50,13 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of a forward pass stand, as attention sees it.
+    """Where the tokens of a forward pass stand, as attention sees it."""
 
-    Attributes:
-        cos: [B, 1, S, d/2] of their positions; see `rotary`.
-        sin: the same.
-        mask: [B or 1, 1, S, S_all] bool, True where a query may look; None: causal.
-        cache: keys and values of earlier tokens, extended in place.
-        layer: which of them are this layer's, from 0.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None = None
-    cache: KVCache | None = None
-    layer: int = 0
+    cos: Tensor  #: [B, 1, S, d/2] of their positions; see `rotary`
+    sin: Tensor  #: [B, 1, S, d/2]
+    mask: Tensor | None = None  #: [B or 1, 1, S, S_all] True where a query may look; None: causal
+    cache: KVCache | None = None  #: keys and values of earlier tokens, extended in place
+    layer: int = 0  #: which of them are this layer's, from 0
 
 
 def make_place(
@@ -81,14 +69,12 @@ def make_place(
     (b, s), device = ids.shape, ids.device
     past = 0 if cache is None else len(cache)
     query = torch.arange(past, past + s, device=device)
-    position = query.expand(b, s)
-    if padding is not None:
-        position = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
-    mask = None  # plain causal attention says it all
+    position, mask = query.expand(b, s), None  # plain causal attention needs no mask
     if padding is not None or (past and s != 1):
         key = torch.arange(past + s, device=device)
         mask = (key <= query[:, None])[None, None]
         if padding is not None:
+            position = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
             # a padded query sees itself, so that its softmax is not over nothing
             mask = mask & (padding[:, None, None, :] | (key == query[:, None]))
     cos, sin = rotary(position, config.head_size, config.rope_theta)
@@ -98,9 +84,8 @@ def make_place(
 def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A mask [B, S] of tokens (1) and padding (0) as bool.
 
-    Other numbers mean something else that a cast to bool would hide: the numbers of packed samples, or what is added
-    to attention scores (0 and −∞). On a GPU a mask that is not bool is looked at without waiting: a wrong one stops the
-    device, as ids beyond the vocabulary do.
+    Other numbers mean something that a cast to bool would hide: the numbers of packed samples, or what is added to
+    scores (0 and −∞). A GPU looks without waiting, and is stopped by a wrong mask as by ids beyond the vocabulary.
 
     Raises:
         MinimoeError: another shape, or a value that is neither 0 nor 1.
@@ -109,8 +94,7 @@ def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {shape}")
     if mask.dtype == torch.bool:
         return mask
-    ones = mask == 1
-    fine = (ones | (mask == 0)).all()
+    fine = ((mask == 1) | (mask == 0)).all()
     message = (
         "attention_mask holds values besides 0 (padding) and 1 (a token): give such a mask, and run each packed sample "
         "as a row of its own"
@@ -119,15 +103,13 @@ def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         torch._assert_async(fine, message)  # pyright: ignore
     elif not bool(fine):
         raise MinimoeError(message)
-    return ones
+    return mask == 1
 
 
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
-    exponent = (
-        torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
-    )
-    angle = position[:, None, :, None].float() * theta**-exponent
+    pair = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32)
+    angle = position[:, None, :, None].float() * theta ** -(pair / head_size)
     return angle.cos(), angle.sin()
 
 
@@ -146,16 +128,13 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = config.head_size
-        self.head_size = size
+        self.head_size = config.head_size
         self.qk_norm = config.qk_norm
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
+        self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
-            full = config.qk_norm == "full"
-            heads = (config.num_attention_heads, config.num_key_value_heads) if full else (1, 1)
-            self.q_norm = RMSNorm(heads[0] * size, config.rms_norm_eps)
-            self.k_norm = RMSNorm(heads[1] * size, config.rms_norm_eps)
+            full, size, eps = config.qk_norm == "full", config.head_size, config.rms_norm_eps
+            self.q_norm = RMSNorm(size * (config.num_attention_heads if full else 1), eps)
+            self.k_norm = RMSNorm(size * (config.num_key_value_heads if full else 1), eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
         """q [B, S, H, d], k and v [B, S, kv heads, d] -> [B, S, H, d]; query head h meets kv head h // (H / kv heads).
@@ -163,20 +142,17 @@ class CausalAttention(nn.Module):
         The new keys and values enter the cache.
         """
         if self.q_norm is not None and self.k_norm is not None:
-            if self.qk_norm == "full":
-                q = self.q_norm(q.flatten(2)).view_as(q)
-                k = self.k_norm(k.flatten(2)).view_as(k)
-            else:
-                q, k = self.q_norm(q), self.k_norm(k)
+            wide = self.qk_norm == "full"
+            q = self.q_norm(q.flatten(2) if wide else q).view_as(q)
+            k = self.k_norm(k.flatten(2) if wide else k).view_as(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, S, d]
         q, k = (rotate(t, place.cos, place.sin) for t in (q, k))
         if place.cache is not None:
             k, v = place.cache.extend(place.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=place.mask,
-            is_causal=place.mask is None and q.shape[2] > 1, enable_gqa=k.shape[1] != q.shape[1],
-        )  # fmt: skip
-        return y.transpose(1, 2)
+        causal, shared = place.mask is None and q.shape[2] > 1, k.shape[1] != q.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=place.mask, is_causal=causal, enable_gqa=shared
+        ).transpose(1, 2)
 
     def forward(
         self, x: Tensor, place: Place, context: Context
@@ -206,39 +182,28 @@ class Attention(CausalAttention):
         self.o_proj = Linear(wide, d)
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.normal_(projection.weight, std=config.initializer_range)
-        if bias:
-            for projection in (self.q_proj, self.k_proj, self.v_proj):
+            if bias and projection is not self.o_proj:
                 nn.init.zeros_(projection.bias)
 
     def forward(
         self, x: Tensor, place: Place, context: Context | None = None
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """x [B, S, D] -> (y [B, S, D], no routing)."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_size))  # [B, S, heads, d]
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+            p(x).unflatten(-1, (-1, self.head_size)) for p in projections
+        )  # [B, S, heads, d]
         return self.o_proj(self.attend(q, k, v, place).flatten(2)), ()
 
 
 def make_attention(config: ModelConfig) -> CausalAttention:
-    """The layer `config.attention_type`.
+    """The layer `config.attention_type`; a ConfigError for 'mla', which is counted, not built."""
+    kind = config.attention_type
+    if kind == "mla":
+        raise ConfigError(f"attention_type is {kind!r}, which is counted (minimoe.cost), not built")
+    if kind == "gqa":
+        return Attention(config)
+    from minimoe.zoo.moa import MixtureOfAttentionHeads
+    from minimoe.zoo.switchhead import SwitchHead
 
-    Raises:
-        ConfigError: 'mla', which is counted, not built.
-    """
-    match config.attention_type:
-        case "gqa":
-            return Attention(config)
-        case "switchhead":
-            from minimoe.zoo.switchhead import SwitchHead
-
-            return SwitchHead(config)
-        case "moa":
-            from minimoe.zoo.moa import MixtureOfAttentionHeads
-
-            return MixtureOfAttentionHeads(config)
-        case other:
-            raise ConfigError(
-                f"attention_type is {other!r}, which is counted (minimoe.cost), not built"
-            )
+    return SwitchHead(config) if kind == "switchhead" else MixtureOfAttentionHeads(config)

@@ -16,42 +16,26 @@ from minimoe.routing import Routing
 
 @dataclass(frozen=True)
 class Load:
-    """How evenly experts are used: a summary of assignments per expert.
+    """How evenly experts are used: a summary of assignments per expert."""
 
-    Attributes:
-        share: share of the assignments by expert; sums to 1.
-        max_min: busiest over least busy; inf where an expert received nothing.
-        max_vio: (busiest − mean) / mean = max share · E − 1 (Lean Wang et al. 2024, section 4.1); 0 is balance.
-        cv2: squared coefficient of variation with the population variance, Var/Mean² (Shazeer et al. 2017, eq. 6-7).
-    """
-
-    share: tuple[float, ...]
-    max_min: float
-    max_vio: float
-    cv2: float
+    share: tuple[float, ...]  #: share of the assignments by expert; sums to 1
+    max_min: float  #: busiest over least busy; inf where an expert received nothing
+    max_vio: float  #: (busiest − mean) / mean = max share · E − 1 (Lean Wang et al. 2024, section 4.1); 0 is balance
+    cv2: float  #: squared coefficient of variation, Var/Mean² of the population (Shazeer et al. 2017, eq. 6-7)
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> Load:
-        """Summarise counts [E].
-
-        Raises:
-            MinimoeError: no assignment at all, so that no share is defined.
-        """
+        """Summarise counts [E]; a MinimoeError if they are all 0, so that no share is defined."""
         counts = counts.detach().double().cpu()
-        total = float(counts.sum())
-        if total <= 0:
+        if counts.sum() <= 0:
             raise MinimoeError(
                 "the load of zero assignments is not defined: route at least one valid token"
             )
-        share = counts / total
-        high, low = float(share.max()), float(share.min())
-        mean = 1 / len(share)
-        return cls(
-            share=tuple(share.tolist()),
-            max_min=high / low if low > 0 else float("inf"),
-            max_vio=high / mean - 1,
-            cv2=float(((share - mean) ** 2).mean()) / mean**2,
-        )
+        share = counts / counts.sum()
+        high, low, mean = float(share.max()), float(share.min()), 1 / len(share)
+        cv2 = float(((share - mean) ** 2).mean()) / mean**2
+        ratio = high / low if low > 0 else float("inf")
+        return cls(tuple(share.tolist()), max_min=ratio, max_vio=high / mean - 1, cv2=cv2)
 
     @classmethod
     def of(cls, routing: Routing) -> Load:
@@ -74,9 +58,6 @@ class GlobalLoad:
 
     A recomputed forward pass (activation checkpointing) counts nothing, since counting is a call and not a side effect.
 
-    Args:
-        num_experts: E.
-
     Attributes:
         counts: [E] int64, valid assignments so far, before any drop.
     """
@@ -85,15 +66,10 @@ class GlobalLoad:
         self.counts = torch.zeros(num_experts, dtype=torch.int64, device=device)
 
     def add(self, routing: Routing) -> None:
-        """Count one routing.
-
-        Raises:
-            MinimoeError: it has another number of experts.
-        """
-        if routing.num_experts != self.counts.shape[0]:
-            raise MinimoeError(
-                f"the routing has {routing.num_experts} experts; counted are {self.counts.shape[0]}"
-            )
+        """Count one routing; a MinimoeError if it has another number of experts."""
+        e, known = routing.num_experts, len(self.counts)
+        if e != known:
+            raise MinimoeError(f"the routing has {e} experts; counted are {known}")
         # not in place: a loss may still hold the counts read before
         self.counts = self.counts + routing.load().to(self.counts.device)
 
@@ -151,7 +127,7 @@ def sequence_loss(routing: Routing) -> Tensor:
     Raises:
         MinimoeError: the router has no probabilities.
     """
-    probs, num_experts = _probs(routing, "sequence_loss"), routing.num_experts
+    probs, e = _probs(routing, "sequence_loss"), routing.num_experts
     if routing.num_tokens == 0:
         return probs.sum()
     row = torch.zeros(routing.num_tokens, dtype=torch.int64, device=probs.device)
@@ -161,13 +137,11 @@ def sequence_loss(routing: Routing) -> Tensor:
     valid = torch.ones_like(row, dtype=torch.bool) if routing.valid is None else routing.valid
     tokens = probs.new_zeros(b).index_add(0, row, valid.to(probs.dtype))
     probs = torch.where(valid[:, None], probs, 0)
-    p = probs.new_zeros(b, num_experts).index_add(0, row, probs)
-    p = p / tokens.clamp_min(1)[:, None]
-    load = probs.new_zeros(b * num_experts)
-    place = row[routing.token] * num_experts + routing.index()
-    load = load.index_add(0, place, routing.counted().to(probs.dtype)).view(b, num_experts)
+    p = probs.new_zeros(b, e).index_add(0, row, probs) / tokens.clamp_min(1)[:, None]
+    place = row[routing.token] * e + routing.index()
+    load = probs.new_zeros(b * e).index_add(0, place, routing.counted().to(probs.dtype)).view(b, e)
     f = load / load.sum(dim=1, keepdim=True).clamp_min(1)
-    return num_experts * (f * p).sum() / (tokens > 0).sum().clamp_min(1)
+    return e * (f * p).sum() / (tokens > 0).sum().clamp_min(1)
 
 
 def importance_loss(routing: Routing) -> Tensor:
@@ -185,10 +159,7 @@ def load_loss(routing: Routing) -> Tensor:
     """CV² of a smooth estimate of the load, a float32 scalar (Shazeer et al. 2017, eq. 10-11, without its coefficient).
 
     The load of an expert is the sum of its `selection_probability` over valid tokens. Population variance, as in
-    `importance_loss`. With K = E the load is even: 0.
-
-    Raises:
-        MinimoeError: the routing was made without noise (another router, or outside training).
+    `importance_loss`. With K = E the load is even: 0. Raises as `selection_probability`.
     """
     probability = selection_probability(routing)
     if routing.valid is not None:
@@ -258,28 +229,22 @@ def balance_loss(routing: Routing, kind: str, counts: Tensor | None = None) -> T
     match kind:
         case "switch":
             return switch_loss(routing, counts)
-        case "sequence":
-            return sequence_loss(routing)
-        case "importance":
-            return importance_loss(routing)
-        case "importance_load":
-            importance = importance_loss(routing)
-            return (
-                importance + load_loss(routing) if isinstance(routing, NoisyRouting) else importance
-            )
         case "l1":
             return l1_loss(routing, counts)
+        case "sequence":
+            return sequence_loss(routing)
+        case "importance" | "importance_load":
+            loss = importance_loss(routing)
+            smooth = kind == "importance_load" and isinstance(routing, NoisyRouting)
+            return loss + load_loss(routing) if smooth else loss
         case _:
             raise MinimoeError(f"unknown balancing loss {kind!r}")
 
 
 def z_loss(routing: Routing) -> Tensor:
-    """Router z-loss of one layer, a float32 scalar (Zoph et al. 2022, eq. 5).
+    """Router z-loss of one layer, a float32 scalar (Zoph et al. 2022, eq. 5): the mean of logsumexp(logits)².
 
-    The mean over valid tokens of logsumexp(logits)².
-
-    Raises:
-        MinimoeError: the router has no logits.
+    It is over valid tokens. A router without logits is a MinimoeError.
     """
     if routing.logits is None:
         raise MinimoeError("z_loss needs a router with logits; this routing has logits=None")
@@ -317,9 +282,7 @@ def _counts(routing: Routing, counts: Tensor | None) -> Tensor:
     if counts is None:
         return routing.load()
     if tuple(counts.shape) != (routing.num_experts,):
-        raise MinimoeError(
-            f"counts have shape {tuple(counts.shape)}; expected {(routing.num_experts,)}"
-        )
+        raise MinimoeError(f"counts have shape {tuple(counts.shape)}; expected {routing.shape[1:]}")
     return counts.detach()
 
 
@@ -349,17 +312,13 @@ class BiasController:
 
     Args:
         router: whose `e_score_correction_bias` is moved.
-        rate: the step γ; 0.001 in the papers.
-
-    Raises:
-        ConfigError: the rate is not positive.
+        rate: the step γ, positive; 0.001 in the papers.
     """
 
     def __init__(self, router: SigmoidRouter, rate: float = 0.001) -> None:
         if not rate > 0:
             raise ConfigError(f"the rate of the bias controller is {rate}; it must be positive")
-        self.router = router
-        self.rate = rate
+        self.router, self.rate = router, rate
         self.load = GlobalLoad(router.num_experts, device=router.e_score_correction_bias.device)
 
     def observe(self, routing: Routing) -> None:
@@ -375,15 +334,12 @@ class BiasController:
     def step(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum the counts over ranks, move the bias, begin the next step. Every rank arrives at the same bias.
 
-        Raises:
-            MinimoeError: the bias was cast to a type in which `rate` would be lost beside it.
+        A MinimoeError if the bias was cast to a type in which `rate` would be lost beside it.
         """
         bias = self.router.e_score_correction_bias
         if bias.dtype not in (torch.float32, torch.float64):
-            raise MinimoeError(
-                f"e_score_correction_bias is {bias.dtype}, too coarse for steps of {self.rate}: "
-                "keep it in float32"
-            )
+            fault = f"e_score_correction_bias is {bias.dtype}, too coarse for steps of {self.rate}"
+            raise MinimoeError(f"{fault}: keep it in float32")
         self.load.all_reduce(group)
         counts = self.load.counts.to(bias.device)
         # mean − count in whole numbers: E · count against the total

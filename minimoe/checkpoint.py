@@ -22,10 +22,10 @@ from torch.nn import Module
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteError
 from minimoe.io import atomic_write, read_object
-from minimoe.model import Block, MixtralModel
 
 if TYPE_CHECKING:
     from minimoe.hf.families import Family
+    from minimoe.model import Block, MixtralModel
 
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = ("mini",)
@@ -57,11 +57,7 @@ def _complete(path: Path) -> Generator[None]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one safetensors file.
-
-    Raises:
-        CheckpointError: missing, truncated, or not a safetensors file.
-    """
+    """All tensors of one safetensors file; a CheckpointError if it is missing, truncated or another format."""
     with _complete(path):
         return load_file(path)
 
@@ -69,11 +65,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write one safetensors file atomically: on a full disk the old file survives.
-
-    Raises:
-        CheckpointError: the file could not be written.
-    """
+    """Write one safetensors file atomically: where that fails (CheckpointError), the old file survives."""
     try:
         with atomic_write(path) as temporary:
             _save(temporary, tensors, metadata)
@@ -106,13 +98,12 @@ class TensorFiles:
     Opening reads names only; a shard is opened when one of its tensors is asked for, so that others may be absent. A
     context manager: leaving it closes the files.
 
+    Args:
+        shards: file name of each tensor, where it is known already.
+
     Attributes:
         folder: where they are.
         source: the file that lists the tensors, for messages.
-        shards: file name of each tensor.
-
-    Args:
-        shards: the same, where they are known already.
 
     Raises:
         CheckpointError: here and in every method, names the file that is missing, truncated or of another format.
@@ -303,13 +294,11 @@ def _load(
     stored = (files.header(key)[1] for parts in found.values() for key, _ in parts)
     dtype = dtype or next(kind for kind in stored if kind.is_floating_point)
     module.to(dtype=dtype).to_empty(device=device)
-    if isinstance(module, MixtralModel) and module.config.tie_word_embeddings:
-        module.lm_head.weight = module.embed_tokens.weight  # each was given memory of its own
     targets = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
-        for name, target in targets.items():
-            for key, index in found[name]:
-                target[index].copy_(files.read(key))
+        for name, pieces in found.items():
+            for key, index in pieces if name in targets else ():  # offloaded experts are none
+                targets[name][index].copy_(files.read(key))
 
 
 def _write_folder(
@@ -398,9 +387,6 @@ def weights_fingerprint(folder: str | Path) -> str:
     Nothing is left out, because one changed router among gigabytes is another model. Files are read side by side, at
     the speed of the disk or of sha256 (a gigabyte a second and core): about as long as loading them takes, which is
     quicker afterwards where the system keeps them in memory. Pickles count where there is no safetensors file.
-
-    Raises:
-        CheckpointError: a file cannot be read.
     """
 
     def line(path: Path) -> str:
@@ -420,10 +406,10 @@ def weights_fingerprint(folder: str | Path) -> str:
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
-    """The folder of a shipped model ('mini') or of a checkpoint on disk.
+    """The folder of a shipped model ('mini') or of a checkpoint on disk, which has config.json and safetensors.
 
     Raises:
-        CheckpointError: neither a shipped name nor a folder with config.json and weights in safetensors.
+        CheckpointError: it is neither, and what to do.
     """
     path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
     refuse_gguf(path)
@@ -450,11 +436,7 @@ def pretrained_path(name_or_path: str | Path) -> Path:
 
 
 def refuse_gguf(path: Path) -> None:
-    """Raise where a path is a file of llama.cpp, or a folder that has such files and no others with weights.
-
-    Raises:
-        CheckpointError: says what to fetch instead.
-    """
+    """A CheckpointError for a file of llama.cpp, or a folder that has such files and no others with weights."""
     found = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     others = [p for kind in ("*.safetensors", *PICKLES) for p in path.glob(kind)]
     if found and found[0].suffix == ".gguf" and not others:
@@ -507,15 +489,28 @@ def save_model(
     layout: str = "minimoe",
     max_shard_size: int | None = None,
 ) -> None:
-    """Write the folder `path`: config.json and the weights (see `MixtralModel.save_pretrained`)."""
+    """Write config.json and the weights to the folder `path`; what is there survives a write that fails.
+
+    Files are read back before they replace older ones. Weights that the model shares, other than a tied output
+    projection, are written once for each use, and are no longer shared when they are read.
+
+    Args:
+        dtype: rounds the weights; None: as they are.
+        layout: 'minimoe', or 'huggingface' for transformers, as the family that computes what this model does (see
+            `minimoe.hf.translate.to_huggingface`). A tokenizer is not written; generation_config.json is, where the
+            model has one.
+        max_shard_size: bytes of one file of weights; None: 5 GB with 'huggingface', else one file.
+
+    Raises:
+        ConfigError: no family of transformers can have this configuration; the message names the fields.
+        CheckpointError: a file could not be written, or what is read back would be another model.
+    """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}; known are {', '.join(LAYOUTS)}")
     if max_shard_size is not None and max_shard_size < 1:
-        raise ConfigError(
-            f"max_shard_size is {max_shard_size}; it must be a positive count of bytes"
-        )
+        raise ConfigError(f"max_shard_size is {max_shard_size} bytes; it must be positive")
     with torch.device("meta"):
-        plain = MixtralModel(model.config)
+        plain = type(model)(model.config)
     for fault in _faults(model, plain):
         raise CheckpointError(fault)
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
@@ -567,14 +562,28 @@ def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
 
 
 def load_model(
+    cls: type[MixtralModel],
     name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     cache_experts: int | None = None,
 ) -> MixtralModel:
-    """Read a folder of either layout (see `MixtralModel.from_pretrained`)."""
-    folder, family, model = _empty_model(name_or_path)
+    """Load 'mini' (shipped with the library) or a folder, in eval mode.
+
+    The folder is one that `save_pretrained` wrote, or one of transformers: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE,
+    and dense Mistral, Llama, Qwen2 and Qwen3. Weights are read one by one, straight into their place.
+
+    Args:
+        dtype: of the weights; None: as stored.
+        cache_experts: leave the experts on disk, and have each layer keep this many in memory (see
+            `OffloadedExperts`); for inference. None: all are loaded.
+
+    Raises:
+        CheckpointError: no such model; a file that is missing, truncated, or does not fit its configuration; a
+            configuration that the model cannot have.
+    """
+    folder, family, model = _empty_model(cls, name_or_path)
     # the settings of text generation: of their own file, and ids of config.json that are not there
     values = read_object(folder / "config.json", CheckpointError)
     model.generation_config = {k: values[k] for k in TOKEN_IDS if values.get(k) is not None}
@@ -592,6 +601,8 @@ def load_model(
 
             model = offload_experts(model, folder, cache_experts=cache_experts)
         _load(model, found, files, dtype, device)
+    if model.config.tie_word_embeddings:  # each was given memory of its own
+        model.lm_head.weight = model.embed_tokens.weight
     return model.eval()
 
 
@@ -613,7 +624,9 @@ def load_layer(
     Raises:
         CheckpointError: as `MixtralModel.from_pretrained`, or no such layer.
     """
-    folder, family, model = _empty_model(name_or_path)
+    from minimoe.model import Block, MixtralModel
+
+    folder, family, model = _empty_model(MixtralModel, name_or_path)
     if not 0 <= layer < len(model.layers):
         raise CheckpointError(
             f"layer is {layer}, but the model in {folder} has layers 0 to {len(model.layers) - 1}"
@@ -626,12 +639,14 @@ def load_layer(
     return block.eval()
 
 
-def _empty_model(name_or_path: str | Path) -> tuple[Path, Family | None, MixtralModel]:
+def _empty_model(
+    cls: type[MixtralModel], name_or_path: str | Path
+) -> tuple[Path, Family | None, MixtralModel]:
     """A folder, its layout, and its model on the meta device: shapes, and no memory behind them."""
     folder = pretrained_path(name_or_path)
     config, family = read_config(folder)
     try:
         with torch.device("meta"):
-            return folder, family, MixtralModel(config)
+            return folder, family, cls(config)
     except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error

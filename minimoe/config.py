@@ -27,7 +27,6 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 # Of each name its choices; a number is a count from 1, or finite and not negative, where nothing else is said.
 _CHOICES = {
     "experts_implementation": EXPERTS_IMPLEMENTATIONS,
-    "router_type": ROUTER_TYPES,
     "router_aux_loss_type": BALANCE_TYPES,
     "attention_type": ATTENTION_TYPES,
     "hidden_act": ACTIVATIONS,
@@ -189,12 +188,12 @@ class ModelConfig:
         if "sliding_attention" in types and self.sliding_window is None:
             yield "layer_types has 'sliding_attention', but sliding_window is None: give its width"
         if self.attention_bias and kind in ("switchhead", "moa"):
-            yield f"attention_bias is true, but attention_type {kind!r} has no biases: set it to false"
+            yield f"attention_bias is true, but attention_type is {kind!r}, which has none: set it to false"
         used = self.attention_num_experts_per_tok * kv_heads
         if kind == "moa" and heads != used:
             yield (
-                f"num_attention_heads is {heads}, but with attention_type 'moa' it must be "
-                f"attention_num_experts_per_tok · num_key_value_heads = {used}, the heads that a token computes"
+                f"num_attention_heads is {heads}, but with attention_type 'moa' a token computes attention_num_experts_"
+                f"per_tok · num_key_value_heads = {used // kv_heads} · {kv_heads} = {used} heads: make them equal"
             )
         if kind == "moa" and self.qk_norm == "full":
             yield (
@@ -261,11 +260,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ConfigError: an unknown field, with the nearest known name.
-        """
+        """The inverse of `to_dict`; a ConfigError for an unknown field names the nearest known one."""
         known = sorted(f.name for f in dataclasses.fields(cls))
         for name in values:
             if name not in known:
@@ -275,11 +270,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """One of `minimoe.presets.PRESETS`.
-
-        Raises:
-            ConfigError: no preset of this name.
-        """
+        """One of `minimoe.presets.PRESETS`; a ConfigError where there is none of this name."""
         from minimoe.presets import PRESETS
 
         if name not in PRESETS:
@@ -289,11 +280,7 @@ class ModelConfig:
 
 
 def check_count(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """Raise where a size is not one.
-
-    Raises:
-        ConfigError: no integer, below `least`, or more than any machine could hold.
-    """
+    """A ConfigError where a size is no integer, below `least`, or more than any machine could hold."""
     most = MOST_LAYERS if name == "num_hidden_layers" else 2**31 - 1
     kind = "None or an integer" if optional else "an integer"
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -305,8 +292,9 @@ def check_count(name: str, value: object, least: int, *, optional: bool = False)
 def _check_field(name: str, value: object, annotation: str) -> None:
     """Raise where a value is none that its field can have, whatever the others are."""
     kind = annotation.removesuffix(" | None")
-    if name in _CHOICES:
-        if value not in (known := tuple(_CHOICES[name])):
+    choices = _CHOICES | {"router_type": tuple(ROUTER_TYPES)}  # which may grow
+    if name in choices:
+        if value not in (known := choices[name]):
             own = ". A router of your own is known once the module that registers it with @router_type is imported"
             more = own if name == "router_type" else ""
             raise ConfigError(f"{name} is {value!r}; known are {', '.join(map(str, known))}{more}")

@@ -89,10 +89,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D] times weight [F, D] transposed, plus bias [F] -> [..., F]; the same function as `F.linear`."""
     if not (float32_on_cpu(x, weight) and through_onednn(x, weight)):
         return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    trains = torch.is_grad_enabled()
-    product: Any = _OneDNNLinear.apply if trains else multiply  # pyright: ignore[reportUnknownMemberType]
-    y = cast(Tensor, product(rows, weight))
+    trained: Any = _OneDNNLinear.apply  # pyright: ignore[reportUnknownMemberType]
+    product = trained if torch.is_grad_enabled() else multiply
+    y = cast(Tensor, product(x.reshape(-1, x.shape[-1]), weight))
     y = y.view(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
 
@@ -119,19 +118,12 @@ def block_size(assignments: int, num_experts: int) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows in order of their expert, each expert's stretch filled up to whole blocks; P rows in all.
+    """Rows in order of their expert, each expert's stretch filled up to whole blocks; P rows in all."""
 
-    Attributes:
-        token: [P] int64, whose row it is; 0 in filling rows.
-        row: [N] int64, where assignment n stands; P if it is not taken and stands nowhere.
-        sizes: rows of each expert, filling included.
-        counts: the same without the filling, which comes last in an expert's stretch.
-    """
-
-    token: Tensor
-    row: Tensor
-    sizes: list[int]
-    counts: list[int]
+    token: Tensor  #: [P] int64, whose row it is; 0 in filling rows
+    row: Tensor  #: [N] int64, where assignment n stands; P if it is not taken and stands nowhere
+    sizes: list[int]  #: rows of each expert, filling included
+    counts: list[int]  #: the same without the filling, which comes last in an expert's stretch
 
 
 def in_blocks(routing: Routing, block: int) -> Blocks:
@@ -177,12 +169,8 @@ def fused_grouped(
     rows = in_blocks(routing, block)
     inputs = (x, weight, gate_up_proj, down_proj)
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    return cast(
-        Tensor,
-        _FusedExperts.apply(  # pyright: ignore[reportUnknownMemberType]
-            *inputs, rows, routing.k, trains
-        ),
-    )
+    fused: Any = _FusedExperts.apply  # pyright: ignore[reportUnknownMemberType]
+    return cast(Tensor, fused(*inputs, rows, routing.k, trains))
 
 
 class _FusedExperts(torch.autograd.Function):

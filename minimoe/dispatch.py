@@ -20,19 +20,12 @@ from minimoe.routing import Routing, places
 
 @dataclass(frozen=True)
 class Plan:
-    """Sorted order of a routing's N assignments; computed once, used forward and backward.
+    """Sorted order of a routing's N assignments; computed once, used forward and backward."""
 
-    Attributes:
-        order: [N] int64, assignment order[i] stands at sorted place i. Stable: within an expert, arrival order.
-        token: [N] int64, the token at each sorted place.
-        counts: [E + 1] int64, rows of each expert, and at last those of none.
-        inverse: [N] int64, assignment n stands at sorted place inverse[n].
-    """
-
-    order: Tensor
-    token: Tensor
-    counts: Tensor
-    inverse: Tensor
+    order: Tensor  #: [N] int64, assignment order[i] stands at sorted place i; within an expert in order of arrival
+    token: Tensor  #: [N] int64, the token at each sorted place
+    counts: Tensor  #: [E + 1] int64, rows of each expert, and at last those of none
+    inverse: Tensor  #: [N] int64, assignment n stands at sorted place inverse[n]
 
 
 def plan(routing: Routing) -> Plan:
@@ -51,11 +44,6 @@ def by_expert(token: Tensor, expert: Tensor, num_experts: int) -> Plan:
     return Plan(order=order, token=token[order], counts=counts, inverse=inverse)
 
 
-def checks_values() -> bool:
-    """Whether values are looked at too: the environment says MINIMOE_CHECK=1. Never in compiled code."""
-    return not torch.compiler.is_compiling() and os.environ.get("MINIMOE_CHECK") == "1"
-
-
 def check_inputs(x: Tensor, routing: Routing, experts: ExpertBank) -> None:
     """The first line of every dispatcher: x [T, D], a routing of T tokens to E experts, and E experts of D.
 
@@ -66,10 +54,11 @@ def check_inputs(x: Tensor, routing: Routing, experts: ExpertBank) -> None:
     Raises:
         MinimoeError: names both sides of what does not fit.
     """
-    if tuple(x.shape) != (routing.num_tokens, experts.hidden_size):
+    expected = (routing.num_tokens, experts.hidden_size)
+    if tuple(x.shape) != expected:
         raise MinimoeError(
-            f"x has shape {tuple(x.shape)}; expected {(routing.num_tokens, experts.hidden_size)}: the routing is of "
-            f"{routing.num_tokens} tokens, and the experts have hidden_size {experts.hidden_size}"
+            f"x has shape {tuple(x.shape)}; expected {expected}: the routing is of {expected[0]} tokens, and the "
+            f"experts have hidden_size {expected[1]}"
         )
     if routing.num_experts != experts.num_experts:
         raise MinimoeError(
@@ -81,14 +70,12 @@ def check_inputs(x: Tensor, routing: Routing, experts: ExpertBank) -> None:
         ("the experts are", experts.device),
     ):
         if device != x.device:
-            raise MinimoeError(
-                f"x is on {x.device}, but {name} on {device}: move one of them with .to()"
-            )
+            raise MinimoeError(f"x is on {x.device}, but {name} on {device}: move one with .to()")
     if x.dtype != experts.dtype and not torch.is_autocast_enabled(x.device.type):
         raise MinimoeError(
             f"x is {x.dtype}, but the experts are {experts.dtype}: convert one of them, or run under torch.autocast"
         )
-    if checks_values():
+    if not torch.compiler.is_compiling() and os.environ.get("MINIMOE_CHECK") == "1":
         routing.check()
 
 
@@ -192,12 +179,10 @@ def _combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Ro
     """y[t] = Σ weight[n] · rows[place[n]] over the assignments n of token t, summed in float32, in x's type."""
     if routing.k is not None and routing.num_assignments:
         # token-major with K rows a token: a weighted gather-sum, which embedding_bag does in one pass
-        each = routing.num_tokens, routing.k
+        place, weight = place.view(-1, routing.k), weight.view(-1, routing.k)
         total = torch.promote_types(rows.dtype, torch.float32)
-        y = F.embedding_bag(
-            place.view(each), rows.to(total), mode="sum",
-            per_sample_weights=weight.view(each).to(total),
-        )  # fmt: skip
+        weight = weight.to(total)
+        y = F.embedding_bag(place, rows.to(total), mode="sum", per_sample_weights=weight)
     else:
         gathered = rows.index_select(0, place) * weight[:, None]  # [N, D]
         y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device)
@@ -237,16 +222,16 @@ def auto(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     return grouped(x, routing, experts)
 
 
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"'auto' falls back to 'grouped': {reason}", RuntimeWarning, stacklevel=3)
+
+
 def triton(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D] by the kernels of `minimoe.kernels`, which are imported when they are first asked for."""
     from minimoe.kernels.function import triton
 
     return triton(x, routing, experts)
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    warnings.warn(f"'auto' falls back to 'grouped': {reason}", RuntimeWarning, stacklevel=3)
 
 
 Dispatcher = Callable[[Tensor, Routing, ExpertBank], Tensor]
@@ -255,13 +240,8 @@ DISPATCHERS: dict[str, Dispatcher] = {f.__name__: f for f in (loop, capacity, gr
 
 
 def get_dispatcher(name: str) -> Dispatcher:
-    """The dispatcher of this name; 'auto' takes the fastest one that can run what it is given, call by call.
-
-    Raises:
-        ConfigError: no dispatcher of this name.
-    """
-    if name == "auto":
-        return auto
-    if name not in DISPATCHERS:
-        raise ConfigError(f"unknown dispatcher {name!r}; known are auto, {', '.join(DISPATCHERS)}")
-    return DISPATCHERS[name]
+    """The dispatcher of this name, or a ConfigError; 'auto' takes the fastest one that can run it, call by call."""
+    known = {"auto": auto, **DISPATCHERS}
+    if name not in known:
+        raise ConfigError(f"unknown dispatcher {name!r}; known are {', '.join(known)}")
+    return known[name]

@@ -23,11 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def get_activation(name: str) -> Activation:
-    """The activation of this name.
-
-    Raises:
-        ConfigError: no activation of this name.
-    """
+    """The activation of this name; a ConfigError where there is none."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"hidden_act is {name!r}; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -74,10 +70,8 @@ class ExpertBank(nn.Module):
         self, num_experts: int, hidden_size: int, intermediate_size: int, hidden_act: str = "silu"
     ) -> None:
         super().__init__()
-        self.num_experts = num_experts
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
+        self.num_experts, self.hidden_size = num_experts, hidden_size
+        self.intermediate_size, self.hidden_act = intermediate_size, hidden_act
         self.activation = get_activation(hidden_act)
 
     @property
@@ -140,18 +134,14 @@ class Experts(ExpertBank):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
         return self.gate_up_proj.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return self.gate_up_proj.device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
-        """gate_up [2F, D] and down [D, F] of one expert."""
         return self.gate_up_proj[expert], self.down_proj[expert]
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """The parameters themselves."""
         return self.gate_up_proj, self.down_proj

@@ -54,11 +54,7 @@ def atomic_write(path: str | Path) -> Generator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically. A lone surrogate, which UTF-8 has no bytes for, is written as \\ud800.
-
-    Raises:
-        WriteError: as `atomic_write`.
-    """
+    """`atomic_write` of a text in UTF-8. A lone surrogate, which UTF-8 has no bytes for, is written as \\ud800."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -72,11 +68,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        error: there is no such file, or it holds something else; the message names the file and the reason.
-    """
+    """The object in a JSON file; where there is none, an `error` that names the file and the reason."""
     try:
         values: Any = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as reason:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from minimoe.attention import (
     zero_or_one,
 )
 from minimoe.balance import router_losses
+from minimoe.checkpoint import load_model, save_model
 from minimoe.config import ModelConfig
 from minimoe.cpu import Linear
 from minimoe.errors import ConfigError, MinimoeError
@@ -35,27 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a forward pass returns. The losses are there where labels were given; see `MixtralModel.losses`.
+    """What a forward pass returns. The losses are there where labels were given; see `MixtralModel.losses`."""
 
-    Attributes:
-        logits: [B, S, V] next-token scores.
-        routings: one Routing for each sparse layer, in order; tokens are [B, S] flattened by row; soft MoE has none.
-        loss: what training minimises: `lm_loss`, and in training also the weighted balance terms.
-        lm_loss: mean next-token cross-entropy in nats over the labels that are not −100.
-        aux_loss: balancing loss (`router_aux_loss_type`), mean over the layers that have one, unweighted; None without.
-            A mixture of attention heads is a layer of its own in this mean; SwitchHead is not balanced.
-        z_loss: router z-loss, mean over the layers whose router has logits, unweighted; None without. Attention as in
-            `aux_loss`.
-        attention_routings: with experts in the attention, one tuple of routings for each layer: of SwitchHead
-            `(value, output)`, see `SwitchHeadRouting`, of a mixture of attention heads one; empty without.
-    """
-
-    logits: Tensor
+    logits: Tensor  #: [B, S, V] next-token scores
+    #: one for each sparse layer, in order; tokens are [B, S] flattened by row; soft MoE has none
     routings: tuple[Routing, ...]
+    #: what training minimises: `lm_loss`, and in training also the weighted balance terms
     loss: Tensor | None = None
+    #: mean next-token cross-entropy in nats over the labels that are not −100
     lm_loss: Tensor | None = None
+    #: balancing loss (`router_aux_loss_type`), mean over the layers that have one, unweighted; None without. A mixture
+    #: of attention heads is a layer of its own in this mean; SwitchHead is not balanced
     aux_loss: Tensor | None = None
+    #: router z-loss, mean over the layers whose router has logits, unweighted; None without. Attention as in `aux_loss`
     z_loss: Tensor | None = None
+    #: with experts in the attention, one tuple of routings for each layer: of SwitchHead `(value, output)`, see
+    #: `SwitchHeadRouting`, of a mixture of attention heads one; empty without
     attention_routings: tuple[tuple[Routing, ...], ...] = ()
 
 
@@ -158,9 +153,8 @@ class MixtralModel(nn.Module):
         """
         self._check(input_ids, cache)
         if logits_to_keep < 0 or (logits_to_keep and labels is not None):
-            raise MinimoeError(
-                f"logits_to_keep is {logits_to_keep}; it must be 0 (all positions) or more, and 0 with labels"
-            )
+            fault = f"logits_to_keep is {logits_to_keep}; it must be 0 (all positions) or more"
+            raise MinimoeError(f"{fault}, and 0 with labels")
         (b, s), past = input_ids.shape, 0 if cache is None else len(cache)
         x = self.embed_tokens(input_ids)  # [B, S, D]
         padding = valid = None
@@ -209,9 +203,10 @@ class MixtralModel(nn.Module):
         if tuple(labels.shape) != shape:
             raise MinimoeError(f"labels have shape {tuple(labels.shape)}; expected {shape}")
         self._check_ids("labels", labels, ignored=-100)
-        if expert_counts is not None and len(expert_counts) != len(routings):
+        given = [*([None] * len(routings) if expert_counts is None else expert_counts)]
+        if len(given) != len(routings):
             raise MinimoeError(
-                f"expert_counts are {len(expert_counts)}, but the model made {len(routings)} routings: give one each"
+                f"expert_counts are {len(given)}, but the model made {len(routings)} routings: give one each"
             )
         # shift the labels, not the logits: a slice of the logits would cost a copy forward and backward
         target = F.pad(labels.long(), (0, 1), value=-100)[:, 1:]
@@ -222,9 +217,9 @@ class MixtralModel(nn.Module):
             both = padding[:, past:] & F.pad(padding, (0, 1))[:, past + 1 :]
             target = target.masked_fill(~both, -100)
         # a mixture of attention heads needs balancing, SwitchHead does without (Csordás et al. 2023, section 3.2)
-        mixed = [r for heads in output.attention_routings for r in heads]
-        mixed = mixed if config.attention_type == "moa" else []
-        counts = [*(expert_counts or [None] * len(routings)), *[None] * len(mixed)]
+        balanced = output.attention_routings if config.attention_type == "moa" else ()
+        mixed = [r for heads in balanced for r in heads]
+        counts = [*given, *[None] * len(mixed)]
         aux, z = router_losses([*routings, *mixed], config.router_aux_loss_type, counts)
         loss = lm_loss = next_token_loss(output.logits, target)
         if self.training and aux is not None:
@@ -253,61 +248,8 @@ class MixtralModel(nn.Module):
         return total
 
     generate = generate
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        dtype: torch.dtype | None = torch.float32,
-        device: torch.device | str = "cpu",
-        cache_experts: int | None = None,
-    ) -> MixtralModel:
-        """Load 'mini' (shipped with the library) or a folder, in eval mode.
-
-        The folder is one that `save_pretrained` wrote, or one of transformers: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE,
-        and dense Mistral, Llama, Qwen2 and Qwen3. Weights are read one by one, straight into their place.
-
-        Args:
-            dtype: of the weights; None: as stored.
-            cache_experts: leave the experts on disk, and have each layer keep this many in memory (see
-                `OffloadedExperts`); for inference. None: all are loaded.
-
-        Raises:
-            CheckpointError: no such model; a file that is missing, truncated, or does not fit its configuration; a
-                configuration that the model cannot have.
-        """
-        from minimoe.checkpoint import load_model
-
-        return load_model(name_or_path, dtype=dtype, device=device, cache_experts=cache_experts)
-
-    def save_pretrained(
-        self,
-        path: str | Path,
-        *,
-        dtype: torch.dtype | None = None,
-        layout: str = "minimoe",
-        max_shard_size: int | None = None,
-    ) -> None:
-        """Write config.json and the weights to the folder `path`; what is there survives a write that fails.
-
-        Files are read back before they replace older ones. Weights that the model shares, other than a tied output
-        projection, are written once for each use, and are no longer shared when they are read.
-
-        Args:
-            dtype: rounds the weights; None: as they are.
-            layout: 'minimoe', or 'huggingface' for transformers, as the family that computes what this model does (see
-                `minimoe.hf.translate.to_huggingface`). A tokenizer is not written; generation_config.json is, where the
-                model has one.
-            max_shard_size: bytes of one file of weights; None: 5 GB with 'huggingface', else one file.
-
-        Raises:
-            ConfigError: no family of transformers can have this configuration; the message names the fields.
-            CheckpointError: a file could not be written, or what is read back would be another model.
-        """
-        from minimoe.checkpoint import save_model
-
-        save_model(self, path, dtype=dtype, layout=layout, max_shard_size=max_shard_size)
+    from_pretrained = classmethod(load_model)
+    save_pretrained = save_model
 
     def routers(self) -> list[Router | SlotMixer]:
         """The router of each sparse layer, in order; soft MoE's mixer is one."""
@@ -320,34 +262,31 @@ class MixtralModel(nn.Module):
                 f"input_ids has shape {tuple(input_ids.shape)} and type {input_ids.dtype}; expected integers [B, S]"
             )
         total = input_ids.shape[1] + (len(cache) if cache is not None else 0)
-        if total > self.config.max_position_embeddings:
+        most = self.config.max_position_embeddings
+        if total > most:
             raise MinimoeError(
-                f"the sequence has {total} tokens, but the model has positions for "
-                f"{self.config.max_position_embeddings}: cut it or raise max_position_embeddings"
+                f"the sequence has {total} tokens, but the model has positions for {most}: cut it or raise "
+                "max_position_embeddings"
             )
         if cache is not None:
             cache.check(input_ids.shape[0], self.config)
             whole = [type(r).__name__ for r in self.routers() if not r.is_incremental]
             if whole:
-                raise MinimoeError(
-                    f"{whole[0]} routes a sequence as a whole, so a part of one cannot be routed by itself: run the "
-                    "whole sequence, without a cache"
+                fault = (
+                    f"{whole[0]} routes a sequence as a whole, so a part of one cannot be routed"
                 )
+                raise MinimoeError(f"{fault} by itself: run the whole sequence, without a cache")
         self._check_ids("input_ids", input_ids)
 
     def _check_ids(self, name: str, ids: Tensor, ignored: int | None = None) -> None:
         # on a GPU this test would stop the host until the device has caught up; there the embedding itself asserts
-        if ids.device.type != "cpu":
+        ids = ids if ignored is None or ids.device.type != "cpu" else ids[ids != ignored]
+        if ids.device.type != "cpu" or not ids.numel():
             return
-        ids = ids if ignored is None else ids[ids != ignored]
-        if not ids.numel():
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise MinimoeError(
-                f"{name} hold ids from {low} to {high}, but the vocabulary has ids 0 to "
-                f"{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
-            )
+        low, high, last = int(ids.min()), int(ids.max()), self.config.vocab_size - 1
+        if low < 0 or high > last:
+            fault = f"{name} hold ids from {low} to {high}, but the vocabulary has ids 0 to {last}"
+            raise MinimoeError(f"{fault}: was the text encoded with another tokenizer?")
 
 
 def next_token_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -26,17 +26,11 @@ R = TypeVar("R", bound="Router")
 
 @dataclass(frozen=True)
 class Context:
-    """What a router may know of its T tokens besides their vectors.
+    """What a router may know of its T tokens besides their vectors."""
 
-    Attributes:
-        token_ids: [T] int64; for routers that look at the token itself.
-        sequence: [T] int64, which sequence a token belongs to.
-        valid: [T] bool, False for padding.
-    """
-
-    token_ids: Tensor | None = None
-    sequence: Tensor | None = None
-    valid: Tensor | None = None
+    token_ids: Tensor | None = None  #: [T] int64; for routers that look at the token itself
+    sequence: Tensor | None = None  #: [T] int64, which sequence a token belongs to
+    valid: Tensor | None = None  #: [T] bool, False for padding
 
 
 ROUTERS: dict[str, type[Router]] = {}
@@ -62,12 +56,11 @@ def router_type(*names: str, takes: str = "k") -> Callable[[type[R]], type[R]]:
 def make_router(config: ModelConfig) -> Router:
     """The router `config.router_type` of D, E and K as configured; its weight [E, D] drawn, nothing else.
 
-    Raises:
-        ConfigError: 'soft', which is a layer and no router; or sizes that the router refuses.
+    A ConfigError for 'soft', which is a layer and no router, or for sizes that the router refuses.
     """
     if config.router_type == "soft":
         raise ConfigError(
-            "router_type 'soft' is a layer of its own (minimoe.zoo.soft.SoftMoELayer), not a router"
+            "router_type 'soft' is no router, but a layer: minimoe.zoo.soft.SoftMoELayer"
         )
     if config.router_type not in ROUTERS:
         importlib.import_module("minimoe.zoo")  # its routers register themselves
@@ -131,21 +124,26 @@ class Router(nn.Module):
 
     def _widen(self, values: dict[str, Tensor | None]) -> None:
         """Give floating buffers that are shorter than float32 these values, in float32 at least."""
-        for name, value in values.items():
-            now = self._buffers[name]
-            if value is None or now is None or not now.is_floating_point() or now.itemsize >= 4:
-                continue
-            self._buffers[name] = at_least_float32(value).to(now.device)
+        for name, now in self._buffers.items():
+            value = values[name]
+            if (
+                now is not None
+                and value is not None
+                and now.is_floating_point()
+                and now.itemsize < 4
+            ):
+                self._buffers[name] = at_least_float32(value).to(now.device)
 
     @classmethod
     def from_config(cls, config: ModelConfig, **more: Any) -> Self:
         """The router that a configuration describes, for classes that need more than equal names to override.
 
-        An argument of the class that has the name of a field of `config` is given that field; `more` are the others.
+        An argument of the class is given the field of `config` that has its name, or its name after 'router_'; `more`
+        are the others.
         """
         fields = vars(config)
-        named = {name: fields[name] for name in inspect.signature(cls).parameters if name in fields}
-        return cls(**named | more)
+        named = {name.removeprefix("router_"): fields[name] for name in fields} | fields
+        return cls(**{k: named[k] for k in inspect.signature(cls).parameters if k in named} | more)
 
     def forward(
         self,
@@ -155,11 +153,7 @@ class Router(nn.Module):
         sequence: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> Routing:
-        """Route x [T, D]; the other arguments are those of `Context`.
-
-        Raises:
-            MinimoeError: x is no matrix, or the router lacks what it needs.
-        """
+        """Route x [T, D]; the others are those of `Context`, and a MinimoeError says what a router lacks."""
         if x.ndim != 2:
             raise MinimoeError(f"x has shape {tuple(x.shape)}; a router takes tokens [T, D]")
         with torch.autocast(x.device.type, enabled=False):
@@ -182,15 +176,9 @@ class Router(nn.Module):
         num_tokens, k = expert.shape
         if weight is None:
             weight = torch.full(expert.shape, 1 / k, device=expert.device)
-        return Routing(
-            token=torch.arange(num_tokens, device=expert.device).repeat_interleave(k),
-            expert=expert.reshape(-1),
-            weight=weight.reshape(-1),
-            shape=(num_tokens, self.num_experts),
-            k=k,
-            logits=logits,
-            probs=probs,
-        )
+        token = torch.arange(num_tokens, device=expert.device).repeat_interleave(k)
+        shape, each = (num_tokens, self.num_experts), (expert.reshape(-1), weight.reshape(-1))
+        return Routing(token, *each, shape, k=k, logits=logits, probs=probs)
 
 
 def check_choice(k: int, num_experts: int) -> None:
@@ -205,11 +193,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def scores(x: Tensor, weight: Tensor) -> Tensor:
-    """Logits x [T, D] · weight [E, D]ᵀ -> [T, E] in float32 (float64 for float64 input). Call with autocast off.
-
-    Raises:
-        MinimoeError: x and weight differ in D or lie on different devices.
-    """
+    """Logits x [T, D] · weight [E, D]ᵀ -> [T, E] in float32 (float64 for float64 input). Call with autocast off."""
     if x.shape[-1] != weight.shape[-1] or x.device != weight.device:
         raise MinimoeError(
             f"x has hidden size {x.shape[-1]} and is on {x.device}, but the router's weight has "
@@ -231,10 +215,7 @@ def share(logits: Tensor) -> Tensor:
 def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
     """(B, S) of T = B·S tokens whose sequences lie one after the other; one sequence where none are named.
 
-    Reads the lengths on the host.
-
-    Raises:
-        MinimoeError: the sequences differ in length (pad them, and say so with `valid`).
+    Reads the lengths on the host; where they differ, it is a MinimoeError.
     """
     if sequence is None or num_tokens == 0:
         return 1, num_tokens
@@ -242,8 +223,7 @@ def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
     low, high = int(lengths.min()), int(lengths.max())
     if low != high:
         raise MinimoeError(
-            f"sequences of {low} to {high} tokens cannot be routed sequence by sequence: "
-            "pad them to one length and mark the padding in `valid`"
+            f"sequences have {low} to {high} tokens: pad them to one length and mark the padding in `valid`"
         )
     return lengths.shape[0], low
 
@@ -252,15 +232,15 @@ def positions(
     num_tokens: int, sequence: Tensor | None, valid: Tensor | None, device: torch.device
 ) -> Tensor:
     """Place [T] int64 of each valid token in its sequence, from 0; padding is passed over (and gets any place)."""
-    counted = torch.ones(num_tokens, dtype=torch.bool, device=device) if valid is None else valid
+    counted = torch.ones(num_tokens, device=device) if valid is None else valid
     if sequence is None:
-        return (counted.cumsum(0) - 1).clamp_min(0)
+        sequence = torch.zeros(num_tokens, dtype=torch.int64, device=device)
     ordered, order = sequence.sort(stable=True)
-    running = counted[order].cumsum(0)
+    mine = counted[order].long()
+    running = mine.cumsum(0)
     first = torch.searchsorted(ordered, ordered)  # where each sequence begins
-    before = running[first] - counted[order][first].to(running.dtype)
     position = torch.empty_like(running)
-    position[order] = (running - before - 1).clamp_min(0)
+    position[order] = (running - running[first] + mine[first] - 1).clamp_min(0)
     return position
 
 
@@ -300,11 +280,6 @@ class TopKRouter(Router):
         self.norm_topk_prob = norm_topk_prob
         self.jitter_noise = jitter_noise
 
-    @classmethod
-    def from_config(cls, config: ModelConfig, **more: Any) -> Self:
-        """The router as configured, with its noise."""
-        return super().from_config(config, jitter_noise=config.router_jitter_noise, **more)
-
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing."""
         if self.training and self.jitter_noise > 0:
@@ -340,15 +315,12 @@ class SwitchRouter(TopKRouter):
 
 @dataclass(frozen=True)
 class NoisyRouting(Routing):
-    """A routing with noise in its logits, and what `load_loss` needs to see past it.
+    """A routing with noise in its logits, and what `load_loss` needs to see past it."""
 
-    Attributes:
-        clean: [T, E] logits without noise.
-        noise_std: [T, E] standard deviation of the noise on each logit, positive.
-    """
-
-    clean: Tensor | None = None
-    noise_std: Tensor | None = None
+    clean: Tensor | None = None  #: [T, E] logits without noise
+    noise_std: Tensor | None = (
+        None  #: [T, E] standard deviation of the noise on each logit, positive
+    )
 
 
 @router_type("noisy_top_k")
@@ -377,16 +349,14 @@ class NoisyTopKRouter(Router):
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D] -> its routing."""
         clean = logits = scores(x, self.weight)  # [T, E]
-        noise_std = None
+        noise: dict[str, Any] = {}
         if self.training:
-            noise_std = F.softplus(scores(x, self.noise_weight))
-            logits = clean + torch.randn_like(clean) * noise_std
+            noise = {"clean": clean, "noise_std": F.softplus(scores(x, self.noise_weight))}
+            logits = clean + torch.randn_like(clean) * noise["noise_std"]
         best, expert = logits.topk(self.k, dim=-1)  # [T, K]
-        weight = best.softmax(dim=-1)
-        routing = self.token_choice(expert, weight, logits=logits, probs=logits.softmax(dim=-1))
-        if noise_std is None:
-            return routing
-        return NoisyRouting(**vars(routing), clean=clean, noise_std=noise_std)
+        weight, probs = best.softmax(dim=-1), logits.softmax(dim=-1)
+        routing = self.token_choice(expert, weight, logits=logits, probs=probs)
+        return NoisyRouting(**vars(routing), **noise) if noise else routing
 
 
 @router_type("sigmoid")
@@ -428,9 +398,7 @@ class SigmoidRouter(Router):
         initializer_range: float = 0.02,
     ) -> None:
         if n_group < 1 or num_experts % n_group:
-            raise ConfigError(
-                f"n_group is {n_group}, which does not divide num_experts = {num_experts}"
-            )
+            raise ConfigError(f"n_group is {n_group}; it must divide num_experts = {num_experts}")
         if not 1 <= topk_group <= n_group:
             raise ConfigError(f"topk_group is {topk_group}; expected 1 to n_group = {n_group}")
         check_choice(num_experts_per_tok, num_experts // n_group * topk_group)
@@ -438,8 +406,7 @@ class SigmoidRouter(Router):
             hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
         )
         self.norm_topk_prob = norm_topk_prob
-        self.n_group = n_group
-        self.topk_group = topk_group
+        self.n_group, self.topk_group = n_group, topk_group
         self.routed_scaling_factor = routed_scaling_factor
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
 
@@ -458,8 +425,7 @@ class SigmoidRouter(Router):
         if self.norm_topk_prob:
             weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-20)
         weight = weight * self.routed_scaling_factor
-        probs = share(logits)
-        return self.token_choice(expert, weight, logits=logits, probs=probs)
+        return self.token_choice(expert, weight, logits=logits, probs=share(logits))
 
     def _allowed(self, selector: Tensor) -> Tensor:
         """[T, E] bool: the experts of the best groups."""

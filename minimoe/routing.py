@@ -113,8 +113,7 @@ class Routing:
         """Validate shapes, types, ranges and finiteness; returns itself. Waits for the device: not for the hot path.
 
         Raises:
-            MinimoeError: names the field, what it is and what was expected; of a value that is not finite the first
-                token and its expert.
+            MinimoeError: names the field, what it is and what was expected; the first token that is not finite.
         """
         for fault in self._faults():
             raise MinimoeError(fault)
@@ -131,19 +130,16 @@ class Routing:
         kinds |= dict.fromkeys(("token", "expert", "sequence"), (torch.int64,))
         kinds |= dict.fromkeys(("kept", "valid"), (torch.bool,))
         for name, shape in shapes.items():
-            value = getattr(self, name)
+            value, types = getattr(self, name), kinds[name]
             if value is None:
                 continue
             if tuple(value.shape) != shape:
                 yield f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
-            if value.dtype not in kinds[name]:
-                expected = " or ".join(map(str, kinds[name]))
-                yield f"routing.{name} has type {value.dtype}; expected {expected}"
+            if value.dtype not in types:
+                yield f"routing.{name} has type {value.dtype}; expected {' or '.join(map(str, types))}"
             if value.device != device:
-                yield (
-                    f"routing.{name} is on {value.device}, but routing.token on {device}: move the routing as one, "
-                    "with routing.to()"
-                )
+                where = f"is on {value.device}, but routing.token on {device}"
+                yield f"routing.{name} {where}: move the routing as one, with routing.to()"
         for name, high in (("token", t), ("expert", e)):
             ids = getattr(self, name)
             if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
@@ -184,10 +180,8 @@ def expert_capacity(
         ConfigError: the factor is not positive, or a size is negative.
     """
     if num_tokens < 0 or num_experts < 1 or k < 1 or minimum < 0:
-        raise ConfigError(
-            f"capacity of {num_tokens} tokens, {num_experts} experts, K = {k}, minimum {minimum}: "
-            "sizes must be positive"
-        )
+        sizes = f"{num_tokens} tokens, {num_experts} experts, K = {k}, minimum {minimum}"
+        raise ConfigError(f"capacity of {sizes}: sizes must be positive")
     top, bottom = capacity_ratio(num_experts, k, factor)
     return max(minimum, -((-num_tokens * top) // bottom))
 
@@ -195,9 +189,7 @@ def expert_capacity(
 def capacity_ratio(num_experts: int, k: int, factor: float) -> tuple[int, int]:
     """factor · K / E as two integers: places per token, exactly."""
     if not 0 < factor < float("inf"):
-        raise ConfigError(
-            f"the capacity factor is {factor}; it must be positive (1 is a fair share)"
-        )
+        raise ConfigError(f"the capacity factor is {factor}; it must be positive, 1 is fair")
     return (Fraction(str(factor)) * k / num_experts).as_integer_ratio()
 
 
@@ -271,33 +263,23 @@ def limit_capacity(routing: Routing, capacity: int | Tensor) -> Routing:
 
 @dataclass(frozen=True)
 class DropStats:
-    """What capacity cost, over valid tokens.
+    """What capacity cost, over valid tokens."""
 
-    Attributes:
-        assignments: asked for by the router.
-        dropped: of these, how many found no place.
-        share: dropped / assignments; 0 where nothing was asked for.
-        tokens_lost: valid tokens that asked and lost every one of their experts.
-        by_expert: dropped assignments of each expert; E numbers.
-    """
-
-    assignments: int
-    dropped: int
-    share: float
-    tokens_lost: int
-    by_expert: tuple[int, ...]
+    assignments: int  #: asked for by the router
+    dropped: int  #: of these, how many found no place
+    share: float  #: dropped / assignments; 0 where nothing was asked for
+    tokens_lost: int  #: valid tokens that asked and lost every one of their experts
+    by_expert: tuple[int, ...]  #: dropped assignments of each expert; E numbers
 
     @classmethod
     def of(cls, routing: Routing) -> DropStats:
         """Drops of one routing; all zero where it is dropless. Waits for the device."""
         asked = routing.counted()
         lost = torch.zeros_like(asked) if routing.kept is None else asked & ~routing.kept
-        by_expert = routing.load().new_zeros(routing.num_experts)
-        by_expert = by_expert.index_add_(0, routing.index(), lost.to(by_expert.dtype))
-        per_token = by_expert.new_zeros((2, routing.num_tokens))
-        per_token[0].index_add_(0, routing.token, asked.to(by_expert.dtype))
-        per_token[1].index_add_(0, routing.token, lost.to(by_expert.dtype))
-        total, dropped = int(asked.sum()), int(lost.sum())
+        both = torch.stack([asked, lost]).long()  # [2, N]
+        per_token = both.new_zeros(2, routing.num_tokens).index_add_(1, routing.token, both)
+        by_expert = both.new_zeros(routing.num_experts).index_add_(0, routing.index(), both[1])
+        total, dropped = both.sum(1).tolist()
         return cls(
             assignments=total,
             dropped=dropped,
