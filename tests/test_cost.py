@@ -18,7 +18,15 @@ from minimoe.__main__ import main
 from minimoe.attention import KVCache
 from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.cost.device import DEVICES, Device, get_device
-from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, weight_bytes
+from minimoe.cost.flops import (
+    decode_floor,
+    decode_flops,
+    forward_flops,
+    kv_cache_bytes,
+    prefill_floor,
+    training,
+    weight_bytes,
+)
 from minimoe.cost.layer import (
     crossover_tokens,
     experts_touched,
@@ -28,7 +36,6 @@ from minimoe.cost.layer import (
 )
 from minimoe.cost.parameters import count_parameters
 from minimoe.cost.report import cost_report, cost_table
-from minimoe.cost.time import decode_floor, prefill_floor, training
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.hf.translate import to_huggingface

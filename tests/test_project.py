@@ -64,7 +64,7 @@ BUDGETS: dict[str, int] = {
     "bench": 2201,
     "check": 4966,
     "core": 3662,
-    "cost": 1030,
+    "cost": 909,
     "course": 268,
     "hf": 1177,
     "kernels": 1144,

@@ -20,7 +20,7 @@ from minimoe.balance import Load
 from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.config import ModelConfig
 from minimoe.cost.device import DEVICES
-from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes
+from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, training
 from minimoe.cost.layer import (
     crossover_tokens,
     experts_touched,
@@ -29,7 +29,6 @@ from minimoe.cost.layer import (
     layer_flops,
 )
 from minimoe.cost.parameters import count_parameters
-from minimoe.cost.time import training
 from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, expert_capacity, limit_capacity

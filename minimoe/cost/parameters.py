@@ -46,11 +46,6 @@ class Weights(NamedTuple):
         """Parameters that one token uses. A table counts whole, as it does in most published figures."""
         return self.held if self.kind == "table" else self.layers * self.used * self.size
 
-    @property
-    def flops(self) -> int:
-        """Of one token, forward: a multiplication and an addition for each parameter of a matrix that it uses."""
-        return 2 * self.active if self.kind == "matrix" else 0
-
     def touched(self, tokens: int) -> float:
         """Parameters that T tokens are expected to read, each once, where the choice is uniform."""
         return self.layers * self.size * experts_touched(tokens, self.copies, self.used)
@@ -89,9 +84,6 @@ def count_parameters(config: ModelConfig) -> Parameters:
     gpt-oss-20b (3.6 B) leave out the embedding, of which a token only reads one row, and keep the output projection:
     `active_without_embedding`. Qwen3-30B-A3B has 3.353 B and 3.042 B; its published 3.3 B is the first, cut off.
     DeepSeek-V3's 671 B leave out the module that predicts the token after next (11.5 B of its own), as the preset does.
-
-    Raises:
-        ConfigError: 'mla' attention with sizes missing.
     """
     found = weights(config)
     parts = {name: [w for w in found if w.component == name] for name in COMPONENTS}
@@ -106,11 +98,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
 
 
 def weights(config: ModelConfig) -> list[Weights]:
-    """Everything that the model of this configuration holds, empty kinds left out.
-
-    Raises:
-        ConfigError: 'mla' attention with sizes missing.
-    """
+    """Everything that the model holds, empty kinds left out; 'mla' attention without its sizes is a ConfigError."""
     d, v, count = config.hidden_size, config.vocab_size, config.num_hidden_layers
     tied, norms = config.tie_word_embeddings, config.layer_norms * count + 1
     dense = sum(not config.is_sparse(layer) for layer in range(count))
@@ -197,11 +185,7 @@ def _attention(config: ModelConfig) -> list[Weights]:
 
 
 def latent_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
-    """kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim.
-
-    Raises:
-        ConfigError: one is missing, or `qk_norm` is set, which 'mla' has no place for.
-    """
+    """The sizes that 'mla' needs; a ConfigError where one is missing, or `qk_norm` is set, which has no place there."""
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     missing = [name for name in names if getattr(config, name) is None]
     problem = None

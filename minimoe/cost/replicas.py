@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from minimoe.errors import ConfigError
 
 SMALL = 16  # copies, up to which plans are searched through
-
 STATES = 30_000  # looked at in a search, about a second; up to 12 copies all of them are fewer
 
 Held = list[list[int]]  # the experts that each device holds
@@ -50,10 +49,10 @@ def plan_replicas(
     """Replicate hot experts and pack the copies onto devices (DeepSeek-AI 2024, DeepSeek-V3, section 3.4; its EPLB).
 
     Greedy: copies beyond the first go, one by one, to the expert with the most load per copy, and to the one with the
-    fewest among equals. Packed from the heaviest on, each copy goes to the least loaded device that has room for it
-    and not the same expert; then copies change places while the busiest device gains by it. Of at most 12
-    copies every plan is looked at that spreads each expert over the devices as evenly as it goes, and of `SMALL` many.
-    An expert is on a device twice only if it has more copies than there are devices.
+    fewest among equals. Packed from the expert with the most copies on, and among equals from the heaviest, each goes
+    to the devices that have the fewest copies, then the least load; then copies change places while the busiest device
+    gains by it. Of at most 12 copies every plan is looked at that spreads each expert over the devices as evenly as it
+    goes, and of `SMALL` many. An expert is on a device twice only if it has more copies than there are devices.
 
     Args:
         load: [E] assignments per expert, measured or expected.
@@ -72,68 +71,49 @@ def plan_replicas(
         raise ConfigError(f"{num_replicas} copies do not divide evenly among {num_devices} devices")
     if num_replicas < len(loads):
         raise ConfigError(f"{num_replicas} copies are too few for {len(loads)} experts")
-    held = _pack(loads, _replicate(loads, num_replicas, num_devices), num_devices)
-    if num_replicas <= SMALL:
-        held = _search(loads, held)
-    placement = tuple(tuple(experts) for experts in held)
-    return ReplicaPlan(tuple(_copies(loads, held)), placement, tuple(_device_loads(loads, held)))
-
-
-def _replicate(loads: list[float], num_replicas: int, num_devices: int) -> list[int]:
-    """Copies of each expert: one a device at most, until all experts are on all devices; then all once more."""
     replicas = [1] * len(loads)
     while sum(replicas) < num_replicas:
+        # one a device at most, until all experts are on all devices; then one of them once more on all
         full = min(replicas) >= num_devices
         able = [e for e, n in enumerate(replicas) if full or n < num_devices]
         hot = min(able, key=lambda e: (-loads[e] / replicas[e], replicas[e], e))
         replicas[hot] += num_devices if full else 1
-    return replicas
+    held = _pack([v / n for v, n in zip(loads, replicas, strict=True)], replicas, num_devices)
+    if num_replicas <= SMALL:
+        held = _search(loads, held)
+    replicas, served = _served(loads, held)
+    return ReplicaPlan(tuple(replicas), tuple(map(tuple, held)), tuple(served))
 
 
-def _copies(loads: list[float], held: Held) -> list[int]:
-    return [sum(experts.count(e) for experts in held) for e in range(len(loads))]
+def _served(loads: list[float], held: Held) -> tuple[list[int], list[float]]:
+    """Copies of each expert, and the load of each device."""
+    copies = [sum(experts.count(e) for experts in held) for e in range(len(loads))]
+    return copies, [math.fsum(loads[e] / copies[e] for e in experts) for experts in held]
 
 
-def _device_loads(loads: list[float], held: Held) -> list[float]:
-    each = [v / n for v, n in zip(loads, _copies(loads, held), strict=True)]
-    return [math.fsum(each[e] for e in experts) for experts in held]
-
-
-def _pack(loads: list[float], replicas: list[int], num_devices: int) -> Held:
-    """The heaviest copy first, to the least loaded device without that expert; then exchanges."""
-    each = [v / n for v, n in zip(loads, replicas, strict=True)]
-    room = sum(replicas) // num_devices
+def _pack(each: list[float], replicas: list[int], num_devices: int) -> Held:
+    """Copies of these loads on the devices, equally many on all: placed in one pass, then exchanged."""
     devices = range(num_devices)
     held: Held = [[] for _ in devices]
     total = [0.0] * num_devices
-    for e in sorted(range(len(loads)), key=lambda e: (-each[e], e)):
-        for _ in range(replicas[e]):
-            able = (d for d in devices if len(held[d]) < room)
-            d = min(able, key=lambda d: (held[d].count(e), total[d], d))
+    for e in sorted(range(len(each)), key=lambda e: (-replicas[e], -each[e])):
+        emptiest = sorted(devices, key=lambda d: (len(held[d]), total[d]))
+        for d in itertools.islice(itertools.cycle(emptiest), replicas[e]):
             held[d].append(e)
             total[d] += each[e]
-
-    def exchanges(a: int, mine: Sequence[int]) -> Iterator[tuple[int, float, int, int, int]]:
-        """Repetitions and load of the pair after each exchange that brings no expert to where it is already."""
-        for d, i in itertools.product(devices, mine):
-            if d == a or held[a][i] in held[d]:
-                continue
-            for j, other in enumerate(held[d]):
-                gain = each[held[a][i]] - each[other]
-                twice = (other in held[a]) - (held[d].count(other) > 1)
-                yield twice, max(total[a] - gain, total[d] + gain), d, i, j
-
     while True:
-        # an expert twice where another device has none of it comes first; then what the busiest device can give away
-        twice = [
-            (d, i) for d in devices for i, e in enumerate(held[d])
-            if e in held[d][:i] and replicas[e] <= num_devices
-        ]  # fmt: skip
-        a = twice[0][0] if twice else max(devices, key=total.__getitem__)
-        best = min(exchanges(a, [twice[0][1]] if twice else range(room)), default=None)
-        if best is None or (not twice and (best[0] > 0 or best[1] >= total[a] * (1 - 1e-12))):
+        a = max(devices, key=total.__getitem__)
+        exchanges = (
+            (max(total[a] - each[mine] + each[its], total[d] + each[mine] - each[its]), d, i, j)
+            for i, mine in enumerate(held[a])
+            for d in devices
+            if mine not in held[d]
+            for j, its in enumerate(held[d])
+            if its not in held[a]
+        )
+        load, d, i, j = min(exchanges, default=(math.inf, 0, 0, 0))
+        if load >= total[a] * (1 - 1e-12):
             return held
-        _, _, d, i, j = best
         gain = each[held[a][i]] - each[held[d][j]]
         held[a][i], held[d][j] = held[d][j], held[a][i]
         total[a] -= gain
@@ -147,14 +127,14 @@ def _search(loads: list[float], held: Held) -> Held:
     """
     num_devices, places = len(held), len(held[0])
     order = sorted(range(len(loads)), key=lambda e: -loads[e])
-    best, bound = held, max(_device_loads(loads, held))
+    best, bound = held, max(_served(loads, held)[1])
     perfect = sum(loads) / num_devices
     seen: set[tuple[int, tuple[tuple[float, int], ...]]] = set()
 
     def place(depth: int, total: list[float], room: list[int], chosen: Held) -> None:
         nonlocal best, bound
         if depth == len(order):
-            best, bound = [list(experts) for experts in chosen], max(total)
+            best, bound = chosen, max(total)
             return
         state = (depth, tuple(sorted(zip(total, room, strict=True))))  # devices have no names
         if state in seen or len(seen) == STATES:
@@ -171,12 +151,8 @@ def _search(loads: list[float], held: Held) -> Held:
                 new = [t + loads[e] * c / n for t, c in zip(total, count, strict=True)]
                 left = [r - c for r, c in zip(room, count, strict=True)]
                 if min(left) >= 0 and max(new) < bound * (1 - 1e-12):
-                    place(
-                        depth + 1,
-                        new,
-                        left,
-                        [[*h, *[e] * c] for h, c in zip(chosen, count, strict=True)],
-                    )
+                    more_held = [h + [e] * c for h, c in zip(chosen, count, strict=True)]
+                    place(depth + 1, new, left, more_held)
 
     place(0, [0.0] * num_devices, [places] * num_devices, [[] for _ in held])
     return best

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minimoe.config import ModelConfig
-from minimoe.cost.device import Device, Floor
-from minimoe.cost.flops import decode_flops, decodes, forward_flops, kv_cache_bytes, weight_bytes
+from minimoe.cost import flops
+from minimoe.cost.device import Device
 from minimoe.cost.layer import crossover_tokens, experts_touched
 from minimoe.cost.parameters import count_parameters
-from minimoe.cost.time import decode_floor, prefill_floor, training
 from minimoe.errors import ConfigError
 
 
@@ -21,12 +20,11 @@ def cost_report(
     device: Device,
     *,
     name: str = "",
-    batch: int = 1,
     context: int | None = None,
+    batch: int = 1,
     bits: float = 16,
     tokens: float | None = None,
-    gpus: int = 1024,
-    utilisation: float = 0.4,
+    **run: Any,
 ) -> dict[str, Any]:
     """Costs as nested dictionaries of JSON types: counts, FLOPs, bytes and seconds.
 
@@ -36,8 +34,7 @@ def cost_report(
         context: S, tokens of each; None: 4,096, or as many as the model has positions for.
         bits: of each weight; the cache and all arithmetic stay at 16.
         tokens: a training budget; None: no 'training' in the result.
-        gpus: devices to train on.
-        utilisation: share of the device's peak that training reaches.
+        run: `gpus` and `utilisation`, as `training` takes them.
 
     'decode' entries are None where the router looks at whole sequences, 'devices_needed' where the device's memory is
     not known.
@@ -56,42 +53,39 @@ def cost_report(
         raise ConfigError(f"bits is {bits}; it must be positive")
     size, e, k = bits / 8, config.num_experts, config.num_experts_per_tok
     sizes: dict[str, Any] = {"batch": batch, "context": context, "bytes_per_parameter": size}
-    held, forward = count_parameters(config), forward_flops(config, context)
-    prefill = prefill_floor(config, device, **sizes)
-    step = decode_floor(config, device, **sizes) if decodes(config) else None
-    weights = weight_bytes(config, bytes_per_parameter=size)
-    cache = batch * kv_cache_bytes(config, context)
+    held, forward = count_parameters(config), flops.forward_flops(config, context)
+    prefill = flops.prefill_floor(config, device, **sizes)
+    step = flops.decode_floor(config, device, **sizes) if flops.decodes(config) else None
+    weights = flops.weight_bytes(config, bytes_per_parameter=size)
+    cache = batch * flops.kv_cache_bytes(config, context)
+    decode = step and step._asdict() | {"tokens_per_second": batch / step.seconds}
     needed = device.memory_bytes and math.ceil((weights + cache) / device.memory_bytes)
+    parts = {part: count._asdict() for part, count in held.by_component.items()}
     result: dict[str, Any] = {
         "model": name,
         "batch": batch,
         "context": context,
-        "parameters": {
-            "total": held.total,
-            "active": held.active,
-            "active_without_embedding": held.active_without_embedding,
-            "by_component": {part: count._asdict() for part, count in held.by_component.items()},
-        },
+        "parameters": held._asdict() | {"by_component": parts},
         "flops": {
             "forward_per_token": sum(forward.values()),
             "backward_per_token": 2 * sum(forward.values()),
-            "decode_per_token": step and sum(decode_flops(config, context).values()),
+            "decode_per_token": step and sum(flops.decode_flops(config, context).values()),
             "by_component": forward,
         },
         "bytes": {
             "per_parameter": size,
             "weights": weights,
-            "touched_per_step": weight_bytes(config, batch, bytes_per_parameter=size),
+            "touched_per_step": flops.weight_bytes(config, batch, bytes_per_parameter=size),
         },
         "kv_cache": {
-            "per_token": kv_cache_bytes(config, 2) - kv_cache_bytes(config, 1),
+            "per_token": flops.kv_cache_bytes(config, 2) - flops.kv_cache_bytes(config, 1),
             "total": cache,
         },
         "floors": {
             "device": dataclasses.asdict(device),
             "devices_needed": needed,
-            "decode": step and {**_times(step), "tokens_per_second": batch / step.seconds},
-            "prefill": _times(prefill),
+            "decode": decode,
+            "prefill": prefill._asdict(),
             "time_to_first_token": prefill.seconds,
         },
         "experts": None,
@@ -104,18 +98,15 @@ def cost_report(
             "crossover_tokens": crossover_tokens(device, e, k, bytes_per_element=size),
         }
     if tokens is not None:
-        run = training(config, tokens, device, gpus=gpus, utilisation=utilisation)
-        result["training"] = {"tokens": tokens, "utilisation": utilisation, **run._asdict()}
+        result["training"] = flops.training(config, tokens, device, **run)._asdict()
     return result
 
 
-def _times(floor: Floor) -> dict[str, Any]:
-    return {"seconds": floor.seconds, "limit": floor.limit, **dataclasses.asdict(floor)}
-
-
 COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
-FLOPS = tuple((size, unit[:1].replace("B", "G") + "FLOP") for size, unit in COUNT)
-BYTES = tuple((size, unit[:1].replace("B", "G") + "B") for size, unit in COUNT)
+FLOPS, BYTES = (
+    tuple((size, letter.replace("B", "G") + unit) for size, letter in COUNT)
+    for unit in ("FLOP", "B")
+)
 SECONDS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -130,35 +121,30 @@ def scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
 def cost_table(report: dict[str, Any]) -> str:
     """The text of a `cost_report`."""
     texts = [report["model"]] if report["model"] else []
-    for title, *rows in (*_model(report), *_time(report)):
+    for title, *rows in _blocks(report):
         lines = (f"  {label:<18}{value:>13}   {remark}".rstrip() for label, value, remark in rows)
         texts.append("\n".join([title, *lines]))
     return "\n\n".join(texts)
 
 
-def _model(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Parameters, compute and memory: a title, and rows of label, value and remark."""
-    found, flops, size = report["parameters"], report["flops"], report["bytes"]
-    cache, experts, batch = report["kv_cache"], report["experts"], report["batch"]
+def _blocks(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Parameters, compute, memory, time and training: each a title, and rows of label, value and remark."""
+    found, work, size = report["parameters"], report["flops"], report["bytes"]
+    experts, batch, floors = report["experts"], report["batch"], report["floors"]
+    read = f"{batch:,} × {report['context']:,} tokens"
     share = f"{found['active'] / found['total']:.1%} used by a token"
-    counts = [*found["by_component"].items(), ("all", found)]
-    yield (
-        f"{'parameters':<20}{'held':>13}{'used':>13}",
-        *(
-            (
-                part.replace("_", " "),
-                f"{scaled(count['total'], COUNT):>13}{scaled(count['active'], COUNT):>13}",
-                share if part == "all" else "",
-            )
-            for part, count in counts
-        ),
-    )
-    passes = {"forward": "forward", "backward": "backward", "decode": "decoding the last"}
-    each = [(label, flops[f"{kind}_per_token"], "") for kind, label in passes.items()]
-    yield (
-        f"compute for a token, in the mean over a sequence of {report['context']:,}",
-        *((label, scaled(value, FLOPS), "") for label, value, _ in each if value),
-    )
+
+    def counted(part: str, count: dict[str, int], remark: str = "") -> tuple[str, ...]:
+        held, used = (scaled(count[kind], COUNT) for kind in ("total", "active"))
+        return part.replace("_", " "), f"{held:>13}{used:>13}", remark
+
+    parts = [counted(*part) for part in found["by_component"].items()]
+    title = f"{'parameters':<20}{'held':>13}{'used':>13}"
+    yield (title, *parts, counted("all", found, share))
+    passes = (("forward", "forward"), ("backward", "backward"), ("decode", "decoding the last"))
+    each = [(label, work[f"{kind}_per_token"]) for kind, label in passes]
+    title = f"compute for a token, in the mean over a sequence of {report['context']:,}"
+    yield (title, *((label, scaled(value, FLOPS), "") for label, value in each if value))
     of_step = f"by {batch:,} token{'s' * (batch > 1)}"
     if experts:
         of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts a layer"
@@ -166,34 +152,26 @@ def _model(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         f"memory, weights of {8 * size['per_parameter']:g} bits, cache of 16",
         ("weights", scaled(size["weights"], BYTES), ""),
         ("weights touched", scaled(size["touched_per_step"], BYTES), of_step),
-        ("cache", scaled(cache["per_token"], BYTES), "a token"),
-        ("", scaled(cache["total"], BYTES), f"{batch:,} × {report['context']:,} tokens"),
+        ("cache", scaled(report["kv_cache"]["per_token"], BYTES), "a token"),
+        ("", scaled(report["kv_cache"]["total"], BYTES), read),
     )
-
-
-def _time(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """The least time of a step and of a prompt, and a training run."""
-    found, experts, run = report["floors"], report["experts"], report.get("training")
-    device, step, prefill = found["device"], found["decode"], found["prefill"]
-    peak = (
-        f"{device['flops_per_second'] / 1e12:g} TFLOP/s, {device['bytes_per_second'] / 1e12:g} TB/s"
-    )
+    device, step, prefill = (floors[name] for name in ("device", "decode", "prefill"))
     rows: list[tuple[str, str, str]] = []
     if step:
         rate = f"{step['limit']} limits; {scaled(step['tokens_per_second'], COUNT)} tokens/s"
         rows.append(("decoding step", scaled(step["seconds"], SECONDS), rate))
-    first = f"{prefill['limit']} limits; {report['batch']:,} × {report['context']:,} tokens read"
+    first = f"{prefill['limit']} limits; {read} read"
     rows.append(("first token", scaled(prefill["seconds"], SECONDS), first))
     if experts:
         beyond = "from here on compute limits the experts"
         rows.append(("crossover", f"{experts['crossover_tokens']:,.0f} tok.", beyond))
-    if (found["devices_needed"] or 1) > 1:
-        many = f"{found['devices_needed']} devices of {scaled(device['memory_bytes'], BYTES)}"
-        rows.append(
-            (f"weights and cache need {many}; on as many, at best that part of the time", "", "")
-        )
-    yield (f"least time on one {device['name']}, {peak}", *rows)
-    if run:
+    if (floors["devices_needed"] or 1) > 1:
+        many = f"{floors['devices_needed']} devices of {scaled(device['memory_bytes'], BYTES)}"
+        need = f"weights and cache need {many}; on as many, at best that part of the time"
+        rows.append((need, "", ""))
+    peak, band = (device[f"{what}_per_second"] / 1e12 for what in ("flops", "bytes"))
+    yield (f"least time on one {device['name']}, {peak:g} TFLOP/s, {band:g} TB/s", *rows)
+    if run := report.get("training"):
         yield (
             f"training on {scaled(run['tokens'], COUNT)} tokens, at {run['utilisation']:.0%} of the FLOP/s above",
             ("compute", f"{run['flops']:.3g} FLOP", ""),
