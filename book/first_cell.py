@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TITLE = "# @title On Colab: fetch the course and its library. Anywhere else this cell does nothing."
+TITLE = "# @title On Colab: fetch the course and its library. Elsewhere: nothing."
 SOURCE = (
     TITLE
     + """
@@ -29,20 +29,24 @@ if "google.colab" in sys.modules:
     import subprocess
     from pathlib import Path
 
-    # Stored runs and weights lie beside the lessons, so the whole repository is fetched.
+    # Stored runs and weights lie beside the lessons: all is fetched.
     course = Path("/content/course")
     if not (course / "pyproject.toml").is_file():
         if not REPOSITORY:
             sys.exit(
-                "Where does this notebook come from? Type its GitHub repository, such as 'owner/name', into the field "
-                "REPOSITORY above, and run the cell again. The address of this page holds it."
+                "Where does this notebook come from? Type its GitHub "
+                "repository, such as 'owner/name', into the field REPOSITORY "
+                "above, and run the cell again. The address of this page "
+                "holds it."
             )
-        clone = ["git", "clone", "--quiet", "--depth", "1"]
-        subprocess.run([*clone, f"https://github.com/{{REPOSITORY}}", str(course)], check=True)
+        address = f"https://github.com/{{REPOSITORY}}"
+        clone = ["git", "clone", "--quiet", "--depth", "1", address]
+        subprocess.run([*clone, str(course)], check=True)
     if importlib.util.find_spec("minimoe") is None:
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
-        subprocess.run([*install, str(course), "anywidget>=0.9,<1"], check=True)
-        sys.path.insert(0, str(course))  # this kernel started before it was installed
+        install = [sys.executable, "-m", "pip", "install", "--quiet"]
+        what = ["--editable", str(course), "anywidget>=0.9,<1"]
+        subprocess.run([*install, *what], check=True)
+        sys.path.insert(0, str(course))  # this kernel started before
     os.chdir(course / "notebooks")
 """.rstrip()
 )
