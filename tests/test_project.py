@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "course": 268,
     "hf": 1177,
     "kernels": 1144,
-    "study": 6336,
+    "study": 6275,
     "text": 1439,
     "train": 1198,
     "widgets": 963,

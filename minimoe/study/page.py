@@ -8,51 +8,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
+from minimoe.study import domains, load, paths, vocabulary
 from minimoe.study.chance import GENERATED, MMLU, TEXT
 from minimoe.study.claims import Finding, Part, beside, counted, of_layers, percent, times
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
-from minimoe.study.domains import draw_labels, draw_skew, judge_subjects
 from minimoe.study.drawing import Figure
-from minimoe.study.load import (
-    draw_load,
-    draw_load_by_depth,
-    judge_balance,
-    judge_imbalance,
-    judge_material,
-)
 from minimoe.study.measurements import SUBJECTS, TOPICS, Measurements, chosen_topics, three_layers
-from minimoe.study.paths import draw_coactivation, draw_paths, draw_repeats, judge_paths
-from minimoe.study.vocabulary import draw_ranked, draw_token, judge_frequent, judge_preferred
-
-CONTROLLED = (
-    "random weights",
-    "Beside each number stands what the same rule gives for random weights of the same configuration on the same text. "
-    "Whatever they show as well is no sign of learning: a random router sends equal vectors to equal experts, so it "
-    "has preferred experts for tokens, hence for domains that use other tokens, and repeats paths. A claim about what "
-    "training made agrees only where its effect is clearly larger.",
-)
-
-RANDOM_ROWS = (
-    "random routers",
-    "Beside each number stands what the same rule gives for routers that nobody trained: their rows point in random "
-    "directions, each as long as the row that it replaces, and they read the same hidden states as the model's own. "
-    "Whatever they show as well is no sign of a router's learning; what the states themselves have learnt they share. "
-    "A claim about what training made agrees only where its effect is clearly larger.",
-)
 
 
 def page(
     made: Sequence[Finding], drawn: Mapping[str, Figure], pngs: Mapping[str, bytes], **words: Any
 ) -> str:
-    """The whole document from templates/report.html.
+    """The whole document from templates/report.html; `words` is what else the template names.
 
-    Args:
-        drawn: figures by name; each is shown once, under the first finding that names it.
-        pngs: the same figures as they were rendered.
-        words: what else the template names.
+    Figures come by name, and `pngs` as they were rendered; each is shown once, under the first finding that names it.
     """
     jinja2: Any = importlib.import_module("jinja2")
     Markup: Any = importlib.import_module("markupsafe").Markup
@@ -65,13 +37,15 @@ def page(
         return Markup(drawn[name].to_html(png=pngs[name]))
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("minimoe.study"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["written"] = lambda text: Markup(written(text))
-    text = environment.get_template("report.html").render(
-        findings=made, figures=drawn, figure=figure, shown=shown, counted=counted(made), **words
+        loader=jinja2.PackageLoader("minimoe.study"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["written"] = lambda text: Markup(written(text))
+    words |= {"findings": made, "figures": drawn, "figure": figure, "shown": shown}
+    text = environment.get_template("report.html").render(counted=counted(made), **words)
     return text.lstrip() + "\n"
 
 
@@ -96,10 +70,8 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
     def cell(f: Finding, part: Part) -> str:
         layer = next((x for x in m.layers if of_layers(x, m.num_layers) in part.what), m.layers[-1])
         theirs = own[layer]
-        where, by = f"layer {theirs}: ", table.domain_load(theirs)
-        widest = max(by, key=lambda d: by[d]["tv"])
-        steepest = max(by, key=lambda d: by[d]["ratio"])
-        pooled = times(table.load(theirs).value)
+        by, pooled = table.domain_load(theirs), times(table.load(theirs).value)
+        widest, steepest = (max(by, key=lambda d: by[d][what]) for what in ("tv", "ratio"))
         if f.claim == "C12":
             told = f"max/min {pooled}"
         elif part.what.startswith("fivefold"):
@@ -110,19 +82,18 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
             return "not read"
         else:
             told = f"most moved: {spell(widest)}, {percent(by[widest]['tv'])} of the assignments"
-        return f"{where}{told}. Interval and verdict cannot be told"
+        return f"layer {theirs}: {told}. Interval and verdict cannot be told"
 
-    ratios = [table.load(x).value for x in own.values()]
-    last = own[m.layers[-1]]
-    short = {
-        "C12": f"max/min {', '.join(map(times, ratios))}",
-        "C13": f"{table.less_even(last)} of {labels} subjects less even than all together",
-    }
     a = table.about
     source = (
         f"computed here from published counts, {int(table.num_tokens.sum()):,} tokens of {a['text']} ({a['source']}, "
         f"commit {a['commit'][:8]}, {a['licence']}). The documents are not given, so no interval can be."
     )
+    less = table.less_even(own[m.layers[-1]])
+    short = {
+        "C12": f"max/min {', '.join(times(table.load(x).value) for x in own.values())}",
+        "C13": f"{less} of {labels} subjects less even than all together",
+    }
     return {
         f.claim: {"short": short[f.claim], "cells": [cell(f, p) for p in f.parts], "source": source}
         for f in made
@@ -147,56 +118,49 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
     for kind, loads in m.load.items():
         name, text = names.get(kind, ("load", kind))
         shown = [x for x in loads if x.layer in m.layers]
-        drawn.append(draw_load(shown, num_layers=n, text=text, name=name))
-    drawn.append(draw_load_by_depth(m.load))
+        drawn.append(load.draw_load(shown, num_layers=n, text=text, name=name))
+    drawn.append(load.draw_load_by_depth(m.load))
     if m.topics:
         note = "Counterpart of the article's Figs. 4 to 6."
         if not m.of_questions:
             note = f"Articles of one encyclopaedia, so of one format, language and source. {note}"
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
         chosen = chosen_topics(sizes, wanted=SUBJECTS if m.of_questions else TOPICS)
-        spelt = {s: spell(s) for s in sizes} if m.of_questions else None
-        drawn.append(draw_labels(m.topics, chosen, titles=spelt, num_layers=n, note=note))
-        drawn.append(draw_skew(m.topics, titles=spelt, num_layers=n))
+        words: dict[str, Any] = {"titles": {s: spell(s) for s in sizes} if m.of_questions else None}
+        drawn.append(domains.draw_labels(m.topics, chosen, num_layers=n, note=note, **words))
+        drawn.append(domains.draw_skew(m.topics, num_layers=n, **words))
     if m.domains and len(m.domains[0].names) > 1:
-        words: dict[str, Any] = {"titles": titles, "num_layers": n, "note": CONFOUNDED}
-        drawn.append(draw_labels(m.domains[-1:], name="domains", **words))
-        drawn.append(draw_skew(m.domains, name="domain-skew", **words))
+        words = {"titles": titles, "num_layers": n, "note": CONFOUNDED}
+        drawn.append(domains.draw_labels(m.domains[-1:], name="domains", **words))
+        drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
     if m.subjects and all(s in m.subjects[-1].names for s in SUBJECTS):
-        title = {s: spell(s) for s in SUBJECTS}
         note = "The subjects of the article's Figs. 4 to 6, in the few real questions at hand."
-        words = {"titles": title, "num_layers": n, "note": note}
-        drawn.append(draw_labels(m.subjects[-1:], SUBJECTS, name="subjects", **words))
+        words = {"titles": {s: spell(s) for s in SUBJECTS}, "num_layers": n, "note": note}
+        drawn.append(domains.draw_labels(m.subjects[-1:], SUBJECTS, name="subjects", **words))
     decode = decoder(tokenizer)
-    for frequent, characteristic in zip(m.frequent, m.characteristic, strict=True):
-        name = f"tokens-{frequent.layer}"
-        drawn.append(draw_ranked(frequent, characteristic, decode, num_layers=n, name=name))
+    for often, apart in zip(m.frequent, m.characteristic, strict=True):
+        words = {"num_layers": n, "name": f"tokens-{often.layer}"}
+        drawn.append(vocabulary.draw_ranked(often, apart, decode, **words))
+    asking = m.apart[0].token[m.apart[0].occurrences > 0].tolist() if m.apart else []
     for token in m.tokens:
-        apart = (
-            m.apart
-            if m.apart and token.apart_token in m.apart[0].token[m.apart[0].occurrences > 0]
-            else None
-        )
+        words = {
+            "apart": m.apart if token.apart_token in asking else None,
+            "apart_token": token.apart_token,
+            "apart_text": f"{token.apart_text} in the generated questions",
+        }
         drawn.append(
-            draw_token(
-                m.shares,
-                token.token,
-                token.text,
-                apart=apart,
-                apart_token=token.apart_token,
-                apart_text=f"{token.apart_text} in the generated questions",
-                num_layers=n,
-                name=token.name,
+            vocabulary.draw_token(
+                m.shares, token.token, token.text, num_layers=n, name=token.name, **words
             )
         )
     what = "subject" if m.of_questions else "domain"
     drawn.append(draw_information(m.information, within=m.information_topics or None, what=what))
     if m.repeats:
-        drawn.append(draw_repeats(m.repeats))
+        drawn.append(paths.draw_repeats(m.repeats))
     if m.coactivation:
-        drawn.append(draw_coactivation(m.coactivation, num_layers=n))
+        drawn.append(paths.draw_coactivation(m.coactivation, num_layers=n))
     if m.paths:
-        drawn.append(draw_paths(m.paths))
+        drawn.append(paths.draw_paths(m.paths))
     return {figure.name: figure for figure in drawn}
 
 
@@ -209,53 +173,38 @@ def spell(subject: str) -> str:
 def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
     """Token id -> its text; bytes that are no character by themselves as <E2>."""
 
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # printable bytes stand for themselves, the others in order for the characters from 256 on
+    byte = {c: ord(c) for c in alphabet if ord(c) < 256}
+    byte |= zip(alphabet[len(byte) :], sorted({*range(256)}.difference(byte.values())), strict=True)
+
     def decode(token: int) -> str:
         piece = tokenizer.id_to_token(token) or ""
-        if piece.startswith(
-            "▁"
-        ):  # a space to SentencePiece, whose decoder drops it at the start of a text
+        if piece.startswith("▁"):  # a space, which SentencePiece's decoder drops at the start
             return piece.replace("▁", " ")
         text = tokenizer.decode([token], skip_special_tokens=False)
         if "\ufffd" not in text:
             return text
         if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):  # a single byte to SentencePiece
             return f"<{piece[3:5]}>"
-        return "<" + "".join(f"{_byte(c):02X}" for c in piece) + ">"
+        return "<" + "".join(f"{byte.get(c, ord(c) & 255):02X}" for c in piece) + ">"
 
     return decode
 
 
-def _byte(character: str) -> int:
-    """The byte that a byte-level BPE writes as this character: printable ones stand for themselves."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    code = ord(character)
-    if code in plain:
-        return code
-    return (
-        [b for b in range(256) if b not in plain][code - 256]
-        if 256 <= code < 256 + 68
-        else code & 255
-    )
-
-
 def findings(
-    m: Measurements,
-    titles: Mapping[str, str] | None = None,
-    untrained: Measurements | None = None,
+    m: Measurements, titles: Mapping[str, str] | None = None, untrained: Measurements | None = None
 ) -> tuple[Finding, ...]:
     """C10 to C16 in order, beside random weights on the same text; `titles` spells out the names of domains."""
-    made = tuple(
-        f
-        for f in (
-            judge_paths(m),
-            judge_material(m),
-            judge_balance(m),
-            judge_subjects(m, titles or {}),
-            judge_frequent(m),
-            judge_preferred(m),
-            judge_imbalance(m),
-        )
-        if f.parts
+    made = (
+        paths.judge_paths(m),
+        load.judge_material(m),
+        load.judge_balance(m),
+        domains.judge_subjects(m, titles or {}),
+        vocabulary.judge_frequent(m),
+        vocabulary.judge_preferred(m),
+        load.judge_imbalance(m),
     )
+    made = tuple(f for f in made if f.parts)
     control = "Random routers" if m.of_questions else "Random weights"
     return made if untrained is None else beside(made, findings(untrained, titles), control)

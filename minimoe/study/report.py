@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import platform
 import sys
@@ -21,11 +20,14 @@ from minimoe import __version__
 from minimoe.errors import MinimoeError
 from minimoe.io import atomic_write, remove_leftovers, write_text
 from minimoe.model import MixtralModel
-from minimoe.study.chance import MIN_DOCUMENTS, By, document_labels
+from minimoe.study import page
+from minimoe.study.chance import MIN_DOCUMENTS, document_labels
+from minimoe.study.drawing import require_matplotlib
 from minimoe.study.measurements import Measurements, measure
 from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, kind_of
 from minimoe.study.questions import (
     EQUAL_TOKENS,
+    Reading,
     asked_questions,
     heldout_text,
     layers_to_record,
@@ -78,13 +80,9 @@ def run_study(
         MinimoeError: an option that cannot work, a package that is missing, a model or text that cannot be had, a trace
             of other questions in `out`, too little memory; each in one line, the cheap ones before any work.
     """
-    page: Any = importlib.import_module("minimoe.study.page")
-    importlib.import_module("minimoe.study.drawing").require_matplotlib()
-    for name, value in (
-        ("max_tokens", max_tokens),
-        ("batch_tokens", batch_tokens),
-        ("chunk_tokens", chunk_tokens),
-    ):
+    require_matplotlib()
+    sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
+    for name, value in sizes.items():
         if value is not None and value < 1:
             raise MinimoeError(f"{name} is {value}, expected a positive number of tokens")
     stage = Stages(not progress)
@@ -98,14 +96,20 @@ def run_study(
         kind_of(model)  # a name that leads nowhere is found before any question is fetched
         out = writable(Path(out))
         stage("finding the questions and the model")
-        asked = question_set(questions, lambda line: print(line, file=sys.stderr))
+        asked = question_set(questions)
         found = find_model(model, device=device, dtype=dtype, revision=revision)
         wanted = layers_to_record(found, layers)
         read = asked_questions(asked, found, wanted, max_tokens, seed)
     trace = recorded(
-        found, read, out / "trace", layers=wanted, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens,
-        control=seed if read.of_questions else None, stage=stage,
-    )  # fmt: skip
+        found,
+        read,
+        out / "trace",
+        layers=wanted,
+        batch_tokens=batch_tokens,
+        chunk_tokens=chunk_tokens,
+        control=seed if read.of_questions else None,
+        stage=stage,
+    )
 
     def measured(trace: RoutingTrace, say: Any) -> tuple[Measurements, list[str]]:
         own, real = trace, None
@@ -113,21 +117,23 @@ def run_study(
             first = np.arange(len(trace.documents)) < len(trace.documents) - read.others
             own, real = trace.select(documents=first), trace.select(documents=~first)
         return measure(
-            own, real, found.tokenizer,
-            title=read.title, equal_tokens=EQUAL_TOKENS if max_tokens is None else max_tokens,
-            num_layers=found.num_layers, whole=wanted == found.layers, seed=seed, say=say,
-        )  # fmt: skip
+            own,
+            real,
+            found.tokenizer,
+            title=read.title,
+            equal_tokens=EQUAL_TOKENS if max_tokens is None else max_tokens,
+            num_layers=found.num_layers,
+            whole=wanted == found.layers,
+            seed=seed,
+            say=say,
+        )
 
     m, missing = measured(trace, lambda what: stage(f"measuring {what}"))
     left_out = [*read.left_out, *missing]
     stage("control: the same with untrained routers")
-    untrained, _ = measured(
-        trace.untrained() if read.of_questions else random_weights(found, trace, seed),
-        lambda _: None,
-    )
-    titles = dict(read.titles) or {
-        s: page.spell(s) for s in {d.topic or "" for d in trace.documents}
-    }
+    nobodys = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
+    untrained, _ = measured(nobodys, str)
+    titles = read.titles or {d.topic or "": page.spell(d.topic or "") for d in trace.documents}
     made = page.findings(m, titles, untrained)
     itself = page.mixtral_itself(made, m)
 
@@ -138,19 +144,22 @@ def run_study(
         with atomic_write(out / f"{name}.png") as temporary:
             temporary.write_bytes(png)
     stage("writing")
-    facts = [
-        ("date", today()),
-        *read.facts,
-        ("device", _device_name(device) if read.of_questions else "cpu"),
-        ("seed", str(seed)),
-        *surroundings(),
-        ("transformers", str(getattr(sys.modules.get("transformers"), "__version__", "not used"))),
-    ]
+    gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
+    name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu"
+    transformers = getattr(sys.modules.get("transformers"), "__version__", "not used")
+    facts = {
+        "date": today(),
+        **dict(read.facts),
+        "device": name,
+        "seed": str(seed),
+        **dict(surroundings()),
+        "transformers": str(transformers),
+    }
     stage("")
     summary = {
         "format": "minimoe-study",
         "version": 1,
-        **dict(facts),
+        **facts,
         "left_out": left_out,
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict} for f in made],
         "mixtral_itself": itself,
@@ -162,28 +171,17 @@ def run_study(
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(out / "summary.json", text + "\n")
     noun = "questions" if read.of_questions else "documents"
-    document = page.page(
-        made, drawn, pngs,
-        title=f"What the experts of {found.name} do",
-        summary=(
-            f"{found.name}: {found.num_layers} layers, {len(found.layers)} of them with {found.num_experts} experts, "
-            f"{trace.experts_per_token} for each token; {found.parameters:,} parameters. Layers {spans(wanted)}, "
-            f"counted from 1, studied on {len(trace):,} tokens of {len(trace.documents):,} {noun}, {facts[0][1]}."
-        ),
-        about="It studies Mixtral 8x7B; here its questions are put to another model.",
-        published=itself,
-        label="subject" if read.of_questions else "domain",
-        form=read.form,
-        corpus=material(trace, "topic" if read.of_questions else "domain", page.spell),
-        left_out=left_out,
-        control=page.RANDOM_ROWS if read.of_questions else page.CONTROLLED,
-        facts=facts,
-    )  # fmt: skip
-    report = out / "report.html"
-    write_text(report, document)
+    about = (
+        f"{found.name}: {found.num_layers} layers, {len(found.layers)} of them with {found.num_experts} experts, "
+        f"{trace.experts_per_token} for each token; {found.parameters:,} parameters. Layers {spans(wanted)}, counted "
+        f"from 1, studied on {len(trace):,} tokens of {len(trace.documents):,} {noun}, {facts['date']}."
+    )
+    words = {"found": found, "read": read, "published": itself, "left_out": left_out}
+    words |= {"facts": facts, "corpus": material(trace, read), "summary": about}
+    write_text(out / "report.html", page.page(made, drawn, pngs, **words))
     if progress:
         print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
-    return report
+    return out / "report.html"
 
 
 def random_weights(found: FoundModel, trace: RoutingTrace, seed: int) -> RoutingTrace:
@@ -211,22 +209,20 @@ def writable(out: Path) -> Path:
     return out
 
 
-def material(trace: RoutingTrace, by: By, spell: Any) -> list[dict[str, Any]]:
-    """The text that was read: title, documents, tokens and a note, of each domain or topic."""
-    names, label = document_labels(trace, by)
+def material(trace: RoutingTrace, read: Reading) -> list[dict[str, Any]]:
+    """The text that was read: title, documents, tokens and a note, of each domain or subject."""
+    names, label = document_labels(trace, "topic" if read.of_questions else "domain")
     held = np.bincount(label, minlength=len(names)).tolist()
     tokens = np.bincount(label[trace.document], minlength=len(names)).tolist()
-    few = f"fewer than {MIN_DOCUMENTS} documents: no intervals"
-    rows = [
-        {
-            "title": spell(name) if by == "topic" else DOMAINS[name].title if name in DOMAINS else name,
-            "documents": documents,
-            "tokens": count,
-            "note": "" if documents >= MIN_DOCUMENTS else few,
-        }
-        for name, documents, count in zip(names, held, tokens, strict=True)
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: row["title"]) if by == "topic" else rows
+    rows: list[dict[str, Any]] = []
+    for name, documents, count in zip(names, held, tokens, strict=True):
+        known = DOMAINS[name].title if name in DOMAINS else name
+        title = page.spell(name) if read.of_questions else known
+        few = f"fewer than {MIN_DOCUMENTS} documents: no intervals" * (documents < MIN_DOCUMENTS)
+        rows.append({"title": title, "documents": documents, "tokens": count, "note": few})
+    if read.of_questions:
+        rows.sort(key=lambda row: row["title"])
+    return rows
 
 
 def today() -> str:
@@ -265,9 +261,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value
-
-
-def _device_name(device: str) -> str:
-    if device != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return "cpu"
