@@ -68,6 +68,7 @@ BUDGETS: dict[str, int] = {
     "course": 268,
     "hf": 1177,
     "kernels": 1144,
+    "roof": 394,
     "study": 6275,
     "text": 1439,
     "train": 1198,
