@@ -123,7 +123,8 @@ class CausalAttention(nn.Module):
     """What every attention here does between its projections: norms, rotation, cache, softmax.
 
     `qk_norm` normalises queries and keys before the rotation: 'head' each head of size d by itself with one weight [d]
-    (Qwen3), 'full' all heads side by side with a weight as long as they are (OLMoE).
+    (Qwen3), 'full' all heads side by side with a weight as long as they are (OLMoE). Each attention's `forward` takes x
+    [B, S, D] and gives y [B, S, D] and the routings of its experts, of T = B·S tokens each.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -153,12 +154,6 @@ class CausalAttention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=place.mask, is_causal=causal, enable_gqa=shared
         ).transpose(1, 2)
-
-    def forward(
-        self, x: Tensor, place: Place, context: Context
-    ) -> tuple[Tensor, tuple[Routing, ...]]:
-        """x [B, S, D] -> (y [B, S, D], the routings of its experts, of T = B·S tokens each)."""
-        raise NotImplementedError
 
     @property
     def idle_parameters(self) -> int:

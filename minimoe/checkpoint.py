@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -303,19 +303,19 @@ def _load(
 
 def _write_folder(
     folder: Path,
-    texts: Mapping[str, str],
+    objects: Mapping[str, dict[str, Any]],
     tensors: Mapping[str, Tensor],
-    *,
     dtype: torch.dtype | None,
     max_shard_size: int,
-    check: Callable[[TensorFiles], object],
+    targets: Mapping[str, Tensor],
+    family: Family | None,
 ) -> None:
-    """Write small files of text, such as config.json, and the tensors in shards of at most `max_shard_size` bytes.
+    """Write files of JSON, such as config.json, and the tensors in shards of at most `max_shard_size` bytes.
 
     Floating types become `dtype`, None: stay. All files are written beside their places, and the weights are read back
-    from there and given to `check` before the first one moves: on a full disk, and where what was written could not be
-    loaded, the old checkpoint survives whole. Weights of an older checkpoint in the folder are removed, its index
-    before the new shards move in, so that no index ever names a mixture.
+    from there before the first one moves, as the `targets` that they will be loaded into: on a full disk, and where
+    what was written could not be loaded, the old checkpoint survives whole. Weights of an older checkpoint in the
+    folder are removed, its index before the new shards move in, so that no index ever names a mixture.
     """
     types, sizes = dict[str, torch.dtype](), dict[str, int]()
     shards, held = list[list[str]]([[]]), 0
@@ -336,21 +336,15 @@ def _write_folder(
     if count > 1:
         where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        texts = {INDEX: json.dumps(index, indent=2) + "\n", **texts}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"the folder {folder} cannot be made ({error}); give one that can be written"
-        ) from error
+        objects = {INDEX: index, **objects}
     moving, written = False, dict[str, str]()
     try:
         # the stack unwinds from its end, so the shards move first, then config.json, then the index
         with contextlib.ExitStack() as stack:
-            for name, content in (*texts.items(), *zip(names, shards, strict=True)):
+            for name, content in (*objects.items(), *zip(names, shards, strict=True)):
                 temporary = stack.enter_context(atomic_write(folder / name))
-                if isinstance(content, str):
-                    temporary.write_text(content, encoding="utf-8")
+                if isinstance(content, dict):
+                    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
                     continue
                 written |= dict.fromkeys(content, temporary.name)
                 whole = {key: tensors[key].to(types[key]) for key in content}
@@ -359,7 +353,7 @@ def _write_folder(
                     os.fsync(file.fileno())
                 del whole
             with TensorFiles(folder, written) as files:
-                check(files)
+                find(targets, files, family)
                 for name, value in tensors.items():
                     pair = files.read(name), value.detach().to(types[name]).cpu()
                     a, b = (x.contiguous().flatten().view(torch.uint8) for x in pair)
@@ -408,8 +402,7 @@ def weights_fingerprint(folder: str | Path) -> str:
 def pretrained_path(name_or_path: str | Path) -> Path:
     """The folder of a shipped model ('mini') or of a checkpoint on disk, which has config.json and safetensors.
 
-    Raises:
-        CheckpointError: it is neither, and what to do.
+    A CheckpointError says what else it is, and what to do.
     """
     path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
     refuse_gguf(path)
@@ -447,27 +440,24 @@ def refuse_gguf(path: Path) -> None:
 
 
 def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Family | None]:
-    """The configuration in a config.json (or in a folder that has one), and the family of transformers whose layout the
-    folder has; None: minimoe's own.
+    """The configuration in a config.json, or a folder's, and the family of transformers that it is of; None: minimoe's.
 
     Args:
         counted: for `minimoe.cost`: also of models that `MixtralModel` does not build (see `minimoe.hf.counted`).
 
     Raises:
-        CheckpointError: not JSON, an unknown kind of model, or no valid configuration; the message names the file and
-            the field.
+        CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
     """
     path = path / "config.json" if path.is_dir() else path
     values = read_object(path, CheckpointError)
     try:
         if "model_type" not in values:
             return ModelConfig.from_dict(values), None
+        from minimoe.hf.counted import counted_config
         from minimoe.hf.families import FAMILIES
+        from minimoe.hf.translate import from_huggingface
 
-        if counted:
-            from minimoe.hf.counted import counted_config as read
-        else:
-            from minimoe.hf.translate import from_huggingface as read
+        read = counted_config if counted else from_huggingface
         return read(values), FAMILIES.get(values["model_type"])
     except (ConfigError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -528,17 +518,11 @@ def save_model(
             for key, index in pieces_of(name, tuple(value.shape), family)
         }
         limit = limit or SHARD_SIZE
-    files = {"config.json": values}
+    objects = {"config.json": values}
     if model.generation_config:
-        files[GENERATION] = model.generation_config
-    _write_folder(
-        Path(path),
-        {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()},
-        tensors,
-        dtype=dtype,
-        max_shard_size=limit or sys.maxsize,
-        check=lambda files: find(model_tensors(plain), files, family),
-    )
+        objects[GENERATION] = model.generation_config
+    size, targets = limit or sys.maxsize, model_tensors(plain)
+    _write_folder(Path(path), objects, tensors, dtype, size, targets, family)
 
 
 def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:

@@ -24,7 +24,7 @@ BALANCE_TYPES = ("switch", "sequence", "importance", "importance_load", "l1", "n
 ATTENTION_TYPES = ("gqa", "switchhead", "moa", "mla")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
-# Of each name its choices; a number is a count from 1, or finite and not negative, where nothing else is said.
+# Of each name its choices, and the counts that may be 0.
 _CHOICES = {
     "experts_implementation": EXPERTS_IMPLEMENTATIONS,
     "router_aux_loss_type": BALANCE_TYPES,
@@ -33,11 +33,7 @@ _CHOICES = {
     "qk_norm": (None, "head", "full"),
 }
 _FROM_ZERO = ("n_shared_experts", "layer_norms", "state_matrix", "state_vector", "state_size")
-_POSITIVE = (
-    "rope_theta", "rms_norm_eps", "initializer_range", "capacity_factor", "routed_scaling_factor",
-)  # fmt: skip
 MOST_LAYERS = 10_000
-LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -86,10 +82,8 @@ class ModelConfig:
     topk_group: int = 1  #: groups among which a token chooses its experts
     routed_scaling_factor: float = 1.0  #: multiplies the sigmoid router's weights
     slots_per_expert: int = 1  #: of soft MoE
-    #: experts that every token passes through (DeepSeekMoE: Dai et al. 2024, eq. 9)
-    n_shared_experts: int = 0
-    #: width of one shared expert (None: that of a routed one)
-    shared_expert_intermediate_size: int | None = None
+    n_shared_experts: int = 0  #: experts of every token (DeepSeekMoE: Dai et al. 2024, eq. 9)
+    shared_expert_intermediate_size: int | None = None  #: width of one; None: that of a routed one
     shared_expert_gate: bool = False  #: scale the shared experts' output by σ(w·x) (Qwen2-MoE)
     #: places per expert as a multiple of the fair share, in training only; None: dropless. Of the expert-choice router
     #: it scales the K experts that a token has on average, always
@@ -110,8 +104,7 @@ class ModelConfig:
     #: where the weight begins; the training loop moves it
     router_aux_loss_coef: float = 0.01
     router_z_loss_coef: float = 0.001  #: weight of the router z-loss (Zoph et al. 2022, eq. 5)
-    #: multiplicative input noise U(1 - j, 1 + j) of the router, in training only
-    router_jitter_noise: float = 0.0
+    router_jitter_noise: float = 0.0  #: inputs are multiplied by U(1 - j, 1 + j) in training
     #: step of the bias that balances the sigmoid router without a loss; the training loop moves it, 0: never
     router_bias_update_rate: float = 0.0
     experts_implementation: str = "auto"  #: the dispatcher; 'auto': the device's fastest
@@ -163,11 +156,8 @@ class ModelConfig:
         yield from self._faults_of_routing()
 
     def _faults_of_attention(self) -> Iterator[str]:
-        heads, kv_heads, kind = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.attention_type,
-        )
+        kind = self.attention_type
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if heads % kv_heads:
             yield f"num_attention_heads is {heads}; it must be a multiple of num_key_value_heads = {kv_heads}"
         if self.head_dim is None and self.hidden_size % heads:
@@ -307,11 +297,12 @@ def _check_field(name: str, value: object, annotation: str) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r:.60}; it must be true or false")
     elif kind == "float":
-        # nan is in no range; an integer may be too large for a float
+        # nan is in no range, and an integer may be too large for a float
+        off = name.startswith("router_")  # a coefficient, which may be 0
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
         number: Any = value if real else math.nan
-        if not (0 < number <= LARGEST or (number == 0 and name not in _POSITIVE)):
-            least = "above 0" if name in _POSITIVE else "of at least 0"
+        if not (0 < number <= sys.float_info.max or (number == 0 and off)):
+            least = "of at least 0" if off else "above 0"
             raise ConfigError(f"{name} is {value!r:.60}; it must be a finite number {least}")
     else:
         item, items = (int, "integers") if kind == "tuple[int, ...]" else (str, "texts")

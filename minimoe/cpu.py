@@ -42,8 +42,7 @@ def float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of these two is in float32 on a CPU, run as it stands: no autocast, no compiler."""
     return (
         not torch.compiler.is_compiling()
-        and x.dtype == torch.float32
-        and weight.dtype == torch.float32
+        and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )

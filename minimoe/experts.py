@@ -141,6 +141,7 @@ class Experts(ExpertBank):
         return self.gate_up_proj.device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
+        """gate_up [2F, D] and down [D, F] of one expert."""
         return self.gate_up_proj[expert], self.down_proj[expert]
 
     def stacked(self) -> tuple[Tensor, Tensor]:

@@ -64,9 +64,7 @@ def generate(
             raise MinimoeError(
                 "attention_mask ends in padding, but generate continues the last token: pad shorter prompts on the left"
             )
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=input_ids.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
     with evaluating(model):
         incremental = all(router.is_incremental for router in model.routers())
         cache = KVCache(model.config.num_hidden_layers) if incremental else None
@@ -126,23 +124,19 @@ def _faults(
         yield f"max_new_tokens is {new}; it must be 0 or more"
     for router in model.routers():
         if not router.is_causal:
-            yield (
-                f"{type(router).__name__} is not causal (a token's experts depend on later tokens), so text cannot be "
-                "generated token by token with it"
+            why = (
+                "a token's experts depend on later ones, so text cannot be generated token by token"
             )
+            yield f"{type(router).__name__} is not causal: {why}"
     total, most = ids.shape[1] + new, model.config.max_position_embeddings
     if total > most:
-        yield (
-            f"prompt and continuation are {total} tokens, but the model has positions for {most}; shorten the prompt "
-            "or lower max_new_tokens"
-        )
+        what = f"prompt and continuation are {total} tokens, but the model has positions for {most}"
+        yield f"{what}; shorten the prompt or lower max_new_tokens"
 
 
 def _broken(model: MixtralModel, out: ModelOutput, ids: Tensor, start: int) -> str:
     """What is not finite in a pass over ids [B, S], whose first column has position `start`; by layer and token."""
-    why = (
-        "its weights are damaged, or its numbers too large for their type (float16 ends at 65,504)"
-    )
+    why = "its weights are damaged, or too large for their type (float16 ends at 65,504)"
     attention, sparse = iter(out.attention_routings), iter(out.routings)
     for i in range(model.config.num_hidden_layers):
         # as a token meets them: one spoils what comes after it
@@ -154,12 +148,9 @@ def _broken(model: MixtralModel, out: ModelOutput, ids: Tensor, start: int) -> s
                 continue
             broken = ~routing.logits.isfinite().all(dim=1)
             if routing.valid is not None:
-                broken = broken & routing.valid
-            if not bool(broken.any()):
-                continue
-            row, column = divmod(int(broken.nonzero()[0]), ids.shape[1])
-            return (
-                f"the router logits of {name} are not finite, first for token {start + column} of sequence {row} "
-                f"(id {int(ids[row, column])}): {why}"
-            )
+                broken &= routing.valid
+            if bool(broken.any()):
+                row, column = divmod(int(broken.nonzero()[0]), ids.shape[1])
+                token = f"token {start + column} of sequence {row} (id {int(ids[row, column])})"
+                return f"the router logits of {name} are not finite, first for {token}: {why}"
     return f"the model's logits are not finite, though no router's are: {why}"

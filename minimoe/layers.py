@@ -39,22 +39,13 @@ class SharedExperts(nn.Module):
     the result is scaled by σ(w·x) (Qwen2-MoE).
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        gated: bool = False,
-        hidden_act: str = "silu",
-        initializer_range: float = 0.02,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mlp = MLP(
-            hidden_size, intermediate_size, hidden_act=hidden_act, initializer_range=initializer_range
-        )  # fmt: skip
-        self.gate = Linear(hidden_size, 1) if gated else None
+        d, act, init = config.hidden_size, config.hidden_act, config.initializer_range
+        self.mlp = MLP(d, config.shared_size, hidden_act=act, initializer_range=init)
+        self.gate = Linear(d, 1) if config.shared_expert_gate else None
         if self.gate is not None:
-            nn.init.normal_(self.gate.weight, std=initializer_range)
+            nn.init.normal_(self.gate.weight, std=init)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -82,16 +73,10 @@ class MoELayer(nn.Module):
         self.experts: ExpertBank = Experts(
             config.num_experts, d, config.expert_size, hidden_act=act, initializer_range=init
         )
-        self.shared_experts: SharedExperts | None = None
-        if config.n_shared_experts:
-            gated, size = config.shared_expert_gate, config.shared_size
-            self.shared_experts = SharedExperts(
-                d, size, gated=gated, hidden_act=act, initializer_range=init
-            )
+        self.shared_experts = SharedExperts(config) if config.n_shared_experts else None
         self.dispatch = get_dispatcher(config.experts_implementation)
-        # an expert-choice router is its own capacity
-        limited = config.router_type != "expert_choice"
-        self.capacity_factor = config.capacity_factor if limited else None
+        own = config.router_type == "expert_choice"  # such a router is its own capacity
+        self.capacity_factor = None if own else config.capacity_factor
 
     def forward(self, x: Tensor, **context: Tensor | None) -> tuple[Tensor, Routing]:
         """x [T, D] -> (y [T, D], routing); `token_ids`, `sequence` and `valid` are those of `Context`."""

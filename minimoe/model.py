@@ -38,12 +38,9 @@ class ModelOutput:
     """What a forward pass returns. The losses are there where labels were given; see `MixtralModel.losses`."""
 
     logits: Tensor  #: [B, S, V] next-token scores
-    #: one for each sparse layer, in order; tokens are [B, S] flattened by row; soft MoE has none
-    routings: tuple[Routing, ...]
-    #: what training minimises: `lm_loss`, and in training also the weighted balance terms
-    loss: Tensor | None = None
-    #: mean next-token cross-entropy in nats over the labels that are not −100
-    lm_loss: Tensor | None = None
+    routings: tuple[Routing, ...]  #: of each sparse layer, tokens [B, S] by row; soft MoE has none
+    loss: Tensor | None = None  #: `lm_loss`, and in training also the weighted balance terms
+    lm_loss: Tensor | None = None  #: cross-entropy in nats, mean over the labels that are not −100
     #: balancing loss (`router_aux_loss_type`), mean over the layers that have one, unweighted; None without. A mixture
     #: of attention heads is a layer of its own in this mean; SwitchHead is not balanced
     aux_loss: Tensor | None = None
@@ -294,7 +291,6 @@ def next_token_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     −100 is ignored; the result is 0 where nothing else is left.
     """
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), reduction="sum"
-    )
+    rows = logits.reshape(-1, logits.shape[-1]).float()
+    total = F.cross_entropy(rows, target.reshape(-1), reduction="sum")
     return total / (target != -100).sum().clamp_min(1)

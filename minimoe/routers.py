@@ -145,20 +145,14 @@ class Router(nn.Module):
         named = {name.removeprefix("router_"): fields[name] for name in fields} | fields
         return cls(**{k: named[k] for k in inspect.signature(cls).parameters if k in named} | more)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        token_ids: Tensor | None = None,
-        sequence: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Routing:
-        """Route x [T, D]; the others are those of `Context`, and a MinimoeError says what a router lacks."""
+    def forward(self, x: Tensor, **context: Tensor | None) -> Routing:
+        """Route x [T, D] with what `Context` knows of its tokens; a MinimoeError says what the router lacks."""
         if x.ndim != 2:
             raise MinimoeError(f"x has shape {tuple(x.shape)}; a router takes tokens [T, D]")
+        known = Context(**context)
         with torch.autocast(x.device.type, enabled=False):
-            routing = self.route(at_least_float32(x), Context(token_ids, sequence, valid))
-        return dataclasses.replace(routing, sequence=sequence, valid=valid)
+            routing = self.route(at_least_float32(x), known)
+        return dataclasses.replace(routing, sequence=known.sequence, valid=known.valid)
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D], in float32 at least and with autocast off -> its routing; `forward` adds `sequence` and `valid`."""
@@ -318,9 +312,7 @@ class NoisyRouting(Routing):
     """A routing with noise in its logits, and what `load_loss` needs to see past it."""
 
     clean: Tensor | None = None  #: [T, E] logits without noise
-    noise_std: Tensor | None = (
-        None  #: [T, E] standard deviation of the noise on each logit, positive
-    )
+    noise_std: Tensor | None = None  #: [T, E] standard deviation of the noise on each logit
 
 
 @router_type("noisy_top_k")

@@ -112,8 +112,7 @@ class Routing:
     def check(self) -> Routing:
         """Validate shapes, types, ranges and finiteness; returns itself. Waits for the device: not for the hot path.
 
-        Raises:
-            MinimoeError: names the field, what it is and what was expected; the first token that is not finite.
+        A MinimoeError names the field, what it is and what was expected; the first token that is not finite.
         """
         for fault in self._faults():
             raise MinimoeError(fault)

@@ -115,7 +115,8 @@ def test_shared_experts_are_added_for_every_token() -> None:
 
 def test_a_gate_scales_the_shared_experts() -> None:
     torch.manual_seed(0)
-    shared = SharedExperts(16, 8, gated=True, initializer_range=0.5)
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 8, "initializer_range": 0.5}
+    shared = SharedExperts(ModelConfig(**sizes, n_shared_experts=1, shared_expert_gate=True))
     x = torch.randn(5, 16)
     assert shared.gate is not None
     scale = (x @ shared.gate.weight.detach().T).sigmoid()
