@@ -69,7 +69,7 @@ BUDGETS: dict[str, int] = {
     "hf": 1177,
     "kernels": 1144,
     "roof": 394,
-    "study": 6275,
+    "study": 6087,
     "text": 1439,
     "train": 1198,
     "widgets": 963,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -22,21 +22,21 @@ from minimoe.study.trace import RoutingTrace
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[Any]
+Rng = np.random.Generator
 By = Literal["domain", "topic"]
 
 ENCYCLOPAEDIA = "wiki_en"
 QUESTIONS = "questions"
 TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
 
-LEVEL = 0.95
-ALPHA = 0.05
+LEVEL, ALPHA = 0.95, 0.05
 
 MIN_DOCUMENTS = 50
 """With fewer works an interval is too short to be worth printing; none is given."""
-
 MIN_FLIPS = 9
 """Of m works no sign flip has a p below 2^(1 − m): below nine a label cannot be told from the pool."""
-
 MIN_HOLDERS = 10
 """The share of a token that fewer works hold gets no interval."""
 
@@ -47,69 +47,10 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; NaN becomes None and an infinity the text "inf" or "-inf"."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-
-@dataclass(frozen=True, eq=False)
-class Band(Result):
-    """A number, its 95 % interval, and the central 95 % of its null; NaN where there is none.
-
-    Attributes:
-        null_low: lower end of what the number is when there is nothing to find.
-        null_high: upper end.
-        p: P(null >= value), the value itself counted among the draws.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    null_low: float = math.nan
-    null_high: float = math.nan
-    p: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Whether it has an interval."""
-        return not (math.isnan(self.low) or math.isnan(self.high))
-
-
-@dataclass(frozen=True, eq=False)
-class Bands(Result):
-    """As `Band`, for arrays of numbers of one shape."""
-
-    value: Floats
-    low: Floats
-    high: Floats
-    null_low: Floats
-    null_high: Floats
-    p: Floats
-
-    def at(self, index: Any) -> Bands:
-        """Those of a row, or of several."""
-        return Bands(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
-
-    def __getitem__(self, index: Any) -> Band:
-        return Band(*(float(getattr(self, f.name)[index]) for f in dataclasses.fields(self)))
-
-
-NOTHING = (math.nan, math.nan)
-Ends = Sequence[Any] | npt.NDArray[Any]
-
-
-def band(value: Any, ends: Ends = NOTHING, null: Ends = NOTHING, p: Any = math.nan) -> Band:
-    """`Band` of numbers of any kind."""
-    return Band(*map(float, (value, *ends, *null, p)))
-
-
-def bands(value: Floats, ends: Ends = NOTHING, null: Ends = NOTHING, p: Any = math.nan) -> Bands:
-    """`Bands` in which what is not given is NaN."""
-    rest = [np.broadcast_to(np.asarray(x, np.float64), value.shape) for x in (*ends, *null, p)]
-    return Bands(value, *rest)
+        return _plain(dataclasses.asdict(self))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Result):
-        return value.to_dict()
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -119,6 +60,41 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+@dataclass(frozen=True, eq=False)
+class Band(Result):
+    """A number, its 95 % interval, and the central 95 % of its null; or arrays of them, of one shape. NaN is none.
+
+    Attributes:
+        null_low: lower end of what the number is when there is nothing to find.
+        null_high: upper end.
+        p: P(null >= value), the value itself counted among the draws.
+    """
+
+    value: Any
+    low: Any = math.nan
+    high: Any = math.nan
+    null_low: Any = math.nan
+    null_high: Any = math.nan
+    p: Any = math.nan
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.value)
+        for name, given in vars(self).copy().items():
+            every = np.broadcast_to(np.asarray(given, np.float64), shape)
+            object.__setattr__(self, name, every if shape else float(every))
+
+    def __getitem__(self, index: Any) -> Band:
+        return Band(*(end[index] for end in vars(self).values()))
+
+    @property
+    def known(self) -> bool:
+        """Whether a number has an interval."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+
+NOTHING = (math.nan, math.nan)
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -152,13 +128,13 @@ def jensen_shannon(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
     return np.maximum(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2, 0.0)
 
 
-def shares(counts: npt.NDArray[Any]) -> Floats:
+def shares(counts: Numbers) -> Floats:
     """Counts divided by their sum over the last axis; NaN where the sum is 0."""
     total = counts.sum(axis=-1, keepdims=True, dtype=np.float64)
     return np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
 
 
-def max_over_min(counts: npt.NDArray[Any]) -> Floats:
+def max_over_min(counts: Numbers) -> Floats:
     """Largest over smallest of the last axis; infinite where the smallest is 0."""
     high, low = counts.max(axis=-1).astype(np.float64), counts.min(axis=-1).astype(np.float64)
     return np.divide(high, low, out=np.full(high.shape, np.inf), where=low > 0)
@@ -169,7 +145,7 @@ def max_over_min(counts: npt.NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """One layer without padding.
+    """One layer without padding: n tokens with `k` choices each.
 
     Attributes:
         document: [n] number of the document, among those with tokens here.
@@ -177,6 +153,8 @@ class Choices:
         source: [G] index of each document in the trace.
         unit: [G] number of the work of each document.
         strata: [U] number of the domain of each work.
+        num_documents: G, those with tokens here.
+        num_units: U, their works.
     """
 
     token: Ints
@@ -187,21 +165,9 @@ class Choices:
     unit: Ints
     strata: Ints
     num_experts: int
-
-    @property
-    def num_documents(self) -> int:
-        """Documents that have tokens here."""
-        return len(self.source)
-
-    @property
-    def num_units(self) -> int:
-        """Their works."""
-        return len(self.strata)
-
-    @property
-    def k(self) -> int:
-        """Choices a token."""
-        return self.expert.shape[1]
+    num_documents: int
+    num_units: int
+    k: int
 
 
 def choices(trace: RoutingTrace, layer: int) -> Choices:
@@ -209,20 +175,16 @@ def choices(trace: RoutingTrace, layer: int) -> Choices:
     expert = trace.layer(layer)
     rows = np.flatnonzero((trace.token >= 0) & (expert >= 0).any(axis=1))
     if not len(rows):
-        raise TraceError(
-            f"the trace has no token with an expert in layer {layer}; there is nothing to count"
-        )
+        raise TraceError(f"no token of the trace has an expert in layer {layer}; nothing to count")
     document, source = compact(trace.document[rows])
-    token, position, expert = (
-        x[rows].astype(np.int64) for x in (trace.token, trace.position, expert)
-    )
+    columns = (trace.token, trace.position, expert)
+    token, position, expert = (x[rows].astype(np.int64) for x in columns)
     unit, strata = works(trace, source)
-    return Choices(token, document, position, expert, source, unit, strata, trace.num_experts)
+    sizes = (trace.num_experts, len(source), len(strata), expert.shape[1])
+    return Choices(token, document, position, expert, source, unit, strata, *sizes)
 
 
-def through(
-    trace: RoutingTrace, layers: Sequence[int] | None
-) -> tuple[tuple[int, ...], npt.NDArray[np.bool_]]:
+def through(trace: RoutingTrace, layers: Sequence[int] | None) -> tuple[tuple[int, ...], Mask]:
     """The layers (None: all that were recorded), and [N] whether a token has an expert in each of them.
 
     Raises:
@@ -299,7 +261,7 @@ def by_group(
         yield count_experts(classes[rows], num_classes, expert[rows], num_experts)
 
 
-def compact(codes: npt.NDArray[Any]) -> tuple[Ints, Ints]:
+def compact(codes: Numbers) -> tuple[Ints, Ints]:
     """Codes renumbered 0, 1, ... in increasing order, and the distinct codes themselves."""
     if len(codes) and codes.min() >= 0 and codes.max() < 4 * len(codes):
         # a table is several times faster than sorting
@@ -309,25 +271,18 @@ def compact(codes: npt.NDArray[Any]) -> tuple[Ints, Ints]:
     return inverse.astype(np.int64), values.astype(np.int64)
 
 
-def sorted_distinct(codes: Ints) -> Ints:
-    """The distinct codes in order. By sorting: the hashing of np.unique takes ten times as long on a million codes."""
-    ordered = np.sort(codes)
-    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
-
-
-def join(columns: list[Ints]) -> Ints:
+def join(columns: Iterable[Ints]) -> Ints:
     """[n] one number for each row of several [n] columns of small non-negative integers: 0, 1, ... in their order."""
     return compact(mix(columns))[0]
 
 
-def mix(columns: list[Ints]) -> Ints:
+def mix(columns: Iterable[Ints]) -> Ints:
     """[n] as `join`, but any non-negative numbers."""
-    code, size = np.zeros(len(columns[0]), dtype=np.int64), 1
+    code, size = np.zeros(1, dtype=np.int64), 1
     for column in columns:
         base = int(column.max(initial=0)) + 1
         if size * base >= 2**62:
-            code, values = compact(code)
-            size = len(values)
+            code, size = compact(code)[0], len(code)
         code, size = code * base + column, size * base
     return code
 
@@ -335,7 +290,7 @@ def mix(columns: list[Ints]) -> Ints:
 def set_codes(expert: Ints) -> tuple[Ints, Ints]:
     """[n] number of the set of experts of each row of [n, K], and [U, K] the sets, sorted; order does not matter."""
     ordered = np.sort(expert, axis=1)
-    code = join([column + 1 for column in ordered.T])
+    code = join(column + 1 for column in ordered.T)
     return code, ordered[np.unique(code, return_index=True)[1]]
 
 
@@ -349,7 +304,7 @@ def membership(sets: Ints, num_experts: int) -> Floats:
 # --- resampling -----------------------------------------------------------------------------------
 
 
-def bootstrap_weights(strata: Ints, resamples: int, rng: np.random.Generator) -> Floats:
+def bootstrap_weights(strata: Ints, resamples: int, rng: Rng) -> Floats:
     """[R, U] weights of works: n - 1 of the n of each stratum drawn with replacement, scaled by n / (n - 1).
 
     Drawing one fewer and scaling up makes the variance of a mean unbiased in small strata, where the usual bootstrap
@@ -360,37 +315,27 @@ def bootstrap_weights(strata: Ints, resamples: int, rng: np.random.Generator) ->
     weights = np.ones((resamples, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
-        n = len(members)
-        if n < 2:
-            continue
-        drawn = rng.integers(0, n, size=(resamples, n - 1)) + n * np.arange(resamples)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
-        weights[:, members] = counts * (n / (n - 1))
+        if (n := len(members)) > 1:
+            drawn = rng.integers(0, n, size=(resamples, n - 1)) + n * np.arange(resamples)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
+            weights[:, members] = counts * (n / (n - 1))
     return weights
 
 
-def bootstrap(
-    counts: npt.NDArray[Any], strata: Ints, resamples: int, rng: np.random.Generator
-) -> Floats:
+def bootstrap(counts: Numbers, strata: Ints, resamples: int, rng: Rng) -> Floats:
     """[R, ...] sums over resampled works of [U, ...] counts."""
     weights = bootstrap_weights(strata, resamples, rng)
     flat = counts.reshape(len(counts), -1).astype(np.float64)
     return (weights @ flat).reshape(resamples, *counts.shape[1:])
 
 
-def bootstrap_rate(
-    hits: npt.NDArray[Any],
-    trials: npt.NDArray[Any],
-    strata: Ints,
-    resamples: int,
-    rng: np.random.Generator,
-) -> Band:
+def bootstrap_rate(hits: Numbers, trials: Numbers, strata: Ints, resamples: int, rng: Rng) -> Band:
     """Σhits / Σtrials over works ([U] each), its interval from resampled works; no interval of few works."""
     rate = float(hits.sum() / trials.sum())
     if len(strata) < MIN_DOCUMENTS:
         return Band(rate)
     drawn = bootstrap(np.stack([hits, trials], axis=1), strata, resamples, rng)
-    return band(rate, percentile(drawn[:, 0] / drawn[:, 1]))
+    return Band(rate, *percentile(drawn[:, 0] / drawn[:, 1]))
 
 
 def sign_flips(
@@ -424,7 +369,7 @@ def chi_squared_bits(moved: Floats, size: Floats, pool: Floats) -> Floats:
     return (terms * size / size.sum()).sum(axis=-1) / (2 * math.log(2))
 
 
-def random_groups(strata: Ints, groups: int, rng: np.random.Generator) -> Ints:
+def random_groups(strata: Ints, groups: int, rng: Rng) -> Ints:
     """[U] group of each work: shuffled within its stratum, then dealt out in turn, so groups are alike in mix."""
     order = np.lexsort((rng.random(len(strata)), strata))
     assigned = np.empty(len(strata), dtype=np.int64)
@@ -461,14 +406,12 @@ def student(degrees: npt.ArrayLike) -> Floats:
 # --- intervals and p values -----------------------------------------------------------------------
 
 
-def percentile(draws: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+def percentile(draws: Numbers) -> tuple[Floats, Floats]:
     """Central 95 % of draws over the first axis (infinite draws allowed); NaN of none."""
-    if not len(draws):
-        none = np.full(draws.shape[1:], math.nan)
-        return none, none
+    some = draws if len(draws) else np.full((1, *draws.shape[1:]), math.nan)
     # no interpolation: between a finite and an infinite draw it would give NaN
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(draws, ends, axis=0, method="inverted_cdf")
+    low, high = np.quantile(some, ends, axis=0, method="inverted_cdf")
     return low, high
 
 
@@ -516,9 +459,7 @@ def interval_of_distance(value: Floats, draws: Floats, moved: Floats) -> tuple[F
     return low, np.maximum(2 * value - np.quantile(draws, (1 - LEVEL) / 2, axis=0), low)
 
 
-def interval_of_share(
-    hits: npt.NDArray[Any], trials: npt.NDArray[Any], unit: Ints, num_items: int
-) -> Bands:
+def interval_of_share(hits: Numbers, trials: Numbers, unit: Ints, num_items: int) -> Band:
     """Shares Σhits/Σtrials of items with trials in several works, with the interval of Korn and Graubard (1998).
 
     The beta interval of Clopper and Pearson, with as many trials as independent ones would give the variance between
@@ -526,16 +467,17 @@ def interval_of_share(
     of 0 or 1, which shows no variance, every work counts once. NaN below ten works.
 
     Args:
-        hits: [cells] of one item in one work.
+        hits: [cells, ...] of one item in one work.
         trials: [cells] likewise.
         unit: [cells] number of the item.
     """
     from scipy.special import betaincinv
 
-    k, n, kk, kn, nn, m = (
-        np.bincount(unit, weights=x, minlength=num_items).astype(np.float64)
-        for x in (hits, trials, hits * hits, hits * trials, trials * trials, trials > 0)
-    )
+    trials = trials.reshape(-1, *[1] * (hits.ndim - 1)) + np.zeros_like(hits)
+    k, n, kk, kn, nn, m = sums = np.zeros((6, num_items, *hits.shape[1:]))
+    each = (hits, trials, hits * hits, hits * trials, trials * trials, trials > 0)
+    for total, cells in zip(sums, each, strict=True):
+        np.add.at(total, unit, cells)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = k / n
         variance = m / (m - 1) * (kk - 2 * p * kn + p * p * nn) / n**2
@@ -545,18 +487,20 @@ def interval_of_share(
         low = np.where(k > 0, betaincinv(p * worth, worth * (1 - p) + 1, (1 - LEVEL) / 2), 0.0)
         high = np.where(k < n, betaincinv(p * worth + 1, worth * (1 - p), (1 + LEVEL) / 2), 1.0)
     few = np.where(m < MIN_HOLDERS, math.nan, 0.0)
-    return bands(p, (low + few, high + few))
+    return Band(p, low + few, high + few)
 
 
-def permutation_p(observed: npt.ArrayLike, draws: npt.NDArray[Any]) -> Floats:
+def permutation_p(observed: npt.ArrayLike, draws: Numbers) -> Floats:
     """P(null >= observed), with the observed value counted among the draws, so it is never 0."""
     at_least = (draws >= np.asarray(observed) * (1 - 1e-12)).sum(axis=0)
     return (1.0 + at_least) / (1.0 + len(draws))
 
 
-def against(value: float, draws: Floats, ends: Ends = NOTHING) -> Band:
-    """The number beside the [R] draws of its null."""
-    return band(value, ends, percentile(draws), permutation_p(value, draws))
+def against(value: Any, draws: Floats, ends: Any = NOTHING, p: Any = None) -> Band:
+    """Numbers beside the [R, ...] draws of their null, which say p where it is not given."""
+    p = permutation_p(value, draws) if p is None else p
+    (low, high), (null_low, null_high) = ends, percentile(draws)
+    return Band(value, low, high, null_low, null_high, p)
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:

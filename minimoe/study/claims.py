@@ -195,10 +195,8 @@ def percent(value: float, digits: int = 1) -> str:
 
 def times(value: float) -> str:
     """A factor: '1.42', '13.1', '140'; '∞' where an expert got nothing at all."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from minimoe.errors import TraceError
 from minimoe.io import parse_json, write_text
 from minimoe.study import chance as ch
+from minimoe.study.chance import Ints
 from minimoe.study.depth import plug_in_bias, token_bias
 from minimoe.study.load import equal_load_ratios
 from minimoe.study.trace import RoutingTrace, TraceDocument
@@ -34,6 +33,8 @@ REFUSED = {
     "first choices": "all choices of a token are counted alike",
 }
 """What a table of counts cannot tell, and why."""
+OFFERED = ("load", "domain_load", "less_even", "information", "frequent")
+"""What it can: methods of `CountTable` that take a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,11 @@ class CountTable:
         TraceError: shapes that do not fit, negative counts, or layers that hold different numbers of tokens.
     """
 
-    counts: npt.NDArray[np.int64]
+    counts: Ints
     domains: tuple[str, ...]
     layers: tuple[int, ...]
     k: int
-    token: npt.NDArray[np.int64] | None = None
+    token: Ints | None = None
     about: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -80,23 +81,15 @@ class CountTable:
     @staticmethod
     def of(trace: RoutingTrace) -> CountTable:
         """The counts of a trace; a trace without token ids (meta `tokens`: 'not given') does not tell them apart."""
-        told = trace.meta.get("tokens") != "not given"
-        ids, column = np.unique(trace.token, return_inverse=True)
-        column = column if told else np.zeros(len(trace), np.int64)
-        shape = (len(trace.domains), len(ids) if told else 1)
-        cell = trace.domain * shape[1] + column
-        counts = [
-            ch.count_experts(cell, math.prod(shape), trace.layer(x).astype(np.int64), trace.num_experts)
-            for x in trace.layers
-        ]  # fmt: skip
-        return CountTable(
-            np.stack(counts).reshape(len(trace.layers), *shape, trace.num_experts),
-            trace.domains,
-            trace.layers,
-            trace.experts_per_token,
-            ids.astype(np.int64) if told else None,
-            dict(trace.meta),
-        )
+        ids = column = None
+        if trace.meta.get("tokens") != "not given":
+            ids, column = np.unique(trace.token.astype(np.int64), return_inverse=True)
+        d, v, e = len(trace.domains), 1 if ids is None else len(ids), trace.num_experts
+        cell = trace.domain * v + (0 if column is None else column)
+        expert = (trace.layer(layer).astype(np.int64) for layer in trace.layers)
+        counts = np.stack([ch.count_experts(cell, d * v, x, e).reshape(d, v, e) for x in expert])
+        k, about = trace.experts_per_token, dict(trace.meta)
+        return CountTable(counts, trace.domains, trace.layers, k, ids, about)
 
     @staticmethod
     def read(path: str | Path) -> CountTable:
@@ -111,9 +104,8 @@ class CountTable:
             table = np.stack(list(counts.values()), axis=1)[:, :, None]
             layers = tuple(stored.get("layers", range(1, len(table) + 1)))
             about = {k: v for k, v in stored.items() if isinstance(v, str)}
-            return CountTable(
-                table, tuple(counts), layers, int(stored["experts_per_token"]), None, about
-            )
+            k = int(stored["experts_per_token"])
+            return CountTable(table, tuple(counts), layers, k, None, about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, TraceError) as error:
             raise TraceError(
                 f"{path}: expected JSON with counts {{domain: [layer][expert]}} of one shape and experts_per_token "
@@ -121,11 +113,11 @@ class CountTable:
             ) from error
 
     @property
-    def num_tokens(self) -> npt.NDArray[np.int64]:
+    def num_tokens(self) -> Ints:
         """[D] tokens of each domain."""
         return self.counts[0].sum(axis=(1, 2)) // self.k
 
-    def at(self, layer: int) -> npt.NDArray[np.int64]:
+    def at(self, layer: int) -> Ints:
         """[D, V, E] counts of a layer, counted from 1."""
         if layer not in self.layers:
             raise TraceError(f"layer {layer} is not among the counted ones, {list(self.layers)}")
@@ -135,25 +127,21 @@ class CountTable:
         """Max/min over all domains. Null: equal loads and independent tokens; documents may scatter more."""
         return self._ratio(self.at(layer).sum(axis=(0, 1)))
 
-    def _ratio(self, counts: npt.NDArray[np.int64]) -> ch.Band:
-        tokens, value = int(counts.sum()) // self.k, float(ch.max_over_min(counts))
-        return ch.against(value, equal_load_ratios(tokens, len(counts), self.k))
+    def _ratio(self, counts: Ints) -> ch.Band:
+        draws = equal_load_ratios(int(counts.sum()) // self.k, len(counts), self.k)
+        return ch.against(ch.max_over_min(counts), draws)
 
     def domain_load(self, layer: int) -> dict[str, dict[str, float]]:
         """Of each domain: max/min and the upper end of its null, as in `load`; total variation and Jensen-Shannon
         divergence in bits to the load of all."""
         counts = self.at(layer).sum(axis=1)
-        pool, share = ch.shares(counts.sum(axis=0)), ch.shares(counts)
-        ratios = [self._ratio(row) for row in counts]
-        return {
-            name: {
-                "ratio": ratio.value,
-                "ratio_null": ratio.null_high,
-                "tv": float(ch.total_variation(row, pool)),
-                "jsd": float(ch.jensen_shannon(row, pool)),
-            }
-            for name, ratio, row in zip(self.domains, ratios, share, strict=True)
-        }
+        pool, found = ch.shares(counts.sum(axis=0)), dict[str, dict[str, float]]()
+        for name, row, share in zip(self.domains, counts, ch.shares(counts), strict=True):
+            ratio = self._ratio(row)
+            found[name] = {"ratio": ratio.value, "ratio_null": ratio.null_high}
+            found[name]["tv"] = float(ch.total_variation(share, pool))
+            found[name]["jsd"] = float(ch.jensen_shannon(share, pool))
+        return found
 
     def less_even(self, layer: int) -> int:
         """How many domains have a larger max/min than all of them together."""
@@ -166,8 +154,8 @@ class CountTable:
         `domain_equal` weighs the domains alike, however much of them was read; without its bias, which is below that of
         the smallest domain. `token` is there if tokens are told apart.
         """
-        table = self.at(layer)
-        domains, tokens, experts = table.sum(axis=1), int(self.num_tokens.sum()), table.shape[2]
+        domains, by_token = self.at(layer).sum(axis=1), self.at(layer).sum(axis=0)
+        tokens, experts = int(self.num_tokens.sum()), domains.shape[1]
         bias = plug_in_bias(len(domains), tokens, experts, self.k)
         told = {
             "domain": float(ch.mutual_information(domains)) - bias,
@@ -175,54 +163,37 @@ class CountTable:
             "limit": math.log2(experts / self.k),
         }
         if self.token is not None:
-            by_token = table.sum(axis=0)
-            told["token"] = float(ch.mutual_information(by_token)) - token_bias(
-                by_token, tokens, self.k
-            )
+            bias = token_bias(by_token, tokens, self.k)
+            told["token"] = float(ch.mutual_information(by_token)) - bias
         return told
 
     def frequent(self, layer: int, top: int = 10) -> list[list[int]]:
         """[E] the ids of the tokens that each expert got most often."""
         if self.token is None:
-            raise TraceError(
-                "these counts do not tell tokens apart, so no expert has frequent ones"
-            )
-        by_token = self.at(layer).sum(axis=0)
-        order = np.argsort(-by_token, axis=0, kind="stable")[:top]
-        return [
-            [int(self.token[i]) for i in column if by_token[i, e]] for e, column in enumerate(order.T)
-        ]  # fmt: skip
+            raise TraceError("these counts do not tell tokens apart, so they name no frequent ones")
+        counts = self.at(layer).sum(axis=0).T
+        order = np.argsort(-counts, axis=1, kind="stable")[:, :top]
+        return [self.token[i[row[i] > 0]].tolist() for row, i in zip(counts, order, strict=True)]
 
     def ask(self, what: str, layer: int) -> Any:
-        """One of 'load', 'domain_load', 'less_even', 'information', 'frequent', by its name.
+        """One of `OFFERED` by its name.
 
         Raises:
             TraceError: counts cannot tell it, and why; or nobody knows it.
         """
-        offered: dict[str, Callable[[int], Any]] = {
-            name: getattr(self, name)
-            for name in ("load", "domain_load", "less_even", "information", "frequent")
-        }
         if what in REFUSED:
-            raise TraceError(
-                f"counts cannot tell {what}: {REFUSED[what]}; a trace of every token can"
-            )
-        if what not in offered:
-            raise TraceError(f"unknown statistic {what!r}; counts tell {', '.join(offered)}")
-        return offered[what](layer)
+            raise TraceError(f"counts cannot tell {what}: {REFUSED[what]}; a trace of tokens can")
+        if what not in OFFERED:
+            raise TraceError(f"unknown statistic {what!r}; counts tell {', '.join(OFFERED)}")
+        return getattr(self, what)(layer)
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain numbers, layer by layer, and what cannot be told."""
-        rows: list[dict[str, Any]] = [
-            {
-                "layer": x,
-                "load": self.load(x).to_dict(),
-                "less_even": self.less_even(x),
-                "domain_load": self.domain_load(x),
-                "information": self.information(x),
-            }
-            for x in self.layers
-        ]
+        rows: list[dict[str, Any]] = []
+        for layer in self.layers:
+            row = {"load": self.load(layer).to_dict(), "less_even": self.less_even(layer)}
+            row |= {"domain_load": self.domain_load(layer), "information": self.information(layer)}
+            rows.append({"layer": layer} | row)
         ratios = [row["load"]["value"] for row in rows]
         return {
             **self.about,
@@ -238,11 +209,9 @@ class CountTable:
 
 def counts_of(name: str | Path) -> CountTable:
     """Of 'mixtral', of a JSON file of counts, or of a trace that `read_trace` reads."""
-    if name == "mixtral":
-        return published()
-    return (
-        CountTable.read(name) if Path(name).suffix == ".json" else CountTable.of(read_trace(name))
-    )
+    if Path(name).suffix == ".json":
+        return CountTable.read(name)
+    return published() if name == "mixtral" else CountTable.of(read_trace(name))
 
 
 def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
@@ -265,10 +234,8 @@ def table_of(summary: dict[str, Any]) -> str:
             f"{row['layer']:5}  {load['value']:7.2f}  {load['null_high']:13.2f}  {row['less_even']:8} of {len(by):<6}  "
             f"{by[name]['tv']:10.3f}  {info['domain']:9.4f}  {token}  {name}"
         )
-    lines += [
-        f"cannot be told: {what}, because {why}" for what, why in summary["cannot_be_told"].items()
-    ]
-    return "\n".join(lines)
+    reasons = summary["cannot_be_told"].items()
+    return "\n".join([*lines, *(f"cannot be told: {what}, because {why}" for what, why in reasons)])
 
 
 def tell(name: str | Path, out: Path) -> str:
@@ -295,68 +262,69 @@ def read_trace(path: str | Path) -> RoutingTrace:
     """
     path = Path(path)
     try:
-        parts = _from_npz(path) if path.suffix == ".npz" else _from_lines(path)
+        stored = _from_npz(path) if path.suffix == ".npz" else _from_lines(path)
+        expert, lengths = stored["expert"], stored["length"].tolist()
+        names = stored.get("domain", np.zeros(len(lengths), np.int64)).tolist()
+        ids = stored.get("id", np.arange(len(lengths))).tolist()
+        documents = tuple(
+            TraceDocument(str(name), str(i)) for name, i in zip(names, ids, strict=True)
+        )
+        experts = int(stored.get("num_experts", 0)) or int(expert.max(initial=0)) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(
             f"{path}: expected JSON lines with input_ids and exp_ids, or an npz file with expert and length "
             f"({type(error).__name__}: {error})"
         ) from error
-    expert, token, lengths, documents, experts = parts
-    chosen: Any = expert  # RoutingTrace looks whether they fit their type
     if expert.ndim != 3 or len(expert) != sum(lengths):
         raise TraceError(
             f"{path}: the experts have shape {expert.shape}, expected [{sum(lengths)} tokens, layers, K]"
         )
     return RoutingTrace(
-        token=np.zeros(len(expert), np.int32) if token is None else token,
+        token=stored.get("input_ids", np.zeros(len(expert), np.int32)),
         document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
         position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-        expert=chosen,
+        expert=expert,  # RoutingTrace looks whether they fit their type
         weight=np.full(expert.shape, 1 / expert.shape[2], np.float32),
-        documents=tuple(documents),
-        num_experts=experts or int(expert.max(initial=0)) + 1,
+        documents=documents,
+        num_experts=experts,
         layers=tuple(range(1, expert.shape[1] + 1)),
-        meta={"source": path.name} | ({"tokens": "not given"} if token is None else {}),
+        meta={"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"}),
     )
 
 
-Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, Sequence[int], list[TraceDocument], int]
-
-
-def _from_npz(path: Path) -> Parts:
+def _from_npz(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    lengths = arrays["length"].tolist()
-    names = arrays.get("domain", np.zeros(len(lengths), np.int64)).tolist()
-    documents = [TraceDocument(str(name), str(i)) for i, name in enumerate(names)]
-    if len(documents) != len(lengths):
-        raise ValueError(f"{len(names)} domains for {len(lengths)} documents")
-    experts = int(arrays.get("num_experts", 0))
-    return arrays["expert"], arrays.get("input_ids"), lengths, documents, experts
+    if len(arrays.get("domain", arrays["length"])) != len(arrays["length"]):
+        raise ValueError(f"{len(arrays['domain'])} domains for {len(arrays['length'])} documents")
+    return arrays
 
 
-def _from_lines(path: Path) -> Parts:
-    ids: list[npt.NDArray[Any]] = []
-    experts: list[npt.NDArray[Any]] = []
-    documents: list[TraceDocument] = []
-    most = 0
+def _from_lines(path: Path) -> dict[str, Any]:
+    """What an npz file would hold, and the ids of the documents."""
+    rows: list[tuple[Any, ...]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row: dict[str, Any] = json.loads(line)
-            ids.append(np.array(row["input_ids"], np.int64))
-            experts.append(np.array(row["exp_ids"], np.int64))
-            if experts[-1].ndim != 3 or len(ids[-1]) != len(experts[-1]):
-                raise ValueError(
-                    f"exp_ids of shape {experts[-1].shape} for {len(ids[-1])} input_ids"
-                )
+            token, expert = (np.array(row[key], np.int64) for key in ("input_ids", "exp_ids"))
+            if expert.ndim != 3 or len(token) != len(expert):
+                raise ValueError(f"exp_ids of shape {expert.shape} for {len(token)} input_ids")
         except (ValueError, KeyError, TypeError) as error:
             raise TraceError(
                 f"{path}, line {number}: expected input_ids [n] and exp_ids [n][layers][K] ({error})"
             ) from error
-        documents.append(TraceDocument(str(row.get("domain", "text")), str(row.get("id", number))))
-        most = max(most, int(row.get("num_experts", 0)))
-    if not documents:
+        said = row.get("domain", "text"), row.get("id", number), row.get("num_experts", 0)
+        rows.append((token, expert, len(token), *said))
+    if not rows:
         raise ValueError("no document")
-    return np.concatenate(experts), np.concatenate(ids), [len(x) for x in ids], documents, most
+    token, expert, length, domain, name, experts = zip(*rows, strict=True)
+    return {
+        "expert": np.concatenate(expert),
+        "input_ids": np.concatenate(token),
+        "length": np.array(length),
+        "domain": np.array(domain, object),
+        "id": np.array(name, object),
+        "num_experts": max(map(int, experts)),
+    }

@@ -14,7 +14,7 @@ from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Bands, Floats, Ints
+from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 _STRENGTHS = (0.01, 0.1, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
@@ -28,7 +28,7 @@ the range, because the answer depends on it."""
 class Bits(Band):
     """Information in bits; `plug_in` is that of the counts as they are, too high: noise looks like information."""
 
-    plug_in: float = math.nan
+    plug_in: Any = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,48 +118,33 @@ def information(
         by_label = np.zeros((num_groups, len(names), e), dtype=np.int64)
         np.add.at(by_label, (group, label), counts)
         total = by_label.sum(axis=0)
-        size, pool, plug_in = total.sum(axis=1), ch.shares(total.sum(axis=0)), _told(total)
+        size, pool = total.sum(axis=1), ch.shares(total.sum(axis=0))
         moved = ch.sign_flips(counts, label, len(names), resamples, rng)
         null = ch.chi_squared_bits(moved, size, pool)
-        seen = ch.against(float(ch.chi_squared_bits(ch.shares(total) - pool, size, pool)), null)
-        ends = ch.jackknife(plug_in, [_told(total - part) for part in by_label], enough)
-        domain = Bits(*map(float, (*ends, seen.null_low, seen.null_high, seen.p, plug_in)))
+        p = ch.permutation_p(ch.chi_squared_bits(ch.shares(total) - pool, size, pool), null)
+        ends = ch.jackknife(_told(total), [_told(total - part) for part in by_label], enough)
+        domain = Bits(*ends, *ch.percentile(null), p, _told(total))
 
         every = ch.count_experts(token, len(ids), expert, e)
         parts = ch.by_group(group[unit], num_groups, token, len(ids), expert, e)
         sizes = np.bincount(group[unit], minlength=num_groups)
-        without = [
-            _told_by_token(every - x, n - m, k) for x, m in zip(parts, sizes, strict=True) if m < n
-        ]
-        ends = ch.jackknife(_told_by_token(every, n, k), without, enough)
-        gains = [
-            held_out_gain(
-                token_classes(token, fewest), expert, unit, label, num_experts=e, resamples=resamples, rng=rng
-            )
-            for fewest in CLASSES
-        ]  # fmt: skip
-        found.append(
-            Information(
-                layer=layer,
-                by=by,
-                tokens=n,
-                units=len(label),
-                limit=math.log2(e / k),
-                token=Bits(*map(float, ends), plug_in=_told(every)),
-                domain=domain,
-                beyond=gains[0],
-                beyond_range=(min(g.value for g in gains), max(g.value for g in gains)),
-            )
+        left = (
+            (every - part, n - size) for part, size in zip(parts, sizes, strict=True) if size < n
         )
+        without = [_told(table) - token_bias(table, tokens, k) for table, tokens in left]
+        ends = ch.jackknife(_told(every) - token_bias(every, n, k), without, enough)
+        told = Bits(*ends, plug_in=_told(every))
+        more: dict[str, Any] = {"num_experts": e, "resamples": resamples, "rng": rng}
+        classes = (token_classes(token, fewest) for fewest in CLASSES)
+        gains = [held_out_gain(number, expert, unit, label, **more) for number in classes]
+        span = min(g.value for g in gains), max(g.value for g in gains)
+        sizes = (n, len(label), math.log2(e / k))
+        found.append(Information(layer, by, *sizes, told, domain, gains[0], span))
     return tuple(found)
 
 
 def _told(table: Ints) -> float:
     return float(ch.mutual_information(table))
-
-
-def _told_by_token(table: Ints, tokens: int, k: int) -> float:
-    return _told(table) - token_bias(table, tokens, k)
 
 
 def token_classes(token: Ints, min_count: int) -> Ints:
@@ -205,11 +190,10 @@ def held_out_gain(
 
     def loss(half: tuple[int, int], which: int, weak: float, strong: float = 1.0) -> float:
         """Of each fold of a half predicted from the other; the half to be predicted is not looked at."""
-        pairs_of_folds = (half, half[::-1])
-        return -sum(
-            float((folds[seen] * np.log2(predicted(folds[fit], weak, strong)[which])).sum())
-            for fit, seen in pairs_of_folds
-        )
+        total = 0.0
+        for fit, seen in (half, half[::-1]):
+            total -= (folds[seen] * np.log2(predicted(folds[fit], weak, strong)[which])).sum()
+        return float(total)
 
     per_unit = np.zeros((2, len(unit_label)))  # gain in bits, assignments
     for half in ((0, 1), (2, 3)):
@@ -220,11 +204,8 @@ def held_out_gain(
         base, full = predicted(folds[half[0]] + folds[half[1]], weak, strong)
         gained = np.pad(np.log2(full / base), ((0, 0), (0, 1)))  # nobody, -1, gains nothing
         rows = ~np.isin(fold, half)
-        gains, held = (
-            gained[cell[rows, None], expert[rows]].sum(axis=1),
-            (expert[rows] >= 0).sum(axis=1),
-        )
-        per_unit += [np.bincount(unit[rows], x, len(unit_label)) for x in (gains, held)]
+        both = gained[cell[rows, None], expert[rows]], expert[rows] >= 0
+        per_unit += [np.bincount(unit[rows], x.sum(axis=1), len(unit_label)) for x in both]
     gain = ch.bootstrap_rate(per_unit[0], per_unit[1], unit_label, resamples, rng)
     total = np.sum(folds, axis=0)
     given = _told(total) - _told(np.add.reduceat(total, starts, axis=0))
@@ -244,7 +225,7 @@ class LayerDependence(ch.Result):
     """
 
     layers: tuple[int, ...]
-    information: Bands
+    information: Band
     entropy: Floats
 
     def told(self, a: int, b: int) -> Band:
@@ -272,14 +253,11 @@ def layer_dependence(
     for i, j in zip(*np.triu_indices(count, 1), strict=True):
         cell = (group[unit[document]] * e + first[i]) * e + first[j]
         parts = np.bincount(cell, minlength=num_groups * e * e).reshape(num_groups, e, e)
-        told, without = (
-            ch.mutual_information(x) for x in (parts.sum(axis=0), parts.sum(axis=0) - parts)
-        )
-        found[:, i, j] = found[:, j, i] = ch.jackknife(
-            told, without, len(strata) >= ch.MIN_DOCUMENTS
-        )
+        total, enough = parts.sum(axis=0), len(strata) >= ch.MIN_DOCUMENTS
+        told, without = (ch.mutual_information(x) for x in (total, total - parts))
+        found[:, i, j] = found[:, j, i] = ch.jackknife(told, without, enough)
     entropy = np.array([float(ch.entropy(np.bincount(column, minlength=e))) for column in first])
-    return LayerDependence(used, ch.bands(found[0], found[1:]), entropy)
+    return LayerDependence(used, Band(*found), entropy)
 
 
 # --- figure ---------------------------------------------------------------------------------------
@@ -290,7 +268,6 @@ def draw_information(
     *,
     within: Sequence[Information] | None = None,
     what: str = "domain",
-    name: str = "information",
 ) -> d.Figure:
     """I(token; e) left; right I(domain; e), what the domain adds to the token, `within` the topics of one source.
 
@@ -300,8 +277,7 @@ def draw_information(
     layers, limit = [one.layer for one in results], results[0].limit
     d.line(left, layers, [x.token for x in results], style.BLUE, "o")
     left.axhline(limit, color=style.LINE, linewidth=1, linestyle=":")
-    look: Any = {"color": style.LINE, "fontsize": style.SMALL, "va": "bottom"}
-    left.text(layers[0], limit, "the most there can be", **look)
+    d.write(left, layers[0], limit, "the most there can be", style.LINE, va="bottom")
     left.set_ylim(0, limit * 1.12)
     nulls = [x.domain.null_high for x in results]
     right.fill_between(layers, 0, nulls, color=style.CHANCE, linewidth=0)
@@ -323,6 +299,6 @@ def draw_information(
     said = [say.told("figures.information.each", x=x, what=what) for x in results]
     inside = ", ".join(f"{x.domain.value:.3f}" for x in within or ())
     return d.figure(
-        name, canvas, "information", said, what=what, one=results[0], chance=max(nulls),
+        "information", canvas, "information", said, what=what, one=results[0], chance=max(nulls),
         inside=f" Topics within the encyclopaedia: {inside} bits." if within else "",
     )  # fmt: skip

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from minimoe.course import style
 from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Bands, Floats, Ints
+from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
@@ -49,11 +48,11 @@ class DomainLoad(ch.Result):
     documents: Ints
     units: Ints
     tokens: Ints
-    few_documents: npt.NDArray[np.bool_]
+    few_documents: Mask
     pooled: Floats
-    share: Bands
-    ratio: Bands
-    tv: Bands
+    share: Band
+    ratio: Band
+    tv: Band
     p_holm: Floats
     together_p: float
 
@@ -101,7 +100,6 @@ def domain_load(
     ratio_ends = np.array([ch.interval_of_ratio(table[i], drawn[:, i]) for i in range(count)]).T
     nothing = np.where(few, math.nan, 0.0)
     share_ends = np.stack(ch.percentile(drawn_share)) + nothing[:, None]
-    ratio_null, ratio_p = ch.percentile(null_ratio), ch.permutation_p(ratio, null_ratio)
     return DomainLoad(
         layer=layer,
         by=by,
@@ -111,9 +109,9 @@ def domain_load(
         tokens=np.bincount(of_label[c.document], minlength=count + 1)[:count],
         few_documents=few,
         pooled=pooled,
-        share=ch.bands(share, share_ends, pooled + np.stack(ch.percentile(moved))),
-        ratio=ch.bands(ratio, ratio_ends + nothing, ratio_null, ratio_p),
-        tv=ch.bands(tv, np.stack(tv_ends) + nothing, ch.percentile(null_tv), p),
+        share=ch.against(share, pooled + moved, share_ends, math.nan),
+        ratio=ch.against(ratio, null_ratio, ratio_ends + nothing),
+        tv=ch.against(tv, null_tv, np.stack(tv_ends) + nothing, p),
         p_holm=ch.holm(p),
         together_p=float(ch.permutation_p(observed, together)),
     )
@@ -139,21 +137,17 @@ def draw_labels(
     names, several = first.names if names is None else tuple(names), len(loads) > 1
     rows = [_index(first, label) for label in names]
     columns = len(loads) if several else min(3, len(names))
-    canvas, axes = d.panels(
-        -(-len(names) * len(loads) // columns), columns, height=1.9, share_y=True
-    )
-    places = [ax for row in axes for ax in row]
-    said: list[str] = []
+    deep = -(-len(names) * len(loads) // columns)
+    canvas, axes = d.panels(deep, columns, height=1.9, share_y=True)
+    places, said = [ax for row in axes for ax in row], list[str]()
     for label in names:
         parts: list[str] = []
         for one in loads:
-            ax, i, where = places.pop(0), _index(one, label), say.of_layers(one.layer, num_layers)
-            share, head = one.share.value[i], titles.get(label, label) if one is first else ""
+            i, where = _index(one, label), say.of_layers(one.layer, num_layers)
+            head = titles.get(label, label) if one is first else ""
             over = f"{where}: max/min" if several else "max/min"
             title = f"{head}\n{over} {say.times(one.ratio.value[i])}"
-            d.expert_panel(ax, one.share.at(i), title=title)
-            busy, idle = int(share.argmax()), int(share.argmin())
-            ends = {"most": share[busy], "busy": busy + 1, "least": share[idle], "idle": idle + 1}
+            ends = d.expert_panel(places.pop(0), one.share[i], title=title)
             parts.append(say.told("figures.labels.each", where=where, ratio=one.ratio[i], **ends))
         said.append(f"{titles.get(label, label)}: {', '.join(parts)}")
     for ax in places:
@@ -163,13 +157,13 @@ def draw_labels(
     what = f"in {say.of_layers(first.layer, num_layers)}"
     if several:
         what = f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
-    works, tokens = (
-        say.spread(first.units[rows].tolist(), 0).replace("–", " to "),
-        first.tokens[rows],
+    works, tokens = say.spread(first.units[rows].tolist(), 0), first.tokens[rows]
+    each = (
+        f"{tokens.min():,} to {tokens.max():,} tokens each"
+        if len(names) > 1
+        else f"{tokens[0]:,} tokens"
     )
-    sizes = f"{works} works, {tokens[0]:,} tokens"
-    if len(names) > 1:
-        sizes = f"{works} works, {tokens.min():,} to {tokens.max():,} tokens each"
+    sizes = f"{works.replace('–', ' to ')} works, {each}"
     return d.figure(
         name, canvas, "labels", said, what=what, sizes=sizes, note=f" {note}" if note else "",
         few=f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else "",
@@ -197,7 +191,7 @@ def draw_skew(
         d.dots(top, y, one.tv, order, np.isin(order, one.beyond), scale=100)
         low, high = one.ratio.null_low[order], one.ratio.null_high[order]
         known, ratio = np.isfinite(low) & np.isfinite(high), one.ratio.value[order]
-        bottom.barh(y[known], (high - low)[known], left=low[known], **bars)
+        bottom.barh(y[known], high[known] - low[known], left=low[known], **bars)
         d.dots(bottom, y, one.ratio, order, (ratio > high) | (ratio < low))
         bottom.set_xscale("log")
         bottom.set_xlim(1, bottom.get_xlim()[1] * 1.12)
@@ -205,8 +199,9 @@ def draw_skew(
         if bottom.get_xlim()[1] > five:
             bottom.axvline(five, color=style.VERMILLION, linewidth=1, linestyle=":")
             if one is last:
-                look: Any = {"color": style.VERMILLION, "fontsize": style.SMALL, "ha": "center"}
-                bottom.text(five, len(names) - 0.35, "article: more than 5", **look)
+                look: Any = {"ha": "center", "va": "baseline"}
+                at = (five, len(names) - 0.35)
+                d.write(bottom, *at, "article: more than 5", style.VERMILLION, **look)
         d.put_title(top, d.heading(one.layer, num_layers))
         top.set_xlim(0, top.get_xlim()[1] * 1.04)
         top.set_xlabel("moved assignments, %")
@@ -215,10 +210,8 @@ def draw_skew(
         first.set_yticks(y, [d.literal(str(titles.get(label, label))) for label in names])
         first.set_ylim(-0.6, len(names) - 0.1)
     worst = int(np.argmax(np.where(np.isnan(last.ratio.value), -1, last.ratio.value)))
-    each = ", ".join(
-        say.told("figures.skew.each", label=titles.get(n, n), moved=last.tv[_index(last, n)])
-        for n in names
-    )
+    moved = {titles.get(n, n): last.tv[_index(last, n)] for n in names}
+    each = ", ".join(say.told("figures.skew.each", label=n, moved=x) for n, x in moved.items())
     return d.figure(
         name, canvas, "skew", [each], note=f" {note}" if note else "", labels=len(names),
         layer=say.of_layers(last.layer, num_layers), beyond=len(last.beyond), ratio=last.ratio[worst],
@@ -240,9 +233,9 @@ def _index(load: DomainLoad, label: str) -> int:
 def judge_subjects(m: Measurements, titles: Titles) -> say.Finding:
     """C13: do single subjects skew the load, and is the load over all of them more even than theirs?"""
     label, labels, _ = m.nouns
-    told, kind = (
-        ("subject", labels) if m.of_questions else ("domain", "topics of one encyclopaedia")
-    )
+    told, kind = "domain", "topics of one encyclopaedia"
+    if m.of_questions:
+        told, kind = "subject", labels
     parts = [skewed(x, say.where(m, x, kind), x.layer == m.layers[-1], titles) for x in m.topics]
     parts += [skewed(x, say.where(m, x, "packages as domains"), False, titles) for x in m.domains]
     for one in m.topics[-1:]:
@@ -304,9 +297,8 @@ def pool_against_single(one: DomainLoad, where: str, labels: str) -> say.Part:
     if binomtest(heads, of).pvalue < ch.ALPHA:
         verdict = say.AGREES if 2 * heads > of else say.DISAGREES
     pooled = float(ch.max_over_min(one.pooled))
-    return say.Part(
-        where, say.told("C13.pool", labels=labels, pooled=pooled, said=said), verdict, said=said
-    )
+    found = say.told("C13.pool", labels=labels, pooled=pooled, said=said)
+    return say.Part(where, found, verdict, said=said)
 
 
 def fivefold(one: DomainLoad, where: str, label: str, titles: Titles) -> say.Part:

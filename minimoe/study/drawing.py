@@ -17,7 +17,7 @@ from minimoe.course import style
 from minimoe.errors import MinimoeError
 from minimoe.io import atomic_write
 from minimoe.study import claims as say
-from minimoe.study.chance import Band, Bands, Floats
+from minimoe.study.chance import Band, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,10 +111,11 @@ def heading(layer: int, num_layers: int | None) -> str:
     return say.of_layers(layer, num_layers).capitalize()
 
 
-def expert_panel(ax: Axes, share: Bands, *, title: str) -> None:
+def expert_panel(ax: Axes, share: Band, *, title: str) -> dict[str, float]:
     """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
 
-    The experts are numbered from 1, as the article numbers them.
+    The experts are numbered from 1, as the article numbers them. Returns which is the busiest and which the least busy,
+    and their shares, as templates name them.
     """
     value, low, high = share.value, share.null_low, share.null_high
     number = np.arange(1, len(value) + 1)
@@ -129,6 +130,8 @@ def expert_panel(ax: Axes, share: Bands, *, title: str) -> None:
     whiskers(ax, number, share)
     put_title(ax, title)
     expert_axis(ax, len(value))
+    busy, idle = int(value.argmax()), int(value.argmin())
+    return {"busy": busy + 1, "most": value[busy], "idle": idle + 1, "least": value[idle]}
 
 
 def expert_axis(ax: Axes, count: int) -> None:
@@ -146,7 +149,7 @@ def expert_ticks(count: int) -> list[int]:
     return [1, *range(step, count + 1, step)]
 
 
-def whiskers(ax: Axes, x: Any, bands: Bands) -> None:
+def whiskers(ax: Axes, x: Any, bands: Band) -> None:
     """Intervals of shares at x [n] in per cent where there are any, thinner where there are many."""
     known = ~np.isnan(bands.low)
     if not known.any():
@@ -168,6 +171,11 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def write(ax: Axes, x: float, y: float, text: str, colour: Any = None, **look: Any) -> None:
+    """A small text at (x, y), level with its middle, unless `look` says otherwise."""
+    ax.text(x, y, text, None, color=colour, **{"fontsize": style.SMALL, "va": "center", **look})
+
+
 def put_title(ax: Axes, text: str) -> None:
     """A small title at the left."""
     ax.set_title(literal(text), fontsize=style.SMALL, loc="left")
@@ -184,12 +192,12 @@ def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> No
     line = 1.25 * style.SMALL / 72 / height  # of the axes' height
     to_axes, bottom = ax.transData + ax.transAxes.inverted(), -np.inf
     look: Any = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
+    look |= {"fontsize": style.SMALL, "linespacing": 0.95}
     for y, text, colour in sorted(ends):
         half = line * (text.count("\n") + 1) / 2
         at = max(float(to_axes.transform((x, y))[1]), bottom + half)
         bottom = at + half
-        words: Any = {"color": colour, "fontsize": style.SMALL, "linespacing": 0.95}
-        ax.annotate(literal(text), (1.02, at), **look, **words)
+        ax.annotate(literal(text), (1.02, at), color=colour, **look)
 
 
 def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
@@ -210,7 +218,7 @@ def line(
     ax.errorbar(x, value, arms, color=colour, zorder=3, **look)
 
 
-def dots(ax: Axes, y: Any, bands: Bands, order: Any, marked: Any, *, scale: float = 1.0) -> None:
+def dots(ax: Axes, y: Any, bands: Band, order: Any, marked: Any, *, scale: float = 1.0) -> None:
     """Rows of `order` as dots with whiskers, dark where `marked`."""
     value, low, high = (scale * end[order] for end in (bands.value, bands.low, bands.high))
     known = ~np.isnan(low) & np.isfinite(value)

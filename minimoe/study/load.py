@@ -14,7 +14,7 @@ from minimoe.course import style
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Bands, Floats, Ints
+from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Load(ch.Result):
     tokens: int
     documents: int
     units: int
-    share: Bands
+    share: Band
     ratio: Band
     max_violation: Band
     design_effect: float
@@ -66,16 +66,11 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
     scattered = ch.max_over_min(np.maximum(ch.bootstrap(centred, c.strata, resamples, rng), 0))
     effect, q = _design_effect(c, counts), c.k / e
     spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * len(c.token)) * max(effect, 0.0))
-    return Load(
-        layer=layer,
-        tokens=len(c.token),
-        documents=c.num_documents,
-        units=c.num_units,
-        share=ch.bands(share, share_ends, (1 / e - spread, 1 / e + spread)),
-        ratio=ch.against(float(ch.max_over_min(total)), scattered, ratio_ends),
-        max_violation=ch.band(e * share.max() - 1, busy),
-        design_effect=effect,
-    )
+    ratio = ch.against(ch.max_over_min(total), scattered, ratio_ends)
+    violation = Band(e * share.max() - 1, *busy)
+    shares = Band(share, *share_ends, 1 / e - spread, 1 / e + spread)
+    sizes = (len(c.token), c.num_documents, c.num_units)
+    return Load(layer, *sizes, shares, ratio, violation, effect)
 
 
 def equal_counts(
@@ -136,19 +131,16 @@ def draw_load(
     canvas, axes = d.panels(1, len(loads), height=2.6, share_y=True)
     said: list[str] = []
     for ax, one in zip(axes[0], loads, strict=True):
-        where, share = d.heading(one.layer, num_layers), one.share.value
-        d.expert_panel(ax, one.share, title=f"{where}\nmax/min {say.factor(one.ratio)}")
-        busy, idle = int(share.argmax()), int(share.argmin())
-        ends = {"most": share[busy], "busy": busy + 1, "least": share[idle], "idle": idle + 1}
+        where = d.heading(one.layer, num_layers)
+        title = f"{where}\nmax/min {say.factor(one.ratio)}"
+        ends = d.expert_panel(ax, one.share, title=title)
         said.append(say.told("figures.load.each", where=where.lower(), one=one, **ends))
     d.name_axes(axes, "expert", "share of assignments, %")
     few = "" if loads[0].ratio.known else f" Only {loads[0].units} works: no intervals."
     return d.figure(name, canvas, "load", said, text=text, one=loads[0], few=few)
 
 
-def draw_load_by_depth(
-    series: Mapping[str, Sequence[Load]], *, name: str = "load-by-depth"
-) -> d.Figure:
+def draw_load_by_depth(series: Mapping[str, Sequence[Load]]) -> d.Figure:
     """Max/min and MaxVio of every layer, one line a kind of text, over the null of the first."""
     canvas, ((left, right),) = d.panels(1, 2, height=2.9)
     first = next(iter(series.values()))
@@ -176,7 +168,7 @@ def draw_load_by_depth(
     d.by_layer(left, layers, title, "busiest over least busy expert")
     d.by_layer(right, layers, "MaxVio = E·max − 1", "busiest over its fair share, %")
     d.label_ends(right, layers[-1], ends)
-    return d.figure(name, canvas, "load-by-depth", [". ".join(said)], chance=max(nulls))
+    return d.figure("load-by-depth", canvas, "load-by-depth", [". ".join(said)], chance=max(nulls))
 
 
 # --- findings -------------------------------------------------------------------------------------

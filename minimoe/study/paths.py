@@ -16,7 +16,7 @@ from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Floats, Ints
+from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ def paths(
     path = ch.join(steps)
     n, distinct, e, k = len(path), int(path.max()) + 1, trace.num_experts, trace.experts_per_token
 
-    mixed = (ch.mix([rng.permutation(step) for step in steps]) for _ in range(permutations))
-    independent = np.array([len(ch.sorted_distinct(codes)) for codes in mixed])
+    mixed = (ch.mix(rng.permutation(step) for step in steps) for _ in range(permutations))
+    # with counts, because np.unique then sorts: its hashing takes ten times as long
+    independent = np.array([len(np.unique(x, return_counts=True)[0]) for x in mixed])
     least, most = map(float, ch.percentile(independent))
     # of as few paths: fewer is the finding
     few = (1.0 + float((independent <= distinct).sum())) / (1.0 + permutations)
@@ -105,7 +106,7 @@ def paths(
         kind=kind,
         layers=used,
         tokens=n,
-        distinct=ch.band(distinct, null=(least, most), p=few),
+        distinct=Band(distinct, null_low=least, null_high=most, p=few),
         possible_log10=len(used) * math.log10(e if kind == "first" else math.comb(e, k)),
         repeated=replace(repeated, null_low=1 - most / n, null_high=1 - least / n, p=few),
         curve_tokens=at,
@@ -181,63 +182,62 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
     joined = (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
     if not joined.any():
         raise TraceError(f"no two tokens of layer {layer} follow each other in a document")
-    first, e, k = expert[:, 0] + 1, c.num_experts, c.k
-    sets, members = ch.set_codes(expert)
-    masks = _masks(expert)
-    unit = c.unit[document[1:]]
+    unit, e, k = c.unit[document[1:]], c.num_experts, c.k
     pairs = np.bincount(unit[joined], minlength=c.num_units)
 
-    def repetition(
-        hits: npt.NDArray[np.bool_], moments: tuple[float, float], equal: float, loads: float
-    ) -> Repetition:
-        """Rate of the joined pairs that hit, against the mean and the variance of their null."""
-        found, rng = (
-            np.bincount(unit[joined & hits], minlength=c.num_units),
-            np.random.default_rng(seed),
-        )
+    def repetition(kind: Ints, match: Floats | None, equal: float) -> Repetition:
+        """Rate of the joined pairs of matching kinds, against their null; without a table of matches from samples."""
+        if match is None:
+            hits, mean, variance, loads = _sampled(document, joined, expert, seed)
+        else:
+            hits = match[kind[1:], kind[:-1]] > 0
+            mean, variance = _moments(document, joined, kind, match)
+            share = np.bincount(kind, minlength=len(match)) / len(kind)
+            loads = float(share @ match @ share)
+        found = np.bincount(unit[joined & hits], minlength=c.num_units)
+        rng, sd = np.random.default_rng(seed), math.sqrt(max(variance, 0.0))
         rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, rng)
-        mean, sd = moments[0], math.sqrt(max(moments[1], 0.0))
         half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
         p = NormalDist().cdf(-over / sd) if sd > 0 else (0.0 if over > 1e-12 else 1.0)
         rate = replace(rate, null_low=mean - half, null_high=mean + half, p=p)
         return Repetition(rate, mean, equal, loads)
 
-    p, same = np.bincount(first, minlength=e + 1) / len(first), np.eye(e + 1)
+    sets, members = ch.set_codes(expert)
+    meets = None
     if len(members) <= _MOST_SETS:
-        member, of_sets = ch.membership(members, e), np.bincount(sets) / len(sets)
+        member = ch.membership(members, e)
         meets = (member @ member.T > 0).astype(np.float64)
-        moments, any_two = _moments(document, joined, sets, meets), float(of_sets @ meets @ of_sets)
-    else:
-        moments = _shuffled(document, joined, masks, seed)
-        one, other = np.random.default_rng(seed).integers(0, len(masks), size=(2, _SAMPLED_PAIRS))
-        any_two = float(_overlap(masks[one], masks[other]).mean())
-    equal, seen = 1 - math.comb(e - k, k) / math.comb(e, k), _overlap(masks[1:], masks[:-1])
-    alike, null = first[1:] == first[:-1], _moments(document, joined, first, same)
-    return Repeats(
-        layer=layer,
-        pairs=int(joined.sum()),
-        first=repetition(alike, null, 1 / e, float(p @ p)),
-        overlap=repetition(seen, moments, equal, any_two),
-    )
+    first = repetition(expert[:, 0] + 1, np.eye(e + 1), 1 / e)
+    overlap = repetition(sets, meets, 1 - math.comb(e - k, k) / math.comb(e, k))
+    return Repeats(layer, int(joined.sum()), first, overlap)
 
 
-def _masks(expert: Ints) -> Ints:
-    """[n, words] the set of each row of [n, K] as bits, 62 experts a word."""
-    words = int(expert.max(initial=0)) // 62 + 1
-    masks = np.zeros((len(expert), words), dtype=np.int64)
+def _sampled(
+    document: Ints, joined: Mask, expert: Ints, seed: int
+) -> tuple[Mask, float, float, float]:
+    """[n − 1] whether neighbours have an expert in common, mean and variance of their rate in shuffled documents, and
+    the rate of any two tokens: from samples, where there are too many sets to count exactly."""
+    masks = np.zeros(
+        (len(expert), int(expert.max()) // 62 + 1), dtype=np.int64
+    )  # 62 experts a word
     for column in expert.T:
         rows = np.flatnonzero(column >= 0)
         masks[rows, column[rows] // 62] |= np.int64(1) << (column[rows] % 62)
-    return masks
+
+    def overlap(a: Ints, b: Ints) -> Mask:
+        return ((a & b) != 0).any(axis=1)
+
+    rng, rates = np.random.default_rng(seed), list[float]()
+    for _ in range(_SHUFFLES):
+        mixed = masks[np.argsort(document + rng.random(len(masks)))]
+        rates.append(overlap(mixed[1:], mixed[:-1])[joined].mean())
+    one, other = np.random.default_rng(seed).integers(0, len(masks), size=(2, _SAMPLED_PAIRS))
+    any_two = float(overlap(masks[one], masks[other]).mean())
+    hits = overlap(masks[1:], masks[:-1])
+    return hits, float(np.mean(rates)), float(np.var(rates, ddof=1)), any_two
 
 
-def _overlap(a: Ints, b: Ints) -> npt.NDArray[np.bool_]:
-    return ((a & b) != 0).any(axis=1)
-
-
-def _moments(
-    document: Ints, joined: npt.NDArray[np.bool_], kind: Ints, match: Floats
-) -> tuple[float, float]:
+def _moments(document: Ints, joined: Mask, kind: Ints, match: Floats) -> tuple[float, float]:
     """Exact mean and variance of the rate when tokens of matching kinds are permuted within documents.
 
     With m joined pairs in a document, s pairs of those that share a token, and A the 0/1 matrix of which of its n
@@ -248,22 +248,15 @@ def _moments(
     g, u, where = len(n), len(match), document[1:]
     m = np.bincount(where[joined], minlength=g).astype(np.float64)
     s = np.bincount(where[1:][joined[1:] & joined[:-1]], minlength=g).astype(np.float64)
-    matching, touching = (
-        np.empty(g),
-        np.empty(g),
-    )  # Σᵢ rᵢ and Σᵢ rᵢ(rᵢ − 1), r = tokens that match token i
+    sums: list[Floats] = []  # of documents: Σᵢ rᵢ and Σᵢ rᵢ(rᵢ − 1), r = tokens that match token i
     for start in range(0, g, 1024):
-        rows = slice(*np.searchsorted(document, [start, start + 1024]))
-        some = slice(start, min(start + 1024, g))
+        stop = min(start + 1024, g)
+        rows = slice(*np.searchsorted(document, [start, stop]))
         cell = (document[rows] - start) * u + kind[rows]
-        counts = (
-            np.bincount(cell, minlength=(some.stop - start) * u).reshape(-1, u).astype(np.float64)
-        )
+        counts = np.bincount(cell, minlength=(stop - start) * u).reshape(-1, u).astype(np.float64)
         r = counts @ match - match.diagonal()
-        matching[some], touching[some] = (
-            (counts * r).sum(axis=1),
-            (counts * r * (r - 1)).sum(axis=1),
-        )
+        sums.append(np.stack([(counts * r).sum(axis=1), (counts * r * (r - 1)).sum(axis=1)]))
+    matching, touching = np.concatenate(sums, axis=1)
 
     def over(top: Floats, ways: Floats) -> Floats:
         return np.divide(top, ways, out=np.zeros_like(top), where=ways > 0)
@@ -274,16 +267,6 @@ def _moments(
     mean = m * a
     variance = mean + 2 * s * b + (m * (m - 1) - 2 * s) * c - mean**2
     return float(mean.sum() / m.sum()), float(variance.sum() / m.sum() ** 2)
-
-
-def _shuffled(
-    document: Ints, joined: npt.NDArray[np.bool_], masks: Ints, seed: int
-) -> tuple[float, float]:
-    """Mean and variance of the overlap rate from shuffles, where there are too many sets to count exactly."""
-    rng = np.random.default_rng(seed)
-    mixed = (masks[np.argsort(document + rng.random(len(masks)))] for _ in range(_SHUFFLES))
-    rates = [float(_overlap(x[1:], x[:-1])[joined].mean()) for x in mixed]
-    return float(np.mean(rates)), float(np.var(rates, ddof=1))
 
 
 # --- experts chosen together ----------------------------------------------------------------------
@@ -351,15 +334,9 @@ def coactivation(
         if r >= 0:
             draws[r] = np.nanmax(_conditional(_pairs(expert, e)))
     i, j = divmod(int(np.nanargmax(some)), e)
-    return CoActivation(
-        layer=layer,
-        conditional=_conditional(total),
-        chance=_conditional(joint),
-        chance_equal=(k - 1) / (e - 1),
-        maximum=ch.against(float(some[i, j]), draws),
-        maximum_pair=(i, j),
-        null_tokens=len(document),
-    )
+    found, chance, maximum = _conditional(total), _conditional(joint), ch.against(some[i, j], draws)
+    equal, tokens = (k - 1) / (e - 1), len(document)
+    return CoActivation(layer, found, chance, equal, maximum, (i, j), tokens)
 
 
 def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
@@ -432,7 +409,7 @@ def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def draw_repeats(results: Sequence[Repeats], *, name: str = "repeats") -> d.Figure:
+def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
     """How often neighbours share their first choice, or any expert, by layer, with chance."""
     canvas, (axes,) = d.panels(1, 2, height=2.8)
     layers, said = [one.layer for one in results], list[str]()
@@ -461,11 +438,11 @@ def draw_repeats(results: Sequence[Repeats], *, name: str = "repeats") -> d.Figu
         )
         said.append(f"{title.lower()}: {each}")
     equal = [say.percent(series[0].chance_equal) for series in both.values()]
-    return d.figure(name, canvas, "repeats", said, pairs=results[0].pairs, equal=equal)
+    return d.figure("repeats", canvas, "repeats", said, pairs=results[0].pairs, equal=equal)
 
 
 def draw_coactivation(
-    results: Sequence[CoActivation], *, num_layers: int | None = None, name: str = "coactivation"
+    results: Sequence[CoActivation], *, num_layers: int | None = None
 ) -> d.Figure:
     """P(j chosen | i chosen) for all pairs, coloured by its ratio to what the loads alone would give."""
     canvas, (axes,) = d.panels(1, len(results), height=2.9)
@@ -477,9 +454,9 @@ def draw_coactivation(
             change = np.clip(np.log2(one.conditional / one.chance), -2, 2)
         image = ax.imshow(change, cmap="PuOr_r", vmin=-2, vmax=2)
         for row, column in np.argwhere(~np.isnan(one.conditional)) if e <= 10 else ():
-            look: Any = {"ha": "center", "va": "center", "fontsize": style.SMALL}
-            look["color"] = "white" if abs(change[row, column]) > 1.2 else style.BLACK
-            ax.text(column, row, f"{100 * one.conditional[row, column]:.0f}", **look)
+            text = f"{100 * one.conditional[row, column]:.0f}"
+            colour = "white" if abs(change[row, column]) > 1.2 else style.BLACK
+            d.write(ax, column, row, text, colour, ha="center")
         ticks = d.expert_ticks(e)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks([t - 1 for t in ticks], [str(t) for t in ticks])
@@ -494,10 +471,10 @@ def draw_coactivation(
     bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"], fontsize=style.SMALL)
     bar.set_label("ratio to chance", fontsize=style.SMALL)
     bar.outline.set_visible(False)
-    return d.figure(name, canvas, "coactivation", said, equal=results[0].chance_equal)
+    return d.figure("coactivation", canvas, "coactivation", said, equal=results[0].chance_equal)
 
 
-def draw_paths(results: Sequence[Paths], *, name: str = "paths") -> d.Figure:
+def draw_paths(results: Sequence[Paths]) -> d.Figure:
     """Left how the number of distinct paths grows; right how much context two tokens on one path have in common."""
     canvas, ((left, right),) = d.panels(1, 2, height=3.0)
     said: list[str] = []
@@ -528,7 +505,7 @@ def draw_paths(results: Sequence[Paths], *, name: str = "paths") -> d.Figure:
     right.set_ylim(0, 102)
     right.set(xlabel="last tokens compared", ylabel="pairs on one path that agree, %")
     d.put_title(right, "Same path, same words? (grey: all pairs)")
-    return d.figure(name, canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
+    return d.figure("paths", canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
 
 
 # --- findings -------------------------------------------------------------------------------------

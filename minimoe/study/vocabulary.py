@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Bands, Floats, Ints
+from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.depth import Information
 from minimoe.study.load import equal_counts
 from minimoe.study.trace import RoutingTrace
@@ -60,7 +60,6 @@ def characteristic_tokens(
     layer: int,
     *,
     top: int = 30,
-    prior: float | None = None,
     min_documents: int = 5,
     groups: int = 25,
     seed: int = 0,
@@ -73,17 +72,16 @@ def characteristic_tokens(
         δ = ln((y + a_w)/(n + a − y − a_w)) − ln((y' + a_w)/(n' + a − y' − a_w)),
         z = δ / √(1/(y + a_w) + 1/(y' + a_w)).
 
-    The prior a_w is the token's frequency in all of the trace, scaled to add up to a = `prior`, by default 1 % of all
-    assignments. z takes occurrences for independent, which they are not, so it only ranks: a token is listed when it
-    lies in `min_documents` documents and the interval of δ, by jackknife over groups of works, lies above 0.
+    The prior a_w is 1 % of the token's assignments in all of the trace, a their sum. z takes occurrences for
+    independent, which they are not, so it only ranks: a token is listed when it lies in `min_documents` documents and
+    the interval of δ, by jackknife over groups of works, lies above 0.
     """
     c = ch.choices(trace, layer)
     number, ids = ch.compact(c.token)
     e, v = c.num_experts, len(ids)
     group = ch.random_groups(c.strata, min(groups, c.num_units), np.random.default_rng(seed))
     counts = ch.count_experts(number, v, c.expert, e)
-    pseudo = counts.sum(axis=1, keepdims=True) / counts.sum()
-    pseudo = pseudo * (0.01 * counts.sum() if prior is None else prior)
+    pseudo = 0.01 * counts.sum(axis=1, keepdims=True)
     delta, z = log_odds(counts, pseudo)
     parts = ch.by_group(group[c.unit][c.document], int(group.max()) + 1, number, v, c.expert, e)
     without = [log_odds(counts - part, pseudo)[0] for part in parts]
@@ -106,12 +104,12 @@ def log_odds(counts: Ints | Floats, pseudo: Floats) -> tuple[Floats, Floats]:
 
 def _documents(c: ch.Choices, token: Ints, document: Ints, count: int) -> Ints:
     """[X] documents that hold each of the tokens 0 to X − 1."""
-    cell = ch.sorted_distinct(token * c.num_documents + document)
+    cell = ch.compact(token * c.num_documents + document)[1]
     return np.bincount(cell // c.num_documents, minlength=count)
 
 
 def _best(
-    layer: int, ids: Ints, counts: Ints, score: Floats, listed: npt.NDArray[np.bool_], top: int
+    layer: int, ids: Ints, counts: Ints, score: Floats, listed: Mask, top: int
 ) -> ExpertTokens:
     """The `top` of [V, E] scores among those `listed`."""
     order = np.argsort(-np.where(listed, score, -np.inf), axis=0, kind="stable")[:top]
@@ -149,7 +147,7 @@ class PreferredExperts(ch.Result):
     token: Ints
     occurrences: Ints
     expert: Ints
-    share: Bands
+    share: Band
     chance: Floats
     mean: Band
     mean_chance: float
@@ -174,7 +172,7 @@ class TokenShares(ch.Result):
     token: Ints
     occurrences: Ints
     documents: Ints
-    share: Bands
+    share: Band
     chance: Floats
     preferred: PreferredExperts
 
@@ -199,12 +197,11 @@ def preferred_experts(
     """
     c = ch.choices(trace, layer)
     size = c.k if size is None else size
-    ids = (
-        np.flatnonzero(np.bincount(c.token) >= min_count) if token_ids is None else _ids(token_ids)
-    )
-    if not len(ids):
+    often = np.flatnonzero(np.bincount(c.token) >= min_count)
+    if token_ids is None and not len(often):
         raise TraceError(f"no token of layer {layer} occurs {min_count} times; record more text")
-    number, count = _numbers(c, ids), len(ids)
+    ids, number = _places(c, often if token_ids is None else token_ids)
+    count = len(ids)
     # halves drawn within domains
     half = ch.random_groups(c.strata, 2, np.random.default_rng(seed))[c.unit][c.document]
     first = (number >= 0) & (half == 0)
@@ -225,53 +222,36 @@ def preferred_experts(
     mean = excess = Band(math.nan)
     if len(rows):
         got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
+        strata = c.strata[kept]
         mean, excess = (
-            ch.bootstrap_rate(x, of, c.strata[kept], resamples, np.random.default_rng(seed))
+            ch.bootstrap_rate(x, of, strata, resamples, np.random.default_rng(seed))
             for x in (got, more)
         )
-    return PreferredExperts(
-        layer=layer,
-        token=ids,
-        occurrences=np.bincount(number[number >= 0], minlength=count),
-        expert=expert,
-        share=share,
-        chance=np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0),
-        mean=mean,
-        mean_chance=mean.value - excess.value,
-        excess=excess,
-    )
+    chance = np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0)
+    occurrences, due = np.bincount(number[number >= 0], minlength=count), mean.value - excess.value
+    return PreferredExperts(layer, ids, occurrences, expert, share, chance, mean, due, excess)
 
 
 def token_shares(
     trace: RoutingTrace, layer: int, token_ids: Tokens, *, seed: int = 0
 ) -> TokenShares:
     """Shares of every expert in `layer` for a few tokens, say those of ':' and '.'."""
-    c, ids = ch.choices(trace, layer), _ids(token_ids)
-    number = _numbers(c, ids)
+    c = ch.choices(trace, layer)
+    ids, number = _places(c, token_ids)
     rows = np.flatnonzero(number >= 0)
     token, document, count = number[rows], c.document[rows], len(ids)
     cell, cells = ch.compact(token * c.num_units + c.unit[document])
     held = ch.count_experts(cell, len(cells), c.expert[rows], c.num_experts)
-    trials, owner = np.bincount(cell, minlength=len(cells)), cells // c.num_units
-    of_experts = [ch.interval_of_share(x, trials, owner, count) for x in held.T]
-    value, low, high = (
-        np.stack([getattr(x, end) for x in of_experts], axis=1) for end in ("value", "low", "high")
-    )
-    occurrences = np.bincount(token, minlength=count)
-    same = np.zeros(value.shape)
+    share = ch.interval_of_share(held, np.bincount(cell), cells // c.num_units, count)
+    occurrences, same = np.bincount(token, minlength=count), np.zeros((count, c.num_experts))
     np.add.at(same, token, _same_documents(c)[document])
-    null = _largest_by_chance(c, document, token, count, np.random.default_rng(seed))
+    null = _largest_by_chance(c, document, token, count, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
-        chance, null = same / occurrences[:, None], null / occurrences
-    return TokenShares(
-        layer=layer,
-        token=ids,
-        occurrences=occurrences,
-        documents=_documents(c, token, document, count),
-        share=ch.bands(value, (low, high), null[:, :, None]),
-        chance=chance,
-        preferred=preferred_experts(trace, layer, token_ids=ids, seed=seed),
-    )
+        chance, (low, high) = same / occurrences[:, None], null[:, :, None] / occurrences[:, None]
+    share = replace(share, null_low=low, null_high=high)
+    documents = _documents(c, token, document, count)
+    preferred = preferred_experts(trace, layer, token_ids=ids, seed=seed)
+    return TokenShares(layer, ids, occurrences, documents, share, chance, preferred)
 
 
 def maximum_share_null(
@@ -279,21 +259,17 @@ def maximum_share_null(
 ) -> Band:
     """Largest N(x, e)/N(x) of a token that occurs n times and prefers nobody, equal loads: mean and central 95 %."""
     largest = equal_counts(n, num_experts, k, draws=draws, seed=seed).max(axis=1) / n
-    return ch.band(largest.mean(), ch.percentile(largest))
+    return Band(largest.mean(), *ch.percentile(largest))
 
 
-def _ids(token_ids: Tokens) -> Ints:
+def _places(c: ch.Choices, token_ids: Tokens) -> tuple[Ints, Ints]:
+    """The [X] ids, and [n] the place among them of each row's token, -1 for other tokens."""
     ids = np.asarray(token_ids, dtype=np.int64)
     if ids.ndim != 1 or not len(ids) or (ids < 0).any() or len(np.unique(ids)) != len(ids):
         raise TraceError(f"token_ids are {ids.tolist()}, expected distinct token ids, at least one")
-    return ids
-
-
-def _numbers(c: ch.Choices, ids: Ints) -> Ints:
-    """[n] the place in `ids` of each row's token, -1 for other tokens."""
     place = np.full(max(int(c.token.max()), int(ids.max())) + 1, -1, dtype=np.int64)
     place[ids] = np.arange(len(ids))
-    return place[c.token]
+    return ids, place[c.token]
 
 
 def _same_documents(c: ch.Choices) -> Floats:
@@ -302,14 +278,12 @@ def _same_documents(c: ch.Choices) -> Floats:
     return held / np.bincount(c.document)[:, None]
 
 
-def _largest_by_chance(
-    c: ch.Choices, document: Ints, token: Ints, count: int, rng: np.random.Generator
-) -> Floats:
+def _largest_by_chance(c: ch.Choices, document: Ints, token: Ints, count: int, seed: int) -> Floats:
     """[2, X] central 95 % of how often any expert is held at most when each of the rows, of tokens 0 to X − 1, takes
     the experts of a random token of its document."""
     order, size = np.argsort(c.document, kind="stable"), np.bincount(c.document)
     start, room = (np.cumsum(size) - size)[document], size[document]
-    largest = np.empty((_DRAWS, count))
+    largest, rng = np.empty((_DRAWS, count)), np.random.default_rng(seed)
     for r in range(_DRAWS):
         pick = order[start + (rng.random(len(token)) * room).astype(np.int64)]
         largest[r] = ch.count_experts(token, count, c.expert[pick], c.num_experts).max(axis=1)
@@ -318,7 +292,6 @@ def _largest_by_chance(
 
 # --- figures --------------------------------------------------------------------------------------
 
-Decode = Callable[[int], str]
 _TOP, _MOST_EXPERTS = 10, 12
 
 
@@ -332,7 +305,7 @@ def shown(text: str, longest: int = 9) -> str:
 def draw_ranked(
     frequent: ExpertTokens,
     characteristic: ExpertTokens,
-    decode: Decode,
+    decode: Callable[[int], str],
     *,
     num_layers: int | None = None,
     name: str = "tokens",
@@ -353,10 +326,9 @@ def draw_ranked(
     for e, ax in enumerate(places[:count]):
         ax.set_xlim(0, 1)
         ax.set_ylim(top + 0.1, -2.4)
-        look: Any = {"fontsize": style.SMALL, "fontstyle": "italic", "va": "center"}
-        ax.text(0, -2.1, f"Expert {e + 1}", fontsize=style.NORMAL, fontweight="bold", va="center")
-        ax.text(0, -1.15, "frequent", color=style.BLUE, **look)
-        ax.text(0.5, -1.15, "characteristic", color=style.VERMILLION, **look)
+        d.write(ax, 0, -2.1, f"Expert {e + 1}", fontsize=style.NORMAL, fontweight="bold")
+        d.write(ax, 0, -1.15, "frequent", style.BLUE, fontstyle="italic")
+        d.write(ax, 0.5, -1.15, "characteristic", style.VERMILLION, fontstyle="italic")
         ax.plot([0, 0.96], [-0.65, -0.65], color=style.CHANCE, linewidth=0.8)
         often, own = (
             [shown(decode(int(t))) for t in tokens.token[e, :top] if t >= 0]
@@ -364,9 +336,9 @@ def draw_ranked(
         )
         for rank, (text, share) in enumerate(zip(often, frequent.score[e], strict=False)):
             size = style.SMALL + 5 * math.sqrt(share / largest)
-            ax.text(0, rank, text, fontsize=size, color=style.BLUE, va="center")
+            d.write(ax, 0, rank, text, style.BLUE, fontsize=size)
         for rank, text in enumerate(own):
-            ax.text(0.5, rank, text, fontsize=style.SMALL + 1, color=style.VERMILLION, va="center")
+            d.write(ax, 0.5, rank, text, style.VERMILLION, fontsize=style.SMALL + 1)
         first = zip(often[:3], frequent.score[e], strict=False)
         words = ", ".join(f"{text} {say.percent(share)}" for text, share in first)
         said.append(f"expert {e + 1}: {words}; characteristic {', '.join(own[:3])}")
@@ -394,12 +366,8 @@ def draw_token(
     first, apart_id = shares[0], token if apart_token is None else apart_token
     i, said = _row(first, token), list[str]()
     for column, (ax, one) in enumerate(zip(axes[0], shares, strict=True)):
-        band = one.share.at(i)
-        share, null, number = (
-            band.value,
-            float(band.null_high[0]),
-            np.arange(1, len(band.value) + 1),
-        )
+        band, number = one.share[i], np.arange(1, len(one.chance[i]) + 1)
+        share, null = band.value, float(band.null_high[0])
         ax.axhspan(0, 100 * null, color=style.CHANCE, alpha=0.45, linewidth=0, zorder=0)
         colours = [style.BLUE if s > null else style.PALE for s in share]
         ax.bar(number, 100 * share, width=0.62, color=colours, zorder=2)
@@ -419,14 +387,9 @@ def draw_token(
         said.append(say.told("figures.token.each", where=where.lower(), best=best, null=null))
         if np.isfinite(null) and one is shares[-1]:
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
-            look: Any = {
-                "fontsize": style.SMALL,
-                "color": style.LINE,
-                "ha": "right",
-                "va": "bottom",
-            }
+            look: Any = {"ha": "right", "va": "bottom", "zorder": 6, "bbox": box}
             at = (len(number) + 0.65, 100 * null + 1)
-            ax.text(*at, "most by chance", zorder=6, bbox=box, **look)
+            d.write(ax, *at, "most by chance", style.LINE, **look)
     k = round(float(np.nansum(first.share.value[i])))
     d.name_axes(axes, "expert", f"times among the {k} chosen, %")
     extra = ""
@@ -470,7 +433,7 @@ def own_tokens(x: Information) -> tuple[Band, say.Verdict]:
 
 def judge_preferred(m: Measurements) -> say.Finding:
     """C15: do tokens have a set of preferred experts, and does it change with depth?"""
-    ends, dependence = {m.layers[0], m.layers[-1]}, m.dependence
+    ends = {m.layers[0], m.layers[-1]}
     parts = [
         _token_part(say.where(m, x, token.text), x, _row(x, token.token), x.layer in ends)
         for token in m.tokens
@@ -478,20 +441,16 @@ def judge_preferred(m: Measurements) -> say.Finding:
     ]
     every = [p for p in m.preferred if p.layer in m.layers]
     for p in every:
-        found, said = (
-            say.told(f"C15.{name}", p=p, tokens=len(p.token), size=p.expert.shape[1])
-            for name in ("every", "mean")
-        )
+        found = say.told("C15.every", p=p, tokens=len(p.token), size=p.expert.shape[1])
+        said = say.told("C15.mean", p=p)
         verdict, where = preference(p.excess), say.where(m, p, "all tokens")
         parts.append(say.Part(where, found, verdict, p.layer in ends, p.excess, said))
-    if len(dependence.layers) > 1:
-        told, prefers = dependence.told(0, -1), {p.layer: preference(p.excess) for p in every}
+    if len(layers := m.dependence.layers) > 1:
+        told, prefers = m.dependence.told(0, -1), {p.layer: preference(p.excess) for p in every}
         verdict = say.inside(told, -math.inf, say.limits("C15")["alike"])
         if any(prefers.get(layer) != say.AGREES for layer in ends):
             verdict = say.UNKNOWN
-        found = say.told(
-            "C15.depth", told=told, first=dependence.layers[0], last=dependence.layers[-1]
-        )
+        found = say.told("C15.depth", told=told, first=layers[0], last=layers[-1])
         what = "change with depth: grouping of tokens, first against last layer"
         parts.append(say.Part(what, found, verdict, said=say.share(told)))
     variants = "; ".join(
@@ -509,22 +468,20 @@ def judge_preferred(m: Measurements) -> say.Finding:
 def preference(excess: Band) -> say.Verdict:
     """Whether a share lies above that of the same documents, and by as much as the rule asks."""
     least = say.limits("C15")["least"]
-    if excess.known and excess.low > 0 and excess.value >= least:
+    if excess.low > 0 and excess.value >= least:
         return say.AGREES
-    return say.DISAGREES if excess.known and excess.high < least else say.UNKNOWN
+    return say.DISAGREES if excess.high < least else say.UNKNOWN
 
 
 def _token_part(where: str, one: TokenShares, i: int, decides: bool) -> say.Part:
-    p, bars = one.preferred, one.share.at(i)
+    p, bars = one.preferred, one.share[i]
     share, chance = p.share[i], float(p.chance[i])
     if not share.known:
         few = f"{one.occurrences[i]:,} occurrences in {one.documents[i]:,} documents: too few"
         return say.Part(where, few, say.UNKNOWN, decides)
     effect = Band(share.value - chance, share.low - chance, share.high - chance)
     most = [f"expert {e + 1} ({say.percent(float(bars.value[e]), 0)})" for e in p.expert[i]]
-    fill = {"share": share, "chance": chance, "largest": float(np.nanmax(bars.value))}
-    found = say.told(
-        "C15.token", most=most, times=one.occurrences[i], null=bars.null_high[0], **fill
-    )
+    fill = {"share": share, "chance": chance, "largest": np.nanmax(bars.value), "bars": bars}
+    found = say.told("C15.token", most=most, times=one.occurrences[i], **fill)
     said = f"{say.percent(share.value, 0)} against {say.percent(chance, 0)}"
     return say.Part(where, found, preference(effect), decides, effect, said)
