@@ -8,8 +8,6 @@ import torch.nn.functional as F
 
 from minimoe.balance import Load, importance_loss, load_loss, sequence_loss, switch_loss, z_loss
 from minimoe.errors import MinimoeError
-from minimoe.layers import MoELayer
-from minimoe.model import Block
 from minimoe.routers import NoisyTopKRouter, SigmoidRouter, TopKRouter
 from minimoe.routing import Routing
 from minimoe.zoo.switchhead import ProjectionRouter
@@ -64,9 +62,7 @@ def test_trap_4_layers_are_averaged_not_pooled() -> None:
     model = tiny_model(num_experts=2, num_experts_per_tok=1)
     with torch.no_grad():
         for i, layer in enumerate(model.layers):
-            assert isinstance(layer, Block)
             mlp = layer.mlp
-            assert isinstance(mlp, MoELayer) and isinstance(mlp.gate, TopKRouter)
             # the router sees one coordinate, which is always positive: every token of layer i goes to expert i
             mlp.gate.weight.zero_()
             mlp.gate.weight[i, 0] = 1e4
@@ -78,7 +74,6 @@ def test_trap_4_layers_are_averaged_not_pooled() -> None:
     out = model(ids, labels=ids)
     loads = [r.load().tolist() for r in out.routings]
     assert loads == [[16, 0], [0, 16]]  # opposite directions: pooled, they would look even
-    assert out.aux_loss is not None
     torch.testing.assert_close(out.aux_loss, torch.tensor(2.0))
 
 

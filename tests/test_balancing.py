@@ -303,7 +303,6 @@ def test_trap_8_recomputation_counts_once() -> None:
 
     x = batch(10).requires_grad_()
     y = checkpoint(layer, x, use_reentrant=False)
-    assert isinstance(y, Tensor)
     controller.observe(calls[0])
     y.square().sum().backward()
     assert len(calls) == 2
@@ -334,7 +333,6 @@ def test_bias_controller_refuses_what_it_cannot_do() -> None:
 
 def test_l1_loss_costs_busy_experts_more() -> None:
     router = build("relu")
-    assert isinstance(router, ReLURouter)
     x = batch(50, 1)
     gate = (x @ router.weight.T).relu()
     share = (gate > 0).sum(0) / (gate > 0).sum()

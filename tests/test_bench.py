@@ -83,12 +83,3 @@ def test_the_result_is_json_and_the_table_says_the_same(
     said = "goal >= 0.85 measured 0.5 ratio 0.59 missed tokens per second, sparse / dense"
     assert " ".join(lines[-1].split()) == said
     assert [g["met"] for g in result["goals"]] == [False]
-
-
-def test_a_real_measurement_runs_and_restores_the_threads() -> None:
-    before = torch.get_num_threads()
-    result = bench.train_suite(Options(rounds=1, threads=2, tiny=True))
-    assert torch.get_num_threads() == before
-    assert result["threads"] == 2
-    assert result["batch"] == [8, 64]
-    assert result["ratio"]["median"] > 0

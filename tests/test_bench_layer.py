@@ -526,7 +526,6 @@ def test_gradients_start_anew_for_every_call(experts: Experts) -> None:
     ready = named("grouped")[0].prepare(CASE, experts)
     for _ in range(2):
         layer.training_call(ready, x, dy, routing)()
-    assert experts.down_proj.grad is not None
     (right,) = torch.autograd.grad(loop(x, routing, experts), experts.down_proj, dy)
     torch.testing.assert_close(experts.down_proj.grad, right, rtol=1e-4, atol=1e-5)
     layer.clear(experts.parameters())

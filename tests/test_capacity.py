@@ -83,7 +83,6 @@ def test_drop_statistics_count_drops(routing: Routing, c: int) -> None:
     assert stats.assignments == int(counts.sum())
     assert stats.share == (stats.dropped / stats.assignments if stats.assignments else 0)
     asked = set(routing.token[routing.counted()].tolist())
-    assert routing.kept is not None
     served = set(routing.token[routing.kept].tolist())
     assert stats.tokens_lost == len(asked - served)
 
@@ -126,7 +125,6 @@ def test_a_capacity_above_the_tokens_or_of_one_place_trains(
     model = MixtralModel(config).train()
     ids = torch.arange(tokens)[None]
     out = model(ids, labels=ids)
-    assert out.loss is not None
     out.loss.backward()
     for routing in out.routings:
         kept = routing.expert[routing.kept] if routing.kept is not None else routing.expert

@@ -17,7 +17,7 @@ from minimoe.checkpoint import load_layer, weights_fingerprint
 from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.hf.int8 import quantize_experts
-from minimoe.model import Block, MixtralModel
+from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.study.models import find_model
 from tests.huggingface import library
@@ -115,13 +115,6 @@ def test_arguments_that_cannot_be_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_int8_experts_have_no_place_in_the_layout_of_transformers(tmp_path: Path) -> None:
-    model = quantize_experts(tiny_model())
-    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.\w+_scale.*quantised"):
-        model.save_pretrained(tmp_path / "new", layout="huggingface")
-    assert not (tmp_path / "new").exists()
-
-
 # --- writes that fail --------------------------------------------------------------------------------
 
 
@@ -174,7 +167,6 @@ def test_trap_safetensors_98_shared_weights_are_written_as_often_as_they_are_use
     """safetensors #98, Megatron-Bridge #919: 'Some tensors share memory'."""
     layers = tiny_model(num_hidden_layers=3)
     first, last = layers.layers[0], layers.layers[2]
-    assert isinstance(first, Block) and isinstance(last, Block)
     last.mlp, last.self_attn = first.mlp, first.self_attn
     head = tiny_model(tie_word_embeddings=False)
     head.lm_head.weight = head.embed_tokens.weight
@@ -297,31 +289,12 @@ def test_one_layer_is_read_without_the_rest(tmp_path: Path, layout: str) -> None
                 (folder / name).unlink()
         assert 0 < len(needed) < len(set(places.values())) / 2
         block = load_layer(folder, layer)
-        assert isinstance(block, Block)
         assert not block.training
         assert weights_digest(block) == weights_digest(model.layers[layer])
         with pytest.raises(CheckpointError, match=r"not in the folder: fetch them too"):
             MixtralModel.from_pretrained(folder)
         with pytest.raises(CheckpointError, match=r"which is not in the folder: fetch it too"):
             load_layer(folder, 0)
-
-
-@torch.no_grad()
-def test_one_layer_computes_what_it_does_in_the_model(sharded: Path) -> None:
-    block = load_layer(sharded, 1)
-    assert isinstance(block, Block)
-    whole = MixtralModel.from_pretrained(sharded)
-    x = torch.randn(7, 16)
-    theirs = whole.layers[1]
-    assert isinstance(theirs, Block)
-    torch.testing.assert_close(block.mlp(x)[0], theirs.mlp(x)[0], atol=0, rtol=0)
-
-
-def test_one_layer_comes_in_the_type_asked_for(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path, layout="huggingface", dtype=torch.bfloat16)
-    assert {p.dtype for p in load_layer(tmp_path, 0).parameters()} == {torch.bfloat16}
-    block = load_layer(tmp_path, 0, dtype=torch.float64)
-    assert {p.dtype for p in block.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("layer", [-1, 2, 10])
@@ -409,24 +382,6 @@ def test_damaged_json_is_refused_by_name(sharded: Path, name: str, bad: str) -> 
     assert str(sharded / name) in str(caught.value)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"[" * 10**5, b'{"a":' * 10**5, b"[]", b"null", b'{"norm.weight": 3}', b"{}",
-        b'{"norm.weight": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
-        b'{"norm.weight": {"dtype": "F32", "shape": [18446744073709551615, 16], "data_offsets": [0, 4]}}',
-        b'{"norm.weight": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64000000]}}',
-    ],
-    ids=range(9),
-)  # fmt: skip
-def test_a_damaged_header_is_refused_by_name(tmp_path: Path, header: bytes) -> None:
-    tiny_model().save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        MixtralModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -650,6 +605,7 @@ def test_trap_8_the_selection_bias_keeps_every_bit_on_disk_and_back(
     model.save_pretrained(tmp_path, dtype=written)
     again = MixtralModel.from_pretrained(tmp_path, dtype=read)
     one = load_layer(tmp_path, 1, dtype=read)
+    assert {p.dtype for p in one.parameters()} == {read or written or torch.float32}
     for found in (
         again.get_buffer("layers.1.mlp.gate.e_score_correction_bias"),
         one.get_buffer("mlp.gate.e_score_correction_bias"),

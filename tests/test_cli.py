@@ -56,17 +56,10 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
     ("arguments", "named"),
     [
         (["train", "--preset", "huge"], "unknown preset 'huge'; known are nano, mini, small"),
-        (["train", "--preset", "minii"], "did you mean mini?"),
         ([*NANO, "--domains", "lawn"], "unknown domain 'lawn'; did you mean law?"),
         ([*NANO, "--domains", ","], "no domain was given"),
         ([*NANO, "--device", "gpu"], "unknown device 'gpu'"),
-        ([*NANO, "--device", "meta"], "give auto, cpu or cuda"),
-        ([*NANO, "--steps", "0"], "steps is 0"),
         ([*NANO, "--seq-len", "4096"], "seq_len is 4096, but the model has positions for 128"),
-        ([*NANO, "--seed", "-1"], "seed is -1"),
-        ([*NANO, "--warmup", "-5"], "warmup is -5"),
-        ([*NANO, "--lr", "nan"], "lr is nan"),
-        ([*NANO, "--threads", "0"], "--threads is 0"),
         ([*NANO, "--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
         ([*NANO, "--resume", "--out", "nowhere"], "nothing to resume"),
         (["corpus", "--domains", "pets"], "unknown domain 'pets'"),
@@ -85,22 +78,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert named in one_line(capsys, main(arguments))
     # nothing is left behind by a run that could not begin
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_cuda_asked_for_and_absent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = one_line(capsys, main([*NANO, "--device", "cuda"]))
-    assert "finds no CUDA GPU; use --device cpu" in line
-
-
-def test_an_output_folder_that_cannot_be_written(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    line = one_line(capsys, main([*NANO, "--out", str(tmp_path / "file" / "run")]))
-    assert f"cannot write to {tmp_path / 'file' / 'run'}" in line
 
 
 def test_a_run_is_not_overwritten_and_names_what_differs(
@@ -129,9 +106,6 @@ def broken(trained: Path, tmp_path: Path, config: dict[str, Any] | None = None) 
     ("config", "named"),
     [
         ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5 but num_experts is 4"),
-        ({"num_experts": 0}, "num_experts is 0"),
-        ({"head_dim": 15}, "head size is 15"),
-        ({"num_experts": 6}, "wrong shape"),
         ({"vocab_size": 100}, "wrong shape"),
         ({"topk": 2}, "unknown configuration field 'topk'"),
     ],
@@ -260,21 +234,6 @@ def test_corpus_lists_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PSF-2.0" in out
 
 
-def test_bench_writes_its_json_or_says_why_not(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from minimoe.bench import suites
-
-    monkeypatch.setitem(suites.SUITES, "train", lambda o: {"ratio": 0.9, "rounds": o.rounds})
-    path = tmp_path / "a" / "bench.json"
-    assert main(["bench", "--train", "--json", str(path), "--rounds", "2"]) == 0
-    command = "python -m minimoe bench --suite train --rounds 2"
-    assert json.loads(path.read_text()) == {"ratio": 0.9, "rounds": 2, "command": command}
-    (tmp_path / "file").write_text("in the way")
-    line = one_line(capsys, main(["bench", "--train", "--json", str(tmp_path / "file" / "x.json")]))
-    assert "cannot be written" in line
-
-
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, code in (
         (["--version"], 0),
@@ -306,46 +265,24 @@ def test_the_module_runs_as_a_process(tmp_path: Path) -> None:
 # --- what it takes to answer ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["--version"],
-        ["train", "--help"],
-        ["study", "--help"],
-        [],
-        ["fly"],
-        ["train", "--steps", "x"],
-        ["train", "--steps", "0"],
-        ["train", "--preset", "huge"],
-        ["train", "--router", "pets"],
-        ["train", "--domains", "pets"],
-        ["train", "--device", "gpu"],
-        ["train", "--seq-len", "1"],
-        ["study", "--domains", "pets"],
-        ["study", "--questions", "mmlu"],
-        ["study", "--model", "mini", "--layers", "one"],
-        ["study", "--model", "mini", "--dtype", "int8"],
-        ["generate", "a", "--temperature", "nan"],
-        ["cost", "huge"],
-        ["cost", "mini", "--batch", "0"],
-        ["bench", "--suite", "fast"],
-        ["bench", "--rounds", "0"],
-    ],
-    ids=" ".join,
-)
-def test_help_and_wrong_arguments_answer_without_torch(arguments: list[str]) -> None:
+ANSWERED_AT_ONCE = """--help; --version; train --help; study --help; ; fly; train --steps x; train --steps 0;
+train --preset huge; train --router pets; train --domains pets; train --device gpu; train --seq-len 1;
+study --domains pets; study --questions mmlu; study --model mini --layers one; study --model mini --dtype int8;
+generate a --temperature nan; cost huge; cost mini --batch 0; bench --suite fast; bench --rounds 0"""
+
+
+def test_help_and_wrong_arguments_answer_without_torch() -> None:
     code = (
         "import sys; from minimoe.__main__ import main\n"
-        "try: code = main(sys.argv[1:])\n"
-        "except SystemExit as end: code = end.code\n"
-        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+        "for line in sys.argv[1].split(';'):\n"
+        "  try: code = main(line.split())\n"
+        "  except SystemExit as end: code = end.code\n"
+        "  wanted = 0 if {'--help', '--version'} & {*line.split()} else 2\n"
+        "  assert code == wanted and 'torch' not in sys.modules, (line, code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
-    expected = 0 if {"--help", "--version"} & {*arguments} else 2
-    assert done.stderr.splitlines()[-1] == f"{expected} False", done.stderr
+    command = [sys.executable, "-c", code, ANSWERED_AT_ONCE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 WRONG_NUMBERS = ("inf", "-inf", "nan", "-1", "1" + "0" * 30)
@@ -392,7 +329,7 @@ def as_process(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_characters_that_the_terminal_lacks_are_spelt_out(encoding: str) -> None:
     done = as_process(["cost", "mini"], PYTHONIOENCODING=encoding)
     assert done.returncode == 0 and done.stderr == b""
@@ -403,8 +340,6 @@ def test_characters_that_the_terminal_lacks_are_spelt_out(encoding: str) -> None
     "arguments",
     [
         ["generate", b"bad \xff byte"],
-        ["cost", b"\xff"],
-        ["study", "--out", b"caf\xe9"],
         ["corpus", "--domains", b"\x80"],
     ],
 )

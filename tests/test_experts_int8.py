@@ -91,19 +91,6 @@ def test_every_dispatcher_runs_them_as_it_runs_the_rounded_weights(name: str, ro
         torch.testing.assert_close(a, b)
 
 
-def test_an_output_is_off_by_what_its_weights_are_off() -> None:
-    """|(ŵ − w)·x| ≤ scale / 2 · Σ|x|, for every output channel of a product."""
-    experts = big_experts()
-    bank = Int8Experts.from_experts(experts)
-    x = torch.randn(50, D, generator=torch.Generator().manual_seed(0)).double()
-    for e in range(E):
-        w, restored = experts.gate_up_proj[e].double(), bank.weights(e)[0].double()
-        off = (x @ (restored - w).T).abs()
-        bound = x.abs().sum(1, keepdim=True) * bank.gate_up_scale[e].double() * (0.5 + ROUNDING)
-        assert bool((off <= bound).all())
-        assert float(off.detach().max()) > 0
-
-
 @pytest.mark.parametrize("name", ["loop", "grouped"])
 def test_only_experts_that_are_needed_are_unpacked(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +183,6 @@ def test_a_model_in_int8_survives_its_state_dict_another_type_and_training() -> 
         torch.float32
     }
     loss = small.train()(ids, labels=ids).loss
-    assert loss is not None
     loss.backward()
     gates = [g for name, g in small.named_parameters() if name.endswith("mlp.gate.weight")]
     assert len(gates) == TINY.num_hidden_layers

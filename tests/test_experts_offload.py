@@ -116,12 +116,6 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
     assert expected.hit_rate == ((len(asked) - misses) / len(asked) if asked else 0)
 
 
-def test_statistics_add_up() -> None:
-    assert CacheStats(1, 3, 10) + CacheStats(2, 2, 5) == CacheStats(3, 5, 15)
-    assert CacheStats(1, 3, 10).hit_rate == 0.25
-    assert CacheStats().hit_rate == 0
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["loop", "grouped"])
 def test_only_experts_with_tokens_are_read(name: str, tmp_path: Path) -> None:

@@ -60,13 +60,11 @@ def test_trap_25_every_balancing_loss_reaches_the_loss_in_training(kind: str) ->
     calm = model.eval()(ids(), labels=ids())
     assert calm.loss is calm.lm_loss is not None
     out = model.train()(ids(), labels=ids())
-    assert out.loss is not None and out.lm_loss is not None and out.z_loss is not None
     assert float(out.z_loss.detach()) > 0.1
     expected = out.lm_loss + 0.25 * out.z_loss
     if kind == "none":
         assert out.aux_loss is None
     else:
-        assert out.aux_loss is not None
         expected = expected + 0.5 * out.aux_loss
     torch.testing.assert_close(out.loss, expected)
 
@@ -153,7 +151,6 @@ def test_capacity_factor_drops_in_training_only() -> None:
     x = torch.randn(12, 16)
     assert layer.eval()(x)[1].kept is None
     _, routing = layer.train()(x)
-    assert routing.kept is not None
     # C = ⌈0.5 · 12 · 2 / 6⌉ = 2
     kept = torch.zeros(6).index_add(0, routing.expert, routing.kept.float())
     assert float(kept.max()) == 2
@@ -209,7 +206,6 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
 
     def recomputed(x: torch.Tensor) -> torch.Tensor:
         y = checkpoint(lambda z: layer(z)[0], x, use_reentrant=reentrant)
-        assert isinstance(y, torch.Tensor)
         return y
 
     plain = gradients(lambda z: layer(z)[0])

@@ -181,25 +181,6 @@ def test_ctrl_c_writes_a_checkpoint_that_goes_on_exactly(
     assert checks == [r for r in log_of(whole.out) if "heldout" in r]
 
 
-def test_after_ctrl_c_the_same_object_goes_on_exactly(
-    corpus: Corpus, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tiny_run(tmp_path, corpus)
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if run.step == 5:  # gradients are there, the weights not yet updated
-            raise KeyboardInterrupt
-        return clip(*args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run.train(progress=False)
-    monkeypatch.undo()
-    run.train(progress=False)
-    assert weights_digest(run.model) == weights_digest(whole.model)
-
-
 def test_unbroken_holds_an_interrupt_back_to_its_end() -> None:
     done: list[str] = []
     with pytest.raises(Terminated), terminable(), unbroken():

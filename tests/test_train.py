@@ -215,11 +215,11 @@ def test_the_probe_follows_the_same_tokens(finished: Path) -> None:
         assert torch.equal(seen["token"], probes[0]["token"])
 
 
-def test_the_same_seed_gives_the_same_weights(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_seed_alone_decides_and_the_largest_one_works(corpus: Corpus, tmp_path: Path) -> None:
     digests: list[str] = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name, seed in (("a", 0), ("b", 0), ("c", 2**32 - 1)):
         torch.manual_seed(len(digests) * 1000)  # what happened before must not matter
-        run = tiny_run(tmp_path / name, corpus, seed=seed)
+        run = tiny_run(tmp_path / name, corpus, seed=seed, steps=2)
         run.train(progress=False)
         digests.append(weights_digest(run.model))
     assert digests[0] == digests[1] != digests[2]
@@ -296,10 +296,6 @@ def test_impossible_options_are_refused_by_name(
         tiny_run(tmp_path, corpus, **options)
     assert named in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_largest_seed_works(corpus: Corpus, tmp_path: Path) -> None:
-    tiny_run(tmp_path, corpus, seed=2**32 - 1, steps=1).train(progress=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(corpus: Corpus, tmp_path: Path) -> None:

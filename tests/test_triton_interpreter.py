@@ -14,12 +14,11 @@ import pytest
 pytest.importorskip("triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'")
 
 
-def run(file: str, root: Path, *arguments: str) -> None:
-    path = Path("tests") / "interpreter" / file
+def run(root: Path, *arguments: str) -> None:
     # nothing of the outer run: neither its workers nor its choice of tests
     keep = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=root, env={**keep, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout[-4000:])
@@ -27,11 +26,13 @@ def run(file: str, root: Path, *arguments: str) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("file", ["triton_kernels.py", "triton_values.py"])
-def test_on_the_interpreter(file: str, root: Path) -> None:
-    run(file, root)
+VALUES = "tests/interpreter/triton_values.py"
+
+
+def test_on_the_interpreter(root: Path) -> None:
+    run(root, "tests/interpreter/triton_kernels.py", VALUES)
 
 
 @pytest.mark.slow
 def test_many_layers_on_the_interpreter(root: Path) -> None:
-    run("triton_values.py", root, "-m", "slow")
+    run(root, "-m", "slow", VALUES)

@@ -11,7 +11,6 @@ from minimoe.experts import MLP
 from minimoe.hf.upcycle import upcycle
 from minimoe.layers import MoELayer
 from minimoe.model import Block, MixtralModel
-from minimoe.routers import TopKRouter
 from tests.huggingface import library, saved
 from tests.small import random_ids, tiny_model, weights_digest
 
@@ -36,7 +35,6 @@ def moe(model: MixtralModel, layer: int) -> MoELayer:
 
 def gate(model: MixtralModel, layer: int) -> torch.nn.Parameter:
     router = moe(model, layer).gate
-    assert isinstance(router, TopKRouter)
     return router.weight
 
 
@@ -168,7 +166,6 @@ def test_trap_2_alike_experts_teach_the_router_nothing() -> None:
     for noise in (0.0, 0.2):
         sparse = upcycle(dense_model(), num_experts=4, noise=noise).train()
         out = sparse(ids, labels=ids)
-        assert out.lm_loss is not None
         out.lm_loss.backward()
         grads = [gate(sparse, layer).grad for layer in range(3)]
         largest.append(max(float(g.abs().max()) for g in grads if g is not None))
@@ -196,7 +193,6 @@ def fit(model: MixtralModel, ids: torch.Tensor, steps: int) -> list[float]:
     losses: list[float] = []
     for _ in range(steps):
         out = model(ids, labels=ids)
-        assert out.loss is not None and out.lm_loss is not None
         losses.append(float(out.lm_loss.detach()))
         out.loss.backward()
         optimizer.step()
