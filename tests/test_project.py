@@ -61,17 +61,17 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2201,
+    "bench": 2199,
     "check": 4966,
     "core": 3595,
-    "cost": 909,
+    "cost": 881,
     "course": 268,
-    "hf": 1177,
+    "hf": 1158,
     "kernels": 1144,
     "roof": 394,
     "study": 6087,
     "text": 1439,
-    "train": 1198,
+    "train": 1100,
     "widgets": 963,
     "zoo": 1099,
 }

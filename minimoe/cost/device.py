@@ -9,36 +9,23 @@ from minimoe.errors import ConfigError, did_you_mean
 
 
 class Floor(NamedTuple):
-    """A lower bound on a time, after the roofline model (Williams et al. 2009): arithmetic and traffic may overlap.
+    """A lower bound on a time, after the roofline model (Williams et al. 2009): arithmetic and traffic may overlap."""
 
-    Attributes:
-        seconds: the longer of the two.
-        limit: which of the two it is, 'compute' or 'memory'.
-        compute: seconds that the arithmetic takes alone.
-        memory: seconds that the traffic with memory takes alone.
-    """
-
-    seconds: float
-    limit: str
-    compute: float
-    memory: float
+    seconds: float  #: the longer of the two
+    limit: str  #: which of the two it is, 'compute' or 'memory'
+    compute: float  #: seconds that the arithmetic takes alone
+    memory: float  #: seconds that the traffic with memory takes alone
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator as two numbers.
+    """An accelerator as two numbers."""
 
-    Attributes:
-        name: what it is, and whose figures these are.
-        flops_per_second: of dense bf16 matrix products accumulated in float32, unless the name says otherwise.
-        bytes_per_second: between the chip and its own memory.
-        memory_bytes: of that memory; None: not known.
-    """
-
-    name: str
+    name: str  #: what it is, and whose figures these are
+    #: of dense bf16 matrix products accumulated in float32, unless the name says otherwise
     flops_per_second: float
-    bytes_per_second: float
-    memory_bytes: float | None = None
+    bytes_per_second: float  #: between the chip and its own memory
+    memory_bytes: float | None = None  #: of that memory; None: not known
 
     def __post_init__(self) -> None:
         if not (self.flops_per_second > 0 and self.bytes_per_second > 0):

@@ -16,25 +16,18 @@ COMPONENTS = (
 class Weights(NamedTuple):
     """Parameters of one kind. All costs of a model follow from the list of these, see `weights`.
 
-        held       layers · copies · size          used by a token    layers · used · size
-        FLOPs      2 · layers · used · size, of a matrix            touched by T tokens    layers · Ê(T) · size
-
-    Attributes:
-        component: one of `COMPONENTS`.
-        kind: 'matrix' is multiplied with every token that uses it; 'vector' (norms, biases) is not; of a 'table' a
-            token reads one of `copies` rows.
-        size: parameters of one copy.
-        copies: experts to choose from; 1 where there is no choice.
-        used: of which a token uses this many.
-        layers: how many times the model has all this.
+    held       layers · copies · size          used by a token    layers · used · size
+    FLOPs      2 · layers · used · size, of a matrix            touched by T tokens    layers · Ê(T) · size
     """
 
-    component: str
+    component: str  #: one of `COMPONENTS`
+    #: 'matrix' is multiplied with every token that uses it; 'vector' (norms, biases) is not; of a 'table' a
+    #: token reads one of `copies` rows
     kind: Literal["matrix", "vector", "table"]
-    size: int
-    copies: int = 1
-    used: int = 1
-    layers: int = 1
+    size: int  #: parameters of one copy
+    copies: int = 1  #: experts to choose from; 1 where there is no choice
+    used: int = 1  #: of which a token uses this many
+    layers: int = 1  #: how many times the model has all this
 
     @property
     def held(self) -> int:
@@ -59,17 +52,13 @@ class Count(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Parameters held and used per token.
-
-    Attributes:
-        active_without_embedding: `active` without the row of the embedding; a tied output projection stays in.
-        by_component: a `Count` for each of `COMPONENTS` that the model has.
-    """
+    """Parameters held and used per token."""
 
     total: int
     active: int
+    #: `active` without the row of the embedding; a tied output projection stays in
     active_without_embedding: int
-    by_component: dict[str, Count]
+    by_component: dict[str, Count]  #: a `Count` for each of `COMPONENTS` that the model has
 
 
 def count_parameters(config: ModelConfig) -> Parameters:

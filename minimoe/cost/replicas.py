@@ -19,16 +19,12 @@ Held = list[list[int]]  # the experts that each device holds
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """Where every copy of every expert lies.
+    """Where every copy of every expert lies."""
 
-    Attributes:
-        replicas: copies of each expert; E numbers of at least 1.
-        placement: for each device the experts that it holds, equally many on all.
-        device_load: assignments that each device serves, if an expert's load divides evenly among its copies.
-    """
-
-    replicas: tuple[int, ...]
+    replicas: tuple[int, ...]  #: copies of each expert; E numbers of at least 1
+    #: for each device the experts that it holds, equally many on all
     placement: tuple[tuple[int, ...], ...]
+    #: assignments that each device serves, if an expert's load divides evenly among its copies
     device_load: tuple[float, ...]
 
     @property

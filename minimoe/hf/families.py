@@ -16,50 +16,36 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type` of transformers whose folders can be read and written.
+    """One `model_type` of transformers whose folders can be read and written."""
 
-    Attributes:
-        architecture: the class that config.json names.
-        defaults: every field that is translated, with its value in transformers where config.json leaves it out.
-        always: what the family is without a field that says so.
-        dense: there are no experts in any layer; such a model can be upcycled.
-        num_experts: the name that the family has for this field.
-        block: name of the sparse layer on disk.
-        projections: names of gate, up and down on disk.
-    """
-
-    architecture: str
+    architecture: str  #: the class that config.json names
+    #: every field that is translated, with its value in transformers where config.json leaves it out
     defaults: Mapping[str, Any]
+    #: what the family is without a field that says so
     always: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-    dense: bool = False
-    num_experts: str = "num_experts"
-    block: str = "mlp"
+    dense: bool = False  #: there are no experts in any layer; such a model can be upcycled
+    num_experts: str = "num_experts"  #: the name that the family has for this field
+    block: str = "mlp"  #: name of the sparse layer on disk
+    #: names of gate, up and down on disk
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One `model_type` that `minimoe.cost` counts and `MixtralModel` does not build.
+    """One `model_type` that `minimoe.cost` counts and `MixtralModel` does not build."""
 
-    Attributes:
-        needs: fields, beside those that all have, without which nothing can be counted.
-        may: fields that may be left out, or be off.
-        always: what the family is without a field that says so, in the fields of `ModelConfig`.
-        output_bias: `attention_bias` is of the output projection too.
-        other: what `layer_types` may name beside full attention.
-        every: without `layer_types`, every how many layers is full attention: the field that says so, and its default.
-        state: name of the mixer of the layers without attention, in `minimoe.hf.counted`.
-        tied: the output projection is the embedding where config.json does not say.
-    """
-
+    #: fields, beside those that all have, without which nothing can be counted
     needs: tuple[str, ...]
-    may: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()  #: fields that may be left out, or be off
+    #: what the family is without a field that says so, in the fields of `ModelConfig`
     always: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-    output_bias: bool = True
-    other: str | None = None
+    output_bias: bool = True  #: `attention_bias` is of the output projection too
+    other: str | None = None  #: what `layer_types` may name beside full attention
+    #: without `layer_types`, every how many layers is full attention: the field that says so, and its default
     every: tuple[str, int] | None = None
+    #: name of the mixer of the layers without attention, in `minimoe.hf.counted`
     state: str | None = None
-    tied: bool = False
+    tied: bool = False  #: the output projection is the embedding where config.json does not say
 
 
 def _read(tables: Mapping[str, Any], name: str) -> dict[str, Any]:

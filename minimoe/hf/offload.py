@@ -19,16 +19,11 @@ from minimoe.hf.int8 import AnyModule, replace_experts
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a cache of experts was asked for.
+    """What a cache of experts was asked for."""
 
-    Attributes:
-        hits: experts that were in memory.
-        misses: experts that had to be read.
-        bytes_read: from disk, in the type in which it holds them; the system may have had them in memory.
-    """
-
-    hits: int = 0
-    misses: int = 0
+    hits: int = 0  #: experts that were in memory
+    misses: int = 0  #: experts that had to be read
+    #: from disk, in the type in which it holds them; the system may have had them in memory
     bytes_read: int = 0
 
     @property

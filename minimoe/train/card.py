@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import textwrap
 from pathlib import Path
@@ -20,8 +21,7 @@ from minimoe.train.state import LOG, read_log
 def write_card(folder: str | Path) -> str:
     """Write README.md beside the weights from recipe.json and log.jsonl, and return its text; card.md is its template.
 
-    Raises:
-        CheckpointError: the folder holds no recipe or no finished log. WriteError: README.md cannot be written.
+    A folder without a recipe or a validation in its log is a CheckpointError.
     """
     folder = Path(folder)
     try:
@@ -54,7 +54,11 @@ def write_card(folder: str | Path) -> str:
             for name, loss in heldout.items()
         ),
     )
-    parts = [part if part[0] in "#|" else fill(part) for part in text.strip().split("\n\n")]
+    # paragraphs in lines of at most 110 characters
+    fit = functools.partial(
+        textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False
+    )
+    parts = [part if part[0] in "#|" else fit(part) for part in text.strip().split("\n\n")]
     sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
     text = "\n\n".join([*parts, sources + "\n"])
     write_text(folder / "README.md", text)
@@ -74,11 +78,6 @@ def balance_words(config: ModelConfig) -> str:
     return words
 
 
-def fill(paragraph: str) -> str:
-    """The paragraph in lines of at most 110 characters."""
-    return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)
-
-
 FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl"
 )  # fmt: skip
@@ -89,10 +88,7 @@ def release(run: str | Path, target: str | Path) -> Path:
 
     Left behind is the state of the optimiser. The probes of all validations become one file, probe.safetensors:
     `step` [P] int32, `token` [rows, S] int32 and `expert` [P, T, L, K] uint8, the experts of the same held-out tokens
-    as training went on.
-
-    Raises:
-        CheckpointError: a file of the run is missing.
+    as training went on. A run that lacks a file is a CheckpointError.
     """
     run, target = Path(run), Path(target)
     missing = [name for name in FILES if not (run / name).is_file()]

@@ -21,11 +21,7 @@ from minimoe.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' is a GPU where there is one.
-
-    Raises:
-        ConfigError: CUDA asked for and absent, or another device than a CPU or a CUDA GPU.
-    """
+    """'auto' is a GPU where there is one; what is absent, or neither a CPU nor a CUDA GPU, is a ConfigError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"(cpu|cuda)(:\d+)?", name):

@@ -29,12 +29,15 @@ from minimoe.train.settings import TrainConfig
 from minimoe.train.step import (
     Balancing,
     Batches,
+    DomainLoss,
     accumulate_gradients,
+    evaluate,
     learning_rate,
     make_optimizer,
+    probe,
     require_finite,
+    require_heldout,
 )
-from minimoe.train.validation import DomainLoss, evaluate, probe, require_heldout
 
 COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
 
@@ -62,9 +65,8 @@ class Run:
         resume: bool = False,
         name: str = "custom",
     ) -> None:
-        self.out = Path(out)
-        self.config = config
-        self.corpus = corpus
+        self.out, self.config, self.corpus = Path(out), config, corpus
+        self.log = self.out / state.LOG
         self.device = device or torch.device("cpu")
         if model_config.max_position_embeddings < config.seq_len:
             raise ConfigError(
@@ -115,32 +117,21 @@ class Run:
     ) -> dict[str, DomainLoss]:
         """Train to the end (or for `stop_after` steps) and return the last validation.
 
-        An interrupt (Ctrl-C) writes a checkpoint and is raised again.
-
-        Raises:
-            TrainingError: router logits or the gradient are not finite; no weight has been touched by them.
-            CheckpointError: the disk is full; the last checkpoint is as it was.
+        An interrupt (Ctrl-C) writes a checkpoint and is raised again. Router logits or a gradient that are not finite
+        are a TrainingError before they touch a weight; a full disk is a CheckpointError, the last checkpoint stays.
         """
         from tqdm import tqdm
 
         c = self.config
         last = c.steps if stop_after is None else min(c.steps, self.step + stop_after)
         losses: dict[str, DomainLoss] = {}
-        bar = tqdm(
-            total=c.tokens,
-            initial=self.step * c.step_tokens,
-            unit="tok",
-            unit_scale=True,
-            smoothing=0.05,
-            disable=not progress,
-        )
+        rate: Any = {"unit": "tok", "unit_scale": True, "smoothing": 0.05}
+        bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=not progress, **rate)
         try:
             with fast_cpu(), bar:
                 if self._validation_due():
                     # the run was stopped between a step and its validation, or is complete
-                    losses = (
-                        state.logged_validation(self.out / state.LOG, self.step) or self._validate()
-                    )
+                    losses = state.logged_validation(self.log, self.step) or self._validate()
                 while self.step < last:
                     started = time.perf_counter()
                     record = self._one_step()
@@ -148,7 +139,7 @@ class Run:
                     bar.update(c.step_tokens)
                     if self.step % c.log_every == 0 or self.step == last:
                         bar.set_postfix(loss=f"{record['lm_loss']:.3f}", refresh=False)
-                        state.append_record(self.out / state.LOG, record)
+                        state.append_record(self.log, record)
                     if self._validation_due():
                         losses = self._validate()
                     if self.step % c.save_every == 0 or self.step == last:
@@ -226,15 +217,11 @@ class Run:
             "full": full,
             "load": [load and list(load.share) for load in loads],
         }
-        state.append_record(self.out / state.LOG, record)
+        state.append_record(self.log, record)
         return losses
 
     def save(self) -> None:
-        """Write the state and the model; each file atomically, so that a full disk leaves the old ones.
-
-        Raises:
-            CheckpointError: nothing could be written; the message says so.
-        """
+        """Write the state and the model, each file atomically: a full disk, a CheckpointError, leaves the old ones."""
         reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
         state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
         self.saved = self.step
@@ -251,6 +238,6 @@ class Run:
         for path in self.out.glob("probe/*.safetensors"):
             if not path.stem.isdigit() or int(path.stem) > self.step:
                 path.unlink()
-        state.trim_log(self.out / state.LOG, self.step)
+        state.trim_log(self.log, self.step)
         if self.step:  # the run may have been stopped after its last state and before its model
             self.model.save_pretrained(self.out, dtype=torch.bfloat16)

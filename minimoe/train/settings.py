@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, check_count
 from minimoe.errors import ConfigError
 
 BALANCE_SCOPES = ("part", "step")
@@ -13,51 +13,37 @@ BALANCE_SCOPES = ("part", "step")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a training run besides the model and the text.
+    """Everything that determines a training run besides the model and the text."""
 
-    Attributes:
-        steps: optimiser steps.
-        batch_size: sequences a step; domains take turns, so each gets the same share.
-        seq_len: tokens a sequence.
-        lr: peak learning rate of AdamW (Loshchilov & Hutter 2019); weight decay on matrices only.
-        warmup: steps of linear warm-up; then a cosine down to `final_lr` · lr.
-        clip: largest global gradient norm.
-        eval_every: steps between validations on held-out text; also at the end.
-        eval_windows: sequences per domain in those validations; the last one reads all held-out text.
-        save_every: steps between checkpoints; also at the end and at an interrupt.
-        accumulate: parts into which the sequences of a step are divided; read one after the other, they give the same
-            step in less memory.
-        balance_scope: what balancing losses count when there are parts: 'part', each balances itself; 'step', the share
-            of each expert is that of the whole step, counted in a pass beforehand (Qiu et al. 2025).
-    """
-
-    steps: int
-    batch_size: int = 16
-    seq_len: int = 256
+    steps: int  #: optimiser steps
+    batch_size: int = 16  #: sequences a step; domains take turns, so each gets the same share
+    seq_len: int = 256  #: tokens a sequence
+    #: peak learning rate of AdamW (Loshchilov & Hutter 2019); weight decay on matrices only
     lr: float = 2e-3
-    warmup: int = 100
+    warmup: int = 100  #: steps of linear warm-up; then a cosine down to `final_lr` · lr
     final_lr: float = 0.05
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
-    clip: float = 1.0
+    clip: float = 1.0  #: largest global gradient norm
     seed: int = 0
-    eval_every: int = 250
+    eval_every: int = 250  #: steps between validations on held-out text; also at the end
+    #: sequences per domain in those validations; the last one reads all held-out text
     eval_windows: int = 16
-    save_every: int = 250
+    save_every: int = 250  #: steps between checkpoints; also at the end and at an interrupt
     log_every: int = 10
+    #: parts into which the sequences of a step are divided; read one after the other, they give the same step in
+    #: less memory
     accumulate: int = 1
+    #: what balancing losses count when there are parts: 'part', each balances itself; 'step', the share of each
+    #: expert is that of the whole step, counted in a pass beforehand (Qiu et al. 2025)
     balance_scope: str = "part"
 
     def __post_init__(self) -> None:
-        counts = "steps batch_size seq_len eval_every eval_windows save_every log_every accumulate"
-        for name in counts.split():
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.seq_len < 2:
-            raise ConfigError(
-                "seq_len is 1; a token is predicted from those before it, so give at least 2"
-            )
+        counts = "steps batch_size eval_every eval_windows save_every log_every accumulate"
+        # a token is predicted from those before it
+        for name, least in (*((n, 1) for n in counts.split()), ("seq_len", 2), ("warmup", 0)):
+            check_count(name, getattr(self, name), least)
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"accumulate is {self.accumulate}, which does not divide batch_size = {self.batch_size} evenly: "
@@ -67,8 +53,6 @@ class TrainConfig:
             raise ConfigError(
                 f"balance_scope is {self.balance_scope!r}; known are {', '.join(BALANCE_SCOPES)}"
             )
-        if self.warmup < 0:
-            raise ConfigError(f"warmup is {self.warmup}; it must be 0 or more steps")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         if not self.lr > 0 or not self.clip > 0:

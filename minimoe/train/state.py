@@ -24,7 +24,7 @@ from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.train.environment import processor_name
 from minimoe.train.settings import TrainConfig
-from minimoe.train.validation import DomainLoss
+from minimoe.train.step import DomainLoss
 
 LOG = "log.jsonl"
 
@@ -36,6 +36,7 @@ def make_recipe(
 ) -> dict[str, Any]:
     """Everything that determines the weights, and where they were made."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    sides = (("train", corpus.train), ("heldout", corpus.heldout))
     return {
         "preset": name,
         "model": model.to_dict(),
@@ -43,11 +44,7 @@ def make_recipe(
         "data": {
             "sha256": corpus.sha256,
             "domains": {
-                d: {
-                    "train_tokens": corpus.train.size(d).tokens,
-                    "heldout_tokens": corpus.heldout.size(d).tokens,
-                }
-                for d in corpus.domains
+                d: {f"{k}_tokens": v.size(d).tokens for k, v in sides} for d in corpus.domains
             },
         },
         "environment": {
@@ -75,11 +72,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to the log.
-
-    Raises:
-        CheckpointError: it could not be written.
-    """
+    """Add a line to the log; a CheckpointError where that fails."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -92,8 +85,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a last line that a killed run left half-written is none.
 
-    Raises:
-        CheckpointError: there is no such file, or a line of it is no record of a run; the message names both.
+    A CheckpointError where there is no such file, or a line of it is no record of a run; the message names both.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -118,11 +110,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def logged_validation(path: Path, step: int) -> dict[str, DomainLoss] | None:
-    """The validation of step `step`, if the log holds it.
-
-    Raises:
-        CheckpointError: as `read_log`, or the validation is not whole.
-    """
+    """The validation of step `step`, if the log holds it; a CheckpointError as `read_log`, or if it is not whole."""
     for record in reversed(read_log(path) if path.exists() else []):
         if record["step"] == step and "heldout" in record:
             try:
@@ -137,8 +125,7 @@ def logged_validation(path: Path, step: int) -> dict[str, DomainLoss] | None:
 def trim_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint, at `step`, and a half-written last line.
 
-    Raises:
-        CheckpointError: as `read_log`; the log is then what it was.
+    A damaged log is a CheckpointError, as for `read_log`, and stays what it was.
     """
     if path.exists():
         kept = [record for record in read_log(path) if record["step"] <= step]
@@ -169,11 +156,7 @@ def save_state(
     recipe: dict[str, Any],
     reached: Reached,
 ) -> None:
-    """Write weights, moments and how far the run has come to `path`, atomically.
-
-    Raises:
-        CheckpointError: it could not be written; what was there is as it was.
-    """
+    """Write weights, moments and how far the run has come to `path`; what cannot be written is a CheckpointError."""
     numbers = {k: repr(v) for k, v in dataclasses.asdict(reached).items() if v is not None}
     metadata = {"recipe": fingerprint(recipe), **numbers}
     write_tensors(path, {k: v.cpu() for k, v in _tensors(model, optimizer).items()}, metadata)
@@ -185,9 +168,8 @@ def restore_state(
 ) -> Reached:
     """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
 
-    Raises:
-        CheckpointError: no such file, a truncated one, or one of another recipe; the message names what differs
-            from the recipe.json beside it.
+    A file that is missing, truncated or of another recipe is a CheckpointError; the message names what differs from the
+    recipe.json beside it.
     """
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
@@ -206,46 +188,37 @@ def restore_state(
             "Resume with the same options and text, or start anew in another folder"
         )
     try:
-        reached = _reached(metadata, recipe["training"]["steps"])
-        for p in model.parameters() if reached.step > 0 else ():  # before, there are no moments
+        step = int(metadata["step"])
+        if not 0 <= step <= recipe["training"]["steps"]:
+            raise ValueError(f"step is {step}, expected 0 to {recipe['training']['steps']}")
+        numbers = {k: float(v) for k, v in metadata.items() if k in ("seconds", "aux_loss_coef")}
+        for name, number in numbers.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} is {number}, expected a finite number from 0 on")
+        for p in model.parameters() if step > 0 else ():  # before, there are no moments
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
             # fused AdamW keeps its step counts beside the parameters
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-        if different := sorted(_tensors(model, optimizer).keys() ^ tensors.keys()):
+        targets = _tensors(model, optimizer)
+        if different := sorted(targets.keys() ^ tensors.keys()):
             raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
-        for name, target in _tensors(model, optimizer).items():
-            value = tensors[name]
-            _require_like(name, value, target)
-            if name.endswith(".step") and not 1 <= value <= reached.step:
-                raise ValueError(f"{name} is {value.item()}, expected 1 to {reached.step}")
-            if name.endswith(".exp_avg_sq") and bool((value < 0).any()):
-                raise ValueError(f"{name} holds a negative number")
+        for name, target in targets.items():
+            value, wrong = tensors[name], ""
+            if value.dtype != target.dtype:
+                wrong = f"is {value.dtype}, expected {target.dtype}"
+            elif value.squeeze().shape != target.squeeze().shape:
+                wrong = f"has shape {tuple(value.shape)}, expected {tuple(target.shape)}"
+            elif value.is_floating_point() and not bool(value.isfinite().all()):
+                wrong = "holds numbers that are not finite"
+            elif name.endswith(".step") and not 1 <= value <= step:
+                wrong = f"is {value.item()}, expected 1 to {step}"
+            elif name.endswith(".exp_avg_sq") and bool((value < 0).any()):
+                wrong = "holds a negative number"
+            if wrong:
+                raise ValueError(f"{name} {wrong}")
             target.copy_(value.reshape(target.shape))
+        return Reached(step, numbers["seconds"], numbers.get("aux_loss_coef"))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole state of this run ({error}); start anew in another folder"
         ) from error
-    return reached
-
-
-def _reached(metadata: dict[str, str], steps: int) -> Reached:
-    """How far the run had come by the file; a ValueError names what cannot be."""
-    coef = metadata.get("aux_loss_coef")
-    step, seconds = int(metadata["step"]), float(metadata["seconds"])
-    reached = Reached(step, seconds, None if coef is None else float(coef))
-    if not 0 <= step <= steps:
-        raise ValueError(f"step is {step}, expected 0 to {steps}")
-    for name, value in (("seconds", seconds), ("aux_loss_coef", reached.aux_loss_coef)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}, expected a finite number from 0 on")
-    return reached
-
-
-def _require_like(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
-    """A ValueError unless `value` is finite and has the type and the size of `like`."""
-    if value.dtype != like.dtype:
-        raise ValueError(f"{name} is {value.dtype}, expected {like.dtype}")
-    if value.squeeze().shape != like.squeeze().shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        raise ValueError(f"{name} holds numbers that are not finite")

@@ -1,4 +1,4 @@
-"""One step of training: its batch, its gradient, its rate, and the controllers that it moves beside the weights."""
+"""One step of training, its batch, gradient, rate and controllers; and validation on held-out text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe.balance import BiasController, GlobalLoad
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.balance import BiasController, GlobalLoad, Load
+from minimoe.errors import ConfigError, MinimoeError, TrainingError
+from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
-from minimoe.model import MixtralModel, ModelOutput
+from minimoe.model import MixtralModel, ModelOutput, next_token_loss
 from minimoe.routers import SigmoidRouter
 from minimoe.routing import Routing
 from minimoe.text.tokenizer import Tokens, TokenSplit
@@ -64,12 +65,9 @@ class Balancing:
         rate, coef = config.router_bias_update_rate, config.router_aux_loss_coef
         sigmoid = [g for g in gates if isinstance(g, SigmoidRouter) and rate > 0]
         self.biases = [BiasController(gate, rate) for gate in sigmoid]
+        pressed = (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
         self.sparsity: SparsityController | None = None
-        if (
-            gates
-            and coef > 0
-            and (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
-        ):
+        if gates and coef > 0 and pressed:
             self.sparsity = SparsityController(config.num_experts_per_tok, coefficient=coef)
         self.controllers = [*self.biases, *([self.sparsity] if self.sparsity else [])]
 
@@ -85,12 +83,11 @@ class Balancing:
 
     def observe(self, routings: Sequence[Routing]) -> None:
         """Count the routings of one forward pass, one of each sparse layer."""
-        if self.biases:
-            for controller, routing in zip(self.biases, routings, strict=True):
+        # each layer has a bias, or all together one weight of the loss
+        watching = self.biases or [self.sparsity] * len(routings)
+        for controller, routing in zip(watching, routings, strict=True):
+            if controller is not None:
                 controller.observe(routing)
-        if self.sparsity is not None:
-            for routing in routings:
-                self.sparsity.observe(routing)
 
     def step(self) -> None:
         """Move once, by what was counted since `begin`."""
@@ -100,17 +97,13 @@ class Balancing:
 
 @dataclass(frozen=True)
 class Step:
-    """What the forward passes of a step gave.
+    """What the forward passes of a step gave."""
 
-    Attributes:
-        losses: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts.
-        counts: assignments per expert [E] of each sparse layer, over the whole batch.
-        finite: for each layer with routers a bool scalar, whether all their logits are numbers; by the layer's name, in
-            the order in which a token meets them.
-    """
-
+    #: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts
     losses: dict[str, Tensor]
-    counts: list[Tensor]
+    counts: list[Tensor]  #: assignments per expert [E] of each sparse layer, over the whole batch
+    #: for each layer with routers a bool scalar, whether all their logits are numbers; by the layer's name, in
+    #: the order in which a token meets them
     finite: dict[str, Tensor]
 
 
@@ -132,7 +125,7 @@ def accumulate_gradients(
     Args:
         parts: ids [B/n, S] each.
         seed: of the noise that routers draw.
-        global_balance: with one part there is nothing to count beforehand.
+        global_balance: count beforehand, unless there is one part only.
     """
     torch.manual_seed(seed)
     counts = count_experts(model, parts) if global_balance and len(parts) > 1 else None
@@ -190,9 +183,8 @@ def finite_logits(model: MixtralModel, out: ModelOutput) -> dict[str, Tensor]:
 def require_finite(step: Step, norm: Tensor) -> None:
     """Look at a step before its gradient reaches the weights; one fetch from the device for all layers and the norm.
 
-    Raises:
-        MinimoeError: names the first layer (from 1) whose router logits are not finite, or else the gradient. What
-            comes after that layer is spoilt by it.
+    A MinimoeError names the first layer (from 1) whose router logits are not finite, which spoils what comes after it,
+    or else the gradient.
     """
     flags = [*step.finite.values(), norm.isfinite()]
     *routers, gradient = torch.stack([flag.to(norm.device) for flag in flags]).tolist()
@@ -205,11 +197,9 @@ def require_finite(step: Step, norm: Tensor) -> None:
 
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; norms (vectors) are not decayed."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": decay}
+        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
@@ -221,3 +211,93 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """Held-out loss of one domain: nats per token, nats per byte of text, and the tokens it was measured on."""
+
+    nats_per_token: float
+    nats_per_byte: float
+    tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: MixtralModel,
+    split: TokenSplit,
+    domains: tuple[str, ...],
+    *,
+    seq_len: int,
+    max_windows: int | None = None,
+    batch_size: int = 16,
+) -> tuple[dict[str, DomainLoss], tuple[Load | None, ...]]:
+    """Held-out loss by domain, and the load of each sparse layer over all of them (None: it used no expert at all).
+
+    Text is read in windows of `seq_len` that follow each other; every token but the first of a window is predicted.
+    Nats per byte multiply nats per token by the domain's tokens per byte. A domain without held-out text is a
+    ConfigError, a loss that is not finite a TrainingError.
+    """
+    device = next(model.parameters()).device
+    losses: dict[str, DomainLoss] = {}
+    counts: list[Tensor] = []
+    with evaluating(model):
+        for name in domains:
+            stream = split.tokens[split.domain_slice(name)]
+            require_heldout(name, len(stream))
+            s = min(seq_len, len(stream))
+            starts = list(range(0, len(stream) - s + 1, s))
+            if max_windows is not None and len(starts) > max_windows:
+                # spread over the whole stream, so that few windows still see many documents
+                starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
+            nats, tokens = 0.0, 0
+            for i in range(0, len(starts), batch_size):
+                windows = [stream[a : a + s] for a in starts[i : i + batch_size]]
+                x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
+                with autocast(device):
+                    out = model(x)
+                n = x.shape[0] * (s - 1)
+                nats += float(next_token_loss(out.logits[:, :-1], x[:, 1:])) * n
+                tokens += n
+                loads = [routing.load() for routing in out.routings]
+                counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
+            size, per_token = split.size(name), nats / tokens
+            if not math.isfinite(per_token):
+                raise TrainingError(
+                    f"the held-out loss of domain {name} is {per_token}: the model's weights are damaged, or "
+                    "its numbers too large for their type"
+                )
+            per_byte = per_token * (size.tokens / max(1, size.bytes))
+            losses[name] = DomainLoss(per_token, per_byte, tokens)
+    return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
+
+
+def require_heldout(domain: str, tokens: int) -> None:
+    """A ConfigError where a domain has too little held-out text to predict a token of it."""
+    if tokens < 2:
+        raise ConfigError(
+            f"domain {domain} has {tokens} held-out tokens, so nothing to validate on: leave it out"
+        )
+
+
+@torch.no_grad()
+def probe(
+    model: MixtralModel, split: TokenSplit, domains: tuple[str, ...], *, seq_len: int
+) -> dict[str, Tensor] | None:
+    """The experts of the same few held-out tokens each time: repeated as a model trains, the routing's history.
+
+    Reads the first window of each domain that has one: `expert` [T, L, K] uint8 and `token` [rows, S] int32. None where
+    no domain holds out a whole window, no layer is sparse, or tokens do not have K experts each (expert choice, ReLU).
+    """
+    streams = [split.tokens[split.domain_slice(name)] for name in domains]
+    rows = [stream[:seq_len] for stream in streams if len(stream) >= seq_len]
+    if not rows:
+        return None
+    ids = torch.from_numpy(np.stack(rows).astype(np.int32))
+    device = next(model.parameters()).device
+    with evaluating(model), autocast(device):
+        out = model(ids.long().to(device))
+    if not out.routings or any(r.k is None or r.kept is not None for r in out.routings):
+        return None
+    expert = torch.stack([r.expert.view(r.num_tokens, -1) for r in out.routings], dim=1)
+    return {"expert": expert.to(torch.uint8).cpu(), "token": ids}
