@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import signal
@@ -16,29 +15,12 @@ import threading
 import tomllib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minimoe import __version__
 from minimoe.errors import ConfigError, MinimoeError, did_you_mean
 
-if TYPE_CHECKING:
-    from minimoe.config import ModelConfig
-
 # What needs torch is imported by the command that computes: help and wrong arguments answer at once.
-
-_LEAST = math.ulp(0.0)  # above 0
-NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "count": (int, 1, 10**9),  # more than anybody waits for, and less than overflows
-    "count0": (int, 0, 10**9),
-    "threads": (int, 1, 1024),
-    "seed": (int, 0, 2**32 - 1),
-    "any64": (int, -(2**63), 2**64 - 1),
-    "positive": (float, _LEAST, 1e15),
-    "share": (float, _LEAST, 1),
-    "rate": (float, _LEAST, 1000),
-    "heat": (float, 0, sys.float_info.max),
-}
-WORDS = {"device": r"auto|cpu|cuda(:\d{1,3})?"}  # whether a device is there is seen later
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,10 +30,8 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0: done. 2: bad input, told in one line on stderr. 130: interrupted, 143: terminated.
-
-    Raises:
-        SystemExit: help was asked for (code 0), or argparse does not understand the arguments (code 2).
+    0: done. 2: bad input, told in one line on stderr. 130: interrupted, 143: terminated. For help (0), and where
+    argparse does not understand the arguments (2), it is a SystemExit.
     """
     for stream in (sys.stdout, sys.stderr):
         # characters that a terminal or a file lacks are printed as \\u2192; they do not end the run
@@ -71,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except MinimoeError as error:
         return _say(error)
-    except Terminated:
-        return _say("terminated", 143)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+    except KeyboardInterrupt as end:
+        terminated = isinstance(end, Terminated)
+        return _say("terminated", 143) if terminated else _say("interrupted", 130)
     except BrokenPipeError:  # nobody reads on, as in `minimoe corpus | head`
         return 0
     except OSError as error:
@@ -98,15 +77,12 @@ def _say(what: object, code: int = 2) -> int:
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Refuse what the tokenizer, JSON and HTML cannot hold: bytes that are not UTF-8 (Python makes lone surrogates of
-    them) and zero bytes."""
+    """Refuse what tokenizer, JSON and HTML cannot hold: lone surrogates (bytes that are not UTF-8) and zero bytes."""
     for argument in arguments:
         if re.search("[\0\ud800-\udfff]", argument):
             short = argument if len(argument) <= 60 else f"{argument[:60]}…"
-            raise MinimoeError(
-                f"the argument {short!a} is not text: it holds a zero byte, or bytes that are not UTF-8; give it "
-                "in UTF-8, or rename the file"
-            )
+            fault = f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
+            raise MinimoeError(f"{fault}; give it in UTF-8, or rename the file")
 
 
 @contextlib.contextmanager
@@ -132,8 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minimoe", description=about)
     parser.add_argument("--version", action="version", version=f"minimoe {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = Path(__file__).with_name("commands.toml").read_text(encoding="utf-8")
-    for name, command in tomllib.loads(table).items():
+    table = tomllib.loads(Path(__file__).with_name("commands.toml").read_text(encoding="utf-8"))
+    numbers = table.pop("numbers")
+    for name, command in table.items():
         one = commands.add_parser(name, help=command["help"])
         one.set_defaults(run=globals()[f"run_{name}"])
         for part in (command, *command.get("groups", ())):
@@ -145,32 +122,29 @@ def build_parser() -> argparse.ArgumentParser:
                 elif kind == "list":
                     more |= {"action": "append", "default": []}
                 else:
-                    more |= {"type": _parse(option, kind), "default": default or None}
-                if metavar:
-                    more["metavar"] = metavar[0]
-                if default and not option.startswith("-"):
-                    more["nargs"] = "?"
+                    more |= {"type": _parse(option, kind, numbers), "default": default or None}
+                more |= {"metavar": metavar[0]} if metavar else {}
+                more |= {"nargs": "?"} if default and not option.startswith("-") else {}
                 group.add_argument(option, **more)
     return parser
 
 
-def _parse(option: str, kind: str) -> Callable[[str], Any]:
+def _parse(option: str, kind: str, numbers: dict[str, Any]) -> Callable[[str], Any]:
     """What argparse calls with the text of an option; an error of minimoe passes through it and is one line."""
     if kind in ("text", "path"):
         return Path if kind == "path" else str
-    of, low, high = NUMBERS.get(kind, (str, 0, 0))
-    known = WORDS.get(kind, kind)
+    low, high = numbers.get(kind, ("", ""))
+    of = type(low)
 
     def parse(text: str) -> Any:
         value = of(text)
-        if isinstance(value, str):
-            if not re.fullmatch(known, text):
-                *words, last = re.sub(r"\(.*\)\?", "", known).split("|")
-                what = f"unknown {option.removeprefix('--')} {text!r}"
-                raise MinimoeError(f"{what}; give {', '.join(words)} or {last}")
-        elif not low <= value <= high:  # nan is in no range
-            least = "above 0" if low == _LEAST else f"at least {low}"
-            most = "finite" if high == sys.float_info.max else f"at most {high}"
+        if of is str and not re.fullmatch(kind, text):
+            *words, last = re.sub(r"\(.*\)\?", "", kind).split("|")
+            known = f"give {', '.join(words)} or {last}"
+            raise MinimoeError(f"unknown {option.removeprefix('--')} {text!r}; {known}")
+        if of is not str and not low <= value <= high:  # nan is in no range
+            least = "above 0" if 0 < low < 1e-300 else f"at least {low}"
+            most = "finite" if high > 1e300 else f"at most {str(high).removesuffix('.0')}"
             raise MinimoeError(f"{option} is {value}; it must be {least} and {most}")
         return value
 
@@ -187,16 +161,14 @@ def run_corpus(args: argparse.Namespace) -> None:
         print(corpus.table(corpus.load_corpus(domains)))
         return
     report = corpus.fetch(domains)
-    print(
-        f"fetched: {', '.join(report.fetched) or 'nothing'}; there already: {', '.join(report.cached) or 'nothing'}"
-    )
+    new, old = (", ".join(names) or "nothing" for names in (report.fetched, report.cached))
+    print(f"fetched: {new}; there already: {old}")
     for name, reason in report.failed.items():
         print(f"left out: {name}: {reason}")
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume."""
-    from minimoe.config import ModelConfig
     from minimoe.presets import PRESETS
     from minimoe.text.domains import resolve
     from minimoe.train.settings import TRAIN_PRESETS, with_router
@@ -205,14 +177,12 @@ def run_train(args: argparse.Namespace) -> None:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
         hint = did_you_mean(args.preset, TRAIN_PRESETS)
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
-    model = ModelConfig.preset(args.preset)
+    model, config = PRESETS[args.preset], TRAIN_PRESETS[args.preset]
     if args.router is not None:
         model = with_router(model, args.router)
-    config = TRAIN_PRESETS[args.preset]
     given = {k: v for k, v in vars(args).items() if hasattr(config, k) and v is not None}
     config = dataclasses.replace(config, **given)
-    domains = split_names(args.domains)
-    resolve(domains)
+    resolve(domains := split_names(args.domains))
 
     import torch
 
@@ -226,8 +196,8 @@ def run_train(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     name = "-".join(filter(None, (args.preset, args.router)))
     out = args.out or Path("runs") / name
-    stored = out if args.resume and (out / "tokenizer.json").exists() else None
-    tokenizer = args.tokenizer or stored
+    again = args.resume and (out / "tokenizer.json").exists()
+    tokenizer = args.tokenizer or (out if again else None)
     loaded = load_corpus(domains, tokenizer=tokenizer, vocab_size=model.vocab_size)
     run = Run(out, model, config, loaded, device=device, resume=args.resume, name=args.preset)
     held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
@@ -255,10 +225,9 @@ def run_generate(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(path)
     begin = begin_of_text_id(tokenizer, own=read_config(path)[1] is None)
     ids = [*([] if begin is None else [begin]), *text_ids(tokenizer, [args.prompt])[0]]
-    end, options = end_of_text_id(tokenizer), {"temperature": args.temperature, "top_p": args.top_p}
-    out = model.generate(
-        torch.tensor([ids]), args.tokens, seed=args.seed, eos_token_id=end, **options
-    )
+    options = {name: getattr(args, name) for name in ("temperature", "top_p", "seed")}
+    end = end_of_text_id(tokenizer)
+    out = model.generate(torch.tensor([ids]), args.tokens, eos_token_id=end, **options)
     print(tokenizer.decode(out[0].tolist()))
 
 
@@ -271,7 +240,8 @@ def run_study(args: argparse.Namespace) -> None:
         return
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    domains, source = split_names(args.domains), args.model or args.checkpoint
+    domains = split_names(args.domains)
+    source = args.checkpoint if args.model is None else args.model
     if args.model is None:
         if given:
             option = next(iter(given)).replace("_", "-")
@@ -282,17 +252,16 @@ def run_study(args: argparse.Namespace) -> None:
         given["domains"] = domains
     else:
         if args.train or args.domains or args.checkpoint != "mini":
-            raise ConfigError(
-                "--train, --domains and --checkpoint are not for a study with --model"
-            )
+            raise ConfigError("--train, --domains, --checkpoint are not for a study with --model")
         given.setdefault("questions", "mmlu")
         if given.get("layers", "all") != "all":
             try:
                 given["layers"] = [int(number) for number in split_names(args.layers) or []]
             except ValueError as error:
-                raise ConfigError(
+                fault = (
                     f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
-                ) from error
+                )
+                raise ConfigError(fault) from error
     from minimoe.study import report
 
     if args.train:
@@ -306,37 +275,29 @@ def run_study(args: argparse.Namespace) -> None:
 
 
 def run_cost(args: argparse.Namespace) -> None:
-    """Print what a model costs."""
+    """Print what a model costs: a preset, or that of a folder with config.json."""
     from minimoe.cost.device import get_device
     from minimoe.cost.report import cost_report, cost_table
+    from minimoe.presets import PRESETS
 
-    device = get_device(args.device)
+    device, path = get_device(args.device), Path(args.model)
     own = {"flops_per_second": args.peak, "bytes_per_second": args.bandwidth}
     own = {name: value * 1e12 for name, value in own.items() if value is not None}
     device = dataclasses.replace(device, name="device as given", **own) if own else device
+    if args.model in PRESETS:
+        config = PRESETS[args.model]
+    elif path.exists():
+        from minimoe.checkpoint import read_config
+
+        config = read_config(path, counted=True)[0]
+    else:
+        hint = did_you_mean(path.name.lower(), PRESETS, cutoff=0.4)
+        what = f"{args.model!r} is neither a preset nor a folder with config.json"
+        raise ConfigError(f"{what}; {hint}presets are {', '.join(PRESETS)}")
     names = ("batch", "context", "bits", "tokens", "gpus", "utilisation")
     options = {name: getattr(args, name) for name in names}
-    report = cost_report(find_config(args.model), device, name=args.model, **options)
+    report = cost_report(config, device, name=args.model, **options)
     print(json.dumps(report, indent=2) if args.json else cost_table(report))
-
-
-def find_config(name_or_path: str) -> ModelConfig:
-    """The configuration of a preset, or of a folder with config.json; a ConfigError names the nearest preset."""
-    from minimoe.presets import PRESETS
-
-    path = Path(name_or_path)
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]
-    if path.exists():
-        from minimoe.checkpoint import read_config, refuse_gguf
-
-        refuse_gguf(path)
-        if path.is_dir():
-            return read_config(path, counted=True)[0]
-    hint = did_you_mean(path.name.lower(), PRESETS, cutoff=0.4)
-    raise ConfigError(
-        f"{name_or_path!r} is neither a preset nor a folder with config.json; {hint}presets are {', '.join(PRESETS)}"
-    )
 
 
 def run_bench(args: argparse.Namespace) -> None:

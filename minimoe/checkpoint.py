@@ -448,6 +448,7 @@ def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Fami
     Raises:
         CheckpointError: not JSON, or no valid configuration; the message names the file and the field.
     """
+    refuse_gguf(path)
     path = path / "config.json" if path.is_dir() else path
     values = read_object(path, CheckpointError)
     try:
