@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch: several test processes run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Any:
+    """Made-up text of three domains; no test changes it."""
+    from tests.small import (
+        text_corpus,  # imports torch, which most of this project's own tests do not need
+    )
+
+    return text_corpus()
 
 
 @pytest.fixture

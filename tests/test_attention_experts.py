@@ -327,35 +327,6 @@ def test_all_heads_with_equal_weights_are_dense_attention(g: int) -> None:
     assert bool((routings[0].weight == 1 / e).all())
 
 
-@torch.no_grad()
-def test_parity_with_the_attention_of_jetmoe() -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from transformers.models.jetmoe.modeling_jetmoe import JetMoeAttention
-
-    g, e, k, d = 2, 5, 3, 4
-    theirs = JetMoeAttention(
-        transformers.JetMoeConfig(
-            hidden_size=16, num_key_value_heads=g, kv_channels=d, num_local_experts=e,
-            num_experts_per_tok=k, attn_implementation="eager",
-        ),
-        layer_idx=0,
-    ).eval()  # fmt: skip
-    ours = layer(
-        MOA, num_attention_heads=k * g, num_key_value_heads=g, head_dim=d, attention_num_experts=e,
-        attention_num_experts_per_tok=k,
-    )  # fmt: skip
-    theirs.experts.router.layer.weight.copy_(ours.gate.weight)
-    theirs.experts.input_linear.weight.copy_(ours.q_proj.weight)
-    theirs.experts.output_linear.weight.copy_(ours.o_proj.weight)
-    theirs.experts.bias.zero_()
-    theirs.kv_proj.weight.copy_(torch.cat([ours.k_proj.weight, ours.v_proj.weight]))
-    x = torch.randn(2, 7, 16)
-    cos, sin = (torch.cat([t[:, 0], t[:, 0]], dim=-1) for t in angles(2, 7, d))
-    mask = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)[None, None]
-    expected = theirs(x, attention_mask=mask, position_embeddings=(cos, sin))[0]
-    torch.testing.assert_close(run(ours, x)[0], expected, atol=1e-5, rtol=1e-5)
-
-
 def test_trap_2_the_head_router_learns_with_one_head() -> None:
     """The weight is 1, and its gradient that of p / c with c held at p: dw_i/dl_j = δ_ij − p_j."""
     torch.manual_seed(0)

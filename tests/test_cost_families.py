@@ -139,7 +139,7 @@ def test_every_field_that_changes_the_count_is_counted_or_refused_by_name(kind: 
     assert refused <= 5
 
 
-@pytest.mark.parametrize("kind", sorted(COUNTED))
+@pytest.mark.parametrize("kind", ["deepseek_v3", "jamba", "qwen3_next"])
 def test_a_counted_family_is_costed_and_not_built(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,18 +160,6 @@ def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:
             quantize_experts(wrong)
 
 
-@pytest.mark.parametrize("implementation", NAMES)
-def test_a_model_in_int8_generates(implementation: str) -> None:
-    model = quantize_experts(tiny_model(experts_implementation=implementation))
-    ids = random_ids(2, 4)
-    expected = ids
-    with torch.no_grad():
-        for _ in range(5):
-            best = model(expected).logits[:, -1].argmax(-1, keepdim=True)
-            expected = torch.cat([expected, best], dim=1)
-    assert torch.equal(model.generate(ids, 5, temperature=0), expected)
-
-
 def test_a_model_in_int8_survives_its_state_dict_another_type_and_training() -> None:
     model = tiny_model()
     small, ids = quantize_experts(model), random_ids(2, 6)

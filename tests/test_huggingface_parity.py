@@ -3,6 +3,7 @@ other way round. Trap 20: layouts, shards, bfloat16, and mutations that have to 
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from minimoe.model import MixtralModel, ModelOutput
 from tests.huggingface import DENSE, OWN, SPARSE, library, reference, saved
 from tests.small import pad, random_ids, tiny_model, weights_digest
+from tests.test_attention_experts import MOA, angles, layer, run
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}  # float32: other kernels add in another order
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -38,32 +40,23 @@ def router_logits(output: Any) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", SPARSE)
+@pytest.mark.parametrize("kind", [*SPARSE, *DENSE])
 def test_logits_routing_and_loss_are_the_same(
     folders: dict[str, tuple[Path, Any]], kind: str
 ) -> None:
     folder, theirs = folders[kind]
     model = MixtralModel.from_pretrained(folder)
     ids = random_ids(3, 20)
-    ours, expected = model(ids, labels=ids), theirs(ids, labels=ids, output_router_logits=True)
+    more = {"output_router_logits": True} if kind in SPARSE else {}
+    ours, expected = model(ids, labels=ids), theirs(ids, labels=ids, **more)
     torch.testing.assert_close(ours.logits, expected.logits, **CLOSE)
-    assert len(ours.routings) == len(router_logits(expected)) >= 2
-    for routing, logits in zip(ours.routings, router_logits(expected), strict=True):
+    theirs_routed = router_logits(expected) if kind in SPARSE else ()
+    assert len(ours.routings) == len(theirs_routed) >= 2 * (kind in SPARSE)
+    for routing, logits in zip(ours.routings, theirs_routed, strict=True):
         # versions of transformers 5 differ in whether they hand out logits or probabilities
         given = routing.logits if bool((logits < 0).any()) else routing.probs
         torch.testing.assert_close(given, logits, **CLOSE)
     torch.testing.assert_close(ours.lm_loss, theirs(ids, labels=ids).loss, **CLOSE)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", DENSE)
-def test_dense_models_are_the_same(folders: dict[str, tuple[Path, Any]], kind: str) -> None:
-    folder, theirs = folders[kind]
-    model = MixtralModel.from_pretrained(folder)
-    ids = random_ids(3, 20)
-    ours = model(ids)
-    torch.testing.assert_close(ours.logits, theirs(ids).logits, **CLOSE)
-    assert ours.routings == ()
 
 
 @torch.no_grad()
@@ -221,6 +214,35 @@ def test_a_model_made_here_is_read_by_transformers(tmp_path: Path) -> None:
         assert not report["unexpected_keys"]
         ids = random_ids(2, 10)
         torch.testing.assert_close(model(ids).logits, theirs.eval()(ids).logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_parity_with_the_attention_of_jetmoe() -> None:
+    transformers = library()
+    from transformers.models.jetmoe.modeling_jetmoe import JetMoeAttention
+
+    g, e, k, d = 2, 5, 3, 4
+    theirs = JetMoeAttention(
+        transformers.JetMoeConfig(
+            hidden_size=16, num_key_value_heads=g, kv_channels=d, num_local_experts=e,
+            num_experts_per_tok=k, attn_implementation="eager",
+        ),
+        layer_idx=0,
+    ).eval()  # fmt: skip
+    ours = layer(
+        MOA, num_attention_heads=k * g, num_key_value_heads=g, head_dim=d, attention_num_experts=e,
+        attention_num_experts_per_tok=k,
+    )  # fmt: skip
+    theirs.experts.router.layer.weight.copy_(ours.gate.weight)
+    theirs.experts.input_linear.weight.copy_(ours.q_proj.weight)
+    theirs.experts.output_linear.weight.copy_(ours.o_proj.weight)
+    theirs.experts.bias.zero_()
+    theirs.kv_proj.weight.copy_(torch.cat([ours.k_proj.weight, ours.v_proj.weight]))
+    x = torch.randn(2, 7, 16)
+    cos, sin = (torch.cat([t[:, 0], t[:, 0]], dim=-1) for t in angles(2, 7, d))
+    mask = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)[None, None]
+    expected = theirs(x, attention_mask=mask, position_embeddings=(cos, sin))[0]
+    torch.testing.assert_close(run(ours, x)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 # --- mutations: each of them has to break the parity ------------------------------------------------

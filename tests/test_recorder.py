@@ -1,6 +1,5 @@
 """Recording: what the routers chose for every token of every document, each document by itself."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from minimoe.study.record import (
 )
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.text.corpus import Corpus
-from tests.small import random_ids, text_corpus, tiny_model, topk_routing
+from tests.small import random_ids, tiny_model, topk_routing
 
 
 def texts(*lengths: int) -> tuple[list[TraceDocument], list[npt.NDArray[Any]]]:
@@ -100,14 +99,6 @@ def test_padding_is_marked() -> None:
     assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
 
 
-def test_the_recorder_lets_go_after_an_error() -> None:
-    model = tiny_model()
-    recorder = RoutingRecorder(model)
-    with pytest.raises(ZeroDivisionError), recorder:
-        _ = 1 / 0
-    assert not model._forward_hooks
-
-
 def test_routers_without_k_choices_are_refused() -> None:
     routing = topk_routing([[0, 1]])
     free = type(routing)(routing.token, routing.expert, routing.weight, routing.shape)
@@ -123,11 +114,6 @@ def test_nothing_to_record_is_refused() -> None:
         record_documents(tiny_model(), documents, [])
     with pytest.raises(TraceError, match="one position"):
         record_documents(tiny_model(max_position_embeddings=1), *texts(3))
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return text_corpus()
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +150,6 @@ def test_max_tokens_takes_the_first_documents_of_each_domain(
     # a budget below the first document still gives that one, so that no domain is missing
     trace = record_split(reader, split, max_tokens=3)
     assert [d.domain for d in trace.documents] == ["rain", "snow", "wind"]
-
-
-def test_a_trace_survives_the_disk(corpus: Corpus, reader: MixtralModel, tmp_path: Path) -> None:
-    trace = record_split(reader, corpus.heldout)
-    trace.save(tmp_path / "trace.npz")
-    back = RoutingTrace.load(tmp_path / "trace.npz")
-    assert (back.expert == trace.expert).all()
-    assert back.documents == trace.documents
 
 
 def test_progress_sees_every_batch(reader: MixtralModel) -> None:
@@ -237,14 +215,6 @@ def test_what_capacity_drops_was_chosen() -> None:
     assert record_routings(torch.zeros(1, 2, dtype=torch.int64), [limited]).expert.tolist() == [
         [[0, 1]], [[0, 2]]
     ]  # fmt: skip
-
-
-def test_each_module_is_in_its_own_mode_after_recording() -> None:
-    model = tiny_model().train()
-    model.layers[0].eval()
-    before = [module.training for module in model.modules()]
-    record_documents(model, *texts(4))
-    assert [module.training for module in model.modules()] == before
 
 
 def test_a_compiled_model_is_refused_for_what_it_is() -> None:

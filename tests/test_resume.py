@@ -39,11 +39,6 @@ def interrupts() -> Generator[None]:
 
 
 @pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return text_corpus()
-
-
-@pytest.fixture(scope="module")
 def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nothing interrupted."""
     run = tiny_run(tmp_path_factory.mktemp("whole") / "run", corpus)

@@ -20,12 +20,7 @@ from minimoe.train.card import write_card
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 from minimoe.train.step import Batches, evaluate, learning_rate, make_optimizer, probe
-from tests.small import TRAIN, log_of, small_disk, text_corpus, tiny_model, tiny_run, weights_digest
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return text_corpus()
+from tests.small import TRAIN, log_of, small_disk, tiny_model, tiny_run, weights_digest
 
 
 @pytest.fixture(scope="module")

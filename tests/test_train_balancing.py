@@ -19,7 +19,7 @@ from minimoe.train.card import balance_words
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
 from minimoe.train.step import Balancing, accumulate_gradients, count_experts
-from tests.small import TINY, log_of, random_ids, text_corpus, tiny_run, weights_digest
+from tests.small import TINY, log_of, random_ids, tiny_run, weights_digest
 
 SIGMOID: dict[str, Any] = {"router_type": "sigmoid", "router_bias_update_rate": 0.05}
 RELU: dict[str, Any] = {
@@ -28,11 +28,6 @@ RELU: dict[str, Any] = {
 
 QUIET: dict[str, Any] = {"router_jitter_noise": 0.0}
 NO_Z: dict[str, Any] = {"router_z_loss_coef": 0.0}
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return text_corpus()
 
 
 def biases(run: Run) -> list[Tensor]:

@@ -133,6 +133,7 @@ def test_devices_that_differ_name_both_sides() -> None:
         ),
         ("rocm", r"made for NVIDIA GPUs, this is ROCm 7.1"),
         ("width", r"needs hidden_size to be a multiple of 16, not 40"),
+        ("inner width", r"needs intermediate_size to be a multiple of 16, not 24"),
         ("type", r"works in bfloat16, float16 or float32, not torch.float64"),
         ("activation", r"runs Experts with hidden_act 'silu', not Experts with 'relu'"),
     ],
@@ -142,7 +143,8 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
 ) -> None:
     d = 40 if change == "width" else 16
     dtype = torch.float64 if change == "type" else torch.float32
-    x, routing, experts = make_case(random_choice(4, 3, 2), 3, d, 16, dtype)
+    f = 24 if change == "inner width" else 16
+    x, routing, experts = make_case(random_choice(4, 3, 2), 3, d, f, dtype)
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda _: (7, 0) if change == "old gpu" else (9, 0)
     )

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe.dispatch import auto, grouped, loop
-from minimoe.errors import ConfigError, MinimoeError
-from minimoe.experts import Experts
+from minimoe.dispatch import loop
+from minimoe.errors import MinimoeError
 from minimoe.kernels import tiles
 from minimoe.kernels.function import triton
 from minimoe.routers import Router, TopKRouter
@@ -305,37 +304,3 @@ def test_ids_out_of_range_are_dropped_or_with_the_check_an_error(
             patch.setenv("MINIMOE_CHECK", "1")
             with pytest.raises(MinimoeError, match=r"routing.expert holds ids .* expected 0 to 3"):
                 triton(x, bad, experts)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dtype": torch.bfloat16}, "interpreter multiplies bfloat16 wrongly: take float32"),
-        ({"dtype": torch.float64}, "not torch.float64: convert x and the experts"),
-        ({"d": 40}, "hidden_size to be a multiple of 16, not 40"),
-        ({"f": 24}, "intermediate_size to be a multiple of 16, not 24"),
-        ({"act": "gelu"}, "hidden_act 'silu', not Experts with 'gelu'"),
-    ],
-)
-def test_what_the_kernels_cannot_do_says_so(change: dict[str, object], message: str) -> None:
-    d, f = int(str(change.get("d", 32))), int(str(change.get("f", 48)))
-    dtype = change.get("dtype", torch.float32)
-    assert isinstance(dtype, torch.dtype)
-    x, routing, _ = make_case(random_choice(4, 3, 2), 3, d, f, dtype)
-    experts = Experts(3, d, f, hidden_act=str(change.get("act", "silu"))).to(dtype)
-    with pytest.raises(ConfigError, match=message) as caught:
-        triton(x, routing, experts)
-    assert "grouped" in str(caught.value) or "GPU" in str(caught.value)
-
-
-def test_types_that_differ_name_both_sides() -> None:
-    x, routing, experts = make_case(random_choice(4, 3, 2), 3, D, F, torch.float32)
-    with pytest.raises(
-        MinimoeError, match=r"x is torch.float16, but the experts are torch.float32"
-    ):
-        triton(x.half(), routing, experts)
-
-
-def test_auto_stays_with_grouped_on_a_cpu() -> None:
-    x, routing, experts = make_case(random_choice(4, 3, 2), 3, D, F, torch.float32)
-    assert torch.equal(auto(x, routing, experts), grouped(x, routing, experts))
