@@ -137,7 +137,7 @@ def studied(checkpoint, corpus, rendered, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(studied, tokenizer):
-    return measure(heldout(studied), None, tokenizer, equal_tokens=2000)[0]
+    return measure(heldout(studied), tokenizer, equal_tokens=2000)[0]
 
 
 def heldout(studied):

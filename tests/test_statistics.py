@@ -225,7 +225,7 @@ def test_a_work_is_the_unit() -> None:
         ("a" if i < 10 else "b", one_layer([1] * 5, [[0 if i < 10 else 1]] * 5)) for i in range(20)
     ]
     trace = trace_of(*documents)
-    of_plays = [replace(d, work=str(i // 5)) for i, d in enumerate(trace.documents)]
+    of_plays = [d._replace(work=str(i // 5)) for i, d in enumerate(trace.documents)]
     plays = replace(trace, documents=tuple(of_plays))
     assert works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
     assert unit_counts(choices(plays, 1)).sum(axis=1).tolist() == [25] * 4
@@ -236,9 +236,9 @@ def test_a_work_is_the_unit() -> None:
     assert few.together_p > 0.1
     assert expert_load(plays, 1, resamples=9).units == 4
     across = [
-        replace(d, domain="ab"[i % 2], topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)
+        d._replace(domain="ab"[i % 2], topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)
     ]
-    both = replace(plays, documents=tuple(replace(d, domain="a") for d in across))
+    both = replace(plays, documents=tuple(d._replace(domain="a") for d in across))
     with pytest.raises(TraceError, match="two labels"):
         domain_load(both, 1, by="topic")
 
@@ -809,7 +809,7 @@ def test_padding_changes_nothing(trace: RoutingTrace, extra: int) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(traces())
 def test_a_second_copy_of_every_document_changes_no_share(trace: RoutingTrace) -> None:
-    copies = replace(trace, documents=tuple(replace(d, id=d.id + "'") for d in trace.documents))
+    copies = replace(trace, documents=tuple(d._replace(id=d.id + "'") for d in trace.documents))
     twice = RoutingTrace.concat([trace, copies])
     once_load, twice_load = (expert_load(t, 1, resamples=5) for t in (trace, twice))
     assert twice_load.share.value == pytest.approx(once_load.share.value)

@@ -217,9 +217,7 @@ def test_scenes_of_few_works_give_no_false_precision() -> None:
         scenes = dataclasses.replace(
             scenes, expert=expert, documents=tuple(TraceDocument("a", str(i)) for i in range(600))
         )
-        plays = tuple(
-            dataclasses.replace(d, work=str(i // 10)) for i, d in enumerate(scenes.documents)
-        )
+        plays = tuple(d._replace(work=str(i // 10)) for i, d in enumerate(scenes.documents))
         for i, trace in enumerate((scenes, dataclasses.replace(scenes, documents=plays))):
             share = expert_load(trace, 1, resamples=99).share
             hits[i] += np.mean([holds(share[e], truth) for e in range(E)])

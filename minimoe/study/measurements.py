@@ -27,12 +27,8 @@ SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 
 # The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
-TOKENS = {
-    name: (word, f"Ġ{word}", f"▁{word}")
-    for name, word in {
-        "colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"
-    }.items()
-}  # fmt: skip
+WORDS = {"colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"}
+TOKENS = {name: (word, f"Ġ{word}", f"▁{word}") for name, word in WORDS.items()}
 
 # So many draws that the verdict on eleven topics does not hang on the seed: the smallest p is 1 / (draws + 1).
 LABEL_DRAWS = 20_000
@@ -69,12 +65,8 @@ class Measurements(chance.Result):
     domains: tuple[DomainLoad, ...]  # of each package
     topics: tuple[DomainLoad, ...]  # of each topic of the encyclopaedia
     subjects: tuple[DomainLoad, ...]  # of each subject of the real questions
-    questions_against_text: tuple[
-        DomainLoad, ...
-    ]  # 'text', 'questions' and 'mmlu' against all three together
-    information: tuple[
-        depth.Information, ...
-    ]  # what tokens and domains say of the expert; every layer
+    questions_against_text: tuple[DomainLoad, ...]  # each against all three together
+    information: tuple[depth.Information, ...]  # of tokens and domains on the expert; every layer
     information_topics: tuple[depth.Information, ...]  # the same with topics
     repeats: tuple[routes.Repeats, ...]  # same expert as the token before; every layer
     preferred: tuple[vocabulary.PreferredExperts, ...]  # of the tokens of text; every layer
@@ -86,9 +78,7 @@ class Measurements(chance.Result):
     coactivation: tuple[routes.CoActivation, ...]  # experts chosen together
     paths: tuple[routes.Paths, ...]  # of first choices, then of sets
     dependence: depth.LayerDependence  # between the first choices of layers
-    text: str = (
-        TEXT  # the kind of text, a key of `load`, that whatever is not said to be of another is of
-    )
+    text: str = TEXT  # what is not said to be of another kind is of this, a key of `load`
 
     @property
     def of_questions(self) -> bool:
@@ -122,10 +112,10 @@ T = TypeVar("T")
 
 
 def measure(
-    read: RoutingTrace,
-    mmlu: RoutingTrace | None,
+    trace: RoutingTrace,
     tokenizer: Tokenizer,
     *,
+    others: int = 0,
     title: str = TEXT,
     equal_tokens: int | None = None,
     num_layers: int | None = None,
@@ -136,8 +126,8 @@ def measure(
     """Everything that the text can tell, and a sentence for each analysis that it cannot support.
 
     Args:
-        read: held-out text, generated questions among it; or questions, the topic of each its subject.
-        mmlu: the real questions beside held-out text, or None where they could not be had.
+        trace: held-out text, generated questions among it; or questions, the topic of each its subject.
+        others: how many of the last documents are real questions beside held-out text.
         title: what the questions are, in a few words; `TEXT`: it is held-out text.
         equal_tokens: tokens a domain for whatever is said about all held-out text together.
         num_layers: of the model; default, as many as the last one's number.
@@ -156,7 +146,10 @@ def measure(
     def by_label(trace: RoutingTrace | None, **options: Any) -> tuple[DomainLoad, ...]:
         return tuple(domain_load(trace, x, seed=seed, **options) for x in layers if trace)
 
-    asked = title != TEXT
+    asked, mmlu, read = title != TEXT, None, trace
+    if others:
+        own = np.arange(len(trace.documents)) < len(trace.documents) - others
+        read, mmlu = trace.select(documents=own), trace.select(documents=~own)
     every, layers = read.layers, three_layers(read.layers)
     apart = QUESTIONS in read.domains and not asked
     generated = read.select(domains=[QUESTIONS]) if apart else None
@@ -171,15 +164,15 @@ def measure(
     say("load")
     kinds = {title: text, GENERATED: generated, MMLU: mmlu}
     load = {
-        kind: tuple(expert_load(trace, x, seed=seed) for x in every)
-        for kind, trace in kinds.items()
-        if trace is not None
+        kind: tuple(expert_load(part, x, seed=seed) for x in every)
+        for kind, part in kinds.items()
+        if part is not None
     }
     say("subjects" if asked else "domains and topics")
     draws = SUBJECT_DRAWS if asked else LABEL_DRAWS
     by_topic = by_label(labelled if compared else None, by="topic", resamples=draws)
     sides = {"text": text, "questions": generated, "mmlu": mmlu}
-    renamed = [_renamed(trace, name) for name, trace in sides.items() if trace]
+    renamed = [_renamed(part, name) for name, part in sides.items() if part]
     if asked and not compared:
         left_out.append("Left out: the subjects: there is only one.")
     elif asked and (few := int(by_topic[0].few_documents.sum())):

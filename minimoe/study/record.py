@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,18 +42,6 @@ class Window:
     start: int
     context: int
     tokens: npt.NDArray[np.int64]
-
-
-def windows(
-    document: int, tokens: npt.NDArray[Any], size: int, end_of_text: int | None
-) -> Iterator[Window]:
-    """The windows of one document of tokens [n], each with one token of context; the first has `end_of_text`, or none
-    where that is None."""
-    before = [] if end_of_text is None else [end_of_text]
-    ids = np.concatenate([before, tokens]).astype(np.int64)
-    for at in range(0, max(len(ids) - 1, 1) if len(tokens) else 0, size - 1):
-        context = 1 if at else len(before)
-        yield Window(document, at + context - len(before), context, ids[at : at + size])
 
 
 def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
@@ -129,6 +117,13 @@ COMPILED = (
     "afterwards: record the model as it was before, or load it again"
 )
 
+UNKNOWN = (
+    " has no sparse layer that the recorder knows: it reads minimoe's MixtralModel and, of transformers 5, "
+    "models whose sparse layers call experts(x, ids, weights), as those of Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE, "
+    "DeepSeek-V3, gpt-oss and most others do; for another one write a minimoe.study.record.RoutingSource (layers, "
+    "num_experts, max_length, open, recording, read) and give that in its place"
+)
+
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has taken the place of the call of the model or of one of its parts."""
@@ -142,11 +137,7 @@ class RoutingSource(Protocol):
     """A model as the recorder sees it. Write one for a class that minimoe does not know and give it to
     `RoutingRecorder` in place of the model.
 
-    Attributes:
-        model: the module whose forward passes are recorded.
-        layers: numbers of the layers that are recorded, counted from 1, increasing.
-        num_experts: E.
-        max_length: the longest sequence that the model reads, in tokens.
+    `layers` are the numbers of those recorded, counted from 1, increasing; `max_length` is in tokens.
     """
 
     model: nn.Module
@@ -193,7 +184,7 @@ class MinimoeSource:
     def open(self) -> list[RemovableHandle]:
         """No hook is needed but for random routers, which see what the layers do."""
         layers = self._mlp.items() if self._random else ()
-        return [m.register_forward_hook(functools.partial(self._choose, n)) for n, m in layers]
+        return [m.register_forward_hook(partial(self._choose, n)) for n, m in layers]
 
     def _choose(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
         if self._random:  # without K the recording is refused
@@ -255,11 +246,7 @@ def stacked(expert: Sequence[Tensor]) -> npt.NDArray[np.int16]:
 
 
 def require_finite(recording: Recording, layers: Sequence[int]) -> None:
-    """Refuse the choices of a broken model; `layers` are the numbers of the recording's L columns.
-
-    Raises:
-        TraceError: a valid token has a weight that is not finite; names the first layer and its first token.
-    """
+    """Refuse a weight that is not finite for a valid token; `layers` are the numbers of the recording's L columns."""
     broken = ~np.isfinite(recording.weight) & recording.valid[:, None, None]
     if not broken.any():
         return
@@ -273,11 +260,7 @@ def require_finite(recording: Recording, layers: Sequence[int]) -> None:
 
 
 def chosen_layers(sparse: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers to record among those with experts, counted from 1; None: all of them.
-
-    Raises:
-        TraceError: no layer has experts, or one that was asked for has none.
-    """
+    """The layers to record among those with experts, counted from 1; None: all of them. Others are refused."""
     if not sparse:
         raise TraceError("the model has no sparse layer, so there is no routing to record")
     layers = set(sparse if wanted is None else wanted)
@@ -303,9 +286,7 @@ class TransformersSource:
     The first choice is the one with the largest weight; ties stay in the model's order. A choice that is weighted with
     0 is none (-1): ZAYA's router, for one, writes so that a token skips the layer.
 
-    Attributes:
-        num_layers: with and without experts.
-        control: seed of `RandomRouters`; None: without.
+    `num_layers` counts layers with and without experts; `control` is the seed of `RandomRouters`, None: without.
 
     Raises:
         TraceError: no layer of this form, several stacks of layers, layers that differ, or no layer that was asked for.
@@ -327,7 +308,7 @@ class TransformersSource:
         sizes = {n: max(map(len, _stacks(m)), default=0) for n, m in self._experts.items()}
         self.num_experts = max(sizes.values(), default=0)
         if not self.num_experts:
-            raise TraceError(unknown_model(self.name))
+            raise TraceError(self.name + UNKNOWN)
         if min(sizes.values()) != self.num_experts:
             raise TraceError(
                 f"the layers of {self.name} differ in their number of experts ({sizes}); record those that agree, with "
@@ -338,6 +319,7 @@ class TransformersSource:
         config = model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", sys.maxsize))
         self._tested: set[int] = set()
+        self._call: Any = None  # of the layer that is running
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
         blocks = {n: model.get_submodule(f"{path}.{n - 1}") for n in self.layers}
         self._random = (
@@ -351,15 +333,13 @@ class TransformersSource:
         """One hook on the model, which forgets what a failed pass left, and two on the experts of each layer."""
         handles = [self.model.register_forward_pre_hook(lambda *_: self._kept.clear())]
         for layer, experts in self._experts.items():
-            keep, test = functools.partial(self._keep, layer), functools.partial(self._test, layer)
-            handles += [
-                experts.register_forward_pre_hook(keep, with_kwargs=True),
-                experts.register_forward_hook(test, with_kwargs=True),
-            ]
+            keep, test = partial(self._keep, layer), partial(self._test, layer)
+            handles.append(experts.register_forward_pre_hook(keep, with_kwargs=True))
+            handles.append(experts.register_forward_hook(test))
         return handles
 
     def _keep(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        call = ExpertsCall(module, args, kwargs)
+        call = self._call = ExpertsCall(module, args, kwargs)
         expert, weight = call.expert, call.weight
         if not (_is_matrix(expert, False) and _is_matrix(weight, True)):
             raise TraceError(
@@ -380,10 +360,9 @@ class TransformersSource:
         if self._random:
             self._random.choose(layer, call.x.flatten(0, -2), expert.shape[1])
 
-    def _test(
-        self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        if layer not in self._tested and not ExpertsCall(module, args, kwargs).explains(output):
+    def _test(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        call, self._call = self._call, None
+        if layer not in self._tested and not call.explains(output):
             raise TraceError(
                 f"layer {layer} of {self.name}: the output of {type(module).__name__} is not that of the experts and "
                 "weights it was called with, so its routing cannot be recorded; write a "
@@ -535,16 +514,6 @@ class ExpertsCall:
         return True
 
 
-def unknown_model(name: str) -> str:
-    """The message for a model of another form."""
-    return (
-        f"{name} has no sparse layer that the recorder knows: it reads minimoe's MixtralModel and, of transformers 5, "
-        "models whose sparse layers call experts(x, ids, weights), as those of Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE, "
-        "DeepSeek-V3, gpt-oss and most others do; for another one write a minimoe.study.record.RoutingSource (layers, "
-        "num_experts, max_length, open, recording, read) and give that in its place"
-    )
-
-
 Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
 
 
@@ -553,13 +522,11 @@ def source_of(
     layers: Sequence[int] | None = None,
     control: int | None = None,
 ) -> RoutingSource:
-    """The model as a recorder sees it.
+    """A minimoe model, one of transformers (see `TransformersSource`) or a `RoutingSource`, as a recorder sees it.
 
     Args:
-        model: a minimoe model, one of transformers (see `TransformersSource`), or a `RoutingSource`.
         layers: numbers, counted from 1, of those to record; default, all that have experts.
-        control: seed of `RandomRouters`, whose choices are recorded beside the model's; None: without. A
-            `RoutingSource` decides for itself.
+        control: seed of `RandomRouters` beside the model's own; None: without. A `RoutingSource` decides for itself.
 
     Raises:
         TraceError: a class that is not known, no sparse layer, or a layer without experts.
@@ -571,7 +538,7 @@ def source_of(
         return TransformersSource(model, layers, control)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
         compiled = isinstance(model, nn.Module) and is_compiled(model)
-        raise TraceError(COMPILED if compiled else unknown_model(type(model).__name__))
+        raise TraceError(COMPILED if compiled else type(model).__name__ + UNKNOWN)
     if layers is not None and chosen_layers(model.layers, layers) != model.layers:
         raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
     return model
@@ -580,10 +547,8 @@ def source_of(
 class RoutingRecorder:
     """Collects the routings of every forward pass while the context is open; outputs are unchanged.
 
-    Args:
-        model: see `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is left when
-            the context closes, whatever closes it.
-        layers: numbers of the layers to record, from 1; None: all with experts.
+    `model` and `layers` as in `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is
+    left when the context closes, whatever closes it.
 
     Example:
         >>> model = MixtralModel.from_pretrained("mini")
@@ -614,11 +579,7 @@ class RoutingRecorder:
             self._handles.pop().remove()
 
     def pop(self) -> Recording:
-        """The earliest recording not taken yet.
-
-        Raises:
-            TraceError: there is none.
-        """
+        """The earliest recording not taken yet; without one, a TraceError."""
         if not self._recordings:
             raise TraceError(
                 COMPILED
@@ -654,10 +615,8 @@ def record_documents(
     sees another one, and documents may be treated as independent.
 
     Args:
-        model: see `source_of`.
-        documents: one record a document.
-        tokens: its token ids [n], without end-of-text.
-        layers: numbers of the layers to record, from 1; None: all with experts.
+        model: see `source_of`, as for `layers`.
+        tokens: ids [n] of each document, without end-of-text.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
         max_length: tokens a window, if fewer than the model could read.
@@ -670,7 +629,15 @@ def record_documents(
     size = min(source.max_length, max_length or source.max_length)
     if size < 2:
         raise TraceError("the model has one position, so no token can be read with one of context")
-    every = [w for i, ids in enumerate(tokens) for w in windows(i, ids, size, end_of_text)]
+    before = [] if end_of_text is None else [end_of_text]
+    every: list[Window] = []
+    for document, ids in enumerate(tokens):
+        read = np.concatenate([before, ids]).astype(np.int64)
+        for at in range(0, max(len(read) - 1, 1) if len(ids) else 0, size - 1):
+            context = 1 if at else len(before)
+            every.append(
+                Window(document, at + context - len(before), context, read[at : at + size])
+            )
     if not every:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
     rows: list[tuple[Any, ...]] = []

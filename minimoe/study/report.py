@@ -59,14 +59,12 @@ def run_study(
     """Record and study a model's routing on held-out text, or on questions alone; write the report into `out`.
 
     Args:
-        model: a folder or 'mini'; with questions also an id of the Hugging Face hub, and folders of transformers are
-            then read by that library (see `find_model`; device, dtype and revision are passed on).
+        model: a folder or 'mini'; with questions whatever `find_model` takes, with device, dtype and revision.
         questions: see `question_set`; None: held-out text, with the real questions of MMLU beside it.
         domains: of held-out text: names from `DOMAINS`; default, the training mix.
-        layers: with questions: numbers, counted from 1; 'all'; default, the first, the middle and the last with
-            experts: of Mixtral's 32 the article's 1, 16 and 32. Held-out text is studied in all.
-        max_tokens: tokens of a domain or subject; its first documents up to so many, one at least. Default,
-            EQUAL_TOKENS of a domain and more of some; all questions.
+        layers: of questions, see `layers_to_record`; held-out text is studied in all.
+        max_tokens: of a domain or subject, one document at least. Default, EQUAL_TOKENS of a domain and more of some;
+            all questions.
         batch_tokens: tokens a forward pass, padding included.
         chunk_tokens: what a crash costs at most.
         seed: of all draws, and of the untrained weights or routers beside the model.
@@ -105,34 +103,26 @@ def run_study(
         read,
         out / "trace",
         layers=wanted,
-        batch_tokens=batch_tokens,
-        chunk_tokens=chunk_tokens,
         control=seed if read.of_questions else None,
         stage=stage,
+        batch_tokens=batch_tokens,
+        chunk_tokens=chunk_tokens,
     )
-
-    def measured(trace: RoutingTrace, say: Any) -> tuple[Measurements, list[str]]:
-        own, real = trace, None
-        if read.others:
-            first = np.arange(len(trace.documents)) < len(trace.documents) - read.others
-            own, real = trace.select(documents=first), trace.select(documents=~first)
-        return measure(
-            own,
-            real,
-            found.tokenizer,
-            title=read.title,
-            equal_tokens=EQUAL_TOKENS if max_tokens is None else max_tokens,
-            num_layers=found.num_layers,
-            whole=wanted == found.layers,
-            seed=seed,
-            say=say,
-        )
-
-    m, missing = measured(trace, lambda what: stage(f"measuring {what}"))
+    options: dict[str, Any] = {
+        "others": read.others,
+        "title": read.title,
+        "equal_tokens": EQUAL_TOKENS if max_tokens is None else max_tokens,
+        "num_layers": found.num_layers,
+        "whole": wanted == found.layers,
+        "seed": seed,
+    }
+    m, missing = measure(
+        trace, found.tokenizer, say=lambda what: stage(f"measuring {what}"), **options
+    )
     left_out = [*read.left_out, *missing]
     stage("control: the same with untrained routers")
     nobodys = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
-    untrained, _ = measured(nobodys, str)
+    untrained, _ = measure(nobodys, found.tokenizer, **options)
     titles = read.titles or {d.topic or "": page.spell(d.topic or "") for d in trace.documents}
     made = page.findings(m, titles, untrained)
     itself = page.mixtral_itself(made, m)
@@ -149,7 +139,7 @@ def run_study(
     transformers = getattr(sys.modules.get("transformers"), "__version__", "not used")
     facts = {
         "date": today(),
-        **dict(read.facts),
+        **read.facts,
         "device": name,
         "seed": str(seed),
         **dict(surroundings()),

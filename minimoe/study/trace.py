@@ -34,12 +34,8 @@ ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "control": (np.int16, -1),
 }
 
-Kind = tuple[int, tuple[int, ...], int]
-"""E, the layers and K: what traces must share to be joined."""
 
-
-@dataclass(frozen=True)
-class TraceDocument:
+class TraceDocument(NamedTuple):
     """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none.
 
     `work` is the play, book or module that it is part of, the independent unit of the statistics; '': its id.
@@ -52,12 +48,17 @@ class TraceDocument:
 
 
 class TraceHeader(NamedTuple):
-    """What a trace on disk is of; `tokens` is how many."""
+    """What a trace is of; `tokens` is how many."""
 
-    kind: Kind
-    documents: tuple[TraceDocument, ...]
+    num_experts: int
+    layers: tuple[int, ...]
+    experts_per_token: int
     tokens: int
     meta: dict[str, str]
+    documents: tuple[TraceDocument, ...]
+
+    def __str__(self) -> str:
+        return f"{self.experts_per_token} of {self.num_experts} experts in layers {self.layers}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +149,10 @@ class RoutingTrace:
         return self.expert.shape[2]
 
     @property
-    def kind(self) -> Kind:
-        """E, the layers and K."""
-        return self.num_experts, self.layers, self.experts_per_token
+    def header(self) -> TraceHeader:
+        """All but the arrays. Traces whose first three fields agree can be joined."""
+        e, k = self.num_experts, self.experts_per_token
+        return TraceHeader(e, self.layers, k, len(self), self.meta, self.documents)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -216,11 +218,7 @@ class RoutingTrace:
         return replace(self, **taken, documents=kept)
 
     def untrained(self) -> RoutingTrace:
-        """The trace of the random routers, as far as choices go: their weights are 1/K.
-
-        Raises:
-            TraceError: none were recorded.
-        """
+        """The trace of the random routers, if any were recorded, as far as choices go: their weights are 1/K."""
         if self.control is None:
             raise TraceError("no random routers were recorded beside the model's own")
         even = np.full(self.expert.shape, 1 / self.experts_per_token, np.float32)
@@ -249,9 +247,10 @@ class RoutingTrace:
             if head is None:
                 head, meta = trace, trace.meta
                 arrays = {n: np.empty((tokens, *a.shape[1:]), a.dtype) for n, a in own.items()}
-            if trace.kind != head.kind or own.keys() != arrays.keys():
+            if trace.header[:3] != head.header[:3] or own.keys() != arrays.keys():
                 raise TraceError(
-                    f"cannot join traces: number {number} is of {describe(trace)}, number 0 of {describe(head)}"
+                    f"cannot join traces: number {number} holds {', '.join(own)} of {trace.header}, number 0 "
+                    f"{', '.join(arrays)} of {head.header}"
                 )
             numbers = [index.setdefault(d, len(index)) for d in trace.documents]
             own["document"] = np.array(numbers, dtype=np.int32)[trace.document]
@@ -264,21 +263,8 @@ class RoutingTrace:
         return replace(head, **arrays, documents=tuple(index), meta=meta)
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed npz (nothing pickled); an existing file is replaced whole or not at all.
-
-        Raises:
-            WriteError: `path` cannot be written.
-        """
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "num_experts": self.num_experts,
-            "layers": self.layers,
-            "experts_per_token": self.experts_per_token,
-            "tokens": len(self),
-            "meta": self.meta,
-            "documents": [[d.domain, d.id, d.topic, d.work] for d in self.documents],
-        }
+        """Write a compressed npz (nothing pickled); a file is replaced whole or, with a WriteError, not at all."""
+        header = {"format": FORMAT, "version": VERSION, **self.header._asdict()}
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         arrays: dict[str, Any] = {"header": text, **self.arrays()}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -293,18 +279,17 @@ class RoutingTrace:
         """
         with _stored(path) as (stored, head):
             arrays: dict[str, Any] = {n: stored[n] for n in ARRAYS if n != "control" or n in stored}
-            experts, layers, _ = head.kind
             return RoutingTrace(
-                **arrays, documents=head.documents, num_experts=experts, layers=layers, meta=head.meta
-            )  # fmt: skip
+                **arrays,
+                documents=head.documents,
+                num_experts=head.num_experts,
+                layers=head.layers,
+                meta=head.meta,
+            )
 
     @staticmethod
     def peek(path: str | Path) -> TraceHeader:
-        """What a trace on disk is of; its arrays are not read.
-
-        Raises:
-            TraceError: as `load`.
-        """
+        """What a trace on disk is of; its arrays are not read. Raises as `load`."""
         with _stored(path) as (_, head):
             return head
 
@@ -319,13 +304,9 @@ def _stored(path: str | Path) -> Generator[tuple[Any, TraceHeader]]:
                 raise TraceError(
                     f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
                 )
-            kind = (
-                int(header["num_experts"]),
-                tuple(header["layers"]),
-                int(header["experts_per_token"]),
-            )
-            documents = tuple(TraceDocument(*entry) for entry in header["documents"])
-            yield stored, TraceHeader(kind, documents, int(header["tokens"]), dict(header["meta"]))
+            head = TraceHeader(*(header[name] for name in TraceHeader._fields))
+            documents = tuple(TraceDocument(*entry) for entry in head.documents)
+            yield stored, head._replace(layers=tuple(head.layers), documents=documents)
     except FileNotFoundError:
         raise TraceError(f"{path}: there is no such file; record a trace first") from None
     # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
@@ -349,13 +330,6 @@ def first_documents(
         total = used[label] = used.get(label, 0) + int(length)
         keep[i] = first or limit is None or total <= limit
     return keep
-
-
-def describe(trace: RoutingTrace | TraceHeader) -> str:
-    """A trace's kind in words."""
-    experts, layers, k = trace.kind
-    control = isinstance(trace, RoutingTrace) and trace.control is not None
-    return f"{k} of {experts} experts in layers {layers}{', with random routers' * control}"
 
 
 MANIFEST = "manifest.json"
@@ -404,18 +378,14 @@ class TraceWriter:
         layers: Sequence[int],
         **options: Any,
     ) -> int:
-        """How many of these documents the chunks hold, which `record_stream` wrote with these token ids and options.
-
-        Raises:
-            TraceError: the chunks hold something else.
-        """
+        """How many of these documents the chunks hold, if `record_stream` wrote them with these ids and options."""
         at = 0
         for chunk in self.chunks:
             part = slice(at, at + len(chunk.documents))
             at = part.stop
             made = made_of(tokens[part], **options)
-            if chunk.kind[1] != tuple(layers):
-                other = f"layers {list(chunk.kind[1])}, not {list(layers)}"
+            if chunk.layers != tuple(layers):
+                other = f"layers {list(chunk.layers)}, not {list(layers)}"
             elif chunk.documents != tuple(documents[part]) or chunk.meta.get(MADE_OF) != made:
                 other = "other documents than those given, or read otherwise"
             else:
@@ -450,14 +420,10 @@ class TraceWriter:
             )
 
     def append(self, chunk: RoutingTrace) -> Path:
-        """Write one more chunk; it is on disk when this returns.
-
-        Raises:
-            TraceError: the chunk is of another model than those before it, or cannot be written.
-        """
-        if self.chunks and self.chunks[0].kind != chunk.kind:
+        """Write one more chunk, of the same model; it is on disk when this returns."""
+        if self.chunks and self.chunks[0][:3] != chunk.header[:3]:
             raise TraceError(
-                f"{self.folder} holds {describe(self.chunks[0])}; the new chunk is {describe(chunk)}"
+                f"{self.folder} holds {self.chunks[0]}; the new chunk is {chunk.header}"
             )
         path = self.folder / f"chunk-{len(self.chunks):06d}.npz"
         try:
@@ -467,7 +433,7 @@ class TraceWriter:
                 f"{path} could not be written ({error.strerror}); the chunks before it are whole, and the same "
                 "command goes on after them"
             ) from error
-        self.chunks.append(RoutingTrace.peek(path))
+        self.chunks.append(chunk.header)
         return path
 
     @staticmethod
