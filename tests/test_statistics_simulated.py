@@ -3,7 +3,7 @@
 Works differ in length, between domains as well, and each has its own loads, drawn about those of its domain
 (Dirichlet), so tokens of one work are alike and there are far fewer independent observations than tokens. A test must
 reject at its nominal 5 % when the domains are the same, an interval must hold the truth in at least 90 % of the runs,
-and effects of a stated size must be found. Two hundred runs by default, with bands of 3.3 binomial errors (a false
+and effects of a stated size must be found. A hundred runs by default, with bands of 3.3 binomial errors (a false
 alarm in a thousand); a thousand runs (`slow`) hold the bounds as they are stated.
 """
 
@@ -26,7 +26,7 @@ from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.study.vocabulary import characteristic_tokens, preferred_experts, token_shares
 
 E, K = 8, 2
-RUNS = [pytest.param(200), pytest.param(1000, marks=pytest.mark.slow)]
+RUNS = [pytest.param(100), pytest.param(1000, marks=pytest.mark.slow)]
 EVEN = np.full(E, 1 / E)
 
 
