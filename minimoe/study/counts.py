@@ -219,14 +219,17 @@ def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
     return CountTable.read(PUBLISHED / f"{name}.json")
 
 
-def table_of(summary: dict[str, Any]) -> str:
-    """`CountTable.summary` as text: a line a layer, and what cannot be told."""
+def tell(name: str | Path, out: Path) -> str:
+    """`counts_of` as text: a line a layer, and what cannot be told; all of it into counts.json in the folder `out`."""
+    told = counts_of(name).summary()
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
     lines = [
-        f"{sum(summary['tokens'].values()):,} tokens of {len(summary['tokens'])} domains, "
-        f"{summary['experts_per_token']} of {summary['experts']} experts",
+        f"{sum(told['tokens'].values()):,} tokens of {len(told['tokens'])} domains, {told['experts_per_token']} of "
+        f"{told['experts']} experts",
         "layer  max/min  (equal loads)  domains less even  largest TV  I(domain)  I(token)  bits",
     ]
-    for row in summary["layers"]:
+    for row in told["layers"]:
         load, info, by = row["load"], row["information"], row["domain_load"]
         name = max(by, key=lambda d: by[d]["tv"])
         token = f"{info['token']:8.3f}" if "token" in info else "       –"
@@ -234,16 +237,9 @@ def table_of(summary: dict[str, Any]) -> str:
             f"{row['layer']:5}  {load['value']:7.2f}  {load['null_high']:13.2f}  {row['less_even']:8} of {len(by):<6}  "
             f"{by[name]['tv']:10.3f}  {info['domain']:9.4f}  {token}  {name}"
         )
-    reasons = summary["cannot_be_told"].items()
-    return "\n".join([*lines, *(f"cannot be told: {what}, because {why}" for what, why in reasons)])
-
-
-def tell(name: str | Path, out: Path) -> str:
-    """The table of `counts_of`; all of it into counts.json in the folder `out`."""
-    told = counts_of(name).summary()
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
-    return table_of(told)
+    return "\n".join(
+        [*lines, *(f"cannot be told: {x}, because {why}" for x, why in REFUSED.items())]
+    )
 
 
 # --- traces of others -----------------------------------------------------------------------------
@@ -262,9 +258,15 @@ def read_trace(path: str | Path) -> RoutingTrace:
     """
     path = Path(path)
     try:
-        stored = _from_npz(path) if path.suffix == ".npz" else _from_lines(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                stored: dict[str, Any] = dict(file)
+        else:
+            stored = _from_lines(path)
         expert, lengths = stored["expert"], stored["length"].tolist()
         names = stored.get("domain", np.zeros(len(lengths), np.int64)).tolist()
+        if len(names) != len(lengths):
+            raise ValueError(f"{len(names)} domains for {len(lengths)} documents")
         ids = stored.get("id", np.arange(len(lengths))).tolist()
         documents = tuple(
             TraceDocument(str(name), str(i)) for name, i in zip(names, ids, strict=True)
@@ -290,14 +292,6 @@ def read_trace(path: str | Path) -> RoutingTrace:
         layers=tuple(range(1, expert.shape[1] + 1)),
         meta={"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"}),
     )
-
-
-def _from_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if len(arrays.get("domain", arrays["length"])) != len(arrays["length"]):
-        raise ValueError(f"{len(arrays['domain'])} domains for {len(arrays['length'])} documents")
-    return arrays
 
 
 def _from_lines(path: Path) -> dict[str, Any]:
