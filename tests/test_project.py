@@ -69,7 +69,7 @@ BUDGETS: dict[str, int] = {
     "hf": 1158,
     "kernels": 1144,
     "roof": 355,
-    "study": 5982,
+    "study": 5969,
     "text": 1439,
     "train": 1100,
     "widgets": 963,

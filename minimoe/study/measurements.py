@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -108,9 +108,6 @@ def first_tokens(trace: RoutingTrace, limit: int | None) -> RoutingTrace:
     return trace.select(documents=keep)
 
 
-T = TypeVar("T")
-
-
 def measure(
     trace: RoutingTrace,
     tokenizer: Tokenizer,
@@ -136,15 +133,22 @@ def measure(
     """
     left_out: list[str] = []
 
-    def where_possible(what: str, compute: Callable[[], Iterable[T]]) -> tuple[T, ...]:
+    def at(
+        numbers: Sequence[int],
+        compute: Callable[..., Any],
+        part: RoutingTrace | None,
+        *args: Any,
+        what: str = "",
+        **options: Any,
+    ) -> tuple[Any, ...]:
+        """The statistic at each layer; nothing of a text that is not there, or, said by `what`, that is too small."""
         try:
-            return tuple(compute())
+            return tuple(compute(part, x, *args, seed=seed, **options) for x in numbers if part)
         except TraceError as error:
+            if not what:
+                raise
             left_out.append(f"Left out: {what}: {error}.")
             return ()
-
-    def by_label(trace: RoutingTrace | None, **options: Any) -> tuple[DomainLoad, ...]:
-        return tuple(domain_load(trace, x, seed=seed, **options) for x in layers if trace)
 
     asked, mmlu, read = title != TEXT, None, trace
     if others:
@@ -163,16 +167,13 @@ def measure(
 
     say("load")
     kinds = {title: text, GENERATED: generated, MMLU: mmlu}
-    load = {
-        kind: tuple(expert_load(part, x, seed=seed) for x in every)
-        for kind, part in kinds.items()
-        if part is not None
-    }
+    load = {kind: at(every, expert_load, part) for kind, part in kinds.items() if part}
     say("subjects" if asked else "domains and topics")
     draws = SUBJECT_DRAWS if asked else LABEL_DRAWS
-    by_topic = by_label(labelled if compared else None, by="topic", resamples=draws)
+    by_topic = at(layers if compared else (), domain_load, labelled, by="topic", resamples=draws)
     sides = {"text": text, "questions": generated, "mmlu": mmlu}
     renamed = [_renamed(part, name) for name, part in sides.items() if part]
+    against = RoutingTrace.concat(renamed) if len(renamed) > 1 else None
     if asked and not compared:
         left_out.append("Left out: the subjects: there is only one.")
     elif asked and (few := int(by_topic[0].few_documents.sum())):
@@ -192,18 +193,10 @@ def measure(
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
 
-    def shares(
-        trace: RoutingTrace | None, ids: Iterable[int]
-    ) -> tuple[vocabulary.TokenShares, ...]:
-        ids = list(dict.fromkeys(ids))
-        return tuple(
-            vocabulary.token_shares(trace, x, ids, seed=seed) for x in layers if trace and ids
-        )
-
-    preferred = where_possible(
-        "the preferred experts of all tokens",
-        lambda: [vocabulary.preferred_experts(text, x, min_count=10, seed=seed) for x in every],
-    )
+    ids = [t.token for t in tokens]
+    apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
+    what = "the preferred experts of all tokens"
+    preferred = at(every, vocabulary.preferred_experts, text, min_count=10, what=what)
     say("neighbours, co-activation and paths")
     if not whole:
         left_out.append(
@@ -217,27 +210,21 @@ def measure(
         layers=layers,
         num_layers=num_layers or every[-1],
         load=load,
-        domains=by_label(None if asked else text),
+        domains=at(() if asked else layers, domain_load, text),
         topics=by_topic,
-        subjects=by_label(mmlu, by="topic", resamples=SUBJECT_DRAWS),
-        questions_against_text=by_label(RoutingTrace.concat(renamed) if len(renamed) > 1 else None),
+        subjects=at(layers, domain_load, mmlu, by="topic", resamples=SUBJECT_DRAWS),
+        questions_against_text=at(layers, domain_load, against),
         information=about,
         information_topics=within,
-        repeats=where_possible(
-            "neighbouring tokens", lambda: [routes.repeats(text, x, seed=seed) for x in every]
-        ),
+        repeats=at(every, routes.repeats, text, what="neighbouring tokens"),
         preferred=preferred,
         tokens=tokens,
-        shares=shares(natural, (t.token for t in tokens)),
-        apart=shares(generated, (t.apart_token for t in tokens)),
+        shares=at(layers if ids else (), vocabulary.token_shares, natural, ids),
+        apart=at(layers if ids else (), vocabulary.token_shares, generated, apart_ids),
         frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
-        characteristic=tuple(vocabulary.characteristic_tokens(text, x, seed=seed) for x in layers),
-        coactivation=where_possible(
-            "co-activation", lambda: [routes.coactivation(text, x, seed=seed) for x in layers]
-        ),
-        paths=(routes.paths(text, seed=seed), routes.paths(text, kind="set", seed=seed))
-        if whole
-        else (),
+        characteristic=at(layers, vocabulary.characteristic_tokens, text),
+        coactivation=at(layers, routes.coactivation, text, what="co-activation"),
+        paths=tuple(routes.paths(text, kind=k, seed=seed) for k in ("first", "set") if whole),
         dependence=depth.layer_dependence(text, layers=layers if asked else None, seed=seed),
         text=title,
     )
