@@ -19,24 +19,16 @@ READS_TEXT = re.compile(
 
 @functools.cache
 def needs_text(path: Path) -> bool:
-    """Whether a lesson reads the fetched text: by its code, or because its metadata says so.
-
-    The metadata is {"minimoe": {"needs_text": true}}, for a lesson that reads it through another function.
-    """
+    """Whether a lesson reads the fetched text: by its code, or because its metadata says {"needs_text": true}."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    if "needs_text" in (said := notebook["metadata"].get("minimoe", {})):
-        return said["needs_text"]
-    return any(
-        READS_TEXT.search("".join(cell["source"]))
-        for cell in notebook["cells"]
-        if cell["cell_type"] == "code"
-    )
+    code = [c["source"] for c in notebook["cells"] if c["cell_type"] == "code"]
+    reads = any(READS_TEXT.search("".join(source)) for source in code)
+    return notebook["metadata"].get("minimoe", {}).get("needs_text", reads)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip before the lesson's kernel is started."""
-    if item.path.suffix == ".ipynb" and needs_text(item.path) and not in_ci():
-        reason = missing_text()
-        if reason is not None:
-            pytest.skip(reason)
+    reads = item.path.suffix == ".ipynb" and needs_text(item.path)
+    if reads and not in_ci() and (reason := missing_text()):
+        pytest.skip(reason)

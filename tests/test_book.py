@@ -1,7 +1,12 @@
 """The book's machinery: pages load nothing from elsewhere, and generated parts say what their source says."""
 
+import doctest
+import importlib
+import inspect
 import json
 import re
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +20,37 @@ from PIL import Image
 from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.ext.autosummary import autosummary_table
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 from book import check_pages, extension, filled, npm, plain, reference, terms
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def problems(folder: Path, html: str, name: str = "page.html") -> list[str]:
+    """What is wrong in a folder with this page."""
+    (folder / name).write_text(html)
+    return check_pages.problems(folder)
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty page as docutils knows it, of a book that has no repository."""
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    return docutils.core.publish_doctree("")
+
+
+def test_pictures_and_links_of_a_page_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "_images").mkdir()
+    for picture in ("a.png", "_images/a.png"):
+        (tmp_path / picture).touch()
+    top = '<h1 id="top">x</h1><a href="#top">up</a><img src="a.png" alt="Two bars">'
+    assert problems(tmp_path, top, "good.html") == []
+    html = '<img src="_images/a.png" alt="_images/a.png"><img src="a.png">'
+    links = '<a href="gone.html">x</a><a href="good.html#no">y</a>'
+    assert len(problems(tmp_path, html + links)) == 4
+    assert check_pages.problems(tmp_path / "empty") != []
 
 
 # --- nothing from elsewhere -----------------------------------------------------------------------
@@ -43,37 +75,35 @@ ROOT = Path(__file__).resolve().parent.parent
 )  # fmt: skip
 def test_what_a_page_loads_from_elsewhere_is_found(tmp_path: Path, html: str) -> None:
     (tmp_path / "a.png").touch()
-    (tmp_path / "page.html").write_text(html)
-    found = [line for line in check_pages.problems(tmp_path) if "from elsewhere" in line]
+    found = [line for line in problems(tmp_path, html) if "from elsewhere" in line]
     assert len(found) == 1
 
 
 def test_what_a_page_names_or_has_itself_is_let_through(tmp_path: Path) -> None:
     (tmp_path / "x.js").touch()
-    (tmp_path / "page.html").write_text(
+    html = (
         '<a href="https://doi.example/1">x</a><link rel="canonical" href="https://book.example/">'
         "<script src='x.js?v=1'></script><script>const url = 'https://example';</script>"
         "<img alt='' src='data:image/png;base64,//8='>"
     )
-    assert check_pages.problems(tmp_path) == []
+    assert problems(tmp_path, html) == []
 
 
 def test_the_search_page_and_style_sheets_are_read_too(tmp_path: Path) -> None:
-    (tmp_path / "search.html").write_text('<script src="https://cdn.example/x.js"></script>')
-    (tmp_path / "x.css").write_text(
-        "@font-face{src:url(https://cdn.example/x.woff2)} a{b:url(y.png)}"
-    )
-    assert len(check_pages.problems(tmp_path)) == 2
+    style = "@font-face{src:url(https://cdn.example/x.woff2)} a{b:url(y.png)}"
+    (tmp_path / "x.css").write_text(style)
+    script = '<script src="https://cdn.example/x.js"></script>'
+    assert len(problems(tmp_path, script, "search.html")) == 2
 
 
 def test_a_missing_script_is_an_error_where_the_registry_must_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "page.html").write_text('<script src="_static/npm/mathjax/x.js"></script>')
+    html = '<script src="_static/npm/mathjax/x.js"></script>'
     monkeypatch.setenv("CI", "true")
-    assert ["not there" in line for line in check_pages.problems(tmp_path)] == [True]
+    assert ["not there" in line for line in problems(tmp_path, html)] == [True]
     monkeypatch.delenv("CI")
-    assert check_pages.problems(tmp_path) == []
+    assert problems(tmp_path, html) == []
 
 
 def test_without_the_registry_a_build_says_so_and_fails_in_ci(
@@ -82,17 +112,14 @@ def test_without_the_registry_a_build_says_so_and_fails_in_ci(
     def unreachable(package: str, folder: Path) -> Path:
         raise npm.NpmError(f"npm could not fetch {package}")
 
-    class App:
-        minimoe_npm = True
-
+    app = SimpleNamespace(minimoe_npm=True)
     said: list[str] = []
     monkeypatch.setattr(npm, "fetch", unreachable)
     monkeypatch.setattr(extension.logger, "info", lambda m, *a, **k: said.append(m % a))
     monkeypatch.setenv("CI", "true")
     with pytest.raises(ExtensionError, match="could not fetch mathjax"):
-        extension.fetch_packages(App())
+        extension.fetch_packages(app)
     monkeypatch.delenv("CI")
-    app = App()
     extension.fetch_packages(app)
     assert not app.minimoe_npm
     assert len(said) == 1 and "formulas stay TeX" in said[0]
@@ -102,10 +129,8 @@ def test_every_script_of_the_configuration_is_in_a_package() -> None:
     config = yaml.safe_load((ROOT / "book/_config.yml").read_text())["sphinx"]["config"]
     paths = [config["mathjax_path"], *config["nb_ipywidgets_js"]]
     folders = {folder: wanted for folder, wanted in extension.SCRIPTS.values()}
-    for path in paths:
-        top, folder, name = path.split("/", 2)
-        assert top == "npm"
-        assert any(re.fullmatch(pattern, name) for pattern in folders[folder])
+    for top, folder, name in (path.split("/", 2) for path in paths):
+        assert top == "npm" and any(re.fullmatch(pattern, name) for pattern in folders[folder])
     assert set(extension.SCRIPTS) <= set(npm.PACKAGES)
 
 
@@ -131,9 +156,6 @@ def test_mathjax_is_loaded_where_there_is_a_formula() -> None:
     assert extension.slim(scripts + formula) == scripts + formula
 
 
-# --- the first page -------------------------------------------------------------------------------
-
-
 def test_the_first_page_offers_colab_only_where_there_is_a_repository(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,16 +164,11 @@ def test_the_first_page_offers_colab_only_where_there_is_a_repository(
     shown = filled.front()
     assert "Colab" not in shown and "Teach it" in shown and 'data-starts="live_router"' in shown
     monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
-    assert (
-        'href="https://colab.research.google.com/github/a/b/blob/main/notebooks/01_dense_mlp.ipynb"'
-        in filled.front()
-    )
+    colab = "https://colab.research.google.com/github/a/b/blob/main/notebooks/01_dense_mlp.ipynb"
+    assert f'href="{colab}"' in filled.front()
     # the picture says what the stored result says
     (recipes,) = [d for d in filled.read("live_router.json")["domains"] if d["name"] == "cooking"]
     assert f">{100 * recipes['load'][5][2]:.0f}</text>" in shown
-
-
-# --- one setting ----------------------------------------------------------------------------------
 
 
 def test_the_repository_comes_from_the_environment_or_one_line(
@@ -167,18 +184,9 @@ def test_the_repository_comes_from_the_environment_or_one_line(
         extension.repository("")
 
 
-class Config:
-    """As much of Sphinx's configuration as the buttons need."""
-
-    def __init__(self) -> None:
-        self.minimoe_repository = ""
-        self.html_theme_options: dict[str, Any] = {}
-        self.html_context: dict[str, Any] = {}
-
-
 def test_without_a_repository_there_are_no_buttons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
-    config = Config()
+    config = SimpleNamespace(minimoe_repository="", html_theme_options={}, html_context={})
     extension.theme_options(None, config)
     assert not {"repository_url", "launch_buttons"} & config.html_theme_options.keys()
     monkeypatch.setenv("GITHUB_REPOSITORY", "a/b")
@@ -193,14 +201,10 @@ def test_without_a_repository_there_are_no_buttons(monkeypatch: pytest.MonkeyPat
 def test_marks_are_replaced_and_unknown_ones_named() -> None:
     shown = filled.fill("a <!-- filled: citation --> b")
     assert shown.startswith("a > ") and shown.endswith(" b") and "filled" not in shown
+    entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert entry["title"] in shown and entry["version"] in shown
     with pytest.raises(ValueError, match="'weather'"):
         filled.fill("<!-- filled: weather -->")
-
-
-def test_the_citation_is_that_of_the_file() -> None:
-    entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    for text in (entry["title"], entry["version"]):
-        assert text in filled.citation()
 
 
 def test_every_stored_result_is_listed_with_the_command_that_makes_it() -> None:
@@ -238,11 +242,8 @@ def test_every_module_of_the_library_is_on_one_page_of_the_reference() -> None:
     ],
 )
 def test_a_plain_docstring_stays_what_it_is(docstring: str, expected: str) -> None:
-    tree = docutils.core.publish_doctree(
-        reference.as_restructured(docstring),
-        settings_overrides={"halt_level": 2, "report_level": 2},
-    )
-    assert tree.astext() == expected
+    text, strict = reference.as_restructured(docstring), {"halt_level": 2, "report_level": 2}
+    assert docutils.core.publish_doctree(text, settings_overrides=strict).astext() == expected
 
 
 def test_code_and_tables_in_a_docstring_are_kept_as_they_are() -> None:
@@ -308,9 +309,6 @@ def test_first_uses_are_found_in_prose_only(
     assert terms.unlinked(path) == [] and terms.link(path) == 0
 
 
-# --- links to lessons -----------------------------------------------------------------------------
-
-
 def test_every_lesson_that_prose_names_is_a_link() -> None:
     document: Any = docutils.core.publish_doctree(
         "See lesson 03, and lessons 12 to 13; Lesson 5 and ``lesson 03``, lesson 07."
@@ -322,23 +320,19 @@ def test_every_lesson_that_prose_names_is_a_link() -> None:
     app = SimpleNamespace(env=SimpleNamespace(found_docs=found, docname="notebooks/05_zoo"))
     extension.link_lessons(app, document)
     links = [(n.astext(), n["reftarget"]) for n in document.findall(addnodes.pending_xref)]
-    assert links == [
-        ("lesson 03", "/notebooks/03_routing"),
-        ("lessons 12", "/notebooks/12_a"),
-        ("13", "/notebooks/13_b"),
-        ("lesson 03", "/notebooks/03_routing"),
-    ]
+    third = ("lesson 03", "/notebooks/03_routing")
+    assert links == [third, ("lessons 12", "/notebooks/12_a"), ("13", "/notebooks/13_b"), third]
     assert document.astext().startswith("See lesson 03, and lessons 12 to 13; Lesson 5 and lesson")
 
 
 def test_a_lesson_that_is_named_without_a_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks/03_routing.html").write_text("<p>This is lesson 03.</p>")
-    (tmp_path / "page.html").write_text(
+    html = (
         "<h2>Lesson 03</h2><p>In <a href='notebooks/03_routing.html'>lesson 03</a>, in lesson 3"
         " and in lesson 07, not here yet.</p><pre>lesson 03</pre>"
     )
-    assert check_pages.problems(tmp_path) == ["page.html: 'lesson 3' is no link"]
+    assert problems(tmp_path, html) == ["page.html: 'lesson 3' is no link"]
 
 
 def test_verdicts_have_the_numbers_that_they_rest_on() -> None:
@@ -348,9 +342,6 @@ def test_verdicts_have_the_numbers_that_they_rest_on() -> None:
         assert filled.plain(finding["short"]) in shown
         for part in finding["parts"]:
             assert filled.plain(part["found"]).replace("\\|", "|") in shown.replace("\\|", "|")
-
-
-# --- plain Markdown -------------------------------------------------------------------------------
 
 
 def test_links_to_references_are_citations() -> None:
@@ -370,16 +361,15 @@ def caption(text: str = "Figure 03.2.") -> nodes.paragraph:
     return nodes.paragraph("", "", nodes.strong("", text), nodes.Text(" A load."))
 
 
-def test_a_paragraph_below_a_figure_is_its_caption() -> None:
-    document: Any = docutils.core.publish_doctree("")
+def test_a_paragraph_below_a_figure_is_its_caption(page: Any) -> None:
     text = nodes.container("", nodes.paragraph("", "printed"), nb_element="mime_bundle")
     drawn = nodes.container("", nodes.image(uri="a.png"), nb_element="mime_bundle")
-    document += nodes.container("", drawn, text, nb_element="cell_code")
-    document += caption()
-    document += nodes.paragraph("", "", nodes.image(uri="b.svg"))
-    document += caption("Figure 03.3.")
-    plain.captions(None, document)
-    cell, shown = document.children
+    page += nodes.container("", drawn, text, nb_element="cell_code")
+    page += caption()
+    page += nodes.paragraph("", "", nodes.image(uri="b.svg"))
+    page += caption("Figure 03.3.")
+    plain.captions(None, page)
+    cell, shown = page.children
     assert [type(node) for node in cell.children] == [nodes.figure, nodes.container]
     for figure, number in ((cell[0], 2), (shown, 3)):
         assert isinstance(figure, nodes.figure) and figure["ids"] == [f"figure-03-{number}"]
@@ -388,59 +378,53 @@ def test_a_paragraph_below_a_figure_is_its_caption() -> None:
 
 
 @pytest.mark.parametrize("above", [None, nodes.paragraph("", "prose"), nodes.container()])
-def test_a_caption_below_no_figure_is_refused(above: nodes.Element | None) -> None:
-    document: Any = docutils.core.publish_doctree("")
-    document += [above] if above else []
-    document += caption()
+def test_a_caption_below_no_figure_is_refused(page: Any, above: nodes.Element | None) -> None:
+    page += [above] if above else []
+    page += caption()
     with pytest.raises(ExtensionError, match=r"'Figure 03.2.' is the caption of no figure"):
-        plain.captions(None, document)
+        plain.captions(None, page)
 
 
 def test_a_table_that_stayed_text_is_found(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(
+    html = (
         "<p>| router | loss |\n|—|—|\n| top-k | 1.7 |</p><p>so:\n| a | b |</p>"
         "<table><tr><td>x</td></tr></table><p>P(a | b) and |x|</p><p>|x| is small</p><pre>| a | b |</pre>"
     )
-    found = check_pages.problems(tmp_path)
-    assert found == [f"page.html: '{line}' is a table's text, no table"
-                     for line in ("| router | loss |", "| a | b |")]  # fmt: skip
+    lines = ("| router | loss |", "| a | b |")
+    assert problems(tmp_path, html) == [
+        f"page.html: '{x}' is a table's text, no table" for x in lines
+    ]
 
 
-# --- a formula of several lines -------------------------------------------------------------------
-
-
-def test_a_formula_of_several_lines_keeps_its_number() -> None:
-    document: Any = docutils.core.publish_doctree("")
-    for text in (r"a = b \\tag{1}", r"a = \begin{cases} 1 \\ 2 \end{cases} \tag{2}", r"a \\ b"):
-        document += nodes.math_block(text, text)
-    extension.keep_tags(None, document)
-    shown = [(n.astext(), bool(n.get("nowrap"))) for n in document.findall(nodes.math_block)]
-    assert shown[1] == (
-        r"\begin{equation*}a = \begin{cases} 1 \\ 2 \end{cases} \tag{2}\end{equation*}",
-        True,
-    )
-    assert shown[2] == (r"a \\ b", False)
+def test_a_formula_of_several_lines_keeps_its_number(page: Any) -> None:
+    cases = r"a = \begin{cases} 1 \\ 2 \end{cases} \tag{2}"
+    for text in (r"a = b \\tag{1}", cases, r"a \\ b"):
+        page += nodes.math_block(text, text)
+    extension.keep_tags(None, page)
+    shown = [(n.astext(), bool(n.get("nowrap"))) for n in page.findall(nodes.math_block)]
+    assert shown[1:] == [
+        (rf"\begin{{equation*}}{cases}\end{{equation*}}", True),
+        (r"a \\ b", False),
+    ]
 
 
 def test_a_figure_keeps_its_place_while_it_loads(tmp_path: Path) -> None:
     (tmp_path / "_images").mkdir()
-    for name, size in (("a", ("432", "470.4")), ("b", ("504pt", "216pt"))):
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}"/>'
-        (tmp_path / f"_images/{name}.svg").write_text(svg)
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"/>'
+    (tmp_path / "_images/a.svg").write_text(svg.format("432", "470.4"))
+    (tmp_path / "_images/b.svg").write_text(svg.format("504pt", "216pt"))
     Image.new("L", (440, 220)).save(tmp_path / "_images/c.png", dpi=(220, 220))
     names = ("a.svg", "b.svg", "c.png")
     html = "".join(f'<img alt="x" src="_images/{name}" />' for name in names)
-    sizes = re.findall(
-        r'width="(\d+)" height="(\d+)" />', extension.sized(html, tmp_path / "x.html")
-    )
+    shown = extension.sized(html, tmp_path / "x.html")
+    sizes = re.findall(r'width="(\d+)" height="(\d+)" />', shown)
     assert sizes == [("432", "470"), ("672", "288"), ("220", "110")]
 
 
-def test_pictures_that_are_dark_by_themselves_are_marked() -> None:
-    document = nodes.document(None, None)  # type: ignore[arg-type]
+def test_pictures_that_are_dark_by_themselves_are_marked(page: Any) -> None:
     images = [nodes.image(uri="book/assets/pictures/block.svg"), nodes.image(uri="a.png")]
-    document += images
-    extension.keep_colours(None, document)
+    page += images
+    extension.keep_colours(None, page)
     assert [image["classes"] for image in images] == [["dark-light"], []]
 
 
@@ -455,15 +439,10 @@ def test_what_the_theme_forgets_for_the_keyboard_is_put_in() -> None:
     assert extension.mended(html) == html
 
 
-# --- bugs that others had -------------------------------------------------------------------------
-
-
 def test_every_test_that_the_page_of_bugs_names_exists() -> None:
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in (ROOT / "book/bugs.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("| [")
-    ]
+    lines = (ROOT / "book/bugs.md").read_text(encoding="utf-8").splitlines()
+    table = [line.strip("|").split(" | ") for line in lines if line.startswith("| [")]
+    rows = [[cell.strip() for cell in row] for row in table]
     assert len(rows) > 30
     for reports, said, tests in rows:
         for repository, number, address in re.findall(r"\[([^]#]+)#(\d+)\]\((\S+?)\)", reports):
@@ -473,3 +452,109 @@ def test_every_test_that_the_page_of_bugs_names_exists() -> None:
         assert len(named) == tests.count("`") / 2 > 0, tests
         for path, name in named:
             assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
+# --- the reference: every name of a docstring has its own text, and the examples say what happens ---
+
+OBJECTS = reference.objects()
+EXAMPLES = {n.rpartition(".")[2]: o for n, o in OBJECTS.items() if ">>> " in (o.__doc__ or "")}
+
+CONFIG = yaml.safe_load((ROOT / "book/_config.yml").read_text())["sphinx"]["config"]
+SETTINGS: Any = Config(**{k: v for k, v in CONFIG.items() if k.startswith("napoleon")})
+
+
+def read(obj: Any) -> tuple[dict[str, str], list[str]]:
+    """The names that the reference shows of an object with their texts, and what is wrong: as a build does."""
+    text = reference.as_restructured(inspect.getdoc(obj) or "")
+    what = "class" if inspect.isclass(obj) else "function"
+    lines = str(GoogleDocstring(text, SETTINGS, what=what, obj=obj)).split("\n")
+    wrong = reference.complete(obj, lines)
+    shown = docutils.core.publish_doctree("\n".join(lines), settings_overrides={"report_level": 5})
+    pairs = [(field[0].astext(), field[1].astext()) for field in shown.findall(nodes.field)]
+    fields = {n.partition(" ")[2]: t for n, t in pairs if n.startswith(("param ", "ivar "))}
+    assert list(fields) == [name for name, _ in reference.entries(lines)]
+    silent = [name for name in fields if not fields[name].strip()]
+    return fields, wrong + [f"'{name}' is shown without a text" for name in silent]
+
+
+def test_every_parameter_and_field_has_its_own_name_and_text() -> None:
+    assert {name: wrong for name, obj in OBJECTS.items() if (wrong := read(obj)[1])} == {}
+
+
+def test_the_fields_of_a_routing_stand_under_their_names() -> None:
+    shown = read(OBJECTS["minimoe.routing.Routing"])[0]
+    assert shown["expert"].startswith("[N] int64, its expert")
+    assert shown["kept"].startswith("[N] bool, False where capacity dropped")
+    assert list(shown) == [
+        "token", "expert", "weight", "shape", "kept", "k", "valid", "sequence", "logits", "probs",
+    ]  # fmt: skip
+
+
+@dataclass
+class Pair:
+    """Two.
+
+    Attributes:
+        {}
+    """
+
+    low: int
+    high: int
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ("low [N]: the lower.\n    high: the upper.", "'low [N]' is no name"),
+        ("low, high: both.", "'low, high' is no name"),
+        ("low: lower. high: upper.", "the text of 'low' describes 'high'"),
+        ("low: an end.\n    high: an end.", "'low' shares its text"),
+        ("low: the lower.", "'high' has no text"),
+        ("low:\n    high: the upper.", "'low' has no text"),
+        ("low: the lower.\n    high: the upper.\n    middle: none.", "'middle' is described"),
+    ],
+)
+def test_a_name_without_a_text_of_its_own_is_refused(
+    entries: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pair, "__doc__", f"Two.\n\nAttributes:\n    {entries}\n")
+    wrong = read(Pair)[1]
+    assert any(line.startswith(expected) for line in wrong), wrong
+
+
+def test_a_name_that_means_the_same_everywhere_is_explained_once() -> None:
+    shown, wrong = read(OBJECTS["minimoe.model.MixtralModel"])
+    assert wrong == [] and shown["config"] == reference.shared("minimoe.model")["config"]
+    for module, names in tables():
+        assert importlib.import_module(module), module
+        assert names == sorted(names), f"{module}: in alphabetical order"
+
+
+def tables() -> list[tuple[str, list[str]]]:
+    """The tables of book/parameters.toml: module, names."""
+
+    def below(path: str, table: dict[str, Any]) -> list[tuple[str, list[str]]]:
+        found = [(path, [k for k, v in table.items() if isinstance(v, str)])]
+        for key, value in table.items():
+            found += below(f"{path}.{key}", value) if isinstance(value, dict) else []
+        return found
+
+    return below("minimoe", tomllib.loads((ROOT / "book/parameters.toml").read_text())["minimoe"])
+
+
+def test_the_ten_names_that_people_start_with_have_an_example() -> None:
+    assert set(EXAMPLES) >= {
+        "ModelConfig", "MixtralModel", "Routing", "TopKRouter", "Experts", "MoELayer", "loop",
+        "switch_loss", "limit_capacity", "RoutingRecorder",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_says_what_happens(name: str) -> None:
+    obj = EXAMPLES[name]
+    names = dict(vars(importlib.import_module(obj.__module__)))
+    found = doctest.DocTestFinder(recurse=False).find(obj, name, globs=names)
+    said: list[str] = []
+    for example in found:
+        doctest.DocTestRunner().run(example, out=said.append)
+    assert found and said == []

@@ -1,4 +1,4 @@
-"""What is read after marking: reasons from a marked notebook, the map of mistakes, and a page for each student."""
+"""What is read after marking: causes, the map of mistakes, a page for each student, and answers that are alike."""
 
 import re
 from pathlib import Path
@@ -8,28 +8,13 @@ import pytest
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
-import nbformat
-
 from book import class_pages, marks
+from book.likeness import likeness, parts, published, rows
 from book.marks import Mark, Mistake, TaskMark
 from minimoe import check
 from minimoe.check.failure import CheckFailed
-from minimoe.check.lesson03 import WrongChooseThenWeigh
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def cell(task: str, kind: str, source: str = "", error: Exception | None = None) -> Any:
-    """A cell of a marked notebook, as nbgrader leaves it."""
-    new: Any = nbformat.v4.new_code_cell(source)
-    new.metadata = {
-        "minimoe": {"task": task},
-        "nbgrader": {"grade": kind == "check", "locked": kind != "answer"},
-    }
-    if error is not None:
-        name, text = type(error).__name__, str(error)
-        new.outputs = [nbformat.v4.new_output("error", ename=name, evalue=text, traceback=[])]
-    return new
 
 
 def failure(answer: Any) -> CheckFailed:
@@ -37,39 +22,6 @@ def failure(answer: Any) -> CheckFailed:
     with pytest.raises(CheckFailed) as raised:
         check.choose_then_weigh(answer)
     return raised.value
-
-
-def test_reasons_come_from_failed_checks_and_what_the_check_says(tmp_path: Path) -> None:
-    failed = failure(WrongChooseThenWeigh.always.variant)
-    notebook: Any = nbformat.v4.new_notebook(
-        cells=[
-            cell("03", "given", "import torch"),
-            cell("03.1", "answer", "one = 1", NameError("name 'a' is not defined")),
-            cell("03.1", "check"),  # passed, whatever else was tried
-            cell("03.2", "answer", "two = 2"),
-            cell("03.2", "check", error=failed),
-            cell("03.3", "check", error=NameError("name 'gate_gradient' is not defined")),
-            cell("03.4", "answer", "half"),
-            cell("03.4", "answer", "other half", SyntaxError("invalid syntax")),
-            cell("03.4", "check", error=NameError("name 'noisy_router' is not defined")),
-            cell("03.5", "answer", "five = 5"),
-            cell("03.5", "check", error=NotImplementedError("task 03.5: mend the router")),
-        ]
-    )
-    path = tmp_path / "marked.ipynb"
-    nbformat.write(notebook, path)
-    found, answers = marks.marked(path)
-    assert {task: m.said for task, m in found.items()} == {
-        "03.2": "wrong",
-        "03.3": "no answer",
-        "03.4": "SyntaxError",
-        "03.5": "untouched",
-    }
-    told = found["03.2"].told
-    assert {k: told[k] for k in ("cause", "expected", "came")}.items() <= vars(failed).items()
-    assert told["reread"] == "lesson 03, section 2"
-    assert found["03.4"].text == "invalid syntax"
-    assert answers["03.4"] == "half\nother half\n"
 
 
 def test_a_hidden_test_is_told_from_an_error_of_ones_own() -> None:
@@ -128,18 +80,6 @@ CLASS = [
 ]
 
 
-def test_the_map_counts_causes_by_task() -> None:
-    columns, rows = class_pages.mistakes_table(CLASS)
-    assert columns == ["exercise", "cause", "reread", "03.1", "03.2", "total", "students"]
-    assert [list(row.values())[1:] for row in rows] == [
-        [WRONG.cause, "lesson 03, §2", "2", "1", "3", "ben, cleo"],
-        ["SyntaxError", "", "1", "", "1", "dora"],
-        ["untouched", "", "", "1", "1", "ben"],
-    ]
-    assert class_pages.mistakes_table(CLASS[:1]) == (columns, [])
-    assert "1 of 1" in class_pages.mistakes_page(CLASS[:1])
-
-
 def test_the_page_of_the_map_names_nobody_and_trusts_nothing() -> None:
     page = class_pages.mistakes_page(CLASS)
     assert "&lt;b&gt;You" in page and "<b>You" not in page
@@ -148,6 +88,8 @@ def test_the_page_of_the_map_names_nobody_and_trusts_nothing() -> None:
     shades = dict(re.findall(r"--share: ([\d.]+)\">(\d)", page))
     assert shades == {"0.90": "2", "0.53": "1"}  # the most frequent is the darkest
     assert not re.search(r"https?://|<script", page)
+    assert class_pages.mistakes_table(CLASS[:1])[1] == []
+    assert "1 of 1" in class_pages.mistakes_page(CLASS[:1])
 
 
 def test_feedback_says_what_went_wrong_and_what_to_reread(tmp_path: Path) -> None:
@@ -159,3 +101,60 @@ def test_feedback_says_what_went_wrong_and_what_to_reread(tmp_path: Path) -> Non
         assert words in ben
     assert "cleo" not in ben and not re.search(r"https?://|<script", ben)
     assert "bad &lt; input" in files[3].read_text(encoding="utf-8")
+
+
+ANSWER = '''
+def gate_gradient(z, g, k, renormalise):
+    """The gradient."""
+    p = z.softmax(dim=-1)
+    inside = torch.zeros_like(z).scatter(1, z.topk(k, dim=-1).indices, 1.0)
+    weight = inside * p
+    if renormalise:
+        weight = weight / weight.sum(dim=-1, keepdim=True)
+    mean = (weight * g).sum(dim=-1, keepdim=True)
+    return weight * (g - mean) if renormalise else p * (inside * g - mean)
+'''
+# the same with other names, comments, annotations and line breaks
+COPY = re.sub(
+    r"inside|weight|mean|\bp\b",
+    lambda name: f"my_{name[0]}",
+    ANSWER.replace('"""The gradient."""', "# mine").replace("(z, g, k,", "(z: Tensor, g, k: int,"),
+)
+OTHER = """
+def gate_gradient(z, g, k, renormalise):
+    z = z.clone().requires_grad_()
+    w, expert = z.softmax(-1).topk(k)
+    if renormalise:
+        w = w / w.sum(-1, keepdim=True)
+    (w * g.gather(1, expert)).sum().backward()
+    return z.grad
+"""
+
+
+def solved(student: str, answer: str) -> Mark:
+    """Somebody's answer to task 03.3."""
+    return Mark(student, "03_routing", 3, [TaskMark("03.3", 3, 3, None, answer)], "", [])
+
+
+def test_a_copy_with_other_names_is_alike_and_another_way_is_not() -> None:
+    assert likeness(parts(ANSWER), parts(COPY)) == 1
+    assert likeness(parts(ANSWER), parts(OTHER)) < 0.5
+    assert not parts("def f(:") and not parts("")
+
+
+def test_pairs_and_what_is_published_are_listed() -> None:
+    near = COPY.replace("return", "unused = 1\n    return")
+    answers = {"ann": ANSWER, "bob": COPY, "cia": OTHER, "dee": "x =", "eli": near}
+    listed = rows([solved(name, answer) for name, answer in answers.items()])
+    assert [(r["task"], r["answer of"], r["and of"], r["likeness"]) for r in listed] == [
+        ("03.3", "ann, bob, solutions/", "", "1.00"),
+        ("03.3", "ann, bob, solutions/", "eli", "0.96"),
+    ]
+    short = "def f(x):\n    return x + 1"
+    assert rows([solved("ann", short), solved("bob", short)]) == []
+
+
+def test_the_references_of_checks_are_among_what_is_published() -> None:
+    found = published("03_routing")
+    assert set(found) == {f"03.{i}" for i in range(1, 6)}
+    assert {len(known) for task, known in found.items() if task != "03.4"} == {2}

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from minimoe import check
+from minimoe.check.forms import draw
 from minimoe.check.task import TASKS
+from minimoe.check.variation import near, seed_of, shuffled, varied
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
@@ -43,15 +46,8 @@ def task_of(cell: Any) -> str:
 # --- what a learner gets --------------------------------------------------------------------------
 
 
-@of_each_exercise
-def test_exercises_are_what_the_generator_makes(path: Path) -> None:
-    made = exercises.made(path).items()
-    changed = [f.name for f, text in made if not f.exists() or f.read_text() != text]
-    assert changed == [], "run `make exercises`"
-
-
-def test_there_are_no_other_exercises() -> None:
-    assert {p.name for p in (ROOT / "exercises").glob("*.ipynb")} == {p.name for p in SOLUTIONS}
+def test_exercises_are_what_the_generator_makes_and_there_are_no_others() -> None:
+    assert exercises.main(["check"]) == 0, "run `make exercises`"
 
 
 def test_the_teachers_page_follows_from_lessons_and_exercises() -> None:
@@ -132,6 +128,11 @@ def test_an_untouched_exercise_says_which_task_it_is(path: Path) -> None:
 
 STORED = {task: mine for path in SOLUTIONS for task, mine in vetting.stored(path.stem[:2]).items()}
 
+RIGHT = {
+    task: next(answer for name, answer in mine.items() if name.startswith("right_"))
+    for task, mine in STORED.items()
+}
+
 
 def answers(kind: str) -> Any:
     """The stored answers to all tasks that are 'right' or 'wrong'."""
@@ -186,7 +187,7 @@ def test_every_suspect_as_an_answer_gets_its_own_cause(task: str) -> None:
             failed = verdict(task, answer)
             assert failed and failed.cause not in causes, f"{name} is a suspect already"
             unknown.add(failed.cause)
-    assert unknown and len(causes | unknown) >= 4
+    assert len(causes | unknown) >= 4
 
 
 # What learning goes through, in the tasks in which something is to be learnt.
@@ -203,10 +204,18 @@ def in_another_form(value: Any) -> Any:
     return torch.stack([value] * 2) if isinstance(value, torch.Tensor) else [value]
 
 
+def a_little_amiss(value: Any) -> Any:
+    """An answer whose numbers are 3 in 1,000 too large, or, if they are whole or truth values, one place further."""
+    if isinstance(value, tuple | list):
+        return tuple(a_little_amiss(v) for v in value)
+    whole = isinstance(value, torch.Tensor) and not value.is_floating_point()
+    return value.roll(1, 0) if whole else value * 1.003
+
+
 @of_each_task
 def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
-    """Nothing returned, another form, an argument changed in place, and what is to be learnt cut off."""
-    right = next(f for name, f in STORED[task].items() if name.startswith("right_"))
+    """Nothing returned, another form, other numbers, an argument changed in place, what is to be learnt cut off."""
+    right = RIGHT[task]
     causes = {s.cause for s in TASKS[task].suspects.all()}
     changed: set[int] = set()
 
@@ -224,6 +233,8 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
 
     assert said(lambda *_: None).startswith("Nothing is returned")
     assert "None of the common" not in said(lambda *values: in_another_form(right(*values)))
+    if TASKS[task].suspects.all():  # the other checks are of random numbers, and of a verdict
+        assert "None of the common" in said(lambda *values: a_little_amiss(right(*values)))
     failed = verdict(task, changes)
     assert not changed or (failed and "in place" in failed.cause)
     for name, i in LEARNT.get(task, {}).items():
@@ -234,7 +245,100 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
         assert f"nothing can be learnt through {name}" in said(cut_off)
 
 
-# --- a check needs no later lesson ----------------------------------------------------------------
+# --- a secret: checks judge as without it, and neither a table of answers nor their order passes ---
+
+SECRETS = (3, 2**61 + 5)
+
+
+def test_a_secret_changes_numbers_sizes_and_order_and_the_same_one_does_not() -> None:
+    def drawn(secret: int | None) -> tuple[Any, ...]:
+        with varied(secret):
+            torch.manual_seed(seed_of(0))
+            return draw(1, 3).tolist(), [near(1000), near(2.0)], shuffled(range(20))
+
+    plain = drawn(None)
+    assert plain[1:] == ([1000, 2.0], list(range(20)))
+    one, two = drawn(SECRETS[0]), drawn(SECRETS[1])
+    assert one == drawn(SECRETS[0]) and drawn(None) == plain
+    assert all(a != b for a, b in zip(one, two, strict=True))
+    assert all(a != b for a, b in zip(one, plain, strict=True))
+    assert sorted(one[2]) == plain[2]
+    assert 1000 <= one[1][0] <= 1251 and 1.8 <= one[1][1] <= 2.2
+
+
+def key(values: tuple[Any, ...]) -> str:
+    """Arguments as a key; functions are not told apart."""
+    return str(
+        [v.tolist() if isinstance(v, torch.Tensor) else v for v in values if not callable(v)]
+    )
+
+
+class Recorded:
+    """What an answer gave, call by call."""
+
+    def __init__(self, answer: Callable[..., Any]) -> None:
+        self.answer = answer
+        self.calls: list[tuple[str, Any]] = []
+
+    def __call__(self, *values: Any) -> Any:
+        told = key(values)
+        given = self.answer(*values)
+        self.calls.append((told, given))
+        return given
+
+    def table(self) -> Callable[..., Any]:
+        """Answers by their arguments; the first for those that are not in it."""
+        known = dict(self.calls)
+        return lambda *values: known.get(key(values), self.calls[0][1])
+
+    def order(self) -> Callable[..., Any]:
+        """The same answers one after the other."""
+        rest = iter([given for _, given in self.calls] * 2)
+        return lambda *values: next(rest)
+
+
+@of_each_task
+def test_no_table_and_no_order_of_calls_passes(task: str) -> None:
+    recorded = Recorded(RIGHT[task])
+    assert vetting.passes(task, recorded)
+    for cheat in (recorded.table, recorded.order):
+        for secret in SECRETS:
+            with varied(secret):
+                assert not vetting.passes(task, cheat()), cheat.__name__
+
+
+def test_what_the_test_above_rejects_passes_without_a_secret() -> None:
+    """Where nothing is learnt through the answer, so that numbers without a graph will do."""
+    for task in ("01.2", "02.4", "03.1", "05.4", "06.2"):
+        recorded = Recorded(RIGHT[task])
+        assert vetting.passes(task, recorded)
+        assert vetting.passes(task, recorded.order())
+        assert task == "05.4" or vetting.passes(task, recorded.table())
+
+
+@of_each_exercise
+def test_every_answer_is_judged_as_it_should_be_with_a_secret(path: Path) -> None:
+    assert vetting.misjudged(path.stem[:2], nbformat.read(path, as_version=4), SECRETS[0]) == ""
+
+
+def test_a_secret_that_misjudges_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(["03.1, wrong_one", ""])
+    monkeypatch.setattr(vetting, "misjudged", lambda *_: next(found))
+    drawn = iter([11, 12])
+    monkeypatch.setattr("secrets.randbits", lambda _: next(drawn))
+    assert vetting.draw("03", None) == 12
+    vetting.keep(tmp_path, "03_routing", 12)
+    vetting.keep(tmp_path, "04_load_balancing", 13)
+    assert vetting.kept(tmp_path) == {"03_routing": 12, "04_load_balancing": 13}
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
+    assert json.loads((tmp_path / "secrets.json").read_text())
+    monkeypatch.setattr(vetting, "misjudged", lambda *_: "03.1, wrong_one")
+    monkeypatch.setattr("secrets.randbits", lambda _: 1)
+    with pytest.raises(ValueError, match="no secret for exercise 03 judges as it should"):
+        vetting.draw("03", None)
+
 
 # The lesson that builds each module of the library. What is not named here is of lesson 00: everybody has it.
 BUILT_IN = {
@@ -277,9 +381,6 @@ def test_a_check_needs_no_later_lesson() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" passed: ") == len(TASKS)
-
-
-# --- the register ---------------------------------------------------------------------------------
 
 
 def test_a_task_says_what_a_learner_wants_to_know() -> None:

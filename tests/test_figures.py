@@ -14,28 +14,10 @@ from matplotlib.text import Text
 
 from minimoe.course.style import SMALL
 from minimoe.errors import MinimoeError
+from minimoe.study import depth, domains, load, paths, vocabulary
 from minimoe.study.claims import bracket, claims, listed, percent, times
-from minimoe.study.depth import draw_information, information
-from minimoe.study.domains import domain_load, draw_labels, draw_skew
 from minimoe.study.drawing import Figure, expert_ticks
-from minimoe.study.load import draw_load, draw_load_by_depth, expert_load
-from minimoe.study.paths import (
-    coactivation,
-    draw_coactivation,
-    draw_paths,
-    draw_repeats,
-    paths,
-    repeats,
-)
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from minimoe.study.vocabulary import (
-    characteristic_tokens,
-    draw_ranked,
-    draw_token,
-    frequent_tokens,
-    shown,
-    token_shares,
-)
 from tests.small import small_disk
 
 EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
@@ -44,8 +26,8 @@ EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
 def make_trace(documents=60, tokens=30, experts=EXPERTS, seed=0) -> RoutingTrace:
     """Documents of two domains; a token prefers expert token % E, the more so the higher the layer."""
     rng = np.random.default_rng(seed)
-    domains, subjects = ("law", "wiki_en"), ("Arts", "History", "Geography")
-    kinds = [TraceDocument(domains[i % 2], str(i), subjects[i % 3]) for i in range(documents)]
+    sources, subjects = ("law", "wiki_en"), ("Arts", "History", "Geography")
+    kinds = [TraceDocument(sources[i % 2], str(i), subjects[i % 3]) for i in range(documents)]
     token = rng.integers(0, VOCABULARY, documents * tokens)
     logits = rng.gumbel(size=(len(token), len(LAYERS), experts))
     for column in range(len(LAYERS)):
@@ -69,19 +51,19 @@ MANY = make_trace(experts=64)
 
 @functools.cache
 def loads(trace=TRACE):
-    return [expert_load(trace, x, **FEW) for x in LAYERS]
+    return [load.expert_load(trace, x, **FEW) for x in LAYERS]
 
 
 @functools.cache
 def topics(trace=TRACE):
-    return [domain_load(trace, x, by="topic", **FEW) for x in LAYERS]
+    return [domains.domain_load(trace, x, by="topic", **FEW) for x in LAYERS]
 
 
 def ranked(trace, layer, write=" t{}".format, top=5):
     """The figure of what an expert takes most, and of what is characteristic of it."""
-    return draw_ranked(
-        frequent_tokens(trace, layer, top=top),
-        characteristic_tokens(trace, layer, top=top, groups=6),
+    return vocabulary.draw_ranked(
+        vocabulary.frequent_tokens(trace, layer, top=top),
+        vocabulary.characteristic_tokens(trace, layer, top=top, groups=6),
         write,
     )
 
@@ -96,21 +78,24 @@ NAMES = (
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Figure]:
     """One of each, by name."""
-    shares = [token_shares(TRACE, x, [0, 1]) for x in LAYERS]
-    bits = information(TRACE, groups=6, **FEW)
-    ways = [paths(TRACE, permutations=5, **FEW), paths(TRACE, kind="set", permutations=5, **FEW)]
+    shares = [vocabulary.token_shares(TRACE, x, [0, 1]) for x in LAYERS]
+    bits = depth.information(TRACE, groups=6, **FEW)
+    ways = [
+        paths.paths(TRACE, permutations=5, **FEW),
+        paths.paths(TRACE, kind="set", permutations=5, **FEW),
+    ]
     made = [
-        draw_load(loads(), num_layers=3),
-        draw_load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
-        draw_labels(topics(), ["Arts", "History"], num_layers=3),
-        draw_labels(topics()[-1:], num_layers=3, name="domains"),
-        draw_skew(topics(), num_layers=3),
+        load.draw_load(loads(), num_layers=3),
+        load.draw_load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
+        domains.draw_labels(topics(), ["Arts", "History"], num_layers=3),
+        domains.draw_labels(topics()[-1:], num_layers=3, name="domains"),
+        domains.draw_skew(topics(), num_layers=3),
         ranked(TRACE, 3),
-        draw_token(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
-        draw_information(bits, within=bits),
-        draw_repeats([repeats(TRACE, x, **FEW) for x in LAYERS]),
-        draw_coactivation([coactivation(TRACE, x, permutations=10) for x in LAYERS]),
-        draw_paths(ways),
+        vocabulary.draw_token(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
+        depth.draw_information(bits, within=bits),
+        paths.draw_repeats([paths.repeats(TRACE, x, **FEW) for x in LAYERS]),
+        paths.draw_coactivation([paths.coactivation(TRACE, x, permutations=10) for x in LAYERS]),
+        paths.draw_paths(ways),
     ]
     return {figure.name: figure for figure in made}
 
@@ -137,7 +122,7 @@ def test_every_caption_has_a_drawing(drawn):
 
 
 def test_the_same_numbers_give_the_same_bytes_and_leave_global_state_alone(drawn):
-    assert drawn["load"].png(dpi=50) == draw_load(loads(), num_layers=3).png(dpi=50)
+    assert drawn["load"].png(dpi=50) == load.draw_load(loads(), num_layers=3).png(dpi=50)
     assert dict(matplotlib.rcParams) == BEFORE
 
 
@@ -152,32 +137,32 @@ def test_words_of_a_figure_hold_its_numbers(drawn):
         said = f"max/min {times(ratio.value)}, chance up to {times(ratio.null_high)}"
         assert said in drawn["topics"].alt
     assert f"{len(topics()[-1].beyond)} of 3 lie beyond their null" in drawn["skew"].alt
-    share = token_shares(TRACE, 3, [5])
-    alt, best = draw_token([share], 5, "'.'").alt, int(share.share.value[0].argmax())
+    share = vocabulary.token_shares(TRACE, 3, [5])
+    alt, best = vocabulary.draw_token([share], 5, "'.'").alt, int(share.share.value[0].argmax())
     assert f"expert {best + 1} {percent(share.share.value[0, best], 0)}" in alt
     assert f"{share.occurrences[0]:,} occurrences" in alt
 
 
 def test_few_documents_have_no_whiskers_and_say_so():
-    figure = draw_load([expert_load(make_trace(documents=12), 1, **FEW)])
+    figure = load.draw_load([load.expert_load(make_trace(documents=12), 1, **FEW)])
     assert "Only 12 works: no intervals" in figure.caption
     assert figure.png(dpi=40)
 
 
 def test_fewer_labels_than_columns_leave_no_column_empty():
-    figure = draw_labels(topics()[-1:], ["Arts", "History"], num_layers=3)
+    figure = domains.draw_labels(topics()[-1:], ["Arts", "History"], num_layers=3)
     assert len(figure.figure.axes) == 2 and figure.png(dpi=40)
 
 
 def test_an_expert_without_tokens_is_drawn():
     rows = TRACE.expert.copy()
     rows[rows == 3] = -1
-    figure = draw_skew(topics(dataclasses.replace(TRACE, expert=rows)))
+    figure = domains.draw_skew(topics(dataclasses.replace(TRACE, expert=rows)))
     assert figure.png(dpi=40) and "∞" in figure.alt
 
 
 def test_many_experts_fit():
-    assert draw_load([expert_load(MANY, x, **FEW) for x in LAYERS]).png(dpi=40)
+    assert load.draw_load([load.expert_load(MANY, x, **FEW) for x in LAYERS]).png(dpi=40)
     assert "12 of 64 experts are shown" in ranked(MANY, 1, top=3).caption
 
 
@@ -188,7 +173,7 @@ def test_equal_band_covers_equal_loads():
     for seed in range(12):
         order = np.random.default_rng(seed).random((4000, 1, 8)).argsort(axis=2)[..., :2]
         expert = np.repeat(order.astype(np.int16), 3, axis=1)
-        share = expert_load(dataclasses.replace(like, expert=expert), 1, **FEW).share
+        share = load.expert_load(dataclasses.replace(like, expert=expert), 1, **FEW).share
         inside += list((share.value >= share.null_low) & (share.value <= share.null_high))
     assert 0.85 <= np.mean(inside) <= 1.0
 
@@ -200,14 +185,12 @@ def test_shows_itself_in_a_notebook_with_its_words(drawn):
     assert drawn["load"].alt in bundle["text/plain"]
 
 
-def test_tokens_are_written_so_that_spaces_show():
-    assert shown(" the") == "␣the"
-    assert shown("\n") == "↵"
-    assert shown("international", longest=8) == "interna…"
-    assert shown("$x$") == r"\$x\$"
+def test_words_and_tokens_that_show_their_spaces():
+    assert vocabulary.shown(" the") == "␣the"
+    assert vocabulary.shown("\n") == "↵"
+    assert vocabulary.shown("international", longest=8) == "interna…"
+    assert vocabulary.shown("$x$") == r"\$x\$"
 
-
-def test_words():
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
     assert times(float("inf")) == "∞" and times(float("nan")) == "–" and times(13.12) == "13.1"
     assert bracket(float("nan"), 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"
@@ -235,11 +218,13 @@ def renamed(trace: RoutingTrace) -> RoutingTrace:
 def test_names_are_drawn_as_they_are_and_not_read_as_mathematics():
     trace = renamed(TRACE)
     made = [
-        draw_load(loads(trace), num_layers=3, text=MARKUP[1]),
-        draw_load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
-        draw_labels(topics(trace), MARKUP[:4], num_layers=3),
-        draw_labels(topics(trace)[-1:], num_layers=3),
-        draw_skew(topics(trace), titles={name: f"${name}" for name in MARKUP}, num_layers=3),
+        load.draw_load(loads(trace), num_layers=3, text=MARKUP[1]),
+        load.draw_load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
+        domains.draw_labels(topics(trace), MARKUP[:4], num_layers=3),
+        domains.draw_labels(topics(trace)[-1:], num_layers=3),
+        domains.draw_skew(
+            topics(trace), titles={name: f"${name}" for name in MARKUP}, num_layers=3
+        ),
         ranked(trace, 3, lambda token: MARKUP[token % 6]),
     ]
     drawn = ""

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from book import judge, vetting
+from book import judge
 from book.sandbox import Sandboxes
 from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- the wire -------------------------------------------------------------------------------------
 
 
-def join(functions: dict[str, Any]) -> tuple[Peer, Peer]:
-    """Two ends of a wire in one process; the second answers in a thread, by these functions."""
+def join(functions: dict[str, Any]) -> Peer:
+    """One end of a wire in one process; the other answers in a thread, by these functions."""
     a, b = socket.socketpair()
     here, there = Peer(a), Peer(b, functions.__getitem__, catches=BaseException)
     here.begin(20)
@@ -45,11 +45,11 @@ def join(functions: dict[str, Any]) -> tuple[Peer, Peer]:
             b.close()
 
     threading.Thread(target=answer, daemon=True).start()
-    return here, there
+    return here
 
 
 def test_values_cross_as_they_are_and_objects_as_their_kind() -> None:
-    here, _ = join({"same": lambda *a: a if a[1:] else a[0]})
+    here = join({"same": lambda *a: a if a[1:] else a[0]})
     same = here.proxy("same")
     values = (None, True, 3, -(2**70), 0.1, float("inf"), "ü", [1, (2.5,)], [])
     assert same(*values) == values
@@ -61,28 +61,14 @@ def test_values_cross_as_they_are_and_objects_as_their_kind() -> None:
     assert same(torch.zeros(0, 3)).shape == (0, 3)
     assert same(torch.randn(4, 3).T[1:]).shape == (2, 4)
     own = (np.bool_(True), np.float32(0.5), np.int64(3))  # NumPy's numbers are numbers
-    here, _ = join({"numpy": lambda: own, "odd": lambda: {"a": 1}})
+    here = join({"numpy": lambda: own, "odd": lambda: {"a": 1}})
     assert [(v, type(v)) for v in here.proxy("numpy")()] == [(True, bool), (0.5, float), (3, int)]
     odd = here.proxy("odd")()
     assert type(odd).__name__ == "dict" and not isinstance(odd, dict)
 
 
-def test_an_object_that_says_yes_to_everything_stays_where_it_is() -> None:
-    class Yes(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, *_: Any, **__: Any) -> Any:
-            return True
-
-        def __eq__(self, other: object) -> Any:
-            return True
-
-    here, _ = join({"yes": lambda: torch.ones(2).as_subclass(Yes)})
-    with pytest.raises(Remote):
-        here.proxy("yes")()
-
-
 def test_gradients_and_changes_in_place_come_back() -> None:
-    here, _ = join({"f": lambda x, w: (w * x**2, x.argmax()), "change": lambda x: x.mul_(2).sum()})
+    here = join({"f": lambda x, w: (w * x**2, x.argmax()), "change": lambda x: x.mul_(2).sum()})
     x, w = torch.randn(5, requires_grad=True), torch.randn(5)
     y, index = here.proxy("f")(x, w)
     assert y.requires_grad and not index.requires_grad
@@ -98,7 +84,7 @@ def test_functions_cross_both_ways_and_errors_come_home() -> None:
         return run(run(x))
 
     fails = {"fails": lambda: 1 / 0, "later": lambda: exec("raise NotImplementedError('x')")}
-    here, _ = join({"twice": twice, **fails})
+    here = join({"twice": twice, **fails})
     assert here.proxy("twice")(lambda x: x + 1, 3) == 5
     x = torch.ones(2, requires_grad=True)
     y = here.proxy("twice")(lambda t: t * t, x)
@@ -168,11 +154,11 @@ def test_what_is_no_frame_is_nonsense_and_no_crash(sent: bytes) -> None:
 
 
 def test_too_much_and_too_late_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, _ = join({"large": lambda: torch.zeros(1000), "slow": lambda: time.sleep(2)})
+    here = join({"large": lambda: torch.zeros(1000), "slow": lambda: time.sleep(2)})
     monkeypatch.setattr(wire, "ALL", 3000)
     with pytest.raises(Nonsense, match="too large"):
         here.proxy("large")()
-    here, _ = join({"slow": lambda: time.sleep(2)})
+    here = join({"slow": lambda: time.sleep(2)})
     here.begin(0.2)
     with pytest.raises(wire.Late):
         here.proxy("slow")()
@@ -238,6 +224,8 @@ if os.fork() == 0:
         os.execv(sys.executable, [sys.executable, "-c", code, {token!r}])
     os._exit(0)
 subprocess.Popen([sys.executable, "-c", code, {token!r}], start_new_session=True)
+def g():
+    return Path({solutions!r}).exists()
 def f():
     import socket
     with socket.create_connection(("127.0.0.1", {port})) as s:
@@ -258,8 +246,11 @@ def test_nothing_is_reached_and_nothing_survives(rooms: Sandboxes, tmp_path: Pat
     with server:
         port = server.getsockname()[1]
         student, exam = notebook(
-            ATTACKS.format(course=str(tmp_path), token=token, port=port),
-            checks=("assert f() >= 0",),
+            ATTACKS.format(
+                course=str(tmp_path), token=token, port=port, solutions=str(ROOT / "solutions")
+            ),
+            "",
+            checks=("assert f() >= 0", "assert not g()"),
         )
         outputs = judge.run(student, exam, rooms, 20)
     left = [p.pid for p in psutil.process_iter(["cmdline"]) if token in (p.info["cmdline"] or [])]
@@ -267,10 +258,11 @@ def test_nothing_is_reached_and_nothing_survives(rooms: Sandboxes, tmp_path: Pat
     if rooms.boxed:
         assert [file.read_text() for file in files] == ["as it was"] * 2
         assert not (tmp_path / "more").exists()
-        assert errors(outputs) == ["", "ConnectionRefusedError"]  # the network is one of its own
+        # the network is one of its own, and there are no solutions
+        assert errors(outputs) == ["", "ConnectionRefusedError", "", ""]
 
 
-@both
+@one
 def test_no_cell_stops_the_others(rooms: Sandboxes) -> None:
     """A killed process, a loop, an error and a bad frame cost their own cells; a warning costs nothing."""
     bad = (
@@ -388,14 +380,10 @@ def test_every_exercise_can_be_judged_from_outside(rooms: Sandboxes) -> None:
             getattr(whole, part).update(getattr(exam, part))
         cells += solution.cells
     wrong: set[int] = set()
-    for path in sorted((ROOT / "tests" / "mutants").glob("lesson*.py")):
-        cells.append(nbformat.v4.new_code_cell(path.read_text(encoding="utf-8")))
     for check in [c for c in cells if judge.name_of(c) in whole.checks]:
-        task = str(check.metadata["minimoe"]["task"])
         named = check.source.split("\n")[0].partition("(")[2]
         (answer,) = whole.wanted & set(re.findall(r"\w+", named))
-        wrongs = [a for t, a, right in vetting.answers(task[:2]) if t == task and not right]
-        cells.append(nbformat.v4.new_code_cell(f"{answer} = {wrongs[0].__qualname__}"))
+        cells.append(nbformat.v4.new_code_cell(f"{answer} = lambda *_: None"))
         wrong.add(len(cells))
         cells.append(check)
     outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)

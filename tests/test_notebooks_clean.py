@@ -1,11 +1,18 @@
-"""The lessons as they are stored: run to the end, without errors, in normal form, every figure described."""
+"""The notebooks as they are stored: run to the end, in normal form, every figure described, and their first cell."""
 
 import base64
+import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from html.parser import HTMLParser
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -16,7 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from pybtex.database import parse_string
 
-from book import check_pages, lessons, plain
+from book import first_cell, lessons, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -129,6 +136,17 @@ def test_exercises_come_without_outputs() -> None:
         if cell["outputs"] or cell["execution_count"]
     ]
     assert kept == []
+
+
+@pytest.mark.parametrize(
+    "path", [*LESSONS, *EXERCISES, *SOLUTIONS], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_every_notebook_begins_with_the_first_cell_and_the_book_leaves_it_out(path: Path) -> None:
+    cell = nbformat.read(path, as_version=4).cells[0]
+    source = first_cell.source(first_cell.repository())
+    assert cell.source == source, "run: python book/lessons.py setup"
+    assert "remove-cell" in cell.metadata.tags
+    assert cell.outputs == []
 
 
 def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
@@ -247,14 +265,6 @@ def test_markdown_that_is_not_plain_is_found(text: str) -> None:
     assert not_plain(notebook_of(nbformat.v4.new_markdown_cell(text))) != []
 
 
-def test_plain_markdown_passes() -> None:
-    text = (
-        "A [router](../book/glossary.md#router) with $a < b$, `Tensor<int>` and <https://example.org>.<br>\n\n"
-        "$$\nx = y \\tag{1}\n$$\n\n<details><summary>Answer</summary>\n\n$p < q$ and $q > r$.\n\n</details>"
-    )
-    assert not_plain(notebook_of(nbformat.v4.new_markdown_cell(text))) == []
-
-
 def test_a_caption_belongs_to_a_figure() -> None:
     caption = nbformat.v4.new_markdown_cell("**Figure 03.1.** A load.")
     hidden = code("plot()", mystnb={"figure": {"caption": "A load."}})
@@ -282,19 +292,16 @@ def test_every_entry_of_the_bibliography_can_be_found_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "found"),
+    "field",
     [
-        ("doi = {10.1162/neco.1991.3.1.79}", []),
-        ("url = {https://arxiv.org/abs/1701.06538}", []),
-        ("nodoi = {a chapter of a printed book}", []),
-        ("url = {https://example.org/paper.pdf}", ["x"]),
-        ("url = {https://arxiv.org/abs/1771.06538}", ["x"]),
-        ("doi = {https://doi.org/10.1162/neco.1991.3.1.79}", ["x"]),
-        ("nodoi = {}", ["x"]),
+        "url = {https://example.org/paper.pdf}",
+        "url = {https://arxiv.org/abs/1771.06538}",
+        "doi = {https://doi.org/10.1162/neco.1991.3.1.79}",
+        "nodoi = {}",
     ],
 )
-def test_an_entry_that_nobody_can_find_is_seen(field: str, found: list[str]) -> None:
-    assert unfindable(f"@misc{{x,\n  title = {{A}},\n  {field}\n}}") == found
+def test_an_entry_that_nobody_can_find_is_seen(field: str) -> None:
+    assert unfindable(f"@misc{{x,\n  title = {{A}},\n  {field}\n}}") == ["x"]
 
 
 # --- that the checks above see what they should --------------------------------------------------
@@ -326,12 +333,6 @@ def picture(alt: str = "") -> Any:
 def stream(text: str, name: str = "stdout") -> Any:
     """Something printed."""
     return nbformat.v4.new_output("stream", name=name, text=text)
-
-
-def test_a_clean_lesson_passes() -> None:
-    printed = code("print(1)", stream("1\n"), tags=["nbval-check-output"])
-    notebook = notebook_of(printed, picture("Bars of equal height, one an expert."))
-    assert unfinished(notebook) + undescribed(notebook) == []
 
 
 @pytest.mark.parametrize(
@@ -400,23 +401,6 @@ def test_a_lesson_that_fails_is_left_as_it_was(
     assert [entry.name for entry in tmp_path.iterdir()] == ["lesson.ipynb"]
 
 
-def test_built_pages_are_read(tmp_path: Path) -> None:
-    (tmp_path / "good.html").write_text(
-        '<h1 id="top">x</h1><a href="#top">up</a><img src="a.png" alt="Two bars">'
-    )
-    (tmp_path / "a.png").touch()
-    assert check_pages.problems(tmp_path) == []
-    (tmp_path / "bad.html").write_text(
-        '<img src="_images/a.png" alt="_images/a.png"><img src="b.png">'
-        '<a href="gone.html">x</a><a href="good.html#no">y</a>'
-    )
-    for picture in ("_images/a.png", "b.png"):
-        (tmp_path / picture).parent.mkdir(exist_ok=True)
-        (tmp_path / picture).touch()
-    assert len(check_pages.problems(tmp_path)) == 4
-    assert check_pages.problems(tmp_path / "empty") != []
-
-
 def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -429,3 +413,129 @@ def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
     with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as drawn:
         assert drawn.width == pytest.approx(2 * output.metadata["image/png"]["width"], abs=2)
         assert drawn.info["dpi"][0] == pytest.approx(220, abs=1)
+
+
+# --- the first cell: silent here, and on Colab it fetches what is missing -------------------------
+
+
+class Colab:
+    """A machine on which the cell is run: commands are noted, and cloning makes the folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.course = folder / "course"
+        self.commands: list[list[str]] = []
+        self.moved: list[str] = []
+        self.has_library = False
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(subprocess, "run", self.do)
+        monkeypatch.setattr(os, "chdir", lambda folder: self.moved.append(str(folder)))
+        monkeypatch.setattr(importlib.util, "find_spec", self.find)
+
+    def do(self, command: list[str], *, check: bool) -> None:
+        assert check, "a command that fails must stop the notebook"
+        self.commands.append(command)
+        if command[0] == "git":
+            self.course.mkdir()
+            (self.course / "pyproject.toml").touch()
+
+    def find(self, name: str) -> ModuleSpec | None:
+        assert name == "minimoe"
+        return ModuleSpec(name, None) if self.has_library else None
+
+    def run(self, repository: str) -> None:
+        """Run the cell with the checkout in a folder of the test's own."""
+        text = first_cell.source(repository)
+        assert '"/content/course"' in text
+        exec(text.replace("/content/course", str(self.course)), {})
+
+
+@pytest.fixture
+def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Colab:
+    return Colab(tmp_path, monkeypatch)
+
+
+def test_on_colab_it_clones_installs_and_goes_to_the_lessons(colab: Colab) -> None:
+    colab.run("someone/some.course")
+    assert colab.commands == [
+        ["git", "clone", "--quiet", "--depth", "1", "https://github.com/someone/some.course", str(colab.course)],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", str(colab.course), "anywidget>=0.9,<1"],
+    ]  # fmt: skip
+    assert sys.path[0] == str(colab.course)
+    assert colab.moved == [str(colab.course / "notebooks")]
+
+
+def test_what_is_installed_beside_the_library_is_what_the_course_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = re.findall(r'str\(course\), "([^"]+)"', first_cell.source(""))
+    assert asked and set(asked) <= set(project["optional-dependencies"]["course"])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_on_colab_a_second_run_goes_to_the_lessons_and_installs_what_was_interrupted(
+    colab: Colab, installed: bool
+) -> None:
+    colab.course.mkdir()
+    (colab.course / "pyproject.toml").touch()
+    colab.has_library = installed
+    colab.run("someone/course")
+    install = [sys.executable, "-m", "pip", "install"]
+    assert [command[:4] for command in colab.commands] == ([] if installed else [install])
+    assert colab.moved == [str(colab.course / "notebooks")]
+
+
+def test_on_colab_without_an_address_it_says_what_to_do(colab: Colab) -> None:
+    with pytest.raises(SystemExit, match=r"Type its GitHub repository.*field REPOSITORY"):
+        colab.run("")
+    assert colab.commands == [] and colab.moved == []
+
+
+def test_elsewhere_it_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    names: dict[str, Any] = {}
+    before = (Path.cwd(), [*sys.path])
+    exec(first_cell.source("a/b"), names)
+    assert names.keys() - {"__builtins__"} == {"sys", "REPOSITORY"}
+    assert (Path.cwd(), sys.path) == before
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets minimoe_repository in a configuration of the test's own."""
+    config = yaml.safe_load((ROOT / "book/_config.yml").read_text(encoding="utf-8"))
+    monkeypatch.setattr(first_cell, "ROOT", tmp_path)
+    (tmp_path / "book").mkdir()
+
+    def write(name: str) -> None:
+        config["sphinx"]["config"]["minimoe_repository"] = name
+        (tmp_path / "book/_config.yml").write_text(yaml.safe_dump(config))
+
+    return write
+
+
+def test_the_address_comes_from_the_setting_and_is_put_in_once(
+    setting: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "lesson.ipynb"
+    cells = [
+        nbformat.v4.new_markdown_cell("# A"),
+        nbformat.v4.new_code_cell("1", execution_count=1),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    for name in ("", "some.one/course"):
+        setting(name)
+        lessons.set_up(path)
+        notebook = nbformat.read(path, as_version=4)
+        assert [c.cell_type for c in notebook.cells] == ["code", "markdown", "code"]
+        assert f'REPOSITORY = "{name}"' in notebook.cells[0].source
+        assert [notebook.cells[i].execution_count for i in (0, 2)] == [1, 2]
+        assert lessons.is_normal(path)
+
+
+def test_a_setting_that_is_no_repository_is_refused(setting: Any) -> None:
+    setting("https://github.com/a/b")
+    with pytest.raises(ValueError, match="expected 'owner/name'"):
+        first_cell.repository()

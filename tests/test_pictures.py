@@ -268,8 +268,3 @@ def test_the_lattice_has_two_of_eight_in_each_of_32_layers() -> None:
         rows.setdefault(box[1], []).append(css)
     assert [Counter(row) for row in rows.values()] == [{"off": 6, "blue-head": 2}] * 32
     assert f"{28**32:.0e}" == "2e+46" and "28³² ≈ 2 × 10⁴⁶" in shown("lattice")[-1][0]
-
-
-def test_the_model_of_eight_experts_is_no_eight_models() -> None:
-    words = " ".join(word for word, *_ in shown("eight-models"))
-    assert "8 × 7 B = 56 B" in words and "46.7 B held, 12.9 B used" in words

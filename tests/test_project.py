@@ -75,6 +75,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 963,
     "zoo": 1099,
 }
+TESTS = 26_250  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     "matplotlib",
@@ -227,6 +228,14 @@ def test_each_room_keeps_to_its_budget(name: str) -> None:
     assert lines > BUDGETS[name] - 60, (
         f"{name} has {lines} lines now: lower its budget, so that it stays so"
     )
+
+
+def test_the_tests_keep_to_their_budget() -> None:
+    files = [path for path in PROJECT_FILES if relative(path).startswith("tests/")]
+    python = [path for path in files if path.suffix == ".py"]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python)
+    assert lines <= TESTS, f"{lines} lines of tests: say in a commit what more lines buy"
+    assert lines > 0.98 * TESTS, f"{lines} lines of tests now: lower TESTS, so that it stays so"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -19,15 +19,9 @@ from book import lessons
 from minimoe.balance import Load
 from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.config import ModelConfig
+from minimoe.cost import layer as cost
 from minimoe.cost.device import DEVICES
 from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, training
-from minimoe.cost.layer import (
-    crossover_tokens,
-    experts_touched,
-    layer_bytes,
-    layer_floor,
-    layer_flops,
-)
 from minimoe.cost.parameters import count_parameters
 from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
@@ -470,7 +464,9 @@ def test_the_figures_of_calculator_and_roofline_say_what_they_show(
     assert f"{found.total / 1e9:.1f} B" in alt and f"{found.active / 1e9:.1f} B" in alt
     assert f"experts {found.by_component['experts'].total / 1e9:.2g}" in alt
     for tokens in (1, 64, MOST):
-        floor = layer_floor(DEVICES["h200"], tokens, MIXTRAL.hidden_size, MIXTRAL.expert_size, 8, 2)
+        floor = cost.layer_floor(
+            DEVICES["h200"], tokens, MIXTRAL.hidden_size, MIXTRAL.expert_size, 8, 2
+        )
         assert f"{1e6 * floor.seconds:,.0f} µs for {tokens:,}" in made["roofline"].alt
 
 
@@ -511,15 +507,15 @@ def test_floors_are_those_of_the_library(made: dict[str, Explorable]) -> None:
     for (tokens, name, chip, e, k, backward), found in zip(cases, got, strict=True):
         d, f = PRESETS[name].hidden_size, PRESETS[name].expert_size
         device, both = DEVICES[chip], {"backward": backward}
-        floor = layer_floor(device, tokens, d, f, e, k, **both)
-        assert found["flops"] == layer_flops(tokens, d, f, k, **both)
+        floor = cost.layer_floor(device, tokens, d, f, e, k, **both)
+        assert found["flops"] == cost.layer_flops(tokens, d, f, k, **both)
         assert found["limit"] == floor.limit
         exact = {key: found[key] for key in ("bytes", "seconds", "touched", "rule")}
         expected = {
-            "bytes": layer_bytes(tokens, d, f, e, k, **both),
+            "bytes": cost.layer_bytes(tokens, d, f, e, k, **both),
             "seconds": floor.seconds,
-            "touched": experts_touched(tokens, e, k),
-            "rule": crossover_tokens(device, e, k),
+            "touched": cost.experts_touched(tokens, e, k),
+            "rule": cost.crossover_tokens(device, e, k),
         }
         assert exact == pytest.approx(expected, **EXACT)
 
@@ -559,7 +555,7 @@ def test_the_crossing_is_where_the_library_changes_sides(made: dict[str, Explora
             tokens: int, device: Any = device, layer: Any = layer, both: bool = backward
         ) -> str:
             sizes = (layer[size] for size in "DFEK")
-            return layer_floor(device, tokens, *sizes, backward=both).limit
+            return cost.layer_floor(device, tokens, *sizes, backward=both).limit
 
         if cross is None:
             assert {limit(1), limit(MOST)} == {"memory"}
@@ -569,7 +565,7 @@ def test_the_crossing_is_where_the_library_changes_sides(made: dict[str, Explora
         assert (limit(int(cross)), limit(int(cross) + 1)) == ("memory", "compute")
         met.add("somewhere")
         if layer["D"] > 1024 and not backward and cross < MOST / 4:
-            rule = crossover_tokens(device, layer["E"], layer["K"])
+            rule = cost.crossover_tokens(device, layer["E"], layer["K"])
             assert rule < cross < 2 * rule
     assert met == {"never", "somewhere"}
 
@@ -580,7 +576,7 @@ def test_no_count_of_experts_is_rounded_past_those_that_there_are() -> None:
     given = [{"T": t, "E": e, "K": k} for e, k, t in sizes if k <= e]
     said = in_node("roofline", "given.map(({T, E, K}) => m.met(T, {E, K}))", given)
     for case, text in zip(given, said, strict=True):
-        expected = experts_touched(case["T"], case["E"], case["K"])
+        expected = cost.experts_touched(case["T"], case["E"], case["K"])
         if text == "the only expert":
             assert case["E"] == 1
         elif text.startswith("all"):

@@ -45,6 +45,7 @@ def browser() -> Iterator[Any]:
     except ImportError:
         need(False, "playwright is not installed: pip install -e '.[browser]'")
         raise
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -85,6 +86,7 @@ class Seen:
         self.page, self.book = page, book
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
+        self.asked: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._said)
         page.on("response", self._answered)
@@ -100,6 +102,7 @@ class Seen:
 
     def _asked(self, route: Any) -> None:
         url = route.request.url
+        self.asked.append(url)
         if url.startswith((self.book, "data:", "blob:")):
             route.continue_()
         else:
@@ -110,6 +113,10 @@ class Seen:
         """What went wrong: errors, and what was asked for from elsewhere."""
         errors = [f"console: {e}" for e in self.errors if not KNOWN.search(e)]
         return errors + [f"loads {url}" for url in self.elsewhere]
+
+    def each(self, selector: str, expression: str) -> list[Any]:
+        """What JavaScript says of each element."""
+        return self.page.eval_on_selector_all(selector, f"all => all.map({expression})")
 
     def until(self, expression: str, *arguments: Any) -> None:
         """Wait until JavaScript says so; it gets the arguments as a list."""
@@ -152,3 +159,9 @@ def seen(browser: Any, book: str) -> Iterator[Seen]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     yield Seen(context.new_page(), book)
     context.close()
+
+
+def press_end(seen: Seen, control: Any) -> None:
+    """The key that puts a slider to its end."""
+    control.focus()
+    seen.page.keyboard.press("End")

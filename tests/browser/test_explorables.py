@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import BOOK, COLOURS, SCREENSHOTS, WCAG, Seen
+from tests.browser.conftest import BOOK, COLOURS, SCREENSHOTS, WCAG, Seen, press_end
 
 pytestmark = pytest.mark.browser
 
@@ -40,12 +40,6 @@ def moved(seen: Seen, name: str, act: Callable[[], None]) -> None:
     seen.until(f"([where, old]) => {SHOWN} !== old", place(name), before)
 
 
-def press_end(seen: Seen, control: Any) -> None:
-    """The key that puts a slider to its end."""
-    control.focus()
-    seen.page.keyboard.press("End")
-
-
 def drag(seen: Seen, start: tuple[float, float], end: tuple[float, float]) -> None:
     """Press the mouse, move and let go."""
     seen.page.mouse.move(*start)
@@ -71,7 +65,6 @@ def test_reacts_to_a_key_and_a_drag(seen: Seen, name: str) -> None:
 @of_each
 def test_is_accessible_and_fits(seen: Seen, name: str) -> None:
     element = started(seen, name)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for fold in element.query_selector_all("details"):
         fold.evaluate("e => e.open = true")
     problems: list[str] = []
@@ -138,17 +131,15 @@ def test_a_bar_of_the_playground_is_dragged(seen: Seen) -> None:
 
 
 def test_starts_only_when_scrolled_to(seen: Seen) -> None:
-    asked: list[str] = []
-    seen.page.on("request", lambda request: asked.append(request.url))
     seen.open("book/notation.html")
-    assert not any("explorables/" in url for url in asked)
+    assert not any("explorables/" in url for url in seen.asked)
     last = list(EXPLORABLES)[-1]
     seen.page.set_viewport_size({"width": 1280, "height": 300})
     seen.open(PAGE)
     seen.page.wait_for_timeout(300)
-    assert not any(f"{last}.js" in url for url in asked)
+    assert not any(f"{last}.js" in url for url in seen.asked)
     started(seen, last)
-    assert any(f"{last}.js" in url for url in asked)
+    assert any(f"{last}.js" in url for url in seen.asked)
 
 
 SHIFTS = """(buffered) => {
@@ -166,21 +157,16 @@ def test_the_page_does_not_jump_when_explorables_start(seen: Seen, page: str, wi
     # on a page with formulas those move it before; here it is about the explorables
     seen.page.evaluate(SHIFTS, page == PAGE)
     every = ".minimoe-explorable"
-    reserved = seen.page.eval_on_selector_all(
-        every, "all => all.map((e) => [e.dataset.explorable, e.offsetHeight])"
-    )
+    reserved = seen.each(every, "(e) => [e.dataset.explorable, e.offsetHeight]")
     # as a thumb scrolls: there is no time to be ready before the figure is seen
     for element in seen.page.query_selector_all(every):
         element.evaluate("e => e.scrollIntoView({block: 'center'})")
         seen.until("([e]) => e.dataset.state === 'ready'", element)
         seen.page.wait_for_timeout(400)
-    size = "all => all.map((e) => [e.dataset.explorable, e.offsetHeight, e.clientWidth])"
-    real = seen.page.eval_on_selector_all(every, size)
+    real = seen.each(every, "(e) => [e.dataset.explorable, e.offsetHeight, e.clientWidth]")
     for (name, height), (_, now, wide) in zip(reserved, real, strict=True):
         assert abs(height - now) <= 0.04 * now, f"{name} is {now} high where it is {wide} wide"
-    shifted = seen.page.evaluate("window.shifted")
-    print(f"{page} at {width}: {shifted:.3f}")
-    assert shifted < 0.05
+    assert seen.page.evaluate("window.shifted") < 0.05
 
 
 def without_scripts(seen: Seen) -> Any:
@@ -196,6 +182,99 @@ def test_without_its_script_a_sentence_and_the_figure_stay(seen: Seen) -> None:
     element = without_scripts(seen)
     assert "could not be loaded" in element.inner_text()
     assert element.query_selector("figure img").is_visible()
+
+
+# --- those that move: to the end, stopped by hand, and still for readers who ask for it ------------
+
+WIDE = 700  # units of a drawing in a window of 1280
+PLAYS = {"capacity_drops": "Let them fall", "balance_film": "Play"}
+
+
+def film(seen: Seen, name: str) -> tuple[Any, Any]:
+    """An explorable that has started, and the slider that is played: the last."""
+    element = started(seen, name)
+    return element, element.query_selector_all("input[type=range]")[-1]
+
+
+def value(slider: Any) -> int:
+    """Where a slider stands."""
+    return int(slider.evaluate("e => e.value"))
+
+
+def to(slider: Any, index: int) -> None:
+    """Put a slider somewhere, as a reader does."""
+    slider.evaluate(
+        "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", index
+    )
+
+
+@pytest.mark.parametrize("name", PLAYS)
+def test_plays_to_the_end(seen: Seen, name: str) -> None:
+    (element, slider), play = film(seen, name), f"{place(name)} button:has-text('{PLAYS[name]}')"
+    end = int(slider.get_attribute("max"))
+    to(slider, end - 3)
+    seen.page.click(play)
+    assert element.query_selector("button:has-text('Pause')") is not None
+    seen.page.wait_for_selector(play, timeout=10_000)
+    assert value(slider) == end
+    # at the end it begins anew; a key on the slider stops it
+    seen.page.click(play)
+    slider.focus()
+    seen.page.keyboard.press("ArrowRight")
+    assert element.query_selector("button:has-text('Pause')") is None
+    here = value(slider)
+    assert here < end
+    seen.page.wait_for_timeout(600)
+    assert value(slider) == here
+
+
+def test_tokens_fall_unless_less_motion_is_asked_for(seen: Seen) -> None:
+    moving = "() => document.getAnimations().filter(a => a.effect.target.closest?.('.mm-drawing')).length"
+    for motion, expected in (("no-preference", 2), ("reduce", 0)):
+        seen.page.emulate_media(reduced_motion=motion)
+        _, slider = film(seen, "capacity_drops")
+        to(slider, 0)
+        seen.page.evaluate(
+            f"""() => {{ window.most = 0;
+                 const look = () => {{ window.most = Math.max(window.most, ({moving})());
+                                        requestAnimationFrame(look); }};
+                 look(); }}"""
+        )
+        seen.page.click(f"{place('capacity_drops')} button:has-text('Let them fall')")
+        seen.page.wait_for_function("e => Number(e.value) > 0", arg=slider, timeout=5_000)
+        seen.page.wait_for_timeout(300)
+        assert seen.page.evaluate("window.most") == expected, motion
+        # calmly: a tenth of the tokens at once
+        assert value(slider) == (3 if motion == "reduce" else value(slider))
+
+
+def test_the_film_of_balance_is_dragged_through(seen: Seen) -> None:
+    element, slider = film(seen, "balance_film")
+    box = element.query_selector("svg").bounding_box()
+    middle = box["y"] + 100
+    seen.page.mouse.move(box["x"] + 60, middle)
+    seen.page.mouse.down()
+    first = value(slider)
+    seen.page.mouse.move(box["x"] + box["width"] * 0.5, middle, steps=4)
+    seen.page.mouse.up()
+    assert 0 < first < value(slider)
+    where = value(slider)
+    seen.page.mouse.move(box["x"] + 60, middle)
+    assert value(slider) == where
+    element.query_selector("select").select_option(label="the shipped model, mini")
+    assert int(slider.get_attribute("max")) == 29
+    assert value(slider) == round(where / 79 * 29)  # as far into the training as before
+    # a press on a cell of the map names its expert and step
+    box = element.query_selector("svg").bounding_box()
+    press = (box["x"] + box["width"] * 0.4, box["y"] + (44 + 2.5 * 20) * box["width"] / WIDE)
+    seen.page.mouse.click(*press)
+    assert element.query_selector_all("select")[4].input_value() == "2"
+    seen.page.wait_for_function(
+        "e => e.querySelector('.mm-status').textContent.includes('Expert 3 has')", arg=element
+    )
+    assert "times the fair share" in element.query_selector(".mm-status").inner_text()
+    labels = [x.inner_text() for x in element.query_selector_all("label") if x.is_visible()]
+    assert labels[:4] == ["run", "layer", "tokens", "show"]
 
 
 # --- the live router ------------------------------------------------------------------------------
@@ -251,7 +330,7 @@ def write(seen: Seen, text: str, said: str) -> str:
 def tokens(seen: Seen) -> list[str]:
     """The tokens that the live router shows."""
     where = f"{ROUTER} .lr-token bdi"
-    return seen.page.eval_on_selector_all(where, "all => all.map(e => e.textContent)")
+    return seen.each(where, "e => e.textContent")
 
 
 def test_live_router_shows_the_tokens_of_what_is_typed(seen: Seen) -> None:
@@ -349,20 +428,6 @@ def test_live_router_without_its_weights(seen: Seen, damaged: bool) -> None:
     assert len(tokens(seen)) == 24
 
 
-def test_live_router_is_a_recorded_run_until_the_reader_acts(seen: Seen) -> None:
-    asked: list[str] = []
-    seen.page.on("request", lambda request: asked.append(request.url))
-    element = live_router(seen)
-    control = element.query_selector("input[type=range]")
-    moved(seen, "live_router", lambda: press_end(seen, control))
-    seen.page.wait_for_timeout(300)
-    assert not any("safetensors" in url for url in asked)
-    element.query_selector("button:has-text('Start')").click()
-    seen.page.wait_for_selector(f"{ROUTER} .lr-live:has-text('Live:')")
-    assert any("safetensors" in url for url in asked)
-    assert len(tokens(seen)) == 24  # the model finds what was recorded
-
-
 def costs(seen: Seen, said: str) -> str:
     """The sentence on what the text costs, once it has these words."""
     says(seen, ".lr-costs", said)
@@ -379,11 +444,10 @@ def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen
     assert "than the 4.06 as trained" in costs(seen, "With expert 2 switched off")
     where.select_option(label="at every layer")
     costs(seen, "With expert 2 switched off")
-    numbers = "all => all.map(e => e.textContent)"
-    assert "2" not in seen.page.eval_on_selector_all(".lr-token :is(b, i)", numbers)
+    assert "2" not in seen.each(".lr-token :is(b, i)", "e => e.textContent")
     what.select_option(label="expert 3 is forced")
     costs(seen, "With expert 3 forced")
-    assert {"3", "–"} == set(seen.page.eval_on_selector_all(".lr-token :is(b, i)", numbers))
+    assert {"3", "–"} == set(seen.each(".lr-token :is(b, i)", "e => e.textContent"))
     # next tokens: a low temperature makes the first likelier, and a press writes it
     what.select_option(label="nothing is changed")
     costs(seen, "To predict it")
@@ -421,9 +485,6 @@ def test_live_router_has_a_tour_of_six_steps(seen: Seen) -> None:
     assert "as trained" in element.query_selector(".lr-tour p").inner_text()
     element.query_selector("button:has-text('End the tour')").click()
     assert element.query_selector(".lr-tour").is_hidden()
-
-
-# --- opened as files ------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.browser.conftest import COLOURS, ROOT, SCREENSHOTS, WCAG, Seen
+from tests.browser.conftest import COLOURS, ROOT, SCREENSHOTS, WCAG, Seen, press_end
 
 pytestmark = pytest.mark.browser
 
@@ -61,7 +61,6 @@ def test_page(seen: Seen, name: str) -> None:
 
     for what, elements in WRONG.items():
         look(what, elements)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = SCREENSHOTS / name.replace("/", "-")
     page.screenshot(path=f"{picture}-light.png")
     problems += [f"light: {v}" for v in seen.violations({"type": "tag", "values": WCAG})]
@@ -128,9 +127,7 @@ def test_on_a_phone_a_table_of_sentences_is_read_row_by_row(seen: Seen) -> None:
 def test_search_puts_lessons_before_the_objects_of_the_library(seen: Seen, word: str) -> None:
     seen.open(f"search.html?q={word}")
     seen.until("document.querySelector('.search-summary')?.innerText.includes('found')")
-    links: list[str] = seen.page.eval_on_selector_all(
-        "#search-results li a", "all => all.map(a => new URL(a.href).pathname)"
-    )
+    links: list[str] = seen.each("#search-results li a", "a => new URL(a.href).pathname")
     lessons = [i for i, link in enumerate(links) if "notebooks" in link]
     objects = [i for i, link in enumerate(links) if "book/api" in link]
     assert lessons and objects and max(lessons) < min(objects)
@@ -168,13 +165,10 @@ def test_tab_goes_through_a_page_in_its_order(seen: Seen) -> None:
     assert len(set(places)) == len(places)  # nothing holds the focus
     assert [html for _, html, visible, _ in stops if not visible] == []
     assert [html for _, html, _, marked in stops if not marked] == []
-
-
-def test_the_skip_link_leads_to_the_text(seen: Seen) -> None:
     seen.open("notebooks/03_routing.html")
     for key in ("Tab", "Enter", "Tab"):
-        seen.page.keyboard.press(key)
-    assert seen.page.evaluate("!!document.activeElement.closest('main')")
+        page.keyboard.press(key)
+    assert page.evaluate("!!document.activeElement.closest('main')")
 
 
 def test_paper_is_white_and_nothing_is_cut_off(seen: Seen) -> None:
@@ -228,12 +222,10 @@ def test_the_first_page_is_light_and_has_no_formula(seen: Seen) -> None:
     seen.page.wait_for_selector(".minimoe-explorable[data-state=ready]")
     seen.page.wait_for_load_state("networkidle")
     sizes = {a.url: len(gzip.compress(a.body())) for a in answers}
-    size = sum(sizes.values())
-    print(f"{size / 1000:.0f} kB gzipped in {len(sizes)} files")
     assert len(sizes) > 15
     assert any(url.split("?")[0].endswith(".woff2") for url in sizes)  # fonts count
     assert not any("mathjax" in url for url in sizes)
-    assert size <= 500_000
+    assert sum(sizes.values()) <= 500_000
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
@@ -244,39 +236,35 @@ def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
     page = seen.page
     router = page.wait_for_selector(".minimoe-explorable[data-state=ready]")
     begun = page.query_selector("[data-starts=live_router]")
-    wanted = [
-        ".bd-article h1",
-        ".bd-article p",
-        ".lr-token",
-        "[data-starts=live_router]",
-        ".front-picture svg",
-    ]
-    for selector in wanted:
+    places = (
+        ".bd-article h1, .bd-article p, .lr-token, [data-starts=live_router], .front-picture svg"
+    )
+    for selector in places.split(", "):
         box = page.query_selector(selector).bounding_box()
         seen_whole = box["y"] + box["height"] <= height
         assert box["y"] >= 0 and (seen_whole or (width < 400 and box["y"] < height)), selector
-    starts = page.eval_on_selector_all(
-        ".front-picture text", "all => all.map(text => text.getBBox().x)"
-    )
+    starts = seen.each(".front-picture text", "text => text.getBBox().x")
     assert min(starts) >= 0
     assert page.title() == "minimoe: a course about Mixture-of-Experts language models"
     for name in ("description", "og:title", "og:description", "og:type"):
         meta = page.query_selector(f'meta[name="{name}"], meta[property="{name}"]')
         assert len(meta.get_attribute("content")) > 5
     # every button leads somewhere, and there is none to a repository that is not known
-    links = page.eval_on_selector_all(
-        ".front-actions a", "all => all.map(a => [a.textContent, a.href])"
-    )
+    links = seen.each(".front-actions a", "a => [a.textContent, a.href]")
     here = [(text, address) for text, address in links if text != "Open in Colab"]
     assert [text for text, _ in here] == ["Start", "Teach it", "Lesson 1"]
     assert all(page.request.get(address).ok for _, address in here)
     colab = [address for text, address in links if text == "Open in Colab"]
     assert all(a.startswith("https://colab.research.google.com/github/") for a in colab)
-    # a recorded run until the reader acts
+    # a recorded run until the reader acts, on its controls too
+    press_end(seen, router.query_selector("input[type=range]"))
+    assert not any("safetensors" in url for url in seen.asked)
     assert len(router.query_selector_all(".lr-token")) == 24
     assert router.query_selector("textarea").is_hidden()
     begun.click()
     page.wait_for_selector(".bd-article textarea:visible", timeout=20_000)
+    page.wait_for_selector(".lr-live:has-text('Live:')")
+    assert any("safetensors" in url for url in seen.asked)
     page.fill(".bd-article textarea", "It rains.")
     page.wait_for_function("document.querySelectorAll('.lr-token').length === 4")
     assert seen.problems() == []

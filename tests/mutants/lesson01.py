@@ -1,6 +1,5 @@
 """Answers to the tasks of lesson 01."""
 
-import math
 from typing import Any
 
 import torch
@@ -14,23 +13,13 @@ class Swiglu(Any):
         return (F.silu(x.double() @ w1.double().T) * (x.double() @ w3.double().T)) @ w2.double().T
 
     def wrong_by_hand(x, w1, w3, w2):
-        """says: overflows"""
+        """says: The output is right and its gradient is not: exp(-a) overflows"""
         gate = x @ w1.T
         return (gate / (1 + torch.exp(-gate)) * (x @ w3.T)) @ w2.T
-
-    def wrong_infinity_hidden(x, w1, w3, w2):
-        """says: The output is right and its gradient is not"""
-        gate = x @ w1.T
-        silu = torch.where(gate < -80, torch.zeros_like(gate), gate / (1 + torch.exp(-gate)))
-        return (silu * (x @ w3.T)) @ w2.T
 
     def wrong_gate_detached(x, w1, w3, w2):
         """says: gradient by x is not"""
         return (F.silu(x @ w1.T).detach() * (x @ w3.T)) @ w2.T
-
-    def wrong_unknown(x, w1, w3, w2):
-        """says: None of the common mistakes"""
-        return 1.1 * (F.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
 
 
 class BlockCost(Any):
@@ -40,10 +29,6 @@ class BlockCost(Any):
         forward = 2.0 * T * (F * D + F * D + D * F)
         return [3.0 * D * F, forward, forward * 3]
 
-    def wrong_unknown(t, d, f):
-        """says: None of the common mistakes"""
-        return 3 * d * f, 6 * t * d * f + 10 * t * f, 18 * t * d * f
-
 
 class Roofline(Any):
     task = "01.3"
@@ -52,10 +37,6 @@ class Roofline(Any):
         times = [6.0 * T * D * F / peak, (3.0 * D * F + 2 * T * D) * size / bandwidth]
         return torch.tensor(times).max()
 
-    def wrong_unknown(t, d, f, size, peak, bandwidth):
-        """says: None of the common mistakes"""
-        return 1.2 * max(6 * t * d * f / peak, (3 * d * f + 2 * t * d) * size / bandwidth)
-
 
 class BitsRemembered(Any):
     task = "01.4"
@@ -63,7 +44,3 @@ class BitsRemembered(Any):
     def right_in_float32(loss, facts, answers):
         known = torch.tensor(float(answers)).log() - torch.tensor(loss)
         return facts * torch.clamp(known, min=0) / torch.tensor(2.0).log()
-
-    def wrong_unknown(loss, facts, answers):
-        """says: None of the common mistakes"""
-        return 0.5 * max(0, facts * (math.log(answers) - loss) / math.log(2))

@@ -22,10 +22,6 @@ class DenseMixture(Any):
                 y[t] = y[t] + w[t, e] * (down[e].double() @ (gate * gate.sigmoid() * up))
         return y
 
-    def wrong_weights_squared(x, gate_up, down, w):
-        """says: None of the common mistakes"""
-        return mixture(x, gate_up, down, w * w)
-
 
 class WideMlp(Any):
     task = "02.2"
@@ -41,12 +37,6 @@ class WideMlp(Any):
         wide = torch.cat([gates.reshape(e * f, d), ups.reshape(e * f, d) / e])
         return wide, torch.einsum("edf->def", down).reshape(d, e * f)
 
-    def wrong_first_expert_repeated(gate_up, down):
-        """says: None of the common mistakes"""
-        gate, up = gate_up[0].chunk(2)
-        n = len(down)
-        return torch.cat([gate] * n + [up] * n), torch.cat([down[0]] * n, dim=1) / n
-
 
 class ErrorOfAverage(Any):
     task = "02.3"
@@ -57,15 +47,6 @@ class ErrorOfAverage(Any):
         first = float((average - target).pow(2).mean())
         return [first, sum(error) / len(error), sum(error) / len(error) - first]
 
-    def wrong_median(members, target):
-        """says: None of the common mistakes"""
-        of_median = (members.median(0).values - target).square().mean()
-        return (
-            of_median,
-            (members - target).square().mean(),
-            (members - members.mean(0)).square().mean(),
-        )
-
 
 class MixtureGradient(Any):
     task = "02.4"
@@ -75,9 +56,3 @@ class MixtureGradient(Any):
         y = (z.softmax(-1).T[..., None] * f.double()).sum(0)
         (y * slope.double()).sum().backward()
         return z.grad
-
-    def wrong_slope_of_length_one(z, f, slope):
-        """says: None of the common mistakes"""
-        w, slope = z.softmax(-1), F.normalize(slope, dim=-1)
-        y = torch.einsum("te,etd->td", w, f)
-        return w * torch.einsum("td,etd->te", slope, f - y)

@@ -32,12 +32,6 @@ class TopKRouter(Any):
         w, expert = (e / e.sum(-1, keepdim=True)).topk(k)
         return w / w.sum(-1, keepdim=True), expert
 
-    def wrong_off_by_one_choice(x, weight, k):
-        """says: None of the common mistakes"""
-        z = logits(x, weight)
-        expert = z.argsort(-1, descending=True).roll(-1, dims=-1)[:, :k]
-        return z.gather(1, expert).softmax(-1), expert
-
 
 class ChooseThenWeigh(Any):
     task = "03.2"
@@ -54,11 +48,6 @@ class ChooseThenWeigh(Any):
         w, expert = e.topk(k)
         return w / (w if norm_topk_prob else e).sum(-1, keepdim=True), expert
 
-    def wrong_unknown(logits, k, norm_topk_prob):
-        """says: None of the common mistakes"""
-        best, expert = logits.topk(k)
-        return best.softmax(-1).square(), expert
-
 
 class GateGradient(Any):
     task = "03.3"
@@ -74,10 +63,6 @@ class GateGradient(Any):
         """says: not finite. Look for a division by zero, or for exp() of a large number"""
         z = (z.exp() / z.exp().sum(-1, keepdim=True)).log()
         return GateGradient.right_backwards(z, g, k, renormalise)
-
-    def wrong_softmax_over_tokens(z, g, k, renormalise):
-        """says: None of the common mistakes"""
-        return GateGradient.right_backwards(z.log_softmax(0), g, k, renormalise)
 
 
 def noisy(z, k, sigma, training):
@@ -98,16 +83,12 @@ class NoisyRouter(Any):
         return noisy(logits(x, weight), k, sigma, True)
 
     def wrong_never(x, weight, k, sigma, training):
-        """says: no noise in training"""
+        """says: no noise in training; or all experts of a token have the same"""
         return noisy(logits(x, weight), k, sigma, False)
 
     def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
         """says: for the whole batch"""
         return chosen(logits(x, weight) + sigma * training * torch.randn(len(weight)), k)
-
-    def wrong_same_noise_for_all_experts(x, weight, k, sigma, training):
-        """says: all experts of a token have the same"""
-        return chosen(logits(x, weight) + sigma * training * torch.randn(len(x), 1), k)
 
     def wrong_after_the_choice(x, weight, k, sigma, training):
         """says: The choice never changes"""
@@ -175,8 +156,3 @@ class BatchIndependentWeights(Any):
         """says: the last dimension is missing"""
         w, expert = scores.max(dim=-1) if k == 1 else scores.topk(k, dim=-1)
         return w / torch.linalg.vector_norm(w, ord=1, dim=-1, keepdim=True), expert
-
-    def wrong_over_the_largest(scores, k):
-        """says: None of the common mistakes"""
-        w, expert = scores.topk(k)
-        return w / w[:, :1], expert

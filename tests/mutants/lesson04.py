@@ -18,21 +18,10 @@ class SwitchLoss(Any):
         """says: no .item()"""
         return SwitchLoss.right_every_pair_of_tokens(p, expert).item()
 
-    def wrong_variation_of_counts(p, expert):
-        """says: None of the common mistakes"""
-        f = torch.bincount(expert.flatten(), minlength=p.shape[1]).float()
-        return f.var() / f.mean() ** 2
-
     def wrong_number_of_experts_guessed(p, expert):
         """raises: nobody chose the last expert"""
         f = F.one_hot(expert).double().mean((0, 1))
         return p.shape[1] * (f * p.mean(0)).sum()
-
-
-def routed(s, bias, k, **counted):
-    expert = (s + bias).topk(k, dim=-1).indices
-    w = s.gather(1, expert)
-    return w / w.sum(-1, keepdim=True), expert, torch.bincount(expert.flatten(), **counted).float()
 
 
 class BiasStep(Any):
@@ -46,15 +35,11 @@ class BiasStep(Any):
         after = bias - rate * torch.sign(len(bias) * count - expert.numel())
         return [w / w.sum(-1, keepdim=True), expert.int(), after]
 
-    def wrong_scores_normalised_before_the_choice(s, bias, k, rate):
-        """says: None of the common mistakes"""
-        w, expert, count = routed(s / s.sum(-1, keepdim=True), bias, k, minlength=len(bias))
-        return w, expert, bias + rate * torch.sign(count.mean() - count)
-
     def wrong_idle_experts_not_counted(s, bias, k, rate):
         """raises: nobody chooses the last expert"""
-        w, expert, count = routed(s, bias, k)
-        return w, expert, bias + rate * torch.sign(count.mean() - count)
+        expert = (s + bias).topk(k, dim=-1).indices
+        w, count = s.gather(1, expert), torch.bincount(expert.flatten()).float()
+        return w / w.sum(-1, keepdim=True), expert, bias + rate * torch.sign(count.mean() - count)
 
 
 class KeptTokens(Any):
@@ -71,10 +56,6 @@ class KeptTokens(Any):
         """says: one True or False for each token"""
         return KeptTokens.right_before_me(expert, num_experts, factor).long()
 
-    def wrong_unknown(expert, num_experts, factor):
-        """says: None of the common mistakes"""
-        return KeptTokens.right_before_me(expert, num_experts, factor) | (expert == 0)
-
 
 class BalanceOfLayers(Any):
     task = "04.4"
@@ -84,7 +65,3 @@ class BalanceOfLayers(Any):
         chosen = torch.zeros_like(logits).scatter(2, logits.topk(k).indices, 1.0)
         f, p = chosen.sum(1) / (tokens * k), logits.double().softmax(-1).mean(1)
         return experts * torch.einsum("le,le->", f.double(), p) / layers
-
-    def wrong_unknown(logits, k):
-        """says: None of the common mistakes"""
-        return BalanceOfLayers.right_all_layers_at_once(logits, k).log()

@@ -30,10 +30,6 @@ class DealtTable(Any):
             counts > 0, DealtTable.right_heap_in_another_order(counts, num_experts), -1
         )
 
-    def wrong_random(counts, num_experts):
-        """says: None of the common mistakes"""
-        return torch.randint(num_experts, counts.shape)
-
 
 def taken(p, places):
     return p * torch.zeros_like(p).scatter(1, p.topk(places, dim=1).indices, 1.0)
@@ -51,11 +47,6 @@ class ExpertChoice(Any):
             rows.append(torch.zeros_like(p).scatter(1, token, w).T)
         return torch.stack(rows)
 
-    def wrong_in_bfloat16(x, weight, c):
-        """says: None of the common mistakes"""
-        p = (x.bfloat16() @ weight.bfloat16().T).softmax(-1).float()
-        return taken(p, min(x.shape[1], -int(-c * x.shape[1] // len(weight))))
-
     def wrong_more_than_there_are(x, weight, c):
         """raises: c = 4.0"""
         return taken((x @ weight.T).softmax(-1), -int(-c * x.shape[1] // len(weight)))
@@ -72,10 +63,6 @@ class TransportPlan(Any):
             v = -torch.logsumexp(z + u[:, None], 0) + math.log(t) - math.log(e)
         return torch.exp(z + u[:, None] + v[None])
 
-    def wrong_clamped_logits(z, iterations):
-        """says: None of the common mistakes"""
-        return TransportPlan.right_double_scaling(z.clamp(-1, 1), iterations)
-
 
 def texts(hidden_size, count=8, length=40):
     return [torch.randn(length, hidden_size) for _ in range(count)]
@@ -85,6 +72,20 @@ def near(a, b, atol=1e-4):
     return torch.allclose(a, b, rtol=0, atol=atol)
 
 
+def prefixes(says, cuts, count=8, length=40, atol=1e-4):
+    """An answer that compares these prefixes of some texts with the whole."""
+
+    def answer(layer, hidden_size):
+        for x in texts(hidden_size, count, length):
+            for s in cuts:
+                if not near(layer(x[:s]), layer(x)[:s], atol):
+                    return False
+        return True
+
+    answer.__doc__ = f"says: {says}"
+    return answer
+
+
 class CausalityTest(Any):
     task = "05.4"
 
@@ -92,6 +93,10 @@ class CausalityTest(Any):
         texts = torch.randn(10, 36, hidden_size)
         moved = [layer(x[:s]) - layer(x)[:s] for x in texts for s in range(1, 36)]
         return np.all([np.abs(m.numpy()).max() <= 1e-4 for m in moved])
+
+    wrong_short_text = prefixes("Your texts are too short", range(1, 12), count=20, length=12)
+    wrong_even_cuts = prefixes("Cut at every length", range(2, 40, 2))
+    wrong_generous = prefixes("Your tolerance is too large", range(1, 40), atol=1e-2)
 
     def wrong_changes_a_token(layer, hidden_size):
         """says: Changing a token does not show that"""
@@ -112,11 +117,6 @@ class CausalityTest(Any):
         cuts = [(x, s) for x in texts(hidden_size) for s in range(20, 40)]
         return all(near(layer(x[:s])[-1], layer(x)[s - 1]) for x, s in cuts)
 
-    def wrong_short_text(layer, hidden_size):
-        """says: Your texts are too short"""
-        cuts = [(x, s) for x in texts(hidden_size, 20, 12) for s in range(1, 12)]
-        return all(near(layer(x[:s]), layer(x)[:s]) for x, s in cuts)
-
     def wrong_appends_zeros(layer, hidden_size):
         """says: must not be zeros"""
         for x in texts(hidden_size):
@@ -126,20 +126,10 @@ class CausalityTest(Any):
                     return False
         return True
 
-    def wrong_even_cuts(layer, hidden_size):
-        """says: Cut at every length"""
-        cuts = [(x, s) for x in texts(hidden_size) for s in range(2, 40, 2)]
-        return all(near(layer(x[:s]), layer(x)[:s]) for x, s in cuts)
-
     def wrong_one_cut(layer, hidden_size):
         """says: more texts and more places"""
         x = torch.randn(40, hidden_size, generator=torch.Generator().manual_seed(0))
         return near(layer(x[:19]), layer(x)[:19])
-
-    def wrong_generous(layer, hidden_size):
-        """says: Your tolerance is too large"""
-        cuts = [(x, s) for x in texts(hidden_size) for s in range(1, 40)]
-        return all(near(layer(x[:s]), layer(x)[:s], atol=1e-2) for x, s in cuts)
 
     def wrong_always_yes(layer, hidden_size):
         """says: return False for a cheat"""
@@ -191,8 +181,3 @@ class GroupLimited(Any):
         expert = candidate.gather(1, (s + b).gather(1, candidate).topk(k).indices)
         w = s.gather(1, expert)
         return w / w.sum(-1, keepdim=True).clamp_min(1e-20), expert
-
-    def wrong_softmax(z, b, k, n_group, topk_group):
-        """says: None of the common mistakes"""
-        expert = GroupLimited.right_groups_gathered(z, b, k, n_group, topk_group)[1]
-        return z.gather(1, expert).softmax(-1), expert

@@ -12,14 +12,6 @@ class ExpertsTouched(Any):
     def right_through_logarithms(share, tokens):
         return -torch.expm1(tokens * torch.log1p(-share.double())).sum().item() if tokens else 0.0
 
-    def wrong_not_summed(share, tokens):
-        """says: Add up over the experts"""
-        return 1 - (1 - share) ** tokens
-
-    def wrong_off_by_one(share, tokens):
-        """says: None of the common mistakes"""
-        return (1 - (1 - share) ** (tokens + 1)).sum()
-
 
 class SlotsOfAssignments(Any):
     task = "06.2"
@@ -29,26 +21,6 @@ class SlotsOfAssignments(Any):
         arrived = F.one_hot(expert, num_experts).sum(1).cumsum(0)
         place = arrived.gather(1, expert) - 1
         return torch.where(place < capacity, capacity * expert + place, -1)
-
-    def wrong_mask(expert, num_experts, capacity):
-        """says: another type of number"""
-        return SlotsOfAssignments.right_count_by_tokens(expert, num_experts, capacity) >= 0
-
-    def wrong_next_free_expert(expert, num_experts, capacity):
-        """says: None of the common mistakes"""
-        taken, slot = [0] * num_experts, []
-        for e in expert.flatten().tolist():
-            while taken[e] >= capacity and min(taken) < capacity:
-                e = (e + 1) % num_experts
-            slot.append(capacity * e + taken[e] if taken[e] < capacity else -1)
-            taken[e] += 1
-        return torch.tensor(slot, dtype=torch.int64).view(expert.shape)
-
-
-def plan(expert, **counted):
-    e = expert.flatten()
-    order = e.argsort(stable=True)
-    return order, e.bincount(**counted), order.argsort()
 
 
 class PlanOfDispatch(Any):
@@ -63,12 +35,9 @@ class PlanOfDispatch(Any):
 
     def wrong_idle_experts_missing(expert, num_experts):
         """says: minlength=num_experts"""
-        return plan(expert)
-
-    def wrong_counts_sorted(expert, num_experts):
-        """says: None of the common mistakes"""
-        order, counts, inverse = plan(expert, minlength=num_experts)
-        return order, counts.sort(descending=True).values, inverse
+        e = expert.flatten()
+        order = e.argsort(stable=True)
+        return order, e.bincount(), order.argsort()
 
 
 def results_of(x, expert, run):
@@ -115,16 +84,6 @@ class DispatchBySorting(Any):
         """says: return the type that came in"""
         return (results_of(x, expert, run) * w[..., None]).sum(1)
 
-    def wrong_expert_of_the_neighbour(x, w, expert, run):
-        """says: None of the common mistakes"""
-        results = results_of(x, (expert + 1) % run.num_experts, run)
-        return (results * w[..., None]).sum(1).to(x.dtype)
-
-    def wrong_weights_rounded(x, w, expert, run):
-        """says: w as it is"""
-        short = w.to(x.dtype).float()
-        return (results_of(x, expert, run) * short[..., None]).sum(1).to(x.dtype)
-
     def wrong_experts_in_float32(x, w, expert, run):
         """says: The experts run in the type of x"""
         return (results_of(x.float(), expert, run) * w[..., None]).sum(1).to(x.dtype)
@@ -151,14 +110,3 @@ class DroppedAddsNothing(Any):
             token = (expert == e).nonzero()[:, 0]
             y = y.index_add(0, token, run(x[token], e).double())
         return y * p * kept[:, None]
-
-    def wrong_unwritten(x, probs, capacity, run):
-        """says: not finite"""
-        kept = who(probs, capacity)[2][:, None]
-        y = DroppedAddsNothing.right_masked_at_the_end(x, probs, capacity, run).float()
-        return torch.where(kept, y, torch.nan)  # torch.empty at its worst
-
-    def wrong_normalised_over_the_batch(x, probs, capacity, run):
-        """says: None of the common mistakes"""
-        probs = probs / probs.sum(0, keepdim=True)
-        return DroppedAddsNothing.right_masked_at_the_end(x, probs, capacity, run)

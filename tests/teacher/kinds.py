@@ -1,10 +1,9 @@
 """What students hand in for exercise 03, made from one notebook with the right answers: honest work and faults.
 
-Each kind has the name of its student. The marks that each should get are in grades.csv; those in CHEATS get none.
+Each kind has the name of its student. The marks that each should get are in grades.csv.
 """
 
 import copy
-import functools
 import io
 import json
 import os
@@ -48,6 +47,12 @@ def text(cell: Any) -> str:
     return "".join(cell["source"])
 
 
+def stub(number: int) -> str:
+    """What the exercise has in the place of an answer."""
+    path = Path(__file__).resolve().parents[2] / "exercises" / NAME
+    return text(find(json.loads(path.read_text(encoding="utf-8")), f"answer-03-{number}"))
+
+
 def code(source: str) -> Any:
     """A cell of the student's own."""
     cell = {"cell_type": "code", "metadata": {}, "source": source}
@@ -82,25 +87,6 @@ def hugo_copies(notebook: Any) -> None:
     put_after(notebook, "answer-03-2", copy.deepcopy(find(notebook, "check-03-2")))
     plots = find(notebook, "answer-03-3")
     plots["source"] = "%matplotlib inline\nimport matplotlib.pyplot as plt\n\n\n" + text(plots)
-
-
-@kind
-def ivy_marks_bytes(folder: Path, notebook: Any) -> None:
-    """Saved by an editor that puts a byte-order mark before UTF-8."""
-    write(folder, notebook, encoding="utf-8-sig")
-
-
-@kind
-def jon_utf16(folder: Path, notebook: Any) -> None:
-    """Saved as UTF-16."""
-    write(folder, notebook, encoding="utf-16")
-
-
-@kind
-def kim_renames(folder: Path, notebook: Any) -> None:
-    """The notebook under another name, beside something else."""
-    write(folder, notebook, "Homework Kim.ipynb")
-    (folder / "notes.pdf").write_bytes(b"%PDF")
 
 
 @kind
@@ -154,15 +140,6 @@ def paul_colab(folder: Path, notebook: Any) -> None:
 
 
 @kind
-def quin_windows(folder: Path, notebook: Any) -> None:
-    """Windows line ends, in the file and in the cells."""
-    for cell in notebook["cells"]:
-        cell["source"] = text(cell).replace("\n", "\r\n")
-    raw = json.dumps(notebook, indent=1).replace("\n", "\r\n").encode()
-    (folder / NAME).write_bytes(raw)
-
-
-@kind
 def rosa_version_3(folder: Path, notebook: Any) -> None:
     """A notebook of format 3: worksheets, and code under 'input'."""
     cells: list[Any] = []
@@ -174,15 +151,6 @@ def rosa_version_3(folder: Path, notebook: Any) -> None:
     sheets = [{"cells": cells, "metadata": {}}]
     whole = {"metadata": {"name": ""}, "nbformat": 3, "nbformat_minor": 0, "worksheets": sheets}
     write(folder, whole)
-
-
-@changed
-def sam_version_4_2(notebook: Any) -> None:
-    """Format 4.2 without ids, as older programs write it, and a cell that is none."""
-    for cell in notebook["cells"]:
-        del cell["id"]
-    notebook["cells"][3:3] = ["text", {"cell_type": "code", "source": 3}]
-    notebook["nbformat_minor"] = 2
 
 
 @changed
@@ -218,8 +186,8 @@ def xena_writes_below(notebook: Any) -> None:
     """The stub of task 1 left as it was, the answer in a new cell below the check; a copy of the stub of task 2."""
     one, two = find(notebook, "answer-03-1"), find(notebook, "answer-03-2")
     put_after(notebook, "check-03-1", code(text(one)))
-    put_after(notebook, "answer-03-2", {**copy.deepcopy(two), "source": STUB_2})
-    one["source"] = STUB_1
+    put_after(notebook, "answer-03-2", {**copy.deepcopy(two), "source": stub(2)})
+    one["source"] = stub(1)
 
 
 @changed
@@ -227,41 +195,12 @@ def yola_one_cell(notebook: Any) -> None:
     """All answers in the cell of the first, the stubs of the others left below."""
     answers = [find(notebook, f"answer-03-{i}") for i in "12345"]
     answers[0]["source"] = "\n\n\n".join(text(a) for a in answers)
-    answers[1]["source"] = STUB_2
+    answers[1]["source"] = stub(2)
     for answer in answers[2:]:
         notebook["cells"].remove(answer)
 
 
-@kind
-def yara_two_files(folder: Path, notebook: Any) -> None:
-    """The exercise as it was handed out, and the worked one as a browser named it."""
-    worked = copy.deepcopy(notebook)
-    for name, source in (("answer-03-1", STUB_1), ("answer-03-2", STUB_2)):
-        find(notebook, name)["source"] = source
-    for i in "345":
-        notebook["cells"].remove(find(notebook, f"answer-03-{i}"))
-    write(folder, notebook)
-    write(folder, worked, "03_routing (1).ipynb")
-
-
-STUB_1 = '''\
-def top_k_router(x, weight, k):
-    """x [T, D], weight [E, D] -> weights [T, K] in float32, experts [T, K]."""
-    raise NotImplementedError("task 03.1: write the top-k router")'''
-STUB_2 = '''\
-def choose_then_weigh(logits, k, norm_topk_prob):
-    """logits [T, E] -> weights [T, K], experts [T, K]."""
-    raise NotImplementedError("task 03.2: choose first, then weigh")'''
-
-
 # --- what is none, and what does harm -------------------------------------------------------------
-
-
-@kind
-def abe_nothing(folder: Path, notebook: Any) -> None:
-    """An empty file, and a page that was saved from the browser."""
-    (folder / NAME).touch()
-    (folder / "03_routing.html").write_text("<html></html>", encoding="utf-8")
 
 
 @kind
@@ -288,21 +227,17 @@ def dan_bomb(folder: Path, notebook: Any) -> None:
     (folder / "03_routing.zip").write_bytes(out.getvalue())
 
 
-# A cell of their own below the first answer, which is right: it prints a line of a hundred million characters; it
-# removes the folder that it runs in.
-BESIDE = {
-    "eve_prints": "print('x' * 10**8)",
-    "gus_removes": "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
-}
+@changed
+def eve_prints(notebook: Any) -> None:
+    """A line of a hundred million characters, and right answers."""
+    put_after(notebook, "answer-03-1", code("print('x' * 10**8)"))
 
 
-def beside(source: str, folder: Path, notebook: Any) -> None:
-    """Write a notebook with such a cell."""
+@changed
+def gus_removes(notebook: Any) -> None:
+    """Removes the folder that it runs in."""
+    source = "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)"
     put_after(notebook, "answer-03-1", code(source))
-    write(folder, notebook)
-
-
-KINDS.update({name: functools.partial(beside, source) for name, source in BESIDE.items()})
 
 
 @changed
@@ -311,16 +246,8 @@ def hal_exits(notebook: Any) -> None:
     find(notebook, "answer-03-2")["source"] = "import os\nos._exit(3)"
 
 
-# --- cheats: wrong answers that would have them count ---------------------------------------------
-
-# What others reach for in vain, outside the sandbox and in the judge's process, is in tests/test_judge.py, and that no
-# table of answers passes is in tests/test_vetting.py.
-NAMES = ("top_k_router", "choose_then_weigh", "gate_gradient", "noisy_router", "mended_weights")
-# A cell before the answers, and the answers.
-CHEATS = {
-    # comparisons that find everything equal, under an object that is everything, and errors that are none
-    "kit_says_yes": (
-        """
+# What others reach for in vain is in tests/test_judge.py; that no table of answers passes, in tests/test_exercises.py.
+YES = """
 import builtins, minimoe.check
 torch.equal = torch.allclose = torch.Tensor.equal = lambda *a, **k: True
 torch.testing.assert_close = lambda *a, **k: None
@@ -336,35 +263,13 @@ class Yes(torch.Tensor):
 builtins.AssertionError = type("AssertionError", (Exception,), {})
 check.CheckFailed = KeyboardInterrupt
 minimoe.check.lesson03.top_k_router = print
-""",
-        "def {name}(*a):\n    return Yes()",
-    ),
-    # runs the solutions, if they lie where they lie in the course
-    "lou_runs_solutions": (
-        """
-import json
-from pathlib import Path
-def solved(name):
-    for up in ("..", "../..", "../../..", "/work", "/home"):
-        for path in Path(up).glob("solutions/03_routing.ipynb"):
-            for cell in json.loads(path.read_text())["cells"]:
-                if f"def {name}(" in "".join(cell["source"]):
-                    exec("".join(cell["source"]), globals())
-                    return globals()[name]
-    return lambda x, *rest: (torch.zeros(len(x), 2), torch.zeros(len(x), 2, dtype=torch.long))
-""",
-        "{name} = solved('{name}')",
-    ),
-}
+"""
 
 
-def cheat(name: str, folder: Path, notebook: Any) -> None:
-    """Write a notebook with the answers of a cheat, and its cell before them."""
-    source, wrong = CHEATS[name]
-    for i, function in enumerate(NAMES, start=1):
-        find(notebook, f"answer-03-{i}")["source"] = wrong.format(name=function)
-    put_after(notebook, "given-03", code(source))
-    write(folder, notebook)
-
-
-KINDS.update({name: functools.partial(cheat, name) for name in CHEATS})
+@changed
+def kit_says_yes(notebook: Any) -> None:
+    """Comparisons that find everything equal, under an object that is everything, and errors that are none."""
+    for i in "12345":
+        answer = find(notebook, f"answer-03-{i}")
+        answer["source"] = text(answer).partition("(")[0] + "(*a):\n    return Yes()"
+    put_after(notebook, "given-03", code(YES))
