@@ -63,7 +63,7 @@ class Task:
 
     def stub(self) -> str:
         """What the untouched exercise has in the place of the solution."""
-        return f'raise NotImplementedError("task {self.id}: {self.title}")'
+        return f'raise NotImplementedError(\n    "task {self.id}: {self.title}"\n)'
 
 
 @dataclass(frozen=True)
