@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "core": 3596,
     "cost": 881,
     "course": 268,
-    "hf": 1158,
+    "hf": 1039,
     "kernels": 1144,
     "roof": 355,
     "study": 5969,

@@ -15,28 +15,10 @@ from typing import Any
 
 from minimoe.config import MOST_LAYERS, ModelConfig, check_count
 from minimoe.errors import ConfigError
-from minimoe.hf.families import COUNTED, FAMILIES, Counted
+from minimoe.hf.families import COUNTED, FAMILIES, FIELDS, Counted
 from minimoe.hf.translate import check_kinds, dense_layers, from_huggingface
 
-_SIZES = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_experts", "num_experts_per_tok",
-    "max_position_embeddings",
-)  # fmt: skip
-
-# one thing under several names: the one on the right is used here
-_NAMES = {
-    "num_local_experts": "num_experts", "n_routed_experts": "num_experts", "moe_num_experts": "num_experts",
-    "moe_k": "num_experts_per_tok", "moe_topk": "num_experts_per_tok", "num_shared_experts": "n_shared_experts",
-    "moe_num_shared_experts": "n_shared_experts", "num_layers": "num_hidden_layers",
-    "ffn_hidden_size": "intermediate_size", "expert_ffn_hidden_size": "moe_intermediate_size",
-    "num_dense_layers": "first_k_dense_replace",
-}  # fmt: skip
-
-# what one family has, and what another must not have without its being counted
-_SWITCHES = (
-    "attention_bias", "use_qk_norm", "lm_head_bias", "conv_bias", "mamba_conv_bias", "mamba_proj_bias",
-    "tie_word_embeddings", "mlp_bias", "qkv_bias", "use_bias",
-)  # fmt: skip
+_SIZES, _SWITCHES = FIELDS["sizes"], FIELDS["switches"]
 
 # the lists of layers, and what may stand in them; None: full attention and what the family has beside it
 _LISTS: dict[str, Any] = {
@@ -47,12 +29,6 @@ _MATTERS = {
     *(name for family in COUNTED.values() for name in (*family.needs, *family.may)),
     *(*_SWITCHES, "zero_expert_num", "moe_layer_freq"),
 } - {*_SIZES, "tie_word_embeddings", "intermediate_size", "layer_types", "sliding_window"}
-
-# fields that `from_huggingface` refuses for the function's sake, and that change no count
-_NOT_COUNTED = {
-    "rope_scaling", "rope_parameters", "partial_rotary_factor", "quantization_config", "clip_qkv", "pretraining_tp",
-    "is_causal", "attention_chunk_size",
-}  # fmt: skip
 
 _LEAST = {"moe_layer_end_index": -1, "expert_layer_period": 1, "attn_layer_period": 1}
 
@@ -114,12 +90,12 @@ def counted_config(values: Mapping[str, Any]) -> ModelConfig:
         values = {"model_type": f"{values['model_type']}_text", **part}
     kind = values["model_type"]
     if kind in (*FAMILIES,):  # in a tuple, where a list may be looked for
-        return from_huggingface({k: v for k, v in values.items() if k not in _NOT_COUNTED})
+        return from_huggingface({k: v for k, v in values.items() if k not in FIELDS["not_counted"]})
     if kind not in (*COUNTED,):
         raise ConfigError(
             f"model_type is {kind!r:.60}; built are {', '.join(FAMILIES)}, and counted {', '.join(COUNTED)}"
         )
-    given = {_NAMES.get(k, k): v for k, v in values.items() if v is not None}
+    given = {FIELDS["names"].get(k, k): v for k, v in values.items() if v is not None}
     _check(given, kind, COUNTED[kind])
     return ModelConfig(**_translate(given, kind, COUNTED[kind]))
 
@@ -195,14 +171,7 @@ def _translate(v: dict[str, Any], kind: str, family: Counted) -> dict[str, Any]:
             raise ConfigError(
                 f"qk_head_dim is {v['qk_head_dim']!r:.60}, but qk_nope_head_dim + qk_rope_head_dim is {both}"
             )
-        latent = (
-            "q_lora_rank",
-            "kv_lora_rank",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
-            "v_head_dim",
-        )
-        fields |= {name: v.get(name) for name in latent}
+        fields |= {name: v.get(name) for name in FIELDS["latent"]}
         # of the rotated part; keys and values come from one latent vector for all heads
         fields |= {"head_dim": v["qk_rope_head_dim"], "num_key_value_heads": heads}
     if kind == "longcat_flash":

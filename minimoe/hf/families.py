@@ -1,7 +1,7 @@
 """The families of models of Hugging Face transformers: those that are read and written, and those that are counted.
 
-They stand in families.toml, because they are data: the names of fields on disk, and what transformers takes where
-config.json leaves one out. A family that is `like` another has its entries where it says nothing else.
+They stand in families.toml, because they are data: the names of fields on disk, what these mean, and what transformers
+takes where config.json leaves one out. A family that is `like` another has its entries where it says nothing else.
 """
 
 from __future__ import annotations
@@ -65,5 +65,7 @@ _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text(enco
 FAMILIES = {
     name: Family(**_read(_TABLES["parts"] | _TABLES["built"], name)) for name in _TABLES["built"]
 }
+
+FIELDS: dict[str, Any] = _TABLES["fields"]  # by what they mean
 
 COUNTED = {name: Counted(**_read(_TABLES["counted"], name)) for name in _TABLES["counted"]}

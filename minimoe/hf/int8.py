@@ -20,8 +20,7 @@ def replace_experts(
 ) -> AnyModule:
     """A copy of the model in which `bank`, given name and module, stands for each of its `Experts`.
 
-    Raises:
-        ConfigError: the model holds none, for which `nothing` is the reason.
+    A model without any is a ConfigError, which ends with `nothing`.
     """
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, Experts)]
     if not found:
@@ -37,10 +36,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     All in float32; a half rounds to the even neighbour (0.5 to 0, 1.5 to 2). q lies in −127 … 127; −128 does not occur.
     A channel of zeros, or of less than the smallest normal number times 127, gets that number as its scale. Then
-    |w − ŵ| ≤ scale · (1/2 + 2⁻¹⁶), where 2⁻¹⁶ is the rounding of the division and of the product.
-
-    Raises:
-        MinimoeError: a weight that is not finite.
+    |w − ŵ| ≤ scale · (1/2 + 2⁻¹⁶), where 2⁻¹⁶ is the rounding of the division and of the product. A weight that is not
+    finite is a MinimoeError.
     """
     w = weight.detach().float()
     if not bool(torch.isfinite(w).all()):
@@ -63,9 +60,6 @@ class Int8Experts(ExpertBank):
     what is lost is the rounding of weights alone. A gradient flows to the input and not to the weights. `gate_up_proj`
     and `down_proj` are int8 parameters of the shapes of `Experts`; `gate_up_scale` [E, 2F] and `down_scale` [E, D] are
     buffers that stay in float32 whatever type the model is cast to. The state dict holds these four.
-
-    Attributes:
-        dtype: type into which experts are unpacked; follows `.to(dtype)`.
     """
 
     gate_up_proj: nn.Parameter
@@ -92,11 +86,7 @@ class Int8Experts(ExpertBank):
 
     @classmethod
     def from_experts(cls, experts: ExpertBank) -> Self:
-        """The same experts, rounded; they are read one by one.
-
-        Raises:
-            MinimoeError: a weight that is not finite.
-        """
+        """The same experts, rounded; they are read one by one, see `quantize`."""
         bank = cls(
             experts.num_experts, experts.hidden_size, experts.intermediate_size,
             hidden_act=experts.hidden_act, dtype=experts.dtype,
@@ -110,7 +100,7 @@ class Int8Experts(ExpertBank):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the unpacked weights."""
+        """Type into which experts are unpacked; follows `.to(dtype)`."""
         return self._dtype
 
     @property
@@ -120,10 +110,8 @@ class Int8Experts(ExpertBank):
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert, unpacked."""
-        return (
-            dequantize(self.gate_up_proj[expert], self.gate_up_scale[expert], self.dtype),
-            dequantize(self.down_proj[expert], self.down_scale[expert], self.dtype),
-        )
+        gate_up = dequantize(self.gate_up_proj[expert], self.gate_up_scale[expert], self.dtype)
+        return gate_up, dequantize(self.down_proj[expert], self.down_scale[expert], self.dtype)
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
         """Run expert `expert` on x [T, D] -> [T, D]; for no tokens nothing is unpacked."""
@@ -142,11 +130,8 @@ def quantize_experts(model: AnyModule) -> AnyModule:
     """A copy of the model (or layer) with its `Experts` in int8; the model itself is left as it is.
 
     Everything else is copied as it stands: attention, router, shared experts, embedding. What it saves:
-    `held_bytes(model)` before, and of the copy. `save_pretrained` refuses the copy:
-    save the model itself, and quantise after loading.
-
-    Raises:
-        ConfigError: no experts, or none that are not quantised already.
+    `held_bytes(model)` before, and of the copy. `save_pretrained` refuses the copy: save the model itself, and quantise
+    after loading. A model without experts, or with quantised ones alone, is a ConfigError.
     """
     nothing = "there is nothing to quantise, or it is done already"
     return replace_experts(model, lambda _, experts: Int8Experts.from_experts(experts), nothing)

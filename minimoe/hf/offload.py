@@ -33,24 +33,7 @@ class CacheStats:
 
     def __add__(self, other: CacheStats) -> CacheStats:
         """Both together: over layers, or over runs."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return CacheStats(*(a + b for a, b in pairs))
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tensor in a file, or one row of it."""
-
-    path: Path
-    key: str
-    row: int | None
-
-    def read(self) -> Tensor:
-        """Only the pages of this part are read from the mapped file."""
-        with safe_open(self.path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-            if self.row is None:
-                return file.get_tensor(self.key)
-            return file.get_slice(self.key)[self.row]  # pyright: ignore[reportReturnType]
+        return CacheStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class ExpertFiles:
@@ -60,9 +43,8 @@ class ExpertFiles:
     a copy of the model, and a file that is no longer what it was is noticed before anything is read from it. (Reading
     a map of a file that became shorter would end the process.)
 
-    Attributes:
+    Args:
         shape: (E, D, F).
-        place: the folder, for messages.
     """
 
     def __init__(
@@ -73,40 +55,45 @@ class ExpertFiles:
         shape: tuple[int, int, int],
     ) -> None:
         self.shape, self.place = shape, files.folder
+        # of each expert its two matrices, each of one or more tensors: file, name, and row where all experts are in one
         self._parts = [
-            [_parts(files, places, e) for places in (gate_up, down)] for e in range(shape[0])
+            [
+                [
+                    (files.path(key), key, None if index else e)
+                    for key, index in pieces
+                    if not index or index[0] == e
+                ]
+                for pieces in (gate_up, down)
+            ]
+            for e in range(shape[0])
         ]
-        paths = {part.path for both in self._parts for parts in both for part in parts}
+        paths = {path for both in self._parts for parts in both for path, _, _ in parts}
         self._signatures = {path: _signature(path) for path in paths}
 
     def read(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert, in the file's type. They may be views of the mapped file.
 
-        Raises:
-            CheckpointError: a file is gone or is no longer the one that it was.
+        A file that is gone, or is no longer the one that it was, is a CheckpointError.
         """
         gate_up, down = self._parts[expert]
-        for path in {part.path for part in (*gate_up, *down)}:
+        for path in {path for path, _, _ in (*gate_up, *down)}:
             if _signature(path) != self._signatures[path]:
                 raise CheckpointError(
                     f"{path} has changed while a model reads its experts from it: load the model again"
                 )
         try:
-            return (
-                torch.cat([part.read() for part in gate_up]),
-                torch.cat([part.read() for part in down]),
-            )
+            return torch.cat([_read(*p) for p in gate_up]), torch.cat([_read(*p) for p in down])
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"expert {expert} cannot be read from {gate_up[0].path} ({error}): fetch or save it again"
+                f"expert {expert} cannot be read from {gate_up[0][0]} ({error}): fetch or save it again"
             ) from error
 
 
-def _parts(files: TensorFiles, places: list[Piece], expert: int) -> list[Part]:
-    """The tensors that make up one of the two matrices of an expert, in their order."""
-    if places[0][1] == ():  # all experts in one tensor
-        return [Part(files.path(places[0][0]), places[0][0], expert)]
-    return [Part(files.path(key), key, None) for key, index in places if index[0] == expert]
+def _read(path: Path, key: str, row: int | None) -> Tensor:
+    """A tensor in a file, or one row of it; only its own pages are read from the mapped file."""
+    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        tensor: Any = file.get_tensor(key) if row is None else file.get_slice(key)[row]
+    return tensor
 
 
 def _signature(path: Path) -> tuple[int, int]:
@@ -130,12 +117,8 @@ class OffloadedExperts(ExpertBank):
     Args:
         source: reads an expert.
         cache_experts: C, at least 1; E keeps all that were ever used.
-        hidden_act: name of the activation.
         dtype: of the experts in memory; follows `.to()`.
         device: where they are; follows `.to()`.
-
-    Raises:
-        ConfigError: no room for an expert.
     """
 
     def __init__(
@@ -168,11 +151,9 @@ class OffloadedExperts(ExpertBank):
         return self._device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
-        """gate_up [2F, D] and down [D, F] of one expert, from memory or from disk.
+        """gate_up [2F, D] and down [D, F] of one expert, from memory or from disk (see `ExpertFiles.read`).
 
-        Raises:
-            MinimoeError: gradients are enabled.
-            CheckpointError: a file is gone or has changed.
+        A MinimoeError where gradients are enabled.
         """
         if torch.is_grad_enabled():
             raise MinimoeError(
@@ -223,13 +204,12 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
     Everything else is copied as it stands. The experts are the folder's: give the checkpoint that the model came from.
     `MixtralModel.from_pretrained(path, cache_experts=...)` does the same without ever having the experts in memory.
 
+    A folder that is not there, or whose experts have other names or sizes, is a CheckpointError; a model without
+    experts, or no place for one, a ConfigError.
+
     Args:
         path: a folder that `save_pretrained` wrote, or one of transformers.
         cache_experts: how many experts each layer keeps in memory.
-
-    Raises:
-        CheckpointError: no such folder, or its experts have other names or sizes.
-        ConfigError: the model holds no experts, or there is no place for one.
     """
     from minimoe.checkpoint import pretrained_path, read_config
 

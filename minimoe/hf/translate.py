@@ -17,32 +17,9 @@ import torch
 
 from minimoe.config import ModelConfig, check_count
 from minimoe.errors import ConfigError
-from minimoe.hf.families import FAMILIES, Family
+from minimoe.hf.families import FAMILIES, FIELDS, Family
 
-# fields with the same name and meaning on both sides
-_SAME = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
-    "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings", "mlp_bias", "num_experts",
-    "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob",
-    "router_aux_loss_coef", "router_jitter_noise",
-)  # fmt: skip
-
-# what transformers lets every family say, and this model has in one way only; None counts as not said
-_ONLY = {
-    "partial_rotary_factor": 1.0, "clip_qkv": None, "quantization_config": None, "pretraining_tp": 1, "is_causal": True,
-    "attention_chunk_size": None, "per_layer_config": None,
-}  # fmt: skip
-
-# fields of ModelConfig that act in training alone
-_TRAINING = {
-    "initializer_range", "router_aux_loss_type", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
-    "router_bias_update_rate", "capacity_factor", "experts_implementation",
-}  # fmt: skip
-
-# those of transformers, and ours; of two names for one the first is written
-_ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
-}  # fmt: skip
+_ONLY = {name: None if only == "none" else only for name, only in FIELDS["only"].items()}
 
 
 def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
@@ -67,12 +44,16 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     given = {name: values.get(name, default) for name, default in family.defaults.items()}
     given |= {"layer_types": values.get("layer_types")}
     check_kinds(given)
-    act, both = given["hidden_act"], given.get("attention_bias", False)
-    if act not in _ACTIVATIONS:
-        raise ConfigError(f"hidden_act is {act!r}; known are {', '.join(_ACTIVATIONS)}")
+    act, both, known = (
+        given["hidden_act"],
+        given.get("attention_bias", False),
+        FIELDS["activations"],
+    )
+    if act not in known:
+        raise ConfigError(f"hidden_act is {act!r}; known are {', '.join(known)}")
     every = tuple(range(given["num_hidden_layers"]))
-    fields: dict[str, Any] = {name: given[name] for name in _SAME if name in given} | {
-        "hidden_act": _ACTIVATIONS[act],
+    fields: dict[str, Any] = {name: given[name] for name in FIELDS["same"] if name in given} | {
+        "hidden_act": known[act],
         "num_key_value_heads": given["num_key_value_heads"] or given["num_attention_heads"],
         "rope_theta": _rope_theta(values, family.defaults["rope_theta"]),
         "attention_bias": both or given.get("qkv_bias", False),
@@ -125,9 +106,9 @@ def _write(
     config: ModelConfig, kind: str, family: Family, dtype: torch.dtype | None
 ) -> dict[str, Any]:
     """config.json of one family; what the family cannot say is lost."""
-    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    names = {ours: theirs for theirs, ours in reversed(FIELDS["activations"].items())}
     own = ("num_key_value_heads", "rope_theta", "attention_bias")
-    every = {name: getattr(config, name) for name in (*_SAME, *own)} | {
+    every = {name: getattr(config, name) for name in (*FIELDS["same"], *own)} | {
         "head_dim": config.head_size,
         "moe_intermediate_size": config.expert_size,
         "shared_expert_intermediate_size": config.shared_size or config.expert_size,
@@ -172,32 +153,28 @@ def check_kinds(given: Mapping[str, Any]) -> None:
 
 def dense_layers(v: Mapping[str, Any]) -> tuple[int, ...]:
     """Layers without experts, in whichever way the family says so."""
-    count, step = (
-        v["num_hidden_layers"],
-        v.get("decoder_sparse_step") or v.get("moe_layer_interval") or 1,
-    )
+    count = v["num_hidden_layers"]
+    step = v.get("decoder_sparse_step") or v.get("moe_layer_interval") or 1
     first, last = v.get("moe_layer_start_index", 0), v.get("moe_layer_end_index", -1)
     period, offset = v.get("expert_layer_period", 1), v.get("expert_layer_offset", 0)
+    last = count if last == -1 else last
     listed = [
         *range(min(count, v.get("first_k_dense_replace", 0))),
         *(v.get("mlp_only_layers") or ()),
     ]
     if "mlp_layer_types" in v:
         listed = [i for i, kind in enumerate(v["mlp_layer_types"]) if kind == "dense"]
-    return tuple(
-        i
-        for i in range(count)
-        if i in listed
-        or (i + 1) % step
-        or i % period != offset
-        or not first <= i <= (count if last == -1 else last)
-    )
+
+    def sparse(i: int) -> bool:
+        return (i + 1) % step == 0 and i % period == offset and first <= i <= last
+
+    return tuple(i for i in range(count) if i in listed or not sparse(i))
 
 
 def _refuse_contradictions(values: Mapping[str, Any], config: ModelConfig, family: Family) -> None:
     """Raise where a field that the family does not have says something else than such a model is."""
     experts = not family.dense
-    said = {k: v for k, v in config.to_dict().items() if k not in _TRAINING} | {
+    said = {k: v for k, v in config.to_dict().items() if k not in FIELDS["training"]} | {
         "head_dim": config.head_size,
         "qkv_bias": config.attention_bias,
         "use_qk_norm": config.qk_norm is not None,
@@ -267,33 +244,14 @@ def _is_dense(config: ModelConfig) -> bool:
     return not any(map(config.is_sparse, range(config.num_hidden_layers)))
 
 
-# fields that only one router reads, or only experts
-_OF_ROUTER = {
-    "sigmoid": {"n_group", "topk_group", "routed_scaling_factor"}, "soft": {"slots_per_expert"},
-    "expert_choice": {"capacity_factor"},
-}  # fmt: skip
-_OF_EXPERTS = {
-    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "router_type", "norm_topk_prob", "n_shared_experts",
-    "shared_expert_intermediate_size", "shared_expert_gate", "router_aux_loss_coef",
-    *set[str]().union(*_OF_ROUTER.values()),
-}  # fmt: skip
-_OF_ATTENTION = {
-    "attention_num_experts",
-    "attention_num_experts_per_tok",
-    "attention_norm_topk_prob",
-}
-
-
 def _essence(config: ModelConfig) -> ModelConfig:
     """The same function in eval mode, in one way of saying it, so that two configurations can be compared."""
     dense = _is_dense(config)
-    reset = _TRAINING - {"initializer_range", "router_aux_loss_coef", "capacity_factor"}
-    reset |= set[str]().union(
-        *(names for kind, names in _OF_ROUTER.items() if kind != config.router_type)
-    )
-    reset |= _OF_ATTENTION if config.attention_type in ("gqa", "mla") else set()
-    reset |= _OF_EXPERTS if dense else set()
-    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    others = (names for kind, names in FIELDS["router"].items() if kind != config.router_type)
+    reset = {*FIELDS["training"]} - {"initializer_range", "router_aux_loss_coef", "capacity_factor"}
+    reset = reset.union(*others, FIELDS["experts"] if dense else ())
+    reset |= {*FIELDS["attention"]} if config.attention_type in ("gqa", "mla") else set()
+    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig) if f.name in reset}
     changes: dict[str, Any] = {
         "head_dim": config.head_size,
         "mlp_only_layers": tuple(sorted(set(config.mlp_only_layers))),
@@ -304,4 +262,4 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes["shared_expert_intermediate_size"] = config.shared_size or None
     if not config.mlp_only_layers:
         changes["intermediate_size"] = config.expert_size
-    return config.replace(**changes, **{name: plain[name] for name in reset})
+    return config.replace(**changes, **plain)

@@ -48,15 +48,10 @@ def upcycle(
         noise: standard deviation of Gaussian noise on each expert's weights, as a multiple of that of the matrix.
         seed: of the routers' weights and the noise.
 
-    Returns:
-        The sparse model, in the mode (training or eval) of the dense one.
-
-    Raises:
-        ConfigError: experts there already, a layer that is not there, sizes that do not divide, or a configuration
-            whose router's weights do not sum to 1.
+    The sparse model is in the mode (training or eval) of the dense one. A ConfigError where there are experts already,
+    a layer is not there, sizes do not divide, or the router's weights would not sum to 1.
     """
-    chosen = _sparse_layers(dense.config, layers)
-    config = _sparse_config(dense.config, chosen, num_experts, num_experts_per_tok, granularity)
+    config = _sparse_config(dense.config, layers, num_experts, num_experts_per_tok, granularity)
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise is {noise}; it must be 0 or a positive multiple")
     device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
@@ -71,10 +66,11 @@ def upcycle(
         if name in new:  # all but the MLPs of the chosen layers
             new[name].copy_(value)
     generator = torch.Generator().manual_seed(seed)
-    for layer in chosen:
-        old, block = dense.layers[layer], model.layers[layer]
-        assert isinstance(old, Block) and isinstance(old.mlp, MLP) and isinstance(block, Block)
-        assert isinstance(block.mlp, MoELayer) and isinstance(block.mlp.experts, Experts)
+    for old, block in zip(dense.layers, model.layers, strict=True):
+        assert isinstance(old, Block) and isinstance(block, Block)
+        if not isinstance(block.mlp, MoELayer):
+            continue
+        assert isinstance(old.mlp, MLP) and isinstance(block.mlp.experts, Experts)
         copies = torch.randn(num_experts // granularity, config.hidden_size, generator=generator)
         weight = (copies * config.initializer_range).repeat_interleave(granularity, dim=0)  # [E, D]
         block.mlp.gate.load_state_dict({"weight": weight})
@@ -86,49 +82,40 @@ def upcycle(
     return model
 
 
-def _sparse_layers(config: ModelConfig, layers: Iterable[int] | None) -> list[int]:
-    """The layers that become sparse, in order."""
-    count = config.num_hidden_layers
-    sparse = [layer for layer in range(count) if config.is_sparse(layer)]
-    if sparse:
-        raise ConfigError(
-            f"layers {sparse} have experts already, and upcycling starts from a dense model: one whose "
-            "mlp_only_layers names every layer"
-        )
-    chosen = sorted(set(range(count) if layers is None else layers))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        raise ConfigError(f"layers is {chosen}; the model has layers 0 to {count - 1}: name some")
-    return chosen
-
-
 def _sparse_config(
-    dense: ModelConfig, chosen: list[int], num_experts: int, k: int, granularity: int
+    dense: ModelConfig, layers: Iterable[int] | None, num_experts: int, k: int, granularity: int
 ) -> ModelConfig:
+    count, problem = dense.num_hidden_layers, None
+    chosen = sorted(set(range(count) if layers is None else layers))
     sizes = {"intermediate_size": dense.intermediate_size, "num_experts": num_experts}
-    for name, value in {**sizes, "num_experts_per_tok": k}.items():
-        if granularity < 1 or value % granularity:
-            raise ConfigError(
-                f"granularity is {granularity}, which does not divide {name} = {value}"
-            )
-    config = dense.replace(
-        num_experts=num_experts,
-        num_experts_per_tok=k,
-        mlp_only_layers=[i for i in range(dense.num_hidden_layers) if i not in chosen],
-        moe_intermediate_size=dense.intermediate_size // granularity if granularity > 1 else None,
-    )
-    problem = None
-    if config.router_type != "top_k":
-        problem = f"router_type is {config.router_type!r}; upcycling keeps the function with 'top_k' alone, whose "
+    sizes |= {"num_experts_per_tok": k}
+    uneven = [name for name, size in sizes.items() if granularity < 1 or size % granularity]
+    if sparse := [layer for layer in range(count) if dense.is_sparse(layer)]:
+        problem = f"layers {sparse} have experts already, and upcycling starts from a dense model: one whose "
+        problem += "mlp_only_layers names every layer"
+    elif not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        problem = f"layers is {chosen}; the model has layers 0 to {count - 1}: name some"
+    elif uneven:
+        problem = (
+            f"granularity is {granularity}, which does not divide {uneven[0]} = {sizes[uneven[0]]}"
+        )
+    elif dense.router_type != "top_k":
+        problem = f"router_type is {dense.router_type!r}; upcycling keeps the function with 'top_k' alone, whose "
         problem += "weights of the chosen experts sum to 1"
-    elif not config.norm_topk_prob:
+    elif not dense.norm_topk_prob:
         problem = "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
         problem += "layer's output; set it to true in the dense model's configuration"
-    elif config.n_shared_experts:
-        problem = f"n_shared_experts is {config.n_shared_experts}: the shared experts would be added to a layer that "
+    elif dense.n_shared_experts:
+        problem = f"n_shared_experts is {dense.n_shared_experts}: the shared experts would be added to a layer that "
         problem += "is whole without them; set it to 0"
     if problem:
         raise ConfigError(problem)
-    return config
+    return dense.replace(
+        num_experts=num_experts,
+        num_experts_per_tok=k,
+        mlp_only_layers=[i for i in range(count) if i not in chosen],
+        moe_intermediate_size=dense.intermediate_size // granularity if granularity > 1 else None,
+    )
 
 
 def _fill_experts(
