@@ -64,11 +64,12 @@ test: $(STAMP) text ## unit tests, then every lesson
 test-slow: $(STAMP) text ## the tests that take minutes: fuzzing, killed and resumed training
 	$(TEST_ENV) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile $(TEST_ARGS) tests
 
-lint: $(STAMP) ## ruff, its formatter, and pyright
+lint: $(STAMP) ## ruff, its formatter, pyright, and the prose of lessons
 	@failed=0; \
 	$(VENV)/bin/ruff check . || failed=1; \
 	$(VENV)/bin/ruff format --check . || failed=1; \
 	$(VENV)/bin/pyright --pythonpath $(PY) || failed=1; \
+	$(PY) book/prose.py || failed=1; \
 	exit $$failed
 
 format: $(STAMP) ## let ruff put the code in order
