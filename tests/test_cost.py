@@ -505,7 +505,7 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", "deepseek-v3", "--tokens", "14.8e12", "--bits", "8"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"all +671 B +37\.6 B +5\.6% used by a token", text)
+    assert re.search(r"all +671 B +37\.6 B +5\.6% used per token", text)
     assert re.search(r"weights +671 GB", text)
     assert "need 5 devices of 141 GB" in text
     assert re.search(r"training on 14\.8 T tokens, at 40% of the FLOP/s above", text)

@@ -288,12 +288,12 @@ class WrongRoofline(Suspects):
     def size_of_weights_alone(
         t: int, d: int, f: int, size: int, peak: float, bandwidth: float
     ) -> float:
-        """Only the weights are in bytes. Tokens take `size` bytes a number as well: (3DF + 2TD) · size."""
+        """Only the weights are in bytes. Tokens take `size` bytes per number as well: (3DF + 2TD) · size."""
         return max(6 * t * d * f / peak, (3 * d * f * size + 2 * t * d) / bandwidth)
 
     @suspect("01 §4")
     def exchanged(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
-        """Peak and bandwidth are exchanged: operations are divided by operations a second, bytes by bytes a second."""
+        """Peak and bandwidth are exchanged: operations are divided by operations per second, bytes by bytes per second."""
         return max(6 * t * d * f / bandwidth, (3 * d * f + 2 * t * d) * size / peak)
 
     @suspect("01 §3")

@@ -132,7 +132,7 @@ def _blocks(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     found, work, size = report["parameters"], report["flops"], report["bytes"]
     experts, batch, floors = report["experts"], report["batch"], report["floors"]
     read = f"{batch:,} × {report['context']:,} tokens"
-    share = f"{found['active'] / found['total']:.1%} used by a token"
+    share = f"{found['active'] / found['total']:.1%} used per token"
 
     def counted(part: str, count: dict[str, int], remark: str = "") -> tuple[str, ...]:
         held, used = (scaled(count[kind], COUNT) for kind in ("total", "active"))
@@ -147,12 +147,12 @@ def _blocks(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     yield (title, *((label, scaled(value, FLOPS), "") for label, value in each if value))
     of_step = f"by {batch:,} token{'s' * (batch > 1)}"
     if experts:
-        of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts a layer"
+        of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts per layer"
     yield (
         f"memory, weights of {8 * size['per_parameter']:g} bits, cache of 16",
         ("weights", scaled(size["weights"], BYTES), ""),
         ("weights touched", scaled(size["touched_per_step"], BYTES), of_step),
-        ("cache", scaled(report["kv_cache"]["per_token"], BYTES), "a token"),
+        ("cache", scaled(report["kv_cache"]["per_token"], BYTES), "per token"),
         ("", scaled(report["kv_cache"]["total"], BYTES), read),
     )
     device, step, prefill = (floors[name] for name in ("device", "decode", "prefill"))

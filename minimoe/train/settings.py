@@ -16,8 +16,8 @@ class TrainConfig:
     """Everything that determines a training run besides the model and the text."""
 
     steps: int  #: optimiser steps
-    batch_size: int = 16  #: sequences a step; domains take turns, so each gets the same share
-    seq_len: int = 256  #: tokens a sequence
+    batch_size: int = 16  #: sequences per step; domains take turns, so each gets the same share
+    seq_len: int = 256  #: tokens per sequence
     #: peak learning rate of AdamW (Loshchilov & Hutter 2019); weight decay on matrices only
     lr: float = 2e-3
     warmup: int = 100  #: steps of linear warm-up; then a cosine down to `final_lr` · lr

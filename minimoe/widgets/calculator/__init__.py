@@ -35,7 +35,7 @@ def bars() -> list[tuple[str, dict[str, float]]]:
     parts = found.by_component.items()
     return [
         (f"{found.total / 1e9:.1f} B parameters held", {n: c.total for n, c in parts}),
-        (f"{found.active / 1e9:.1f} B used by a token", {n: c.active for n, c in parts}),
+        (f"{found.active / 1e9:.1f} B used per token", {n: c.active for n, c in parts}),
         (
             f"{sum(flops.values()) / 1e9:.1f} GFLOP forward a token, {CONTEXT:,} in the sequence",
             flops,

@@ -93,7 +93,7 @@ export default explorable(({ data, stage, width, reset }) => {
   const own = sizes(presets[data.first]);
   const shaped = {};
   for (const [key, label] of [
-    ["E", "E, experts"], ["K", "K of them a token"], ["F", "F, expert width"], ["D", "D, model width"],
+    ["E", "E, experts"], ["K", "K of them per token"], ["F", "F, expert width"], ["D", "D, model width"],
     ["L", "L, layers"], ["heads", "heads"], ["kv", "key/value heads"],
   ]) {
     shaped[key] = slider({ label, values: REACH[key], value: own[key], show: (v) => (v === undefined ? "" : whole(v)), oninput: () => show(key) });
@@ -137,7 +137,7 @@ export default explorable(({ data, stage, width, reset }) => {
       stacked(
         [
           [`${billions(count.total)} parameters held`, of("total"), count.total],
-          [`${billions(count.active)} used by a token, ${percent(share, 1)}`, of("active"), count.total],
+          [`${billions(count.active)} used per token, ${percent(share, 1)}`, of("active"), count.total],
           [`${si(all, "FLOP")} forward a token, S = ${whole(S)}`, forward, all],
         ],
         width,
@@ -157,7 +157,7 @@ export default explorable(({ data, stage, width, reset }) => {
       ...[
         ["weights", [16, 8, 4].map((bits) => `${si((count.total * bits) / 8, "B")} in ${bits} bit`).join(", ")],
         ["key/value cache", `${si(cacheBytes(c, 1), "B")} a token, ${si(cacheBytes(c, S), "B")} for ${whole(S)}`],
-        ["compute, a token", `${si(all, "FLOP")} forward, ${si(2 * all, "FLOP")} backward`],
+        ["compute per token", `${si(all, "FLOP")} forward, ${si(2 * all, "FLOP")} backward`],
         ["writing the last one", `${si(last, "FLOP")}, after ${whole(S - 1)} others`],
         ["training", `6 · used · tokens = ${powerOfTen(cost.flops)} FLOP`],
         ["on the GPUs below", `${whole(cost.hours)} GPU-hours, ${cost.days < 10 ? Number(cost.days.toPrecision(2)) : whole(cost.days)} days`],
@@ -193,7 +193,7 @@ export default explorable(({ data, stage, width, reset }) => {
     h("details", { class: "mm-table" }, h("summary", {}, "Where did they go?"), answer),
     h("div", { class: "mm-scroll mm-table", tabindex: 0, role: "region", "aria-label": "By component" },
       h("table", {},
-        h("thead", {}, h("tr", {}, ["component", "held", "used by a token", "FLOP a token"].map((head) => h("th", { scope: "col" }, head)))), parts)),
+        h("thead", {}, h("tr", {}, ["component", "held", "used per token", "FLOP per token"].map((head) => h("th", { scope: "col" }, head)))), parts)),
     h("table", { class: "mm-facts" }, facts),
     h("div", { class: "mm-controls" }, tokens.element, chip.element, gpus.element, utilisation.element),
   );

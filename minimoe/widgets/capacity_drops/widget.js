@@ -146,7 +146,7 @@ export default explorable(({ data, stage, width, reset }) => {
   const factor = slider({ label: "capacity factor c", min: 0.25, max: 4, step: 0.05, value: data.factor, show: (v) => v.toFixed(2), oninput: change });
   const skew = slider({ label: "skew of the router", min: 0, max: 1.5, step: 0.1, value: data.skew, show: (v) => v.toFixed(1), oninput: change });
   const tokens = slider({ label: "tokens, T", min: 4, max: 64, step: 4, value: data.tokens, oninput: change });
-  const k = slider({ label: "K, experts a token", min: 1, max: 4, value: data.k, oninput: change });
+  const k = slider({ label: "K, experts per token", min: 1, max: 4, value: data.k, oninput: change });
   const experts = slider({ label: "experts, E", values: [4, 8, 16], value: data.experts, oninput: change });
   const arrived = slider({ label: "token by token", min: 0, max: data.tokens, value: data.tokens, show: (v) => `${v} of ${tokens.value}`, oninput: show });
   const play = player(arrived, { milliseconds: 260, text: "Let them fall" });

@@ -27,7 +27,7 @@ export function floor(T, layer, device, backward = false) {
 // Tokens from which on arithmetic limits the forward pass, by the rule T* = (E/K)·(peak/bandwidth) for 16 bits.
 export const crossover = ({ E, K }, device) => (E / K) * (device.peak / device.bandwidth);
 
-// Where the two lines cross, all bytes counted: bytes a token only ever fall with T. null: not up to `most` tokens.
+// Where the two lines cross, all bytes counted: bytes per token only ever fall with T. null: not up to `most` tokens.
 export function crossing(layer, device, backward, most) {
   const waits = (T) => floor(T, layer, device, backward).limit === "memory";
   if (!waits(1)) return 1;
@@ -114,13 +114,13 @@ function times(tokens, all, T, now, cross, width) {
   return parts;
 }
 
-// FLOP/s against FLOPs a byte: what the device permits, and where the layer is for 1 to `most` tokens.
+// FLOP/s against FLOPs per byte: what the device permits, and where the layer is for 1 to `most` tokens.
 function roof(tokens, all, now, device, width) {
   const intensity = (f) => f.flops / f.bytes;
   const ridge = device.peak / device.bandwidth;
   const span = [...all.map(intensity), ridge];
   const [x0, x1] = [Math.min(...span) / 1.5, Math.max(...span) * 3];
-  const frame = axes(width, [x0, x1], [x0 * device.bandwidth, device.peak * 3], { title: "best rate, FLOP/s (circles: T = 1, 8, 64, …)", xlabel: "FLOPs a byte", unit: "", xshow: si });
+  const frame = axes(width, [x0, x1], [x0 * device.bandwidth, device.peak * 3], { title: "best rate, FLOP/s (circles: T = 1, 8, 64, …)", xlabel: "FLOPs per byte", unit: "", xshow: si });
   const parts = [...frame.parts];
   parts.push(line([[x0, x0 * device.bandwidth], [ridge, device.peak]], frame, MEMORY));
   parts.push(line([[ridge, device.peak], [x1, device.peak]], frame, COMPUTE, { "stroke-dasharray": "6 3" }));
@@ -150,7 +150,7 @@ export default explorable(({ data, stage, width, reset }) => {
   const model = select({ label: "a layer of", options: Object.keys(data.layers), value: data.first, oninput: restore });
   const device = select({ label: "on", options: data.devices.map((d, i) => [String(i), d.name]), oninput: show });
   const E = slider({ label: "E, experts", values: REACH.E, value: data.layers[data.first].E, show: (v) => (v === undefined ? "" : String(v)), oninput: () => show("E") });
-  const K = slider({ label: "K of them a token", values: REACH.K, value: data.layers[data.first].K, show: (v) => (v === undefined ? "" : String(v)), oninput: () => show("K") });
+  const K = slider({ label: "K of them per token", values: REACH.K, value: data.layers[data.first].K, show: (v) => (v === undefined ? "" : String(v)), oninput: () => show("K") });
   const both = checkbox({ label: "with the backward pass", oninput: show });
 
   function restore() {
@@ -184,7 +184,7 @@ export default explorable(({ data, stage, width, reset }) => {
     const text = `${name} ${count === 1 ? "touches" : "touch"} ${met(count, layer)}. ${why} So no program is faster than about ${time(now.seconds)}, ${rate} tokens a second through this one layer. ${where}`;
     words.say(text);
     first.describe(`Least time against tokens, both logarithmic: a rising dashed line for arithmetic, and one for memory that flattens where all experts are touched. ${text}`);
-    second.describe(`Roofline: at ${si(now.flops / now.bytes)} FLOPs a byte ${chip.name} can do at most ${si(now.flops / now.seconds, "FLOP/s")}, of ${si(chip.peak, "FLOP/s")}.`);
+    second.describe(`Roofline: at ${si(now.flops / now.bytes)} FLOPs per byte ${chip.name} can do at most ${si(now.flops / now.seconds, "FLOP/s")}, of ${si(chip.peak, "FLOP/s")}.`);
     numbers.set(
       [count, ...tokens.filter((_, i) => i % 12 === 0)].map((t) => {
         const f = floor(t, layer, chip, both.value);

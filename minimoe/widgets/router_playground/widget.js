@@ -79,7 +79,7 @@ export default explorable(({ data, stage, width, reset }) => {
   const numbers = table("The same in numbers", ["expert", "logit", "probability", "weight", "share of noisy tokens"]);
 
   const temperature = slider({ label: "temperature", min: 0.1, max: 4, step: 0.1, value: 1, show: (v) => v.toFixed(1), oninput: show });
-  const k = slider({ label: "K, experts a token", min: 1, max: count, value: 2, oninput: show });
+  const k = slider({ label: "K, experts per token", min: 1, max: count, value: 2, oninput: show });
   const noise = slider({ label: "noise, σ", min: 0, max: 4, step: 0.1, value: 0.5, show: (v) => v.toFixed(1), oninput: show });
   const norm = checkbox({ label: "weights sum to 1 (norm_topk_prob)", value: true, oninput: show });
   const logits = state.logits.map((value, e) =>
