@@ -407,7 +407,7 @@ def recorded(
             )
     except torch.OutOfMemoryError as error:
         raise MinimoeError(
-            f"{sizes['batch_tokens']} tokens per batch do not fit the memory of the GPU; give a smaller --batch-tokens: "
+            f"{sizes['batch_tokens']} tokens per batch do not fit the GPU; give a smaller --batch-tokens: "
             "what was recorded is kept and gone on with"
         ) from error
     del model
