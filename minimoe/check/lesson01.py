@@ -293,7 +293,7 @@ class WrongRoofline(Suspects):
 
     @suspect("01 §4")
     def exchanged(t: int, d: int, f: int, size: int, peak: float, bandwidth: float) -> float:
-        """Peak and bandwidth are exchanged: divide operations by operations per second, and bytes by bytes per second."""
+        """Peak and bandwidth are exchanged: divide operations by operations per second, bytes by bytes per second."""
         return max(6 * t * d * f / bandwidth, (3 * d * f + 2 * t * d) * size / peak)
 
     @suspect("01 §3")
