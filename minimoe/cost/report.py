@@ -147,7 +147,7 @@ def _blocks(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     yield (title, *((label, scaled(value, FLOPS), "") for label, value in each if value))
     of_step = f"by {batch:,} token{'s' * (batch > 1)}"
     if experts:
-        of_step += f"; {experts['touched_per_step']:.1f} of {experts['per_layer']} experts per layer"
+        of_step += "; {touched_per_step:.1f} of {per_layer} experts per layer".format(**experts)
     yield (
         f"memory, weights of {8 * size['per_parameter']:g} bits, cache of 16",
         ("weights", scaled(size["weights"], BYTES), ""),
