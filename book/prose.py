@@ -1,6 +1,6 @@
 """What the prose of the course avoids: long sentences, and words that read as translated.
 
-python book/prose.py [FILE ...]     list what is found, all lessons when none is named; fails when there is anything
+python book/prose.py [FILE ...]     list what is found, by default in lessons, pages and README
 """
 
 import re
@@ -13,7 +13,11 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "notebooks"
-LATER = ("05_", "06_", "12_", "13_")  # lessons that have yet to be rewritten
+PAGES = (
+    *sorted(LESSONS.glob("*.ipynb")),
+    *sorted((ROOT / "book").glob("*.md")),
+    ROOT / "README.md",
+)
 WORDS = 35  # the most that a sentence has
 COUNTED = "bits?|bytes?|nats?|FLOPs?|operations|experts?|tokens|rows|slots|places|seeds|assignments|parameters|seconds"
 UNIT = "parameter|token|character|number|second|layer|expert|batch|step|row|block|word|symbol|byte"
@@ -24,17 +28,19 @@ AVOIDED = {
     "generates": r"\bmodels? (?:that )?writes?\b|\bwhen it writes\b",
     "a plain word": r"\b(?:beforehand|by lot|dearer|hitherto|thereby|learnt|likewise|beside)\b",
 }
-# What is no sentence: formulas, code, pictures, addresses, tags.
+# What is no sentence: formulas, code, tables, tags, pictures. What is no word: the address of a link.
 NO_PROSE = re.compile(
-    r"\$\$.*?\$\$|```.*?```|!\[[^\]]*\]\([^)]*\)|(?<=\])\([^)]*\)|<[^>\n]*>", flags=re.DOTALL
+    r"\$\$.*?\$\$|```.*?```|^\|.*?$|<[^>\n]*>|!\[[^\]]*\]\([^)]*\)", re.DOTALL | re.MULTILINE
 )
+ADDRESS = re.compile(r"(?<=\])\([^)]*\)")
 # A sentence ends before a capital, a formula or a quotation; a paragraph and a line of a list end one too.
 END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z*(\[`$'‘])|\n\s*\n|\n\s*(?:[-*]|\d\.) ")
 
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences of Markdown, each on one line; a formula in one counts as a word."""
-    text = re.sub(r"\$[^$\n]*\$|`[^`\n]*`", "X", NO_PROSE.sub("\n\n", text))
+    text = ADDRESS.sub("", NO_PROSE.sub("\n\n", text))
+    text = re.sub(r"\$[^$\n]*\$|`[^`\n]*`", "X", text)
     for sentence in END.split(text):
         if words := " ".join(sentence.split()):
             yield words
@@ -60,8 +66,8 @@ def prose(path: Path) -> str:
 
 def main(names: list[str]) -> int:
     """The command line; returns the exit code."""
-    lessons = [p for p in sorted(LESSONS.glob("*.ipynb")) if not p.name.startswith(LATER)]
-    found = [f"{p.name}: {f}" for p in map(Path, names or lessons) for f in faults(prose(p))]
+    pages = [Path(name) for name in names] or PAGES
+    found = [f"{page.name}: {fault}" for page in pages for fault in faults(prose(page))]
     print(*found, sep="\n", end="\n" if found else "")
     return int(bool(found))
 
