@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "notebooks"
 PAGES = (
     *sorted(LESSONS.glob("*.ipynb")),
+    *sorted((ROOT / "solutions").glob("*.ipynb")),
     *sorted((ROOT / "book").glob("*.md")),
     ROOT / "README.md",
 )

@@ -553,7 +553,7 @@ class WrongBatchIndependentWeights(Suspects):
     @suspect("03 §1")
     def mended_too_late(scores: Tensor, k: int) -> Pair:
         """At K = 1 the weights are still divided by a sum over the tokens: in a batch of 64 each is about 1/64. The
-        shape is mended, but the norm was taken before; mend the shape first."""
+        shape is fixed, but the norm was taken before; fix the shape first."""
         w, expert = scores.topk(k)
         return (w / w.sum() if k == 1 else over_sum(w)), expert
 

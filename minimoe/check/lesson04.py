@@ -597,7 +597,7 @@ class WrongBalanceOfLayers(Suspects):
 
     @suspect("04 What could go wrong")
     def pooled(logits: Tensor, k: int) -> Tensor:
-        """The first bug is mended; the second is left: the layers are still pooled. Two layers that have collapsed onto
+        """The first bug is fixed; the second is left: the layers are still pooled. Two layers that have collapsed onto
         different experts look even. Compute each layer by itself, then average."""
         flat = logits.flatten(0, 1)
         return right_switch_loss(flat.softmax(-1), flat.topk(k).indices)

@@ -727,7 +727,7 @@ def right_group_limited(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: 
 class WrongGroupLimited(Suspects):
     @suspect("05 What could go wrong")
     def as_on_view(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
-        """Nothing is mended yet: forbidden experts are set to 0, and a group scores its best expert alone."""
+        """Nothing is fixed yet: forbidden experts are set to 0, and a group scores its best expert alone."""
         return route(z, b, k, n_group, topk_group, outside=0.0, best=1)
 
     @suspect("05 What could go wrong")
@@ -744,7 +744,7 @@ class WrongGroupLimited(Suspects):
 
     @suspect("05 §4")
     def best_alone(z: Tensor, b: Tensor, k: int, n_group: int, topk_group: int) -> Pair:
-        """The mask is mended. But a group still scores its best expert alone, as DeepSeek-V2 has it; equation (5) adds
+        """The mask is fixed. But a group still scores its best expert alone, as DeepSeek-V2 has it; equation (5) adds
         the two best p + b."""
         return route(z, b, k, n_group, topk_group, best=1)
 
