@@ -116,9 +116,7 @@ def test_without_a_gpu_it_says_what_to_do() -> None:
 
 def test_devices_that_differ_name_both_sides() -> None:
     x, routing, experts = make_case(random_choice(4, 3, 2), 3, 16, 16, torch.float32)
-    with pytest.raises(
-        MinimoeError, match=r"x is on meta, but .* on cpu: move one with .to\(\)"
-    ):
+    with pytest.raises(MinimoeError, match=r"x is on meta, but .* on cpu: move one with .to\(\)"):
         triton(x.to("meta"), routing, experts)
 
 
