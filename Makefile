@@ -99,6 +99,7 @@ slides: $(STAMP) ## make a lesson's slides, which need no network (LESSON=03)
 	$(PY) book/slides.py $(LESSON)
 
 book: $(STAMP) ## build the book from the stored outputs; warnings are errors
+	@rm -rf _build/html/_modules  # sources of modules that are gone would stay
 	$(VENV)/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml -W --keep-going
 	$(PY) book/check_pages.py _build/html
 
