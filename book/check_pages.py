@@ -128,14 +128,16 @@ def problems(folder: Path) -> list[str]:
         for path in sorted(folder.rglob("*.html"))
         if "_static" not in path.relative_to(folder).parts
     }
-    lessons = {Path(name).name[:2]: name for name in pages if name.startswith("notebooks/")}
+    lessons = {
+        Path(name).name.split("_")[0]: name for name in pages if name.startswith("notebooks/")
+    }
     found: list[str] = []
     for name, page in pages.items():
-        named = re.finditer(r"\b[Ll]essons?\s+(\d\d?)\b", page.prose)
+        named = re.finditer(r"\b[Ll]essons?\s+(\d\d?)(b?)\b", page.prose)
         found += [
             f"{name}: '{n[0]}' is no link"
             for n in named
-            if lessons.get(n[1].zfill(2), name) != name
+            if lessons.get(n[1].zfill(2) + n[2], name) != name
         ]
         found += [f"{name}: '{line[:60]}' is a table's text, no table" for line in page.pipes]
         theirs = Path(name).name in THEME_PAGES

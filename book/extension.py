@@ -11,7 +11,8 @@ Sphinx loads it as a local extension (book/_config.yml). Each part is a few line
 - launch buttons point to the repository of the setting, and are left out without one (`theme_options`);
 - marks such as <!-- filled: citation --> are replaced by what book/filled.py makes of files (`fill`);
 - links to references are citations, and paragraphs below figures are captions (book/plain.py);
-- what prose calls 'lesson 03' is a link to it (`link_lessons`), and search puts lessons first (search_scorer.js);
+- what prose calls 'lesson 03', or 'lesson 06b' where a lesson has two pages, is a link to it (`link_lessons`), and
+  search puts lessons first (search_scorer.js);
 - docstrings, written in plain text, are made fit for Sphinx (`plain_docstring`), and what they take has names and
   texts (`named_parameters`).
 """
@@ -354,15 +355,14 @@ NO_PROSE = (
     nodes.reference, nodes.title, nodes.literal, nodes.literal_block, nodes.doctest_block, nodes.math, nodes.math_block,
     nodes.raw, pending_xref, index,
 )  # fmt: skip
-LESSONS = re.compile(r"\b[Ll]essons?\s+\d\d?\b(?:(?:,| and|, and| to| or|–)\s?\d\d?\b)*")
-LESSON = re.compile(r"(?:[Ll]essons?\s+)?\b(\d\d?)\b")
+LESSONS = re.compile(r"\b[Ll]essons?\s+\d\d?b?\b(?:(?:,| and|, and| to| or|–)\s?\d\d?b?\b)*")
+LESSON = re.compile(r"(?:[Ll]essons?\s+)?\b(\d\d?)(b?)\b")
 
 
 def link_lessons(app: Any, document: Any) -> None:
     """Make a link of 'lesson 03', wherever prose says it, docstrings included; of lessons that are there."""
-    there = {
-        name[len("notebooks/") :][:2]: name for name in app.env.found_docs if "notebooks/" in name
-    }
+    pages = [name for name in app.env.found_docs if name.startswith("notebooks/")]
+    there = {name[len("notebooks/") :].split("_")[0]: name for name in pages}
     for text in list(document.findall(nodes.Text)):
         if not LESSONS.search(text) or any(isinstance(p, NO_PROSE) for p in above(text)):
             continue
@@ -370,7 +370,7 @@ def link_lessons(app: Any, document: Any) -> None:
         at = 0
         for said in LESSONS.finditer(text):
             for one in LESSON.finditer(text, said.start(), said.end()):
-                page = there.get(one[1].zfill(2))
+                page = there.get(one[1].zfill(2) + one[2])
                 if page and page != app.env.docname:
                     link = pending_xref(
                         "", nodes.inline("", one[0]), refdomain="std", reftype="doc",

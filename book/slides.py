@@ -438,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the slides of lessons.")
     parser.add_argument("lessons", nargs="*", help="such as 03; default: all")
     options = parser.parse_args(arguments)
-    there = sorted(LESSONS.glob("[0-9][0-9]_*.ipynb"))
+    there = sorted(LESSONS.glob("[0-9][0-9]*_*.ipynb"))
     wanted = [Path(name).stem for name in options.lessons]
     for name in wanted:
         if not any(name in (p.stem, p.stem[:2]) for p in there):

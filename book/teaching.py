@@ -58,7 +58,7 @@ def entry(path: Path) -> str:
     """What the page says of one lesson."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     text = prose(notebook)
-    number = path.stem[:2]
+    number = path.stem.split("_")[0]
     worth = points(number)
     tasks = [TASKS[i].task for i in sorted(TASKS) if i in worth]
     heading = re.search(r"^# (.+)$", text, re.M)
@@ -84,7 +84,7 @@ def entry(path: Path) -> str:
 
 def lessons() -> str:
     """Every lesson that is there, in order."""
-    return "\n".join(entry(p) for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
+    return "\n".join(entry(p) for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb")))
 
 
 if __name__ == "__main__":

@@ -311,9 +311,10 @@ def test_first_uses_are_found_in_prose_only(
 
 def test_every_lesson_that_prose_names_is_a_link() -> None:
     document: Any = docutils.core.publish_doctree(
-        "See lesson 03, and lessons 12 to 13; Lesson 5 and ``lesson 03``, lesson 07."
+        "See lesson 03, and lessons 12 to 13; Lesson 5 and ``lesson 03``, lesson 07, lesson 5b, 12c."
     )
-    found = {"notebooks/03_routing", "notebooks/05_zoo", "notebooks/12_a", "notebooks/13_b"}
+    names = ("03_routing", "05_zoo", "05b_judged", "12_a", "12b_c", "13_b")
+    found = {f"notebooks/{name}" for name in names}
     table = autosummary_table("")  # a table of the reference; to docutils it is a comment
     table += nodes.paragraph("", "As in lesson 03.")
     document += table
@@ -321,18 +322,28 @@ def test_every_lesson_that_prose_names_is_a_link() -> None:
     extension.link_lessons(app, document)
     links = [(n.astext(), n["reftarget"]) for n in document.findall(addnodes.pending_xref)]
     third = ("lesson 03", "/notebooks/03_routing")
-    assert links == [third, ("lessons 12", "/notebooks/12_a"), ("13", "/notebooks/13_b"), third]
+    second_page = ("lesson 5b", "/notebooks/05b_judged")
+    assert links == [
+        third,
+        ("lessons 12", "/notebooks/12_a"),
+        ("13", "/notebooks/13_b"),
+        second_page,
+        third,
+    ]
     assert document.astext().startswith("See lesson 03, and lessons 12 to 13; Lesson 5 and lesson")
 
 
 def test_a_lesson_that_is_named_without_a_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks/03_routing.html").write_text("<p>This is lesson 03.</p>")
+    (tmp_path / "notebooks/03b_more.html").write_text("<p>This is lesson 03b.</p>")
     html = (
         "<h2>Lesson 03</h2><p>In <a href='notebooks/03_routing.html'>lesson 03</a>, in lesson 3"
-        " and in lesson 07, not here yet.</p><pre>lesson 03</pre>"
+        " and lesson 3b and in lesson 07, not here yet.</p><pre>lesson 03</pre>"
     )
-    assert problems(tmp_path, html) == ["page.html: 'lesson 3' is no link"]
+    assert problems(tmp_path, html) == [
+        f"page.html: '{x}' is no link" for x in ("lesson 3", "lesson 3b")
+    ]
 
 
 def test_verdicts_have_the_numbers_that_they_rest_on() -> None:

@@ -55,7 +55,7 @@ def test_the_teachers_page_follows_from_lessons_and_exercises() -> None:
     for path in SOLUTIONS:
         for task, worth in teaching.points(path.stem[:2]).items():
             assert f"| {task} | {TASKS[task].task.title} |" in told and worth > 0
-    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"):
         text = teaching.prose(json.loads(path.read_text(encoding="utf-8")))
         assert f"(../notebooks/{path.name})" in told
         assert ("What you will be able to do" in text) == bool(teaching.objectives(text)), path.name

@@ -10,7 +10,7 @@ from tests.browser.conftest import ROOT, SCREENSHOTS, need
 
 pytestmark = pytest.mark.browser
 
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 SMALLEST = 18  # pixels of text on a slide of 1280 by 720
 
 # Where a slide sticks out, what is not drawn, and the size of its text.
