@@ -441,12 +441,12 @@ def main(arguments: list[str] | None = None) -> int:
     there = sorted(LESSONS.glob("[0-9][0-9]*_*.ipynb"))
     wanted = [Path(name).stem for name in options.lessons]
     for name in wanted:
-        if not any(name in (p.stem, p.stem[:2]) for p in there):
+        if not any(name in (p.stem, p.stem.split("_")[0]) for p in there):
             print(f"slides: there is no lesson {name}", file=sys.stderr)
             return 2
     failed = 0
     for path in there:
-        if wanted and path.stem not in wanted and path.stem[:2] not in wanted:
+        if wanted and not {path.stem, path.stem.split("_")[0]} & {*wanted}:
             continue
         try:
             print(make(path))

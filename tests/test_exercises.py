@@ -400,12 +400,13 @@ def test_the_sections_to_reread_exist() -> None:
     """Those that a task or the code of a check sends somebody to, where the lesson is written."""
     checks = (ROOT / "minimoe/check").glob("lesson*.py")
     text = "".join(path.read_text(encoding="utf-8") for path in checks)
-    cited = set(re.findall(r'"(\d\d (?:§\d+|[A-Z][^".]*))"', text))
+    cited = set(re.findall(r'"(\d\db? (?:§\d+|[A-Z][^".]*))"', text))
     cited |= {section for entry in TASKS.values() for section in entry.task.sections}
-    lessons = {path.stem[:2]: path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
     headings = {
-        lesson: re.findall(r"^#+ (.+)$", "\n".join(c.source for c in cells(path, "markdown")), re.M)
-        for lesson, path in lessons.items()
+        path.stem.split("_")[0]: re.findall(
+            r"^#+ (.+)$", "\n".join(c.source for c in cells(path, "markdown")), re.M
+        )
+        for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
     }
     for lesson, _, part in (section.partition(" ") for section in cited):
         if lesson in headings:
