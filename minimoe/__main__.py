@@ -168,7 +168,15 @@ def run_corpus(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train; resumes with --resume."""
+    """Train; resumes with --resume. With --compare, run what a plan has left."""
+    if args.compare is not None:
+        from minimoe.train.compare import compare
+        from minimoe.train.environment import resolve_device
+
+        compare(
+            args.compare, resolve_device(args.device), threads=args.threads, progress=not args.quiet
+        )
+        return
     from minimoe.presets import PRESETS
     from minimoe.text.domains import resolve
     from minimoe.train.settings import TRAIN_PRESETS, with_router

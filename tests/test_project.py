@@ -61,21 +61,21 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2199,
+    "bench": 2188,
     "check": 4966,
     "core": 3596,
     "cost": 881,
     "course": 268,
     "hf": 1039,
     "kernels": 1144,
-    "roof": 355,
+    "roof": 363,
     "study": 5969,
     "text": 1439,
-    "train": 1100,
+    "train": 1281,
     "widgets": 963,
     "zoo": 1099,
 }
-TESTS = 26_250  # and lines of Python that the tests may have
+TESTS = 26_382  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     "matplotlib",

@@ -17,6 +17,7 @@ from minimoe.cost import count_parameters
 from minimoe.dispatch import DISPATCHERS
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
+from minimoe.train.compare import dense_twin
 from minimoe.train.environment import fast_cpu, resolve_device
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
 from minimoe.train.step import make_optimizer
@@ -24,18 +25,6 @@ from minimoe.train.step import make_optimizer
 PROMPT = 32  # tokens
 GOAL = 0.85
 WARM_UP = 5  # calls
-
-
-def dense_counterpart(config: ModelConfig) -> ModelConfig:
-    """The same model with one dense MLP of width K·F in place of each sparse layer.
-
-    A token then passes through as many parameters as in the sparse model, less the router's.
-    """
-    return config.replace(
-        mlp_only_layers=tuple(range(config.num_hidden_layers)),
-        intermediate_size=config.num_experts_per_tok * config.expert_size,
-        moe_intermediate_size=None,
-    )
 
 
 def decode_suite(options: Options) -> dict[str, Any]:
@@ -49,7 +38,7 @@ def decode_suite(options: Options) -> dict[str, Any]:
     config, rounds = ModelConfig.preset(preset), options.count(15)
     torch.manual_seed(0)
     sparse = MixtralModel(config).to(device).eval()
-    dense = MixtralModel(dense_counterpart(config)).to(device).eval()
+    dense = MixtralModel(dense_twin(config, "work")).to(device).eval()
     prompt = torch.randint(config.vocab_size, (1, PROMPT), device=device)
 
     def writes(model: MixtralModel, dispatcher: str | None) -> Setup:
@@ -134,7 +123,7 @@ def train_suite(options: Options) -> dict[str, Any]:
     preset, steps_per_round = ("nano", 1) if options.tiny else ("mini", 2)
     cpu, rounds = torch.device("cpu"), options.count(7)
     sparse, training = ModelConfig.preset(preset), TRAIN_PRESETS[preset]
-    configs = {"sparse": sparse, "dense": dense_counterpart(sparse)}
+    configs = {"sparse": sparse, "dense": dense_twin(sparse, "work")}
     with timing.cpu_threads(options.threads), fast_cpu():
         steps = {name: training_step(configs[name], training) for name in ("dense", "sparse")}
         used = torch.get_num_threads()

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from minimoe.balance import Load
@@ -95,6 +97,8 @@ class Run:
         self.balancing = Balancing(self.model)
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None  # the step of the last checkpoint
+        #: nats and predicted tokens of each held-out document [documents, 2] at the last validation
+        self.sums: npt.NDArray[np.float64] | None = None
         path = self.out / state.STATE
         if resume:
             stored = state.restore_state(path, self.model, self.optimizer, self.recipe)
@@ -203,8 +207,9 @@ class Run:
         c, heldout, domains = self.config, self.corpus.heldout, self.corpus.domains
         full = self.step == c.steps
         windows = None if full else c.eval_windows
+        self.sums = np.zeros((len(heldout.documents), 2))
         losses, loads = evaluate(
-            self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows
+            self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows, sums=self.sums
         )
         seen = probe(self.model, heldout, domains, seq_len=c.seq_len)
         if seen is not None:

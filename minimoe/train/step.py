@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.balance import BiasController, GlobalLoad, Load
 from minimoe.errors import ConfigError, MinimoeError, TrainingError
 from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
-from minimoe.model import MixtralModel, ModelOutput, next_token_loss
+from minimoe.model import MixtralModel, ModelOutput
 from minimoe.routers import SigmoidRouter
 from minimoe.routing import Routing
 from minimoe.text.tokenizer import Tokens, TokenSplit
@@ -231,11 +233,13 @@ def evaluate(
     seq_len: int,
     max_windows: int | None = None,
     batch_size: int = 16,
+    sums: npt.NDArray[np.float64] | None = None,
 ) -> tuple[dict[str, DomainLoss], tuple[Load | None, ...]]:
     """Held-out loss by domain, and the load of each sparse layer over all of them (None: it used no expert at all).
 
     Text is read in windows of `seq_len` that follow each other; every token but the first of a window is predicted.
-    Nats per byte multiply nats per token by the domain's tokens per byte. A domain without held-out text is a
+    Nats per byte multiply nats per token by the domain's tokens per byte. To `sums` [documents, 2], where given, the
+    nats and the predicted tokens of each document of `split` are added. A domain without held-out text is a
     ConfigError, a loss that is not finite a TrainingError.
     """
     device = next(model.parameters()).device
@@ -244,6 +248,7 @@ def evaluate(
     with evaluating(model):
         for name in domains:
             stream = split.tokens[split.domain_slice(name)]
+            documents = split.document[split.domain_slice(name)]
             require_heldout(name, len(stream))
             s = min(seq_len, len(stream))
             starts = list(range(0, len(stream) - s + 1, s))
@@ -256,9 +261,14 @@ def evaluate(
                 x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
                 with autocast(device):
                     out = model(x)
-                n = x.shape[0] * (s - 1)
-                nats += float(next_token_loss(out.logits[:, :-1], x[:, 1:])) * n
-                tokens += n
+                rows = out.logits[:, :-1].flatten(0, 1).float()
+                each = F.cross_entropy(rows, x[:, 1:].flatten(), reduction="none").double().cpu()
+                nats, tokens = nats + float(each.sum()), tokens + len(each)
+                if sums is not None:
+                    of = np.concatenate(
+                        [documents[a + 1 : a + s] for a in starts[i : i + batch_size]]
+                    )
+                    np.add.at(sums, of, np.stack([each.numpy(), np.ones(len(of))], axis=1))
                 loads = [routing.load() for routing in out.routings]
                 counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
             size, per_token = split.size(name), nats / tokens

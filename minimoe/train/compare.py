@@ -1,0 +1,166 @@
+"""Dense against sparse: a plan of runs, each a file of its own, so that a comparison can stop, move and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.io import read_object, write_text
+from minimoe.text.corpus import Corpus, load_corpus
+from minimoe.train import state
+from minimoe.train.loop import Run
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, with_router
+
+FIXED = (
+    "model",
+    "training",
+    "data",
+)  # what two runs of one piece must share; the machine may differ
+
+
+def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConfig:
+    """The same model with one dense MLP in place of each sparse layer.
+
+    'work': of width K·F, so a token passes through as many parameters as in the sparse model, less the router's D·E a
+    layer. 'held': of width E·F, so the model holds as many, less the routers'. Shared experts add their width to both.
+    """
+    experts = {"work": config.num_experts_per_tok, "held": config.num_experts}
+    if equal not in experts:
+        raise ConfigError(f"equal is {equal!r}; give 'work' or 'held'")
+    return config.replace(
+        mlp_only_layers=tuple(range(config.num_hidden_layers)),
+        intermediate_size=experts[equal] * config.expert_size + config.shared_size,
+        moe_intermediate_size=None,
+    )
+
+
+def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
+    """The model of an arm: 'moe' is the preset itself, 'work' and 'held' are its dense twins, else a router's name.
+
+    'time' is 'work' again, for a plan that gives it as many steps as the sparse model's time pays for.
+    """
+    if arm in ("work", "held", "time"):
+        return dense_twin(config, "held" if arm == "held" else "work")
+    return config if arm == "moe" else with_router(config, arm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One run of a plan: the file of its result, its model and its training."""
+
+    path: Path
+    arm: str
+    model: ModelConfig
+    training: TrainConfig
+
+
+def read_plan(path: Path) -> list[Piece]:
+    """The pieces of a plan, in order: stage by stage, and within a stage seed by seed.
+
+    A plan is TOML: `preset`, and for each stage a table with `arms`, `seeds` and numbers of a TrainConfig. Of these, a
+    list is a set of values to run, and a table has a value for each arm.
+
+    Raises:
+        ConfigError: the file is no plan; the message names the stage and what is wrong in it.
+    """
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+        preset = plan.pop("preset")
+        model, training = ModelConfig.preset(preset), TRAIN_PRESETS[preset]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path} is no plan of a comparison: {error}") from error
+    return [
+        piece
+        for name, stage in plan.items()
+        for piece in _pieces(path, name, stage, model, training)
+    ]
+
+
+def _pieces(
+    path: Path, name: str, stage: Any, model: ModelConfig, training: TrainConfig
+) -> Iterator[Piece]:
+    try:
+        numbers = {key: value for key, value in stage.items() if key not in ("arms", "seeds")}
+        for seed, arm in itertools.product(stage["seeds"], stage["arms"]):
+            own = {k: v[arm] if isinstance(v, dict) else v for k, v in numbers.items()}
+            lists = {k: v for k, v in own.items() if isinstance(v, list)}
+            for values in itertools.product(*lists.values()):
+                chosen = own | dict(zip(lists, values, strict=True))
+                label = "-".join([arm, *map(str, values), str(seed)])
+                config = dataclasses.replace(training, **chosen, seed=seed)
+                config = dataclasses.replace(config, save_every=config.steps)
+                yield Piece(
+                    path.parent / name / f"{label}.json", arm, arm_config(model, arm), config
+                )
+    except (AttributeError, KeyError, TypeError) as error:
+        fault = f"give arms, seeds and numbers of a TrainConfig ({type(error).__name__}: {error})"
+        raise ConfigError(f"{path}: the stage {name!r} is not whole; {fault}") from error
+
+
+def compare(
+    plan: Path, device: torch.device, *, threads: int | None = None, progress: bool = True
+) -> None:
+    """Run what a plan asks for and its folder does not hold yet; a killed run starts anew, a finished one is kept.
+
+    Each piece becomes `stage/arm-values-seed.json` beside the plan: recipe, log, the processor's seconds of the whole
+    piece, and nats and predicted tokens of each held-out work, by domain. A file of another recipe is a ConfigError,
+    and stays.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    pieces, corpus = read_plan(plan), load_corpus()
+    for number, piece in enumerate(pieces, 1):
+        if not _finished(piece, corpus):
+            print(f"{number} of {len(pieces)}: {piece.path}", flush=True)
+            _run(piece, corpus, device, progress)
+
+
+def _finished(piece: Piece, corpus: Corpus) -> bool:
+    if not piece.path.exists():
+        return False
+    recipe = state.make_recipe(piece.arm, piece.model, piece.training, corpus, torch.device("cpu"))
+    old = read_object(piece.path, ConfigError).get("recipe", {})
+    old, new = ({key: r.get(key) for key in FIXED} for r in (old, recipe))
+    if different := state.differences(old, new):
+        fault = f"{piece.path} is of another run; different: {', '.join(different)}"
+        raise ConfigError(f"{fault}. Move it away, or give the plan as it was")
+    return True
+
+
+def _run(piece: Piece, corpus: Corpus, device: torch.device, progress: bool) -> None:
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, piece.model, piece.training, corpus, device=device, name=piece.arm)
+        run.train(progress=progress)
+        log, seconds = state.read_log(run.log), time.process_time() - started
+    works: dict[str, dict[str, list[float]]] = {domain: {} for domain in corpus.domains}
+    assert run.sums is not None  # the last step is validated
+    for document, (nats, tokens) in zip(corpus.heldout.documents, run.sums, strict=True):
+        sums = works[document.domain].setdefault(document.work, [0.0, 0])
+        sums[:] = sums[0] + float(nats), sums[1] + int(tokens)
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "recipe": run.recipe,
+        "process_seconds": round(seconds, 1),
+        "log": log,
+        "works": {
+            domain: {
+                "nats": [round(n, 2) for n, _ in s.values()],
+                "tokens": [t for _, t in s.values()],
+            }
+            for domain, s in works.items()
+        },
+    }
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+    write_text(piece.path, f"{{\n{lines}\n}}\n")
