@@ -340,13 +340,28 @@ def test_a_lesson_that_is_named_without_a_link_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_verdicts_have_the_numbers_that_they_rest_on() -> None:
-    shown, found = filled.findings(), filled.read("study.json")["findings"]
-    assert len(found) > 5
-    for finding in found:
-        assert filled.plain(finding["short"]) in shown
-        for part in finding["parts"]:
-            assert filled.plain(part["found"]).replace("\\|", "|") in shown.replace("\\|", "|")
+def test_the_study_says_the_same_on_every_page() -> None:
+    """Verdicts and numbers: results page, lesson 13 and README have those that the report stored."""
+    stored, shown = filled.read("study.json"), filled.findings().replace("\\|", "|")
+    pages = (ROOT / "notebooks").glob("13*.ipynb")
+    cells: list[Any] = [c for path in pages for c in nbformat.read(path, as_version=4).cells]
+    outputs = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
+    lines = "\n".join(o.get("text/markdown", "") for o in outputs).splitlines()
+    known = set[str]()
+    for f in stored["findings"]:
+        rows = [[p["what"], p["found"], p["verdict"]] for p in f["parts"]]
+        for text in (f["short"], *(found for _, found, _ in rows)):
+            assert filled.plain(text).replace("\\|", "|") in shown
+        rows.append([f["claim"], f["title"], f["short"], f["verdict"]])
+        known |= {f"| {' | '.join(row)} |" for row in rows}
+        known.add(f"**{f['claim']}: {f['verdict']}.** {f['short']}.")
+    said = {x for x in lines if re.match(r"\*\*C1\d|.*\| (agrees|cannot.*|dis.*|mat.*) \|$", x)}
+    assert said <= known
+    assert {x[2:5] for x in said if x[0] == "*"} >= {"C11", "C13", "C14", "C15"}
+    readme, bits = (ROOT / "README.md").read_text("utf-8"), stored["measurements"]["information"]
+    token, domain = ([one[kind]["value"] for one in bits] for kind in ("token", "domain"))
+    assert f"falls from {token[0]:.1f} to {token[-1]:.1f} bits" in readme
+    assert f"rises from {domain[0]:.2f} to {domain[-1]:.2f} bits" in readme
 
 
 def test_links_to_references_are_citations() -> None:

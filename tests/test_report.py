@@ -15,6 +15,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.model import MixtralModel
 from minimoe.study import claims as judged
+from minimoe.study import measurements
 from minimoe.study import questions as sets
 from minimoe.study import record as record_module
 from minimoe.study.chance import TEXT
@@ -28,31 +29,8 @@ from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode, train_tokenizer
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "a",
-    "in",
-    "river",
-    "king",
-    "music",
-    "cell",
-    "law",
-    "shall",
-    "What",
-    "Who",
-    "is",
-    ":",
-    ".",
-]
-TOPICS = (
-    "Arts",
-    "History",
-    "Biology and health sciences",
-    "Technology",
-    "Society and social sciences",
-)
+WORDS = re.findall(r"\S+", "the of and a in river king music cell law shall What Who is : .")
+TOPICS = ("Arts", "History", *measurements.TOPICS)
 
 
 def documents(domain: str, count: int, seed: int, topics: tuple[str, ...] = ()) -> list[Document]:
