@@ -62,7 +62,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2188,
-    "check": 4966,
+    "check": 4969,
     "core": 3596,
     "cost": 881,
     "course": 268,
@@ -75,7 +75,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 963,
     "zoo": 1099,
 }
-TESTS = 26_382  # and lines of Python that the tests may have
+TESTS = 26_394  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     "matplotlib",

@@ -10,158 +10,161 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspect, Suspects, case, extreme, judge, suspect
 from minimoe.check.difference import difference
-from minimoe.check.failure import CheckFailed, shape
-from minimoe.check.forms import draw, expect_tensor, expect_tuple, like, scalar
+from minimoe.check.failure import CheckFailed
+from minimoe.check.forms import draw, expect_tensor, expect_tuple, like, of_numbers
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
 
 
 # --- 06.1: how many experts a batch touches -------------------------------------------------------
-def right_experts_touched(share: Tensor, tokens: int) -> Tensor:
-    """Missed by one token after the other."""
+def right_experts_touched(share: Tensor, tokens: int, run: int) -> Tensor:
+    """Missed by one run after the other."""
     missed = torch.ones_like(share, dtype=torch.float64)
-    for _ in range(tokens):
+    for _ in range(0, tokens, run):
         missed = missed * (1 - share.double())
     return (1 - missed).sum()
 
 
+def of_choices(cause: str, formula: Callable[[Tensor, int], Tensor]) -> Suspect:
+    """A mistake as a formula of the shares q [E] and of the number of choices t, one for each run."""
+    return Suspect(cause, "06 §2", lambda q, tokens, run: formula(q.double(), -(-tokens // run)))
+
+
 class WrongExpertsTouched(Suspects):
-    @suspect("06 §2")
-    def even(share: Tensor, tokens: int) -> Tensor:
-        """This is equation (4), for experts that are all as popular. Here each has a share of its own: put it in the
-        place of K/E and add up over experts. Skew touches fewer."""
-        return len(share) * (1 - (1 - share.double().mean()) ** tokens)
-
-    @suspect("06 §2")
-    def missed(share: Tensor, tokens: int) -> Tensor:
-        """You count the experts that are missed. Touched are the others."""
-        return ((1 - share.double()) ** tokens).sum()
-
-    @suspect("06 §2")
-    def no_repeats(share: Tensor, tokens: int) -> Tensor:
-        """You count assignments, T·K of them, up to the number of experts. Two tokens may choose the same expert, and
-        it is still one."""
-        return torch.minimum(share.double().sum() * tokens, torch.tensor(float(len(share))))
-
-    @suspect("06 §2")
-    def clamped_each(share: Tensor, tokens: int) -> Tensor:
-        """You add up T·q for each expert, up to 1. That is the expected number of visits; the probability of at least
-        one is 1 - (1 - q)^T, which is less."""
-        return (share.double() * tokens).clamp_max(1).sum()
-
-    @suspect("06 §2")
-    def with_replacement(share: Tensor, tokens: int) -> Tensor:
-        """You draw T·K times, each time one expert with chance q/K. The K choices of one token are K different experts,
-        so a token misses expert e with probability 1 - q."""
-        k = share.double().sum()
-        return (1 - (1 - share.double() / k) ** (tokens * k)).sum()
-
-    @suspect("06 §2")
-    def normalised(share: Tensor, tokens: int) -> Tensor:
-        """The shares are divided by their sum. They sum to K because each token chooses K experts: q is the share of
-        the tokens, not of the assignments."""
-        return (1 - (1 - share.double() / share.double().sum()) ** tokens).sum()
-
-    @suspect("06 §2")
-    def all_tokens(share: Tensor, tokens: int) -> Tensor:
-        """You ask that all tokens choose an expert, q^T. One token is enough: an expert is touched unless all miss
-        it."""
-        return (share.double() ** tokens).sum()
-
-    @suspect("06 §2")
-    def as_a_share(share: Tensor, tokens: int) -> Tensor:
-        """This is the touched share of the experts. Asked for is their number: the sum over experts, not the mean."""
-        return right_experts_touched(share, tokens) / len(share)
-
-    @suspect("06 §2")
-    def rare(share: Tensor, tokens: int) -> Tensor:
-        """This is 1 − exp(−T·q), which holds for small q only. Exactly, T tokens miss an expert with probability
-        (1 − q)^T."""
-        return (1 - torch.exp(-tokens * share.double())).sum()
-
-    @suspect("06 §2")
-    def any_of_them(share: Tensor, tokens: int) -> Tensor:
-        """The probabilities of the experts are multiplied: this is the probability that any of them is touched.
-        Expected numbers add up."""
-        return 1 - ((1 - share.double()) ** tokens).prod()
-
-    @suspect("06 §2")
-    def visits(share: Tensor, tokens: int) -> Tensor:
-        """These are all the assignments, T·K. Two tokens may choose the same expert, and it is still one."""
-        return tokens * share.double().sum()
-
-    @suspect("06 §2")
-    def one_token_less(share: Tensor, tokens: int) -> Tensor:
-        """The exponent is T − 1. All T tokens have to miss an expert, the first as well."""
-        return (1 - (1 - share.double()) ** (tokens - 1)).sum()
-
-    @suspect("06 §2")
-    def whole_experts(share: Tensor, tokens: int) -> Tensor:
-        """Right, and then rounded. An expected number need not be a whole one."""
-        return right_experts_touched(share, tokens).round()
+    even = of_choices(
+        "This is equation (4), for experts that are all as popular. Here each has a share of its own: put it in the "
+        "place of K/E and add up over experts. Skew touches fewer.",
+        lambda q, t: len(q) * (1 - (1 - q.mean()) ** t),
+    )
+    missed = of_choices(
+        "You count the experts that are missed. Touched are the others.",
+        lambda q, t: ((1 - q) ** t).sum(),
+    )
+    no_repeats = of_choices(
+        "You count assignments, T·K of them, up to the number of experts. Two tokens may choose the same expert, and "
+        "it is still one.",
+        lambda q, t: (q.sum() * t).clamp_max(len(q)),
+    )
+    clamped_each = of_choices(
+        "You add up T·q for each expert, up to 1. That is the expected number of visits; the probability of at least "
+        "one is 1 - (1 - q)^T, which is less.",
+        lambda q, t: (q * t).clamp_max(1).sum(),
+    )
+    with_replacement = of_choices(
+        "You draw T·K times, each time one expert with chance q/K. The K choices of one token are K different experts, "
+        "so a token misses expert e with probability 1 - q.",
+        lambda q, t: (1 - (1 - q / q.sum()) ** (t * q.sum())).sum(),
+    )
+    normalised = of_choices(
+        "The shares are divided by their sum. They sum to K because each token chooses K experts: q is the share of "
+        "the tokens, not of the assignments.",
+        lambda q, t: (1 - (1 - q / q.sum()) ** t).sum(),
+    )
+    all_tokens = of_choices(
+        "You ask that all tokens choose an expert, q^T. One token is enough: an expert is touched unless all miss it.",
+        lambda q, t: (q**t).sum(),
+    )
+    as_a_share = of_choices(
+        "This is the touched share of the experts. Asked for is their number: the sum over experts, not the mean.",
+        lambda q, t: (1 - (1 - q) ** t).mean(),
+    )
+    rare = of_choices(
+        "This is 1 − exp(−T·q), which holds for small q only. Exactly, T tokens miss an expert with probability "
+        "(1 − q)^T.",
+        lambda q, t: (1 - torch.exp(-t * q)).sum(),
+    )
+    any_of_them = of_choices(
+        "The probabilities of the experts are multiplied: this is the probability that any of them is touched. "
+        "Expected numbers add up.",
+        lambda q, t: 1 - ((1 - q) ** t).prod(),
+    )
+    visits = of_choices(
+        "These are all the assignments, T·K. Two tokens may choose the same expert, and it is still one.",
+        lambda q, t: t * q.sum(),
+    )
+    one_token_less = of_choices(
+        "The exponent is T − 1. All T tokens have to miss an expert, the first as well.",
+        lambda q, t: (1 - (1 - q) ** (t - 1)).sum(),
+    )
+    whole_experts = of_choices(
+        "Right, and then rounded. An expected number need not be a whole one.",
+        lambda q, t: (1 - (1 - q) ** t).sum().round(),
+    )
+    every_token_alone = Suspect(
+        "You let every token choose for itself. Here a run of tokens chooses once: T tokens are ⌈T/run⌉ choices.",
+        "06 §2",
+        lambda q, tokens, run: right_experts_touched(q, tokens, 1),
+    )
+    whole_runs = Suspect(
+        "The last run is left out where it is cut off. Its tokens choose too: round T/run up.",
+        "06 §2",
+        lambda q, tokens, run: right_experts_touched(q, tokens // run, 1),
+    )
 
 
 @checks(CARDS["06.1"], WrongExpertsTouched)
-def experts_touched(function: Callable[[Tensor, int], Tensor | float]) -> str:
-    """Check function(share [E] of tokens that use each expert, tokens) -> expected number of experts touched."""
-    sizes = ((8, 2, 5), (16, 4, 3), (4, 1, 9), (6, 3, 1), (32, 8, 12))
+def experts_touched(function: Callable[[Tensor, int, int], Tensor | float]) -> str:
+    """Check function(share [E] of tokens that use each expert, tokens, run) -> expected number of experts touched."""
+    sizes = ((8, 2, 5, 1), (16, 4, 7, 3), (4, 1, 9, 2), (6, 3, 2, 4), (32, 8, 24, 2))
     cases: list[Case] = []
-    for i, (e, k, tokens) in enumerate(sizes):
+    for i, (e, k, tokens, run) in enumerate(sizes):
         share = draw(i, e).softmax(-1)
         while bool((k * share > 1).any()):  # nobody is chosen more than once by a token
             share = (share + 1 / e) / 2
-        cases.append(case(share=k * share, tokens=tokens))
-    cases.append(case(share=torch.tensor([1.0, 0.0, 0.5, 0.5]), tokens=3))  # one always, one never
-    cases.append(extreme(share=torch.full((8,), 0.25), tokens=0))
-
-    def view(value: Any, c: Case) -> Tensor:
-        value = scalar(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckFailed(
-                expected="one number",
-                came=shape(value),
-                cause="Nothing is returned." if value is None else "Add up over the experts.",
-                reread="",
-            )
-        return torch.tensor(float(value), dtype=torch.float64)
-
+        cases.append(case(share=k * share, tokens=tokens, run=run))
+    cases.append(case(share=torch.tensor([1.0, 0.0, 0.5, 0.5]), tokens=3, run=1))
+    cases.append(extreme(share=torch.full((8,), 0.25), tokens=0, run=2))
+    view = of_numbers("experts touched, added up over the experts")
     return judge(function, right_experts_touched, WrongExpertsTouched, cases, view, "06 §2")
 
 
 # --- 06.2: a slot for every assignment ------------------------------------------------------------
-Slots = Callable[[Tensor, int, int], Tensor]
-
-
 def right_slots_of_assignments(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
     """Counting one by one."""
     taken = [0] * num_experts
     slot: list[int] = []
     for e in expert.flatten().tolist():
-        slot.append(capacity * e + taken[e] if taken[e] < capacity else -1)
-        taken[e] += 1
+        slot.append(capacity * e + taken[e] if e >= 0 and taken[e] < capacity else -1)
+        taken[e] += e >= 0
     return torch.tensor(slot, dtype=torch.int64).view(expert.shape)
 
 
 def places(expert: Tensor, num_experts: int) -> Tensor:
-    """Place [T, K] of each assignment in its expert's queue, from 0."""
-    e = expert.flatten()
-    arrived = torch.nn.functional.one_hot(e, num_experts).cumsum(0)
+    """Place [T, K] of each assignment in its expert's queue, from 0; padding stands in a queue of its own."""
+    e = to_the_end(expert, num_experts)
+    arrived = torch.nn.functional.one_hot(e, num_experts + 1).cumsum(0)
     return (arrived.gather(1, e[:, None])[:, 0] - 1).view(expert.shape)
 
 
-def in_slots(expert: Tensor, place: Tensor, capacity: int) -> Tensor:
-    """Slots of assignments with these places."""
-    return torch.where(place < capacity, capacity * expert + place, -1)
+def to_the_end(expert: Tensor, num_experts: int) -> Tensor:
+    """Experts [N], and E for padding."""
+    return torch.where(expert < 0, num_experts, expert).flatten()
+
+
+def of_places(
+    cause: str,
+    slot: Callable[[Tensor, Tensor, int, int], Tensor],
+    kept: Callable[[Tensor, int], Tensor] = torch.lt,
+) -> Suspect:
+    """A mistake in the slot, of place, expert, E and C, or in who is kept, of place and C."""
+
+    def variant(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+        place = places(expert, num_experts)
+        served = (expert >= 0) & kept(place, capacity)
+        return torch.where(served, slot(place, expert, num_experts, capacity), -1)
+
+    return Suspect(cause, "06 §4", variant)
 
 
 class WrongSlotsOfAssignments(Suspects):
-    @suspect("06 §4")
-    def nobody_waits(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Every assignment is the first of its queue, so nobody is ever dropped and all share slot 0: you count along a
-        dimension of one. Count along the assignments, dimension 0 of [N, E]."""
-        return in_slots(expert, torch.zeros_like(expert), capacity)
+    nobody_waits = of_places(
+        "Every assignment is the first of its queue, so nobody is ever dropped and all share slot 0: you count along a "
+        "dimension of one. Count along the assignments, dimension 0 of [N, E].",
+        lambda place, expert, e, c: c * expert,
+        lambda place, c: place >= 0,
+    )
 
     @suspect("06 §4")
     def first_choices_first(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
@@ -176,25 +179,23 @@ class WrongSlotsOfAssignments(Suspects):
         columns = [right_slots_of_assignments(c, num_experts, capacity) for c in expert.unbind(1)]
         return torch.stack(columns, dim=1)
 
-    @suspect("06 §4")
-    def from_one(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Places are counted from 1: slot 0 of each expert stays empty. A cumulative sum that includes the assignment
-        itself is one too large."""
-        place = places(expert, num_experts) + 1
-        return in_slots(expert, place, capacity)
-
-    @suspect("06 §4")
-    def into_the_next(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Nobody is dropped: who finds no place gets a slot of the next expert, or beyond the end. kept is place <
-        C."""
-        return capacity * expert + places(expert, num_experts)
-
-    @suspect("06 §4")
-    def on_the_last(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Who finds no place is put on the last slot of the expert, where somebody sits already, and one overwrites the
-        other. Dropped is -1."""
-        place = places(expert, num_experts)
-        return capacity * expert + place.clamp_max(capacity - 1)
+    from_one = of_places(
+        "Places are counted from 1: slot 0 of each expert stays empty. A cumulative sum that includes the assignment "
+        "itself is one too large.",
+        lambda place, expert, e, c: c * expert + place + 1,
+        lambda place, c: place + 1 < c,
+    )
+    into_the_next = of_places(
+        "Nobody is dropped: who finds no place gets a slot of the next expert, or beyond the end. kept is place < C.",
+        lambda place, expert, e, c: c * expert + place,
+        lambda place, c: place >= 0,
+    )
+    on_the_last = of_places(
+        "Who finds no place is put on the last slot of the expert, where somebody sits already, and one overwrites the "
+        "other. Dropped is -1.",
+        lambda place, expert, e, c: c * expert + place.clamp_max(c - 1),
+        lambda place, c: place >= 0,
+    )
 
     @suspect("06 §4")
     def all_or_none(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
@@ -202,54 +203,45 @@ class WrongSlotsOfAssignments(Suspects):
         slot = right_slots_of_assignments(expert, num_experts, capacity)
         return torch.where((slot < 0).any(1, keepdim=True), -1, slot)
 
-    @suspect("06 §4")
-    def interleaved(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """The slots of an expert lie apart: this is E·place + e. The C slots of one expert lie side by side, C·e +
-        place, so that the rows are [E, C, D]."""
-        place = places(expert, num_experts)
-        return torch.where(place < capacity, num_experts * place + expert, -1)
-
-    @suspect("06 §4")
-    def place_only(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """This is the place in the queue. The slot counts the places of the experts before it as well: C·e + place."""
-        place = places(expert, num_experts)
-        return torch.where(place < capacity, place, -1)
-
-    @suspect("06 §4")
-    def one_too_many(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """One place too many: with places from 0, kept is place < C, not <=. Its slot belongs to the next expert."""
-        place = places(expert, num_experts)
-        return torch.where(place <= capacity, capacity * expert + place, -1)
-
-    @suspect("06 §4")
-    def from_one_and_kept(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Places are counted from 1, up to C: slots are one too large, and the last of an expert is the first of the
-        next. A cumulative sum that includes the assignment itself is one too large."""
-        place = places(expert, num_experts) + 1
-        return torch.where(place <= capacity, capacity * expert + place, -1)
-
-    @suspect("06 §4")
-    def one_too_few(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """The last place of each expert stays empty: with places from 0, kept is place < C."""
-        place = places(expert, num_experts)
-        return torch.where(place < capacity - 1, capacity * expert + place, -1)
+    interleaved = of_places(
+        "The slots of an expert lie apart: this is E·place + e. The C slots of one expert lie side by side, C·e + "
+        "place, so that the rows are [E, C, D].",
+        lambda place, expert, e, c: e * place + expert,
+    )
+    place_only = of_places(
+        "This is the place in the queue. The slot counts the places of the experts before it as well: C·e + place.",
+        lambda place, expert, e, c: place,
+    )
+    one_too_many = of_places(
+        "One place too many: with places from 0, kept is place < C, not <=. Its slot belongs to the next expert.",
+        lambda place, expert, e, c: c * expert + place,
+        torch.le,
+    )
+    from_one_and_kept = of_places(
+        "Places are counted from 1, up to C: slots are one too large, and the last of an expert is the first of the "
+        "next. A cumulative sum that includes the assignment itself is one too large.",
+        lambda place, expert, e, c: c * expert + place + 1,
+    )
+    one_too_few = of_places(
+        "The last place of each expert stays empty: with places from 0, kept is place < C.",
+        lambda place, expert, e, c: c * expert + place,
+        lambda place, c: place < c - 1,
+    )
 
     @suspect("06 §4")
     def dropped_on_zero(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Who finds no place gets slot 0, which belongs to the first token of expert 0. Dropped is -1."""
+        """Who finds no place gets slot 0, which belongs to the first token of the first expert. Dropped is -1."""
         return right_slots_of_assignments(expert, num_experts, capacity).clamp_min(0)
 
-    @suspect("06 §4")
-    def on_the_very_last(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """Nobody is dropped: slots run over into the next expert's, and at the end they are cut. kept is place < C."""
-        place = places(expert, num_experts)
-        return (capacity * expert + place).clamp_max(num_experts * capacity - 1)
-
-    @suspect("06 §4")
-    def stretches_of_e(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
-        """The stretch of an expert is E slots long: this is E·e + place. It is C long, C·e + place."""
-        place = places(expert, num_experts)
-        return torch.where(place < capacity, num_experts * expert + place, -1)
+    on_the_very_last = of_places(
+        "Nobody is dropped: slots run over into the next expert's, and at the end they are cut. kept is place < C.",
+        lambda place, expert, e, c: (c * expert + place).clamp_max(e * c - 1),
+        lambda place, c: place >= 0,
+    )
+    stretches_of_e = of_places(
+        "The stretch of an expert is E slots long: this is E·e + place. It is C long, C·e + place.",
+        lambda place, expert, e, c: e * expert + place,
+    )
 
     @suspect("06 §4")
     def last_first(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
@@ -259,32 +251,45 @@ class WrongSlotsOfAssignments(Suspects):
     @suspect("06 §4")
     def all_of_the_busy(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """A busy expert drops all its assignments. It serves the first C."""
-        count = torch.bincount(expert.flatten(), minlength=num_experts)
-        return torch.where(
-            count[expert] <= capacity, right_slots_of_assignments(expert, num_experts, capacity), -1
-        )
+        few = right_plan_of_dispatch(expert, num_experts)[1][expert] <= capacity
+        return torch.where(few, right_slots_of_assignments(expert, num_experts, capacity), -1)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def packed(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
         """The stretches have the length of the counts: this is the row of equation (10). With capacity every stretch is
         C long, also where it is not filled."""
-        count = torch.bincount(expert.flatten(), minlength=num_experts)
-        place = places(expert, num_experts)
-        return torch.where(place < capacity, (count.cumsum(0) - count)[expert] + place, -1)
+        row = right_plan_of_dispatch(expert, num_experts)[2].view(expert.shape)
+        return torch.where(right_slots_of_assignments(expert, num_experts, capacity) < 0, -1, row)
+
+    @suspect("06 §4")
+    def padding_waits(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+        """Padding takes places of the first expert, so that real tokens are dropped for it. It stands in no queue:
+        leave it out of the count."""
+        slot = right_slots_of_assignments(expert.clamp_min(0), num_experts, capacity)
+        return torch.where(expert < 0, -1, slot)
+
+    @suspect("06 §4")
+    def padding_served(expert: Tensor, num_experts: int, capacity: int) -> Tensor:
+        """Padding gets slots, those of the first expert. Its slot is −1, as that of a dropped assignment."""
+        return right_slots_of_assignments(expert.clamp_min(0), num_experts, capacity)
+
+
+def padded(expert: Tensor) -> Tensor:
+    """The same choices [T, K], with every fourth token padding."""
+    return torch.where(torch.arange(len(expert))[:, None] % 4 == 1, -1, expert)
 
 
 @checks(CARDS["06.2"], WrongSlotsOfAssignments)
-def slots_of_assignments(function: Slots) -> str:
-    """Check function(expert [T, K], num_experts, capacity) -> slot [T, K], equation (7), -1 where dropped."""
+def slots_of_assignments(function: Callable[[Tensor, int, int], Tensor]) -> str:
+    """Check function(expert [T, K], num_experts, capacity) -> slot [T, K], equation (7); -1: dropped, or padding."""
     sizes = ((8, 4, 2, 3), (12, 5, 3, 4), (7, 3, 1, 2), (6, 4, 4, 2), (20, 8, 2, 9))
     cases: list[Case] = []
     for i, (t, e, k, c) in enumerate(sizes):
         leaning = draw(i, t, e) + torch.arange(e) / e  # some experts are more popular
-        cases.append(case(expert=leaning.topk(k).indices, num_experts=e, capacity=c))
-    none = torch.zeros(0, 2, dtype=torch.int64)
+        cases.append(case(expert=padded(leaning.topk(k).indices), num_experts=e, capacity=c))
     cases += [
         extreme(expert=torch.tensor([[3, 1]]), num_experts=4, capacity=1),
-        extreme(expert=none, num_experts=4, capacity=1),
+        extreme(expert=torch.zeros(0, 2).long(), num_experts=4, capacity=1),
     ]
 
     def view(value: Any, c: Case) -> Tensor:
@@ -300,122 +305,120 @@ Plan = tuple[Tensor, Tensor, Tensor]
 
 
 def right_plan_of_dispatch(expert: Tensor, num_experts: int) -> Plan:
-    """Expert by expert."""
-    e = expert.flatten().tolist()
-    order = [n for wanted in range(num_experts) for n, is_ in enumerate(e) if is_ == wanted]
+    """By Python's own sort, which is stable."""
+    e: list[int] = to_the_end(expert, num_experts).tolist()
+    order = sorted(range(len(e)), key=e.__getitem__)
+    inverse = sorted(range(len(e)), key=order.__getitem__)
     counts = [e.count(wanted) for wanted in range(num_experts)]
-    inverse = [0] * len(e)
-    for row, n in enumerate(order):
-        inverse[n] = row
     return torch.tensor(order).long(), torch.tensor(counts).long(), torch.tensor(inverse).long()
 
 
-def inverted(order: Tensor) -> Tensor:
-    """In which row each assignment stands."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return inverse
+def of_plan(cause: str, formula: Callable[[Tensor, Tensor, Tensor, Tensor], Plan]) -> Suspect:
+    """A mistake as a formula of the experts [T, K] and the right order, counts and inverse."""
+    return Suspect(cause, "06b §5", lambda x, e: formula(x, *right_plan_of_dispatch(x, e)))
 
 
-def of_order(order: Tensor, expert: Tensor, num_experts: int) -> Plan:
-    """The plan with another order, and the inverse of that."""
-    return order, right_plan_of_dispatch(expert, num_experts)[1], inverted(order)
+def of_order(cause: str, order: Callable[[Tensor], Tensor]) -> Suspect:
+    """A mistake in the order: a function of the experts [N], E for padding."""
+
+    def variant(expert: Tensor, num_experts: int) -> Plan:
+        wrong = order(to_the_end(expert, num_experts))
+        return wrong, right_plan_of_dispatch(expert, num_experts)[1], wrong.argsort()
+
+    return Suspect(cause, "06b §5", variant)
 
 
 class WrongPlanOfDispatch(Suspects):
-    @suspect("06 §5")
-    def no_inverse(expert: Tensor, num_experts: int) -> Plan:
-        """The order is right, and given a second time as the inverse. One says which assignment stands in a row, the
-        other in which row an assignment stands; they are equal only by chance."""
-        order, counts, _ = right_plan_of_dispatch(expert, num_experts)
-        return order, counts, order
+    no_inverse = of_plan(
+        "The order is right, and given a second time as the inverse. One says which assignment stands in a row, the "
+        "other in which row an assignment stands; they are equal only by chance.",
+        lambda expert, order, counts, inverse: (order, counts, order),
+    )
+    exchanged = of_plan(
+        "Order and inverse are exchanged. rows = x[order // K] has to give the rows of the first expert first.",
+        lambda expert, order, counts, inverse: (inverse, counts, order),
+    )
+    not_stable = of_order(
+        "The rows of an expert are not in order of arrival: the sort is not stable, or runs backwards within an "
+        "expert. Say stable=True.",
+        lambda e: len(e) - 1 - e.flip(0).argsort(stable=True),
+    )
+    tokens = of_plan(
+        "In the place of the order stand tokens. The order is of assignments; the token of assignment n is n // K.",
+        lambda expert, order, counts, inverse: (order // expert.shape[1], counts, inverse),
+    )
+    offsets = of_plan(
+        "In the place of the counts stand offsets, their cumulative sums.",
+        lambda expert, order, counts, inverse: (order, counts.cumsum(0) - counts, inverse),
+    )
+    ends = of_plan(
+        "In the place of the counts stand the ends of the stretches, their cumulative sums.",
+        lambda expert, order, counts, inverse: (order, counts.cumsum(0), inverse),
+    )
+    no_offset = of_plan(
+        "In the place of the inverse stand places in the queues. A row is the place plus the offset of the expert, "
+        "equation (10).",
+        lambda expert, order, counts, _: (order, counts, places(expert, len(counts)).flatten()),
+    )
 
-    @suspect("06 §5")
-    def exchanged(expert: Tensor, num_experts: int) -> Plan:
-        """Order and inverse are exchanged. rows = x[order // K] has to give the rows of expert 0 first."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return inverse, counts, order
-
-    @suspect("06 §5")
-    def not_stable(expert: Tensor, num_experts: int) -> Plan:
-        """The rows of an expert are not in order of arrival: the sort is not stable, or runs backwards within an
-        expert. Say stable=True."""
-        n = expert.numel()
-        order = n - 1 - expert.flatten().flip(0).argsort(stable=True)
-        return of_order(order, expert, num_experts)
-
-    @suspect("06 §5")
-    def tokens(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the order stand tokens. The order is of assignments; the token of assignment n is n // K."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return order // max(expert.shape[1], 1), counts, inverse
-
-    @suspect("06 §5")
-    def offsets(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the counts stand offsets, their cumulative sums."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return order, counts.cumsum(0) - counts, inverse
-
-    @suspect("06 §5")
-    def ends(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the counts stand the ends of the stretches, their cumulative sums."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return order, counts.cumsum(0), inverse
-
-    @suspect("06 §5")
-    def no_offset(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the inverse stand places in the queues. A row is the place plus the offset of the expert,
-        equation (10)."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return order, counts, inverse - (counts.cumsum(0) - counts)[expert.flatten()]
-
-    @suspect("06 §5")
+    @suspect("06b §5")
     def choice_by_choice(expert: Tensor, num_experts: int) -> Plan:
         """Assignments are numbered choice by choice, all first choices before any second. Flatten [T, K] token by
         token, so that assignment n belongs to token n // K."""
         return right_plan_of_dispatch(expert.T.contiguous(), num_experts)
 
-    @suspect("06 §5")
-    def as_it_falls(expert: Tensor, num_experts: int) -> Plan:
-        """The rows of an expert are not always in order of arrival: sort and argsort keep it only if told to. Say
-        stable=True."""
-        return of_order(expert.flatten().argsort(), expert, num_experts)
-
-    @suspect("06 §5")
-    def busiest_id_first(expert: Tensor, num_experts: int) -> Plan:
-        """The last expert comes first: the sort is descending."""
-        return of_order(expert.flatten().argsort(stable=True, descending=True), expert, num_experts)
-
-    @suspect("06 §5")
-    def tokens_by_remainder(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the order stand remainders, n % T. The order is of assignments, from 0 to N − 1."""
-        order, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return order % max(len(expert), 1), counts, inverse
-
-    @suspect("06 §5")
-    def values(expert: Tensor, num_experts: int) -> Plan:
-        """In the place of the order stand the experts in order, which sort gives first. The order is its second value,
-        the indices: argsort."""
-        _, counts, inverse = right_plan_of_dispatch(expert, num_experts)
-        return expert.flatten().sort().values, counts, inverse
+    as_it_falls = of_order(
+        "The rows of an expert are not always in order of arrival: sort and argsort keep it only if told to. Say "
+        "stable=True.",
+        torch.argsort,
+    )
+    busiest_id_first = of_order(
+        "The last expert comes first: the sort is descending.",
+        lambda e: e.argsort(stable=True, descending=True),
+    )
+    tokens_by_remainder = of_plan(
+        "In the place of the order stand remainders, n % T. The order is of assignments, from 0 to N − 1.",
+        lambda expert, order, counts, inverse: (order % max(len(expert), 1), counts, inverse),
+    )
+    values = of_plan(
+        "In the place of the order stand the experts in order, which sort gives first. The order is its second value, "
+        "the indices: argsort.",
+        lambda expert, order, counts, inverse: (expert.flatten()[order], counts, inverse),
+    )
+    padding_first = of_plan(
+        "Padding stands in the first rows, because −1 sorts before all experts. Then every stretch is moved: sort it "
+        "to the end.",
+        lambda expert, order, counts, inverse: (
+            order.roll(int((expert < 0).sum())),
+            counts,
+            (inverse + int((expert < 0).sum())) % max(len(inverse), 1),
+        ),
+    )
+    padding_counted = of_plan(
+        "Padding is counted as rows of an expert. The counts are those of the experts alone.",
+        lambda expert, order, counts, inverse: (
+            order,
+            expert.clamp_min(0).flatten().bincount(minlength=len(counts)),
+            inverse,
+        ),
+    )
 
 
 def as_rows(value: Any, c: Case) -> Tensor:
     """order, counts and inverse as three rows, the shorter ones filled up with -1."""
     n, e = c["expert"].numel(), c["num_experts"]
-    names = (f"order [{n}]", f"counts [{e}]", f"inverse [{n}]")
-    order, counts, inverse = expect_tuple(value, names)
-    if isinstance(counts, Tensor) and counts.ndim == 1 and len(counts) < e:
+    sizes = {"order": n, "counts": e, "inverse": n}
+    parts = expect_tuple(value, [f"{name} [{size}]" for name, size in sizes.items()])
+    if isinstance(parts[1], Tensor) and parts[1].ndim == 1 and len(parts[1]) < e:
         raise CheckFailed(
             expected=f"counts [{e}]",
-            came=f"counts {list(counts.shape)}",
+            came=f"counts {list(parts[1].shape)}",
             cause="Experts that nobody chose are missing at the end of the counts: bincount needs "
             "minlength=num_experts.",
-            reread="06 §5",
+            reread="06b §5",
         )
     rows = torch.full((3, max(n, e)), -1.0)
-    sizes = zip((order, counts, inverse), ("order", "counts", "inverse"), (n, e, n), strict=True)
-    for row, (part, name, size) in zip(rows, sizes, strict=True):
+    for row, part, (name, size) in zip(rows, parts, sizes.items(), strict=True):
         row[:size] = expect_tensor(part, name, (size,), integer=True)
     return rows
 
@@ -425,7 +428,7 @@ def plan_of_dispatch(function: Callable[[Tensor, int], Plan]) -> str:
     """Check function(expert [T, K], num_experts) -> (order [N], counts [E], inverse [N]), N = T·K."""
     sizes = ((6, 4, 2), (5, 8, 3), (9, 3, 1), (4, 5, 5), (40, 16, 4))
     cases = [
-        case(expert=draw(i, t, e).topk(k).indices, num_experts=e)
+        case(expert=padded(draw(i, t, e).topk(k).indices), num_experts=e)
         for i, (t, e, k) in enumerate(sizes)
     ]
     cases += [
@@ -434,7 +437,7 @@ def plan_of_dispatch(function: Callable[[Tensor, int], Plan]) -> str:
     ]
     row = "array (order, counts, inverse)"
     return judge(
-        function, right_plan_of_dispatch, WrongPlanOfDispatch, cases, as_rows, "06 §5", row=row
+        function, right_plan_of_dispatch, WrongPlanOfDispatch, cases, as_rows, "06b §5", row=row
     )
 
 
@@ -502,16 +505,16 @@ def way_back(out: Tensor, place: Tensor, w: Tensor) -> Tensor:
 def dispatched(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
     """A right dispatch, with weights and experts that may be wrong."""
     out, order = sorted_parts(x, expert, run)
-    return way_back(out, inverted(order), w)
+    return way_back(out, order.argsort(), w)
 
 
 class WrongDispatchBySorting(Suspects):
-    @suspect("06 §5")
+    @suspect("06b §5")
     def no_weights(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """The weights are not used: the K results are just added."""
         return dispatched(x, torch.ones_like(w), expert, run)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def mean(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """You take the mean over the K results. They are added, equation (11); the weights see to the size."""
         return dispatched(x, w / max(w.shape[1], 1), expert, run)
@@ -521,38 +524,38 @@ class WrongDispatchBySorting(Suspects):
         """The weight is multiplied into the token before the expert runs. An expert is not linear: weigh its result."""
         rows = (x.repeat_interleave(w.shape[1], 0).float() * w.flatten()[:, None]).to(x.dtype)
         out, order = sorted_parts(rows, expert.view(-1, 1), run)
-        return way_back(out, inverted(order), torch.ones_like(w))
+        return way_back(out, order.argsort(), torch.ones_like(w))
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def left_sorted(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """The results are not brought back: they are added up in the order of the sorted rows, so that tokens get the
         results of others. Take out[inverse]."""
         out, order = sorted_parts(x, expert, run)
         return way_back(out, torch.arange(len(order)), w)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def order_again(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """On the way back you take out[order]. That permutes a second time; the way back is out[inverse]."""
         out, order = sorted_parts(x, expert, run)
         return way_back(out, order, w)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def weights_unsorted(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """Results and weights are multiplied in different orders: rows are sorted by expert, weights are not. Weigh
         after out[inverse], or sort the weights too."""
         out, order = sorted_parts(x, expert, run)
         rows = out.float() * w.flatten()[:, None]
-        return way_back(rows, inverted(order), torch.ones_like(w)).to(x.dtype)
+        return way_back(rows, order.argsort(), torch.ones_like(w)).to(x.dtype)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def wrong_token(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """The wrong rows are gathered: with assignments numbered token by token, the token of assignment n is n // K,
         not n % T."""
         order = expert.flatten().argsort(stable=True)
         out, _ = sorted_parts(x, expert, run, order % max(len(x), 1))
-        return way_back(out, inverted(order), w)
+        return way_back(out, order.argsort(), w)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def last_wins(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """Only one of the K results reaches a token: y[token] += rows adds once for each token, not once for each row.
         Use a gather-sum, or index_add."""
@@ -561,7 +564,7 @@ class WrongDispatchBySorting(Suspects):
         y[order // max(w.shape[1], 1)] += out.float() * w.flatten()[order][:, None]
         return y.to(x.dtype)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def plain_mean(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """The weights are not used: this is the mean of the K results."""
         return dispatched(x, torch.full_like(w, 1 / max(w.shape[1], 1)), expert, run)
@@ -577,16 +580,16 @@ class WrongDispatchBySorting(Suspects):
         """A softmax is taken of w. They are weights already."""
         return dispatched(x, w.softmax(1), expert, run)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def first_alone(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """Only the first choice of each token is run. All K are assignments."""
         return dispatched(x, w[:, :1], expert[:, :1], run)
 
-    @suspect("06 §5")
+    @suspect("06b §5")
     def choice_by_choice(x: Tensor, w: Tensor, expert: Tensor, run: Bank) -> Tensor:
         """out[inverse] is in the order of the assignments, and you read it as [K, T, D]: it is [T, K, D]."""
         out, order = sorted_parts(x, expert, run)
-        rows = out[inverted(order)].view(*w.T.shape, x.shape[1])
+        rows = out[order.argsort()].view(*w.T.shape, x.shape[1])
         return (rows.float() * w.T[..., None]).sum(0).to(x.dtype)
 
     @suspect("06 §1")
@@ -611,7 +614,7 @@ def expect_work(run: Bank, assignments: int, kind: torch.dtype) -> None:
             expected="each expert called once, on all its rows",
             came=f"expert {often[0]} called {run.calls[often[0]]} times",
             cause="The numbers may be right, but this is many small products. Sort, and run each expert once.",
-            reread="06 §5",
+            reread="06b §5",
         )
     if run.types - {kind}:
         raise CheckFailed(
@@ -619,7 +622,7 @@ def expect_work(run: Bank, assignments: int, kind: torch.dtype) -> None:
             came=f"rows in {next(iter(run.types - {kind}))}",
             cause="The experts run in the type of x, where they are fast. Only their results are converted, to be "
             "weighed and added in float32.",
-            reread="06 What could go wrong",
+            reread="06b What could go wrong",
         )
 
 
@@ -644,7 +647,7 @@ def view(value: Any, c: Case) -> Tensor:
             expected=f"y in {c['x'].dtype}, as x",
             came=str(y.dtype),
             cause="Sum in float32, and return the type that came in: .to(x.dtype).",
-            reread="06 What could go wrong",
+            reread="06b What could go wrong",
         )
     if y.dtype == torch.bfloat16:
         expect_float32_sum(y.detach().float(), c)
@@ -662,7 +665,7 @@ def expect_float32_sum(y: Tensor, c: Case) -> None:
             came=came,
             cause="Right but for rounding. With tokens in bfloat16 your results are weighed or added up in bfloat16, "
             "and each step rounds to 8 bits: out.float() first, w as it is, .to(x.dtype) at the end.",
-            reread="06 What could go wrong",
+            reread="06b What could go wrong",
         )
 
 
@@ -690,7 +693,7 @@ def dispatch_by_sorting(function: Callable[[Tensor, Tensor, Tensor, Bank], Tenso
         WrongDispatchBySorting,
         cases,
         view,
-        "06 §5",
+        "06b §5",
         tolerance=2e-5,
     )
     expect_gradients(function, right_dispatch_by_sorting, cases[0], ("w", "x"), reread="06 §1")

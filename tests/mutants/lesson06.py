@@ -9,8 +9,9 @@ import torch.nn.functional as F
 class ExpertsTouched(Any):
     task = "06.1"
 
-    def right_through_logarithms(share, tokens):
-        return -torch.expm1(tokens * torch.log1p(-share.double())).sum().item() if tokens else 0.0
+    def right_through_logarithms(share, tokens, run):
+        choices = len(range(0, tokens, run))
+        return -torch.expm1(choices * torch.log1p(-share.double())).sum().item() if choices else 0.0
 
 
 class SlotsOfAssignments(Any):
@@ -18,16 +19,23 @@ class SlotsOfAssignments(Any):
 
     def right_count_by_tokens(expert, num_experts, capacity):
         # a token's experts are K different ones, so that it is enough to count tokens
-        arrived = F.one_hot(expert, num_experts).sum(1).cumsum(0)
-        place = arrived.gather(1, expert) - 1
-        return torch.where(place < capacity, capacity * expert + place, -1)
+        real = expert >= 0
+        chosen = F.one_hot(expert.clamp_min(0), num_experts) * real[..., None]
+        place = chosen.sum(1).cumsum(0).gather(1, expert.clamp_min(0)) - 1
+        return torch.where(real & (place < capacity), capacity * expert + place, -1)
+
+    def wrong_code_of_the_lesson(expert, num_experts, capacity):
+        """raises: non-negative"""
+        e = expert.flatten()
+        place = F.one_hot(e, num_experts).cumsum(0).gather(1, e[:, None])[:, 0] - 1
+        return torch.where(place < capacity, capacity * e + place, -1).view(expert.shape)
 
 
 class PlanOfDispatch(Any):
     task = "06.3"
 
     def right_by_lists(expert, num_experts):
-        flat = expert.flatten().tolist()
+        flat = expert.where(expert >= 0, num_experts).flatten().tolist()
         order = sorted(range(len(flat)), key=lambda n: (flat[n], n))
         counts = [flat.count(e) for e in range(num_experts)]
         inverse = sorted(range(len(flat)), key=order.__getitem__)
@@ -35,9 +43,14 @@ class PlanOfDispatch(Any):
 
     def wrong_idle_experts_missing(expert, num_experts):
         """says: minlength=num_experts"""
-        e = expert.flatten()
+        e = expert.where(expert >= 0, num_experts).flatten()
         order = e.argsort(stable=True)
-        return order, e.bincount(), order.argsort()
+        return order, e[e < num_experts].bincount(), order.argsort()
+
+    def wrong_code_of_the_lesson(expert, num_experts):
+        """raises: non-negative"""
+        order = expert.flatten().argsort(stable=True)
+        return order, expert.flatten().bincount(minlength=num_experts), order.argsort()
 
 
 def results_of(x, expert, run):

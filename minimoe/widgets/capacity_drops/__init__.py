@@ -24,7 +24,7 @@ FACTORS = (1.0, 1.5, 2.5)
 
 
 def choices(seed: int = 0) -> Routing:
-    """Seeded choices of `TOKENS` tokens; an expert's popularity falls as 1/rank^`SKEW`, as in lesson 06."""
+    """Seeded choices of `TOKENS` tokens; an expert's popularity falls as 1/rank^`SKEW`."""
     uniform = torch.rand(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(seed))
     gumbel = -(-uniform.clamp_min(1e-9).log()).log()
     score = gumbel - SKEW * torch.arange(1, EXPERTS + 1).log()
