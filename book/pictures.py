@@ -4,11 +4,13 @@ Most of them show one case: a sentence of eight tokens, four experts, two expert
 its router are made up, so that the load is uneven; all else is what the library makes of them.
 """
 
+import itertools
 import math
 import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -490,6 +492,37 @@ def lattice() -> Sheet:
     return s
 
 
+# --- lesson 13 ------------------------------------------------------------------------------------
+
+
+def sign_flips() -> Sheet:
+    """The null of four works: all 16 ways to turn the signs of their residuals."""
+    residual, shown = (3, 1, 2, 2), {"as it is": "++++", "flipped": "+-+-", "flipped again": "-++-"}
+    ways = list(itertools.product((1, -1), repeat=len(residual)))
+    total = sum(residual)
+    reach = sum(abs(sum(map(mul, way, residual))) >= total for way in ways)
+    s = Sheet(
+        206,
+        "Flipping the signs of four residuals",
+        f"""Three times four arrows from a line. First all point up, with lengths {listed([*map(str, residual)])},
+        a total of {total}. Then some of them are turned down, and the totals are smaller. Only {reach} of the
+        {len(ways)} ways to turn them reach {total}.""",
+    )
+    for column, (name, signs) in enumerate(shown.items()):
+        left, base, found = 18 + 114 * column, 96, 0
+        s.text((left + 48, 18), name, size=SMALL)
+        s.line((left, base), (left + 96, base))
+        for i, (sign, length) in enumerate(zip(signs, residual, strict=True)):
+            css, up = ("blue", length) if sign == "+" else ("orange", -length)
+            x = left + 15 + 22 * i
+            s.arrow((x, base), (x, base - 20 * up), css=css, width=3)
+            found += up
+        s.text((left + 48, 172), f"total {found:+d}")
+    words = f"{reach} of {len(ways)} ways reach {total}, up or down: p = {reach / len(ways):.3f}"
+    s.text((MIDDLE, 194), words, "soft", size=SMALL)
+    return s
+
+
 PICTURES: dict[str, Callable[[], Sheet]] = {
     "block": block,
     "eight-models": eight_models,
@@ -501,6 +534,7 @@ PICTURES: dict[str, Callable[[], Sheet]] = {
     "sort-and-group": sort_and_group,
     "expert-parallelism": expert_parallelism,
     "lattice": lattice,
+    "sign-flips": sign_flips,
 }
 
 

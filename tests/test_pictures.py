@@ -50,9 +50,8 @@ class Picture:
             elif tag == "text":
                 size = float(at["font-size"])
                 wide = METRICS.getlength(shape.text or "") * size / 100
-                left = (
-                    float(at["x"]) - wide * {"start": 0, "middle": 0.5, "end": 1}[at["text-anchor"]]
-                )
+                before = {"start": 0, "middle": 0.5, "end": 1}[at["text-anchor"]]
+                left = float(at["x"]) - wide * before
                 foot = float(at["y"])
                 box = (left, foot - 0.76 * size, left + wide, foot + 0.24 * size)
                 ground = next((css for b, css in self.boxes[::-1] if inside(box, b)), "paper")
@@ -67,9 +66,7 @@ class Picture:
 
 
 def inside(a: Box, b: Box, margin: float = 0) -> bool:
-    return (
-        a[0] >= b[0] + margin and a[1] >= b[1] and a[2] <= b[2] - margin and a[3] <= b[3]
-    )  # fmt: skip
+    return a[0] >= b[0] + margin and a[1] >= b[1] and a[2] <= b[2] - margin and a[3] <= b[3]
 
 
 def apart(a: Box, b: Box) -> bool:
@@ -160,8 +157,7 @@ def test_contrast(name: str, theme: int) -> None:
     for word, _, css, ground in picture.words:
         ratio = contrast(picture.colour(css, "fill", theme), picture.colour(ground, "fill", theme))
         assert ratio >= 4.5, f"{word!r} in {css} on {ground}: {ratio:.2f}"
-    outlines = [css for _, css in [*picture.boxes[1:], *picture.lines]]
-    for css in set(outlines):
+    for css in {css for _, css in [*picture.boxes[1:], *picture.lines]}:
         kind = "fill" if css.endswith("-head") else "stroke"
         ratio = contrast(picture.colour(css, kind, theme), paper)
         assert ratio >= 3, f"{css} on paper: {ratio:.2f}"
@@ -268,3 +264,8 @@ def test_the_lattice_has_two_of_eight_in_each_of_32_layers() -> None:
         rows.setdefault(box[1], []).append(css)
     assert [Counter(row) for row in rows.values()] == [{"off": 6, "blue-head": 2}] * 32
     assert f"{28**32:.0e}" == "2e+46" and "28³² ≈ 2 × 10⁴⁶" in shown("lattice")[-1][0]
+
+
+def test_all_signs_alike_have_the_largest_total() -> None:
+    assert in_rows("sign-flips", "total .*") == [["total +8", "total +2", "total -2"]]
+    assert "2 of 16 ways reach 8" in shown("sign-flips")[-1][0]
