@@ -10,8 +10,9 @@ class ExpertsTouched(Any):
     task = "06.1"
 
     def right_through_logarithms(share, tokens, run):
-        choices = len(range(0, tokens, run))
-        return -torch.expm1(choices * torch.log1p(-share.double())).sum().item() if choices else 0.0
+        return sum(
+            -torch.expm1(-(-tokens // run) * torch.log1p(-q)).item() for q in share if tokens
+        )
 
 
 class SlotsOfAssignments(Any):
