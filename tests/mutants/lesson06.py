@@ -10,9 +10,8 @@ class ExpertsTouched(Any):
     task = "06.1"
 
     def right_through_logarithms(share, tokens, run):
-        return sum(
-            -torch.expm1(-(-tokens // run) * torch.log1p(-q)).item() for q in share if tokens
-        )
+        choices = torch.tensor(len(range(0, tokens, run)))
+        return -torch.special.xlog1py(choices, -share.double()).expm1().sum().item()
 
 
 class SlotsOfAssignments(Any):
@@ -20,10 +19,9 @@ class SlotsOfAssignments(Any):
 
     def right_count_by_tokens(expert, num_experts, capacity):
         # a token's experts are K different ones, so that it is enough to count tokens
-        real = expert >= 0
-        chosen = F.one_hot(expert.clamp_min(0), num_experts) * real[..., None]
+        chosen = F.one_hot(expert.clamp_min(0), num_experts) * (expert >= 0)[..., None]
         place = chosen.sum(1).cumsum(0).gather(1, expert.clamp_min(0)) - 1
-        return torch.where(real & (place < capacity), capacity * expert + place, -1)
+        return torch.where((expert >= 0) & (place < capacity), capacity * expert + place, -1)
 
     def wrong_code_of_the_lesson(expert, num_experts, capacity):
         """raises: non-negative"""
