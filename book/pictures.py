@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import mul
 from pathlib import Path
@@ -492,6 +492,41 @@ def lattice() -> Sheet:
     return s
 
 
+def works() -> Sheet:
+    """A sample of works, the same without each of them, and draws with replacement."""
+    taken, size = (2, 4, 6, 8), 10
+    draw = random.Random(11)
+    drawn = [sorted(draw.choices(range(4), k=3)) for _ in range(4)]
+    without = [[g for g in range(4) if g != left] for left in range(4)]
+
+    def share(members: Sequence[int]) -> str:
+        return f"{sum(taken[g] for g in members) / (size * len(members)):.2f}"
+
+    s = Sheet(
+        348,
+        "Jackknife and bootstrap of four works",
+        f"""Four works of {size} tokens, of which an expert gets {listed(list(map(str, taken)))}: a share of
+        {share(range(4))}. Below, the jackknife: four rows of three works, another one left out in each, with shares of
+        {listed(list(map(share, without)))}. Below, the bootstrap: four rows of three works drawn with replacement, some
+        of them twice, with shares of {listed(list(map(share, drawn)))}.""",
+    )
+    y = 0
+    for title, rows in (
+        ("the sample, and the share of the expert", [range(4)]),
+        ("jackknife: leave one out", without),
+        ("bootstrap: draw three, with replacement", drawn),
+    ):
+        s.text((8, y + 18), title, "soft", "start", SMALL)
+        for row in rows:
+            y += 28
+            places = row if title.startswith("jack") else range(len(row))
+            for place, g in zip(places, row, strict=True):
+                s.box((8 + 72 * place, y, 66, 24), f"{taken[g]} of {size}", HUES[g], SMALL)
+            s.text((350, y + 12), share(row), anchor="end", size=SMALL)
+        y += 32
+    return s
+
+
 # --- lesson 13 ------------------------------------------------------------------------------------
 
 
@@ -534,6 +569,7 @@ PICTURES: dict[str, Callable[[], Sheet]] = {
     "sort-and-group": sort_and_group,
     "expert-parallelism": expert_parallelism,
     "lattice": lattice,
+    "works": works,
     "sign-flips": sign_flips,
 }
 

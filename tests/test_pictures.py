@@ -245,8 +245,7 @@ def test_capacity_drops_who_comes_after_four() -> None:
 
 
 def test_sorting_is_stable() -> None:
-    boxes = shown("sort-and-group")
-    rows = [w for w, box, ground in boxes if ground in pictures.HUES and box[0] < 250]
+    rows = [w for w, b, css in shown("sort-and-group") if css in pictures.HUES and b[0] < 250]
     assert rows == [pictures.TOKENS[t] for t, _ in sorted(ARRIVALS, key=lambda a: a[1])]
 
 
@@ -264,6 +263,13 @@ def test_the_lattice_has_two_of_eight_in_each_of_32_layers() -> None:
         rows.setdefault(box[1], []).append(css)
     assert [Counter(row) for row in rows.values()] == [{"off": 6, "blue-head": 2}] * 32
     assert f"{28**32:.0e}" == "2e+46" and "28³² ≈ 2 × 10⁴⁶" in shown("lattice")[-1][0]
+
+
+def test_works_have_the_shares_of_those_that_are_left_or_drawn() -> None:
+    rows = zip(in_rows("works", r"\d of 10"), in_rows("works", r"[01]\.\d\d"), strict=True)
+    taken = [([int(word[0]) for word in row], float(share)) for row, (share,) in rows]
+    assert [share for _, share in taken[1:5]] == [0.6, 0.53, 0.47, 0.4] and len(taken) == 9
+    assert all(share == round(sum(row) / (10 * len(row)), 2) for row, share in taken)
 
 
 def test_all_signs_alike_have_the_largest_total() -> None:
