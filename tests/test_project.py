@@ -75,7 +75,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 963,
     "zoo": 1099,
 }
-TESTS = 26_394  # and lines of Python that the tests may have
+TESTS = 26_400  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     "matplotlib",
