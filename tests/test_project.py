@@ -62,7 +62,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2188,
-    "check": 4969,
+    "check": 4958,
     "core": 3596,
     "cost": 881,
     "course": 268,

@@ -11,56 +11,53 @@ import torch
 class DealtTable(Any):
     task = "05.1"
 
-    def right_heap_in_another_order(counts, num_experts):
-        heap = [(0, -e) for e in range(num_experts)]
-        table = torch.empty(len(counts), dtype=torch.int32)
+    def right_heap_in_another_order(counts, num_experts, k):
+        heap = sorted((0, -e) for e in range(num_experts))
+        table = torch.empty(len(counts), k, dtype=torch.int32)
         for count, i in sorted(((c, i) for i, c in enumerate(counts.tolist())), reverse=True):
-            load, e = heapq.heappop(heap)
-            table[i] = -e
-            heapq.heappush(heap, (load + count, e))
+            table[i] = torch.tensor([-e for _, e in heapq.nsmallest(k, heap)])
+            for load, e in [heapq.heappop(heap) for _ in range(k)]:
+                heapq.heappush(heap, (load + count, e))
         return table
 
-    def wrong_counts_from_one(counts, num_experts):
+    def wrong_counts_from_one(counts, num_experts, k):
         """says: The table holds experts"""
-        return DealtTable.right_heap_in_another_order(counts, num_experts) + 1
+        return DealtTable.right_heap_in_another_order(counts, num_experts, k) + 1
 
-    def wrong_ids_that_do_not_occur(counts, num_experts):
+    def wrong_ids_that_do_not_occur(counts, num_experts, k):
         """says: also for ids that do not occur"""
-        return torch.where(
-            counts > 0, DealtTable.right_heap_in_another_order(counts, num_experts), -1
-        )
+        table = DealtTable.right_heap_in_another_order(counts, num_experts, k)
+        return torch.where(counts[:, None] > 0, table, -1)
 
-
-def taken(p, places):
-    return p * torch.zeros_like(p).scatter(1, p.topk(places, dim=1).indices, 1.0)
+    def wrong_twice_the_same(counts, num_experts, k):
+        """says: the same twice for id"""
+        return DealtTable.right_heap_in_another_order(counts, num_experts, k)[:, :1].expand(-1, k)
 
 
 class ExpertChoice(Any):
     task = "05.2"
 
-    def right_sequence_by_sequence(x, weight, c):
+    def right_sequence_by_sequence(x, weight, c, lengths, most=lambda c, n: min(c, n)):
         rows = []
-        for sequence in x.double():
+        for sequence, n in zip(x.double(), lengths.tolist(), strict=True):
             p = torch.softmax(sequence @ weight.double().T, dim=-1).T  # [E, S]
-            places = min(p.shape[1], -int(-c * p.shape[1] // p.shape[0]))
-            w, token = p.topk(places)
+            w, token = p[:, :n].topk(most(-int(-c * n // p.shape[0]), n))
             rows.append(torch.zeros_like(p).scatter(1, token, w).T)
         return torch.stack(rows)
 
-    def wrong_more_than_there_are(x, weight, c):
+    def wrong_more_than_there_are(x, weight, c, lengths):
         """raises: c = 4.0"""
-        return taken((x @ weight.T).softmax(-1), -int(-c * x.shape[1] // len(weight)))
+        return ExpertChoice.right_sequence_by_sequence(x, weight, c, lengths, lambda c, n: c)
 
 
 class TransportPlan(Any):
     task = "05.3"
 
-    def right_double_scaling(z, iterations):
-        t, e = z.shape
-        u, v = torch.zeros(t, dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
+    def right_double_scaling(z, capacity, iterations):
+        u, v = (torch.zeros(n, dtype=torch.float64) for n in z.shape)
         for _ in range(iterations):
             u = -torch.logsumexp(z + v[None], 1)
-            v = -torch.logsumexp(z + u[:, None], 0) + math.log(t) - math.log(e)
+            v = (math.log(capacity) - torch.logsumexp(z + u[:, None], 0)).clamp(max=0)
         return torch.exp(z + u[:, None] + v[None])
 
 
@@ -172,12 +169,12 @@ class CausalityTest(Any):
 class GroupLimited(Any):
     task = "05.5"
 
-    def right_groups_gathered(z, b, k, n_group, topk_group):
+    def right_group_by_group(z, b, k, group, topk_group):
         s = z.sigmoid()
-        size = z.shape[1] // n_group
-        score = (s + b).view(-1, n_group, size).sort(-1).values[..., -2:].sum(-1)
-        group = score.topk(topk_group).indices
-        candidate = (group[..., None] * size + torch.arange(size)).flatten(1)
-        expert = candidate.gather(1, (s + b).gather(1, candidate).topk(k).indices)
+        mine = [(s + b)[:, group == g].sort(-1).values for g in range(int(group.max()) + 1)]
+        score = torch.stack([m[:, -2:].sum(-1) for m in mine], dim=1)
+        best = score.topk(topk_group).indices
+        allowed = (group[None, :, None] == best[:, None]).any(-1)
+        expert = torch.where(allowed, s + b, -math.inf).topk(k).indices
         w = s.gather(1, expert)
         return w / w.sum(-1, keepdim=True).clamp_min(1e-20), expert
