@@ -49,7 +49,7 @@ def study(trace: RoutingTrace) -> Any:
         dependence=layer_dependence(trace),
         text=ch.TEXT,
         of_questions=False,
-        nouns=("topic", "topics", "articles"),
+        nouns=("topic", "topics"),
     )
 
 

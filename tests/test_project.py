@@ -69,7 +69,7 @@ BUDGETS: dict[str, int] = {
     "hf": 1039,
     "kernels": 1144,
     "roof": 363,
-    "study": 5969,
+    "study": 5467,
     "text": 1439,
     "train": 1281,
     "widgets": 963,

@@ -100,7 +100,8 @@ def studied(checkpoint, corpus, rendered, tmp_path_factory):
     png = Figure.png
 
     def counted(self, dpi=DPI):
-        rendered.append(self.name)
+        if dpi not in self.rendered:
+            rendered.append(self.name)
         return png(self, dpi)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -226,10 +227,8 @@ def test_trace_is_used_again_only_for_the_same_study(
         recorded.clear()
         read = sets.heldout_text(checkpoint, found, None, 2000)
         read = dataclasses.replace(read, identity=read.identity | changes)
-        trace = sets.recorded(
-            found, read, folder, layers=found.layers, batch_tokens=8192, chunk_tokens=10**6,
-            control=None, stage=Stages(quiet=True),
-        )  # fmt: skip
+        sizes = {"batch_tokens": 8192, "chunk_tokens": 10**6}
+        trace = sets.recorded(found, read, folder, Stages(quiet=True), **sizes)
         assert len(trace) == sum(map(len, read.tokens))
         return sum(recorded), len(trace)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ from minimoe.study.chance import (
     sign_flips,
     student,
     total_variation,
-    unit_counts,
     wilson,
     works,
 )
@@ -44,7 +44,7 @@ from minimoe.study.depth import (
     token_classes,
 )
 from minimoe.study.domains import domain_load
-from minimoe.study.load import all_sets, equal_load_ratios, expert_load
+from minimoe.study.load import equal_load_ratios, expert_load
 from minimoe.study.paths import coactivation, pair_probabilities, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.study.vocabulary import (
@@ -228,7 +228,7 @@ def test_a_work_is_the_unit() -> None:
     of_plays = [d._replace(work=str(i // 5)) for i, d in enumerate(trace.documents)]
     plays = replace(trace, documents=tuple(of_plays))
     assert works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
-    assert unit_counts(choices(plays, 1)).sum(axis=1).tolist() == [25] * 4
+    assert choices(plays, 1).by_work().sum(axis=1).tolist() == [25] * 4
     scenes, few = domain_load(trace, 1, resamples=999), domain_load(plays, 1, resamples=999)
     assert scenes.units.tolist() == [10, 10] and few.units.tolist() == [2, 2]
     assert (scenes.tv.p < 0.05).all() and scenes.together_p < 0.05
@@ -277,7 +277,7 @@ def test_counts_leave_padding_out() -> None:
     )
     c = choices(trace, 1)
     assert c.source.tolist() == [0, 2]
-    assert unit_counts(c).tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
+    assert c.by_work().tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
     with pytest.raises(TraceError, match="nothing to count"):
         choices(trace.select(documents=np.array([False, True, False])), 1)
 
@@ -481,8 +481,6 @@ def test_chance_of_mixtral() -> None:
 
 def test_repeats_null_has_the_moments_of_all_permutations() -> None:
     """Every order of one document of six tokens, with a gap in the middle, enumerated."""
-    from itertools import permutations
-
     experts = [[0, 1], [0, 2], [1, 2], [0, 1], [3, 2], [0, 3]]
     whole = trace_of(("a", one_layer([1] * 6, experts)))
     trace = replace(whole, position=np.array([0, 1, 2, 5, 6, 7]))
@@ -640,7 +638,7 @@ def test_pair_probabilities_of_equal_loads() -> None:
 def test_pair_probabilities_are_those_of_products_of_weights(k: int) -> None:
     """Sets drawn with probability proportional to the product of known weights, enumerated."""
     w = np.array([1.0, 2.0, 0.5, 3.0, 0.1])
-    sets = all_sets(5, k)
+    sets = np.array(list(combinations(range(5), k)))
     p = w[sets].prod(axis=1)
     p /= p.sum()
     held = np.zeros((len(sets), 5))
@@ -832,7 +830,7 @@ def test_every_result_is_json_and_repeatable(trace: RoutingTrace) -> None:
             repeats(trace, 1, resamples=5, seed=3),
             token_shares(trace, 1, [0, 1, 99], seed=3),
             frequent_tokens(trace, 1, top=3),
-            characteristic_tokens(trace, 1, top=3, min_documents=1, groups=3, seed=3),
+            characteristic_tokens(trace, 1, top=3, groups=3, seed=3),
             coactivation(trace, 1, permutations=3, seed=3),
             paths(trace, kind="set", resamples=5, permutations=2, seed=3),
             layer_dependence(trace, groups=3, seed=3),

@@ -1,13 +1,14 @@
 """Chance: counts of whole works, resampling and sign flips of works, measures, and what a statistic returns.
 
-The independent unit is the *work* (a play, a book, a module, an article), not its scenes, chapters or tokens: works are
-what was sampled. Whatever resamples, leaves out or flips takes whole works. Letters: n tokens, K choices, G documents,
-U works, E experts, D labels, R random draws.
+The independent unit is the *work* (a play, book, module or article), not its scenes, chapters or tokens: it is
+resampled, left out or flipped whole.
+Letters: n tokens, K choices, G documents, U works, E experts, D labels, R random draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,37 +48,21 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; NaN becomes None and an infinity the text "inf" or "-inf"."""
-        return _plain(dataclasses.asdict(self))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+        words = {"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}
+        text = json.dumps(dataclasses.asdict(self), default=lambda array: array.tolist())
+        return json.loads(text, parse_constant=words.__getitem__)
 
 
 @dataclass(frozen=True, eq=False)
 class Band(Result):
-    """A number, its 95 % interval, and the central 95 % of its null; or arrays of them, of one shape. NaN is none.
-
-    Attributes:
-        null_low: lower end of what the number is when there is nothing to find.
-        null_high: upper end.
-        p: P(null >= value), the value itself counted among the draws.
-    """
+    """A number, its 95 % interval, and the central 95 % of its null; or arrays of them, of one shape. NaN is none."""
 
     value: Any
     low: Any = math.nan
     high: Any = math.nan
-    null_low: Any = math.nan
-    null_high: Any = math.nan
-    p: Any = math.nan
+    null_low: Any = math.nan  #: lower end of what the number is when there is nothing to find
+    null_high: Any = math.nan  #: upper end
+    p: Any = math.nan  #: P(null >= value), the value itself counted among the draws
 
     def __post_init__(self) -> None:
         shape = np.shape(self.value)
@@ -145,29 +130,25 @@ def max_over_min(counts: Numbers) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """One layer without padding: n tokens with `k` choices each.
-
-    Attributes:
-        document: [n] number of the document, among those with tokens here.
-        expert: [n, K] keeps -1 where a token has fewer than K choices.
-        source: [G] index of each document in the trace.
-        unit: [G] number of the work of each document.
-        strata: [U] number of the domain of each work.
-        num_documents: G, those with tokens here.
-        num_units: U, their works.
-    """
+    """One layer without padding: n tokens with `k` choices each, of G documents and U works that have tokens here."""
 
     token: Ints
-    document: Ints
+    document: Ints  #: [n] number of the document
     position: Ints
-    expert: Ints
-    source: Ints
-    unit: Ints
-    strata: Ints
+    expert: Ints  #: [n, K] keeps -1 where a token has fewer than K choices
+    source: Ints  #: [G] index of each document in the trace
+    unit: Ints  #: [G] number of the work of each document
+    strata: Ints  #: [U] number of the domain of each work
     num_experts: int
-    num_documents: int
-    num_units: int
     k: int
+
+    def by(self, group: Ints, num_groups: int) -> Ints:
+        """[num_groups, E] `count_experts` of all rows, whose groups are given."""
+        return count_experts(group, num_groups, self.expert, self.num_experts)
+
+    def by_work(self) -> Ints:
+        """[U, E] assignments of each work."""
+        return self.by(self.unit[self.document], len(self.strata))
 
 
 def choices(trace: RoutingTrace, layer: int) -> Choices:
@@ -179,17 +160,12 @@ def choices(trace: RoutingTrace, layer: int) -> Choices:
     document, source = compact(trace.document[rows])
     columns = (trace.token, trace.position, expert)
     token, position, expert = (x[rows].astype(np.int64) for x in columns)
-    unit, strata = works(trace, source)
-    sizes = (trace.num_experts, len(source), len(strata), expert.shape[1])
-    return Choices(token, document, position, expert, source, unit, strata, *sizes)
+    about = (*works(trace, source), trace.num_experts, expert.shape[1])
+    return Choices(token, document, position, expert, source, *about)
 
 
 def through(trace: RoutingTrace, layers: Sequence[int] | None) -> tuple[tuple[int, ...], Mask]:
-    """The layers (None: all that were recorded), and [N] whether a token has an expert in each of them.
-
-    Raises:
-        TraceError: none has.
-    """
+    """The layers (None: all recorded), and [N] whether a token has an expert in each; a TraceError if none has."""
     used = trace.layers if layers is None else tuple(layers)
     rows = (trace.token >= 0) & np.all([trace.layer(x)[:, 0] >= 0 for x in used], axis=0)
     if not used or not rows.any():
@@ -220,8 +196,7 @@ def document_labels(trace: RoutingTrace, by: By) -> tuple[tuple[str, ...], Ints]
 def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, ...], Ints, Ints]:
     """Names of D labels, [G] the work of each document (-1 without a label), [U] the label of each work.
 
-    Raises:
-        TraceError: no document has a label, or a work holds documents of two.
+    Raises TraceError: no document has a label, or a work holds documents of two.
     """
     names, labels = document_labels(trace, by)
     labels = labels[c.source]
@@ -246,11 +221,6 @@ def count_experts(groups: Ints, num_groups: int, expert: Ints, num_experts: int)
         cell = groups * num_experts + column
         counts += np.bincount(cell if valid.all() else cell[valid], minlength=len(counts))
     return counts.reshape(num_groups, num_experts)
-
-
-def unit_counts(c: Choices) -> Ints:
-    """[U, E] assignments of each work."""
-    return count_experts(c.unit[c.document], c.num_units, c.expert, c.num_experts)
 
 
 def by_group(

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from minimoe.study.measurements import Measurements
 
 Verdict = Literal["agrees", "disagrees", "cannot be told", "material"]
-AGREES, DISAGREES, UNKNOWN, MATERIAL = "agrees", "disagrees", "cannot be told", "material"
+VERDICTS = AGREES, DISAGREES, UNKNOWN, MATERIAL = (
+    "agrees",
+    "disagrees",
+    "cannot be told",
+    "material",
+)
 
 
 @functools.cache
@@ -43,27 +48,22 @@ def rule(claim: str, **words: str) -> str:
     entry = claims()[claim]
     if "confirms" not in entry:
         return entry["rule"]
-    parts = [entry[p] for p in ("measure", "confirms", "refutes", "decides") if p in entry]
+    said = " ".join(entry[p] for p in ("measure", "confirms", "refutes", "decides") if p in entry)
     fill = {name: f"{value:g}" for name, value in entry.get("limits", {}).items()} | words
-    said = " ".join(parts).format(**fill)
-    return f"{said} Otherwise it cannot be told. (Rule of {claims()['dated']}.)"
+    return f"{said.format(**fill)} Otherwise it cannot be told. (Rule of {claims()['dated']}.)"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One measured piece of a claim. Those that `decide` make the claim's verdict together.
-
-    Attributes:
-        effect: the size that the verdict rests on; NaN where it has none.
-        said: the effect in words.
-    """
+    """One measured piece of a claim. Those that `decide` make the claim's verdict together."""
 
     what: str
     found: str
     verdict: Verdict
     decides: bool = True
+    #: the size that the verdict rests on; NaN where it has none
     effect: Band = dataclasses.field(default_factory=lambda: Band(math.nan))
-    said: str = ""
+    said: str = ""  #: the effect in words
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,9 @@ def finding(
     """A finding with the words that claims.toml has for it; `figures` are added to those that it names."""
     entry = claims()[claim]
     own = {name: entry[name] for name in ("title", "article", "words", "original", "published")}
-    return Finding(
-        claim=claim,
-        **own,
-        rule=rule(claim, **words),
-        parts=tuple(parts),
-        short=short,
-        figures=(*entry["figures"], *figures),
-        remarks=(*entry.get("remarks", ()), *remarks),
-    )
+    own["rule"], figures = rule(claim, **words), (*entry["figures"], *figures)
+    remarks = (*entry.get("remarks", ()), *remarks)
+    return Finding(claim, **own, parts=tuple(parts), short=short, figures=figures, remarks=remarks)
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
@@ -131,22 +125,19 @@ def beside(
     """
     known = {(f.claim, p.what): p for f in untrained for p in f.parts}
 
-    def compared(part: Part, other: Part | None, learnt: bool) -> Part:
+    def compared(part: Part, claim: str) -> Part:
+        other = known.get((claim, part.what))
         if other is None or not other.said:
             return part
         found, verdict = f"{part.found}. {control}: {other.said} ({other.verdict})", part.verdict
-        if learnt and verdict == AGREES and not math.isnan(part.effect.value):
-            bound = other.effect.high if other.effect.known else other.effect.value
-            if not part.effect.low > bound:
-                verdict, found = UNKNOWN, f"{found}; the difference is not clear"
+        learnt = claims()[claim].get("learnt") and not math.isnan(part.effect.value)
+        bound = other.effect.high if other.effect.known else other.effect.value
+        if learnt and verdict == AGREES and not part.effect.low > bound:
+            verdict, found = UNKNOWN, f"{found}; the difference is not clear"
         return dataclasses.replace(part, found=found, verdict=verdict)
 
-    both: list[Finding] = []
-    for f in made:
-        learnt = claims()[f.claim].get("learnt", False)
-        parts = (compared(p, known.get((f.claim, p.what)), learnt) for p in f.parts)
-        both.append(dataclasses.replace(f, parts=tuple(parts)))
-    return tuple(both)
+    parts = ((f, tuple(compared(part, f.claim) for part in f.parts)) for f in made)
+    return tuple(dataclasses.replace(f, parts=both) for f, both in parts)
 
 
 def inside(band: Band, least: float, most: float) -> Verdict:
@@ -165,9 +156,10 @@ def above(band: Band, least: float) -> Verdict:
 def counted(made: Sequence[Finding]) -> str:
     """'3 agree, 2 disagree, 1 cannot be told, 1 describes the material'."""
     number = Counter(f.verdict for f in made)
-    words = {AGREES: "agree", DISAGREES: "disagree", MATERIAL: "describes the material"}
-    every = (AGREES, DISAGREES, UNKNOWN, MATERIAL)
-    return ", ".join(f"{number[v]} {words.get(v, v)}" for v in every if number[v])
+    words = dict(
+        zip(VERDICTS, ("agree", "disagree", UNKNOWN, "describes the material"), strict=True)
+    )
+    return ", ".join(f"{number[v]} {word}" for v, word in words.items() if number[v])
 
 
 # --- numbers in words -----------------------------------------------------------------------------

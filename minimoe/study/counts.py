@@ -17,6 +17,8 @@ from minimoe.errors import TraceError
 from minimoe.io import parse_json, write_text
 from minimoe.study import chance as ch
 from minimoe.study.chance import Ints
+from minimoe.study.claims import claims
+from minimoe.study.claims import told as say
 from minimoe.study.depth import plug_in_bias, token_bias
 from minimoe.study.load import equal_load_ratios
 from minimoe.study.trace import RoutingTrace, TraceDocument
@@ -24,40 +26,24 @@ from minimoe.study.trace import RoutingTrace, TraceDocument
 PUBLISHED = Path(__file__).with_name("published")
 """Published counts, a JSON file each, with source, commit and licence inside."""
 
-REFUSED = {
-    "intervals": "documents are not given, and they are what an interval resamples",
-    "repeats": "the order of the tokens is not given",
-    "paths": "the layers are counted one by one, so nothing says which experts one token met",
-    "dependence": "the layers are counted one by one, so nothing says which experts one token met",
-    "coactivation": "each expert is counted by itself, so nothing says which were chosen together",
-    "first choices": "all choices of a token are counted alike",
-}
-"""What a table of counts cannot tell, and why."""
-OFFERED = ("load", "domain_load", "less_even", "information", "frequent")
-"""What it can: methods of `CountTable` that take a layer."""
+REFUSED: dict[str, str] = claims()["counts"]["refused_because"]
+OFFERED = ("load", "less_even", "domain_load", "information", "frequent")
+"""What a table of counts cannot tell, and why; and what it can: methods of `CountTable` that take a layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class CountTable:
     """Assignments by layer, domain, token and expert.
 
-    Attributes:
-        counts: [L, D, V, E] int64. V is 1 where tokens are not told apart.
-        domains: names of the D domains.
-        layers: numbers of the L layers, counted from 1.
-        k: experts a token.
-        token: [V] ids; None where tokens are not told apart.
-        about: model, what was read, source, commit, licence: whatever the file says in words.
-
-    Raises:
-        TraceError: shapes that do not fit, negative counts, or layers that hold different numbers of tokens.
+    Raises TraceError: shapes that do not fit, negative counts, or layers that hold different numbers of tokens.
     """
 
-    counts: Ints
-    domains: tuple[str, ...]
-    layers: tuple[int, ...]
-    k: int
-    token: Ints | None = None
+    counts: Ints  #: [L, D, V, E] int64. V is 1 where tokens are not told apart.
+    domains: tuple[str, ...]  #: names of the D domains
+    layers: tuple[int, ...]  #: numbers of the L layers, counted from 1
+    k: int  #: experts a token
+    token: Ints | None = None  #: [V] ids; None where tokens are not told apart
+    #: model, what was read, source, commit, licence: whatever the file says in words
     about: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -81,31 +67,27 @@ class CountTable:
     @staticmethod
     def of(trace: RoutingTrace) -> CountTable:
         """The counts of a trace; a trace without token ids (meta `tokens`: 'not given') does not tell them apart."""
-        ids = column = None
-        if trace.meta.get("tokens") != "not given":
+        ids, column = np.zeros(1, np.int64), np.zeros(len(trace), np.int64)
+        if told := trace.meta.get("tokens") != "not given":
             ids, column = np.unique(trace.token.astype(np.int64), return_inverse=True)
-        d, v, e = len(trace.domains), 1 if ids is None else len(ids), trace.num_experts
-        cell = trace.domain * v + (0 if column is None else column)
-        expert = (trace.layer(layer).astype(np.int64) for layer in trace.layers)
-        counts = np.stack([ch.count_experts(cell, d * v, x, e).reshape(d, v, e) for x in expert])
-        k, about = trace.experts_per_token, dict(trace.meta)
-        return CountTable(counts, trace.domains, trace.layers, k, ids, about)
+        d, v, e = len(trace.domains), len(ids), trace.num_experts
+        cell, expert = trace.domain * v + column, trace.expert.astype(np.int64)
+        each = (expert[:, i] for i in range(len(trace.layers)))
+        counts = np.stack([ch.count_experts(cell, d * v, x, e).reshape(d, v, e) for x in each])
+        k, token = trace.experts_per_token, ids if told else None
+        return CountTable(counts, trace.domains, trace.layers, k, token, dict(trace.meta))
 
     @staticmethod
     def read(path: str | Path) -> CountTable:
-        """A JSON file: `counts` {domain: [L][E]}, `experts_per_token`, and words about them.
-
-        Raises:
-            TraceError: no such file, or something else in it.
-        """
+        """A JSON file: `counts` {domain: [L][E]}, `experts_per_token` and words; a TraceError if it is another."""
         try:
             stored: dict[str, Any] = parse_json(Path(path).read_text(encoding="utf-8"))
-            counts = {name: np.array(rows) for name, rows in stored["counts"].items()}
-            table = np.stack(list(counts.values()), axis=1)[:, :, None]
-            layers = tuple(stored.get("layers", range(1, len(table) + 1)))
-            about = {k: v for k, v in stored.items() if isinstance(v, str)}
+            rows = [np.array(x) for x in stored["counts"].values()]
+            counts = np.stack(rows, axis=1)[:, :, None]
+            layers = tuple(stored.get("layers", range(1, len(counts) + 1)))
+            about = {name: said for name, said in stored.items() if isinstance(said, str)}
             k = int(stored["experts_per_token"])
-            return CountTable(table, tuple(counts), layers, k, None, about)
+            return CountTable(counts, tuple(stored["counts"]), layers, k, None, about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, TraceError) as error:
             raise TraceError(
                 f"{path}: expected JSON with counts {{domain: [layer][expert]}} of one shape and experts_per_token "
@@ -132,16 +114,18 @@ class CountTable:
         return ch.against(ch.max_over_min(counts), draws)
 
     def domain_load(self, layer: int) -> dict[str, dict[str, float]]:
-        """Of each domain: max/min and the upper end of its null, as in `load`; total variation and Jensen-Shannon
-        divergence in bits to the load of all."""
+        """Of each domain: max/min, its null's upper end; total variation and Jensen-Shannon bits to the load of all."""
         counts = self.at(layer).sum(axis=1)
-        pool, found = ch.shares(counts.sum(axis=0)), dict[str, dict[str, float]]()
-        for name, row, share in zip(self.domains, counts, ch.shares(counts), strict=True):
-            ratio = self._ratio(row)
-            found[name] = {"ratio": ratio.value, "ratio_null": ratio.null_high}
-            found[name]["tv"] = float(ch.total_variation(share, pool))
-            found[name]["jsd"] = float(ch.jensen_shannon(share, pool))
-        return found
+        pool, share, ratio = (
+            ch.shares(counts.sum(axis=0)),
+            ch.shares(counts),
+            map(self._ratio, counts),
+        )
+        tv, jsd = ch.total_variation(share, pool).tolist(), ch.jensen_shannon(share, pool).tolist()
+        return {
+            name: {"ratio": r.value, "ratio_null": r.null_high, "tv": tv[i], "jsd": jsd[i]}
+            for i, (name, r) in enumerate(zip(self.domains, ratio, strict=True))
+        }
 
     def less_even(self, layer: int) -> int:
         """How many domains have a larger max/min than all of them together."""
@@ -176,11 +160,7 @@ class CountTable:
         return [self.token[i[row[i] > 0]].tolist() for row, i in zip(counts, order, strict=True)]
 
     def ask(self, what: str, layer: int) -> Any:
-        """One of `OFFERED` by its name.
-
-        Raises:
-            TraceError: counts cannot tell it, and why; or nobody knows it.
-        """
+        """One of `OFFERED` by its name. Raises TraceError: counts cannot tell it, and why; or nobody knows it."""
         if what in REFUSED:
             raise TraceError(f"counts cannot tell {what}: {REFUSED[what]}; a trace of tokens can")
         if what not in OFFERED:
@@ -189,19 +169,19 @@ class CountTable:
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain numbers, layer by layer, and what cannot be told."""
-        rows: list[dict[str, Any]] = []
-        for layer in self.layers:
-            row = {"load": self.load(layer).to_dict(), "less_even": self.less_even(layer)}
-            row |= {"domain_load": self.domain_load(layer), "information": self.information(layer)}
-            rows.append({"layer": layer} | row)
-        ratios = [row["load"]["value"] for row in rows]
+        told = OFFERED[1:4]
+        rows: list[dict[str, Any]] = [
+            {"layer": x, "load": self.load(x).to_dict()} | {n: self.ask(n, x) for n in told}
+            for x in self.layers
+        ]
+        ratios = np.array([row["load"]["value"] for row in rows], np.float64)
         return {
             **self.about,
             "tokens": dict(zip(self.domains, self.num_tokens.tolist(), strict=True)),
             "experts": self.counts.shape[3],
             "experts_per_token": self.k,
-            "ratio": ratios,
-            "ratio_median": float(np.median(np.array(ratios, np.float64))),
+            "ratio": ratios.tolist(),
+            "ratio_median": float(np.median(ratios)),
             "layers": rows,
             "cannot_be_told": REFUSED,
         }
@@ -224,22 +204,16 @@ def tell(name: str | Path, out: Path) -> str:
     told = counts_of(name).summary()
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
-    lines = [
-        f"{sum(told['tokens'].values()):,} tokens of {len(told['tokens'])} domains, {told['experts_per_token']} of "
-        f"{told['experts']} experts",
-        "layer  max/min  (equal loads)  domains less even  largest TV  I(domain)  I(token)  bits",
-    ]
+    size, domains = sum(told["tokens"].values()), len(told["tokens"])
+    lines = [say("counts.head", size=size, domains=domains, **told), say("counts.columns")]
     for row in told["layers"]:
-        load, info, by = row["load"], row["information"], row["domain_load"]
-        name = max(by, key=lambda d: by[d]["tv"])
-        token = f"{info['token']:8.3f}" if "token" in info else "       –"
-        lines.append(
-            f"{row['layer']:5}  {load['value']:7.2f}  {load['null_high']:13.2f}  {row['less_even']:8} of {len(by):<6}  "
-            f"{by[name]['tv']:10.3f}  {info['domain']:9.4f}  {token}  {name}"
-        )
-    return "\n".join(
-        [*lines, *(f"cannot be told: {x}, because {why}" for x, why in REFUSED.items())]
-    )
+        by, info = row["domain_load"], row["information"]
+        widest = max(by, key=lambda d: by[d]["tv"])
+        token = f"{info['token']:.3f}" if "token" in info else "–"
+        fill = {"row": row, "of": domains, "by": by[widest], "token": token, "widest": widest}
+        lines.append(say("counts.row", **fill))
+    lines += [say("counts.refused", what=x, why=why) for x, why in REFUSED.items()]
+    return "\n".join(lines)
 
 
 # --- traces of others -----------------------------------------------------------------------------
@@ -253,45 +227,38 @@ def read_trace(path: str | Path) -> RoutingTrace:
     known. Either may say `num_experts`, as the last ones may never have been chosen. Layers are numbered from 1. The
     order of a token's experts need not mean anything, and their weights are unknown, so each counts 1/K.
 
-    Raises:
-        TraceError: no such file, or something else in it, with the line.
+    Raises TraceError: no such file, or something else in it, with the line.
     """
     path = Path(path)
     try:
+        stored = _from_lines(path) if path.suffix != ".npz" else dict[str, Any]()
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                stored: dict[str, Any] = dict(file)
-        else:
-            stored = _from_lines(path)
-        expert, lengths = stored["expert"], stored["length"].tolist()
-        names = stored.get("domain", np.zeros(len(lengths), np.int64)).tolist()
-        if len(names) != len(lengths):
-            raise ValueError(f"{len(names)} domains for {len(lengths)} documents")
-        ids = stored.get("id", np.arange(len(lengths))).tolist()
-        documents = tuple(
-            TraceDocument(str(name), str(i)) for name, i in zip(names, ids, strict=True)
-        )
+                stored.update(file)
+        expert, length = stored["expert"], stored["length"]
+        names, ids = stored.get("domain", 0 * length), stored.get("id", np.arange(len(length)))
+        if len(names) != len(length):
+            raise ValueError(f"{len(names)} domains for {len(length)} documents")
+        pairs = zip(names.tolist(), ids.tolist(), strict=True)
+        documents = tuple(TraceDocument(str(name), str(i)) for name, i in pairs)
         experts = int(stored.get("num_experts", 0)) or int(expert.max(initial=0)) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(
             f"{path}: expected JSON lines with input_ids and exp_ids, or an npz file with expert and length "
             f"({type(error).__name__}: {error})"
         ) from error
-    if expert.ndim != 3 or len(expert) != sum(lengths):
+    if expert.ndim != 3 or len(expert) != length.sum():
         raise TraceError(
-            f"{path}: the experts have shape {expert.shape}, expected [{sum(lengths)} tokens, layers, K]"
+            f"{path}: the experts have shape {expert.shape}, expected [{length.sum()} tokens, layers, K]"
         )
-    return RoutingTrace(
-        token=stored.get("input_ids", np.zeros(len(expert), np.int32)),
-        document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-        expert=expert,  # RoutingTrace looks whether they fit their type
-        weight=np.full(expert.shape, 1 / expert.shape[2], np.float32),
-        documents=documents,
-        num_experts=experts,
-        layers=tuple(range(1, expert.shape[1] + 1)),
-        meta={"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"}),
-    )
+    n, layers, k = expert.shape
+    document: Any = np.repeat(np.arange(len(length)), length)
+    position = np.arange(n) - np.repeat(np.cumsum(length) - length, length)
+    token, even = stored.get("input_ids", np.zeros(n, np.int32)), np.full(expert.shape, 1 / k)
+    meta = {"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"})
+    about: Any = (documents, experts, tuple(range(1, layers + 1)), meta)
+    # RoutingTrace looks whether the numbers fit their types
+    return RoutingTrace(token, document, position, expert, even.astype(np.float32), *about)
 
 
 def _from_lines(path: Path) -> dict[str, Any]:

@@ -33,28 +33,19 @@ class Bits(Band):
 
 @dataclass(frozen=True, eq=False)
 class Information(ch.Result):
-    """Of one layer, for e one of the K experts of a token, taken at random; the text is part of what it is about.
-
-    Attributes:
-        units: works, which are left out by the jackknife and flipped by the null; fewer than 50 give no interval.
-        limit: log2(E/K), which no information here exceeds.
-        token: I(token; e) of every token of the text, rare ones too; jackknife of the value less its bias
-            (`token_bias`).
-        domain: I(label; e), jackknife. Null: sign flips of works' residuals, of the plug-in value to second order.
-        beyond: what the label says beyond the token: gain in held-out log-loss of p(e | token, label) over
-            p(e | token), in bits an assignment, works of the predicted half resampled; negative where it misleads.
-        beyond_range: least and most of that gain as rarer or only more frequent tokens get classes of their own.
-    """
+    """Of one layer, for e one of the K experts of a token, taken at random; the text is part of what it is about."""
 
     layer: int
     by: str
     tokens: int
-    units: int
-    limit: float
-    token: Bits
-    domain: Bits
+    units: int  #: works, which are left out by the jackknife and flipped by the null; fewer than 50 give no interval
+    limit: float  #: log2(E/K), which no information here exceeds
+    token: Bits  #: I(token; e) of every token of the text, rare ones too; jackknife of the value less its `token_bias`
+    domain: Bits  #: I(label; e), jackknife. Null: sign flips of works' residuals, of the plug-in value to second order.
+    #: what the label says beyond the token: gain in held-out log-loss of p(e | token, label) over p(e | token), in bits
+    #: an assignment, works of the predicted half resampled; negative where it misleads
     beyond: Bits
-    beyond_range: tuple[float, float]
+    beyond_range: tuple[float, float]  #: of that gain as rarer or fewer tokens get own classes
 
 
 def plug_in_bias(classes: int, tokens: int, num_experts: int, k: int) -> float:
@@ -93,12 +84,10 @@ def information(
     """Information by depth, over the documents that have a label.
 
     Args:
-        least: leave out the rows of tokens that occur less often; whether the token tells more than the domain can
-            depend on it.
+        least: leave out tokens that occur less often; whether the token tells more than the domain can depend on it.
         groups: of works, for the jackknife.
 
-    Raises:
-        TraceError: no labels, a work with two labels, or no token that occurs so often.
+    Raises TraceError: no labels, a work with two labels, or no token that occurs so often.
     """
     found: list[Information] = []
     for layer in trace.layers if layers is None else layers:
@@ -217,16 +206,11 @@ def held_out_gain(
 
 @dataclass(frozen=True, eq=False)
 class LayerDependence(ch.Result):
-    """Of the first choices of L layers.
-
-    Attributes:
-        information: [L, L] bits, delete-a-group jackknife over works; NaN on the diagonal.
-        entropy: [L] bits of the first choice.
-    """
+    """Of the first choices of L layers."""
 
     layers: tuple[int, ...]
-    information: Band
-    entropy: Floats
+    information: Band  #: [L, L] bits, delete-a-group jackknife over works; NaN on the diagonal
+    entropy: Floats  #: [L] bits of the first choice
 
     def told(self, a: int, b: int) -> Band:
         """What the first choices of columns a and b tell of one another, over the most they could."""
@@ -238,11 +222,7 @@ class LayerDependence(ch.Result):
 def layer_dependence(
     trace: RoutingTrace, *, layers: Sequence[int] | None = None, groups: int = 25, seed: int = 0
 ) -> LayerDependence:
-    """Mutual information between the first choices of every two of `layers`.
-
-    Raises:
-        TraceError: no token has an expert in every layer.
-    """
+    """Mutual information between the first choices of every two of `layers`; see `through` for its TraceError."""
     used, rows = ch.through(trace, layers)
     document, source = ch.compact(trace.document[rows])
     unit, strata = ch.works(trace, source)
@@ -258,9 +238,6 @@ def layer_dependence(
         found[:, i, j] = found[:, j, i] = ch.jackknife(told, without, enough)
     entropy = np.array([float(ch.entropy(np.bincount(column, minlength=e))) for column in first])
     return LayerDependence(used, Band(*found), entropy)
-
-
-# --- figure ---------------------------------------------------------------------------------------
 
 
 def draw_information(
@@ -283,13 +260,12 @@ def draw_information(
     right.fill_between(layers, 0, nulls, color=style.CHANCE, linewidth=0)
     ends = np.array([x.beyond_range for x in results]).T
     right.fill_between(layers, *ends, color=style.VERMILLION, alpha=0.15, linewidth=0)
-    lines: list[tuple[str, list[Bits], str, str]] = [
+    lines = [
         (what, [x.domain for x in results], style.BLUE, "o"),
         (f"{what} beyond\nthe token", [x.beyond for x in results], style.VERMILLION, "s"),
+        ("topic within one\nencyclopaedia", [x.domain for x in within or ()], style.GREEN, "D"),
     ]
-    if within:
-        topics = [x.domain for x in within]
-        lines.append(("topic within one\nencyclopaedia", topics, style.GREEN, "D"))
+    lines = lines if within else lines[:2]
     for _, values, colour, mark in lines:
         d.line(right, layers, values, colour, mark)
     right.axhline(0, color=style.LINE, linewidth=0.8)

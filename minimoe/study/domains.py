@@ -29,32 +29,23 @@ class DomainLoad(ch.Result):
 
     The null of each label turns the signs of its works' residuals about the pooled load at random (`sign_flips`), so
     works keep their lengths. The pool is every labelled document, the label's own among them.
-
-    Attributes:
-        units: [D] works of each label.
-        few_documents: [D] fewer than 50 works: intervals are NaN.
-        pooled: [E] share of each expert in all labelled documents.
-        share: [D, E] of all assignments of a label.
-        ratio: [D] max/min; interval as in `Load`.
-        tv: [D] total variation to the pooled load; interval made for a distance (`interval_of_distance`). Its p is NaN
-            where a label has fewer than nine works, which no test can tell from the pool.
-        p_holm: [D] p of `tv` adjusted for the labels that could be tested.
-        together_p: that no label matters: χ² of all labels together, which few works a label do not prevent.
     """
 
     layer: int
     by: str
     names: tuple[str, ...]
     documents: Ints
-    units: Ints
+    units: Ints  #: [D] works of each label
     tokens: Ints
-    few_documents: Mask
-    pooled: Floats
-    share: Band
-    ratio: Band
+    few_documents: Mask  #: [D] fewer than 50 works: intervals are NaN
+    pooled: Floats  #: [E] share of each expert in all labelled documents
+    share: Band  #: [D, E] of all assignments of a label
+    ratio: Band  #: [D] max/min; interval as in `Load`
+    #: [D] total variation to the pooled load; interval made for a distance (`interval_of_distance`). Its p is NaN where
+    #: a label has fewer than nine works, which no test can tell from the pool.
     tv: Band
-    p_holm: Floats
-    together_p: float
+    p_holm: Floats  #: [D] p of `tv` adjusted for the labels that could be tested
+    together_p: float  #: that no label matters: χ² of all labels together, which few works a label do not prevent
 
     @property
     def beyond(self) -> Ints:
@@ -65,11 +56,7 @@ class DomainLoad(ch.Result):
 def domain_load(
     trace: RoutingTrace, layer: int, *, by: ch.By = "domain", resamples: int = 500, seed: int = 0
 ) -> DomainLoad:
-    """Load of `layer` within each domain or topic.
-
-    Raises:
-        TraceError: no document of the trace has a label, or a work holds documents of two.
-    """
+    """Load of `layer` within each domain or topic; a TraceError where nothing has a label, or a work has two."""
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     names, unit, label = ch.labelled_works(trace, c, by)
     count = len(names)
@@ -117,8 +104,6 @@ def domain_load(
     )
 
 
-# --- figures --------------------------------------------------------------------------------------
-
 Titles = Mapping[str, str]
 
 
@@ -131,8 +116,7 @@ def draw_labels(
     name: str = "topics",
     note: str = "",
 ) -> d.Figure:
-    """Small multiples, each with its own null (Figs. 4 to 6): of several layers one column a layer, of one three to a
-    row."""
+    """Small multiples, each with its own null (Figs. 4 to 6): a column a layer, or of one layer three to a row."""
     first, titles = loads[0], titles or {}
     names, several = first.names if names is None else tuple(names), len(loads) > 1
     rows = [_index(first, label) for label in names]
@@ -147,7 +131,7 @@ def draw_labels(
             head = titles.get(label, label) if one is first else ""
             over = f"{where}: max/min" if several else "max/min"
             title = f"{head}\n{over} {say.times(one.ratio.value[i])}"
-            ends = d.expert_panel(places.pop(0), one.share[i], title=title)
+            ends = d.expert_panel(places.pop(0), one.share[i], title)
             parts.append(say.told("figures.labels.each", where=where, ratio=one.ratio[i], **ends))
         said.append(f"{titles.get(label, label)}: {', '.join(parts)}")
     for ax in places:
@@ -158,12 +142,10 @@ def draw_labels(
     if several:
         what = f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
     works, tokens = say.spread(first.units[rows].tolist(), 0), first.tokens[rows]
-    each = (
-        f"{tokens.min():,} to {tokens.max():,} tokens each"
-        if len(names) > 1
-        else f"{tokens[0]:,} tokens"
+    each = f"{tokens.min():,} to {tokens.max():,} tokens each"
+    sizes = (
+        f"{works.replace('–', ' to ')} works, {each if len(names) > 1 else f'{tokens[0]:,} tokens'}"
     )
-    sizes = f"{works.replace('–', ' to ')} works, {each}"
     return d.figure(
         name, canvas, "labels", said, what=what, sizes=sizes, note=f" {note}" if note else "",
         few=f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else "",
@@ -227,15 +209,12 @@ def _index(load: DomainLoad, label: str) -> int:
     return load.names.index(label)
 
 
-# --- findings -------------------------------------------------------------------------------------
-
-
 def judge_subjects(m: Measurements, titles: Titles) -> say.Finding:
     """C13: do single subjects skew the load, and is the load over all of them more even than theirs?"""
-    label, labels, _ = m.nouns
+    label, labels = m.nouns
     told, kind = "domain", "topics of one encyclopaedia"
     if m.of_questions:
-        told, kind = "subject", labels
+        told, kind = label, labels
     parts = [skewed(x, say.where(m, x, kind), x.layer == m.layers[-1], titles) for x in m.topics]
     parts += [skewed(x, say.where(m, x, "packages as domains"), False, titles) for x in m.domains]
     for one in m.topics[-1:]:

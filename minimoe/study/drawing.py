@@ -7,7 +7,7 @@ import html
 import importlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,7 @@ WIDTH, DPI = 7.0, 160
 
 
 def require_matplotlib() -> Any:
-    """The matplotlib package, imported when the first figure is drawn.
-
-    Raises:
-        MinimoeError: it is not installed.
-    """
+    """The matplotlib package, imported when the first figure is drawn; a MinimoeError if it is not installed."""
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
@@ -47,34 +43,32 @@ def require_matplotlib() -> Any:
 class Figure:
     """A drawing with its words: `caption` stands under it, `alt` says in numbers what is to be seen.
 
-    `name` is a file name without ending; `figure` is matplotlib's. At the end of a notebook's cell it shows itself,
-    alternative text included.
+    `name` is a file name without ending; `figure` is matplotlib's. A notebook shows it with its alternative text.
     """
 
     name: str
     figure: Canvas
     caption: str
     alt: str
+    rendered: dict[int, bytes] = field(default_factory=dict[int, bytes], repr=False)
 
     def png(self, dpi: int = DPI) -> bytes:
-        """The drawing as PNG, the same bytes for the same numbers."""
-        buffer = io.BytesIO()
-        with require_matplotlib().rc_context(style.RC):
-            self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-        return buffer.getvalue()
+        """The drawing as PNG, rendered once, the same bytes for the same numbers."""
+        if dpi not in self.rendered:
+            buffer = io.BytesIO()
+            with require_matplotlib().rc_context(style.RC):
+                self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+            self.rendered[dpi] = buffer.getvalue()
+        return self.rendered[dpi]
 
     def save(self, path: str | Path, dpi: int = DPI) -> None:
-        """Write the PNG atomically.
-
-        Raises:
-            WriteError: `path` cannot be written.
-        """
+        """Write the PNG, whole or, with a WriteError, not at all."""
         with atomic_write(path) as temporary:
             temporary.write_bytes(self.png(dpi))
 
-    def to_html(self, dpi: int = DPI, png: bytes | None = None) -> str:
-        """A <figure> that needs no other file; `png`: as it was rendered already."""
-        data = base64.b64encode(self.png(dpi) if png is None else png).decode()
+    def to_html(self, dpi: int = DPI) -> str:
+        """A <figure> that needs no other file."""
+        data = base64.b64encode(self.png(dpi)).decode()
         width, height = 100 * self.figure.get_size_inches()
         text = (
             f'<figure id="{html.escape(self.name)}"><div class="sheet">'
@@ -111,22 +105,20 @@ def heading(layer: int, num_layers: int | None) -> str:
     return say.of_layers(layer, num_layers).capitalize()
 
 
-def expert_panel(ax: Axes, share: Band, *, title: str) -> dict[str, float]:
+def expert_panel(ax: Axes, share: Band, title: str) -> dict[str, float]:
     """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
 
-    The experts are numbered from 1, as the article numbers them. Returns which is the busiest and which the least busy,
-    and their shares, as templates name them.
+    The experts are numbered from 1, as in the article. Returns the busiest, the least busy and their shares by name.
     """
     value, low, high = share.value, share.null_low, share.null_high
     number = np.arange(1, len(value) + 1)
+    edge: Any = {"color": style.LINE, "linewidth": 0.8, "zorder": 3}
     ax.bar(number, 100 * (high - low), bottom=100 * low, width=0.96, color=style.CHANCE, zorder=1)
     colours = [style.BLUE if out else style.PALE for out in (value < low) | (value > high)]
     ax.bar(number, 100 * value, width=0.62, zorder=2, alpha=0.9, color=colours)
     # the band must be seen through a tall bar as well
     for end in (low, high):
-        ax.hlines(
-            100 * end, number - 0.48, number + 0.48, color=style.LINE, linewidth=0.8, zorder=3
-        )
+        ax.hlines(100 * end, number - 0.48, number + 0.48, **edge)
     whiskers(ax, number, share)
     put_title(ax, title)
     expert_axis(ax, len(value))
@@ -154,8 +146,8 @@ def whiskers(ax: Axes, x: Any, bands: Band) -> None:
     known = ~np.isnan(bands.low)
     if not known.any():
         return
-    many = known.sum() > 32
-    look: Any = {"elinewidth": 0.7 if many else 1.1, "capsize": 0 if many else 2, "zorder": 4}
+    thin = known.sum() > 32
+    look: Any = {"elinewidth": 0.7 if thin else 1.1, "capsize": 0 if thin else 2, "zorder": 4}
     arms = 100 * _arms(bands.value, bands.low, bands.high)[:, known]
     ax.errorbar(x[known], 100 * bands.value[known], arms, fmt="none", ecolor=style.BLACK, **look)
 
@@ -182,10 +174,7 @@ def put_title(ax: Axes, text: str) -> None:
 
 
 def label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names (y, text, colour) to the right of lines, moved apart where they would overlap; call it last.
-
-    The layout makes room for them.
-    """
+    """Names (y, text, colour) to the right of lines, moved apart where they would overlap; call it last."""
     place: Any = ax.get_subplotspec()
     # of a row's height about this much is axes, the rest labels and title
     height = 0.62 * ax.figure.bbox.height / ax.figure.dpi / place.get_gridspec().nrows
@@ -208,9 +197,7 @@ def name_axes(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
         row[0].set_ylabel(y)
 
 
-def line(
-    ax: Axes, x: Any, bands: Sequence[Band], colour: str, mark: str, *, scale: float = 1.0
-) -> None:
+def line(ax: Axes, x: Any, bands: Sequence[Band], colour: str, mark: str, scale: float = 1) -> None:
     """One number a layer with its interval; an infinite one, of an expert that got nothing, is not drawn."""
     value, low, high = scale * np.array([(b.value, b.low, b.high) for b in bands]).T
     arms = np.nan_to_num(_arms(value, low, high), posinf=0.0)
@@ -218,7 +205,7 @@ def line(
     ax.errorbar(x, value, arms, color=colour, zorder=3, **look)
 
 
-def dots(ax: Axes, y: Any, bands: Band, order: Any, marked: Any, *, scale: float = 1.0) -> None:
+def dots(ax: Axes, y: Any, bands: Band, order: Any, marked: Any, scale: float = 1) -> None:
     """Rows of `order` as dots with whiskers, dark where `marked`."""
     value, low, high = (scale * end[order] for end in (bands.value, bands.low, bands.high))
     known = ~np.isnan(low) & np.isfinite(value)

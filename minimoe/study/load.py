@@ -25,39 +25,32 @@ _MOST_SETS = 5000
 
 @dataclass(frozen=True, eq=False)
 class Load(ch.Result):
-    """Load of the E experts of one layer.
-
-    Attributes:
-        documents: that have tokens here.
-        units: works that they are parts of, which are what is resampled.
-        share: [E] of all assignments (sum 1). Null: loads are equal and works scatter as they do; with n tokens' worth
-            of independent evidence an expert that a token holds with probability q = K/E has a share of variance
-            q(1 − q)/(K²n).
-        ratio: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest
-            ratio of any two experts (`interval_of_ratio`). Null: equal loads, works scattered as observed.
-        max_violation: MaxVio = E·max − 1 (Wang et al. 2024): how far the busiest expert is above its fair share.
-        design_effect: variance of the shares over what independent tokens would give, pooled over the experts.
-    """
+    """Load of the E experts of one layer."""
 
     layer: int
     tokens: int
-    documents: int
-    units: int
+    documents: int  #: that have tokens here
+    units: int  #: works that they are parts of, which are what is resampled
+    #: [E] of all assignments (sum 1). Null: loads are equal and works scatter as they do; with n tokens' worth of
+    #: independent evidence an expert that a token holds with probability q = K/E has a share of variance
+    #: q(1 − q)/(K²n).
     share: Band
+    #: max/min. Noise can only raise it, and a bootstrap raises it again, so its interval is that of the largest ratio
+    #: of any two experts (`interval_of_ratio`). Null: equal loads, works scattered as observed.
     ratio: Band
-    max_violation: Band
-    design_effect: float
+    max_violation: Band  #: MaxVio = E·max − 1 (Wang et al. 2024): how far the busiest expert is above its fair share.
+    design_effect: float  #: variance of the shares over what independent tokens would give, pooled over the experts
 
 
 def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Load:
     """Load of `layer` over all of the trace."""
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
-    counts, e = ch.unit_counts(c), c.num_experts
+    counts, e = c.by_work(), c.num_experts
     total, size = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
     share, draws = ch.shares(total), ch.bootstrap(counts, c.strata, resamples, rng)
     drawn = ch.shares(draws)
     share_ends = ratio_ends = busy = ch.NOTHING
-    if c.num_units >= ch.MIN_DOCUMENTS:
+    if len(c.strata) >= ch.MIN_DOCUMENTS:
         share_ends, ratio_ends = ch.percentile(drawn), ch.interval_of_ratio(total, draws)
         low, high = ch.interval_of_maximum(share, drawn)
         busy = max(e * low - 1, 0.0), e * high - 1
@@ -69,7 +62,7 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
     ratio = ch.against(ch.max_over_min(total), scattered, ratio_ends)
     violation = Band(e * share.max() - 1, *busy)
     shares = Band(share, *share_ends, 1 / e - spread, 1 / e + spread)
-    sizes = (len(c.token), c.num_documents, c.num_units)
+    sizes = (len(c.token), len(c.source), len(c.strata))
     return Load(layer, *sizes, shares, ratio, violation, effect)
 
 
@@ -83,7 +76,8 @@ def equal_counts(
     """
     rng = np.random.default_rng(seed)
     if math.comb(num_experts, k) <= _MOST_SETS:
-        member = ch.membership(all_sets(num_experts, k), num_experts)
+        sets = np.array([*combinations(range(num_experts), k)], dtype=np.int64)
+        member = ch.membership(sets, num_experts)
         return rng.multinomial(tokens, np.full(len(member), 1 / len(member)), size=draws) @ member
     q = k / num_experts
     noise = rng.standard_normal((draws, num_experts))
@@ -99,11 +93,6 @@ def equal_load_ratios(
     return ch.max_over_min(equal_counts(tokens, num_experts, k, draws=draws, seed=seed))
 
 
-def all_sets(num_experts: int, k: int) -> Ints:
-    """[C(E, K), K] every set of k experts."""
-    return np.array(list(combinations(range(num_experts), k)), dtype=np.int64)
-
-
 def _design_effect(c: ch.Choices, counts: Ints) -> float:
     """Linearised variance of the shares by work, within domains, over that of independent tokens."""
     total = counts.sum()
@@ -117,9 +106,6 @@ def _design_effect(c: ch.Choices, counts: Ints) -> float:
     return clustered / independent if independent > 0 else math.nan
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
 def draw_load(
     loads: Sequence[Load],
     *,
@@ -128,12 +114,10 @@ def draw_load(
     name: str = "load",
 ) -> d.Figure:
     """Share of assignments of every expert, one panel a layer, over the band of equal loads (the article's Fig. 3)."""
-    canvas, axes = d.panels(1, len(loads), height=2.6, share_y=True)
-    said: list[str] = []
+    (canvas, axes), said = d.panels(1, len(loads), height=2.6, share_y=True), list[str]()
     for ax, one in zip(axes[0], loads, strict=True):
         where = d.heading(one.layer, num_layers)
-        title = f"{where}\nmax/min {say.factor(one.ratio)}"
-        ends = d.expert_panel(ax, one.share, title=title)
+        ends = d.expert_panel(ax, one.share, f"{where}\nmax/min {say.factor(one.ratio)}")
         said.append(say.told("figures.load.each", where=where.lower(), one=one, **ends))
     d.name_axes(axes, "expert", "share of assignments, %")
     few = "" if loads[0].ratio.known else f" Only {loads[0].units} works: no intervals."
@@ -143,13 +127,11 @@ def draw_load(
 def draw_load_by_depth(series: Mapping[str, Sequence[Load]]) -> d.Figure:
     """Max/min and MaxVio of every layer, one line a kind of text, over the null of the first."""
     canvas, ((left, right),) = d.panels(1, 2, height=2.9)
-    first = next(iter(series.values()))
+    first, limit = next(iter(series.values())), say.limits("C12")
     layers, nulls = [one.layer for one in first], [one.ratio.null_high for one in first]
     left.fill_between(layers, 1.0, nulls, color=style.CHANCE, linewidth=0, zorder=1)
-    limit = say.limits("C12")
     left.axhspan(limit["least"], limit["most"], color=style.VERMILLION, alpha=0.12, linewidth=0)
-    said: list[str] = []
-    ends: list[tuple[float, str, str]] = []
+    said, ends = list[str](), list[tuple[float, str, str]]()
     for i, (text, loads) in enumerate(series.items()):
         colour, mark = style.SERIES[(0, 2, 3, 4, 5, 1)[i % 6]], "osD^v<"[i % 6]
         at = np.array(layers) + 0.09 * (i - (len(series) - 1) / 2)
@@ -164,20 +146,16 @@ def draw_load_by_depth(series: Mapping[str, Sequence[Load]]) -> d.Figure:
     every = [x.ratio for s in series.values() for x in s]
     d.factor_ticks(left.yaxis, max(x.high if x.known else x.value for x in every) * 1.3)
     right.set_ylim(0, None)
-    title = "max/min; tinted: the article's 1.4 to 1.6"
-    d.by_layer(left, layers, title, "busiest over least busy expert")
+    tinted = "max/min; tinted: the article's 1.4 to 1.6"
+    d.by_layer(left, layers, tinted, "busiest over least busy expert")
     d.by_layer(right, layers, "MaxVio = E·max − 1", "busiest over its fair share, %")
     d.label_ends(right, layers[-1], ends)
     return d.figure("load-by-depth", canvas, "load-by-depth", [". ".join(said)], chance=max(nulls))
 
 
-# --- findings -------------------------------------------------------------------------------------
-
-
 def judge_material(m: Measurements) -> say.Finding:
     """C11 describes what the article read; here stands how that material differs from other text."""
-    parts: list[say.Part] = []
-    moves: list[float] = []
+    parts, moves = list[say.Part](), list[float]()
     for key, kind in (("mmlu", ch.MMLU), ("questions", ch.GENERATED)):
         for one in m.questions_against_text:
             if key not in one.names or "text" not in one.names:
@@ -192,22 +170,16 @@ def judge_material(m: Measurements) -> say.Finding:
             parts.append(say.Part(say.where(m, one, kind), found, say.MATERIAL))
     for one in m.subjects[-1:]:
         wanted = ("abstract_algebra", "professional_law", "world_religions")
-        each = [
-            say.told(
-                "C11.each", label=name.replace("_", " "), ratio=one.ratio[one.names.index(name)]
-            )
-            for name in wanted
-            if name in one.names
-        ]
+        known = {x.replace("_", " "): one.names.index(x) for x in wanted if x in one.names}
+        each = [say.told("C11.each", label=x, ratio=one.ratio[i]) for x, i in known.items()]
         three = f"; the article's three: {say.listed(each)}" if each else ""
-        least, most = int(one.units.min()), int(one.units.max())
-        found = say.told("C11.subjects", one=one, count=len(one.names), least=least, most=most)
+        size = {"least": int(one.units.min()), "most": int(one.units.max())}
+        found = say.told("C11.subjects", one=one, count=len(one.names), **size)
         parts.append(say.Part(say.where(m, one, "the subjects"), found + three, say.MATERIAL))
     short = "no real questions were read"
     if moves:
-        short = (
-            f"{say.spread(moves, 0)} % of assignments differ between real questions and other text"
-        )
+        far = say.spread(moves, 0)
+        short = f"{far} % of assignments differ between real questions and other text"
     return say.finding("C11", parts, short)
 
 

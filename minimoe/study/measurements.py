@@ -14,6 +14,7 @@ from minimoe.errors import TraceError
 from minimoe.study import chance, depth, vocabulary
 from minimoe.study import paths as routes
 from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MIN_DOCUMENTS, MMLU, QUESTIONS, TEXT
+from minimoe.study.claims import told
 from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
 from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
@@ -38,47 +39,44 @@ SUBJECT_DRAWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class StudiedToken(chance.Result):
-    """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most.
-
-    `variants` counts every spelling: natural text, generated questions.
-    """
+    """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most."""
 
     name: str
     text: str
     token: int
     apart_text: str
     apart_token: int
-    variants: dict[str, tuple[int, int]]
+    variants: dict[str, tuple[int, int]]  #: of every spelling: natural text, generated questions
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements(chance.Result):
     """All results. Those of a layer are in a tuple: of every layer, or of `layers`.
 
-    Of a study that reads questions alone, `text` is their title, `topics` holds the subjects, `information` is about
-    them, and what needs other text is empty.
+    Where questions alone are read, `text` is their title, `topics` and `information` are of their subjects, and what
+    needs other text is empty.
     """
 
-    layers: tuple[int, ...]  # the three shown (first, middle, last), numbered from 1
-    num_layers: int  # L
-    load: dict[str, tuple[Load, ...]]  # by kind of text; every layer
-    domains: tuple[DomainLoad, ...]  # of each package
-    topics: tuple[DomainLoad, ...]  # of each topic of the encyclopaedia
-    subjects: tuple[DomainLoad, ...]  # of each subject of the real questions
-    questions_against_text: tuple[DomainLoad, ...]  # each against all three together
-    information: tuple[depth.Information, ...]  # of tokens and domains on the expert; every layer
-    information_topics: tuple[depth.Information, ...]  # the same with topics
-    repeats: tuple[routes.Repeats, ...]  # same expert as the token before; every layer
-    preferred: tuple[vocabulary.PreferredExperts, ...]  # of the tokens of text; every layer
-    tokens: tuple[StudiedToken, ...]  # the article's, as this model has them
-    shares: tuple[vocabulary.TokenShares, ...]  # of these tokens on natural text
-    apart: tuple[vocabulary.TokenShares, ...]  # of these tokens on generated questions
-    frequent: tuple[vocabulary.ExpertTokens, ...]  # tokens most often sent to each expert
-    characteristic: tuple[vocabulary.ExpertTokens, ...]  # tokens that set an expert apart
-    coactivation: tuple[routes.CoActivation, ...]  # experts chosen together
-    paths: tuple[routes.Paths, ...]  # of first choices, then of sets
-    dependence: depth.LayerDependence  # between the first choices of layers
-    text: str = TEXT  # what is not said to be of another kind is of this, a key of `load`
+    layers: tuple[int, ...]  #: the three shown (first, middle, last), numbered from 1
+    num_layers: int  #: L
+    load: dict[str, tuple[Load, ...]]  #: by kind of text; every layer
+    domains: tuple[DomainLoad, ...]  #: of each package
+    topics: tuple[DomainLoad, ...]  #: of each topic of the encyclopaedia
+    subjects: tuple[DomainLoad, ...]  #: of each subject of the real questions
+    questions_against_text: tuple[DomainLoad, ...]  #: each against all three together
+    information: tuple[depth.Information, ...]  #: of tokens and domains on the expert; every layer
+    information_topics: tuple[depth.Information, ...]  #: the same with topics
+    repeats: tuple[routes.Repeats, ...]  #: same expert as the token before; every layer
+    preferred: tuple[vocabulary.PreferredExperts, ...]  #: of the tokens of text; every layer
+    tokens: tuple[StudiedToken, ...]  #: the article's, as this model has them
+    shares: tuple[vocabulary.TokenShares, ...]  #: of these tokens on natural text
+    apart: tuple[vocabulary.TokenShares, ...]  #: of these tokens on generated questions
+    frequent: tuple[vocabulary.ExpertTokens, ...]  #: tokens most often sent to each expert
+    characteristic: tuple[vocabulary.ExpertTokens, ...]  #: tokens that set an expert apart
+    coactivation: tuple[routes.CoActivation, ...]  #: experts chosen together
+    paths: tuple[routes.Paths, ...]  #: of first choices, then of sets
+    dependence: depth.LayerDependence  #: between the first choices of layers
+    text: str = TEXT  #: what is not said to be of another kind is of this, a key of `load`
 
     @property
     def of_questions(self) -> bool:
@@ -86,11 +84,9 @@ class Measurements(chance.Result):
         return self.text != TEXT
 
     @property
-    def nouns(self) -> tuple[str, str, str]:
-        """What `topics` are called, one and many, and what a document is: a word each."""
-        if self.of_questions:
-            return "subject", "subjects", "questions"
-        return "topic", "topics", "articles"
+    def nouns(self) -> tuple[str, str]:
+        """What `topics` are called, one and many."""
+        return ("subject", "subjects") if self.of_questions else ("topic", "topics")
 
 
 def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
@@ -101,11 +97,9 @@ def three_layers(layers: Sequence[int]) -> tuple[int, ...]:
 
 def first_tokens(trace: RoutingTrace, limit: int | None) -> RoutingTrace:
     """The first documents of each domain up to `limit` tokens: domains in nearly equal shares, as in training."""
-    if limit is None:
-        return trace
     length = np.bincount(trace.document, minlength=len(trace.documents))
     keep = first_documents([d.domain for d in trace.documents], length, limit)
-    return trace.select(documents=keep)
+    return trace if limit is None else trace.select(documents=keep)
 
 
 def measure(
@@ -147,7 +141,7 @@ def measure(
         except TraceError as error:
             if not what:
                 raise
-            left_out.append(f"Left out: {what}: {error}.")
+            left_out.append(told("left_out.analysis", what=what, error=error))
             return ()
 
     asked, mmlu, read = title != TEXT, None, trace
@@ -175,37 +169,24 @@ def measure(
     renamed = [_renamed(part, name) for name, part in sides.items() if part]
     against = RoutingTrace.concat(renamed) if len(renamed) > 1 else None
     if asked and not compared:
-        left_out.append("Left out: the subjects: there is only one.")
+        left_out.append(told("left_out.subjects"))
     elif asked and (few := int(by_topic[0].few_documents.sum())):
-        left_out.append(
-            f"Left out: intervals within {few} of the {len(topics)} subjects: a subject with fewer than "
-            f"{MIN_DOCUMENTS} questions has its null, but no interval."
-        )
+        each = {"few": few, "count": len(topics), "least": MIN_DOCUMENTS}
+        left_out.append(told("left_out.within", **each))
     if asked and not load[title][0].ratio.known:
-        left_out.append(
-            f"Left out: intervals over all questions: there are {load[title][0].units}, which is fewer than "
-            f"{MIN_DOCUMENTS}."
-        )
+        left_out.append(told("left_out.over", units=load[title][0].units, least=MIN_DOCUMENTS))
     say("information")
     label = "topic" if asked and compared else "domain"
     about = depth.information(text, by=label, seed=seed)
     within = depth.information(labelled, by="topic", seed=seed) if compared and not asked else ()
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
-
-    ids = [t.token for t in tokens]
+    some, ids = layers if tokens else (), [t.token for t in tokens]
     apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
     what = "the preferred experts of all tokens"
     preferred = at(every, vocabulary.preferred_experts, text, min_count=10, what=what)
     say("neighbours, co-activation and paths")
-    if not whole:
-        left_out.append(
-            "Left out: C10, the paths through the model: only some layers were recorded (--layers all)."
-        )
-    if asked:
-        left_out.append(
-            "Left out: C11, which compares questions with other text: only questions were read."
-        )
+    left_out += [told(f"left_out.{x}") for x in ["paths"] * (not whole) + ["compared"] * asked]
     measured = Measurements(
         layers=layers,
         num_layers=num_layers or every[-1],
@@ -219,8 +200,8 @@ def measure(
         repeats=at(every, routes.repeats, text, what="neighbouring tokens"),
         preferred=preferred,
         tokens=tokens,
-        shares=at(layers if ids else (), vocabulary.token_shares, natural, ids),
-        apart=at(layers if ids else (), vocabulary.token_shares, generated, apart_ids),
+        shares=at(some, vocabulary.token_shares, natural, ids),
+        apart=at(some, vocabulary.token_shares, generated, apart_ids),
         frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
         characteristic=at(layers, vocabulary.characteristic_tokens, text),
         coactivation=at(layers, routes.coactivation, text, what="co-activation"),
@@ -259,10 +240,8 @@ def studied_tokens(
     return tuple(found)
 
 
-def chosen_topics(
-    topics: Mapping[str, int], count: int = 3, wanted: Sequence[str] = TOPICS
-) -> tuple[str, ...]:
-    """Those `wanted` where they all exist, else the largest; `topics` gives each its number of documents."""
+def chosen_topics(topics: Mapping[str, int], wanted: Sequence[str] = TOPICS) -> tuple[str, ...]:
+    """Those `wanted` where they all exist, else the three largest; `topics` gives each its number of documents."""
     if all(name in topics for name in wanted):
-        return tuple(wanted[:count])
-    return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:count])
+        return tuple(wanted)
+    return tuple(sorted(topics, key=lambda name: (-topics[name], name))[:3])

@@ -73,10 +73,7 @@ _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 def _find_transformers(
-    path_or_id: Path | str,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-    revision: str | None,
+    path_or_id: Path | str, device: Any, dtype: Any, revision: Any
 ) -> FoundModel:
     """Configuration and tokenizer of a folder or, as text, an id of the hub; see `find_model`.
 
@@ -107,7 +104,7 @@ def _find_transformers(
             "save it with a tokenizer.json"
         )
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
-    stored = f"as stored ({dtype_name(config.dtype)})"
+    options: dict[str, Any] = {"dtype": dtype or "auto", "revision": commit}
     return FoundModel(
         name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
         tokenizer=plain(backend),
@@ -122,12 +119,10 @@ def _find_transformers(
             "weights": weights_fingerprint(path_or_id) if local else "of the hub",
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
-            "dtype": dtype_name(dtype) if dtype else stored,
+            "dtype": dtype_name(dtype) if dtype else f"as stored ({dtype_name(config.dtype)})",
         },
         configuration=settings,
-        load=partial(
-            _load, library, source, config, device, dtype=dtype or "auto", revision=commit
-        ),
+        load=partial(_load, library, source, config, device, **options),
     )
 
 
@@ -141,18 +136,13 @@ def _load(
         options["quantization_config"] = library.Mxfp4Config(dequantize=True)
     if device is None and importlib.util.find_spec("accelerate"):
         options["device_map"] = "auto"
+    # sizes that do not match are said below
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with quiet_libraries("transformers", "huggingface_hub"):
-        model, report = _asked(
-            source,
-            library.AutoModelForCausalLM.from_pretrained,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # which ones is said below
-            **options,
-        )
-    wrong = sorted(
-        f"{key} is {tuple(stored)}, expected {tuple(own)}"
-        for key, stored, own in report["mismatched_keys"]
-    )
+        load = library.AutoModelForCausalLM.from_pretrained
+        model, report = _asked(source, load, **options)
+    mismatched = report["mismatched_keys"]
+    wrong = sorted(f"{key} is {tuple(a)}, expected {tuple(b)}" for key, a, b in mismatched)
     faults = {
         "has weights of other sizes than its config.json says": wrong,
         "lacks weights of its configuration": sorted(map(str, report["missing_keys"])),
@@ -209,30 +199,19 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model with all that the study needs of it but its weights.
+    """A model with all that the study needs of it but its weights."""
 
-    Attributes:
-        name: as the report calls it.
-        tokenizer: the model's, as the library tokenizers has it; neither pads nor cuts.
-        begin: id of the token that the model expects before a text; None: none.
-        layers: numbers of the layers with experts, counted from 1.
-        num_layers: L, layers without experts included.
-        identity: plain values by which a trace of this model is recognised.
-        configuration: what its config.json says of it.
-        load: reads the weights; the model is in eval mode on its device.
-    """
-
-    name: str
-    tokenizer: Tokenizer
-    begin: int | None
-    layers: tuple[int, ...]
-    num_layers: int
+    name: str  #: as the report calls it
+    tokenizer: Tokenizer  #: the model's, as the library tokenizers has it; neither pads nor cuts
+    begin: int | None  #: id of the token that the model expects before a text; None: none
+    layers: tuple[int, ...]  #: numbers of the layers with experts, counted from 1
+    num_layers: int  #: L, layers without experts included
     num_experts: int
     vocab_size: int
     parameters: int
-    identity: dict[str, str]
-    configuration: dict[str, Any]
-    load: Callable[[], nn.Module]
+    identity: dict[str, str]  #: plain values by which a trace of this model is recognised
+    configuration: dict[str, Any]  #: what its config.json says of it
+    load: Callable[[], nn.Module]  #: reads the weights; the model is in eval mode on its device
 
 
 def find_model(
@@ -290,13 +269,9 @@ def find_minimoe(
     path_or_id: str | Path, device: torch.device | str = "cpu", dtype: str = "auto"
 ) -> FoundModel:
     """A model that minimoe itself reads: its own folders, 'mini', and those of the families that it knows."""
-    path = pretrained_path(path_or_id)
-    model = MixtralModel.from_pretrained(
-        path, dtype=DTYPES.get(dtype, torch.float32), device=device
-    ).eval()
-    tokenizer = load_tokenizer(path)
-    config = model.config
-    source = source_of(model)
+    path, kind = pretrained_path(path_or_id), DTYPES.get(dtype, torch.float32)
+    model = MixtralModel.from_pretrained(path, dtype=kind, device=device).eval()
+    tokenizer, config, source = load_tokenizer(path), model.config, source_of(model)
     return FoundModel(
         name=str(path_or_id) if str(path_or_id) in SHIPPED else path.resolve().name,
         tokenizer=tokenizer,

@@ -11,20 +11,18 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from minimoe.study import domains, load, paths, vocabulary
-from minimoe.study.chance import GENERATED, MMLU, TEXT
-from minimoe.study.claims import Finding, Part, beside, counted, of_layers, percent, times
+from minimoe.study.chance import GENERATED, MMLU
+from minimoe.study.claims import Finding, Part, at_layers, beside, counted, of_layers, times, told
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
 from minimoe.study.drawing import Figure
 from minimoe.study.measurements import SUBJECTS, TOPICS, Measurements, chosen_topics, three_layers
 
 
-def page(
-    made: Sequence[Finding], drawn: Mapping[str, Figure], pngs: Mapping[str, bytes], **words: Any
-) -> str:
+def page(made: Sequence[Finding], drawn: Mapping[str, Figure], **words: Any) -> str:
     """The whole document from templates/report.html; `words` is what else the template names.
 
-    Figures come by name, and `pngs` as they were rendered; each is shown once, under the first finding that names it.
+    Figures come by name, and each is shown once, under the first finding that names it.
     """
     jinja2: Any = importlib.import_module("jinja2")
     Markup: Any = importlib.import_module("markupsafe").Markup
@@ -34,15 +32,12 @@ def page(
         if name in shown:
             return Markup(f'<p class="soft">See the <a href="#{name}">figure above</a>.</p>')
         shown.add(name)
-        return Markup(drawn[name].to_html(png=pngs[name]))
+        return Markup(drawn[name].to_html())
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("minimoe.study"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = jinja2.PackageLoader("minimoe.study")
+    strict: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    tight: Any = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, **strict, **tight)
     environment.filters["written"] = lambda text: Markup(written(text))
     words |= {"findings": made, "figures": drawn, "figure": figure, "shown": shown}
     text = environment.get_template("report.html").render(counted=counted(made), **words)
@@ -62,103 +57,82 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
     Its first, middle and last layer stand beside those of the model. No part of it has a verdict of its own: documents
     are not given, so there are no intervals.
     """
-    table = published()
+    table, last = published(), m.layers[-1]
     places = {1: (2,), 2: (0, 2), 3: (0, 1, 2)}[len(m.layers)]
     own = {x: three_layers(table.layers)[i] for x, i in zip(m.layers, places, strict=True)}
-    labels = len(table.domains)
 
     def cell(f: Finding, part: Part) -> str:
-        layer = next((x for x in m.layers if of_layers(x, m.num_layers) in part.what), m.layers[-1])
-        theirs = own[layer]
-        by, pooled = table.domain_load(theirs), times(table.load(theirs).value)
-        widest, steepest = (max(by, key=lambda d: by[d][what]) for what in ("tv", "ratio"))
+        layer = next((x for x in m.layers if of_layers(x, m.num_layers) in part.what), last)
+        kinds = {"fivefold": "five", "all ": "all"}
+        kind = next((kinds[start] for start in kinds if part.what.startswith(start)), "moved")
         if f.claim == "C12":
-            told = f"max/min {pooled}"
-        elif part.what.startswith("fivefold"):
-            told = f"largest max/min {times(by[steepest]['ratio'])} ({spell(steepest)})"
-        elif part.what.startswith("all "):
-            told = f"max/min of all {pooled}; {table.less_even(theirs)} of {labels} subjects are less even"
+            kind = "ratio"
         elif "packages" in part.what:
             return "not read"
-        else:
-            told = f"most moved: {spell(widest)}, {percent(by[widest]['tv'])} of the assignments"
-        return f"layer {theirs}: {told}. Interval and verdict cannot be told"
+        by = table.domain_load(own[layer])
+        widest, steepest = (max(by, key=lambda d: by[d][what]) for what in ("tv", "ratio"))
+        fill: dict[str, Any] = {"wide": by[widest]["tv"], "steep": by[steepest]["ratio"]}
+        fill |= {"widest": spell(widest), "steepest": spell(steepest), "labels": len(by)}
+        fill |= {"pooled": table.load(own[layer]).value, "less": table.less_even(own[layer])}
+        return told("published.cell", layer=own[layer], told=told(f"published.{kind}", **fill))
 
-    a = table.about
-    source = (
-        f"computed here from published counts, {int(table.num_tokens.sum()):,} tokens of {a['text']} ({a['source']}, "
-        f"commit {a['commit'][:8]}, {a['licence']}). The documents are not given, so no interval can be."
-    )
-    less = table.less_even(own[m.layers[-1]])
-    short = {
-        "C12": f"max/min {', '.join(times(table.load(x).value) for x in own.values())}",
-        "C13": f"{less} of {labels} subjects less even than all together",
-    }
+    tokens, less = int(table.num_tokens.sum()), table.less_even(own[last])
+    ratios = ", ".join(times(table.load(x).value) for x in own.values())
+    fill = {"ratios": ratios, "less": less, "labels": len(table.domains)}
+    source = told("published.source", tokens=tokens, about=table.about)
     return {
-        f.claim: {"short": short[f.claim], "cells": [cell(f, p) for p in f.parts], "source": source}
+        f.claim: {
+            "short": told(f"published.{f.claim}", **fill),
+            "cells": [cell(f, part) for part in f.parts],
+            "source": source,
+        }
         for f in made
-        if f.claim in short
+        if f.claim in ("C12", "C13")
     }
-
-
-CONFOUNDED = (
-    "Packages differ in format, language and source as well as in subject: these are confounded."
-)
 
 
 def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
     """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
-    n = m.num_layers
-    names = {
-        TEXT: ("load", TEXT),
+    depth: Any = {"num_layers": m.num_layers}
+    of_kind = {
         GENERATED: ("load-questions", GENERATED),
         MMLU: ("load-mmlu", "the real MMLU questions"),
     }
     drawn: list[Figure] = []
-    for kind, loads in m.load.items():
-        name, text = names.get(kind, ("load", kind))
-        shown = [x for x in loads if x.layer in m.layers]
-        drawn.append(load.draw_load(shown, num_layers=n, text=text, name=name))
+    for kind in m.load:
+        name, text = of_kind.get(kind, ("load", kind))
+        drawn.append(load.draw_load(at_layers(m, kind), text=text, name=name, **depth))
     drawn.append(load.draw_load_by_depth(m.load))
     if m.topics:
-        note = "Counterpart of the article's Figs. 4 to 6."
-        if not m.of_questions:
-            note = f"Articles of one encyclopaedia, so of one format, language and source. {note}"
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
-        chosen = chosen_topics(sizes, wanted=SUBJECTS if m.of_questions else TOPICS)
-        words: dict[str, Any] = {"titles": {s: spell(s) for s in sizes} if m.of_questions else None}
-        drawn.append(domains.draw_labels(m.topics, chosen, num_layers=n, note=note, **words))
-        drawn.append(domains.draw_skew(m.topics, num_layers=n, **words))
+        chosen = chosen_topics(sizes, SUBJECTS if m.of_questions else TOPICS)
+        words: Any = {"titles": {s: spell(s) for s in sizes} if m.of_questions else None, **depth}
+        note = told(f"notes.{m.nouns[1]}")
+        drawn.append(domains.draw_labels(m.topics, chosen, note=note, **words))
+        drawn.append(domains.draw_skew(m.topics, **words))
     if m.domains and len(m.domains[0].names) > 1:
-        words = {"titles": titles, "num_layers": n, "note": CONFOUNDED}
+        words = {"titles": titles, "note": told("notes.packages"), **depth}
         drawn.append(domains.draw_labels(m.domains[-1:], name="domains", **words))
         drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
     if m.subjects and all(s in m.subjects[-1].names for s in SUBJECTS):
-        note = "The subjects of the article's Figs. 4 to 6, in the few real questions at hand."
-        words = {"titles": {s: spell(s) for s in SUBJECTS}, "num_layers": n, "note": note}
+        words = {"titles": {s: spell(s) for s in SUBJECTS}, "note": told("notes.real"), **depth}
         drawn.append(domains.draw_labels(m.subjects[-1:], SUBJECTS, name="subjects", **words))
     decode = decoder(tokenizer)
     for often, apart in zip(m.frequent, m.characteristic, strict=True):
-        words = {"num_layers": n, "name": f"tokens-{often.layer}"}
-        drawn.append(vocabulary.draw_ranked(often, apart, decode, **words))
+        name = f"tokens-{often.layer}"
+        drawn.append(vocabulary.draw_ranked(often, apart, decode, name=name, **depth))
     asking = m.apart[0].token[m.apart[0].occurrences > 0].tolist() if m.apart else []
-    for token in m.tokens:
-        words = {
-            "apart": m.apart if token.apart_token in asking else None,
-            "apart_token": token.apart_token,
-            "apart_text": f"{token.apart_text} in the generated questions",
-        }
-        drawn.append(
-            vocabulary.draw_token(
-                m.shares, token.token, token.text, num_layers=n, name=token.name, **words
-            )
-        )
+    for t in m.tokens:
+        words = {"apart_token": t.apart_token, "name": t.name, **depth}
+        words["apart_text"] = f"{t.apart_text} in the generated questions"
+        apart = m.apart if t.apart_token in asking else None
+        drawn.append(vocabulary.draw_token(m.shares, t.token, t.text, apart=apart, **words))
     what = "subject" if m.of_questions else "domain"
     drawn.append(draw_information(m.information, within=m.information_topics or None, what=what))
     if m.repeats:
         drawn.append(paths.draw_repeats(m.repeats))
     if m.coactivation:
-        drawn.append(paths.draw_coactivation(m.coactivation, num_layers=n))
+        drawn.append(paths.draw_coactivation(m.coactivation, **depth))
     if m.paths:
         drawn.append(paths.draw_paths(m.paths))
     return {figure.name: figure for figure in drawn}
@@ -172,7 +146,6 @@ def spell(subject: str) -> str:
 
 def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
     """Token id -> its text; bytes that are no character by themselves as <E2>."""
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # printable bytes stand for themselves, the others in order for the characters from 256 on
     byte = {c: ord(c) for c in alphabet if ord(c) < 256}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,34 +29,22 @@ KINDS = {"first": "first choices", "set": "sets of experts"}
 
 @dataclass(frozen=True, eq=False)
 class Paths(ch.Result):
-    """Paths of one kind: the first choices ('first') or the sets of K experts ('set') of a token, layer by layer.
+    """Paths of one kind: the first choices ('first') or the sets of K experts ('set') of a token, layer by layer."""
 
-    Attributes:
-        kind: 'first' or 'set'.
-        distinct: paths that occur. Null: each layer keeps its loads and knows nothing of the others.
-        possible_log10: log10 of E^L or C(E, K)^L.
-        repeated: share of tokens whose path an earlier token took, 1 − distinct/tokens; works resampled, given
-            which tokens are repeats, documents being taken in random order. It grows with the tokens read.
-        curve_tokens: numbers of tokens, in the order of documents of `repeated`.
-        curve_distinct: distinct paths among the first so many tokens.
-        same_document: share of the pairs of tokens on one path that lie within one document.
-        context: numbers of tokens 1, 2, ... up to and with a pair's own, within their documents.
-        same_context: share of the pairs on one path that agree in so many last tokens.
-        same_context_chance: the same among all pairs of tokens.
-    """
-
-    kind: str
+    kind: str  #: 'first' or 'set'
     layers: tuple[int, ...]
     tokens: int
-    distinct: Band
-    possible_log10: float
+    distinct: Band  #: paths that occur; null: each layer keeps its loads and knows no other
+    possible_log10: float  #: log10 of E^L or C(E, K)^L
+    #: share of tokens whose path an earlier token took, 1 − distinct/tokens; works resampled, given which tokens are
+    #: repeats, documents being taken in random order. It grows with the tokens read.
     repeated: Band
-    curve_tokens: Ints
-    curve_distinct: Ints
-    same_document: float
-    context: tuple[int, ...]
-    same_context: Floats
-    same_context_chance: Floats
+    curve_tokens: Ints  #: numbers of tokens, in the order of documents of `repeated`
+    curve_distinct: Ints  #: distinct paths among the first so many tokens
+    same_document: float  #: share of the pairs of tokens on one path that lie within one document
+    context: tuple[int, ...]  #: numbers of tokens up to and with a pair's own, within documents
+    same_context: Floats  #: share of the pairs on one path that agree in so many last tokens
+    same_context_chance: Floats  #: the same among all pairs of tokens
 
 
 def paths(
@@ -67,11 +56,7 @@ def paths(
     resamples: int = 500,
     seed: int = 0,
 ) -> Paths:
-    """Paths through `layers` (all that were recorded) of the tokens that have an expert in each of them.
-
-    Raises:
-        TraceError: an unknown kind, or no token with an expert in every layer.
-    """
+    """Paths through `layers` (all recorded) of the tokens that have an expert in each; a TraceError if none has."""
     if kind not in KINDS:
         raise TraceError(f"paths are of kind 'first' or 'set', not {kind!r}")
     used, rows = ch.through(trace, layers)
@@ -125,8 +110,7 @@ def _num_pairs(code: Ints) -> int:
 
 
 def _contexts(own: Ints, document: Ints, position: Ints) -> list[Ints]:
-    """For each length in CONTEXT, [n] numbers equal where the last so many tokens are; a token near the start of its
-    document, with fewer before it, equals only those with as many."""
+    """For each length in CONTEXT, [n] numbers equal where the last so many tokens of the document, or all, are."""
     follows = (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
     codes = [ch.join([own])]
     while len(codes) < max(CONTEXT):
@@ -144,20 +128,12 @@ _SAMPLED_PAIRS = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class Repetition(ch.Result):
-    """One rate of repeats.
+    """One rate of repeats."""
 
-    Attributes:
-        rate: share of neighbouring pairs, works resampled. Null: the order of tokens permuted within each document,
-            which keeps what documents have in common.
-        shuffled: mean of that null.
-        chance_equal: two unrelated tokens, equal loads: 1/E, or 1 − C(E−K, K)/C(E, K).
-        chance_loads: two unrelated tokens of the trace, loads as they are: Σp², or 1 − ΣP(a)P(b)[a∩b=∅] over sets.
-    """
-
-    rate: Band
-    shuffled: float
-    chance_equal: float
-    chance_loads: float
+    rate: Band  #: share of neighbouring pairs, works resampled. Null: the order of tokens permuted within documents.
+    shuffled: float  #: mean of that null
+    chance_equal: float  #: two unrelated tokens, equal loads: 1/E, or 1 − C(E−K, K)/C(E, K)
+    chance_loads: float  #: two unrelated tokens of the trace, loads as they are: Σp², or 1 − ΣP(a)P(b)[a∩b=∅] over sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +147,7 @@ class Repeats(ch.Result):
 
 
 def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Repeats:
-    """Repeats of `layer` between tokens that follow each other in a document; no pair crosses documents.
-
-    Raises:
-        TraceError: no two tokens are neighbours.
-    """
+    """Repeats of `layer` between tokens that follow each other in a document; a TraceError if no two do."""
     c = ch.choices(trace, layer)
     order = np.lexsort((c.position, c.document))
     document, position, expert = c.document[order], c.position[order], c.expert[order]
@@ -183,7 +155,7 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
     if not joined.any():
         raise TraceError(f"no two tokens of layer {layer} follow each other in a document")
     unit, e, k = c.unit[document[1:]], c.num_experts, c.k
-    pairs = np.bincount(unit[joined], minlength=c.num_units)
+    pairs = np.bincount(unit[joined], minlength=len(c.strata))
 
     def repetition(kind: Ints, match: Floats | None, equal: float) -> Repetition:
         """Rate of the joined pairs of matching kinds, against their null; without a table of matches from samples."""
@@ -194,7 +166,7 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
             mean, variance = _moments(document, joined, kind, match)
             share = np.bincount(kind, minlength=len(match)) / len(kind)
             loads = float(share @ match @ share)
-        found = np.bincount(unit[joined & hits], minlength=c.num_units)
+        found = np.bincount(unit[joined & hits], minlength=len(c.strata))
         rng, sd = np.random.default_rng(seed), math.sqrt(max(variance, 0.0))
         rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, rng)
         half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
@@ -215,11 +187,10 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
 def _sampled(
     document: Ints, joined: Mask, expert: Ints, seed: int
 ) -> tuple[Mask, float, float, float]:
-    """[n − 1] whether neighbours have an expert in common, mean and variance of their rate in shuffled documents, and
-    the rate of any two tokens: from samples, where there are too many sets to count exactly."""
-    masks = np.zeros(
-        (len(expert), int(expert.max()) // 62 + 1), dtype=np.int64
-    )  # 62 experts a word
+    """[n − 1] whether neighbours share an expert, mean and variance of their rate in shuffled documents, and the rate
+    of any two tokens: from samples, where there are too many sets to count exactly."""
+    # 62 experts a word
+    masks = np.zeros((len(expert), int(expert.max()) // 62 + 1), dtype=np.int64)
     for column in expert.T:
         rows = np.flatnonzero(column >= 0)
         masks[rows, column[rows] // 62] |= np.int64(1) << (column[rows] % 62)
@@ -276,26 +247,18 @@ _BURN_IN = 20
 
 @dataclass(frozen=True, eq=False)
 class CoActivation(ch.Result):
-    """N_ij/N_i of one layer over all ordered pairs of experts.
-
-    Attributes:
-        conditional: [E, E] P(j chosen | i chosen); NaN on the diagonal and for an expert never chosen.
-        chance: [E, E] the same if the K choices were independent but for being distinct, with the loads as they are:
-            a set has a probability proportional to the product of its experts' weights (conditional Poisson
-            sampling).
-        chance_equal: (K − 1)/(E − 1), the value of `chance` when loads are equal.
-        maximum: largest conditional, and its null: choices are traded between the tokens of a document, so that every
-            document keeps its loads and every token its number of choices. Both on the same `null_tokens` tokens of
-            whole documents.
-        maximum_pair: its (i, j), experts 0-based.
-    """
+    """N_ij/N_i of one layer over all ordered pairs of experts."""
 
     layer: int
-    conditional: Floats
+    conditional: Floats  #: [E, E] P(j chosen | i chosen); NaN for i = j and an expert never chosen
+    #: [E, E] the same if the K choices were independent but for being distinct, with the loads as they are: conditional
+    #: Poisson sampling, in which sets are as probable as the product of their experts' weights
     chance: Floats
-    chance_equal: float
+    chance_equal: float  #: (K − 1)/(E − 1), the value of `chance` when loads are equal
+    #: largest conditional, and its null: choices are traded between the tokens of a document, which keeps its loads and
+    #: each token's number of choices. Both on the same `null_tokens` tokens of whole documents.
     maximum: Band
-    maximum_pair: tuple[int, int]
+    maximum_pair: tuple[int, int]  #: its (i, j), experts 0-based
     null_tokens: int
 
 
@@ -310,10 +273,8 @@ def coactivation(
     """Co-activation in `layer`.
 
     A trade pairs two tokens of a document and swaps a choice of one for a choice of the other where neither holds the
-    other's already: the usual chain over tables with both margins fixed. Every draw trades all pairs once more.
-
-    Raises:
-        TraceError: a token has one choice only, or fewer.
+    other's already: the usual chain over tables with both margins fixed. Every draw trades all pairs once more. A
+    TraceError says that tokens have one choice only.
     """
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     e, k = c.num_experts, c.k
@@ -324,7 +285,7 @@ def coactivation(
     total = _pairs(c.expert, e)
     joint = pair_probabilities(total.diagonal() / len(c.token), k)
     # whole documents, and one at least, however long
-    size, order = np.bincount(c.document), rng.permutation(c.num_documents)
+    size, order = np.bincount(c.document), rng.permutation(len(c.source))
     fit = int(np.searchsorted(np.cumsum(size[order]), max_null_tokens, side="right"))
     rows = np.isin(c.document, order[: max(1, fit)])
     document, expert = c.document[rows], c.expert[rows].copy()
@@ -351,8 +312,8 @@ def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
         return np.ones((e, e))
     w = q / (1 - q)
     for _ in range(1000):
-        # leaving expert i out: its inclusion is wᵢ·S_{k−1}(others)/S_k(all)
-        rest = np.stack([_symmetric(np.delete(w, i), k) for i in range(e)])
+        # by symmetric polynomials S, leaving expert i out: its inclusion is wᵢ·S_{k−1}(others)/S_k(all)
+        rest = np.stack([np.poly(-np.delete(w, i)) for i in range(e)])
         got = w * rest[:, k - 1] / (w * rest[:, k - 1] + rest[:, k])
         if np.abs(got - q).max() < 1e-10:
             break
@@ -360,22 +321,11 @@ def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
         if not (better > 0).any():
             break  # every choice is certain: the weights say so already
         w = better / np.exp(np.log(better[better > 0]).mean())
-    total = _symmetric(w, k)[k]
     joint = np.diag(q)
-    for i in range(e):
-        for j in range(i):
-            left = _symmetric(np.delete(w, [i, j]), max(k - 2, 0))
-            joint[i, j] = joint[j, i] = w[i] * w[j] * left[k - 2] / total if k > 1 else 0.0
+    for i, j in combinations(range(e) if k > 1 else (), 2):
+        others = np.poly(-np.delete(w, [i, j]))[k - 2]
+        joint[i, j] = joint[j, i] = w[i] * w[j] * others / np.poly(-w)[k]
     return joint
-
-
-def _symmetric(w: Floats, k: int) -> Floats:
-    """[k + 1] elementary symmetric polynomials S_0 ... S_k of w."""
-    s = np.zeros(k + 1)
-    s[0] = 1.0
-    for x in w:
-        s[1:] += x * s[:-1]
-    return s
 
 
 def _pairs(expert: Ints, e: int) -> Ints:
@@ -406,9 +356,6 @@ def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
     expert[other[free], j[free]] = x[free]
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
 def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
     """How often neighbours share their first choice, or any expert, by layer, with chance."""
     canvas, (axes,) = d.panels(1, 2, height=2.8)
@@ -432,11 +379,9 @@ def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
             (any_two[-1], "any two\ntokens", style.VERMILLION),
         ]
         d.label_ends(ax, layers[-1], ends)
-        each = ", ".join(
-            say.told("figures.repeats.each", layer=layer, s=s)
-            for layer, s in zip(layers, series, strict=True)
-        )
-        said.append(f"{title.lower()}: {each}")
+        pairs = zip(layers, series, strict=True)
+        each = (say.told("figures.repeats.each", layer=layer, s=s) for layer, s in pairs)
+        said.append(f"{title.lower()}: {', '.join(each)}")
     equal = [say.percent(series[0].chance_equal) for series in both.values()]
     return d.figure("repeats", canvas, "repeats", said, pairs=results[0].pairs, equal=equal)
 
@@ -445,9 +390,8 @@ def draw_coactivation(
     results: Sequence[CoActivation], *, num_layers: int | None = None
 ) -> d.Figure:
     """P(j chosen | i chosen) for all pairs, coloured by its ratio to what the loads alone would give."""
-    canvas, (axes,) = d.panels(1, len(results), height=2.9)
+    (canvas, (axes,)), said = d.panels(1, len(results), height=2.9), list[str]()
     image: Any = None
-    said: list[str] = []
     for ax, one in zip(axes, results, strict=True):
         e, (i, j) = len(one.conditional), one.maximum_pair
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -477,8 +421,7 @@ def draw_coactivation(
 def draw_paths(results: Sequence[Paths]) -> d.Figure:
     """Left how the number of distinct paths grows; right how much context two tokens on one path have in common."""
     canvas, ((left, right),) = d.panels(1, 2, height=3.0)
-    said: list[str] = []
-    ends: list[tuple[float, str, str]] = []
+    said, ends = list[str](), list[tuple[float, str, str]]()
     for one, colour, mark in zip(results, (style.BLUE, style.VERMILLION), "os", strict=False):
         # below a hundred tokens nearly every path is new
         far = one.curve_tokens >= min(100, one.curve_tokens[-1])
@@ -506,9 +449,6 @@ def draw_paths(results: Sequence[Paths]) -> d.Figure:
     right.set(xlabel="last tokens compared", ylabel="pairs on one path that agree, %")
     d.put_title(right, "Same path, same words? (grey: all pairs)")
     return d.figure("paths", canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
-
-
-# --- findings -------------------------------------------------------------------------------------
 
 
 def judge_paths(m: Measurements) -> say.Finding:

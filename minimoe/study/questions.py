@@ -12,7 +12,8 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from minimoe.checkpoint import pretrained_path, weights_fingerprint
 from minimoe.errors import CorpusError, MinimoeError, TraceError
 from minimoe.io import parse_json
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
+from minimoe.study.claims import told
 from minimoe.study.measurements import three_layers
 from minimoe.study.models import FoundModel, Stages, quiet_libraries, sha256
 from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
@@ -38,19 +40,6 @@ from minimoe.text.tokenizer import encode, text_ids
 
 NAMES = ("mmlu", "mmlu-test", "mmlu-dev", "generated")
 
-_LAID_OUT = "A question, its four lettered choices and a line for the answer, which is left open."
-
-# Of each set: what it is called in a few words, and in a sentence how a question is laid out.
-_FORMS = {
-    "mmlu-test": ("MMLU test questions", _LAID_OUT),
-    "mmlu-dev": ("MMLU development questions", _LAID_OUT),
-    "generated": (
-        "questions made from articles",
-        "Made from held-out articles of the encyclopaedia: a question, its four lettered choices and the right letter.",
-    ),
-    "own": ("own questions", "The text as the file has it."),
-}
-
 
 class QuestionSet:
     """Questions in an order that their ids' hashes give, so that the first ones of each subject are a random sample.
@@ -63,14 +52,11 @@ class QuestionSet:
     def __init__(
         self, name: str, questions: Iterable[Document], note: str = "", title: str = ""
     ) -> None:
-        self.name, self.note, self.form = name, note, _FORMS[name][1]
-        self.title = title or _FORMS[name][0]
-        self.questions = sorted(
-            questions, key=lambda q: hashlib.sha256(f"{name}\0{q.id}".encode()).digest()
-        )
+        self.name, self.note, self.form = name, note, told(f"read.{name}.form")
+        self.title = title or told(f"read.{name}.title")
+        self.questions = sorted(questions, key=lambda q: sha256(f"{name}\0{q.id}"))
         self.subjects = tuple(sorted({q.topic for q in self.questions if q.topic is not None}))
-        told = (json.dumps([q.id, q.topic, q.text]) for q in self.questions)
-        self.sha256 = sha256("".join(told))
+        self.sha256 = sha256("".join(json.dumps([q.id, q.topic, q.text]) for q in self.questions))
 
 
 def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
@@ -84,8 +70,7 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
         log: told of what is fetched and of what is taken instead.
 
     Raises:
-        CorpusError: an unknown name, no such file, a line of it that is no question, no questions, or a source that
-            cannot be reached.
+        CorpusError: an unknown name, no such file, a line that is no question, no questions, no way to the source.
     """
     log = log or print_to_stderr
     path = Path(name)
@@ -134,7 +119,7 @@ def _mmlu_test() -> list[Document]:
     for row in rows:
         subject = str(row["subject"])
         seen[subject] += 1
-        text = layout(str(row["question"]), [str(c) for c in row["choices"]], None)
+        text = layout(str(row["question"]), [*map(str, row["choices"])], None)
         documents.append(Document("mmlu", f"{subject}/test/{seen[subject]}", text, subject))
     return documents
 
@@ -181,28 +166,19 @@ MORE_TOKENS = {ENCYCLOPAEDIA: 1_000_000, "drama": 100_000}
 
 @dataclass(frozen=True)
 class Reading:
-    """What a study reads, as the model reads it, and what the report says of it.
+    """What a study reads, as the model reads it, and what the report says of it."""
 
-    Attributes:
-        documents: a record of each; none is empty.
-        tokens: the ids of each document.
-        identity: plain values by which a trace of this model, text and options is recognised.
-        facts: of model and text, in the order in which they are shown.
-        form: in a sentence or two, what text this is.
-        title: of the questions; `TEXT` where held-out text was read.
-        others: how many of the last documents are real questions beside held-out text.
-        left_out: a sentence for each thing that could not be read.
-        titles: spells out the names of domains.
-    """
-
-    documents: Sequence[TraceDocument]
-    tokens: Sequence[npt.NDArray[Any]]
-    identity: dict[str, Any]
-    facts: dict[str, str]
-    form: str
-    title: str = TEXT
-    others: int = 0
-    left_out: Sequence[str] = ()
+    documents: Sequence[TraceDocument]  #: a record of each; none is empty
+    tokens: Sequence[npt.NDArray[Any]]  #: the ids of each document
+    layers: tuple[int, ...]  #: to be recorded, by their numbers from 1
+    identity: dict[str, Any]  #: by which a trace of this model, text and options is recognised
+    facts: dict[str, str]  #: of model and text, in the order in which they are shown
+    form: str  #: in a sentence or two, what text this is
+    title: str = TEXT  #: of the questions; `TEXT` where held-out text was read
+    control: int | None = None  #: seed of the random routers beside the model's own; None: without
+    others: int = 0  #: how many of the last documents are real questions beside held-out text
+    left_out: Sequence[str] = ()  #: a sentence for each thing that could not be read
+    #: spells out the names of domains
     titles: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -214,29 +190,22 @@ class Reading:
 def heldout_text(
     checkpoint: str | Path, found: FoundModel, domains: Sequence[str] | None, max_tokens: int | None
 ) -> Reading:
-    """Held-out text of the training mix, `max_tokens` a domain (None: EQUAL_TOKENS, of some MORE_TOKENS), and the real
-    questions of MMLU.
+    """Held-out text of the training mix, `max_tokens` a domain (None: EQUAL_ or MORE_TOKENS), and MMLU's questions.
 
-    Raises:
-        CorpusError: an unknown domain, or too little text.
+    Raises CorpusError: an unknown domain, or too little text.
     """
     corpus = load_corpus(domains, tokenizer=found.tokenizer)
-    limits = token_limits(corpus, max_tokens)
+    limits, others = token_limits(corpus, max_tokens), 0
     parts = [documents_of(corpus.heldout, [name], limit) for name, limit in limits.items()]
-    left_out = [f"Left out: {name}: {reason}." for name, reason in corpus.skipped.items()]
-    others = 0
+    left_out = [told("left_out.domain", name=n, reason=why) for n, why in corpus.skipped.items()]
     try:
         if "mmlu" not in limits:
             parts.append(documents_of(encode(found.tokenizer, mmlu_dev_questions())))
             others = len(parts[-1][0])
     except CorpusError as error:
-        left_out.append(f"The real MMLU questions are left out: {error}.")
-    if QUESTIONS not in corpus.heldout.domains:
-        left_out.append(
-            "The generated questions are left out: the domain 'questions' was not read."
-        )
-    if ENCYCLOPAEDIA not in corpus.heldout.domains:
-        left_out.append("The topics are left out: the English encyclopaedia was not read.")
+        left_out.append(told("left_out.mmlu", error=error))
+    for name, missing in ((QUESTIONS, "generated"), (ENCYCLOPAEDIA, "topics")):
+        left_out += [told(f"left_out.{missing}")] * (name not in corpus.heldout.domains)
     identity = identity_of(pretrained_path(checkpoint), corpus, max_tokens)
     more = ", ".join(f"{name}: {limit}" for name, limit in MORE_TOKENS.items())
     facts = {
@@ -247,17 +216,11 @@ def heldout_text(
         "tokens_a_domain": str(max_tokens) if max_tokens else f"{EQUAL_TOKENS} ({more})",
         "configuration": json.dumps(found.configuration),
     }
-    return Reading(
-        [d for part, _ in parts for d in part],
-        [ids for _, part in parts for ids in part],
-        identity,
-        facts,
-        "Text of works that training never saw. For whatever is said about all text together the domains have nearly "
-        "equal shares, as in training.",
-        others=others,
-        left_out=left_out,
-        titles={name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS},
-    )
+    documents = [d for part, _ in parts for d in part]
+    tokens = [ids for _, part in parts for ids in part]
+    titles = {name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS}
+    read = Reading(documents, tokens, found.layers, identity, facts, told("read.text"))
+    return replace(read, others=others, left_out=left_out, titles=titles)
 
 
 def token_limits(corpus: Corpus, max_tokens: int | None) -> dict[str, int]:
@@ -271,11 +234,9 @@ def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str,
     for name in ("config.json", "tokenizer.json"):
         if (path / name).is_file():
             total.update(hashlib.sha256((path / name).read_bytes()).digest())
-    return {
-        "checkpoint_sha256": total.hexdigest(),
-        "data_sha256": corpus.sha256,
-        "options": json.dumps(token_limits(corpus, max_tokens), sort_keys=True),
-    }
+    options = json.dumps(token_limits(corpus, max_tokens), sort_keys=True)
+    found = {"checkpoint_sha256": total.hexdigest(), "data_sha256": corpus.sha256}
+    return {**found, "options": options}
 
 
 def asked_questions(
@@ -285,22 +246,19 @@ def asked_questions(
     max_tokens: int | None = None,
     control: int = 0,
 ) -> Reading:
-    """Questions in the set's order, of each subject the first ones up to `max_tokens`, one at least.
+    """Questions in the set's order, of each subject the first ones up to `max_tokens` (None: all), one at least.
 
-    `max_tokens` None: all; `control` is the seed of the random routers beside the model's own.
-
-    Raises:
-        TraceError: none of them holds a token.
+    Raises TraceError: none of them holds a token.
     """
-    ids: list[list[int]] = []
-    for start in range(0, len(asked.questions), 256):
-        texts = [q.text for q in asked.questions[start : start + 256]]
-        ids += text_ids(found.tokenizer, texts)
+    texts = [q.text for q in asked.questions]
+    ids = [
+        x for i in range(0, len(texts), 256) for x in text_ids(found.tokenizer, texts[i : i + 256])
+    ]
     held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
     if not held:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
     kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
-    taken = [pair for pair, keep in zip(held, kept, strict=True) if keep]
+    taken = [*compress(held, kept)]
     identity: dict[str, Any] = {
         "model": found.name,
         **found.identity,
@@ -312,20 +270,15 @@ def asked_questions(
         "control": f"random rows, seed {control}",
     }
     left_out = [f"{asked.note}."] if asked.note else []
-    if len(held) < len(ids):
-        left_out.append(f"Left out: {len(ids) - len(held)} questions that hold no token.")
+    if empty := len(ids) - len(held):
+        left_out.append(told("left_out.empty", count=empty))
     facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in identity.items()}
     facts["subjects"] = str(len(asked.subjects))
-    return Reading(
-        [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken],
-        [x for _, x in taken],
-        identity,
-        facts,
-        f"{asked.title[0].upper()}{asked.title[1:]}, each read by itself. {asked.form} Whether the model's training "
-        "saw them is not known here.",
-        asked.title,
-        left_out=left_out,
-    )
+    documents = [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken]
+    title = asked.title[0].upper() + asked.title[1:]
+    form = told("read.questions", title=title, form=asked.form)
+    read = Reading(documents, [x for _, x in taken], layers, identity, facts, form)
+    return replace(read, title=asked.title, control=control, left_out=left_out)
 
 
 def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> tuple[int, ...]:
@@ -338,14 +291,7 @@ def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> t
 
 
 def recorded(
-    found: FoundModel,
-    read: Reading,
-    folder: Path,
-    *,
-    layers: tuple[int, ...],
-    control: int | None,
-    stage: Stages,
-    **sizes: int,
+    found: FoundModel, read: Reading, folder: Path, stage: Stages, **sizes: int
 ) -> RoutingTrace:
     """The trace of what is read, from `folder` as far as it is there, else recorded into it.
 
@@ -363,10 +309,10 @@ def recorded(
             f"the tokenizer of {found.name} makes token {largest}, but the model has {found.vocab_size}; give a "
             "folder where they belong together"
         )
-    reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
+    options: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
     try:
         writer = TraceWriter(folder, read.identity)
-        done = writer.check(read.documents, read.tokens, layers, **reading)
+        done = writer.check(read.documents, read.tokens, read.layers, **options)
     except TraceError:
         if read.of_questions or not folder.is_dir():
             raise
@@ -376,35 +322,21 @@ def recorded(
         stage("the recorded choices are there already")
         return TraceWriter.read(folder)
     stage("loading the model")
-    model = found.load()
-    total = sum(map(len, read.tokens))
-    stage(f"recording {total - writer.tokens:,} of {total:,} tokens in layers {list(layers)}")
-    bar = tqdm(
-        total=total,
-        initial=writer.tokens,
-        unit="tok",
-        unit_scale=True,
-        disable=stage.quiet,
-        mininterval=1.0,
-    )
+    model, total, there = found.load(), sum(map(len, read.tokens)), writer.tokens
+    stage(f"recording {total - there:,} of {total:,} tokens in layers {list(read.layers)}")
+    look: dict[str, Any] = {"unit": "tok", "unit_scale": True, "mininterval": 1.0}
+    bar = tqdm(total=total, initial=there, disable=stage.quiet, **look)
 
     def watched(batches: Iterable[list[Window]]) -> Iterator[list[Window]]:
         for batch in batches:
             yield batch
             bar.update(sum(len(w.tokens) - w.context for w in batch))
 
-    options: dict[str, Any] = {
-        **reading,
-        **sizes,
-        "layers": layers,
-        "control": control,
-        "progress": watched,
-    }
+    options |= {**sizes, "layers": read.layers, "control": read.control, "progress": watched}
+    options["identity"] = read.identity
     try:
         with bar:
-            record_stream(
-                model, read.documents, read.tokens, folder, identity=read.identity, **options
-            )
+            record_stream(model, read.documents, read.tokens, folder, **options)
     except torch.OutOfMemoryError as error:
         raise MinimoeError(
             f"{sizes['batch_tokens']} tokens per batch do not fit the GPU; give a smaller --batch-tokens: "

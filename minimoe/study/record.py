@@ -1,4 +1,4 @@
-"""Documents as the model reads them: in windows no longer than it can see, windows of similar length together."""
+"""What the routers choose while a model reads documents, in windows no longer than it can see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, groupby
+from itertools import compress, count, groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,20 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from minimoe.errors import TraceError
 from minimoe.generate import evaluating
 from minimoe.model import MixtralModel, ModelOutput, zero_or_one
 from minimoe.routing import Routing
-from minimoe.study.trace import (
-    MADE_OF,
-    RoutingTrace,
-    TraceDocument,
-    TraceWriter,
-    first_documents,
-    made_of,
-)
+from minimoe.study import trace as stored
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from minimoe.text.tokenizer import TokenSplit
 
 
@@ -57,25 +52,20 @@ def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
 
 @dataclass(frozen=True)
 class Recording:
-    """One forward pass: the ids it read and what each sparse layer chose.
+    """One forward pass: the ids it read and what each sparse layer chose, the first choice first."""
 
-    input_ids [T] int64; valid [T] bool, False for padding; expert [T, L, K] int16 and weight [T, L, K] float32, the
-    first choice first; control [T, L, K] int16, what random routers chose, if there were any.
-    """
-
-    input_ids: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.bool_]
-    expert: npt.NDArray[np.int16]
-    weight: npt.NDArray[np.float32]
-    control: npt.NDArray[np.int16] | None = None
+    input_ids: npt.NDArray[np.int64]  #: [T]
+    valid: npt.NDArray[np.bool_]  #: [T] False for padding
+    expert: npt.NDArray[np.int16]  #: [T, L, K]
+    weight: npt.NDArray[np.float32]  #: [T, L, K]
+    control: npt.NDArray[np.int16] | None = None  #: [T, L, K] what random routers chose
 
 
 class RandomRouters:
     """Routers that nobody trained, on the hidden states that the trained ones read: what a verdict stands beside.
 
-    The rows of a layer's router are drawn anew in random directions, each with the norm of the row that it replaces (1
-    where the layer has no matrix of rows), and a token gets the K experts of the largest products; without biases and
-    groups.
+    The rows of a layer's router point in random directions, each as long as the row that it replaces (1 where the layer
+    has no matrix of rows), and a token gets the K experts of the largest products; without biases and groups.
 
     Args:
         seed: with the layer's number, of the rows.
@@ -93,12 +83,9 @@ class RandomRouters:
         if layer not in self._drawn:
             generator = torch.Generator().manual_seed(1000 * self._seed + layer)
             drawn = torch.randn(self._num_experts, x.shape[-1], generator=generator)
-            drawn = nn.functional.normalize(drawn)
-            rows = [
-                p
-                for name, p in self._layers[layer].named_parameters()
-                if p.ndim == 2 and len(p) == len(drawn) and "experts" not in name.split(".")
-            ]
+            drawn, named = nn.functional.normalize(drawn), self._layers[layer].named_parameters()
+            own = [p for name, p in named if "experts" not in name.split(".")]
+            rows = [p for p in own if p.ndim == 2 and len(p) == len(drawn)]
             if len(rows) == 1 and not rows[0].is_meta:
                 drawn *= rows[0].detach().float().cpu().norm(dim=1, keepdim=True)
             self._drawn[layer] = drawn.to(x.device)
@@ -108,14 +95,9 @@ class RandomRouters:
 
     def beside(self, recording: Recording) -> Recording:
         """The recording of the pass in which they last chose, with their choices."""
-        chosen = [self._chosen.pop(layer) for layer in sorted(self._chosen)]
-        return dataclasses.replace(recording, control=stacked(chosen))
+        chosen = stacked([self._chosen.pop(layer) for layer in sorted(self._chosen)])
+        return dataclasses.replace(recording, control=chosen)
 
-
-COMPILED = (
-    "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder sets "
-    "afterwards: record the model as it was before, or load it again"
-)
 
 UNKNOWN = (
     " has no sparse layer that the recorder knows: it reads minimoe's MixtralModel and, of transformers 5, "
@@ -125,19 +107,27 @@ UNKNOWN = (
 )
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile has taken the place of the call of the model or of one of its parts."""
-    return any(
+def unheard(model: nn.Module, otherwise: str) -> TraceError:
+    """Why a recorder heard nothing: torch.compile took the place of a call of the model or of its parts, or else."""
+    compiled = (
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
+    )
+    return TraceError(
+        "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder sets "
+        "afterwards: record the model as it was before, or load it again"
+        if any(compiled)
+        else otherwise
     )
 
 
 class RoutingSource(Protocol):
-    """A model as the recorder sees it. Write one for a class that minimoe does not know and give it to
-    `RoutingRecorder` in place of the model.
+    """A model as the recorder sees it: for a class that minimoe does not know, write one and give it in its place.
 
-    `layers` are the numbers of those recorded, counted from 1, increasing; `max_length` is in tokens.
+    `layers` are the numbers of those recorded, counted from 1, increasing; `max_length` is in tokens. `open` registers
+    the hooks that `recording` needs, which the recorder removes. `recording` is what the forward pass that has just
+    ended, model(*args, **kwargs) -> output, chose. `read` is one forward pass over ids [B, S] and mask [B, S] bool
+    (None: no padding), both on the CPU, for its routings alone.
     """
 
     model: nn.Module
@@ -145,18 +135,13 @@ class RoutingSource(Protocol):
     num_experts: int
     max_length: int
 
-    def open(self) -> list[RemovableHandle]:
-        """Register the hooks that `recording` needs; the recorder removes them."""
-        ...
+    def open(self) -> list[RemovableHandle]: ...
 
-    def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
-        """What the forward pass that has just ended, model(*args, **kwargs) -> output, chose."""
-        ...
+    def recording(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Recording: ...
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """One forward pass over ids [B, S] and mask [B, S] bool (None: no padding), both on the CPU, for its routings
-        alone."""
-        ...
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None: ...
 
 
 class MinimoeSource:
@@ -173,13 +158,11 @@ class MinimoeSource:
             )
         self.model: nn.Module = model
         self.layers = chosen_layers(every, layers)
-        self.num_experts = config.num_experts
+        self.num_experts = e = config.num_experts
         self.max_length = config.max_position_embeddings
         self._columns = [every.index(layer) for layer in self.layers]
         self._mlp = {n: model.get_submodule(f"layers.{n - 1}.mlp") for n in self.layers}
-        self._random = (
-            control if control is None else RandomRouters(control, self._mlp, self.num_experts)
-        )
+        self._random = None if control is None else RandomRouters(control, self._mlp, e)
 
     def open(self) -> list[RemovableHandle]:
         """No hook is needed but for random routers, which see what the layers do."""
@@ -201,7 +184,7 @@ class MinimoeSource:
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass."""
         device = next(self.model.parameters()).device
-        mask = None if attention_mask is None else attention_mask.to(device)
+        mask = attention_mask if attention_mask is None else attention_mask.to(device)
         self.model(input_ids.to(device), attention_mask=mask, logits_to_keep=1)
 
 
@@ -248,29 +231,26 @@ def stacked(expert: Sequence[Tensor]) -> npt.NDArray[np.int16]:
 def require_finite(recording: Recording, layers: Sequence[int]) -> None:
     """Refuse a weight that is not finite for a valid token; `layers` are the numbers of the recording's L columns."""
     broken = ~np.isfinite(recording.weight) & recording.valid[:, None, None]
-    if not broken.any():
-        return
-    column, token = np.argwhere(broken.any(axis=2).T)[0]  # a layer spoils those after it
-    weights = recording.weight[token, column].tolist()
-    raise TraceError(
-        f"layer {layers[column]} weighs the experts of token {token} (id {recording.input_ids[token]}) with {weights}, "
-        "no numbers to record: the model's weights are damaged, or its numbers too large for their type "
-        "(float16 ends at 65,504)"
-    )
+    for column, token in np.argwhere(broken.any(axis=2).T)[:1]:  # a layer spoils those after it
+        raise TraceError(
+            f"layer {layers[column]} weighs the experts of token {token} (id {recording.input_ids[token]}) with "
+            f"{recording.weight[token, column].tolist()}, no numbers to record: the model's weights are damaged, or "
+            "its numbers too large for their type (float16 ends at 65,504)"
+        )
 
 
 def chosen_layers(sparse: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
     """The layers to record among those with experts, counted from 1; None: all of them. Others are refused."""
     if not sparse:
         raise TraceError("the model has no sparse layer, so there is no routing to record")
-    layers = set(sparse if wanted is None else wanted)
-    absent = sorted(layers.difference(sparse))
+    layers = tuple(sorted(set(sparse if wanted is None else wanted)))
+    absent = [str(layer) for layer in layers if layer not in sparse]
     if absent or not layers:
-        named = ", ".join(map(str, absent)) or "no layer at all"
         raise TraceError(
-            f"{named}: no such layer with experts; the model has them in layers {spans(sparse)}, counted from 1"
+            f"{', '.join(absent) or 'no layer at all'}: no such layer with experts; the model has them in layers "
+            f"{spans(sparse)}, counted from 1"
         )
-    return tuple(sorted(layers))
+    return layers
 
 
 def spans(numbers: Sequence[int]) -> str:
@@ -306,10 +286,10 @@ class TransformersSource:
         self.layers = chosen_layers(tuple(sparse), layers) if sparse else ()
         self._experts = {n: sparse[n] for n in self.layers}
         sizes = {n: max(map(len, _stacks(m)), default=0) for n, m in self._experts.items()}
-        self.num_experts = max(sizes.values(), default=0)
-        if not self.num_experts:
+        self.num_experts = e = max(sizes.values(), default=0)
+        if not e:
             raise TraceError(self.name + UNKNOWN)
-        if min(sizes.values()) != self.num_experts:
+        if min(sizes.values()) != e:
             raise TraceError(
                 f"the layers of {self.name} differ in their number of experts ({sizes}); record those that agree, with "
                 "layers=..."
@@ -319,12 +299,9 @@ class TransformersSource:
         config = model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", sys.maxsize))
         self._tested: set[int] = set()
-        self._call: Any = None  # of the layer that is running
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
         blocks = {n: model.get_submodule(f"{path}.{n - 1}") for n in self.layers}
-        self._random = (
-            control if control is None else RandomRouters(control, blocks, self.num_experts)
-        )
+        self._random = None if control is None else RandomRouters(control, blocks, e)
         self._options: dict[str, Any] = {"use_cache": False}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             self._options["logits_to_keep"] = 1  # a base model has no head, so no logits
@@ -335,11 +312,11 @@ class TransformersSource:
         for layer, experts in self._experts.items():
             keep, test = partial(self._keep, layer), partial(self._test, layer)
             handles.append(experts.register_forward_pre_hook(keep, with_kwargs=True))
-            handles.append(experts.register_forward_hook(test))
+            handles.append(experts.register_forward_hook(test, with_kwargs=True))
         return handles
 
     def _keep(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        call = self._call = ExpertsCall(module, args, kwargs)
+        call = ExpertsCall(module, args, kwargs)
         expert, weight = call.expert, call.weight
         if not (_is_matrix(expert, False) and _is_matrix(weight, True)):
             raise TraceError(
@@ -360,9 +337,8 @@ class TransformersSource:
         if self._random:
             self._random.choose(layer, call.x.flatten(0, -2), expert.shape[1])
 
-    def _test(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
-        call, self._call = self._call, None
-        if layer not in self._tested and not call.explains(output):
+    def _test(self, layer: int, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        if layer not in self._tested and not ExpertsCall(module, args, kwargs).explains(output):
             raise TraceError(
                 f"layer {layer} of {self.name}: the output of {type(module).__name__} is not that of the experts and "
                 "weights it was called with, so its routing cannot be recorded; write a "
@@ -379,13 +355,11 @@ class TransformersSource:
             raise TraceError(
                 "the model was called without input_ids; the recorder must know which tokens it reads"
             )
-        missing = [layer for layer in self.layers if layer not in self._kept]
-        if missing:
-            raise TraceError(
-                COMPILED
-                if is_compiled(self.model)
-                else f"the experts of layers {missing} were not called; a fused kernel must have taken the place of "
-                "the sparse layer: load the model with use_kernels=False"
+        if missing := [layer for layer in self.layers if layer not in self._kept]:
+            raise unheard(
+                self.model,
+                f"the experts of layers {missing} were not called; a fused kernel must have taken the place of the "
+                "sparse layer: load the model with use_kernels=False",
             )
         kept = [self._kept[layer] for layer in self.layers]
         shapes = [[tuple(expert.shape) for expert, _ in calls] for calls in kept]
@@ -425,8 +399,7 @@ def _is_matrix(value: Any, floating: bool) -> bool:
 
 
 def _experts(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
-    """Modules named `experts` that take ids and weights, by the list of layers they are in and their number there,
-    counted from 1."""
+    """Modules named `experts` that take ids and weights, by their list of layers and their number there, from 1."""
     found: dict[str, dict[int, nn.Module]] = {}
     for name, module in model.named_modules():
         inside = re.fullmatch(r"(.*?)\.(\d+)\..*\bexperts", name)
@@ -443,13 +416,9 @@ def _experts(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
 
 def _stacks(module: nn.Module) -> list[Tensor]:
     """The weights of all experts, [E, ., .] each; DBRX has them as [E·F, D]."""
-    stored = [p.data for p in module.parameters()]
-    number = int(getattr(module, "num_experts", 0))
-    return [p for p in stored if p.ndim == 3] or [
-        p.unflatten(0, (number, -1))
-        for p in stored
-        if p.ndim == 2 and number and not len(p) % number
-    ]
+    held, number = [p.data for p in module.parameters()], int(getattr(module, "num_experts", 0))
+    flat = [p for p in held if p.ndim == 2 and number and not len(p) % number]
+    return [p for p in held if p.ndim == 3] or [p.unflatten(0, (number, -1)) for p in flat]
 
 
 class ExpertsCall:
@@ -474,8 +443,7 @@ class ExpertsCall:
         """Whether the experts did with the first four sound tokens what the ids and weights say.
 
         Their output must be the sum of each chosen expert's own output times its weight, and an expert whose stored
-        weights are NaN for a moment must be seen by those tokens alone that chose it (unless they are not at hand: on
-        another device, or as integers).
+        weights are NaN for a moment must be seen by just those tokens that chose it, if they are here and not integers.
         """
         x, output = self.x.flatten(0, -2), output.flatten(0, -2)
         # a broken model is refused elsewhere, with its first token
@@ -486,12 +454,8 @@ class ExpertsCall:
         x, expert, weight = x[rows], self.expert[rows], self.weight[rows]
         first = torch.zeros_like(weight)
         first[:, 0] = 1
-        parts = torch.stack(
-            [
-                self.run(x, e[:, None].expand_as(expert), first).float() * w[:, None].float()
-                for e, w in zip(expert.T, weight.T, strict=True)
-            ]
-        )
+        alone = [self.run(x, e[:, None].expand_as(expert), first).float() for e in expert.T]
+        parts = torch.stack(alone) * weight.T[:, :, None].float()
         # float32 may be multiplied with TF32's ten bits; other experts would be seen below too
         close = max(1e-2, 8 * torch.finfo(output.dtype).eps)
         error = (parts.sum(dim=0) - output[rows].float()).norm(dim=-1)
@@ -528,8 +492,7 @@ def source_of(
         layers: numbers, counted from 1, of those to record; default, all that have experts.
         control: seed of `RandomRouters` beside the model's own; None: without. A `RoutingSource` decides for itself.
 
-    Raises:
-        TraceError: a class that is not known, no sparse layer, or a layer without experts.
+    Raises TraceError: a class that is not known, no sparse layer, or a layer without experts.
     """
     if isinstance(model, MixtralModel):
         return MinimoeSource(model, layers, control)
@@ -537,8 +500,8 @@ def source_of(
     if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         return TransformersSource(model, layers, control)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
-        compiled = isinstance(model, nn.Module) and is_compiled(model)
-        raise TraceError(COMPILED if compiled else type(model).__name__ + UNKNOWN)
+        parts = model if isinstance(model, nn.Module) else nn.Module()
+        raise unheard(parts, type(model).__name__ + UNKNOWN)
     if layers is not None and chosen_layers(model.layers, layers) != model.layers:
         raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
     return model
@@ -581,11 +544,8 @@ class RoutingRecorder:
     def pop(self) -> Recording:
         """The earliest recording not taken yet; without one, a TraceError."""
         if not self._recordings:
-            raise TraceError(
-                COMPILED
-                if is_compiled(self.model)
-                else "nothing recorded yet: call the model inside the recorder's context first"
-            )
+            otherwise = "nothing recorded yet: call the model inside the recorder's context first"
+            raise unheard(self.model, otherwise)
         return self._recordings.pop(0)
 
     def _hook(
@@ -635,41 +595,37 @@ def record_documents(
         read = np.concatenate([before, ids]).astype(np.int64)
         for at in range(0, max(len(read) - 1, 1) if len(ids) else 0, size - 1):
             context = 1 if at else len(before)
-            every.append(
-                Window(document, at + context - len(before), context, read[at : at + size])
-            )
+            start = at + context - len(before)
+            every.append(Window(document, start, context, read[at : at + size]))
     if not every:
         raise TraceError("the documents hold no tokens, so there is nothing to record")
     rows: list[tuple[Any, ...]] = []
     with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
         for batch in progress(list(batches(every, batch_tokens))):
-            width = max(len(w.tokens) for w in batch)
-            ids = torch.full((len(batch), width), end_of_text or 0, dtype=torch.int64)
-            mask = torch.zeros(len(batch), width, dtype=torch.bool)
-            for row, window in enumerate(batch):
-                ids[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
-                mask[row, : len(window.tokens)] = True
+            read = [torch.from_numpy(w.tokens) for w in batch]
+            ids = pad_sequence(read, batch_first=True, padding_value=end_of_text or 0)
+            width = ids.shape[1]
+            mask = torch.arange(width) < torch.tensor([[len(w.tokens)] for w in batch])
             source.read(ids, None if bool(mask.all()) else mask)
             r = recorder.pop()
             for row, w in enumerate(batch):
                 own = slice(row * width + w.context, row * width + len(w.tokens))
-                control = None if r.control is None else r.control[own]
-                token = w.tokens[w.context :]
-                rows.append((w.document, w.start, token, r.expert[own], r.weight[own], control))
+                chosen = (x if x is None else x[own] for x in (r.expert, r.weight, r.control))
+                rows.append((w.document, w.start, w.tokens[w.context :], *chosen))
     rows.sort(key=lambda row: row[:2])
     document, start, token, expert, weight, control = zip(*rows, strict=True)
     lengths = [len(ids) for ids in token]
     return RoutingTrace(
-        token=np.concatenate(token),
-        document=np.repeat(np.array(document, np.int32), lengths),
-        position=np.concatenate([np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]),
-        expert=np.concatenate(expert),
-        weight=np.concatenate(weight),
-        control=None if control[0] is None else np.concatenate(control),
-        documents=tuple(documents),
-        num_experts=source.num_experts,
-        layers=source.layers,
-        meta=dict(meta or {}),
+        np.concatenate(token),
+        np.repeat(np.array(document, np.int32), lengths),
+        np.concatenate([np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]),
+        np.concatenate(expert),
+        np.concatenate(weight),
+        tuple(documents),
+        source.num_experts,
+        source.layers,
+        dict(meta or {}),
+        None if control[0] is None else np.concatenate(control),
     )
 
 
@@ -684,8 +640,7 @@ def record_split(
     """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
 
     Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
-    domain is recorded even if it is longer than `max_tokens`, so that no domain is missing. `options` are those of
-    `record_documents`.
+    domain is recorded however long it is, so that no domain is missing. `options` are those of `record_documents`.
     """
     return record_documents(model, *documents_of(split, domains, max_tokens), **options)
 
@@ -699,8 +654,8 @@ def documents_of(
         for start, d in zip(split.offsets.tolist(), split.documents, strict=False)
         if d.tokens > 1 and (domains is None or d.domain in domains)
     ]
-    keep = first_documents([d.domain for d, _ in held], [len(ids) for _, ids in held], max_tokens)
-    taken = [pair for pair, kept in zip(held, keep, strict=True) if kept]
+    labels, lengths = [d.domain for d, _ in held], [len(ids) for _, ids in held]
+    taken = list(compress(held, stored.first_documents(labels, lengths, max_tokens)))
     return [d for d, _ in taken], [ids for _, ids in taken]
 
 
@@ -720,8 +675,8 @@ def record_stream(
 ) -> TraceWriter:
     """Record documents into `folder` chunk by chunk; what is there already is not recorded again.
 
-    Weights are kept in half precision (11 bits), which the chunks compress to about two bytes each. What is not named
-    here is as in `record_documents`, `options` are batch_tokens and progress; no document may be empty.
+    Weights are kept in half precision (11 bits), about two bytes each when compressed. What is not named here is as in
+    `record_documents`, `options` are batch_tokens and progress; no document may be empty.
 
     Args:
         folder: for chunks and manifest, made if it does not exist.
@@ -729,8 +684,7 @@ def record_stream(
         chunk_tokens: a chunk ends with the document that reaches so many: what a crash costs.
         control: seed of random routers beside the model's own; None: without.
 
-    Raises:
-        TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
+    Raises TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
     """
     if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
         raise TraceError("every document needs its token ids, at least one")
@@ -740,10 +694,9 @@ def record_stream(
     done = writer.check(documents, tokens, source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
-        meta = {MADE_OF: made_of(tokens[part], **reading)}
-        chunk = record_documents(
-            source, documents[part], tokens[part], meta=meta, **reading, **options
-        )
+        meta = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
+        more: dict[str, Any] = {"meta": meta, **reading, **options}
+        chunk = record_documents(source, documents[part], tokens[part], **more)
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))
     return writer

@@ -18,7 +18,7 @@ import torch
 
 from minimoe import __version__
 from minimoe.errors import MinimoeError
-from minimoe.io import atomic_write, remove_leftovers, write_text
+from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study import page
 from minimoe.study.chance import MIN_DOCUMENTS, document_labels
@@ -63,16 +63,14 @@ def run_study(
         questions: see `question_set`; None: held-out text, with the real questions of MMLU beside it.
         domains: of held-out text: names from `DOMAINS`; default, the training mix.
         layers: of questions, see `layers_to_record`; held-out text is studied in all.
-        max_tokens: of a domain or subject, one document at least. Default, EQUAL_TOKENS of a domain and more of some;
-            all questions.
+        max_tokens: of a domain or subject, one document at least. Default, EQUAL_TOKENS or more; all questions.
         batch_tokens: tokens a forward pass, padding included.
         chunk_tokens: what a crash costs at most.
         seed: of all draws, and of the untrained weights or routers beside the model.
         progress: print stages and a bar on standard error.
 
     Returns:
-        The path of report.html. `out`/trace holds what was recorded; one of the same model, text and options is gone on
-        with, and used as it is when complete.
+        The path of report.html. What `out`/trace holds of the same model, text and options is not recorded again.
 
     Raises:
         MinimoeError: an option that cannot work, a package that is missing, a model or text that cannot be had, a trace
@@ -83,67 +81,52 @@ def run_study(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise MinimoeError(f"{name} is {value}, expected a positive number of tokens")
-    stage = Stages(not progress)
+    stage, out = Stages(not progress), Path(out)
     if questions is None:
-        out = writable(Path(out))
+        writable(out)
         stage("loading the model and the text")
         found = find_minimoe(model)
         read = heldout_text(model, found, domains, max_tokens)
-        wanted = found.layers
     else:
         kind_of(model)  # a name that leads nowhere is found before any question is fetched
-        out = writable(Path(out))
+        writable(out)
         stage("finding the questions and the model")
         asked = question_set(questions)
         found = find_model(model, device=device, dtype=dtype, revision=revision)
-        wanted = layers_to_record(found, layers)
-        read = asked_questions(asked, found, wanted, max_tokens, seed)
-    trace = recorded(
-        found,
-        read,
-        out / "trace",
-        layers=wanted,
-        control=seed if read.of_questions else None,
-        stage=stage,
-        batch_tokens=batch_tokens,
-        chunk_tokens=chunk_tokens,
-    )
+        read = asked_questions(asked, found, layers_to_record(found, layers), max_tokens, seed)
+    sizes = {"batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
+    trace = recorded(found, read, out / "trace", stage, **sizes)
     options: dict[str, Any] = {
         "others": read.others,
         "title": read.title,
         "equal_tokens": EQUAL_TOKENS if max_tokens is None else max_tokens,
         "num_layers": found.num_layers,
-        "whole": wanted == found.layers,
+        "whole": read.layers == found.layers,
         "seed": seed,
     }
-    m, missing = measure(
-        trace, found.tokenizer, say=lambda what: stage(f"measuring {what}"), **options
-    )
+    tokenizer = found.tokenizer
+    m, missing = measure(trace, tokenizer, say=lambda x: stage(f"measuring {x}"), **options)
     left_out = [*read.left_out, *missing]
     stage("control: the same with untrained routers")
     nobodys = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
-    untrained, _ = measure(nobodys, found.tokenizer, **options)
+    untrained, _ = measure(nobodys, tokenizer, **options)
     titles = read.titles or {d.topic or "": page.spell(d.topic or "") for d in trace.documents}
     made = page.findings(m, titles, untrained)
     itself = page.mixtral_itself(made, m)
 
     stage("drawing")
-    drawn = page.draw(m, found.tokenizer, dict(read.titles))
-    pngs = {name: figure.png() for name, figure in drawn.items()}
-    for name, png in pngs.items():
-        with atomic_write(out / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
+    drawn = page.draw(m, tokenizer, dict(read.titles))
+    for name, figure in drawn.items():
+        figure.save(out / f"{name}.png")
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
-    name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu"
-    transformers = getattr(sys.modules.get("transformers"), "__version__", "not used")
     facts = {
         "date": today(),
         **read.facts,
-        "device": name,
+        "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu",
         "seed": str(seed),
         **dict(surroundings()),
-        "transformers": str(transformers),
+        "transformers": getattr(sys.modules.get("transformers"), "__version__", "not used"),
     }
     stage("")
     summary = {
@@ -160,15 +143,9 @@ def run_study(
     }
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(out / "summary.json", text + "\n")
-    noun = "questions" if read.of_questions else "documents"
-    about = (
-        f"{found.name}: {found.num_layers} layers, {len(found.layers)} of them with {found.num_experts} experts, "
-        f"{trace.experts_per_token} for each token; {found.parameters:,} parameters. Layers {spans(wanted)}, counted "
-        f"from 1, studied on {len(trace):,} tokens of {len(trace.documents):,} {noun}, {facts['date']}."
-    )
-    words = {"found": found, "read": read, "published": itself, "left_out": left_out}
-    words |= {"facts": facts, "corpus": material(trace, read), "summary": about}
-    write_text(out / "report.html", page.page(made, drawn, pngs, **words))
+    words = {"found": found, "read": read, "trace": trace, "layers": spans(read.layers)}
+    words |= {"facts": facts, "corpus": material(trace, read), "left_out": left_out}
+    write_text(out / "report.html", page.page(made, drawn, published=itself, **words))
     if progress:
         print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
     return out / "report.html"
@@ -185,7 +162,7 @@ def random_weights(found: FoundModel, trace: RoutingTrace, seed: int) -> Routing
     return record_documents(random, trace.documents, tokens, end_of_text=found.begin)
 
 
-def writable(out: Path) -> Path:
+def writable(out: Path) -> None:
     """Make the folder and try it, so that nobody waits minutes for an error."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -196,7 +173,6 @@ def writable(out: Path) -> Path:
         raise MinimoeError(
             f"the output folder {out} cannot be written ({error.strerror}); give another with --out"
         ) from error
-    return out
 
 
 def material(trace: RoutingTrace, read: Reading) -> list[dict[str, Any]]:
@@ -206,13 +182,11 @@ def material(trace: RoutingTrace, read: Reading) -> list[dict[str, Any]]:
     tokens = np.bincount(label[trace.document], minlength=len(names)).tolist()
     rows: list[dict[str, Any]] = []
     for name, documents, count in zip(names, held, tokens, strict=True):
-        known = DOMAINS[name].title if name in DOMAINS else name
-        title = page.spell(name) if read.of_questions else known
+        domain = DOMAINS[name].title if name in DOMAINS else name
         few = f"fewer than {MIN_DOCUMENTS} documents: no intervals" * (documents < MIN_DOCUMENTS)
-        rows.append({"title": title, "documents": documents, "tokens": count, "note": few})
-    if read.of_questions:
-        rows.sort(key=lambda row: row["title"])
-    return rows
+        row = {"title": page.spell(name) if read.of_questions else domain}
+        rows.append({**row, "documents": documents, "tokens": count, "note": few})
+    return sorted(rows, key=lambda row: row["title"]) if read.of_questions else rows
 
 
 def today() -> str:
@@ -244,10 +218,8 @@ def trimmed(m: Measurements) -> dict[str, Any]:
 
 def rounded(value: Any) -> Any:
     """Six significant digits; what JSON has no word for becomes null."""
-    if isinstance(value, dict):
-        return {str(key): rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value
+    known: Any = {
+        "parse_float": lambda x: float(f"{float(x):.6g}"),
+        "parse_constant": lambda _: None,
+    }
+    return json.loads(json.dumps(value), **known)

@@ -65,31 +65,20 @@ class TraceHeader(NamedTuple):
 class RoutingTrace:
     """The choices of every router for every token.
 
-    Attributes:
-        token: [N] int32, token ids; -1 for padding.
-        document: [N] int32, index into `documents`.
-        position: [N] int32, place of the token in its document; neighbours differ by 1.
-        expert: [N, L, K] int16, 0-based, first choice first; -1 where there is none.
-        weight: [N, L, K] float32, what each choice was weighted with.
-        documents: one record a document, each (domain, id) once.
-        num_experts: E.
-        layers: the model's layer numbers of the L columns, counted from 1, increasing.
-        meta: whatever describes the run (model, date, split).
-        control: [N, L, K] int16, as `expert`, of routers with random rows on the same hidden states; or None.
-
-    Raises:
-        TraceError: shapes that do not fit, or an index out of range.
+    Raises TraceError: shapes that do not fit, or an index out of range.
     """
 
-    token: npt.NDArray[np.int32]
-    document: npt.NDArray[np.int32]
-    position: npt.NDArray[np.int32]
-    expert: npt.NDArray[np.int16]
-    weight: npt.NDArray[np.float32]
-    documents: tuple[TraceDocument, ...]
-    num_experts: int
-    layers: tuple[int, ...]
+    token: npt.NDArray[np.int32]  #: [N] ids; -1 for padding
+    document: npt.NDArray[np.int32]  #: [N] index into `documents`
+    position: npt.NDArray[np.int32]  #: [N] place in its document; neighbours differ by 1
+    expert: npt.NDArray[np.int16]  #: [N, L, K] 0-based, first choice first; -1 where is none
+    weight: npt.NDArray[np.float32]  #: [N, L, K] what each choice was weighted with
+    documents: tuple[TraceDocument, ...]  #: one record a document, each (domain, id) once
+    num_experts: int  #: E
+    layers: tuple[int, ...]  #: the model's numbers of the L columns, from 1, increasing
+    #: whatever describes the run (model, date, split)
     meta: dict[str, str] = field(default_factory=dict[str, str])
+    #: [N, L, K] as `expert`, of routers with random rows on the same hidden states; or None
     control: npt.NDArray[np.int16] | None = None
 
     def __post_init__(self) -> None:
@@ -187,17 +176,12 @@ class RoutingTrace:
         topics: Iterable[str] | None = None,
         documents: npt.ArrayLike | None = None,
     ) -> RoutingTrace:
-        """The part of the trace in these domains, of these topics and in this [G] mask of documents, renumbered.
-
-        Raises:
-            TraceError: an unknown domain or topic, or a mask of another length.
-        """
+        """The part in these domains, of these topics and in this [G] mask of documents; a TraceError if unknown."""
         keep = np.ones(len(self.documents), dtype=bool)
-        for label, wanted in (("domain", domains), ("topic", topics)):
-            if wanted is None:
-                continue
+        asked = {"domain": domains, "topic": topics}
+        for label, wanted in ((label, x) for label, x in asked.items() if x is not None):
             names = {wanted} if isinstance(wanted, str) else set(wanted)
-            present: list[str | None] = [getattr(d, label) for d in self.documents]
+            present = [getattr(d, label) for d in self.documents]
             known = [name for name in dict.fromkeys(present) if name is not None]
             if unknown := names.difference(known):
                 raise TraceError(
@@ -231,17 +215,14 @@ class RoutingTrace:
         Of `meta`, what all of them agree on is kept. Where `tokens` says how many they hold together, `traces` may be
         an iterator: no more than one of them is held at a time beside the result.
 
-        Raises:
-            TraceError: nothing to join, other experts, layers or choices a token, or only some with random routers.
+        Raises TraceError: nothing to join, other experts, layers or choices a token, or only some with random routers.
         """
         if tokens is None:
             traces = list(traces)
             tokens = sum(map(len, traces))
         head: RoutingTrace | None = None
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        index: dict[TraceDocument, int] = {}
-        meta: dict[str, str] = {}
-        at = 0
+        arrays, meta = dict[str, npt.NDArray[Any]](), dict[str, str]()
+        index, at = dict[TraceDocument, int](), 0
         for number, trace in enumerate(traces):
             own = trace.arrays()
             if head is None:
@@ -272,20 +253,11 @@ class RoutingTrace:
 
     @staticmethod
     def load(path: str | Path) -> RoutingTrace:
-        """Read what `save` wrote.
-
-        Raises:
-            TraceError: naming the file: it is absent, truncated, foreign or of another version.
-        """
+        """Read what `save` wrote; a TraceError names a file that is absent, cut off, foreign or of another version."""
         with _stored(path) as (stored, head):
             arrays: dict[str, Any] = {n: stored[n] for n in ARRAYS if n != "control" or n in stored}
-            return RoutingTrace(
-                **arrays,
-                documents=head.documents,
-                num_experts=head.num_experts,
-                layers=head.layers,
-                meta=head.meta,
-            )
+            of = {n: getattr(head, n) for n in ("documents", "num_experts", "layers", "meta")}
+            return RoutingTrace(**arrays, **of)
 
     @staticmethod
     def peek(path: str | Path) -> TraceHeader:
@@ -349,9 +321,7 @@ class TraceWriter:
     Attributes:
         chunks: headers of the chunks in the folder.
 
-    Raises:
-        TraceError: another identity, chunks without a manifest, a damaged or a missing chunk, or a folder that cannot
-            be written.
+    Raises TraceError: another identity, chunks without a manifest, a damaged or missing chunk, or no right to write.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -408,15 +378,12 @@ class TraceWriter:
                 f"{error}, so nobody knows of what the chunks beside it are; give another folder, or remove this one"
             ) from error
         now = json.loads(text)  # as JSON has it: tuples are lists
-        different = [
-            f"{key} was {_short(stored.get(key))}, is {_short(now.get(key))}"
-            for key in sorted({*stored, *now})
-            if stored.get(key) != now.get(key)
-        ]
-        if different:
+        changed = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
+        if changed:
+            said = (f"{k} was {_short(stored.get(k))}, is {_short(now.get(k))}" for k in changed)
             raise TraceError(
-                f"{self.folder} holds a trace of something else: {'; '.join(different)}; give another folder, or "
-                "remove this one to record anew"
+                f"{self.folder} holds a trace of something else: {'; '.join(said)}; give another folder, or remove "
+                "this one to record anew"
             )
 
     def append(self, chunk: RoutingTrace) -> Path:
@@ -446,17 +413,17 @@ class TraceWriter:
     def read(folder: str | Path, layers: Sequence[int] | None = None) -> RoutingTrace:
         """All chunks of `folder` as one trace, or those of its `layers`; needs the memory of the result and one chunk.
 
-        Raises:
-            TraceError: no chunk there, one missing in between, one that cannot be read, or a layer that is absent.
+        Raises TraceError: no chunk there, one missing in between, one that cannot be read, or a layer that is absent.
         """
         paths = _chunks(Path(folder))
         if not paths:
             raise TraceError(f"{folder}: holds no chunk of a routing trace")
-        tokens = sum(RoutingTrace.peek(path).tokens for path in paths)
-        chunks = map(RoutingTrace.load, paths)
-        return RoutingTrace.concat(
-            chunks if layers is None else (chunk.of_layers(layers) for chunk in chunks), tokens
+        tokens, chunks = (
+            sum(RoutingTrace.peek(p).tokens for p in paths),
+            map(RoutingTrace.load, paths),
         )
+        wanted = chunks if layers is None else (chunk.of_layers(layers) for chunk in chunks)
+        return RoutingTrace.concat(wanted, tokens)
 
 
 def made_of(tokens: Sequence[npt.NDArray[Any]], **options: Any) -> str:

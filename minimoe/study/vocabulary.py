@@ -23,7 +23,7 @@ from minimoe.study.trace import RoutingTrace
 if TYPE_CHECKING:
     from minimoe.study.measurements import Measurements
 
-_DRAWS = 300
+_DRAWS, _LISTED = 300, 5  # of a null; documents that hold a characteristic token
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 
 
@@ -32,37 +32,25 @@ Tokens = Sequence[int] | npt.NDArray[np.integer]
 
 @dataclass(frozen=True, eq=False)
 class ExpertTokens(ch.Result):
-    """The `top` tokens of each expert by some score, best first.
-
-    Attributes:
-        token: [E, top] ids; -1 where there are fewer.
-        count: [E, top] assignments to the expert; 0 where there are fewer.
-        score: [E, top] by which tokens are ordered: share of the expert's assignments, or z of the log-odds.
-    """
+    """The `top` tokens of each expert by some score, best first."""
 
     layer: int
-    token: Ints
-    count: Ints
-    score: Floats
+    token: Ints  #: [E, top] ids; -1 where there are fewer
+    count: Ints  #: [E, top] assignments to the expert; 0 where there are fewer
+    score: Floats  #: [E, top] by which tokens are ordered: share of the expert's assignments, or z of the log-odds
 
 
 def frequent_tokens(trace: RoutingTrace, layer: int, *, top: int = 30) -> ExpertTokens:
     """Tokens by their share of the expert's assignments."""
     c = ch.choices(trace, layer)
     number, ids = ch.compact(c.token)
-    counts = ch.count_experts(number, len(ids), c.expert, c.num_experts)
+    counts = c.by(number, len(ids))
     share = counts / np.maximum(counts.sum(axis=0), 1)
     return _best(layer, ids, counts, share, counts > 0, top)
 
 
 def characteristic_tokens(
-    trace: RoutingTrace,
-    layer: int,
-    *,
-    top: int = 30,
-    min_documents: int = 5,
-    groups: int = 25,
-    seed: int = 0,
+    trace: RoutingTrace, layer: int, *, top: int = 30, groups: int = 25, seed: int = 0
 ) -> ExpertTokens:
     """Tokens by the z-score of their log-odds in one expert against the others.
 
@@ -73,20 +61,20 @@ def characteristic_tokens(
         z = δ / √(1/(y + a_w) + 1/(y' + a_w)).
 
     The prior a_w is 1 % of the token's assignments in all of the trace, a their sum. z takes occurrences for
-    independent, which they are not, so it only ranks: a token is listed when it lies in `min_documents` documents and
-    the interval of δ, by jackknife over groups of works, lies above 0.
+    independent, which they are not, so it only ranks: a token is listed when it lies in five documents or more and the
+    interval of δ, by jackknife over groups of works, lies above 0.
     """
     c = ch.choices(trace, layer)
     number, ids = ch.compact(c.token)
     e, v = c.num_experts, len(ids)
-    group = ch.random_groups(c.strata, min(groups, c.num_units), np.random.default_rng(seed))
-    counts = ch.count_experts(number, v, c.expert, e)
+    group = ch.random_groups(c.strata, min(groups, len(c.strata)), np.random.default_rng(seed))
+    counts = c.by(number, v)
     pseudo = 0.01 * counts.sum(axis=1, keepdims=True)
     delta, z = log_odds(counts, pseudo)
     parts = ch.by_group(group[c.unit][c.document], int(group.max()) + 1, number, v, c.expert, e)
     without = [log_odds(counts - part, pseudo)[0] for part in parts]
     value, low, _ = ch.jackknife(delta, np.stack(without))
-    spread = _documents(c, number, c.document, v) >= min_documents
+    spread = _documents(c, number, c.document, v) >= _LISTED
     return _best(layer, ids, counts, z, spread[:, None] & (delta + low - value > 0), top)
 
 
@@ -104,8 +92,8 @@ def log_odds(counts: Ints | Floats, pseudo: Floats) -> tuple[Floats, Floats]:
 
 def _documents(c: ch.Choices, token: Ints, document: Ints, count: int) -> Ints:
     """[X] documents that hold each of the tokens 0 to X − 1."""
-    cell = ch.compact(token * c.num_documents + document)[1]
-    return np.bincount(cell // c.num_documents, minlength=count)
+    cell = ch.compact(token * len(c.source) + document)[1]
+    return np.bincount(cell // len(c.source), minlength=count)
 
 
 def _best(
@@ -129,52 +117,34 @@ def _best(
 
 @dataclass(frozen=True, eq=False)
 class PreferredExperts(ch.Result):
-    """The preferred experts of X tokens: a set chosen on half of the works, its share measured on the other half.
-
-    Attributes:
-        token: [X] ids.
-        occurrences: [X] of the token in all of the trace.
-        expert: [X, S] the set, 0-based, the most frequent first; -1 where the token is absent from the first half.
-        share: [X] of the token's choices in the second half that fall into its set (of S = 1: how often that expert is
-            among its K); NaN where it is absent, no interval where fewer than ten works hold it.
-        chance: [X] the same if the experts were those of any tokens of the same documents.
-        mean: of `share` over all choices of the tokens listed, works resampled.
-        mean_chance: of `chance`, weighted likewise.
-        excess: mean less mean_chance, works resampled.
-    """
+    """The preferred experts of X tokens: a set chosen on half of the works, its share measured on the other half."""
 
     layer: int
-    token: Ints
-    occurrences: Ints
-    expert: Ints
+    token: Ints  #: [X] ids
+    occurrences: Ints  #: [X] of the token in all of the trace
+    expert: Ints  #: [X, S] the set, 0-based, the most frequent first; -1 where the token is absent from the first half
+    #: [X] of the token's choices in the second half that fall into its set (of S = 1: how often that expert is among
+    #: its K); NaN where it is absent, no interval where fewer than ten works hold it
     share: Band
-    chance: Floats
-    mean: Band
-    mean_chance: float
-    excess: Band
+    chance: Floats  #: [X] the same if the experts were those of any tokens of the same documents
+    mean: Band  #: of `share` over all choices of the tokens listed, works resampled
+    mean_chance: float  #: of `chance`, weighted likewise
+    excess: Band  #: mean less mean_chance, works resampled
 
 
 @dataclass(frozen=True, eq=False)
 class TokenShares(ch.Result):
-    """N(x, e)/N(x) of X tokens for every expert, over all documents; a row sums to K.
-
-    Attributes:
-        token: [X] ids.
-        occurrences: [X] in the trace; 0 for a token that does not occur, whose shares are NaN.
-        documents: [X] that hold the token.
-        share: [X, E] with the interval of shares of several works; NaN where fewer than ten hold the token. Its null
-            is the largest share of any expert if the experts were those of random tokens of the same documents.
-        chance: [X, E] the same expert's share of the tokens of the same documents.
-        preferred: the set of experts of each and its share without selection.
-    """
+    """N(x, e)/N(x) of X tokens for every expert, over all documents; a row sums to K."""
 
     layer: int
-    token: Ints
-    occurrences: Ints
-    documents: Ints
+    token: Ints  #: [X] ids
+    occurrences: Ints  #: [X] in the trace; 0 for a token that does not occur, whose shares are NaN
+    documents: Ints  #: [X] that hold the token
+    #: [X, E] with the interval of shares of several works; NaN where fewer than ten hold the token. Its null is the
+    #: largest share of any expert if the experts were those of random tokens of the same documents.
     share: Band
-    chance: Floats
-    preferred: PreferredExperts
+    chance: Floats  #: [X, E] the same expert's share of the tokens of the same documents
+    preferred: PreferredExperts  #: the set of experts of each and its share without selection
 
 
 def preferred_experts(
@@ -192,8 +162,7 @@ def preferred_experts(
     Args:
         size: S, experts of a set; None: K, as many as a token has.
 
-    Raises:
-        TraceError: no token occurs that often.
+    Raises TraceError: no token occurs that often.
     """
     c = ch.choices(trace, layer)
     size = c.k if size is None else size
@@ -240,9 +209,10 @@ def token_shares(
     ids, number = _places(c, token_ids)
     rows = np.flatnonzero(number >= 0)
     token, document, count = number[rows], c.document[rows], len(ids)
-    cell, cells = ch.compact(token * c.num_units + c.unit[document])
+    units = len(c.strata)
+    cell, cells = ch.compact(token * units + c.unit[document])
     held = ch.count_experts(cell, len(cells), c.expert[rows], c.num_experts)
-    share = ch.interval_of_share(held, np.bincount(cell), cells // c.num_units, count)
+    share = ch.interval_of_share(held, np.bincount(cell), cells // units, count)
     occurrences, same = np.bincount(token, minlength=count), np.zeros((count, c.num_experts))
     np.add.at(same, token, _same_documents(c)[document])
     null = _largest_by_chance(c, document, token, count, seed)
@@ -274,8 +244,7 @@ def _places(c: ch.Choices, token_ids: Tokens) -> tuple[Ints, Ints]:
 
 def _same_documents(c: ch.Choices) -> Floats:
     """[G, E] share of the tokens of each document that hold each expert: what a token shows by standing there."""
-    held = ch.count_experts(c.document, c.num_documents, c.expert, c.num_experts)
-    return held / np.bincount(c.document)[:, None]
+    return c.by(c.document, len(c.source)) / np.bincount(c.document)[:, None]
 
 
 def _largest_by_chance(c: ch.Choices, document: Ints, token: Ints, count: int, seed: int) -> Floats:
@@ -289,8 +258,6 @@ def _largest_by_chance(c: ch.Choices, document: Ints, token: Ints, count: int, s
         largest[r] = ch.count_experts(token, count, c.expert[pick], c.num_experts).max(axis=1)
     return np.stack(ch.percentile(largest))
 
-
-# --- figures --------------------------------------------------------------------------------------
 
 _TOP, _MOST_EXPERTS = 10, 12
 
@@ -315,33 +282,33 @@ def draw_ranked(
     Left in each cell the most frequent tokens, right the most characteristic (largest z of the log-odds against all
     text). At most twelve experts are drawn, the first ones.
     """
-    every = len(frequent.token)
-    count = min(every, _MOST_EXPERTS)
-    top = min(_TOP, frequent.token.shape[1], characteristic.token.shape[1])
+    every, top = (
+        len(frequent.token),
+        min(_TOP, *(x.token.shape[1] for x in (frequent, characteristic))),
+    )
+    count, largest = min(every, _MOST_EXPERTS), float(np.nanmax(frequent.score[:_MOST_EXPERTS]))
     canvas, axes = d.panels(-(-count // 4), 4, height=0.7 + 0.2 * top)
-    largest = float(np.nanmax(frequent.score[:count]))
     places, said = [ax for row in axes for ax in row], list[str]()
     for ax in places:
         ax.set_axis_off()
     for e, ax in enumerate(places[:count]):
-        ax.set_xlim(0, 1)
-        ax.set_ylim(top + 0.1, -2.4)
+        ax.set(xlim=(0, 1), ylim=(top + 0.1, -2.4))
         d.write(ax, 0, -2.1, f"Expert {e + 1}", fontsize=style.NORMAL, fontweight="bold")
-        d.write(ax, 0, -1.15, "frequent", style.BLUE, fontstyle="italic")
-        d.write(ax, 0.5, -1.15, "characteristic", style.VERMILLION, fontstyle="italic")
         ax.plot([0, 0.96], [-0.65, -0.65], color=style.CHANCE, linewidth=0.8)
-        often, own = (
-            [shown(decode(int(t))) for t in tokens.token[e, :top] if t >= 0]
-            for tokens in (frequent, characteristic)
+        sizes = style.SMALL + 5 * np.sqrt(frequent.score[e, :top] / largest)
+        columns = (
+            (frequent, 0, "frequent", style.BLUE, sizes),
+            (characteristic, 0.5, "characteristic", style.VERMILLION, [style.SMALL + 1] * top),
         )
-        for rank, (text, share) in enumerate(zip(often, frequent.score[e], strict=False)):
-            size = style.SMALL + 5 * math.sqrt(share / largest)
-            d.write(ax, 0, rank, text, style.BLUE, fontsize=size)
-        for rank, text in enumerate(own):
-            d.write(ax, 0.5, rank, text, style.VERMILLION, fontsize=style.SMALL + 1)
-        first = zip(often[:3], frequent.score[e], strict=False)
-        words = ", ".join(f"{text} {say.percent(share)}" for text, share in first)
-        said.append(f"expert {e + 1}: {words}; characteristic {', '.join(own[:3])}")
+        words: list[list[str]] = []
+        for tokens, x, kind, colour, font in columns:
+            d.write(ax, x, -1.15, kind, colour, fontstyle="italic")
+            words.append([shown(decode(int(t))) for t in tokens.token[e, :top] if t >= 0])
+            for rank, text in enumerate(words[-1]):
+                d.write(ax, x, rank, text, colour, fontsize=font[rank])
+        shares = zip(words[0][:3], frequent.score[e], strict=False)
+        often = ", ".join(f"{text} {say.percent(share)}" for text, share in shares)
+        said.append(f"expert {e + 1}: {often}; characteristic {', '.join(words[1][:3])}")
     kept = "" if count == every else f" {count} of {every} experts are shown."
     layer = say.of_layers(frequent.layer, num_layers)
     return d.figure(name, canvas, "tokens", [". ".join(said)], layer=layer, kept=kept)
@@ -388,8 +355,8 @@ def draw_token(
         if np.isfinite(null) and one is shares[-1]:
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
             look: Any = {"ha": "right", "va": "bottom", "zorder": 6, "bbox": box}
-            at = (len(number) + 0.65, 100 * null + 1)
-            d.write(ax, *at, "most by chance", style.LINE, **look)
+            place = (len(number) + 0.65, 100 * null + 1)
+            d.write(ax, *place, "most by chance", style.LINE, **look)
     k = round(float(np.nansum(first.share.value[i])))
     d.name_axes(axes, "expert", f"times among the {k} chosen, %")
     extra = ""
@@ -405,9 +372,6 @@ def draw_token(
 
 def _row(shares: TokenShares, token: int) -> int:
     return int(np.flatnonzero(shares.token == token)[0])
-
-
-# --- findings -------------------------------------------------------------------------------------
 
 
 def judge_frequent(m: Measurements) -> say.Finding:
