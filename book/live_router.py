@@ -16,7 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minimoe.checkpoint import pretrained_path  # noqa: E402
-from minimoe.hf.int8 import quantize_experts  # noqa: E402
+from minimoe.hf.lazy import quantize_experts  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.study.questions import EQUAL_TOKENS, identity_of  # noqa: E402

@@ -25,8 +25,7 @@ _LATE = {"MixtralModel": "model", "ModelOutput": "model", "Routing": "routing"}
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-    return value
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -35,54 +35,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         # characters that a terminal or a file lacks are printed as \\u2192; they do not end the run
-        strict = getattr(stream, "errors", None) in ("strict", "surrogateescape")
-        if isinstance(stream, io.TextIOWrapper) and strict:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+    code, fault = 0, ""
     try:
         with terminable():
             given = list(sys.argv[1:] if arguments is None else arguments)
-            _check_text(given)
+            for text in given:
+                if re.search("[\0\ud800-\udfff]", text):  # no tokenizer, JSON or HTML can hold it
+                    short = text if len(text) <= 60 else f"{text[:60]}…"
+                    what = (
+                        f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
+                    )
+                    raise MinimoeError(f"{what}; give it in UTF-8, or rename the file")
             args = build_parser().parse_args(given)
             for name, value in vars(args).items():
                 if value == [] and name != "peer":  # what argparse makes of '--domains=--'
                     raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
             args.run(args)
             print(end="", flush=True)
-        return 0
     except MinimoeError as error:
-        return _say(error)
-    except KeyboardInterrupt as end:
-        terminated = isinstance(end, Terminated)
-        return _say("terminated", 143) if terminated else _say("interrupted", 130)
-    except BrokenPipeError:  # nobody reads on, as in `minimoe corpus | head`
-        return 0
+        code, fault = 2, str(error)
+    except Terminated:
+        code, fault = 143, "terminated"
+    except KeyboardInterrupt:
+        code, fault = 130, "interrupted"
+    except BrokenPipeError:
+        pass  # nobody reads on, as in `minimoe corpus | head`
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}")
+        code, fault = 2, f"{where}{error.strerror or error}"
     except (MemoryError, RuntimeError) as error:
         # torch has an error of its own for a GPU and says of the CPU's memory that it 'can't allocate' it
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        return _say("the memory is not enough; choose a smaller model, batch or text")
+        code, fault = 2, "the memory is not enough; choose a smaller model, batch or text"
     finally:
         try:
             print(end="", flush=True)
         except OSError:  # is forgotten: Python would fail by it once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _say(what: object, code: int = 2) -> int:
-    print(f"minimoe: {what}", file=sys.stderr)
+    if code:
+        print(f"minimoe: {fault}", file=sys.stderr)
     return code
-
-
-def _check_text(arguments: Sequence[str]) -> None:
-    """Refuse what tokenizer, JSON and HTML cannot hold: lone surrogates (bytes that are not UTF-8) and zero bytes."""
-    for argument in arguments:
-        if re.search("[\0\ud800-\udfff]", argument):
-            short = argument if len(argument) <= 60 else f"{argument[:60]}…"
-            fault = f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
-            raise MinimoeError(f"{fault}; give it in UTF-8, or rename the file")
 
 
 @contextlib.contextmanager
@@ -116,14 +111,15 @@ def build_parser() -> argparse.ArgumentParser:
         for part in (command, *command.get("groups", ())):
             group = one.add_argument_group(part["title"], part["help"]) if "title" in part else one
             for option, kind, default, text, *metavar in part["options"]:
-                more: dict[str, Any] = {"help": text}
+                more: dict[str, Any] = (
+                    {"help": text, "metavar": metavar[0]} if metavar else {"help": text}
+                )
                 if kind == "flag":
                     more["action"] = "store_true"
                 elif kind == "list":
                     more |= {"action": "append", "default": []}
                 else:
                     more |= {"type": _parse(option, kind, numbers), "default": default or None}
-                more |= {"metavar": metavar[0]} if metavar else {}
                 more |= {"nargs": "?"} if default and not option.startswith("-") else {}
                 group.add_argument(option, **more)
     return parser
@@ -169,14 +165,6 @@ def run_corpus(args: argparse.Namespace) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume. With --compare, run what a plan has left."""
-    if args.compare is not None:
-        from minimoe.train.compare import compare
-        from minimoe.train.environment import resolve_device
-
-        compare(
-            args.compare, resolve_device(args.device), threads=args.threads, progress=not args.quiet
-        )
-        return
     from minimoe.presets import PRESETS
     from minimoe.text.domains import resolve
     from minimoe.train.settings import TRAIN_PRESETS, with_router
@@ -196,10 +184,14 @@ def run_train(args: argparse.Namespace) -> None:
 
     from minimoe.text.corpus import load_corpus
     from minimoe.train.card import write_card
+    from minimoe.train.compare import compare
     from minimoe.train.environment import resolve_device
     from minimoe.train.loop import Run
 
     device = resolve_device(args.device)
+    if args.compare is not None:
+        compare(args.compare, device, threads=args.threads, progress=not args.quiet)
+        return
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     name = "-".join(filter(None, (args.preset, args.router)))
@@ -248,30 +240,27 @@ def run_study(args: argparse.Namespace) -> None:
         return
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    domains = split_names(args.domains)
-    source = args.checkpoint if args.model is None else args.model
     if args.model is None:
-        if given:
-            option = next(iter(given)).replace("_", "-")
-            raise ConfigError(f"--{option} belongs to the study of questions: give --model too")
+        for option in given:
+            fault = f"--{option.replace('_', '-')} belongs to the study of questions"
+            raise ConfigError(f"{fault}: give --model too")
         from minimoe.text.domains import resolve
 
-        resolve(domains)
-        given["domains"] = domains
+        given["domains"] = split_names(args.domains)
+        resolve(given["domains"])
+    elif args.train or args.domains or args.checkpoint != "mini":
+        raise ConfigError("--train, --domains, --checkpoint are not for a study with --model")
     else:
-        if args.train or args.domains or args.checkpoint != "mini":
-            raise ConfigError("--train, --domains, --checkpoint are not for a study with --model")
         given.setdefault("questions", "mmlu")
-        if given.get("layers", "all") != "all":
-            try:
-                given["layers"] = [int(number) for number in split_names(args.layers) or []]
-            except ValueError as error:
-                fault = (
-                    f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
-                )
-                raise ConfigError(fault) from error
+    if given.get("layers", "all") != "all":
+        try:
+            given["layers"] = [int(number) for number in split_names(args.layers) or []]
+        except ValueError as error:
+            fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
+            raise ConfigError(fault) from error
     from minimoe.study import report
 
+    source = args.checkpoint if args.model is None else args.model
     if args.train:
         source = args.out / "model"
         command = ["train", "--preset", "mini", "--out", str(source)]
@@ -284,7 +273,7 @@ def run_study(args: argparse.Namespace) -> None:
 
 def run_cost(args: argparse.Namespace) -> None:
     """Print what a model costs: a preset, or that of a folder with config.json."""
-    from minimoe.cost.device import get_device
+    from minimoe.cost import get_device
     from minimoe.cost.report import cost_report, cost_table
     from minimoe.presets import PRESETS
 
@@ -310,14 +299,10 @@ def run_cost(args: argparse.Namespace) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     """Measure one suite, or all."""
-    from minimoe.bench.tables import FILES
-
-    suite = "train" if args.train else args.suite
-    if suite not in (*FILES, "all"):
-        raise ConfigError(f"unknown suite {suite!r}; known are {', '.join(FILES)}, all")
     from minimoe.bench.suites import Options, run_and_write
 
     options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)
+    suite = "train" if args.train else args.suite
     run_and_write(suite, options, args.json, args.out)
 
 

@@ -24,7 +24,7 @@ from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteErro
 from minimoe.io import atomic_write, read_object
 
 if TYPE_CHECKING:
-    from minimoe.hf.families import Family
+    from minimoe.hf.translate import Family
     from minimoe.model import Block, MixtralModel
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -455,8 +455,7 @@ def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Fami
         if "model_type" not in values:
             return ModelConfig.from_dict(values), None
         from minimoe.hf.counted import counted_config
-        from minimoe.hf.families import FAMILIES
-        from minimoe.hf.translate import from_huggingface
+        from minimoe.hf.translate import FAMILIES, from_huggingface
 
         read = counted_config if counted else from_huggingface
         return read(values), FAMILIES.get(values["model_type"])
@@ -507,8 +506,7 @@ def save_model(
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
     family: Family | None = None
     if layout == "huggingface":
-        from minimoe.hf.families import FAMILIES
-        from minimoe.hf.translate import to_huggingface
+        from minimoe.hf.translate import FAMILIES, to_huggingface
 
         values = to_huggingface(model.config, dtype or model.embed_tokens.weight.dtype)
         values |= {k: v for k, v in model.generation_config.items() if k in TOKEN_IDS}
@@ -582,7 +580,7 @@ def load_model(
             )
         found = find(model_tensors(model), files, family)
         if cache_experts is not None:
-            from minimoe.hf.offload import offload_experts
+            from minimoe.hf.lazy import offload_experts
 
             model = offload_experts(model, folder, cache_experts=cache_experts)
         _load(model, found, files, dtype, device)

@@ -25,8 +25,7 @@ from minimoe.bench.layer import (
 )
 from minimoe.bench.peers import BATCHED_MM, DENSE_TORCH, load_peer, participants
 from minimoe.bench.timing import Sample, cpu_clock, cpu_threads
-from minimoe.cost.device import Device
-from minimoe.cost.layer import layer_floor
+from minimoe.cost import Device, layer_floor
 from minimoe.dispatch import loop
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts, glu

@@ -15,7 +15,7 @@ from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, dense, participants
 from minimoe.bench.suites import Options, run_and_write
 from minimoe.bench.tables import goal_text
 from minimoe.config import ModelConfig
-from minimoe.cost.layer import layer_flops
+from minimoe.cost import layer_flops
 from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
@@ -257,7 +257,7 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "fast"], "unknown suite 'fast'; known are cpu, train, decode, choices, gpu, all"),
+        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, gpu or all"),
         (["--suite", "gpu"], "needs a CUDA device"),
         (["--suite", "gpu", "--device", "cpu"], "too large for a CPU"),
         (["--rounds", "0"], "--rounds is 0; it must be at least 1"),

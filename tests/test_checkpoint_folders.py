@@ -16,7 +16,7 @@ from minimoe.__main__ import main
 from minimoe.checkpoint import load_layer, weights_fingerprint
 from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError
-from minimoe.hf.int8 import quantize_experts
+from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.study.models import find_model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import UserError
 
-from minimoe.hf.int8 import quantize_experts
+from minimoe.hf.lazy import quantize_experts
 from minimoe.layers import MoELayer
 from tests.small import TINY, random_ids, tiny_model
 from tests.zoo import ZOO, D, build

@@ -13,7 +13,7 @@ from torch import Tensor
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import Experts
-from minimoe.hf.int8 import Int8Experts, dequantize, held_bytes, quantize, quantize_experts
+from minimoe.hf.lazy import Int8Experts, dequantize, held_bytes, quantize, quantize_experts
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from tests.small import TINY, random_ids, tiny_model
@@ -69,7 +69,7 @@ def test_channels_without_a_scale() -> None:
 
 def rounded(experts: Experts) -> tuple[Int8Experts, Experts]:
     """The int8 bank, and full experts that hold what it unpacks."""
-    bank = Int8Experts.from_experts(experts)
+    bank = Int8Experts(experts)
     full = copy.deepcopy(experts)
     gate_up, down = bank.stacked()
     full.load_state_dict({"gate_up_proj": gate_up, "down_proj": down})
@@ -95,7 +95,7 @@ def test_every_dispatcher_runs_them_as_it_runs_the_rounded_weights(name: str, ro
 def test_only_experts_that_are_needed_are_unpacked(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = Int8Experts.from_experts(big_experts())
+    bank = Int8Experts(big_experts())
     x = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
     routing = build("top-k")(x)
     unpacked: list[int] = []
@@ -111,13 +111,13 @@ def test_only_experts_that_are_needed_are_unpacked(
 
 
 def test_the_state_is_int8_and_scales(tmp_path: Path) -> None:
-    bank = Int8Experts.from_experts(big_experts())
+    bank = Int8Experts(big_experts())
     state = bank.state_dict()
     assert {k: v.dtype for k, v in state.items()} == {
         "gate_up_proj": torch.int8, "down_proj": torch.int8, "gate_up_scale": torch.float32, "down_scale": torch.float32
     }  # fmt: skip
     save_file(state, tmp_path / "bank.safetensors")
-    other = Int8Experts(E, D, FF)
+    other = Int8Experts(big_experts(seed=2))
     other.load_state_dict(load_file(tmp_path / "bank.safetensors"))
     for e in range(E):
         assert all(
@@ -127,7 +127,7 @@ def test_the_state_is_int8_and_scales(tmp_path: Path) -> None:
 
 
 def test_another_type_is_that_of_unpacked_weights_and_scales_keep_theirs() -> None:
-    bank = Int8Experts.from_experts(big_experts())
+    bank = Int8Experts(big_experts())
     exact = [w.clone() for w in bank.weights(0)]
     short = copy.deepcopy(bank).bfloat16()
     assert short.dtype == torch.bfloat16 and short.gate_up_scale.dtype == torch.float32
@@ -135,7 +135,7 @@ def test_another_type_is_that_of_unpacked_weights_and_scales_keep_theirs() -> No
         assert torch.equal(a, b.bfloat16()), "rounded once, from the float32 product"
     assert all(torch.equal(a, b) for a, b in zip(short.float().weights(0), exact, strict=True))
     assert copy.deepcopy(bank).to("meta").device.type == "meta"
-    assert Int8Experts.from_experts(big_experts().double()).dtype == torch.float64
+    assert Int8Experts(big_experts().double()).dtype == torch.float64
 
 
 def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:

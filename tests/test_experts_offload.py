@@ -16,10 +16,10 @@ from minimoe.checkpoint import TensorFiles
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
-from minimoe.hf.int8 import Int8Experts
-from minimoe.hf.offload import (
+from minimoe.hf.lazy import (
     CacheStats,
     ExpertFiles,
+    Int8Experts,
     OffloadedExperts,
     cache_stats,
     offload_experts,
@@ -39,7 +39,7 @@ def write(folder: Path, dtype: torch.dtype = torch.float32) -> ExpertFiles:
     save_file({f"experts.{k}": v for k, v in state.items()}, folder / "model.safetensors")
     with TensorFiles(folder) as files:
         places = ([("experts.gate_up_proj", ())], [("experts.down_proj", ())])
-        return ExpertFiles(files, *places, (E, D, FF))
+        return ExpertFiles(files, places, (E, D, FF))
 
 
 def bank(folder: Path, cache: int, **options: Any) -> OffloadedExperts:
@@ -142,8 +142,8 @@ def test_types_and_what_is_kept(tmp_path: Path) -> None:
     assert offloaded.stats.misses == 2
     other = copy.deepcopy(offloaded)
     assert torch.equal(other.weights(1)[0], offloaded.weights(1)[0])
-    rounded = Int8Experts.from_experts(offloaded.float())
-    assert torch.equal(rounded.weights(3)[1], Int8Experts.from_experts(short.float()).weights(3)[1])
+    rounded = Int8Experts(offloaded.float())
+    assert torch.equal(rounded.weights(3)[1], Int8Experts(short.float()).weights(3)[1])
 
 
 def test_gradients_are_refused(tmp_path: Path) -> None:

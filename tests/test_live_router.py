@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
-from minimoe.hf.int8 import quantize_experts
+from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.routers import Router
 from minimoe.text.tokenizer import load_tokenizer, train_tokenizer

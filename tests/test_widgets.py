@@ -16,13 +16,18 @@ import torch
 import yaml
 
 from book import lessons
+from minimoe import cost
 from minimoe.balance import Load
 from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.config import ModelConfig
-from minimoe.cost import layer as cost
-from minimoe.cost.device import DEVICES
-from minimoe.cost.flops import decode_flops, forward_flops, kv_cache_bytes, training
-from minimoe.cost.parameters import count_parameters
+from minimoe.cost import (
+    DEVICES,
+    count_parameters,
+    decode_flops,
+    forward_flops,
+    kv_cache_bytes,
+    training,
+)
 from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, expert_capacity, limit_capacity

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimoe.cost.device import DEVICES, Device
+from minimoe.cost import DEVICES, Device
 from minimoe.cpu import cpu_backend, linear, onednn_available
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts

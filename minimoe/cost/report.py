@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any
 
+from minimoe import cost
 from minimoe.config import ModelConfig
-from minimoe.cost import flops
-from minimoe.cost.device import Device
-from minimoe.cost.layer import crossover_tokens, experts_touched
-from minimoe.cost.parameters import count_parameters
 from minimoe.errors import ConfigError
 
 
 def cost_report(
     config: ModelConfig,
-    device: Device,
+    device: cost.Device,
     *,
     name: str = "",
     context: int | None = None,
@@ -53,11 +49,11 @@ def cost_report(
         raise ConfigError(f"bits is {bits}; it must be positive")
     size, e, k = bits / 8, config.num_experts, config.num_experts_per_tok
     sizes: dict[str, Any] = {"batch": batch, "context": context, "bytes_per_parameter": size}
-    held, forward = count_parameters(config), flops.forward_flops(config, context)
-    prefill = flops.prefill_floor(config, device, **sizes)
-    step = flops.decode_floor(config, device, **sizes) if flops.decodes(config) else None
-    weights = flops.weight_bytes(config, bytes_per_parameter=size)
-    cache = batch * flops.kv_cache_bytes(config, context)
+    held, forward = cost.count_parameters(config), cost.forward_flops(config, context)
+    prefill = cost.prefill_floor(config, device, **sizes)
+    step = cost.decode_floor(config, device, **sizes) if cost.decodes(config) else None
+    weights = cost.weight_bytes(config, bytes_per_parameter=size)
+    cache = batch * cost.kv_cache_bytes(config, context)
     decode = step and step._asdict() | {"tokens_per_second": batch / step.seconds}
     needed = device.memory_bytes and math.ceil((weights + cache) / device.memory_bytes)
     parts = {part: count._asdict() for part, count in held.by_component.items()}
@@ -69,16 +65,16 @@ def cost_report(
         "flops": {
             "forward_per_token": sum(forward.values()),
             "backward_per_token": 2 * sum(forward.values()),
-            "decode_per_token": step and sum(flops.decode_flops(config, context).values()),
+            "decode_per_token": step and sum(cost.decode_flops(config, context).values()),
             "by_component": forward,
         },
         "bytes": {
             "per_parameter": size,
             "weights": weights,
-            "touched_per_step": flops.weight_bytes(config, batch, bytes_per_parameter=size),
+            "touched_per_step": cost.weight_bytes(config, batch, bytes_per_parameter=size),
         },
         "kv_cache": {
-            "per_token": flops.kv_cache_bytes(config, 2) - flops.kv_cache_bytes(config, 1),
+            "per_token": cost.kv_cache_bytes(config, 2) - cost.kv_cache_bytes(config, 1),
             "total": cache,
         },
         "floors": {
@@ -94,87 +90,76 @@ def cost_report(
         result["experts"] = {
             "per_layer": e,
             "used": k,
-            "touched_per_step": experts_touched(batch, e, k),
-            "crossover_tokens": crossover_tokens(device, e, k, bytes_per_element=size),
+            "touched_per_step": cost.experts_touched(batch, e, k),
+            "crossover_tokens": cost.crossover_tokens(device, e, k, bytes_per_element=size),
         }
     if tokens is not None:
-        result["training"] = flops.training(config, tokens, device, **run)._asdict()
+        result["training"] = cost.training(config, tokens, device, **run)._asdict()
     return result
 
 
-COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
-FLOPS, BYTES = (
-    tuple((size, letter.replace("B", "G") + unit) for size, letter in COUNT)
-    for unit in ("FLOP", "B")
-)
-SECONDS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-
-
-def scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
-    """Three significant digits and the largest unit that leaves at least 1 before the point: 46.7 B."""
-    factor, unit = next((u for u in units if value >= u[0]), units[-1])
-    number = value / factor
+def scaled(value: float, unit: str = "") -> str:
+    """Three significant digits and the largest unit that leaves at least 1 before the point: 46.7 B, 3.12 ms."""
+    most, prefixes = (1.0, " mµn") if unit == "s" else (1e12, "TGMk " if unit else "TBMk ")
+    last = len(prefixes) - 1
+    i = next((i for i in range(last) if value >= most / 1000**i), last)
+    number = value / (most / 1000**i)
     digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
-    return f"{number:,.{digits}f} {unit}".rstrip()
+    return f"{number:,.{digits}f} {prefixes[i].strip()}{unit}".rstrip()
 
 
 def cost_table(report: dict[str, Any]) -> str:
-    """The text of a `cost_report`."""
-    texts = [report["model"]] if report["model"] else []
-    for title, *rows in _blocks(report):
-        lines = (f"  {label:<18}{value:>13}   {remark}".rstrip() for label, value, remark in rows)
-        texts.append("\n".join([title, *lines]))
-    return "\n\n".join(texts)
+    """The text of a `cost_report`: parameters, compute, memory, time and training, a line for each number."""
 
+    def row(label: str, value: str, remark: str = "") -> str:
+        return f"  {label.replace('_', ' '):<18}{value:>13}   {remark}".rstrip()
 
-def _blocks(report: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Parameters, compute, memory, time and training: each a title, and rows of label, value and remark."""
     found, work, size = report["parameters"], report["flops"], report["bytes"]
     experts, batch, floors = report["experts"], report["batch"], report["floors"]
+    device, step, prefill = (floors[name] for name in ("device", "decode", "prefill"))
     read = f"{batch:,} × {report['context']:,} tokens"
-    share = f"{found['active'] / found['total']:.1%} used per token"
-
-    def counted(part: str, count: dict[str, int], remark: str = "") -> tuple[str, ...]:
-        held, used = (scaled(count[kind], COUNT) for kind in ("total", "active"))
-        return part.replace("_", " "), f"{held:>13}{used:>13}", remark
-
-    parts = [counted(*part) for part in found["by_component"].items()]
-    title = f"{'parameters':<20}{'held':>13}{'used':>13}"
-    yield (title, *parts, counted("all", found, share))
+    lines = [report["model"], ""] if report["model"] else []
+    lines.append(f"parameters          {'held':>13}{'used':>13}")
+    for name, count in (found["by_component"] | {"all": found}).items():
+        lines.append(row(name, scaled(count["total"]), f"{scaled(count['active']):>10}"))
+    lines[-1] += f"   {found['active'] / found['total']:.1%} used per token"
+    lines += ["", f"compute for a token, in the mean over a sequence of {report['context']:,}"]
     passes = (("forward", "forward"), ("backward", "backward"), ("decode", "decoding the last"))
     each = [(label, work[f"{kind}_per_token"]) for kind, label in passes]
-    title = f"compute for a token, in the mean over a sequence of {report['context']:,}"
-    yield (title, *((label, scaled(value, FLOPS), "") for label, value in each if value))
+    lines += [row(label, scaled(value, "FLOP")) for label, value in each if value]
     of_step = f"by {batch:,} token{'s' * (batch > 1)}"
     if experts:
         of_step += "; {touched_per_step:.1f} of {per_layer} experts per layer".format(**experts)
-    yield (
+    peak, band = (device[f"{what}_per_second"] / 1e12 for what in ("flops", "bytes"))
+    lines += [
+        "",
         f"memory, weights of {8 * size['per_parameter']:g} bits, cache of 16",
-        ("weights", scaled(size["weights"], BYTES), ""),
-        ("weights touched", scaled(size["touched_per_step"], BYTES), of_step),
-        ("cache", scaled(report["kv_cache"]["per_token"], BYTES), "per token"),
-        ("", scaled(report["kv_cache"]["total"], BYTES), read),
-    )
-    device, step, prefill = (floors[name] for name in ("device", "decode", "prefill"))
-    rows: list[tuple[str, str, str]] = []
+        row("weights", scaled(size["weights"], "B")),
+        row("weights touched", scaled(size["touched_per_step"], "B"), of_step),
+        row("cache", scaled(report["kv_cache"]["per_token"], "B"), "per token"),
+        row("", scaled(report["kv_cache"]["total"], "B"), read),
+        "",
+        f"least time on one {device['name']}, {peak:g} TFLOP/s, {band:g} TB/s",
+    ]
     if step:
-        rate = f"{step['limit']} limits; {scaled(step['tokens_per_second'], COUNT)} tokens/s"
-        rows.append(("decoding step", scaled(step["seconds"], SECONDS), rate))
+        rate = f"{step['limit']} limits; {scaled(step['tokens_per_second'])} tokens/s"
+        lines.append(row("decoding step", scaled(step["seconds"], "s"), rate))
     first = f"{prefill['limit']} limits; {read} read"
-    rows.append(("first token", scaled(prefill["seconds"], SECONDS), first))
+    lines.append(row("first token", scaled(prefill["seconds"], "s"), first))
     if experts:
         beyond = "from here on compute limits the experts"
-        rows.append(("crossover", f"{experts['crossover_tokens']:,.0f} tok.", beyond))
+        lines.append(row("crossover", f"{experts['crossover_tokens']:,.0f} tok.", beyond))
     if (floors["devices_needed"] or 1) > 1:
-        many = f"{floors['devices_needed']} devices of {scaled(device['memory_bytes'], BYTES)}"
+        many = f"{floors['devices_needed']} devices of {scaled(device['memory_bytes'], 'B')}"
         need = f"weights and cache need {many}; on as many, at best that part of the time"
-        rows.append((need, "", ""))
-    peak, band = (device[f"{what}_per_second"] / 1e12 for what in ("flops", "bytes"))
-    yield (f"least time on one {device['name']}, {peak:g} TFLOP/s, {band:g} TB/s", *rows)
+        lines.append(row(need, ""))
     if run := report.get("training"):
-        yield (
-            f"training on {scaled(run['tokens'], COUNT)} tokens, at {run['utilisation']:.0%} of the FLOP/s above",
-            ("compute", f"{run['flops']:.3g} FLOP", ""),
-            ("device hours", f"{run['gpu_hours']:,.0f}", ""),
-            ("days", f"{run['days']:,.1f}", f"on {run['gpus']:,} devices"),
-        )
+        share = f"at {run['utilisation']:.0%} of the FLOP/s above"
+        lines += [
+            "",
+            f"training on {scaled(run['tokens'])} tokens, {share}",
+            row("compute", f"{run['flops']:.3g} FLOP"),
+            row("device hours", f"{run['gpu_hours']:,.0f}"),
+            row("days", f"{run['days']:,.1f}", f"on {run['gpus']:,} devices"),
+        ]
+    return "\n".join(lines)

@@ -9,15 +9,36 @@ is counted without its part for images, and one that predicts several tokens wit
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minimoe.config import MOST_LAYERS, ModelConfig, check_count
 from minimoe.errors import ConfigError
-from minimoe.hf.families import COUNTED, FAMILIES, FIELDS, Counted
-from minimoe.hf.translate import check_kinds, dense_layers, from_huggingface
+from minimoe.hf import translate
+from minimoe.hf.translate import FAMILIES, FIELDS, TABLES
 
+
+@dataclass(frozen=True)
+class Counted:
+    """One `model_type` that `minimoe.cost` counts and `MixtralModel` does not build."""
+
+    #: fields, beside those that all have, without which nothing can be counted
+    needs: tuple[str, ...]
+    may: tuple[str, ...] = ()  #: fields that may be left out, or be off
+    #: what the family is without a field that says so, in the fields of `ModelConfig`
+    always: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    output_bias: bool = True  #: `attention_bias` is of the output projection too
+    other: str | None = None  #: what `layer_types` may name beside full attention
+    #: without `layer_types`, every how many layers is full attention: the field that says so, and its default
+    every: tuple[str, int] | None = None
+    state: str | None = None  #: name of the mixer of the layers without attention
+    tied: bool = False  #: the output projection is the embedding where config.json does not say
+
+
+COUNTED = {name: Counted(**translate.read_family(name)) for name in TABLES["counted"]}
 _SIZES, _SWITCHES = FIELDS["sizes"], FIELDS["switches"]
 
 # the lists of layers, and what may stand in them; None: full attention and what the family has beside it
@@ -90,87 +111,76 @@ def counted_config(values: Mapping[str, Any]) -> ModelConfig:
         values = {"model_type": f"{values['model_type']}_text", **part}
     kind = values["model_type"]
     if kind in (*FAMILIES,):  # in a tuple, where a list may be looked for
-        return from_huggingface({k: v for k, v in values.items() if k not in FIELDS["not_counted"]})
+        read = {k: v for k, v in values.items() if k not in FIELDS["not_counted"]}
+        return translate.from_huggingface(read)
     if kind not in (*COUNTED,):
         raise ConfigError(
             f"model_type is {kind!r:.60}; built are {', '.join(FAMILIES)}, and counted {', '.join(COUNTED)}"
         )
     given = {FIELDS["names"].get(k, k): v for k, v in values.items() if v is not None}
-    _check(given, kind, COUNTED[kind])
+    for fault in _faults(given, kind, COUNTED[kind]):
+        raise ConfigError(fault)
     return ModelConfig(**_translate(given, kind, COUNTED[kind]))
 
 
-def _check(v: dict[str, Any], kind: str, family: Counted) -> None:
-    """Raise where a field is missing, of another kind, or not of this family."""
+def _faults(v: Mapping[str, Any], kind: str, family: Counted) -> Iterator[str]:
+    """What is missing, of another kind, or not of this family."""
     needs = (*_SIZES, *family.needs)
     has = {*needs, *family.may, "head_dim", "tie_word_embeddings"}
-    missing = [name for name in needs if name not in v]
-    if missing:
-        raise ConfigError(
-            f"{missing[0]} is not there, without which a {kind!r} cannot be counted: add it to config.json"
-        )
+    for name in needs:
+        if name not in v:
+            yield f"{name} is not there, without which a {kind!r} cannot be counted: add it to config.json"
     for name in sorted(_MATTERS - has):
         if v.get(name) and not (name == "moe_layer_freq" and v[name] == 1):
-            raise ConfigError(
-                f"{name} is {v[name]!r:.60}, which is not counted in a {kind!r}: set it to null if the model is without"
-            )
-    check_kinds(v)
+            what = f"{name} is {v[name]!r:.60}, which is not counted in a {kind!r}"
+            yield f"{what}: set it to null if the model is without"
+    translate.check_kinds(v)
     for name in has & v.keys():
         if name in _SWITCHES and not isinstance(v[name], bool):
-            raise ConfigError(f"{name} is {v[name]!r:.60}; it must be true or false")
+            yield f"{name} is {v[name]!r:.60}; it must be true or false"
         if name not in (*_SWITCHES, *_LISTS) and (name, v[name]) != ("mamba_dt_rank", "auto"):
             check_count(name, v[name], _LEAST.get(name, 0))
-    count = v["num_hidden_layers"]
-    for name in [n for n in _LISTS if n in has and isinstance(v.get(n), list)]:
-        allowed = _LISTS[name] or ("full_attention", family.other)
+    for name in [n for n in _LISTS if n in has and n in v]:
+        allowed, count = _LISTS[name] or ("full_attention", family.other), v["num_hidden_layers"]
         if name != "mlp_only_layers" and len(v[name]) != count:
-            raise ConfigError(
-                f"{name} names {len(v[name])} layers, but num_hidden_layers is {count}"
-            )
-        strange = [x for x in v[name] if x not in allowed]
-        if strange:
-            raise ConfigError(
-                f"{name} holds {strange[0]!r:.60}, which is not counted in a {kind!r}; known are {allowed}"
-            )
+            yield f"{name} names {len(v[name])} layers, but num_hidden_layers is {count}"
+        for x in v[name]:
+            if x not in allowed:
+                yield f"{name} holds {x!r:.60}, which is not counted in a {kind!r}; known are {allowed}"
+    if family.always.get("attention_type") == "mla":
+        both = v["qk_nope_head_dim"] + v["qk_rope_head_dim"]
+        if (given := v.get("qk_head_dim", both)) != both:
+            yield f"qk_head_dim is {given!r:.60}, but qk_nope_head_dim + qk_rope_head_dim is {both}"
 
 
-def _translate(v: dict[str, Any], kind: str, family: Counted) -> dict[str, Any]:
+def _translate(v: Mapping[str, Any], kind: str, family: Counted) -> dict[str, Any]:
     """The fields of `ModelConfig`."""
     heads, count = v["num_attention_heads"], v["num_hidden_layers"]
-    bias, shared = v.get("attention_bias", False), v.get("shared_intermediate_size")
-    types = _layer_types(v, family, count)
-    fields = {name: v[name] for name in _SIZES} | {
-        "intermediate_size": v.get("intermediate_size", v.get("moe_intermediate_size")),
-        "moe_intermediate_size": v.get("moe_intermediate_size"),
-        "num_key_value_heads": v.get("num_key_value_heads", heads),
-        "head_dim": v.get("head_dim"),
-        "tie_word_embeddings": v.get("tie_word_embeddings", family.tied),
-        "mlp_only_layers": dense_layers(v),
-        "n_shared_experts": 1 if shared else v.get("n_shared_experts", 0),
-        "shared_expert_intermediate_size": shared
-        or v.get("shared_expert_intermediate_size")
-        or None,
-        "attention_bias": bias,
-        "attention_output_bias": bias and family.output_bias,
+    types, shared = _layer_types(v, family, count), v.get("shared_intermediate_size")
+    width = shared or v.get("shared_expert_intermediate_size")
+    fields = {
+        "intermediate_size": v.get("moe_intermediate_size"),
+        "num_key_value_heads": heads,
+        "tie_word_embeddings": family.tied,
+        "n_shared_experts": 1 if shared else 0,
+        **{name: v[name] for name in FIELDS["counted"] if name in v},
+        "shared_expert_intermediate_size": width or None,
+        "mlp_only_layers": translate.dense_layers(v),
+        "attention_output_bias": family.output_bias and v.get("attention_bias", False),
         "head_bias": v.get("lm_head_bias", False),
         "qk_norm": "head" if v.get("use_qk_norm") else None,
         **family.always,
     }
     if family.state:
         others = [i for i, x in enumerate(types) if x == family.other]
-        found = _STATES[family.state](v) if others else (0, 0, 0)
-        sizes = zip(("state_matrix", "state_vector", "state_size"), found, strict=True)
-        fields |= {"state_layers": others, **dict(sizes)}
+        matrix, vector, size = _STATES[family.state](v) if others else (0, 0, 0)
+        fields |= {"state_layers": others, "state_matrix": matrix}
+        fields |= {"state_vector": vector, "state_size": size}
     elif family.other in types:
         fields |= {"sliding_window": v.get("sliding_window"), "layer_types": types}
     elif "sliding_window" in family.may and not family.other:
         fields["sliding_window"] = v.get("sliding_window") or None
     if family.always.get("attention_type") == "mla":
-        both = v["qk_nope_head_dim"] + v["qk_rope_head_dim"]
-        if v.get("qk_head_dim", both) != both:
-            raise ConfigError(
-                f"qk_head_dim is {v['qk_head_dim']!r:.60}, but qk_nope_head_dim + qk_rope_head_dim is {both}"
-            )
         fields |= {name: v.get(name) for name in FIELDS["latent"]}
         # of the rotated part; keys and values come from one latent vector for all heads
         fields |= {"head_dim": v["qk_rope_head_dim"], "num_key_value_heads": heads}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP, Experts
 from minimoe.layers import MoELayer
-from minimoe.model import Block, MixtralModel
+from minimoe.model import MixtralModel
 
 
 @torch.no_grad()
@@ -51,7 +50,14 @@ def upcycle(
     The sparse model is in the mode (training or eval) of the dense one. A ConfigError where there are experts already,
     a layer is not there, sizes do not divide, or the router's weights would not sum to 1.
     """
-    config = _sparse_config(dense.config, layers, num_experts, num_experts_per_tok, granularity)
+    count = dense.config.num_hidden_layers
+    chosen = sorted(set(range(count) if layers is None else layers))
+    sizes = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
+    for fault in _faults(dense.config, chosen, sizes, granularity):
+        raise ConfigError(fault)
+    width = dense.config.intermediate_size // granularity if granularity > 1 else None
+    sparse = [i for i in range(count) if i not in chosen]
+    config = dense.config.replace(mlp_only_layers=sparse, moe_intermediate_size=width, **sizes)
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise is {noise}; it must be 0 or a positive multiple")
     device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
@@ -61,20 +67,17 @@ def upcycle(
     model.generation_config = dict(dense.generation_config)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    new = model.state_dict()
-    for name, value in dense.state_dict().items():
-        if name in new:  # all but the MLPs of the chosen layers
-            new[name].copy_(value)
+    model.load_state_dict(dense.state_dict(), strict=False)  # all but the MLPs of the chosen layers
     generator = torch.Generator().manual_seed(seed)
-    for old, block in zip(dense.layers, model.layers, strict=True):
-        assert isinstance(old, Block) and isinstance(block, Block)
-        if not isinstance(block.mlp, MoELayer):
-            continue
-        assert isinstance(old.mlp, MLP) and isinstance(block.mlp.experts, Experts)
-        copies = torch.randn(num_experts // granularity, config.hidden_size, generator=generator)
-        weight = (copies * config.initializer_range).repeat_interleave(granularity, dim=0)  # [E, D]
-        block.mlp.gate.load_state_dict({"weight": weight})
-        _fill_experts(block.mlp.experts, old.mlp, granularity, noise, generator)
+    for name, layer in model.named_modules():
+        if isinstance(layer, MoELayer):
+            mlp, experts = dense.get_submodule(name), layer.experts
+            assert isinstance(mlp, MLP) and isinstance(experts, Experts)
+            shape = num_experts // granularity, config.hidden_size
+            copies = torch.randn(shape, generator=generator) * config.initializer_range
+            weight = copies.repeat_interleave(granularity, dim=0)  # [E, D]
+            layer.gate.load_state_dict({"weight": weight})
+            _fill_experts(experts, mlp, granularity, noise, generator)
     modules = dict(model.train(dense.training).named_modules())
     for name, module in dense.named_modules():  # a layer that was in eval mode alone stays so
         if name in modules:
@@ -82,56 +85,49 @@ def upcycle(
     return model
 
 
-def _sparse_config(
-    dense: ModelConfig, layers: Iterable[int] | None, num_experts: int, k: int, granularity: int
-) -> ModelConfig:
-    count, problem = dense.num_hidden_layers, None
-    chosen = sorted(set(range(count) if layers is None else layers))
-    sizes = {"intermediate_size": dense.intermediate_size, "num_experts": num_experts}
-    sizes |= {"num_experts_per_tok": k}
-    uneven = [name for name, size in sizes.items() if granularity < 1 or size % granularity]
+def _faults(
+    dense: ModelConfig, chosen: list[int], sizes: dict[str, int], granularity: int
+) -> Iterator[str]:
+    """What would not keep the function."""
+    count = dense.num_hidden_layers
     if sparse := [layer for layer in range(count) if dense.is_sparse(layer)]:
-        problem = f"layers {sparse} have experts already, and upcycling starts from a dense model: one whose "
-        problem += "mlp_only_layers names every layer"
-    elif not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        problem = f"layers is {chosen}; the model has layers 0 to {count - 1}: name some"
-    elif uneven:
-        problem = (
-            f"granularity is {granularity}, which does not divide {uneven[0]} = {sizes[uneven[0]]}"
+        yield (
+            f"layers {sparse} have experts already, and upcycling starts from a dense model: one whose mlp_only_layers "
+            "names every layer"
         )
-    elif dense.router_type != "top_k":
-        problem = f"router_type is {dense.router_type!r}; upcycling keeps the function with 'top_k' alone, whose "
-        problem += "weights of the chosen experts sum to 1"
-    elif not dense.norm_topk_prob:
-        problem = "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
-        problem += "layer's output; set it to true in the dense model's configuration"
-    elif dense.n_shared_experts:
-        problem = f"n_shared_experts is {dense.n_shared_experts}: the shared experts would be added to a layer that "
-        problem += "is whole without them; set it to 0"
-    if problem:
-        raise ConfigError(problem)
-    return dense.replace(
-        num_experts=num_experts,
-        num_experts_per_tok=k,
-        mlp_only_layers=[i for i in range(count) if i not in chosen],
-        moe_intermediate_size=dense.intermediate_size // granularity if granularity > 1 else None,
-    )
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        yield f"layers is {chosen}; the model has layers 0 to {count - 1}: name some"
+    for name, size in {"intermediate_size": dense.intermediate_size, **sizes}.items():
+        if granularity < 1 or size % granularity:
+            yield f"granularity is {granularity}, which does not divide {name} = {size}"
+    if dense.router_type != "top_k":
+        yield (
+            f"router_type is {dense.router_type!r}; upcycling keeps the function with 'top_k' alone, whose weights of "
+            "the chosen experts sum to 1"
+        )
+    if not dense.norm_topk_prob:
+        yield (
+            "norm_topk_prob is false: the weights of the chosen experts would sum to less than 1 and shrink the "
+            "layer's output; set it to true in the dense model's configuration"
+        )
+    if dense.n_shared_experts:
+        yield (
+            f"n_shared_experts is {dense.n_shared_experts}: the shared experts would be added to a layer that is whole "
+            "without them; set it to 0"
+        )
 
 
 def _fill_experts(
     experts: Experts, mlp: MLP, granularity: int, noise: float, generator: torch.Generator
 ) -> None:
     """Expert e is slice e mod G of the MLP, plus noise · std(weight) · N(0, 1) of its own."""
-
-    def noisy(weight: Tensor) -> Tensor:
-        if not noise:
-            return weight
-        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
-        return (weight.float() + drawn * (noise * weight.float().std())).to(weight.dtype)
-
     gate, up = (part.chunk(granularity) for part in mlp.gate_up_proj.chunk(2))  # G of [F/G, D]
     down = mlp.down_proj.chunk(granularity, dim=1)  # G of [D, F/G]
     for e in range(experts.num_experts):
         part = e % granularity
-        experts.gate_up_proj[e] = noisy(torch.cat([gate[part], up[part]]))
-        experts.down_proj[e] = noisy(down[part] * granularity)
+        pair = torch.cat([gate[part], up[part]]), down[part] * granularity
+        for held, weight in zip((experts.gate_up_proj, experts.down_proj), pair, strict=True):
+            held[e] = weight
+            if noise:
+                drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
+                held[e] = weight.float() + drawn * (noise * weight.float().std())

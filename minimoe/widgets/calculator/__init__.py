@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minimoe.config import ModelConfig
-from minimoe.cost.device import DEVICES
-from minimoe.cost.flops import forward_flops
-from minimoe.cost.parameters import count_parameters
+from minimoe.cost import DEVICES, count_parameters, forward_flops
 from minimoe.course import style
 from minimoe.presets import PRESETS
 from minimoe.widgets.explorable import Explorable

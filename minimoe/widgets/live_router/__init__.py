@@ -20,7 +20,7 @@ import torch
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
-from minimoe.hf.int8 import quantize_experts
+from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.text.domains import DOMAINS
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer

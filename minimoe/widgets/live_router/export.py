@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
-from minimoe.hf.int8 import quantize_experts
+from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer
 
@@ -32,7 +32,7 @@ FREE = {
 def export(checkpoint: str = "mini") -> bytes:
     """The file's bytes, the same every time: tensors under the names that the quantised model's state dict gives them.
 
-    Experts are int8 with a float32 scale for each output channel (`minimoe.hf.int8.quantize`); all else is bf16,
+    Experts are int8 with a float32 scale for each output channel (`minimoe.hf.lazy.quantize`); all else is bf16,
     which is how it is stored, so nothing but the experts is rounded. Beside them, so that a browser can cut a text as
     the tokenizer does: `tokenizer.bytes` [256], the token of each byte; `tokenizer.merges` [M, 2], the pairs in the
     order in which they merge, pair i into token 257 + i; `tokenizer.letters`, `.numbers` and `.spaces` [n, 2], first

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minimoe.cost.device import DEVICES
-from minimoe.cost.layer import crossover_tokens, layer_bytes, layer_floor, layer_flops
+from minimoe.cost import DEVICES, crossover_tokens, layer_bytes, layer_floor, layer_flops
 from minimoe.course import style
 from minimoe.presets import PRESETS
 from minimoe.widgets.explorable import Explorable

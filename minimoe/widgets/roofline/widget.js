@@ -1,7 +1,7 @@
 // The least time of one sparse layer: T tokens, experts of D × F of which each token takes K of E, on a device with
 // `peak` FLOP/s and `bandwidth` bytes/s. Numbers of 16 bits, uniform routing; the router is left out.
 
-// --- minimoe.cost.layer -----------------------------------------------------------------------------------------
+// --- minimoe.cost -----------------------------------------------------------------------------------------
 
 // Experts that T tokens are expected to meet.
 export const touched = (T, { E, K }) => E * (1 - (1 - K / E) ** T);
