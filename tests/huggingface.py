@@ -1,5 +1,6 @@
 """Tiny random models of transformers, one for each family that minimoe reads; the reference of the parity tests."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,8 @@ def saved(folder: Path, kind: str, *, layout: dict[str, Any] | None = None, **op
     model = reference(kind, **options)
     model.save_pretrained(folder, **(layout or {}))
     return model
+
+
+def published(name: str) -> dict[str, Any]:
+    """config.json of a preset as it was published; of those that are only counted without names of classes and ids."""
+    return json.loads((Path(__file__).parent / "published" / f"{name}.json").read_text())

@@ -17,31 +17,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from minimoe.__main__ import main
 from minimoe.attention import KVCache
 from minimoe.config import ROUTER_TYPES, ModelConfig
-from minimoe.cost.device import DEVICES, Device, get_device
-from minimoe.cost.flops import (
+from minimoe.cost import (
+    DEVICES,
+    Device,
+    count_parameters,
+    crossover_tokens,
     decode_floor,
     decode_flops,
+    experts_touched,
     forward_flops,
+    get_device,
     kv_cache_bytes,
+    layer_bytes,
+    layer_floor,
+    layer_flops,
     prefill_floor,
     training,
     weight_bytes,
 )
-from minimoe.cost.layer import (
-    crossover_tokens,
-    experts_touched,
-    layer_bytes,
-    layer_floor,
-    layer_flops,
-)
-from minimoe.cost.parameters import count_parameters
 from minimoe.cost.report import cost_report, cost_table
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.hf.translate import to_huggingface
 from minimoe.model import MixtralModel
-from tests.huggingface import library
-from tests.test_cost_families import DEEPSEEK_V3, GPT_OSS_20B
+from tests.huggingface import library, published
 
 # --- one layer -----------------------------------------------------------------------------------
 
@@ -263,8 +262,8 @@ def test_published_parameters(name: str) -> None:
 
 def transformers_config(name: str) -> Any:
     """The published configuration as transformers reads it; how its weights are stored is left out."""
-    only_counted = {"deepseek-v3": DEEPSEEK_V3, "gpt-oss-20b": GPT_OSS_20B}
-    values = only_counted.get(name) or to_huggingface(ModelConfig.preset(name))
+    only_counted = name in ("deepseek-v3", "gpt-oss-20b")
+    values = published(name) if only_counted else to_huggingface(ModelConfig.preset(name))
     values = {k: v for k, v in values.items() if k != "quantization_config"}
     return library().AutoConfig.for_model(**values)
 

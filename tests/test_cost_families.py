@@ -10,14 +10,12 @@ import torch
 from minimoe.__main__ import main
 from minimoe.checkpoint import read_config
 from minimoe.config import ModelConfig
-from minimoe.cost.device import get_device
-from minimoe.cost.flops import forward_flops, kv_cache_bytes
-from minimoe.cost.parameters import count_parameters
+from minimoe.cost import count_parameters, forward_flops, get_device, kv_cache_bytes
 from minimoe.cost.report import cost_report
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.hf.counted import COUNTED, counted_config
 from minimoe.model import MixtralModel
-from tests.huggingface import library
+from tests.huggingface import library, published
 
 COMMON: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -156,45 +154,10 @@ def test_a_counted_family_is_costed_and_not_built(
         MixtralModel.from_pretrained(tmp_path)
 
 
-# config.json as it was published; what is left out are names of classes and of token ids
-DEEPSEEK_V3: dict[str, Any] = {
-    "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001, "ep_size": 1,
-    "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168, "initializer_range": 0.02,
-    "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v3",
-    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
-    "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8,
-    "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "pretraining_tp": 1,
-    "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-    "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
-                            "weight_block_size": [128, 128]},
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
-                     "original_max_position_embeddings": 4096, "type": "yarn"},
-    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
-    "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
-    "use_cache": True, "v_head_dim": 128, "vocab_size": 129280,
-}  # fmt: skip
-GPT_OSS_20B: dict[str, Any] = {
-    "attention_bias": True, "attention_dropout": 0.0, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
-    "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02, "intermediate_size": 2880,
-    "layer_types": ["sliding_attention", "full_attention"] * 12, "max_position_embeddings": 131072,
-    "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24,
-    "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False,
-    "quantization_config": {"quant_method": "mxfp4"}, "rms_norm_eps": 1e-05,
-    "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn", "truncate": False},
-    "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
-    "tie_word_embeddings": False, "use_cache": True, "vocab_size": 201088,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("values", "preset"), [(DEEPSEEK_V3, "deepseek-v3"), (GPT_OSS_20B, "gpt-oss-20b")]
-)
-def test_published_configurations_cost_what_the_presets_do(
-    values: dict[str, Any], preset: str
-) -> None:
+@pytest.mark.parametrize("preset", ["deepseek-v3", "gpt-oss-20b"])
+def test_published_configurations_cost_what_the_presets_do(preset: str) -> None:
     device = get_device("h200")
-    found = cost_report(counted_config(values), device, batch=3, context=1000)
+    found = cost_report(counted_config(published(preset)), device, batch=3, context=1000)
     assert found == cost_report(ModelConfig.preset(preset), device, batch=3, context=1000)
 
 

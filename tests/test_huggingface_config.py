@@ -14,65 +14,13 @@ from minimoe.__main__ import main
 from minimoe.checkpoint import read_config
 from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
-from minimoe.hf.families import FAMILIES
-from minimoe.hf.translate import from_huggingface, to_huggingface
+from minimoe.hf.translate import FAMILIES, from_huggingface, to_huggingface
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
-from tests.huggingface import COMMON, OWN, library, saved
+from tests.huggingface import COMMON, OWN, library, published, saved
 from tests.small import TINY, random_ids, tiny_model
 
-# config.json as it was published, by preset
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "mixtral-8x7b": {
-        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
-        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
-        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
-        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "transformers_version": "4.36.0.dev0", "use_cache": True, "vocab_size": 32000,
-    },
-    "mixtral-8x22b": {
-        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-        "hidden_act": "silu", "hidden_size": 6144, "initializer_range": 0.02, "intermediate_size": 16384,
-        "max_position_embeddings": 65536, "model_type": "mixtral", "num_attention_heads": 48,
-        "num_experts_per_tok": 2, "num_hidden_layers": 56, "num_key_value_heads": 8, "num_local_experts": 8,
-        "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000, "router_aux_loss_coef": 0.001,
-        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
-        "vocab_size": 32000,
-    },
-    "olmoe-1b-7b": {
-        "architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "clip_qkv": None,
-        "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
-        "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type": "olmoe", "norm_topk_prob": False,
-        "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16,
-        "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id": 1, "rms_norm_eps": 1e-05,
-        "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 50304,
-    },
-    "qwen1.5-moe-a2.7b": {
-        "architectures": ["Qwen2MoeForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
-        "intermediate_size": 5632, "max_position_embeddings": 8192, "max_window_layers": 21,
-        "model_type": "qwen2_moe", "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16,
-        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
-        "decoder_sparse_step": 1, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
-        "num_experts_per_tok": 4, "num_experts": 60, "norm_topk_prob": False, "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
-    },
-    "qwen3-30b-a3b": {
-        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128,
-        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
-        "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
-        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
-        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False,
-        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
-        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
-        "use_sliding_window": False, "vocab_size": 151936,
-    },
-}  # fmt: skip
+BUILT = ("mixtral-8x7b", "mixtral-8x22b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b")
 
 
 def example(kind: str, **changes: Any) -> dict[str, Any]:
@@ -80,13 +28,13 @@ def example(kind: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": kind, **COMMON, **OWN[kind], **changes}
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", BUILT)
 def test_published_configurations_are_the_presets(name: str) -> None:
     # transformers has no z-loss, so its coefficient is not in the file
-    assert from_huggingface(PUBLISHED[name]) == PRESETS[name].replace(router_z_loss_coef=0.0)
+    assert from_huggingface(published(name)) == PRESETS[name].replace(router_z_loss_coef=0.0)
     again = from_huggingface(to_huggingface(PRESETS[name]))
     assert again == PRESETS[name].replace(router_z_loss_coef=0.0)
-    assert to_huggingface(PRESETS[name])["model_type"] == PUBLISHED[name]["model_type"]
+    assert to_huggingface(PRESETS[name])["model_type"] == published(name)["model_type"]
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -247,7 +195,7 @@ def test_trap_mlx_serve_20_what_says_nothing_of_the_function_is_read_past(
 
 
 def test_qwen3_coder_as_published() -> None:
-    values = PUBLISHED["qwen3-30b-a3b"] | {
+    values = published("qwen3-30b-a3b") | {
         "intermediate_size": 5472, "max_position_embeddings": 262_144, "max_window_layers": 28, "qkv_bias": False,
         "rope_theta": 10_000_000, "router_aux_loss_coef": 0.0, "shared_expert_intermediate_size": 0,
         "use_qk_norm": True,
@@ -418,7 +366,7 @@ def test_what_is_only_counted_has_no_family(name: str) -> None:
 def test_costs_of_a_folder_of_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["mixtral-8x7b"]))
+    (tmp_path / "config.json").write_text(json.dumps(published("mixtral-8x7b")))
     assert main(["cost", str(tmp_path), "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)
     assert main(["cost", "mixtral-8x7b", "--json"]) == 0

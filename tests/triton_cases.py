@@ -9,7 +9,10 @@ from torch import Tensor
 from minimoe.dispatch import loop
 from minimoe.experts import Experts
 from minimoe.kernels.function import triton
-from minimoe.routing import Routing
+from minimoe.routers import Router, TopKRouter
+from minimoe.routing import Routing, limit_capacity
+from minimoe.zoo.expert_choice import ExpertChoiceRouter
+from minimoe.zoo.relu import ReLURouter
 from tests.small import topk_routing
 
 # error allowed at a value of the tensor's own size (root mean square), by type: a few roundings of its mantissa
@@ -117,3 +120,58 @@ def compare(
             msg=lambda m, n=name: f"{n}: {m}",
         )
     return actual
+
+
+def compare_case(name: str, d: int, f: int, dtype: torch.dtype, device: str = "cpu") -> None:
+    """One of CASES; experts without tokens get gradients of zero."""
+    choice, e = CASES[name]
+    actual = compare(*make_case(choice, e, d, f, dtype, device))
+    idle = [i for i in range(e) if not bool((choice == i).any())]
+    for weight in ("gate_up_proj", "down_proj"):
+        assert bool(torch.isfinite(actual[weight]).all())
+        assert not actual[weight][idle].any()
+
+
+def compare_strides(t: int, d: int, f: int, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Inputs, and gradients of the output, that are transposed, thinned out or expanded."""
+    _, routing, experts = make_case(random_choice(t, 4, 2), 4, d, f, dtype, device)
+    wide = torch.randn(t, 2 * d, generator=generator(0)).to(device, dtype)
+    for x in (wide[:, :d].t().contiguous().t(), wide[:, ::2], wide[:1, :d].expand(t, d)):
+        assert not x.is_contiguous()
+        compare(x, routing, experts, Tensor.sum)
+        compare(x, routing, experts, lambda y: y.t().contiguous().float().pow(2).sum())
+
+
+def compare_dropped(x: Tensor, routing: Routing, experts: Experts, capacity: int) -> Routing:
+    """What is dropped gives zero and no gradient; the routing that has dropped it."""
+    limited = limit_capacity(routing, capacity)
+    assert limited.kept is not None
+    actual = compare(x, limited, experts)
+    assert not actual["weight"][~limited.kept].any()
+    lost = ~limited.kept.view(-1, 2).any(1)
+    assert lost.any() and not actual["y"][lost].any() and not actual["x"][lost].any()
+    return limited
+
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "top-k": lambda d, e: TopKRouter(d, e, 2, initializer_range=0.3),
+    "expert choice": lambda d, e: ExpertChoiceRouter(d, e, initializer_range=0.3),
+    "relu": lambda d, e: ReLURouter(d, e, initializer_range=0.3),
+}
+
+
+def compare_router(name: str, t: int, d: int, e: int, f: int, device: str = "cpu") -> None:
+    """The router gets the same gradient as from `loop`."""
+    torch.manual_seed(0)
+    router = ROUTERS[name](d, e).eval().to(device)
+    experts = make_experts(e, d, f, torch.float32, device)
+    x = torch.randn(t, d, device=device, requires_grad=True)
+    inputs = (x, *router.parameters())
+    results: list[tuple[Tensor, ...]] = []
+    for dispatch in (triton, loop):
+        y = dispatch(x, router(x), experts)
+        results.append((y, *torch.autograd.grad(y.pow(2).sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        scale = float(theirs.detach().abs().max())
+        assert scale > 1e-2
+        torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-4, rtol=1e-4)

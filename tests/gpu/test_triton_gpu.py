@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,16 @@ from minimoe.dispatch import auto, grouped, loop
 from minimoe.errors import MinimoeError
 from minimoe.experts import Experts
 from minimoe.kernels.function import triton
-from minimoe.routers import Router, TopKRouter
 from minimoe.routing import Routing, limit_capacity
-from minimoe.zoo.expert_choice import ExpertChoiceRouter
-from minimoe.zoo.relu import ReLURouter
 from tests.triton_cases import (
     CASES,
+    ROUTERS,
     TOLERANCE,
     compare,
+    compare_case,
+    compare_dropped,
+    compare_router,
+    compare_strides,
     gradients,
     make_case,
     make_experts,
@@ -44,12 +45,7 @@ Case = tuple[Tensor, Routing, Experts]
 @types
 @pytest.mark.parametrize("case", CASES)
 def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
-    choice, e = CASES[case]
-    actual = compare(*make_case(choice, e, 64, 96, dtype, "cuda"))
-    idle = [i for i in range(e) if not bool((choice == i).any())]
-    for name in ("gate_up_proj", "down_proj"):
-        assert bool(torch.isfinite(actual[name]).all())
-        assert not actual[name][idle].any()
+    compare_case(case, 64, 96, dtype, "cuda")
 
 
 @types
@@ -69,45 +65,19 @@ def test_trap_17_tiles_of_every_height(mean: int, skew: float, dtype: torch.dtyp
 
 @types
 def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
-    _, routing, experts = make_case(random_choice(50, 4, 2), 4, 64, 48, dtype, "cuda")
-    wide = torch.randn(50, 128, device="cuda").to(dtype)
-    for x in (wide[:, :64].t().contiguous().t(), wide[:, ::2], wide[:1, :64].expand(50, 64)):
-        assert not x.is_contiguous()
-        compare(x, routing, experts, Tensor.sum)
-        compare(x, routing, experts, lambda y: y.t().contiguous().float().pow(2).sum())
+    compare_strides(50, 64, 48, dtype, "cuda")
 
 
 @types
 def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) -> None:
-    x, routing, experts = make_case(random_choice(200, 8, 2), 8, 64, 96, dtype, "cuda")
+    case = make_case(random_choice(200, 8, 2), 8, 64, 96, dtype, "cuda")
     for capacity in (0, 20):
-        limited = limit_capacity(routing, capacity)
-        assert limited.kept is not None
-        actual = compare(x, limited, experts)
-        assert not actual["weight"][~limited.kept].any()
-
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "top-k": lambda: TopKRouter(64, 8, 2, initializer_range=0.3),
-    "expert choice": lambda: ExpertChoiceRouter(64, 8, initializer_range=0.3),
-    "relu": lambda: ReLURouter(64, 8, initializer_range=0.3),
-}
+        compare_dropped(*case, capacity)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_router_gets_the_same_gradient_as_from_loop(name: str) -> None:
-    torch.manual_seed(0)
-    router = ROUTERS[name]().eval().cuda()
-    experts = make_experts(8, 64, 96, torch.float32, "cuda")
-    x = torch.randn(90, 64, device="cuda", requires_grad=True)
-    inputs = (x, *router.parameters())
-    results: list[tuple[Tensor, ...]] = []
-    for dispatch in (triton, loop):
-        y = dispatch(x, router(x), experts)
-        results.append((y, *torch.autograd.grad(y.pow(2).sum(), inputs)))
-    for ours, theirs in zip(*results, strict=True):
-        scale = float(theirs.detach().abs().max())
-        torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-4, rtol=1e-4)
+    compare_router(name, 90, 64, 8, 96, "cuda")
 
 
 def test_ten_thousand_random_routings() -> None:

@@ -4,7 +4,6 @@ Run by tests/test_triton_interpreter.py, or with TRITON_INTERPRET=1 set.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,13 +15,15 @@ from minimoe.dispatch import loop
 from minimoe.errors import MinimoeError
 from minimoe.kernels import tiles
 from minimoe.kernels.function import triton
-from minimoe.routers import Router, TopKRouter
-from minimoe.routing import Routing, limit_capacity
-from minimoe.zoo.expert_choice import ExpertChoiceRouter
-from minimoe.zoo.relu import ReLURouter
+from minimoe.routing import Routing
 from tests.triton_cases import (
     CASES,
+    ROUTERS,
     compare,
+    compare_case,
+    compare_dropped,
+    compare_router,
+    compare_strides,
     gradients,
     make_case,
     make_experts,
@@ -38,12 +39,7 @@ types = pytest.mark.parametrize("dtype", TYPES, ids=str)
 @types
 @pytest.mark.parametrize("case", CASES)
 def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
-    choice, e = CASES[case]
-    actual = compare(*make_case(choice, e, D, F, dtype))
-    idle = [i for i in range(e) if not bool((choice == i).any())]
-    for name in ("gate_up_proj", "down_proj"):
-        assert bool(torch.isfinite(actual[name]).all())
-        assert torch.equal(actual[name][idle], torch.zeros_like(actual[name][idle]))
+    compare_case(case, D, F, dtype)
 
 
 @types
@@ -70,17 +66,7 @@ def test_trap_17_tiles_of_every_height(rows: int, dtype: torch.dtype) -> None:
 
 @types
 def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
-    _, routing, experts = make_case(random_choice(10, 4, 2), 4, D, F, dtype)
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randn(10, 2 * D, generator=generator).to(dtype)
-    inputs = {
-        wide[:, :D].t().contiguous().t(): Tensor.sum,  # whose gradient is expanded
-        wide[:, ::2]: lambda y: y.t().contiguous().float().pow(2).sum(),  # transposed
-        wide[:1, :D].expand(10, D): None,
-    }
-    for x, upstream in inputs.items():
-        assert not x.is_contiguous()
-        compare(x, routing, experts, upstream)
+    compare_strides(10, D, F, dtype)
 
 
 def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
@@ -100,12 +86,9 @@ def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
 def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) -> None:
     x, routing, experts = make_case(random_choice(12, 4, 2), 4, D, F, dtype)
     for capacity in (0, 3):
-        limited = limit_capacity(routing, capacity)
-        assert limited.kept is not None
-        actual = compare(x, limited, experts)
-        assert not actual["weight"][~limited.kept].any()
-        lost = ~limited.kept.view(-1, 2).any(1)
-        assert lost.any() and not actual["y"][lost].any() and not actual["x"][lost].any()
+        limited = compare_dropped(x, routing, experts, capacity)
+    assert limited.kept is not None
+    lost = ~limited.kept.view(-1, 2).any(1)
     nan = x.clone()
     nan[lost] = float("nan")  # what has no row is not multiplied by zero, but not read
     assert torch.equal(triton(nan, limited, experts)[~lost], triton(x, limited, experts)[~lost])
@@ -153,26 +136,9 @@ def test_trap_17_a_hundred_layers(
     compare(*make_case(choice, e, 16 * d, 16 * f, dtype, seed=seed))
 
 
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "top-k": lambda: TopKRouter(D, 3, 2, initializer_range=0.3),
-    "expert choice": lambda: ExpertChoiceRouter(D, 3, initializer_range=0.3),
-    "relu": lambda: ReLURouter(D, 3, initializer_range=0.3),
-}
-
-
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_router_gets_the_same_gradient_as_from_loop(name: str) -> None:
-    torch.manual_seed(0)
-    router, experts = ROUTERS[name]().eval(), make_experts(3, D, 16, torch.float32)
-    x = torch.randn(5, D, requires_grad=True)
-    inputs = (x, *router.parameters())
-    results: list[tuple[Tensor, ...]] = []
-    for dispatch in (triton, loop):
-        y = dispatch(x, router(x), experts)
-        results.append((y, *torch.autograd.grad(y.pow(2).sum(), inputs)))
-    for ours, theirs in zip(*results, strict=True):
-        assert float(theirs.detach().abs().max()) > 1e-2
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    compare_router(name, 5, D, 3, 16)
 
 
 def test_gradients_only_where_they_are_wanted() -> None:
