@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("MINIMOE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused: exit code 2 and one line on standard error, which it returns."""
+    from minimoe.__main__ import main
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        lines = [x for x in captured.err.splitlines() if not x.startswith("read help:")]
+        assert len(lines) == 1 and lines[0].startswith("minimoe: "), captured.err
+        assert captured.out == ""
+        return lines[0]
+
+    return run
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

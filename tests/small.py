@@ -169,6 +169,22 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
+def gradients_hold(module: torch.nn.Module, x: Tensor, *more: Any) -> bool:
+    """Whether gradients of x and of every parameter are the derivatives of what the module gives; all in float64."""
+    names = [n for n, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+
+    def outputs(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(3)  # the same noise at every call
+        given = dict(zip(names, parameters, strict=True))
+        found = torch.func.functional_call(module, given, (x, *more))
+        if isinstance(found, Routing):
+            found = found.dense(), found.logits, found.probs
+        return tuple(part for part in found if isinstance(part, Tensor))
+
+    return torch.autograd.gradcheck(outputs, (x, *values), fast_mode=True)
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """sha256 of all weights, bit for bit."""
     total = hashlib.sha256()

@@ -269,16 +269,10 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli.main(["bench", *arguments]) == 2
-    captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
-    assert line.startswith("minimoe: ") and message in line
+    assert message in refused("bench", *arguments)
 
 
 # --- goals ---------------------------------------------------------------------------------------

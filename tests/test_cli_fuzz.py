@@ -14,22 +14,8 @@ from minimoe.__main__ import main
 from tests.small import bytes_tokenizer, tiny_model
 
 NUMBERS = [
-    "0",
-    "1",
-    "2",
-    "-1",
-    "1e3",
-    "inf",
-    "-inf",
-    "nan",
-    "1" + "0" * 30,
-    "",
-    "x",
-    "0.5",
-    "٣",
-    "1_0",
-    "-0",
-    "9" * 5000,
+    *("0", "1", "2", "-1", "1e3", "inf", "-inf", "nan", "1" + "0" * 30, "", "x", "0.5", "٣", "1_0"),
+    *("-0", "9" * 5000),
 ]
 TEXTS = ["", " ", "a", "ab</s>", "$x$ $", "<b>&", "\\", "a\0b", "\ud800", "\udcff", "→ 漢字 \U0001f600", "%s{}", "--",
          "-x", "é" * 300, "x" * 5000, "[" * 2000, "nowhere", "~nobody/x", "/dev/null/x", "a/b/c", "1,2"]  # fmt: skip

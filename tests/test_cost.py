@@ -528,29 +528,6 @@ def test_command_reads_a_folder(tmp_path: Any, capsys: pytest.CaptureFixture[str
     assert found["parameters"]["total"] == MixtralModel(SMALL).num_parameters()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["mixtrl-8x7b"], "did you mean mixtral-8x7b?"),
-        (["mistralai/Mixtral-8x22B-v0.1"], "did you mean mixtral-8x22b?"),
-        (["nano", "--device", "h20"], "did you mean h200?"),
-        (["nano", "--context", "129"], "context is 129, but the model has positions for 128"),
-        (["nano", "--context", "0"], "context is 0"),
-        (["nano", "--batch", "0"], "batch is 0"),
-        (["nano", "--bits", "0"], "bits is 0"),
-        (["nano", "--peak", "-1"], "--peak is -1.0; it must be above 0"),
-        (["nano", "--tokens", "0"], "--tokens is 0.0; it must be above 0"),
-        (["nano", "--tokens", "1", "--utilisation", "40"], "utilisation is 40"),
-        (["nano", "--tokens", "1", "--gpus", "0"], "--gpus is 0; it must be"),
-    ],
-)
-def test_bad_arguments_are_named(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["cost", *arguments]) == 2
-    assert named in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("router", ["soft", "expert_choice"])
 def test_what_looks_at_whole_sequences_has_no_decoding(router: str) -> None:
     config = SMALL.replace(router_type=router)
@@ -563,11 +540,3 @@ def test_what_looks_at_whole_sequences_has_no_decoding(router: str) -> None:
     # without a sparse layer the router is not there
     dense = config.replace(mlp_only_layers=(0, 1, 2))
     assert cost_report(dense, DEVICES["h200"])["floors"]["decode"] is not None
-
-
-def test_a_preset_without_a_recipe_is_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--preset", "mixtral-8x7b"]) == 2
-    assert (
-        "preset without a training recipe 'mixtral-8x7b'; known are nano, mini, small"
-        in capsys.readouterr().err
-    )

@@ -17,9 +17,8 @@ from minimoe.model import MixtralModel
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, Routing
 from tests.small import TINY, chosen, topk_routing
-from tests.zoo import D, E, big_experts, build
+from tests.zoo import NAMES, D, E, big_experts, build
 
-NAMES = [n for n in DISPATCHERS if n != "triton"]  # which tests/test_triton_interpreter.py holds
 every_dispatcher = pytest.mark.parametrize("dispatcher", NAMES)
 
 

@@ -21,9 +21,8 @@ from minimoe.balance import (
 from minimoe.dispatch import DISPATCHERS, plan
 from minimoe.routing import Routing
 from minimoe.zoo.relu import ActiveRouting
-from tests.zoo import ZOO, D, E, V, big_experts, build
+from tests.zoo import NAMES, ZOO, D, E, V, big_experts, build
 
-NAMES = [n for n in DISPATCHERS if n != "triton"]  # which tests/test_triton_interpreter.py holds
 FEW = settings(deadline=None, max_examples=60)
 
 

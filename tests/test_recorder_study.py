@@ -33,7 +33,7 @@ from minimoe.study.trace import TraceWriter
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import train_tokenizer
 from tests.small import tiny_model
-from tests.test_recorder_transformers import SIZES, deepseek_v3, gpt_oss, mixtral
+from tests.test_recorder_transformers import SIZES, untrained
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,11 +67,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     before = dict(SIZES)
     SIZES.update(vocab_size=VOCABULARY, eos_token_id=0)
     try:
-        for make in (mixtral, gpt_oss, deepseek_v3):
+        for family in ("mixtral", "gpt_oss", "deepseek_v3"):
             torch.manual_seed(0)
-            folder = root / f"tiny-{make.__name__}"
-            make().save_pretrained(folder)
-            _wrapped(tokenizer, begin=make is mixtral).save_pretrained(folder)
+            folder = root / f"tiny-{family}"
+            untrained(family).save_pretrained(folder)
+            _wrapped(tokenizer, begin=family == "mixtral").save_pretrained(folder)
         torch.manual_seed(0)
         llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
     finally:

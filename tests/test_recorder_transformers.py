@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,81 +21,52 @@ transformers = pytest.importorskip("transformers")
 
 V = 64
 SIZES: dict[str, Any] = {
-    "vocab_size": V,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-def mixtral() -> Any:
-    config = transformers.MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2)
-    return transformers.MixtralForCausalLM(config)
-
-
-def olmoe() -> Any:
-    config = transformers.OlmoeConfig(**SIZES, num_experts=6, num_experts_per_tok=3)
-    assert not config.norm_topk_prob
-    return transformers.OlmoeForCausalLM(config)
-
-
-def qwen2_moe() -> Any:
-    config = transformers.Qwen2MoeConfig(
-        **SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8,
-        shared_expert_intermediate_size=16, decoder_sparse_step=2,
-    )  # fmt: skip
-    return transformers.Qwen2MoeForCausalLM(config)
-
-
-def qwen3_moe() -> Any:
-    config = transformers.Qwen3MoeConfig(
-        **SIZES, head_dim=8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=8,
-        norm_topk_prob=True, mlp_only_layers=[1],
-    )  # fmt: skip
-    return transformers.Qwen3MoeForCausalLM(config)
-
-
-def deepseek_v3() -> Any:
-    sizes = SIZES | {"num_key_value_heads": 4}
-    config = transformers.DeepseekV3Config(
-        **sizes, moe_intermediate_size=8, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3,
-        n_group=4, topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5, norm_topk_prob=True,
-        q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
-    )  # fmt: skip
-    model = transformers.DeepseekV3ForCausalLM(config)
-    for block in model.model.layers[1:]:
-        # a bias that changes who is chosen, not the weights
-        block.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.4, 0.4, 8).flip(0))
-    return model
-
-
-def gpt_oss() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config = transformers.GptOssConfig(
-        **SIZES, head_dim=8, num_local_experts=5, num_experts_per_tok=3, sliding_window=8, rope_parameters=rope
-    )  # fmt: skip
-    model = transformers.GptOssForCausalLM(config)
-    for block in model.model.layers:
-        nn.init.normal_(block.mlp.router.bias)
-    return model
-
-
-FAMILIES: dict[str, Callable[[], Any]] = {
-    f.__name__: f for f in (mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v3, gpt_oss)
-}
+    "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 16, "decoder_sparse_step": 2,
+    },
+    "qwen3_moe": {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 8, "head_dim": 8,
+        "norm_topk_prob": True, "mlp_only_layers": [1],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_routed_experts": 8,
+        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+        "v_head_dim": 4,
+    },
+    "gpt_oss": {
+        "num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 8, "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}  # fmt: skip
 LAYERS = {"qwen2_moe": (2,), "qwen3_moe": (1, 3), "deepseek_v3": (2, 3)}
+
+
+def untrained(family: str) -> Any:
+    """A model of random weights; the biases that choose experts are random too."""
+    config = transformers.AutoConfig.for_model(family, **SIZES | FAMILIES[family])
+    assert family != "olmoe" or not config.norm_topk_prob
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for block in model.model.layers:
+        if family == "gpt_oss":
+            nn.init.normal_(block.mlp.router.bias)
+        elif hasattr(getattr(block.mlp, "gate", None), "e_score_correction_bias"):
+            # a bias that changes who is chosen, not the weights
+            block.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.4, 0.4, 8).flip(0))
+    return model
 
 
 def make(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return FAMILIES[family]().eval().to(dtype)
+    return untrained(family).eval().to(dtype)
 
 
 class RouterLogits:
@@ -484,7 +454,7 @@ def test_another_library_is_recorded_through_a_source_of_ones_own() -> None:
 
 
 def test_compiled_code_is_not_taken_for_a_kernel() -> None:
-    model = mixtral().eval()
+    model = untrained("mixtral").eval()
     ids = torch.arange(9)[None]
     model.compile(backend="eager")
     model(ids)
@@ -497,7 +467,7 @@ def test_compiled_code_is_not_taken_for_a_kernel() -> None:
 
 
 def test_a_broken_model_is_not_recorded_and_each_module_is_in_its_own_mode_afterwards() -> None:
-    model = mixtral().train()
+    model = untrained("mixtral").train()
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
     record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.dispatch import loop
+from minimoe.dispatch import DISPATCHERS, loop
 from minimoe.experts import Experts
 from minimoe.routers import NoisyTopKRouter, Router, SigmoidRouter, SwitchRouter, TopKRouter
 from minimoe.zoo.balanced import BaseRouter, SinkhornRouter
@@ -16,6 +16,8 @@ from minimoe.zoo.simple import DenseRouter, HashRouter, MeanBinningRouter, Unifo
 
 V, D, E, K, FF = 40, 8, 6, 2, 6  # E is not a power of two
 SPREAD = 0.7  # of router weights, so that choices are clear
+# of dispatchers for a CPU and for any experts; tests/test_triton_interpreter.py holds the kernels
+NAMES = [n for n in DISPATCHERS if n != "triton"]
 
 ZOO: dict[str, Callable[[], Router]] = {
     "uniform random": lambda: UniformRouter(E, K),

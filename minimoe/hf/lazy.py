@@ -221,7 +221,8 @@ class OffloadedExperts(LazyExperts):
     Args:
         source: reads an expert.
         cache_experts: C, at least 1; E keeps all that were ever used.
-        dtype, device: of the experts in memory; they follow `.to()`.
+        dtype: of the experts in memory; follows `.to()`.
+        device: where they are; follows `.to()`.
     """
 
     def __init__(

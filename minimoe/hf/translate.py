@@ -76,9 +76,8 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     given |= {"layer_types": values.get("layer_types")}
     for fault in _faults(values, given):
         raise ConfigError(fault)
-    theta = values.get("rope_theta")
-    for name in _ANGLES:
-        theta = (values.get(name) or {}).get("rope_theta") or theta
+    places = [*(values.get(name) or {} for name in reversed(_ANGLES)), values]
+    theta = next(filter(None, (place.get("rope_theta") for place in places)), None)
     both, (window, wide) = given.get("attention_bias", False), _window(given)
     every = tuple(range(given["num_hidden_layers"]))
     fields: dict[str, Any] = {name: given[name] for name in FIELDS["same"] if name in given} | {
