@@ -22,9 +22,9 @@ from minimoe.experts import MLP, Experts
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, Routing, limit_capacity
 from tests.small import routings, topk_routing
-from tests.zoo import FF, ZOO, D, E, build
+from tests.triton_cases import gradients
+from tests.zoo import FF, NAMES, ZOO, D, E, build
 
-NAMES = sorted(set(DISPATCHERS) - {"triton"})  # which tests/test_triton_interpreter.py holds
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -58,28 +58,6 @@ def definition(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         x.sum() + routing.weight.sum()
     )  # so that no assignment at all still has a gradient
     return (torch.stack(rows) if rows else x.new_zeros(0, D)) + nothing
-
-
-def gradients(
-    dispatch: Callable[[Tensor, Routing, Experts], Tensor],
-    x: Tensor,
-    routing: Routing,
-    experts: Experts,
-    upstream: Callable[[Tensor], Tensor],
-) -> dict[str, Tensor]:
-    """y and every gradient: of x, of the combine weights and of both expert weights."""
-    leaf = x.detach().requires_grad_()
-    weight = routing.weight.detach().requires_grad_()
-    experts.zero_grad(set_to_none=True)
-    y = dispatch(leaf, dataclasses.replace(routing, weight=weight), experts)
-    loss = upstream(y)
-    for size in (64, 512, 4096):  # freed memory full of NaN shows what is allocated and not written
-        torch.full((size,), math.nan)
-    loss.backward()
-    grads = {"y": y.detach(), "x": leaf.grad, "weight": weight.grad}
-    grads |= {n: p.grad for n, p in experts.named_parameters()}
-    zeros = {"y": y, "x": x, "weight": weight, **dict(experts.named_parameters())}
-    return {n: torch.zeros_like(zeros[n]) if g is None else g.clone() for n, g in grads.items()}
 
 
 def agree(

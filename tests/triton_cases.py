@@ -65,7 +65,7 @@ def random_choice(t: int, e: int, k: int, seed: int = 0, skew: float = 0.0) -> T
 
 def poison(device: str = "cpu") -> None:
     """Leave NaN in freed memory, so that what is allocated and not written shows."""
-    for size in (256, 4096, 65536, 1 << 20):
+    for size in (64, 256, 512, 4096, 65536, 1 << 20):
         torch.full((size,), float("nan"), device=device)
 
 
@@ -82,7 +82,9 @@ def gradients(
     assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
     poison(x.device.type)
     inputs = {"x": leaf, "weight": weight, **dict(experts.named_parameters())}
-    grads = torch.autograd.grad(upstream(y), list(inputs.values()))
+    grads = torch.autograd.grad(
+        upstream(y), list(inputs.values()), allow_unused=True, materialize_grads=True
+    )
     return {"y": y.detach(), **dict(zip(inputs, grads, strict=True))}
 
 
