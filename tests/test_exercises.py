@@ -1,5 +1,6 @@
 """The exercises: what a learner gets, what the checks say to answers, and that none needs a later lesson."""
 
+import ast
 import functools
 import json
 import re
@@ -188,6 +189,26 @@ def test_every_suspect_as_an_answer_gets_its_own_cause(task: str) -> None:
             assert failed and failed.cause not in causes, f"{name} is a suspect already"
             unknown.add(failed.cause)
     assert len(causes | unknown) >= 4
+
+
+# The lesson's own function that comes nearest to a task, and the tasks that it still answers.
+OWN = {
+    "03.1": "top_k_router", "03.3": "gate_gradient", "03.4": "noisy_router", "04.1": "switch_loss", "04.3": "drop",
+    "05.1": "deal", "05.2": "choose_by_column", "05.3": "transport", "05.4": "survives_appending",
+    "05.5": "group_limited", "06.1": "experts_touched", "06.2": "count_places", "06.3": "make_plan",
+}  # fmt: skip
+COPIED = {"04.1"}
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_the_lessons_own_code_is_no_answer(task: str) -> None:
+    space: dict[str, Any] = {}
+    for page in sorted((ROOT / "notebooks").glob(f"{task[:2]}*.ipynb")):
+        code = "\n".join(re.sub(r"^%.*$", "", c.source, flags=re.M) for c in cells(page))
+        kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+        body: list[ast.stmt] = [n for n in ast.parse(code).body if isinstance(n, kept)]
+        exec(compile(ast.Module(body, []), page.name, "exec"), space)
+    assert vetting.passes(task, space[OWN[task]]) == (task in COPIED)
 
 
 # What learning goes through, in the tasks in which something is to be learnt.
