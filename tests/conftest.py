@@ -1,5 +1,6 @@
 """What every test has: few threads, a cache that cannot be spoilt, and a reason where the text is missing."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -70,6 +71,40 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def store() -> Any:
+    """Keep what a thousand simulations or more gave, for the page that says how far to trust the study's numbers."""
+    import fcntl  # workers of `make test-slow` write to one file
+
+    from minimoe.bench.timing import environment
+    from minimoe.io import read_object, write_text
+
+    path = ROOT / "book/results/rates.json"
+
+    def store(kind: str, what: str, rate: float, runs: int, wanted: str) -> None:
+        if runs < 1000:
+            return
+        with (ROOT / "pyproject.toml").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            import torch
+
+            rows = read_object(path)["rows"] if path.exists() else []
+            row = {
+                "kind": kind,
+                "what": what,
+                "rate": round(rate, 3),
+                "wanted": wanted,
+                "runs": runs,
+            }
+            kept = [old for old in rows if (old["kind"], old["what"]) != (kind, what)]
+            rows = sorted([*kept, row], key=lambda r: (r["kind"], r["what"]))
+            head = environment(torch.device("cpu"), 1) | {"command": "make test-slow"}
+            lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+            write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
+
+    return store
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

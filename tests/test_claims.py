@@ -168,8 +168,8 @@ def test_imbalance_agrees_disagrees_and_cannot_tell() -> None:
     assert is_large(ch.Band(1.7, 1.5, 1.9, 1.0, 1.6)) == say.UNKNOWN
 
 
-def test_a_uniform_router_confirms_nothing() -> None:
-    runs = 20
+@pytest.mark.parametrize("runs", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_uniform_router_confirms_nothing(runs: int, store: Any) -> None:
     agreed: dict[str, int] = dict.fromkeys(("C12", "C13", "C14", "C15", "C16"), 0)
     for seed in range(runs):
         m = study(simulate(seed, works=160, domains=8, concentration=1e6, layers=2))
@@ -177,7 +177,9 @@ def test_a_uniform_router_confirms_nothing() -> None:
             made = judge(m)
             agreed[made.claim] += made.verdict == say.AGREES
         agreed["C13"] += judge_subjects(m, {}).verdict == say.AGREES
-    assert max(agreed.values()) <= 1, agreed
+    for claim, n in agreed.items():
+        store("claim", f"{claim} agrees with a uniform router", n / runs, runs, "at most 0.05")
+    assert max(agreed.values()) <= max(1, 0.05 * runs), agreed
 
 
 def test_what_random_weights_show_as_well_is_no_agreement() -> None:
