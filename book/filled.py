@@ -149,6 +149,16 @@ def routers() -> str:
     return table(heads, rows)
 
 
+def rates(kind: str) -> str:
+    """How often tests alarm, intervals hold the truth, effects are found and rules agree in simulated studies."""
+    rows = [
+        [r["what"], f"{100 * r['rate']:.1f} %", f"{r['runs']:,}", r["wanted"]]
+        for r in read("rates.json")["rows"]
+        if r["kind"] == kind
+    ]
+    return table(["statistic", "rate", "studies", "bound"], rows)
+
+
 def benchmark(part: str) -> str:
     """A part of the benchmark page."""
     from book import benchmarks  # it needs the benchmark's own code, and the library
@@ -252,6 +262,7 @@ PARTS: dict[str, Callable[..., str]] = {
         findings,
         balance,
         routers,
+        rates,
         benchmark,
         api,
         with_examples,

@@ -238,6 +238,11 @@ def run_study(args: argparse.Namespace) -> None:
 
         print(tell(args.counts, args.out))
         return
+    if args.further is not None:
+        from minimoe.study.further import further
+
+        print(further(args.checkpoint, args.further, seed=args.seed))
+        return
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.model is None:

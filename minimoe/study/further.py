@@ -1,0 +1,341 @@
+"""Analyses that few make together: saturation, one token in other meanings, output tokens, parallel texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minimoe.checkpoint import pretrained_path, read_tensors
+from minimoe.errors import TraceError
+from minimoe.generate import evaluating
+from minimoe.io import write_text
+from minimoe.model import MixtralModel
+from minimoe.study import chance as ch
+from minimoe.study.counterfactuals import counterfactuals
+from minimoe.study.depth import information
+from minimoe.study.models import find_minimoe
+from minimoe.study.record import documents_of, record_documents
+from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.text.corpus import Corpus, load_corpus
+from minimoe.text.tokenizer import TokenSplit
+from minimoe.train.environment import processor_name
+
+Experts = npt.NDArray[np.integer[Any]]
+Tokens = list[npt.NDArray[Any]]
+
+
+# --- saturation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Saturation(ch.Result):
+    """How much of a token's experts is decided at P validations of a training run; [P, L] each.
+
+    Attributes:
+        overlap: share of the K experts that are those of the last validation (OLMoE: Muennighoff et al. 2024, sec. 5.1).
+        chance: what tokens that only share the loads of their window would show.
+        beyond: (overlap − chance) / (1 − chance); NaN where chance is 1.
+        next: share of the K experts that are those of the next validation; it rises as the learning rate falls, so part
+            of `overlap` is the schedule.
+    """
+
+    step: npt.NDArray[np.int64]
+    overlap: npt.NDArray[np.float64]
+    chance: npt.NDArray[np.float64]
+    beyond: npt.NDArray[np.float64]
+    next: npt.NDArray[np.float64]
+
+
+def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -> Saturation:
+    """Saturation of the same T tokens, in `windows` texts of one length, at each validation.
+
+    Args:
+        step: [P].
+        expert: [P, T, L, K], as probe.safetensors has them.
+    """
+    p, t, layers, k = expert.shape
+    if t % windows or p < 2:
+        raise TraceError(f"{t} tokens at {p} validations are not {windows} windows at two or more")
+    member = (expert[..., None] == np.arange(num_experts)).any(axis=3).astype(np.float64)
+    of_window = member.reshape(p, windows, t // windows, layers, num_experts).mean(axis=2)
+    overlap = np.einsum("ptle,tle->pl", member, member[-1]) / (t * k)
+    chance = np.einsum("pwle,wle->pl", of_window, of_window[-1]) / (windows * k)
+    following = np.einsum("ptle,ptle->pl", member[:-1], member[1:]) / (t * k)
+    following = np.concatenate([following, np.full((1, layers), np.nan)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        beyond = np.where(chance < 1, (overlap - chance) / (1 - chance), np.nan)
+    return Saturation(np.asarray(step, np.int64), overlap, chance, beyond, following)
+
+
+# --- one token in other meanings ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Meaning(ch.Result):
+    """Whether one token takes other experts in texts of other topics.
+
+    Attributes:
+        same: mean overlap of the experts of one token in two documents of one topic, as a share of K.
+        other: the same for two documents of different topics.
+        difference: same − other, beside its null: topics permuted over documents.
+        tokens: how many tokens were compared.
+    """
+
+    layer: int
+    same: float
+    other: float
+    difference: ch.Band
+    tokens: int
+
+
+def meaning(
+    trace: RoutingTrace, layer: int, *, least: int = 10, draws: int = 199, seed: int = 0
+) -> Meaning:
+    """Pairs of documents that hold the same token, of one topic or of two (after Olson et al. 2025).
+
+    A document counts once for each token, with the mean of its occurrences; a token counts by its documents. One
+    permutation of the topics serves all tokens, because a document with loads of its own has them for all its tokens.
+
+    Args:
+        least: documents with a topic that a token must stand in.
+
+    Raises:
+        TraceError: no topics, or no token in so many documents of several topics.
+    """
+    c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
+    names, label = ch.document_labels(trace, "topic")
+    label = label[c.source]
+    rows = np.flatnonzero(label[c.document] >= 0)
+    if not len(rows):
+        raise TraceError("no document of the trace has a topic; there is nothing to compare")
+    cell, codes = ch.compact(c.token[rows] * c.num_documents + c.document[rows])
+    token, document = ch.compact(codes // c.num_documents)[0], codes % c.num_documents
+    mean = (
+        ch.count_experts(cell, len(codes), c.expert[rows], c.num_experts)
+        / np.bincount(cell)[:, None]
+    )
+    kept = np.bincount(token)[token] >= least
+    if not kept.any():
+        raise TraceError(f"no token stands in {least} documents with a topic; record more text")
+    (token, _), document, mean = ch.compact(token[kept]), document[kept], mean[kept]
+    holders = np.bincount(token)
+    whole = np.stack([np.bincount(token, x) for x in mean.T], axis=1)
+    alone = np.bincount(token, (mean**2).sum(axis=1))
+    every = (whole**2).sum(axis=1) - alone
+
+    def compared(label: ch.Ints) -> tuple[float, float, int]:
+        """Mean overlap of pairs of one topic and of two, over tokens that have both, and how many these are."""
+        pair, _ = ch.compact(token * len(names) + label[document])
+        first = np.zeros(int(pair.max()) + 1, np.int64)
+        first[pair] = token
+        parts = np.stack([np.bincount(pair, x) for x in mean.T], axis=1)
+        within = np.bincount(first, (parts**2).sum(axis=1)) - alone
+        n_within = np.bincount(first, np.bincount(pair).astype(float) ** 2) - holders
+        n_across = holders * (holders - 1.0) - n_within
+        both = (n_within > 0) & (n_across > 0)
+        if not both.any():
+            return np.nan, np.nan, 0
+        weight = holders[both] / holders[both].sum() / c.k
+        same = (weight * (within / np.maximum(n_within, 1))[both]).sum()
+        across = (weight * ((every - within) / np.maximum(n_across, 1))[both]).sum()
+        return float(same), float(across), int(both.sum())
+
+    same, other, tokens = compared(label)
+    if not tokens:
+        raise TraceError("no token stands in documents of one topic and of two; record more text")
+    with_topic = np.flatnonzero(label >= 0)
+    null = np.zeros(draws)
+    for i in range(draws):
+        moved = label.copy()
+        moved[with_topic] = label[rng.permutation(with_topic)]
+        a, b, _ = compared(moved)
+        null[i] = a - b
+    return Meaning(layer, same, other, ch.against(same - other, null), tokens)
+
+
+# --- what is read, what comes, what is said -------------------------------------------------------
+
+
+@torch.no_grad()
+def with_outputs(
+    model: MixtralModel, documents: Sequence[TraceDocument], tokens: Tokens, begin: int | None
+) -> dict[str, RoutingTrace]:
+    """The beginnings of texts, a window each, keyed three ways: by the token read, by the next, by the predicted one.
+
+    The last token of a text, which has no next one, is left out of all three.
+    """
+    before = [] if begin is None else [begin]
+    cut = [x[: model.config.max_position_embeddings - len(before)] for x in tokens]
+    trace = record_documents(model, documents, cut, end_of_text=begin)
+    following, predicted = list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
+    with evaluating(model):
+        for ids in cut:
+            read = torch.from_numpy(np.concatenate([before, ids]).astype(np.int64))[None]
+            best = model(read).logits[0, len(before) :].argmax(dim=1).numpy()
+            following.append(np.append(ids[1:], -1))
+            predicted.append(np.append(best[:-1], -1))
+    last = np.concatenate(following) < 0
+    read = np.where(last, -1, trace.token)
+    keys = {"read": read, "next": np.concatenate(following), "predicted": np.concatenate(predicted)}
+    return {k: dataclasses.replace(trace, token=v.astype(np.int32)) for k, v in keys.items()}
+
+
+# --- parallel texts -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Parallel(ch.Result):
+    """Divergence in bits between the mean router probabilities of articles in two languages, by layer; [L] each.
+
+    Attributes:
+        matched: of articles with the same title.
+        unmatched: of articles of one topic and different titles.
+        gap: unmatched − matched; the interval is over titles.
+        titles: how many there are.
+    """
+
+    matched: npt.NDArray[np.float64]
+    unmatched: npt.NDArray[np.float64]
+    gap: ch.Band
+    titles: int
+
+
+@torch.no_grad()
+def mean_probabilities(model: MixtralModel, tokens: Tokens, begin: int | None) -> ch.Floats:
+    """[documents, L, E] router probabilities, averaged over the first window of each text."""
+    before, rows = [] if begin is None else [begin], list[ch.Floats]()
+    with evaluating(model):
+        for ids in tokens:
+            read = np.concatenate([before, ids]).astype(np.int64)[
+                : model.config.max_position_embeddings
+            ]
+            probs = [
+                r.probs for r in model(torch.from_numpy(read)[None], logits_to_keep=1).routings
+            ]
+            if any(p is None for p in probs):
+                raise TraceError("a router of the model has no probabilities to compare")
+            rows.append(np.stack([p[len(before) :].double().mean(dim=0).numpy() for p in probs]))  # pyright: ignore[reportOptionalSubscript]
+    return np.stack(rows)
+
+
+def parallel(
+    first: ch.Floats, second: ch.Floats, topic: ch.Ints, *, resamples: int = 1000, seed: int = 0
+) -> Parallel:
+    """Whether articles on one thing are routed alike in two languages, beyond their topic (Bandarkar et al. 2026).
+
+    Args:
+        first: [titles, L, E] as `mean_probabilities`; `second` of the same titles in the other language.
+        topic: [titles] number of the topic; a title alone in its topic is left out.
+    """
+    matched, unmatched = list[ch.Floats](), list[ch.Floats]()
+    kept = np.flatnonzero(np.bincount(topic)[topic] > 1)
+    for i in kept:
+        others = kept[(topic[kept] == topic[i]) & (kept != i)]
+        matched.append(ch.jensen_shannon(first[i], second[i]))
+        unmatched.append(ch.jensen_shannon(first[i][None], second[others]).mean(axis=0))
+    if not len(kept):
+        raise TraceError("no two titles share a topic; there is nothing to compare")
+    a, b = np.stack(matched), np.stack(unmatched)
+    strata, rng = ch.compact(topic[kept])[0], np.random.default_rng(seed)
+    draws = ch.bootstrap(b - a, strata, resamples, rng) / len(kept)
+    ends = ch.percentile(draws) if len(kept) >= ch.MIN_DOCUMENTS else ch.NOTHING
+    return Parallel(a.mean(axis=0), b.mean(axis=0), ch.Band((b - a).mean(axis=0), *ends), len(kept))
+
+
+def same_titles(corpus: Corpus, first: str, second: str) -> tuple[ch.Ints, Tokens, Tokens]:
+    """Titles that two domains share and one of them held out: [titles] number of the topic, and the tokens in both."""
+    found: dict[str, dict[str, tuple[Any, npt.NDArray[Any]]]] = {first: {}, second: {}}
+    held: set[str] = set()
+    for split in (corpus.train, corpus.heldout):
+        for document, ids in zip(*documents_of(split, (first, second)), strict=True):
+            found[document.domain][document.id] = document.topic, ids
+            held |= {document.id} if split is corpus.heldout else set()
+    titles = [t for t in found[first] if t in found[second] and t in held and found[first][t][0]]
+    topics = [str(found[first][t][0]) for t in titles]
+    number = np.unique(topics, return_inverse=True)[1].astype(np.int64)
+    return number, [found[first][t][1] for t in titles], [found[second][t][1] for t in titles]
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def windows_of(
+    split: TokenSplit, domains: Sequence[str], size: int, texts: int
+) -> tuple[Any, Any, Any]:
+    """[D, W, size] first tokens of W texts of each domain, [D, W] their works; [B, size] those of later texts."""
+    chosen, others, works = list[list[Any]](), list[Any](), dict[tuple[str, str], int]()
+    numbers: list[list[int]] = []
+    for domain in domains:
+        documents, tokens = documents_of(split, (domain,))
+        long = [
+            (d, ids[:size]) for d, ids in zip(documents, tokens, strict=True) if len(ids) >= size
+        ]
+        if len(long) < texts:
+            raise TraceError(
+                f"{domain} holds out {len(long)} texts of {size} tokens; {texts} are needed"
+            )
+        chosen.append([ids for _, ids in long[:texts]])
+        keys = [(domain, d.work or d.id) for d, _ in long[:texts]]
+        numbers.append([works.setdefault(key, len(works)) for key in keys])
+        others += [
+            ids for d, ids in long[texts : 4 * texts] if (domain, d.work or d.id) not in works
+        ]
+    ids, other = (torch.from_numpy(np.array(x).astype(np.int64)) for x in (chosen, others))
+    return ids, np.array(numbers), other
+
+
+def further(
+    model: str | Path, out: Path, *, size: int = 128, texts: int = 12, seed: int = 0
+) -> str:
+    """Make all five analyses of one of minimoe's own models, and write them to `out` as JSON.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        MinimoeError: a model or a text that cannot be had, or a router without logits.
+    """
+    folder, found = pretrained_path(model), find_minimoe(model)
+    loaded: Any = found.load()
+    corpus = load_corpus(tokenizer=folder, vocab_size=found.vocab_size)
+    domains = [d for d in corpus.domains if d != "questions"]
+    ids, work, other = windows_of(corpus.heldout, domains, size, texts)
+    result: dict[str, Any] = {
+        "command": f"python -m minimoe study --checkpoint {model} --further {out}",
+        "date": datetime.now(UTC).date().isoformat(), "hardware": processor_name(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "texts": {"domains": domains, "each": texts, "tokens": size, "other": len(other)},
+    }  # fmt: skip
+    rows = counterfactuals(loaded, ids, work, other, layers=found.layers, seed=seed)
+    result["counterfactuals"] = [row.to_dict() for row in rows]
+    probe = folder / "probe.safetensors"
+    result["saturation"] = None
+    if probe.exists():
+        seen = {name: value.numpy() for name, value in read_tensors(probe).items()}
+        rate = saturation(seen["step"], seen["expert"], len(seen["token"]), found.num_experts)
+        result["saturation"] = rate.to_dict()
+    articles = record_documents(
+        loaded, *documents_of(corpus.heldout, ("wiki_en",)), end_of_text=found.begin
+    )
+    result["meaning"] = [meaning(articles, n, seed=seed).to_dict() for n in found.layers]
+    read = documents_of(corpus.heldout, domains, 4000)
+    result["outputs"] = {
+        key: [x.token.to_dict() for x in information(trace, seed=seed)]
+        for key, trace in with_outputs(loaded, *read, found.begin).items()
+    }
+    result["parallel"] = {}
+    for second in ("wiki_fr", "wiki_es"):
+        topic, *both = same_titles(corpus, "wiki_en", second)
+        a, b = (mean_probabilities(loaded, tokens, found.begin) for tokens in both)
+        result["parallel"][second] = parallel(a, b, topic, seed=seed).to_dict()
+    write_text(out, json.dumps(result, indent=1) + "\n")
+    return f"{out}: {len(rows)} counterfactuals, and four analyses more"
