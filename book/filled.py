@@ -159,6 +159,57 @@ def rates(kind: str) -> str:
     return table(["statistic", "rate", "studies", "bound"], rows)
 
 
+def further(part: str) -> str:
+    """One of the analyses beyond the article's claims: counterfactuals, saturation, meaning, outputs or parallel."""
+    found, layers = read("further.json"), list(range(1, 7))
+    heads = [f"layer {n}" for n in layers]
+    if part == "counterfactuals":
+        cost: dict[str, dict[Any, dict[str, float]]] = {}
+        for row in found["counterfactuals"]:
+            cost.setdefault(row["change"], {})[row["layer"]] = row["loss"]
+        off = [by for change, by in cost.items() if change.endswith("off")]
+        rows = [
+            [change, interval(by[None], 2), *(f"{by[n]['value']:.3f}" for n in layers)]
+            for change, by in cost.items()
+            if not change.endswith("off")
+        ]
+        means = (sum(by[n]["value"] for by in off) / len(off) for n in layers)
+        rows.append([f"one expert off (mean of {len(off)})", "–", *(f"{m:.3f}" for m in means)])
+        return table(["experts of a token", "all layers", *heads], rows)
+    if part == "saturation":
+        seen = found["saturation"]
+        rows = [
+            [f"{step / seen['step'][-1]:.0%}", *(f"{x:.2f}" for x in seen["beyond"][i])]
+            for i, step in enumerate(seen["step"])
+            if 10 * step % seen["step"][-1] == 0 and step < seen["step"][-1]
+        ]
+        return table(["of training", *heads], rows)
+    if part == "meaning":
+        rows = [
+            [m["layer"], f"{m['same']:.3f}", f"{m['other']:.3f}", f"{m['difference']['value']:.3f}",
+             f"{m['difference']['null_high']:.3f}"]
+            for m in found["meaning"]
+        ]  # fmt: skip
+        return table(
+            ["layer", "same topic", "different topics", "difference", "by chance up to"], rows
+        )
+    if part == "outputs":
+        rows = [[key, *(interval(x, 2) for x in by)] for key, by in found["outputs"].items()]
+        return table(["token", *heads], rows)
+    rows = []
+    for second, by in found["parallel"].items():
+        gap = [{k: by["gap"][k][i] for k in ("value", "low", "high")} for i in range(len(layers))]
+        name = {"wiki_fr": "English and French", "wiki_es": "English and Spanish"}[second]
+        rows.append([f"{name}, {by['titles']} titles", *(interval(x, 4) for x in gap)])
+    return table(["languages", *heads], rows)
+
+
+def interval(band: dict[str, float], digits: int) -> str:
+    """A number with its interval."""
+    value, low, high = (f"{band[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def benchmark(part: str) -> str:
     """A part of the benchmark page."""
     from book import benchmarks  # it needs the benchmark's own code, and the library
@@ -263,6 +314,7 @@ PARTS: dict[str, Callable[..., str]] = {
         balance,
         routers,
         rates,
+        further,
         benchmark,
         api,
         with_examples,

@@ -205,7 +205,7 @@ def test_matched_articles_are_nearer_where_the_thing_decides() -> None:
     thing = rng.dirichlet(np.ones(E), (80, 2))
     topic = np.arange(80) % 4
     noise = [0.7 * thing + 0.3 * rng.dirichlet(np.ones(E), (80, 2)) for _ in range(2)]
-    found = fu.parallel(*noise, topic)
+    found = fu.parallel(noise[0], noise[1], topic)
     assert (found.gap.low > 0).all() and (found.matched < found.unmatched).all()
     assert found.gap.value == pytest.approx(found.unmatched - found.matched)
     alone = fu.parallel(rng.dirichlet(np.ones(E), (80, 2)), thing, topic)

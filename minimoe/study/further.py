@@ -41,7 +41,7 @@ class Saturation(ch.Result):
     """How much of a token's experts is decided at P validations of a training run; [P, L] each.
 
     Attributes:
-        overlap: share of the K experts that are those of the last validation (OLMoE: Muennighoff et al. 2024, sec. 5.1).
+        overlap: share of the K experts that are those of the last validation (OLMoE: Muennighoff et al. 2024, 5.1).
         chance: what tokens that only share the loads of their window would show.
         beyond: (overlap − chance) / (1 − chance); NaN where chance is 1.
         next: share of the K experts that are those of the next validation; it rises as the learning rate falls, so part
@@ -117,8 +117,8 @@ def meaning(
     rows = np.flatnonzero(label[c.document] >= 0)
     if not len(rows):
         raise TraceError("no document of the trace has a topic; there is nothing to compare")
-    cell, codes = ch.compact(c.token[rows] * c.num_documents + c.document[rows])
-    token, document = ch.compact(codes // c.num_documents)[0], codes % c.num_documents
+    cell, codes = ch.compact(c.token[rows] * len(c.source) + c.document[rows])
+    token, document = ch.compact(codes // len(c.source))[0], codes % len(c.source)
     mean = (
         ch.count_experts(cell, len(codes), c.expert[rows], c.num_experts)
         / np.bincount(cell)[:, None]
