@@ -25,16 +25,11 @@ Change = Callable[[Routing], Routing]
 
 @dataclass(frozen=True, eq=False)
 class Counterfactual(ch.Result):
-    """What one change costs, in nats per token more than with the model's own routing.
+    """What one change costs, in nats per token more than with the model's own routing."""
 
-    Attributes:
-        layer: the changed layer, from 1; None: all at once.
-        loss: paired by token; the interval is over works.
-    """
-
-    change: str
-    layer: int | None
-    loss: ch.Band
+    change: str  #: which experts tokens get instead
+    layer: int | None  #: the changed layer, from 1; None: all at once
+    loss: ch.Band  #: paired by token; the interval is over works
 
 
 def choose(routing: Routing, expert: Tensor, even: bool = False) -> Routing:

@@ -38,21 +38,16 @@ Tokens = list[npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Saturation(ch.Result):
-    """How much of a token's experts is decided at P validations of a training run; [P, L] each.
+    """How much of a token's experts is decided at P validations of a training run; [P, L] each."""
 
-    Attributes:
-        overlap: share of the K experts that are those of the last validation (OLMoE: Muennighoff et al. 2024, 5.1).
-        chance: what tokens that only share the loads of their window would show.
-        beyond: (overlap − chance) / (1 − chance); NaN where chance is 1.
-        next: share of the K experts that are those of the next validation; it rises as the learning rate falls, so part
-            of `overlap` is the schedule.
-    """
-
-    step: npt.NDArray[np.int64]
-    overlap: npt.NDArray[np.float64]
-    chance: npt.NDArray[np.float64]
-    beyond: npt.NDArray[np.float64]
-    next: npt.NDArray[np.float64]
+    step: npt.NDArray[np.int64]  #: [P]
+    #: share of the K experts that are those of the last validation (OLMoE: Muennighoff et al. 2024, sec. 5.1)
+    overlap: ch.Floats
+    chance: ch.Floats  #: what tokens that only share the loads of their window would show
+    beyond: ch.Floats  #: (overlap − chance) / (1 − chance); NaN where chance is 1
+    #: share of the K experts that are those of the next validation; it rises as the learning rate falls, so part of
+    #: `overlap` is the schedule
+    next: ch.Floats
 
 
 def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -> Saturation:
@@ -81,20 +76,13 @@ def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -
 
 @dataclass(frozen=True, eq=False)
 class Meaning(ch.Result):
-    """Whether one token takes other experts in texts of other topics.
+    """Whether one token takes other experts in texts of other topics."""
 
-    Attributes:
-        same: mean overlap of the experts of one token in two documents of one topic, as a share of K.
-        other: the same for two documents of different topics.
-        difference: same − other, beside its null: topics permuted over documents.
-        tokens: how many tokens were compared.
-    """
-
-    layer: int
-    same: float
-    other: float
-    difference: ch.Band
-    tokens: int
+    layer: int  #: from 1
+    same: float  #: mean overlap of the experts of one token in two documents of one topic, as a share of K
+    other: float  #: the same for two documents of different topics
+    difference: ch.Band  #: same − other, beside its null: topics permuted over documents
+    tokens: int  #: how many tokens were compared
 
 
 def meaning(
@@ -194,19 +182,12 @@ def with_outputs(
 
 @dataclass(frozen=True, eq=False)
 class Parallel(ch.Result):
-    """Divergence in bits between the mean router probabilities of articles in two languages, by layer; [L] each.
+    """Divergence in bits between the mean router probabilities of articles in two languages; [L] each."""
 
-    Attributes:
-        matched: of articles with the same title.
-        unmatched: of articles of one topic and different titles.
-        gap: unmatched − matched; the interval is over titles.
-        titles: how many there are.
-    """
-
-    matched: npt.NDArray[np.float64]
-    unmatched: npt.NDArray[np.float64]
-    gap: ch.Band
-    titles: int
+    matched: ch.Floats  #: of articles with the same title
+    unmatched: ch.Floats  #: of articles of one topic and different titles
+    gap: ch.Band  #: unmatched − matched; the interval is over titles
+    titles: int  #: how many there are
 
 
 @torch.no_grad()
