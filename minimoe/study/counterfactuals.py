@@ -141,8 +141,11 @@ def usual_experts(
     """[T, K] the K experts that each token id of `read` [T] got most often in another text: a hash of the id.
 
     Args:
-        token: [n] ids of that text, and `expert` [n, K] what they got there.
+        token: [n] ids of that text.
+        expert: [n, K] what they got there.
+        read: [T] ids to look up.
         own: [T, K] kept for ids that did not occur.
+        num_experts: E.
     """
     counts = torch.zeros(int(max(token.max(), read.max())) + 1, num_experts, device=token.device)
     for column in expert.T:
@@ -168,6 +171,8 @@ def counterfactuals(
         work: [D, W] number of the work that each text is from.
         other: [B, S] other texts, from which each token id's usual experts are read.
         layers: the sparse layers, from 1.
+        resamples: of works, for the intervals.
+        seed: of the draws.
 
     Raises:
         TraceError: a router that does not give every token K experts by logits.

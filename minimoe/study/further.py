@@ -54,8 +54,10 @@ def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -
     """Saturation of the same T tokens, in `windows` texts of one length, at each validation.
 
     Args:
-        step: [P].
+        step: [P] of each validation.
         expert: [P, T, L, K], as probe.safetensors has them.
+        windows: how many texts the T tokens are.
+        num_experts: E.
     """
     p, t, layers, k = expert.shape
     if t % windows or p < 2:
@@ -94,7 +96,11 @@ def meaning(
     permutation of the topics serves all tokens, because a document with loads of its own has them for all its tokens.
 
     Args:
+        trace: of documents with topics.
+        layer: from 1.
         least: documents with a topic that a token must stand in.
+        draws: permutations of the topics.
+        seed: of the permutations.
 
     Raises:
         TraceError: no topics, or no token in so many documents of several topics.
@@ -214,8 +220,11 @@ def parallel(
     """Whether articles on one thing are routed alike in two languages, beyond their topic (Bandarkar et al. 2026).
 
     Args:
-        first: [titles, L, E] as `mean_probabilities`; `second` of the same titles in the other language.
+        first: [titles, L, E] as `mean_probabilities`.
+        second: of the same titles in the other language.
         topic: [titles] number of the topic; a title alone in its topic is left out.
+        resamples: of titles, for the interval.
+        seed: of the draws.
     """
     matched, unmatched = list[ch.Floats](), list[ch.Floats]()
     kept = np.flatnonzero(np.bincount(topic)[topic] > 1)
