@@ -57,7 +57,7 @@ BUDGETS: dict[str, int] = {
     "core": 3594,
     "cost": 828,
     "course": 268,
-    "hf": 920,
+    "hf": 919,
     "kernels": 1144,
     "roof": 352,
     "study": 6020,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 962,
     "zoo": 1099,
 }
-TESTS = 26_130  # and lines of Python that the tests may have
+TESTS = 26_445  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

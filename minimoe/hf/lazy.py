@@ -221,13 +221,8 @@ class OffloadedExperts(LazyExperts):
     Args:
         source: reads an expert.
         cache_experts: C, at least 1; E keeps all that were ever used.
-<<<<<<< HEAD
         dtype: of the experts in memory; follows `.to()`.
         device: where they are; follows `.to()`.
-=======
-        dtype: of the experts in memory; it follows `.to()`.
-        device: the same.
->>>>>>> 7fb5dda (Every parameter has its own text: offloaded experts, further analyses)
     """
 
     def __init__(
