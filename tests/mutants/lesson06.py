@@ -10,8 +10,7 @@ class ExpertsTouched(Any):
     task = "06.1"
 
     def right_through_logarithms(share, tokens, run):
-        choices = torch.tensor(len(range(0, tokens, run)))
-        return -torch.special.xlog1py(choices, -share.double()).expm1().sum().item()
+        return -torch.special.xlog1py(-(-tokens // run), -share.double()).expm1().sum().item()
 
 
 class SlotsOfAssignments(Any):
