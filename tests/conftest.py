@@ -58,14 +58,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused: exit code 2 and one line on standard error, which it returns."""
+    """Runs a command that must be refused: exit code 2 and one line on standard error, which it returns.
+
+    Before it may stand what is being read, and stages of the study, each with its time.
+    """
     from minimoe.__main__ import main
 
     def run(*arguments: object) -> str:
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == 2
         captured = capsys.readouterr()
-        lines = [x for x in captured.err.splitlines() if not x.startswith("read help:")]
+        lines = [x for x in captured.err.splitlines() if not x.startswith(("read help:", "[ "))]
         assert len(lines) == 1 and lines[0].startswith("minimoe: "), captured.err
         assert captured.out == ""
         return lines[0]

@@ -256,7 +256,7 @@ def test_another_study_in_the_same_folder_is_refused(
     folders: dict[str, Path],
     studied: dict[str, Path],
     quiz: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = studied["tiny-mixtral"]
@@ -267,21 +267,10 @@ def test_another_study_in_the_same_folder_is_refused(
         (("--layers", "all"), "layers was [1, 3], is [1, 2, 3]"),
         (("--layers", "1,3", "--max-tokens", "40"), "max_tokens was null, is 40"),
     ):
-        assert main(command(folders["tiny-mixtral"], quiz, out, *more)) == 2
-        assert named in refusal(capsys)
-    assert main(command(folders["tiny-gpt_oss"], quiz, out, "--layers", "1,3")) == 2
-    line = refusal(capsys)
+        assert named in refused(*command(folders["tiny-mixtral"], quiz, out, *more))
+    line = refused(*command(folders["tiny-gpt_oss"], quiz, out, "--layers", "1,3"))
     assert "model was tiny-mixtral, is tiny-gpt_oss" in line and "config_sha256 was" in line
     assert {p.name: p.read_bytes() for p in (out / "trace").iterdir()} == before
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of an error; before it may stand stages, each with its time."""
-    captured = capsys.readouterr()
-    lines = [x for x in captured.err.splitlines() if not x.startswith("[ ")]
-    assert len(lines) == 1 and lines[0].startswith("minimoe: "), captured.err
-    assert captured.out == ""
-    return lines[0]
 
 
 def test_gpt_oss_in_bfloat16_on_the_default_layers(
@@ -358,7 +347,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     quiz: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
     offline: None,
     model: str,
     more: tuple[str, ...],
@@ -368,8 +357,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     folder = folders.get(model)
     line = command(Path("x"), quiz, tmp_path / "out", *more)
     line[2] = str(folder or model)
-    assert main(line) == 2
-    assert named in refusal(capsys)
+    assert named in refused(*line)
     assert not list(tmp_path.rglob("chunk-*.npz"))
 
 
@@ -423,10 +411,10 @@ def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
     assert len({json.dumps(identity, sort_keys=True) for identity in found}) == 5
 
 
-def test_options_of_the_experiment_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_experiment_need_a_model(refused: Any) -> None:
     for option, value in (("--questions", "mmlu"), ("--layers", "1"), ("--batch-tokens", "8")):
-        assert main(["study", option, value]) == 2
-        assert f"{option} belongs to the study of questions: give --model" in refusal(capsys)
+        line = refused("study", option, value)
+        assert f"{option} belongs to the study of questions: give --model" in line
 
 
 @pytest.mark.parametrize(
