@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from torch import Tensor
 from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing
+from minimoe.study.trace import RoutingTrace
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import digest, encode, train_tokenizer
@@ -204,3 +206,26 @@ def small_disk(size: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def same_trace(a: RoutingTrace, b: RoutingTrace) -> bool:
+    """Whether two traces hold the same of the same documents, in arrays of the same types."""
+    rest = all(x == y for x, y in zip(a.header, b.header, strict=True))
+    pairs = [(x, b.arrays()[name]) for name, x in a.arrays().items()]
+    return rest and all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in pairs)
+
+
+def even_trace(
+    token: Any,
+    document: Any,
+    position: Any,
+    expert: Any,
+    documents: Any,
+    num_experts: int,
+    first: int = 1,
+) -> RoutingTrace:
+    """A trace of experts [N, L, K] in the layers from `first` on, each of a token's choices with the same weight."""
+    weight = np.full(np.shape(expert), 1 / np.shape(expert)[2], np.float32)
+    layers = tuple(range(first, first + np.shape(expert)[1]))
+    names = tuple(documents)
+    return RoutingTrace(token, document, position, expert, weight, names, num_experts, layers)

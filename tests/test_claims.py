@@ -74,21 +74,15 @@ def test_paths_agree_disagree_and_know_a_shallow_model() -> None:
 
 
 def test_balance_agrees_disagrees_and_cannot_tell() -> None:
-    near = simulate(1, works=120, base=skewed_loads(1.57), concentration=1e4, layers=2)
+    sure: dict[str, Any] = {"works": 120, "concentration": 1e4}
+    near = simulate(1, base=skewed_loads(1.57), layers=2, **sure)
     assert verdict(judge_balance, near) == say.AGREES
-    assert verdict(judge_balance, simulate(1, works=120, concentration=1e4)) == say.DISAGREES
-    assert (
-        verdict(judge_balance, simulate(1, base=skewed_loads(1.6), concentration=8)) == say.UNKNOWN
-    )
-    assert verdict(judge_balance, simulate(1, works=40)) == say.UNKNOWN
+    assert verdict(judge_balance, simulate(1, **sure)) == say.DISAGREES
+    for vague in (simulate(1, base=skewed_loads(1.6), concentration=8), simulate(1, works=40)):
+        assert verdict(judge_balance, vague) == say.UNKNOWN
     # as often as not with six truths at 1.5, where a rule that asks for the whole interval within never does
-    agreed = [
-        verdict(
-            judge_balance,
-            simulate(s, works=120, base=skewed_loads(1.57), concentration=1e4, layers=3),
-        )
-        for s in range(10)
-    ]
+    many = (simulate(s, base=skewed_loads(1.57), layers=3, **sure) for s in range(10))
+    agreed = [verdict(judge_balance, trace) for trace in many]
     assert agreed.count(say.AGREES) >= 4 and say.DISAGREES not in agreed
 
 
@@ -115,11 +109,8 @@ def test_subjects_agree_disagree_and_cannot_tell() -> None:
 
     sure: dict[str, Any] = {"works": 480, "domains": 8, "length": 30}
     split = parts(simulate(1, effect=1.5, **sure))
-    assert (
-        split["topics of one encyclopaedia"]
-        == split["all topics against single ones"]
-        == say.AGREES
-    )
+    kinds = ("topics of one encyclopaedia", "all topics against single ones")
+    assert [split[kind] for kind in kinds] == [say.AGREES] * 2
     assert judge_subjects(study(simulate(1, effect=1.5, **sure)), {}).verdict == say.AGREES
     alike = parts(simulate(1, concentration=1e6, works=1200, domains=8, length=30))
     assert alike["topics of one encyclopaedia"] == say.DISAGREES
@@ -140,9 +131,8 @@ def test_tokens_agree_disagree_and_cannot_tell() -> None:
     assert judge_frequent(chosen).verdict == say.AGREES
     assert judge_frequent(deaf).verdict == say.DISAGREES
     every = {p.what: p.verdict for p in judge_preferred(deaf).parts}
-    assert (
-        every.pop("change with depth: grouping of tokens, first against last layer") == say.UNKNOWN
-    )
+    depth = "change with depth: grouping of tokens, first against last layer"
+    assert every.pop(depth) == say.UNKNOWN
     assert set(every.values()) == {say.DISAGREES}
 
 
@@ -192,9 +182,8 @@ def test_what_random_weights_show_as_well_is_no_agreement() -> None:
     same = say.beside([trained], [trained])[0]
     assert same.verdict == say.UNKNOWN and "the difference is not clear" in same.parts[0].found
     # C16 is no claim about what training made
-    uneven = judge_imbalance(
-        study(simulate(1, works=120, base=skewed_loads(3.0), concentration=1e4))
-    )
+    skewed = simulate(1, works=120, base=skewed_loads(3.0), concentration=1e4)
+    uneven = judge_imbalance(study(skewed))
     assert say.beside([uneven], [uneven])[0].verdict == say.AGREES
 
 

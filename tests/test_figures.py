@@ -18,7 +18,7 @@ from minimoe.study import depth, domains, load, paths, vocabulary
 from minimoe.study.claims import bracket, claims, listed, percent, times
 from minimoe.study.drawing import Figure, expert_ticks
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from tests.small import small_disk
+from tests.small import even_trace, small_disk
 
 EXPERTS, K, LAYERS, VOCABULARY = 4, 2, (1, 2, 3), 12
 
@@ -32,15 +32,9 @@ def make_trace(documents=60, tokens=30, experts=EXPERTS, seed=0) -> RoutingTrace
     logits = rng.gumbel(size=(len(token), len(LAYERS), experts))
     for column in range(len(LAYERS)):
         logits[np.arange(len(token)), column, token % experts] += column
-    return RoutingTrace(
-        token=token.astype(np.int32),
-        document=np.repeat(np.arange(documents, dtype=np.int32), tokens),
-        position=np.tile(np.arange(tokens, dtype=np.int32), documents),
-        expert=np.argsort(-logits, axis=2)[..., :K].astype(np.int16),
-        weight=np.full((len(token), len(LAYERS), K), 0.5, np.float32),
-        documents=tuple(kinds),
-        num_experts=experts,
-        layers=LAYERS,
+    document, position = np.divmod(np.arange(len(token)), tokens)
+    return even_trace(
+        token, document, position, np.argsort(-logits, axis=2)[..., :K], kinds, experts
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from minimoe.errors import TraceError
 from minimoe.study.record import chunk_slices, record_documents, record_stream
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
-from tests.small import random_ids, tiny_model
+from tests.small import random_ids, same_trace, tiny_model
 
 LENGTHS = (40, 3, 25, 9, 9, 31, 50, 2, 8, 17)
 DOCUMENTS = [TraceDocument("quiz", str(i), f"subject {i % 3}") for i in range(len(LENGTHS))]
@@ -22,13 +22,6 @@ IDENTITY: dict[str, Any] = {"model": "tiny", "dtype": "float32", "layers": (1, 2
 def stream(folder: Path, **options: Any) -> TraceWriter:
     given: dict[str, Any] = {"identity": IDENTITY, "chunk_tokens": 50} | options
     return record_stream(tiny_model(), DOCUMENTS, TOKENS, folder, **given)
-
-
-def equal(a: RoutingTrace, b: RoutingTrace) -> bool:
-    names = ("token", "document", "position", "expert", "weight")
-    return a.documents == b.documents and all(
-        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
-    )
 
 
 def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path) -> None:
@@ -81,7 +74,7 @@ def test_interrupted_anywhere_and_gone_on_with_it_is_the_same(
     stream(tmp_path / "parts", batch_tokens=40, progress=watches)
     assert bool(read)
     whole, parts = (TraceWriter.read(tmp_path / name) for name in ("whole", "parts"))
-    assert equal(whole, parts)
+    assert same_trace(whole, parts)
     names = [{p.name for p in (tmp_path / n).iterdir()} for n in ("whole", "parts")]
     assert names[0] == names[1]
     # once complete, nothing is read again

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minimoe.__main__ import main
 from minimoe.checkpoint import save_model
@@ -32,7 +34,7 @@ from minimoe.study.report import run_study
 from minimoe.study.trace import TraceWriter
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import train_tokenizer
-from tests.small import tiny_model
+from tests.small import same_trace, tiny_model
 from tests.test_recorder_transformers import SIZES, untrained
 
 transformers = pytest.importorskip("transformers")
@@ -109,10 +111,9 @@ def never(*_: Any, **__: Any) -> Any:
     pytest.fail("the weights were loaded")
 
 
-def trace_bytes(out: Path) -> dict[str, Any]:
-    trace = TraceWriter.read(out / "trace")
-    names = ("token", "document", "position", "expert", "weight")
-    return {"documents": trace.documents, **{n: getattr(trace, n).tolist() for n in names}}
+def same(one: Path, other: Path) -> bool:
+    """Whether two studies recorded the same."""
+    return same_trace(*(TraceWriter.read(out / "trace") for out in (one, other)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -238,7 +239,7 @@ def test_the_command_goes_on_after_an_interruption(
     captured = capsys.readouterr()
     assert captured.out.strip() == str(tmp_path / "report.html")
     assert re.search(r"recording ([\d,]+) of ([\d,]+) tokens", captured.err)
-    assert trace_bytes(tmp_path) == trace_bytes(studied["tiny-mixtral"])
+    assert same(tmp_path, studied["tiny-mixtral"])
     # the report of a complete trace needs no weights
     weights = folders["tiny-mixtral"] / "model.safetensors"
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
@@ -368,10 +369,7 @@ def test_trap_harness_4063_a_model_of_the_hub_is_known_by_its_commit_or_refused(
     cache = tmp_path / "hub" / "models--somebody--tiny"
     commits = ("a" * 40, "b" * 40)
     for commit, source in zip(commits, ("tiny-mixtral", "tiny-gpt_oss"), strict=True):
-        snapshot = cache / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        for path in folders[source].iterdir():
-            (snapshot / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(folders[source], cache / "snapshots" / commit)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commits[0])
     found = find_model("somebody/tiny", device="cpu")
@@ -388,12 +386,7 @@ def test_trap_harness_4063_a_model_of_the_hub_is_known_by_its_commit_or_refused(
 def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for path in folders["tiny-mixtral"].iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(folders["tiny-mixtral"], tmp_path / "model")
     found = [find_model(folder, device="cpu").identity]
     weights = load_file(folder / "model.safetensors")
     weights[next(name for name in weights if "gate.weight" in name)][0, 0] += 1e-3
@@ -450,8 +443,6 @@ def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
 def test_folders_that_lack_something(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     copy = tmp_path / "copy"
     copy.mkdir()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
@@ -459,8 +450,7 @@ def test_folders_that_lack_something(
     (copy / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         find_model(copy)
-    for path in folders["tiny-mixtral"].iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folders["tiny-mixtral"], copy, dirs_exist_ok=True)
     weights = load_file(copy / "model.safetensors")
     router = next(name for name in weights if "gate.weight" in name)
     del weights[router]
@@ -610,7 +600,7 @@ def test_killed_and_run_again_it_is_the_same(
             kills += process.wait() == -signal.SIGKILL
     assert kills == 3
     assert start(tmp_path / "killed").wait(300) == 0
-    assert trace_bytes(tmp_path / "killed") == trace_bytes(tmp_path / "whole")
+    assert same(tmp_path / "killed", tmp_path / "whole")
     chunks = [{p.name for p in (tmp_path / n / "trace").glob("*.*")} for n in ("killed", "whole")]
     assert {x for x in chunks[0] if x[0] != "."} == chunks[1]
     assert (tmp_path / "killed" / "report.html").exists()

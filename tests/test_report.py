@@ -41,9 +41,8 @@ def documents(domain: str, count: int, seed: int, topics: tuple[str, ...] = ()) 
         weight[(seed * 5 + i % 3) % len(WORDS)] = 8
         words = rng.choice(WORDS, size=40, p=weight / weight.sum())
         text = "What is it: Who knows? " + " ".join(words)
-        made.append(
-            Document(domain, f"{domain}-{i}", text, topics[i % len(topics)] if topics else None)
-        )
+        topic = topics[i % len(topics)] if topics else None
+        made.append(Document(domain, f"{domain}-{i}", text, topic))
     return made
 
 
@@ -80,12 +79,16 @@ def checkpoint(tokenizer, tmp_path_factory):
     return folder
 
 
+def small(patch: pytest.MonkeyPatch, corpus: Corpus) -> None:
+    """A corpus of four small domains in place of the fetched one, and fewer draws."""
+    patch.setattr(sets, "load_corpus", lambda domains=None, **_: corpus)
+    patch.setattr(sets, "mmlu_dev_questions", lambda: list(REAL))
+    patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
+
+
 @pytest.fixture
 def offline(monkeypatch, corpus):
-    """A corpus of four small domains in place of the fetched one, and fewer draws."""
-    monkeypatch.setattr(sets, "load_corpus", lambda domains=None, **_: corpus)
-    monkeypatch.setattr(sets, "mmlu_dev_questions", lambda: list(REAL))
-    monkeypatch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
+    small(monkeypatch, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +108,7 @@ def studied(checkpoint, corpus, rendered, tmp_path_factory):
         return png(self, dpi)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets, "load_corpus", lambda domains=None, **_: corpus)
-        patch.setattr(sets, "mmlu_dev_questions", lambda: list(REAL))
-        patch.setattr("minimoe.study.measurements.LABEL_DRAWS", 200)
+        small(patch, corpus)
         patch.setattr(Figure, "png", counted)
         out = tmp_path_factory.mktemp("study") / "new" / "folder"
         path = run_study(checkpoint, out, max_tokens=2000, progress=False)
@@ -128,40 +129,21 @@ def heldout(studied):
 def test_writes_everything_and_nothing_else(studied):
     names = {p.name for p in studied.parent.iterdir()}
     assert studied.name == "report.html"
-    assert {
-        "report.html",
-        "summary.json",
-        "trace",
-        "load.png",
-        "load-by-depth.png",
-        "topics.png",
-        "skew.png",
-    } <= names
-    assert {
-        "colon.png",
-        "full-stop.png",
-        "information.png",
-        "coactivation.png",
-        "paths.png",
-        "repeats.png",
-    } <= names
+    assert {"report.html", "summary.json", "trace"} <= names
+    figures = (
+        "load load-by-depth topics skew colon full-stop information coactivation paths repeats"
+    )
+    assert {f"{name}.png" for name in figures.split()} <= names
     assert not [name for name in names if name.endswith(".tmp")]
 
 
 def test_the_page_needs_no_other_file(studied):
     page = studied.read_text(encoding="utf-8")
     assert not re.findall(r'src="(?!data:image/png;base64,)', page)
-    assert (
-        "<script" not in page
-        and "@import" not in page
-        and "<link" not in page
-        and "url(" not in page
-    )
+    assert not [x for x in ("<script", "@import", "<link", "url(") if x in page]
     links = re.findall(r'href="([^"]+)"', page)
-    assert all(
-        link.startswith(("#", "https://arxiv.org/", "https://developer.nvidia.com/"))
-        for link in links
-    )
+    known = ("#", "https://arxiv.org/", "https://developer.nvidia.com/")
+    assert all(link.startswith(known) for link in links)
     assert all(f'id="{link[1:]}"' in page for link in links if link.startswith("#"))
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) >= 12

@@ -55,6 +55,7 @@ from minimoe.study.vocabulary import (
     preferred_experts,
     token_shares,
 )
+from tests.small import even_trace
 
 Row = tuple[int, list[list[int]]]
 
@@ -68,20 +69,12 @@ def trace_of(
         for i, (_, tokens) in enumerate(documents)
         for t, (token, experts) in enumerate(tokens)
     ]
-    expert = np.array([row[3] for row in rows], dtype=np.int16)
-    return RoutingTrace(
-        token=np.array([row[0] for row in rows]),
-        document=np.array([row[1] for row in rows]),
-        position=np.array([row[2] for row in rows]),
-        expert=expert,
-        weight=np.full(expert.shape, 0.5, dtype=np.float32),
-        documents=tuple(
-            TraceDocument(domain, str(i), topics[i] if topics else None)
-            for i, (domain, _) in enumerate(documents)
-        ),
-        num_experts=num_experts,
-        layers=tuple(range(1, expert.shape[1] + 1)),
-    )
+    names = [
+        TraceDocument(domain, str(i), topics[i] if topics else None)
+        for i, (domain, _) in enumerate(documents)
+    ]
+    token, document, position, expert = map(np.array, zip(*rows, strict=True))
+    return even_trace(token, document, position, expert, names, num_experts)
 
 
 def one_layer(tokens: list[int], experts: list[list[int]]) -> list[Row]:

@@ -11,6 +11,7 @@ import pytest
 
 from minimoe.errors import TraceError
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+from tests.small import same_trace
 
 ARRAYS = ("token", "document", "position", "expert", "weight")
 DOCUMENTS = (
@@ -44,21 +45,6 @@ def small_trace() -> RoutingTrace:
         layers=(1, 3),
         meta={"model": "mini"},
     )
-
-
-def same(a: RoutingTrace, b: RoutingTrace) -> bool:
-    arrays = all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        and getattr(a, name).dtype == getattr(b, name).dtype
-        for name in ARRAYS
-    )
-    rest = (a.documents, a.num_experts, a.layers, a.meta) == (
-        b.documents,
-        b.num_experts,
-        b.layers,
-        b.meta,
-    )
-    return arrays and rest
 
 
 def test_properties() -> None:
@@ -135,13 +121,13 @@ def test_converts_integers_that_fit() -> None:
         token=np.array([7, 8, 7, 9, 7, -1]),
         expert=small_trace().expert.astype(np.int64),
     )
-    assert same(trace, small_trace())
+    assert same_trace(trace, small_trace())
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     small_trace().save(path)
-    assert same(RoutingTrace.load(path), small_trace())
+    assert same_trace(RoutingTrace.load(path), small_trace())
     assert [p.name for p in tmp_path.iterdir()] == ["trace.npz"]
     with np.load(path, allow_pickle=False) as stored:
         assert all(stored[name].dtype != object for name in stored.files)
@@ -158,7 +144,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(np, "savez_compressed", full_disk)
     with pytest.raises(OSError, match="No space left"):
         small_trace().select(domains=["drama"]).save(path)
-    assert same(RoutingTrace.load(path), small_trace())
+    assert same_trace(RoutingTrace.load(path), small_trace())
     assert [p.name for p in tmp_path.iterdir()] == ["trace.npz"]
 
 
@@ -211,7 +197,9 @@ def test_damage_is_found_or_harmless(tmp_path: Path) -> None:
         damaged[place] ^= int(rng.integers(1, 256))
         path.write_bytes(bytes(damaged))
         try:
-            assert same(RoutingTrace.load(path), small_trace())  # a date or a comment of the zip
+            assert same_trace(
+                RoutingTrace.load(path), small_trace()
+            )  # a date or a comment of the zip
         except TraceError:
             refused += 1
     assert refused > 100
@@ -236,7 +224,7 @@ def test_concat_joins_documents_cut_in_two() -> None:
         replace(trace, **{name: getattr(trace, name)[part] for name in ARRAYS})
         for part in (slice(0, 2), slice(2, 6))
     ]
-    assert same(RoutingTrace.concat(rows), trace)
+    assert same_trace(RoutingTrace.concat(rows), trace)
     # the second half may know its documents in another order
     other = rows[1].select(documents=np.array([True, True, True]))
     swapped = replace(other, document=2 - other.document, documents=other.documents[::-1])
@@ -264,7 +252,7 @@ def test_writer_continues_and_reads_back(tmp_path: Path) -> None:
     again.append(trace.select(documents=np.array([False, True, True])))
     # what a crash leaves behind is not read
     (tmp_path / "run" / ".chunk-000002.npz.abc.tmp").write_bytes(b"half")
-    assert same(TraceWriter.read(tmp_path / "run"), trace)
+    assert same_trace(TraceWriter.read(tmp_path / "run"), trace)
     with pytest.raises(TraceError, match="the new chunk is 2 of 4 experts"):
         again.append(replace(trace, layers=(1, 2)))
 

@@ -1,8 +1,7 @@
 """Chance: counts of whole works, resampling and sign flips of works, measures, and what a statistic returns.
 
-The independent unit is the *work* (a play, book, module or article), not its scenes, chapters or tokens: it is
-resampled, left out or flipped whole.
-Letters: n tokens, K choices, G documents, U works, E experts, D labels, R random draws.
+The independent unit is the *work* (a play, book, module, article), not its scenes or tokens: it is resampled, left
+out or flipped whole. Letters: n tokens, K choices, G documents, U works, E experts, D labels, R random draws.
 """
 
 from __future__ import annotations
@@ -34,12 +33,9 @@ TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
 
 LEVEL, ALPHA = 0.95, 0.05
 
-MIN_DOCUMENTS = 50
-"""With fewer works an interval is too short to be worth printing; none is given."""
-MIN_FLIPS = 9
-"""Of m works no sign flip has a p below 2^(1 − m): below nine a label cannot be told from the pool."""
-MIN_HOLDERS = 10
-"""The share of a token that fewer works hold gets no interval."""
+MIN_DOCUMENTS = 50  #: with fewer works an interval is too short to be worth printing; none is given
+MIN_FLIPS = 9  #: of m works no sign flip has a p below 2^(1 − m): below nine a label cannot be told from the pool
+MIN_HOLDERS = 10  #: the share of a token that fewer works hold gets no interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +190,7 @@ def document_labels(trace: RoutingTrace, by: By) -> tuple[tuple[str, ...], Ints]
 
 
 def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, ...], Ints, Ints]:
-    """Names of D labels, [G] the work of each document (-1 without a label), [U] the label of each work.
-
-    Raises TraceError: no document has a label, or a work holds documents of two.
-    """
+    """Names of D labels, [G] the work of each document (-1 without), [U] the label of each; none or two are refused."""
     names, labels = document_labels(trace, by)
     labels = labels[c.source]
     rows = labels >= 0
@@ -236,8 +229,9 @@ def compact(codes: Numbers) -> tuple[Ints, Ints]:
     if len(codes) and codes.min() >= 0 and codes.max() < 4 * len(codes):
         # a table is several times faster than sorting
         seen = np.bincount(codes) > 0
-        return (np.cumsum(seen) - 1)[codes].astype(np.int64), np.flatnonzero(seen).astype(np.int64)
-    values, inverse = np.unique(codes, return_inverse=True)
+        values, inverse = np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
+    else:
+        values, inverse = np.unique(codes, return_inverse=True)
     return inverse.astype(np.int64), values.astype(np.int64)
 
 
@@ -278,9 +272,8 @@ def bootstrap_weights(strata: Ints, resamples: int, rng: Rng) -> Floats:
     """[R, U] weights of works: n - 1 of the n of each stratum drawn with replacement, scaled by n / (n - 1).
 
     Drawing one fewer and scaling up makes the variance of a mean unbiased in small strata, where the usual bootstrap
-    gives (n - 1)/n of it (Rao and Wu 1988, 'Resampling inference with complex survey data'). Strata are kept as they
-    are because the mix of domains is a decision of the study, not something drawn. A stratum of one work always has
-    weight 1: it tells nothing about how works of its kind differ.
+    gives (n - 1)/n of it (Rao and Wu 1988, 'Resampling inference with complex survey data'). Strata stay as they are,
+    because the mix of domains was decided and not drawn; a stratum of one work, which tells nothing, has weight 1.
     """
     weights = np.ones((resamples, len(strata)))
     for stratum in np.unique(strata):

@@ -24,12 +24,8 @@ if TYPE_CHECKING:
     from minimoe.study.measurements import Measurements
 
 Verdict = Literal["agrees", "disagrees", "cannot be told", "material"]
-VERDICTS = AGREES, DISAGREES, UNKNOWN, MATERIAL = (
-    "agrees",
-    "disagrees",
-    "cannot be told",
-    "material",
-)
+VERDICTS = ("agrees", "disagrees", "cannot be told", "material")
+AGREES, DISAGREES, UNKNOWN, MATERIAL = VERDICTS
 
 
 @functools.cache
@@ -141,10 +137,9 @@ def beside(
 
 
 def inside(band: Band, least: float, most: float) -> Verdict:
-    """Whether an interval lies within [least, most], outside of it, or partly in it; no interval tells nothing."""
+    """Whether an interval lies within [least, most], outside of it, or partly in it; none, NaN, tells nothing."""
     if band.known and least <= band.low and band.high <= most:
         return AGREES
-    # NaN, no interval, is on neither side
     return DISAGREES if band.high < least or band.low > most else UNKNOWN
 
 
@@ -156,10 +151,9 @@ def above(band: Band, least: float) -> Verdict:
 def counted(made: Sequence[Finding]) -> str:
     """'3 agree, 2 disagree, 1 cannot be told, 1 describes the material'."""
     number = Counter(f.verdict for f in made)
-    words = dict(
-        zip(VERDICTS, ("agree", "disagree", UNKNOWN, "describes the material"), strict=True)
-    )
-    return ", ".join(f"{number[v]} {word}" for v, word in words.items() if number[v])
+    words = ("agree", "disagree", UNKNOWN, "describes the material")
+    known = [(number[v], word) for v, word in zip(VERDICTS, words, strict=True)]
+    return ", ".join(f"{count} {word}" for count, word in known if count)
 
 
 # --- numbers in words -----------------------------------------------------------------------------
@@ -229,8 +223,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+#: what a template of claims.toml may name after a colon: '{x.ratio:factor}'; with digits '{x.share:percent.0}'
 WRITERS = {f.__name__: f for f in (bits, factor, listed, p_value, percent, share, times)}
-"""What a template of claims.toml may name after a colon: '{x.ratio:factor}'; with digits '{x.share:percent.0}'."""
 
 
 class _Template(string.Formatter):

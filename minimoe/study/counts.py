@@ -23,8 +23,8 @@ from minimoe.study.depth import plug_in_bias, token_bias
 from minimoe.study.load import equal_load_ratios
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
+#: published counts, a JSON file each, with source, commit and licence inside
 PUBLISHED = Path(__file__).with_name("published")
-"""Published counts, a JSON file each, with source, commit and licence inside."""
 
 REFUSED: dict[str, str] = claims()["counts"]["refused_because"]
 OFFERED = ("load", "less_even", "domain_load", "information", "frequent")
@@ -71,8 +71,8 @@ class CountTable:
         if told := trace.meta.get("tokens") != "not given":
             ids, column = np.unique(trace.token.astype(np.int64), return_inverse=True)
         d, v, e = len(trace.domains), len(ids), trace.num_experts
-        cell, expert = trace.domain * v + column, trace.expert.astype(np.int64)
-        each = (expert[:, i] for i in range(len(trace.layers)))
+        cell = trace.domain * v + column
+        each = (trace.layer(x).astype(np.int64) for x in trace.layers)
         counts = np.stack([ch.count_experts(cell, d * v, x, e).reshape(d, v, e) for x in each])
         k, token = trace.experts_per_token, ids if told else None
         return CountTable(counts, trace.domains, trace.layers, k, token, dict(trace.meta))
@@ -116,15 +116,12 @@ class CountTable:
     def domain_load(self, layer: int) -> dict[str, dict[str, float]]:
         """Of each domain: max/min, its null's upper end; total variation and Jensen-Shannon bits to the load of all."""
         counts = self.at(layer).sum(axis=1)
-        pool, share, ratio = (
-            ch.shares(counts.sum(axis=0)),
-            ch.shares(counts),
-            map(self._ratio, counts),
-        )
+        pool, share = ch.shares(counts.sum(axis=0)), ch.shares(counts)
         tv, jsd = ch.total_variation(share, pool).tolist(), ch.jensen_shannon(share, pool).tolist()
+        ratios = [self._ratio(row) for row in counts]
         return {
             name: {"ratio": r.value, "ratio_null": r.null_high, "tv": tv[i], "jsd": jsd[i]}
-            for i, (name, r) in enumerate(zip(self.domains, ratio, strict=True))
+            for i, (name, r) in enumerate(zip(self.domains, ratios, strict=True))
         }
 
     def less_even(self, layer: int) -> int:

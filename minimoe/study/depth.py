@@ -19,9 +19,8 @@ from minimoe.study.trace import RoutingTrace
 
 _STRENGTHS = (0.01, 0.1, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
 
+#: tokens rarer than this form one class where the label is asked what it adds; the first gives the value, all the range
 CLASSES = (20, 1, 1000)
-"""Tokens rarer than this form one class where the label is asked what it adds: the first gives the value, all of them
-the range, because the answer depends on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,6 @@ def information(
 
     Args:
         least: leave out tokens that occur less often; whether the token tells more than the domain can depend on it.
-        groups: of works, for the jackknife.
 
     Raises TraceError: no labels, a work with two labels, or no token that occurs so often.
     """
@@ -117,9 +115,8 @@ def information(
         every = ch.count_experts(token, len(ids), expert, e)
         parts = ch.by_group(group[unit], num_groups, token, len(ids), expert, e)
         sizes = np.bincount(group[unit], minlength=num_groups)
-        left = (
-            (every - part, n - size) for part, size in zip(parts, sizes, strict=True) if size < n
-        )
+        pairs = zip(parts, sizes, strict=True)
+        left = ((every - part, n - size) for part, size in pairs if size < n)
         without = [_told(table) - token_bias(table, tokens, k) for table, tokens in left]
         ends = ch.jackknife(_told(every) - token_bias(every, n, k), without, enough)
         told = Bits(*ends, plug_in=_told(every))

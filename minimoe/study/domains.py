@@ -72,9 +72,8 @@ def domain_load(
     moved = ch.sign_flips(counts, label, count, resamples, rng)
     null_ratio = ch.max_over_min(np.maximum(pooled + moved, 0))
     null_tv = ch.total_variation(moved, 0)
-    observed, together = (
-        ch.chi_squared_bits(off, table.sum(axis=1), pooled) for off in (share - pooled, moved)
-    )
+    off = (share - pooled, moved)
+    observed, together = (ch.chi_squared_bits(x, table.sum(axis=1), pooled) for x in off)
     p = np.where(units >= ch.MIN_FLIPS, ch.permutation_p(tv, null_tv), math.nan)
 
     # many draws are for small p-values of the null; an interval needs fewer
@@ -143,9 +142,8 @@ def draw_labels(
         what = f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
     works, tokens = say.spread(first.units[rows].tolist(), 0), first.tokens[rows]
     each = f"{tokens.min():,} to {tokens.max():,} tokens each"
-    sizes = (
-        f"{works.replace('–', ' to ')} works, {each if len(names) > 1 else f'{tokens[0]:,} tokens'}"
-    )
+    each = each if len(names) > 1 else f"{tokens[0]:,} tokens"
+    sizes = f"{works.replace('–', ' to ')} works, {each}"
     return d.figure(
         name, canvas, "labels", said, what=what, sizes=sizes, note=f" {note}" if note else "",
         few=f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else "",
@@ -203,9 +201,8 @@ def draw_skew(
 
 def _index(load: DomainLoad, label: str) -> int:
     if label not in load.names:
-        raise TraceError(
-            f"no {load.by} {label!r} in layer {load.layer}; there are: {', '.join(load.names)}"
-        )
+        known = ", ".join(load.names)
+        raise TraceError(f"no {load.by} {label!r} in layer {load.layer}; there are: {known}")
     return load.names.index(label)
 
 

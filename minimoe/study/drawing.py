@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, DPI = 7.0, 160
-"""Inches, and dots an inch. A page shows 100 pixels an inch, so 9 points are 12.5 pixels on it."""
+WIDTH, DPI = (
+    7.0,
+    160,
+)  #: inches, dots an inch; a page shows 100 pixels an inch, so 9 points are 12.5 pixels on it
 
 
 def require_matplotlib() -> Any:
@@ -106,10 +108,8 @@ def heading(layer: int, num_layers: int | None) -> str:
 
 
 def expert_panel(ax: Axes, share: Band, title: str) -> dict[str, float]:
-    """Bars of E shares with intervals over grey bands of chance; a bar outside its band is dark, one inside pale.
-
-    The experts are numbered from 1, as in the article. Returns the busiest, the least busy and their shares by name.
-    """
+    """Bars of E shares with intervals over grey bands of chance, dark outside of their band, pale inside; experts are
+    numbered from 1, as in the article. Returns the busiest, the least busy and their shares by name."""
     value, low, high = share.value, share.null_low, share.null_high
     number = np.arange(1, len(value) + 1)
     edge: Any = {"color": style.LINE, "linewidth": 0.8, "zorder": 3}

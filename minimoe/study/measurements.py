@@ -19,22 +19,25 @@ from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
 from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
 
-# Chosen before any result was seen: of the topics of the encyclopaedia with fifty held-out documents, one each of
-# nature, of things made and of people living together. Where they are absent, the three largest topics.
+# Chosen before any result was seen, of the topics with fifty held-out documents: one each of nature, of things made and
+# of people living together. Where they are absent, the three largest topics.
 TOPICS = ("Biology and health sciences", "Technology", "Society and social sciences")
 
-# The subjects of the article's Figs. 4 to 6.
-SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
+SUBJECTS = (
+    "abstract_algebra",
+    "professional_law",
+    "world_religions",
+)  # of the article's Figs. 4 to 6
 
 # The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
 WORDS = {"colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"}
 TOKENS = {name: (word, f"Ġ{word}", f"▁{word}") for name, word in WORDS.items()}
 
-# So many draws that the verdict on eleven topics does not hang on the seed: the smallest p is 1 / (draws + 1).
-LABEL_DRAWS = 20_000
-# Fifty-seven subjects of questions, few of each: all of them are tested together.
-SUBJECT_DRAWS = 2000
+LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
+SUBJECT_DRAWS = (
+    2000  # of fifty-seven subjects of questions, few of each: all of them are tested together
+)
 
 
 @dataclass(frozen=True, eq=False)

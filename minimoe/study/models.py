@@ -72,21 +72,18 @@ class Stages:
 _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
-def _find_transformers(
-    path_or_id: Path | str, device: Any, dtype: Any, revision: Any
-) -> FoundModel:
+def _find_transformers(source: Path | str, device: Any, dtype: Any, revision: Any) -> FoundModel:
     """Configuration and tokenizer of a folder or, as text, an id of the hub; see `find_model`.
 
     Device None: all GPUs if the package accelerate is there, else the first. Dtype None: as the weights are stored.
     """
-    source = str(path_or_id)
+    local, path, source = isinstance(source, Path), Path(source), str(source)
     try:
         library: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise MinimoeError(
             f"{source} is a model of transformers, which cannot be imported ({error}): pip install 'transformers>=5,<6'"
         ) from error
-    local = isinstance(path_or_id, Path)
     with quiet_libraries("transformers", "huggingface_hub"):
         config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
         commit = None if local else _commit(source, revision)
@@ -106,7 +103,7 @@ def _find_transformers(
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
     options: dict[str, Any] = {"dtype": dtype or "auto", "revision": commit}
     return FoundModel(
-        name=path_or_id.resolve().name if isinstance(path_or_id, Path) else source,
+        name=path.resolve().name if local else source,
         tokenizer=plain(backend),
         begin=begin_of_text_id(backend, own=False),
         layers=layers.layers,
@@ -116,7 +113,7 @@ def _find_transformers(
         parameters=sum(p.numel() for p in shape.parameters()),
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
-            "weights": weights_fingerprint(path_or_id) if local else "of the hub",
+            "weights": weights_fingerprint(path) if local else "of the hub",
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
             "dtype": dtype_name(dtype) if dtype else f"as stored ({dtype_name(config.dtype)})",
@@ -126,9 +123,7 @@ def _find_transformers(
     )
 
 
-def _load(
-    library: Any, source: str, config: Any, device: torch.device | None, **options: Any
-) -> nn.Module:
+def _load(library: Any, source: str, config: Any, device: Any, **options: Any) -> nn.Module:
     """The weights; a CheckpointError says that they are incomplete, damaged, or do not fit the memory."""
     quantised = getattr(config, "quantization_config", None) or {}
     if dict(quantised).get("quant_method") == "mxfp4":
@@ -192,6 +187,7 @@ def _commit(name: str, revision: str | None) -> str:
     return Path(path).parent.name
 
 
+Device = torch.device | str
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -227,7 +223,6 @@ def find_model(
         path_or_id: a folder as minimoe or as transformers saves it, 'mini', or an id of the hub ('owner/name').
         device: 'auto' takes the GPUs there are (all, if the package accelerate is there), else the CPU.
         dtype: 'float32', 'bfloat16', 'float16' or 'auto': as the weights are stored; minimoe models in float32.
-        revision: branch, tag or commit on the hub.
 
     Raises:
         CheckpointError: no such model, no network for it, no experts, or a class that the recorder does not know.
@@ -265,9 +260,7 @@ def kind_of(path_or_id: str | Path) -> str:
     return "transformers" if theirs else "minimoe"
 
 
-def find_minimoe(
-    path_or_id: str | Path, device: torch.device | str = "cpu", dtype: str = "auto"
-) -> FoundModel:
+def find_minimoe(path_or_id: str | Path, device: Device = "cpu", dtype: str = "auto") -> FoundModel:
     """A model that minimoe itself reads: its own folders, 'mini', and those of the families that it knows."""
     path, kind = pretrained_path(path_or_id), DTYPES.get(dtype, torch.float32)
     model = MixtralModel.from_pretrained(path, dtype=kind, device=device).eval()

@@ -64,9 +64,8 @@ def paths(
     shuffled = rng.permutation(len(trace.documents))[trace.document]
     order = np.lexsort((trace.position, shuffled))
     order = order[rows[order]]
-    token, document, position = (
-        x[order].astype(np.int64) for x in (trace.token, trace.document, trace.position)
-    )
+    columns = (trace.token, trace.document, trace.position)
+    token, document, position = (x[order].astype(np.int64) for x in columns)
     chosen = [trace.layer(layer)[order].astype(np.int64) for layer in used]
     steps = [x[:, 0] if kind == "first" else ch.set_codes(x)[0] for x in chosen]
     path = ch.join(steps)
@@ -279,9 +278,7 @@ def coactivation(
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     e, k = c.num_experts, c.k
     if k < 2 or not (c.expert >= 0).sum(axis=1).max() > 1:
-        raise TraceError(
-            f"tokens of layer {layer} have one expert each; nothing is chosen together"
-        )
+        raise TraceError(f"tokens of layer {layer} have one expert each: none chosen together")
     total = _pairs(c.expert, e)
     joint = pair_probabilities(total.diagonal() / len(c.token), k)
     # whole documents, and one at least, however long

@@ -154,14 +154,10 @@ def _from_file(path: Path) -> list[Document]:
     return list(documents.values())
 
 
-WINDOW = 4096
-"""Longest stretch of a text that is read at once, in tokens; no question of MMLU is as long."""
-
-EQUAL_TOKENS = 40_000
-"""Held-out tokens a domain, for what is said about all text together."""
-
+WINDOW = 4096  #: longest stretch of a text that is read at once, in tokens; no question of MMLU is as long
+EQUAL_TOKENS = 40_000  #: held-out tokens a domain, for what is said about all text together
+#: the encyclopaedia is read whole, for its topics need their documents; plays hold 'What' and 'Who'
 MORE_TOKENS = {ENCYCLOPAEDIA: 1_000_000, "drama": 100_000}
-"""The encyclopaedia is read whole, for its topics need their documents; plays hold 'What' and 'Who'."""
 
 
 @dataclass(frozen=True)
@@ -251,9 +247,8 @@ def asked_questions(
     Raises TraceError: none of them holds a token.
     """
     texts = [q.text for q in asked.questions]
-    ids = [
-        x for i in range(0, len(texts), 256) for x in text_ids(found.tokenizer, texts[i : i + 256])
-    ]
+    parts = (texts[i : i + 256] for i in range(0, len(texts), 256))
+    ids = [x for part in parts for x in text_ids(found.tokenizer, part)]
     held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
     if not held:
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")

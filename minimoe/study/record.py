@@ -28,6 +28,8 @@ from minimoe.study import trace as stored
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from minimoe.text.tokenizer import TokenSplit
 
+Layers = Sequence[int] | None  # numbers counted from 1; None: all that have experts
+
 
 @dataclass(frozen=True)
 class Window:
@@ -70,7 +72,6 @@ class RandomRouters:
     Args:
         seed: with the layer's number, of the rows.
         layers: by number. A layer's rows are the one matrix [E, D] among its parameters that is not of its experts.
-        num_experts: E.
     """
 
     def __init__(self, seed: int, layers: Mapping[int, nn.Module], num_experts: int) -> None:
@@ -148,7 +149,7 @@ class MinimoeSource:
     """A minimoe model: its output carries the routings."""
 
     def __init__(
-        self, model: MixtralModel, layers: Sequence[int] | None = None, control: int | None = None
+        self, model: MixtralModel, layers: Layers = None, control: int | None = None
     ) -> None:
         config = model.config
         every = tuple(i + 1 for i in range(config.num_hidden_layers) if config.is_sparse(i))
@@ -239,7 +240,7 @@ def require_finite(recording: Recording, layers: Sequence[int]) -> None:
         )
 
 
-def chosen_layers(sparse: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
+def chosen_layers(sparse: Sequence[int], wanted: Layers) -> tuple[int, ...]:
     """The layers to record among those with experts, counted from 1; None: all of them. Others are refused."""
     if not sparse:
         raise TraceError("the model has no sparse layer, so there is no routing to record")
@@ -272,9 +273,7 @@ class TransformersSource:
         TraceError: no layer of this form, several stacks of layers, layers that differ, or no layer that was asked for.
     """
 
-    def __init__(
-        self, model: Any, layers: Sequence[int] | None = None, control: int | None = None
-    ) -> None:
+    def __init__(self, model: Any, layers: Layers = None, control: int | None = None) -> None:
         self.name = type(model).__name__
         stacks = _experts(model)
         if len(stacks) > 1:
@@ -352,9 +351,7 @@ class TransformersSource:
         given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor):
-            raise TraceError(
-                "the model was called without input_ids; the recorder must know which tokens it reads"
-            )
+            raise TraceError("the model was called without input_ids, which the recorder must know")
         if missing := [layer for layer in self.layers if layer not in self._kept]:
             raise unheard(
                 self.model,
@@ -482,9 +479,7 @@ Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
 
 
 def source_of(
-    model: nn.Module | RoutingSource,
-    layers: Sequence[int] | None = None,
-    control: int | None = None,
+    model: nn.Module | RoutingSource, layers: Layers = None, control: int | None = None
 ) -> RoutingSource:
     """A minimoe model, one of transformers (see `TransformersSource`) or a `RoutingSource`, as a recorder sees it.
 
@@ -524,9 +519,7 @@ class RoutingRecorder:
         TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.
     """
 
-    def __init__(
-        self, model: nn.Module | RoutingSource, layers: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module | RoutingSource, layers: Layers = None) -> None:
         self.source = source_of(model, layers)
         self.model, self.layers = self.source.model, self.source.layers
         self._recordings: list[Recording] = []
@@ -561,7 +554,7 @@ def record_documents(
     documents: Sequence[TraceDocument],
     tokens: Sequence[npt.NDArray[Any]],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     end_of_text: int | None = 0,
     batch_tokens: int = 8192,
     max_length: int | None = None,
@@ -571,17 +564,14 @@ def record_documents(
     """Read each document by itself and return the choices for every one of its tokens.
 
     A document is read in windows of the model's longest sequence; each begins with one token of context that is not
-    recorded: end-of-text for the first window, as in training, and the token before it for later ones. So no document
-    sees another one, and documents may be treated as independent.
+    recorded: end-of-text for the first, as in training, and the token before it for later ones. So no document sees
+    another one, and documents may be treated as independent.
 
     Args:
         model: see `source_of`, as for `layers`.
         tokens: ids [n] of each document, without end-of-text.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
-        max_length: tokens a window, if fewer than the model could read.
-        meta: what the trace says of its origin.
-        progress: wraps the batches as they are read, to show how far reading is.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
@@ -666,7 +656,7 @@ def record_stream(
     folder: str | Path,
     *,
     identity: Mapping[str, Any],
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     chunk_tokens: int = 65_536,
     end_of_text: int | None = 0,
     max_length: int | None = None,

@@ -20,9 +20,7 @@ import numpy.typing as npt
 from minimoe.errors import TraceError
 from minimoe.io import atomic_write, read_object, remove_leftovers, write_text
 
-FORMAT = "minimoe-routing-trace"
-
-VERSION = 2
+FORMAT, VERSION = "minimoe-routing-trace", 2
 
 # The type of each array, and the least of its integers.
 ARRAYS: dict[str, tuple[type[np.generic], int]] = {
@@ -90,9 +88,7 @@ class RoutingTrace:
         if not 1 <= self.num_experts <= most:
             raise TraceError(f"num_experts is {self.num_experts}, expected 1 to {most}")
         if len({(d.domain, d.id) for d in self.documents}) != len(self.documents):
-            raise TraceError(
-                "two documents share a domain and an id; ids are unique within a domain"
-            )
+            raise TraceError("two documents share a domain and an id, which must be unique")
         n, k = np.size(self.token), np.shape(self.expert)[-1] if np.ndim(self.expert) == 3 else 1
         if k > self.num_experts:
             raise TraceError(f"{k} choices a token among {self.num_experts} experts")
@@ -114,15 +110,12 @@ class RoutingTrace:
                     "weight holds values that are not finite: the recorded model is broken, or the trace damaged"
                 )
             if name != "weight" and array.size and not low <= array.min() <= array.max() < end:
-                raise TraceError(
-                    f"{name} runs from {array.min()} to {array.max()}, expected {low} to {end - 1}"
-                )
+                found = f"{array.min()} to {array.max()}"
+                raise TraceError(f"{name} runs from {found}, expected {low} to {end - 1}")
             if name in ("expert", "control"):
                 ordered = np.sort(array, axis=2)
                 if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
-                    raise TraceError(
-                        "a token chose one expert twice in a layer; its choices must be distinct"
-                    )
+                    raise TraceError("a token chose one expert twice; choices must be distinct")
             object.__setattr__(self, name, array.astype(dtype, copy=False))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -273,9 +266,8 @@ def _stored(path: str | Path) -> Generator[tuple[Any, TraceHeader]]:
         with np.load(path, allow_pickle=False) as stored:
             header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
             if header["format"] != FORMAT or header["version"] != VERSION:
-                raise TraceError(
-                    f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}"
-                )
+                found = f"{header['format']} {header['version']}"
+                raise TraceError(f"format {found}, expected {FORMAT} {VERSION}")
             head = TraceHeader(*(header[name] for name in TraceHeader._fields))
             documents = tuple(TraceDocument(*entry) for entry in head.documents)
             yield stored, head._replace(layers=tuple(head.layers), documents=documents)
@@ -305,9 +297,7 @@ def first_documents(
 
 
 MANIFEST = "manifest.json"
-
 MADE_OF = "made_of_sha256"  # in the meta of each chunk, from `made_of`
-
 _CHUNKS = f"chunk-{6 * '[0-9]'}.npz"
 
 
@@ -315,11 +305,8 @@ class TraceWriter:
     """A trace written while it is recorded, as numbered chunks in a folder; one that holds chunks is continued.
 
     Args:
-        folder: made if it does not exist.
+        folder: made if it does not exist; `chunks` are the headers of its chunks.
         identity: plain JSON values that say of what the trace is. A folder of another identity is refused.
-
-    Attributes:
-        chunks: headers of the chunks in the folder.
 
     Raises TraceError: another identity, chunks without a manifest, a damaged or missing chunk, or no right to write.
     """
@@ -360,9 +347,8 @@ class TraceWriter:
                 other = "other documents than those given, or read otherwise"
             else:
                 continue
-            raise TraceError(
-                f"{self.folder} holds {other}; give another folder, or remove this one"
-            )
+            other += "; give another folder, or remove this one"
+            raise TraceError(f"{self.folder} holds {other}")
         return at
 
     def _claim(self, identity: dict[str, Any], used: bool) -> None:
@@ -389,9 +375,8 @@ class TraceWriter:
     def append(self, chunk: RoutingTrace) -> Path:
         """Write one more chunk, of the same model; it is on disk when this returns."""
         if self.chunks and self.chunks[0][:3] != chunk.header[:3]:
-            raise TraceError(
-                f"{self.folder} holds {self.chunks[0]}; the new chunk is {chunk.header}"
-            )
+            held, new = self.chunks[0], chunk.header
+            raise TraceError(f"{self.folder} holds {held}; the new chunk is {new}")
         path = self.folder / f"chunk-{len(self.chunks):06d}.npz"
         try:
             chunk.save(path)

@@ -157,13 +157,8 @@ def preferred_experts(
     resamples: int = 500,
     seed: int = 0,
 ) -> PreferredExperts:
-    """Preferred experts in `layer` of `token_ids`, or of every token that occurs at least `min_count` times.
-
-    Args:
-        size: S, experts of a set; None: K, as many as a token has.
-
-    Raises TraceError: no token occurs that often.
-    """
+    """Preferred experts in `layer`, in sets of `size` (None: K), of `token_ids`, or of every token that occurs at least
+    `min_count` times; a TraceError if none does."""
     c = ch.choices(trace, layer)
     size = c.k if size is None else size
     often = np.flatnonzero(np.bincount(c.token) >= min_count)
@@ -277,15 +272,10 @@ def draw_ranked(
     num_layers: int | None = None,
     name: str = "tokens",
 ) -> d.Figure:
-    """The counterpart of the article's word clouds: ranked lists, larger where more of the expert's load is the token.
-
-    Left in each cell the most frequent tokens, right the most characteristic (largest z of the log-odds against all
-    text). At most twelve experts are drawn, the first ones.
-    """
-    every, top = (
-        len(frequent.token),
-        min(_TOP, *(x.token.shape[1] for x in (frequent, characteristic))),
-    )
+    """The counterpart of the article's word clouds for at most twelve experts: left in each cell the most frequent
+    tokens, larger the more of its load they are, right those of the largest z of the log-odds against all text."""
+    every = len(frequent.token)
+    top = min(_TOP, frequent.token.shape[1], characteristic.token.shape[1])
     count, largest = min(every, _MOST_EXPERTS), float(np.nanmax(frequent.score[:_MOST_EXPERTS]))
     canvas, axes = d.panels(-(-count // 4), 4, height=0.7 + 0.2 * top)
     places, said = [ax for row in axes for ax in row], list[str]()
@@ -325,10 +315,8 @@ def draw_token(
     num_layers: int | None = None,
     name: str = "token",
 ) -> d.Figure:
-    """N(x, e)/N(x) of one token at a few layers: how often each expert is among the K that it gets (Figs. 8 to 11).
-
-    `apart` draws the same token on templated text as open diamonds, never added to the bars.
-    """
+    """N(x, e)/N(x) of one token at a few layers: how often each expert is among the K that it gets (Figs. 8 to 11);
+    `apart` draws the same token on templated text as open diamonds, never added to the bars."""
     canvas, axes = d.panels(1, len(shares), height=2.7, share_y=True)
     first, apart_id = shares[0], token if apart_token is None else apart_token
     i, said = _row(first, token), list[str]()
