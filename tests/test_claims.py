@@ -168,7 +168,7 @@ def test_a_uniform_router_confirms_nothing(runs: int, store: Any) -> None:
             agreed[made.claim] += made.verdict == say.AGREES
         agreed["C13"] += judge_subjects(m, {}).verdict == say.AGREES
     for claim, n in agreed.items():
-        store("claim", f"{claim} agrees with a uniform router", n / runs, runs, "at most 0.05")
+        store("claim", f"{claim} agrees with a uniform router", n / runs, runs, "at most 5 %")
     assert max(agreed.values()) <= max(1, 0.05 * runs), agreed
 
 

@@ -89,7 +89,7 @@ def holds(band: ch.Band, truth: float) -> bool:
 
 def most(level: float, runs: int) -> str:
     """The bound of a rate in words."""
-    return f"at most {level + tolerance(level, runs):.3f}"
+    return f"at most {100 * (level + tolerance(level, runs)):.1f} %"
 
 
 def covered(rate: float, runs: int, least: float = 0.9) -> bool:
@@ -129,10 +129,10 @@ def test_labels_of_unequal_works_keep_their_level(runs: int, own: float | None, 
             permuted += ch.permutation_p(ch.total_variation(off, 0)[0], null_tv) <= 0.05
     of = f"works of 20 to 5,000 tokens, {'a uniform router' if own is None else 'own loads'}"
     for what, rate, wanted in (
-        ("one label, least of six", alone.min() / runs, "0.03 to 0.08"),
-        ("one label, most of six", alone.max() / runs, "0.03 to 0.08"),
-        ("any of six labels, after Holm", family / runs, "at most 0.07"),
-        ("I(domain), all labels together", bits / runs, "at most 0.08"),
+        ("one label, least of six", alone.min() / runs, "3 to 8 %"),
+        ("one label, most of six", alone.max() / runs, "3 to 8 %"),
+        ("any of six labels, after Holm", family / runs, "at most 7 %"),
+        ("I(domain), all labels together", bits / runs, "at most 8 %"),
     ):
         store("level", f"{of}: {what}", rate, runs, wanted)
     slack = 0.0 if runs >= 1000 else 1.0
@@ -163,9 +163,11 @@ def test_domains_keep_their_level_and_an_effect_is_found(runs: int, store: Any) 
         "total variation, an expert chosen 1.6 times as often",
         found / runs,
         runs,
-        "above 0.7",
+        "above 70 %",
     )
-    store("power", "I(domain), an expert chosen 1.6 times as often", told / runs, runs, "above 0.8")
+    store(
+        "power", "I(domain), an expert chosen 1.6 times as often", told / runs, runs, "above 80 %"
+    )
     assert alone / runs <= 0.05 + tolerance(0.05, runs)
     assert outside / runs == pytest.approx(0.05, abs=tolerance(0.05, runs))
     assert found / runs > 0.7 and told / runs > 0.8
@@ -195,8 +197,8 @@ def test_intervals_cover(runs: int, store: Any) -> None:
         return {
             "share": load.share[0], "max/min": load.ratio, "MaxVio": load.max_violation,
             "I(token)": bits.token, "I(domain)": bits.domain,
-            "repeats": again.first.rate, "overlap": again.overlap.rate,
-            "one token": single.share[0, 3], "another expert": single.share[0, 5], "excess": some.excess,
+            "repeats of the first choice": again.first.rate, "repeats, any overlap": again.overlap.rate,
+            "share of a token, its best expert": single.share[0, 3], "share of a token, another expert": single.share[0, 5], "preferred experts beyond chance": some.excess,
         }  # fmt: skip
 
     truth = measured(simulate(999, works=6000, **options), 0)
@@ -206,7 +208,7 @@ def test_intervals_cover(runs: int, store: Any) -> None:
             hits[name] += holds(band, truth[name].value)
     rates = {name: round(n / runs, 3) for name, n in hits.items()}
     for name, rate in rates.items():
-        store("coverage", name, rate, runs, "at least 0.9")
+        store("coverage", name, rate, runs, "at least 90 %")
     assert all(covered(rate, runs) for rate in rates.values()), rates
 
 
@@ -229,7 +231,13 @@ def test_intervals_within_domains_cover(runs: int, store: Any) -> None:
         least = (0.9, 0.9, 0.9 if effect else 0.85)
         names = ("share", "total variation", "max/min")
         for name, rate, bound in zip(names, inside / runs, least, strict=True):
-            store("coverage", f"{name} within a domain, {of}", rate, runs, f"at least {bound}")
+            store(
+                "coverage",
+                f"{name} within a domain, {of}",
+                rate,
+                runs,
+                f"at least {100 * bound:g} %",
+            )
             assert covered(rate, runs, bound), (name, rate)
 
 
@@ -311,7 +319,7 @@ def test_gain_beyond_the_token_is_nothing_without_an_effect(runs: int, store: An
         plug_in.append(none.plug_in)
         assert none.value < 0.1 * none.plug_in
     store("level", "the domain beyond the token, one-sided", false / runs, runs, most(0.025, runs))
-    store("power", "the domain beyond the token", found / runs, runs, "above 0.9")
+    store("power", "the domain beyond the token", found / runs, runs, "above 90 %")
     assert false / runs < 0.025 + tolerance(0.025, runs)
     assert found / runs > 0.9
     assert np.mean(plug_in) > 0.03  # what the plug-in estimate would have called information
@@ -354,7 +362,7 @@ def test_even_loads_order_and_pairs_keep_their_level(runs: int, store: Any) -> N
     ):
         store("level", what, rate, runs, most(0.05, runs))
         assert rate == pytest.approx(0.05, abs=close), what
-    store("power", "repeats, a token in 17 copies the one before", sticky, runs, "above 0.8")
+    store("power", "repeats, a token in 17 copies the one before", sticky, runs, "above 80 %")
     assert sticky > 0.8
     store("level", "the strongest pair of experts", pairs, few, most(0.05, few))
     assert pairs <= 0.05 + tolerance(0.05, few)
