@@ -198,7 +198,9 @@ def test_intervals_cover(runs: int, store: Any) -> None:
             "share": load.share[0], "max/min": load.ratio, "MaxVio": load.max_violation,
             "I(token)": bits.token, "I(domain)": bits.domain,
             "repeats of the first choice": again.first.rate, "repeats, any overlap": again.overlap.rate,
-            "share of a token, its best expert": single.share[0, 3], "share of a token, another expert": single.share[0, 5], "preferred experts beyond chance": some.excess,
+            "share of a token, its best expert": single.share[0, 3],
+            "share of a token, another expert": single.share[0, 5],
+            "preferred experts beyond chance": some.excess,
         }  # fmt: skip
 
     truth = measured(simulate(999, works=6000, **options), 0)
