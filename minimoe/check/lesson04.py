@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, View, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspect, Suspects, View, case, extreme, judge, suspect
 from minimoe.check.failure import CheckFailed, shape
 from minimoe.check.forms import draw, expect_routing, expect_tensor, expect_tuple
 from minimoe.check.task import CARDS, checks
@@ -22,8 +23,20 @@ def share(p: Tensor, expert: Tensor) -> Tensor:
     return torch.bincount(expert.flatten(), minlength=p.shape[1]).to(p.dtype) / expert.numel()
 
 
+def of_real(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of p [T, E] and expert [T, K] over the tokens that are no padding, whose experts are -1."""
+
+    @wraps(loss)
+    def over_real(p: Tensor, expert: Tensor) -> Tensor:
+        real = expert[:, 0] >= 0
+        return loss(p[real], expert[real])
+
+    return over_real
+
+
+@of_real
 def right_switch_loss(p: Tensor, expert: Tensor) -> Tensor:
-    """Equation (3)."""
+    """Equation (3), over the tokens that are no padding."""
     return p.shape[1] * (share(p, expert) * p.mean(0)).sum()
 
 
@@ -33,112 +46,108 @@ def masked(p: Tensor, expert: Tensor, *, renormalise: bool) -> Tensor:
     return chosen / chosen.sum(-1, keepdim=True) if renormalise else chosen
 
 
+def mistake(section: str) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Suspect]:
+    """A suspect that leaves padding out as it should."""
+    return lambda loss: suspect(section)(of_real(loss))
+
+
+def factor(told: str, times: Callable[[Tensor, Tensor], float]) -> Suspect:
+    """The right loss times a number."""
+    return Suspect(told, "04 §3", of_real(lambda p, e: right_switch_loss(p, e) * times(p, e)))
+
+
 class WrongSwitchLoss(Suspects):
     @suspect("04 §3")
+    def padding_in_p(p: Tensor, expert: Tensor) -> Tensor:
+        """P is the mean over all rows, padding among them. It is the mean over the tokens that f counts."""
+        return p.shape[1] * (share(p, expert[expert[:, 0] >= 0]) * p.mean(0)).sum()
+
+    @suspect("04 §3")
+    def padding_in_f(p: Tensor, expert: Tensor) -> Tensor:
+        """f is divided by all places of `expert`, padding among them, so that its shares do not sum to one."""
+        return right_switch_loss(p, expert) * (expert[:, 0] >= 0).float().mean()
+
+    summed_over_k = factor(
+        "K times too much: f is a share of T·K assignments.", lambda p, e: e.shape[1]
+    )
+    no_factor = factor("The factor E is missing: even load gives 1.", lambda p, e: 1 / p.shape[1])
+    squared_factor = factor("E twice, or a sum in place of a mean.", lambda p, e: p.shape[1])
+    mean_over_experts = factor(
+        "The products are averaged over experts, not summed.", lambda p, e: p.shape[1] ** -2
+    )
+    probabilities_added = factor("P is a sum over tokens. It is their mean.", lambda p, e: len(p))
+    counts_added = factor("f is a count. It is a share of the assignments.", lambda p, e: e.numel())
+    k_for_e = factor("The factor is K. It is E.", lambda p, e: e.shape[1] / p.shape[1])
+
+    @mistake("04 §3")
     def counts_squared(p: Tensor, expert: Tensor) -> Tensor:
         """This is E·Σ f², which has no gradient: counts are step functions. One of the two factors must be P."""
         return p.shape[1] * share(p, expert).square().sum()
 
-    @suspect("04 What could go wrong")
+    @mistake("04 What could go wrong")
     def after_choice(p: Tensor, expert: Tensor) -> Tensor:
         """P is taken from the weights that are left after the choice, renormalised. At K = 1 those are counts, and the
         loss has no gradient. P is the mean of the full softmax."""
         return right_switch_loss(masked(p, expert, renormalise=True), expert)
 
-    @suspect("04 What could go wrong")
+    @mistake("04 What could go wrong")
     def chosen_only(p: Tensor, expert: Tensor) -> Tensor:
         """P contains the chosen experts' probabilities only. An expert that is not chosen then cannot be pulled back: P
         is the mean of the full softmax."""
         return p.shape[1] * (share(p, expert) * masked(p, expert, renormalise=False).mean(0)).sum()
 
-    @suspect("04 §3")
-    def summed_over_k(p: Tensor, expert: Tensor) -> Tensor:
-        """Yours is K times the loss: f is divided by T, where the T·K assignments are to sum to one."""
-        return expert.shape[1] * right_switch_loss(p, expert)
-
-    @suspect("04 §3")
-    def no_factor(p: Tensor, expert: Tensor) -> Tensor:
-        """The factor E is missing: even load should give 1, whatever the number of experts."""
-        return right_switch_loss(p, expert) / p.shape[1]
-
-    @suspect("04 §3")
-    def squared_factor(p: Tensor, expert: Tensor) -> Tensor:
-        """The factor E stands there twice, or a mean over experts became a sum."""
-        return right_switch_loss(p, expert) * p.shape[1]
-
-    @suspect("04 §3")
+    @mistake("04 §3")
     def probabilities_squared(p: Tensor, expert: Tensor) -> Tensor:
         """This is E·Σ P², without counts. It evens probabilities, not the load: a router that wins narrowly everywhere
         would look fine."""
         return p.shape[1] * p.mean(0).square().sum()
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def token_by_token(p: Tensor, expert: Tensor) -> Tensor:
         """The product is taken for each token and then averaged. Both means come first: f and P are of the batch."""
         mask = torch.zeros_like(p).scatter(1, expert, 1.0) / expert.shape[1]
         return p.shape[1] * (mask * p).sum(-1).mean()
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def first_choices(p: Tensor, expert: Tensor) -> Tensor:
         """Only the first choice of each token is counted. All K of them are assignments."""
         return right_switch_loss(p, expert[:, :1])
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def own_choice(p: Tensor, expert: Tensor) -> Tensor:
         """The experts that you are given are not used: you choose anew, the K largest of p. With noise or a bias the
         router may have chosen others, and those carry the load."""
         return right_switch_loss(p, p.topk(expert.shape[1]).indices)
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def own_first(p: Tensor, expert: Tensor) -> Tensor:
         """The experts that you are given are not used: you count the largest of p. All K choices of the router are
         assignments."""
         return right_switch_loss(p, p.argmax(-1, keepdim=True))
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def cut_off(p: Tensor, expert: Tensor) -> Tensor:
         """The value is right, and there is no gradient: P is cut off from the graph, by .detach(), .data, .item() or
         no_grad. It is f that has none."""
         return right_switch_loss(p, expert).detach()
 
-    @suspect("04 §3")
-    def mean_over_experts(p: Tensor, expert: Tensor) -> Tensor:
-        """The products are averaged over the experts, which divides by E. Equation (3) adds them up and multiplies by
-        E."""
-        return right_switch_loss(p, expert) / p.shape[1] ** 2
-
-    @suspect("04 §3")
-    def probabilities_added(p: Tensor, expert: Tensor) -> Tensor:
-        """P is a sum over the tokens. It is their mean, so that the loss does not grow with the batch."""
-        return right_switch_loss(p, expert) * len(p)
-
-    @suspect("04 §3")
-    def counts_added(p: Tensor, expert: Tensor) -> Tensor:
-        """f is a count. It is a share of the T·K assignments, so that the loss does not grow with the batch."""
-        return right_switch_loss(p, expert) * expert.numel()
-
-    @suspect("04 §3")
+    @mistake("04 §3")
     def softmax_again(p: Tensor, expert: Tensor) -> Tensor:
         """A softmax is taken of p. It is the softmax already."""
         return right_switch_loss(p.softmax(-1), expert)
 
-    @suspect("04 §4")
+    @mistake("04 §4")
     def importance(p: Tensor, expert: Tensor) -> Tensor:
         """This is the importance loss, equation (5): it evens probabilities and has no counts."""
         mean = p.mean(0)
         return mean.var(correction=0) / mean.mean().square()
 
-    @suspect("04 §3")
+    @mistake("04 §3")
     def less_one(p: Tensor, expert: Tensor) -> Tensor:
         """You take 1 off, so that even load gives 0. Equation (3) leaves it: even load gives 1."""
         return right_switch_loss(p, expert) - 1
 
-    @suspect("04 §3")
-    def k_for_e(p: Tensor, expert: Tensor) -> Tensor:
-        """The factor is K. It is E, the number of experts."""
-        return right_switch_loss(p, expert) * expert.shape[1] / p.shape[1]
-
-    @suspect("04 §3")
+    @mistake("04 §3")
     def soft_counts(p: Tensor, expert: Tensor) -> Tensor:
         """The value is right, and f has a gradient too. It is a count: nothing flows through it."""
         chosen = torch.zeros_like(p).scatter(1, expert, 1.0)
@@ -175,12 +184,15 @@ def loss_and_gradient(argument: str) -> View:
 
 @checks(CARDS["04.1"], WrongSwitchLoss)
 def switch_loss(function: Callable[[Tensor, Tensor], Tensor]) -> str:
-    """Check function(p [T, E] full softmax, expert [T, K]) -> scalar, equation (3); and its gradient by p."""
+    """Check function(p [T, E] full softmax, expert [T, K], -1: padding) -> scalar, equation (3); and its gradient."""
     sizes = ((6, 4, 2), (9, 5, 1), (5, 3, 3), (40, 8, 2))
     cases: list[Case] = []
     for i, (t, e, k) in enumerate(sizes):
         p = (2 * draw(i, t, e)).softmax(-1).requires_grad_()
         cases.append(case(p=p, expert=p.detach().topk(k).indices))
+    p = (2 * draw(8, 10, 4)).softmax(-1).requires_grad_()
+    padded = p.detach().topk(2).indices.masked_fill(torch.arange(10)[:, None] % 3 == 2, -1)
+    cases.append(case("every third token is padding", p=p, expert=padded))
     # what a router with noise or a bias chooses are not the largest p; and an expert may go without
     p = (2 * draw(5, 12, 6)).softmax(-1).requires_grad_()
     cases.append(case("chosen with noise", p=p, expert=draw(6, 12, 6).topk(2).indices))
