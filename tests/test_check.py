@@ -94,13 +94,35 @@ def test_rows_may_have_names_of_their_own() -> None:
 
 
 def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
-    said = judged(lambda x: 3 * x)
+    said = judged(lambda x: x**3)
     assert "None of the common mistakes" in said and "every case differs." in said
     assert "lesson 00, section 9" in said
     assert "not finite" in judged(lambda x: 2 * x / (x - x))
     first_alone = judged(lambda x: torch.where(x == 0, 5.0, 2 * x))
     assert "1 of 2 cases differs." in first_alone
     assert "2 of 3 cases differ." in judged(lambda x: 2 * x + (x == 3), [*CASES, CASES[1]])
+
+
+def test_an_unknown_mistake_is_told_what_its_numbers_have_in_common_with_the_right_ones() -> None:
+    assert "Your numbers are 1.5 times the right ones, in every case." in judged(lambda x: 3 * x)
+    assert "Your numbers are 4 more than the right ones, in every" in judged(lambda x: 2 * x + 4)
+    assert "the right ones in another order" in judged(lambda x: 2 * x.flip(1))
+    sized = [case(x=torch.arange(1.0, n + 1)[None], k=n) for n in (2, 3, 4)]
+
+    def said(answer: Any) -> str:
+        view = forms.like("x", "the result")
+        with pytest.raises(CheckFailed) as failed:
+            judge(answer, lambda x, k: 2 * x, Suspects, sized, view, "00 §9")
+        return failed.value.cause
+
+    by_size = "Your numbers are 2 times the right ones for x [1, 2], k = 2, and 3 for x [1, 3], k = 3: one number per"
+    assert said(lambda x, k: 2 * k * x).startswith(by_size)
+    assert "Only the cases with k = 3 are wrong" in said(lambda x, k: x**2 if k == 3 else 2 * x)
+    assert "None of the common mistakes" in said(lambda x, k: x**2)
+    # any number is a multiple of one other: that says nothing
+    assert "None of" in judged(
+        lambda x: x**3 + 3, [case(x=torch.tensor([[n]])) for n in (1.0, 2.0)]
+    )
 
 
 def test_a_mistake_in_extreme_numbers_alone_is_looked_for_there() -> None:
@@ -125,12 +147,12 @@ def test_what_stops_a_later_case_is_told_only_if_the_earlier_ones_are_right() ->
     def fails_without_tokens(x: Tensor, factor: float) -> Tensor:
         return factor * x.view(len(x), -1)  # PyTorch cannot tell what -1 is where there is nothing
 
-    assert "every case differs" in judged(lambda x: fails_without_tokens(x, 3), [*CASES, empty])
+    assert "1.5 times the right" in judged(lambda x: fails_without_tokens(x, 3), [*CASES, empty])
     with pytest.raises(RuntimeError, match="cannot reshape") as caught:
         judged(lambda x: fails_without_tokens(x, 2), [*CASES, empty])
     assert any("an empty batch" in note for note in caught.value.__notes__)
     assert "shape of the result" in judged(lambda x: 2 * x if len(x) else x.T, [*CASES, empty])
-    assert "every case differs" in judged(lambda x: 3 * x if len(x) else x.T, [*CASES, empty])
+    assert "1.5 times" in judged(lambda x: 3 * x if len(x) else x.T, [*CASES, empty])
 
 
 def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(

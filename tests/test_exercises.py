@@ -254,7 +254,8 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
     assert said(lambda *_: None).startswith("Nothing is returned")
     assert "None of the common" not in said(lambda *values: in_another_form(right(*values)))
     if TASKS[task].suspects.all():  # the other checks are of random numbers, and of a verdict
-        assert "None of the common" in said(lambda *values: a_little_amiss(right(*values)))
+        cause = said(lambda *values: a_little_amiss(right(*values)))
+        assert re.search("None of the common|1.003 times the right|in another order", cause)
     failed = verdict(task, changes)
     assert not changed or (failed and "in place" in failed.cause)
     for name, i in LEARNT.get(task, {}).items():

@@ -8,6 +8,7 @@ diagnosis is a measurement: 'these are the numbers that come out without the ren
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -212,6 +213,8 @@ def judge(
     seen, asked = [answers[i] for i in told], [cases[i] for i in told]
     found = next((s for s in suspects.all() if s.explains(seen, asked, view, tolerance)), None)
     cause = found.cause if found else unknown(answers[first], len(wrong), len(cases))
+    if not found and (hint := likeness(seen, [right[i] for i in told], asked, tolerance)):
+        cause = hint
     failed = CheckFailed(
         expected=expected, came=came, cause=cause, reread=found.reread if found else reread
     )
@@ -229,3 +232,39 @@ def unknown(answer: Tensor, wrong: int, cases: int) -> str:
     where = "every case differs" if wrong == cases else f"{wrong} of {cases} cases differ"
     where += "s" if wrong == 1 < cases else ""
     return f"None of the common mistakes gives these numbers; {where}. Follow one of them by hand."
+
+
+def likeness(
+    answers: Sequence[Tensor], right: Sequence[Tensor], cases: Sequence[Case], tolerance: Tolerance
+) -> str:
+    """How an answer on no list resembles the right one in all cases: a factor, a constant, the order, one argument."""
+    pairs = [(a.double(), r.double()) for a, r in zip(answers, right, strict=True)]
+    if not pairs or any(a.shape != r.shape or not bool(a.isfinite().all()) for a, r in pairs):
+        return ""
+    apart = {
+        "times the right ones": ([(a / r)[r != 0] for a, r in pairs], torch.mul),
+        "more than the right ones": ([a - r for a, r in pairs], torch.add),
+    }
+    for said, (found, back) in apart.items():
+        numbers = [float(x.median()) if x.numel() else math.nan for x in found]
+        if all(close(a, back(r, n), tolerance) for (a, r), n in zip(pairs, numbers, strict=True)):
+            first, *rest = texts = [f"{n:.4g}" for n in numbers]
+            other = next((i for i, n in enumerate(texts) if n != first), None)
+            if other is None:
+                return f"Your numbers are {first} {said}, in every case."
+            if rest and min(x.numel() for x in found) > 1:
+                return (
+                    f"Your numbers are {first} {said} for {cases[0]}, and {texts[other]} for {cases[other]}: one "
+                    "number per case. Which of the sizes is it?"
+                )
+    flat = [(a.flatten().sort().values, r.flatten().sort().values) for a, r in pairs]
+    if all(close(a, r, tolerance) for a, r in flat):
+        return (
+            "Your numbers are the right ones in another order. Look at what each dimension counts."
+        )
+    wrong = [not close(a, r, tolerance) for a, r in pairs]
+    for name, value in cases[wrong.index(True)].arguments.items() if True in wrong else ():
+        plain = isinstance(value, bool | int | float | str) and not all(wrong)
+        if plain and [c.arguments.get(name) == value for c in cases] == wrong:
+            return f"Only the cases with {name} = {value} are wrong; the others are right."
+    return ""
