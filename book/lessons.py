@@ -64,6 +64,9 @@ def normalise(notebook: Any) -> None:
             cell.metadata.pop(state, None)
         if cell.cell_type != "code":
             continue
+        # what the book folds, JupyterLab folds too
+        if "hide-input" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.get("execution_count") is not None:
             number += 1
             cell["execution_count"] = number

@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2188,
-    "check": 5009,
+    "check": 5015,
     "core": 3594,
     "cost": 828,
     "course": 268,

@@ -67,6 +67,12 @@ class WrongSwitchLoss(Suspects):
         """f is divided by all places of `expert`, padding among them, so that its shares do not sum to one."""
         return right_switch_loss(p, expert) * (expert[:, 0] >= 0).float().mean()
 
+    @suspect("04 §3")
+    def padding_in_both(p: Tensor, expert: Tensor) -> Tensor:
+        """Padding is in both means: P is over all rows, and f is divided by all places of `expert`."""
+        real = expert[:, 0] >= 0
+        return p.shape[1] * (share(p, expert[real]) * p.mean(0)).sum() * real.float().mean()
+
     summed_over_k = factor(
         "K times too much: f is a share of T·K assignments.", lambda p, e: e.shape[1]
     )
