@@ -169,7 +169,7 @@ def further(part: str) -> str:
             cost.setdefault(row["change"], {})[row["layer"]] = row["loss"]
         off = [by for change, by in cost.items() if change.endswith("off")]
         rows = [
-            [change, interval(by[None], 2), *(f"{by[n]['value']:.3f}" for n in layers)]
+            [change, interval(by[None], 2), *(number(by[n]["value"], 3) for n in layers)]
             for change, by in cost.items()
             if not change.endswith("off")
         ]
@@ -179,7 +179,7 @@ def further(part: str) -> str:
     if part == "saturation":
         seen = found["saturation"]
         rows = [
-            [f"{step / seen['step'][-1]:.0%}", *(f"{x:.2f}" for x in seen["beyond"][i])]
+            [f"{100 * step / seen['step'][-1]:.0f} %", *(f"{x:.2f}" for x in seen["beyond"][i])]
             for i, step in enumerate(seen["step"])
             if 10 * step % seen["step"][-1] == 0 and step < seen["step"][-1]
         ]
@@ -206,8 +206,13 @@ def further(part: str) -> str:
 
 def interval(band: dict[str, float], digits: int) -> str:
     """A number with its interval."""
-    value, low, high = (f"{band[key]:.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (number(band[key], digits) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def number(value: float, digits: int) -> str:
+    """With a minus sign, and zero without one."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def benchmark(part: str) -> str:
