@@ -135,12 +135,13 @@ class Seen:
     def violations(self, run_only: dict[str, Any]) -> list[str]:
         """What axe-core finds, one line for each element.
 
-        Of code and of formulas the first five are looked at: all are coloured alike, and a lesson has a hundred.
+        Of code, of formulas and of the library's objects the first five are looked at: all are coloured alike, and a
+        page has a hundred.
         """
         self.page.evaluate(axe())
         found = self.page.evaluate(
             """(only) => {
-                 for (const kind of ['div.highlight pre', 'mjx-container'])
+                 for (const kind of ['div.highlight pre', 'mjx-container', 'dl.py'])
                    [...document.querySelectorAll(kind)].slice(5).forEach(e => e.dataset.alike = kind);
                  return axe.run({include: ['html'], exclude: ['[data-alike]']},
                                 {runOnly: only, resultTypes: ['violations']}); }""",
