@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -198,6 +200,14 @@ def test_every_claim_has_words_rule_and_figures_and_is_dated() -> None:
         for name, value in entry.get("limits", {}).items():
             assert f"{value:g}" in said, name
     assert say.finding("C11", [say.Part("a", "b", say.MATERIAL)], "c").verdict == say.MATERIAL
+
+
+def test_published_bits_are_those_that_were_computed(root: Path) -> None:
+    rows = json.loads((root / "book/results/published_bits.json").read_text())["rows"]
+    for claim, what, digits in (("C14", "token", 2), ("C13", "domain", 3)):
+        bits = [f"{row[what]:.{digits if row['model'].startswith('Mi') else 2}f}" for row in rows]
+        for said in (", ".join(bits[i : i + 3]).replace("0.", ".") for i in (0, 3)):
+            assert said in say.claims()[claim]["published"].replace("0.", "."), said
 
 
 def test_together_and_inside() -> None:
