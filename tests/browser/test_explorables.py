@@ -441,12 +441,12 @@ def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen
     before = element.evaluate(shown)
     what, where = element.query_selector_all("select")[1:3]
     what.select_option(label="expert 2 is switched off")
-    assert "than the 4.06 as trained" in costs(seen, "With expert 2 switched off")
+    assert "than the 4.06 as trained" in costs(seen, "With expert 2 switched off at layer 3")
     where.select_option(label="at every layer")
-    costs(seen, "With expert 2 switched off")
+    costs(seen, "With expert 2 switched off at every layer")
     assert "2" not in seen.each(".lr-token :is(b, i)", "e => e.textContent")
     what.select_option(label="expert 3 is forced")
-    costs(seen, "With expert 3 forced")
+    costs(seen, "With expert 3 forced at every layer")
     assert {"3", "–"} == set(seen.each(".lr-token :is(b, i)", "e => e.textContent"))
     # next tokens: a low temperature makes the first likelier, and a press writes it
     what.select_option(label="nothing is changed")

@@ -223,7 +223,7 @@ export function choose(probs, k) {
   return { experts, weights: experts.map((e) => Math.fround(probs[e] / total)) };
 }
 
-// Reads texts for the page, {text, only}: post({text, only, tokens, probs, costs, logits, ...}) as each is done. A newer one
+// Reads texts for the page, {text, only, ...}: post({what was asked, tokens, probs, costs, logits, ...}) as each is done. A newer one
 // ends the reading of an older one, and what both begin with is not read again. Works in slices of so many milliseconds:
 // on a page short ones, so that it stays alive. After each slice it calls `pausing`.
 export function reader(buffer, post, slice, pausing = () => {}) {
@@ -232,7 +232,8 @@ export function reader(buffer, post, slice, pausing = () => {}) {
   const model = new Model({ config, tensors });
   const size = config.num_hidden_layers * config.num_experts;
   let newest = 0;
-  return async ({ text, only = null }) => {
+  return async (asked) => {
+    const { text, only = null } = asked;
     const job = (newest += 1);
     const limit = config.max_position_embeddings - 1;
     const found = tokenizer.encode(text, limit + 1);
@@ -257,7 +258,7 @@ export function reader(buffer, post, slice, pausing = () => {}) {
     const logits = model.logits.slice((ids.length - 1) * config.vocab_size, ids.length * config.vocab_size);
     const next = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, 8);
     post({
-      text, only, tokens, bytes, cut: found.length > limit, probs: model.probs.slice(size, ids.length * size), costs, logits,
+      ...asked, only, tokens, bytes, cut: found.length > limit, probs: model.probs.slice(size, ids.length * size), costs, logits,
       next: next.map((token) => ({ token, bytes: tokenizer.spelling[token] })), // the likeliest tokens after the text
     });
   };

@@ -121,12 +121,17 @@ export default explorable(({ model, data, stage, width }) => {
     return allowed({ how, expert: Number(expert) }, at, experts);
   }
 
+  // What is asked, in words: they come back with the answer, because the controls may have moved on by then.
+  function change() {
+    return `${what.input.selectedOptions[0].textContent.replace(" is", "")} at ${where.value === "one" ? `layer ${layer.value}` : "every layer"}`;
+  }
+
   // Have the text read, as trained first where it is to be compared.
   async function ask() {
     const read = await start();
     if (!read) return;
     const plain = found.plainText === input.value;
-    read.ask({ text: input.value, only: plain ? only() : null });
+    read.ask({ text: input.value, only: plain ? only() : null, change: change() });
   }
 
   function answered(answer) {
@@ -250,14 +255,14 @@ export default explorable(({ model, data, stage, width }) => {
 
   // What the text costs, and what it would cost otherwise.
   function paid() {
-    const { tokens, costs: own, plain, only: under } = found;
+    const { tokens, costs: own, plain, only: under, change: changed } = found;
     if (!tokens.length) return "";
     const dearest = own.indexOf(Math.max(...own));
     const now = mean(own);
     if (!under) return `To predict it costs the model ${now.toFixed(2)} nats per token; of ${(Math.exp(now)).toFixed(0)} equally likely tokens each would cost as much. The most surprising is “${tokens[dearest].text}”, ${own[dearest].toFixed(1)} nats.`;
     if (!plain) return `So changed, the text costs ${now.toFixed(2)} nats per token.`;
     const more = now - mean(plain);
-    return `With ${what.input.selectedOptions[0].textContent.replace(" is", "")}, the text costs ${now.toFixed(2)} nats per token: ${Math.abs(more).toFixed(2)} ${more < 0 ? "less" : "more"} than the ${mean(plain).toFixed(2)} as trained.`;
+    return `With ${changed}, the text costs ${now.toFixed(2)} nats per token: ${Math.abs(more).toFixed(2)} ${more < 0 ? "less" : "more"} than the ${mean(plain).toFixed(2)} as trained.`;
   }
 
   stage.classList.add("lr");
