@@ -30,7 +30,7 @@ AGREES, DISAGREES, UNKNOWN, MATERIAL = VERDICTS
 
 @functools.cache
 def claims() -> dict[str, Any]:
-    """All of claims.toml: `dated`, the claims C10 to C16, and `figures`, whose captions the drawings fill."""
+    """All of claims.toml: `dated`, the claims, and `figures`, whose captions the drawings fill."""
     return tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
 
 
