@@ -35,6 +35,13 @@ from minimoe.check.lesson06 import (
     plan_of_dispatch,
     slots_of_assignments,
 )
+from minimoe.check.lesson12 import (
+    balancedness,
+    documents_needed,
+    first_tokens,
+    importance_and_load,
+    works_left_out,
+)
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -43,6 +50,7 @@ __all__ = [
     "CheckFailed",
     "Task",
     "balance_of_layers",
+    "balancedness",
     "batch_independent_weights",
     "bias_step",
     "bits_remembered",
@@ -52,14 +60,17 @@ __all__ = [
     "dealt_table",
     "dense_mixture",
     "dispatch_by_sorting",
+    "documents_needed",
     "dropped_adds_nothing",
     "error_of_average",
     "expert_choice",
     "experts_touched",
     "find",
+    "first_tokens",
     "gate_gradient",
     "group_limited",
     "hint",
+    "importance_and_load",
     "kept_tokens",
     "mixture_gradient",
     "noisy_router",
@@ -72,4 +83,5 @@ __all__ = [
     "top_k_router",
     "transport_plan",
     "wide_mlp",
+    "works_left_out",
 ]
