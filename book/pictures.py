@@ -402,6 +402,40 @@ def sort_and_group() -> Sheet:
     return s
 
 
+def tiles() -> Sheet:
+    """The same routing where every expert begins at a new tile, lesson 07."""
+    made, rows = plan(top_k()), 4
+    words = iter(TOKENS[t] for t in made.token.tolist())
+    cells = [
+        (e, [next(words) if first + i < n else "–" for i in range(rows)])
+        for e, n in enumerate(made.counts.tolist()[:E])
+        for first in range(0, n, rows)
+    ]
+    bound = min(T * K, (T * K + E * (rows - 1)) // rows)
+    filling = sum(row.count("–") for _, row in cells)
+    s = Sheet(
+        82 + 34 * bound,
+        "A routing in tiles",
+        f"""{bound} tiles of {rows} rows, one below the other. Their owners are
+        {listed([f"expert {e + 1}" for e, _ in cells])}; tile {bound} has none. The rows of an expert are its tokens in
+        order of arrival, and {filling} rows at the ends of tiles are filling.""",
+    )
+    s.text((178, 22), f"rows of tiles of {rows}; – is filling", size=SMALL)
+    s.text((325, 22), "owner", size=SMALL)
+    for m in range(bound):
+        y = 42 + 34 * m
+        e, row = cells[m] if m < len(cells) else (None, [""] * rows)
+        s.text((6, y + 13), f"tile {m + 1}", anchor="start", size=SMALL)
+        for i, word in enumerate(row):
+            css = "off" if e is None or word == "–" else HUES[e]
+            s.box((58 + 59 * i, y, 59, 26), word, css, SMALL, rx=0)
+        owner = ("nobody", "off") if e is None else (f"expert {e + 1}", HUES[e])
+        s.box((298, y, 56, 26), *owner, SMALL)
+    words_below = f"{len(cells)} tiles are in use; memory is set aside for {bound}"
+    s.text((MIDDLE, 62 + 34 * bound), words_below, "soft", size=SMALL)
+    return s
+
+
 def expert_parallelism() -> Sheet:
     """Rows that cross between two devices, there and back."""
     routing = top_k()
@@ -567,6 +601,7 @@ PICTURES: dict[str, Callable[[], Sheet]] = {
     "who-chooses": who_chooses,
     "capacity": capacity,
     "sort-and-group": sort_and_group,
+    "tiles": tiles,
     "expert-parallelism": expert_parallelism,
     "lattice": lattice,
     "works": works,

@@ -1,9 +1,10 @@
-"""For running the lessons through nbval: one that reads the fetched text is skipped, with the reason, without it.
+"""For running the lessons through nbval: one that needs the fetched text, or Triton, is skipped with the reason.
 
 Loaded by `make test` (`python -m pytest -p tests.lessons_plugin ... notebooks`).
 """
 
 import functools
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -18,17 +19,23 @@ READS_TEXT = re.compile(
 
 
 @functools.cache
-def needs_text(path: Path) -> bool:
-    """Whether a lesson reads the fetched text: by its code, or because its metadata says {"needs_text": true}."""
+def needs(path: Path) -> tuple[bool, bool]:
+    """Whether a lesson needs the fetched text (by its code, or its metadata: {"needs_text": true}), and Triton."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    code = [c["source"] for c in notebook["cells"] if c["cell_type"] == "code"]
-    reads = any(READS_TEXT.search("".join(source)) for source in code)
-    return notebook["metadata"].get("minimoe", {}).get("needs_text", reads)
+    cells = [c["source"] for c in notebook["cells"] if c["cell_type"] == "code"]
+    code = "\n".join("".join(source) for source in cells)
+    reads = READS_TEXT.search(code) is not None
+    text = notebook["metadata"].get("minimoe", {}).get("needs_text", reads)
+    return text, re.search(r"^import triton$", code, re.MULTILINE) is not None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip before the lesson's kernel is started."""
-    reads = item.path.suffix == ".ipynb" and needs_text(item.path)
-    if reads and not in_ci() and (reason := missing_text()):
+    if item.path.suffix != ".ipynb" or in_ci():
+        return
+    text, triton = needs(item.path)
+    if text and (reason := missing_text()):
         pytest.skip(reason)
+    if triton and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is there on Linux only: pip install 'minimoe[gpu]'")

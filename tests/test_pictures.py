@@ -249,6 +249,18 @@ def test_sorting_is_stable() -> None:
     assert rows == [pictures.TOKENS[t] for t, _ in sorted(ARRIVALS, key=lambda a: a[1])]
 
 
+def test_every_tile_has_one_expert_and_filling_only_at_its_end() -> None:
+    inside = [(w, css) for w, b, css in shown("tiles") if css != "paper" and b[0] < 290]
+    rows = [inside[i : i + 4] for i in range(0, len(inside), 4)]
+    colours = [{css for w, css in row if w != "–"} for row in rows]
+    assert colours == [{pictures.HUES[e]} for e in (0, 0, 1, 1, 2, 3)]
+    assert all(css == "off" for w, css in inside if w == "–")
+    words = [w for w, _ in inside if w != "–"]
+    assert words == [pictures.TOKENS[t] for t, _ in sorted(ARRIVALS, key=lambda a: a[1])]
+    last = [[w for w, _ in row].index("–") if "–" in dict(row) else 4 for row in rows]
+    assert last == [4, 2, 4, 1, 3, 2]
+
+
 def test_rows_that_cross_between_devices() -> None:
     sent = Counter((t // 4, e // 2) for t, e in ARRIVALS)
     there, stay, *_, back, _ = in_rows("expert-parallelism", r"\d+ rows")
