@@ -197,6 +197,7 @@ OWN = {
     "05.1": "deal", "05.2": "choose_by_column", "05.3": "transport", "05.4": "survives_appending",
     "05.5": "group_limited", "06.1": "experts_touched", "06.2": "count_places", "06.3": "make_plan",
     "12.1": "predicted", "12.2": "imbalance", "12.3": "design_effect", "12.5": "idle",
+    "13.2": "dealt", "13.3": "information", "13.5": "together",
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2188,
-    "check": 5597,
+    "check": 6050,
     "core": 3594,
     "cost": 828,
     "course": 409,
@@ -63,10 +63,10 @@ BUDGETS: dict[str, int] = {
     "study": 5949,
     "text": 1439,
     "train": 1281,
-    "widgets": 1072,
+    "widgets": 960,
     "zoo": 1099,
 }
-TESTS = 26_725  # and lines of Python that the tests may have
+TESTS = 26_788  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

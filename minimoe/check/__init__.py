@@ -42,6 +42,13 @@ from minimoe.check.lesson12 import (
     importance_and_load,
     works_left_out,
 )
+from minimoe.check.lesson13 import (
+    bits_beyond,
+    corrected_list,
+    entries_needed,
+    same_documents_chance,
+    works_flipped,
+)
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -53,15 +60,18 @@ __all__ = [
     "balancedness",
     "batch_independent_weights",
     "bias_step",
+    "bits_beyond",
     "bits_remembered",
     "block_cost",
     "causality_test",
     "choose_then_weigh",
+    "corrected_list",
     "dealt_table",
     "dense_mixture",
     "dispatch_by_sorting",
     "documents_needed",
     "dropped_adds_nothing",
+    "entries_needed",
     "error_of_average",
     "expert_choice",
     "experts_touched",
@@ -77,11 +87,13 @@ __all__ = [
     "plan_of_dispatch",
     "progress",
     "roofline",
+    "same_documents_chance",
     "slots_of_assignments",
     "swiglu",
     "switch_loss",
     "top_k_router",
     "transport_plan",
     "wide_mlp",
+    "works_flipped",
     "works_left_out",
 ]

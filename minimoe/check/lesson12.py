@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimoe.check.compare import Case, Suspects, View, case, judge, suspect
@@ -108,20 +109,10 @@ class WrongDocuments(Suspects):
         return documents(*v) - 1
 
     @suspect("12 §4")
-    def rounded_twice(*v: Any) -> int:
-        """You round twice, tokens and then documents. The design effect multiplies the first rounding."""
-        return documents(*v, tokens=math.ceil)
-
-    @suspect("12 §4")
     def covariance(e: int, *rest: Any) -> int:
         """The factor E/(E − 1) is missing: counts of different experts have a negative covariance, because they add up
         to TK."""
         return documents(e, *rest, tokens=lambda t: t * (e - 1) / e)
-
-    @suspect("12b §6")
-    def whole_text(e: int, k: int, ratio: float, delta: float, effect: float, _: int) -> int:
-        """This is the number of tokens. A document has `length` of them."""
-        return documents(e, k, ratio, delta, effect, 1)
 
 
 @checks(CARDS["12.1"], WrongDocuments)
@@ -206,22 +197,12 @@ class WrongImportance(Suspects):
         return both(*v, of=lambda n: math.sqrt(squared_cv(n)))
 
     @suspect("12 §3")
-    def of_shares(*v: Any) -> Pair:
-        """This is the variance of the shares f. CV² divides by the square of their mean, so it is E² times as much."""
-        return both(*v, of=lambda n: squared_cv(n) / len(n) ** 2)
-
-    @suspect("12 §3")
     def mean_weight(weight: Tensor, expert: Tensor, lengths: Tensor, e: int) -> Pair:
         """The load is right, and in the place of the importance stands the mean weight of an expert's assignments.
         Importance is the sum of the weights."""
         found: list[Tensor] = []
         both(weight, expert, lengths, e, of=lambda n: found.append(n) or 0.0)
         return squared_cv(found[0] / found[1].clamp_min(1)), squared_cv(found[1])
-
-    @suspect("12 §1")
-    def first_choice(weight: Tensor, expert: Tensor, *rest: Any) -> Pair:
-        """Only the first choice of each token is counted. A token has K experts."""
-        return both(weight[..., :1], expert[..., :1], *rest)
 
     @suspect("12 §3")
     def by_sequence(weight: Tensor, expert: Tensor, lengths: Tensor, e: int) -> Pair:
@@ -295,11 +276,6 @@ class WrongWorksLeftOut(Suspects):
         return left_out(*v, error=lambda s, u: math.sqrt(s / (u - 1) / u))
 
     @suspect("12b §6")
-    def no_factor(*v: Any) -> Pair:
-        """The factor (U − 1)/U before the sum of squares is missing."""
-        return left_out(*v, error=lambda s, u: math.sqrt(s))
-
-    @suspect("12b §6")
     def variance(*v: Any) -> Pair:
         """The second number is the variance. The standard error is its root."""
         return left_out(*v, error=lambda s, u: (u - 1) / u * s)
@@ -368,32 +344,26 @@ def leading(
 ) -> Pair:  # fmt: skip
     """The task, all draws at once, with what can be done otherwise as an option."""
     long = torch.bincount(document)[document] > (0 if keep_short else first)
-    document, position, expert, keys = document[long], position[long], expert[long], keys[:, long]
-    place = document.unique(return_inverse=True)[1]
+    expert, lead = expert[long], (position < first)[long][None]
+    place = document[long].unique(return_inverse=True)[1]
     size = torch.bincount(place)
-    start = size.cumsum(0) - size
-
-    def chosen(order: Tensor) -> Tensor:
-        """[n] whether a token is among the first of its document in this order."""
-        rank = (place * 1e6 + order).argsort().argsort() - start[place]
-        return rank < first
-
-    def mixed(key: Tensor) -> Tensor:
-        return key.argsort().argsort() < int((position < first).sum())
-
+    start = (size.cumsum(0) - size)[place]
+    order = keys.double()[:, long] + (0 if across else place)
+    rank = order.argsort(1).argsort(1) - (0 if across else start)
+    drawn = rank < (lead.sum() if across else first)  # [R, n]
     member = torch.zeros(len(expert), num_experts, dtype=torch.float64).scatter(1, expert, 1.0)
+    if equal:  # [n, G·E]: a stretch of columns for each document
+        member = (F.one_hot(place)[:, :, None] * member[:, None]).flatten(1)
+
+    def load(there: Tensor) -> Tensor:
+        return shares((there.double() @ member).unflatten(1, (-1, num_experts))).mean(1)
 
     def distance(lead: Tensor) -> Tensor:
         rest = torch.ones_like(lead) if against_all else ~lead
-        if equal:
-            f, g = (shares(summed(member * x[:, None], place)).nanmean(0) for x in (lead, rest))
-        else:
-            f, g = (shares(member[x].sum(0)) for x in (lead, rest))
-        return (f - g).abs().sum() / 2
+        return (load(lead) - load(rest)).abs().sum(1) / 2
 
-    observed = distance(position < first)
-    draws = torch.stack([distance((mixed if across else chosen)(key)) for key in keys])
-    return float(observed), float(p(observed, draws))
+    observed = distance(lead)[0]
+    return float(observed), float(p(observed, distance(drawn)))
 
 
 class WrongFirstTokens(Suspects):
@@ -414,11 +384,6 @@ class WrongFirstTokens(Suspects):
         """Draws that are exactly as large as the observed distance are not all counted. Count 'at least as large', with
         the 0.000001 that the task allows for rounding."""
         return leading(*v, p=functools.partial(tail, slack=-1e-6))
-
-    @suspect("13 §2")
-    def left(*v: Any) -> Pair:
-        """You count draws that are at most as large. p is about those that are at least as large."""
-        return leading(*v, p=lambda observed, draws: tail(-observed, -draws))
 
     @suspect("13 §2")
     def against_all(*v: Any) -> Pair:
@@ -545,11 +510,6 @@ class WrongBalancedness(Suspects):
     def experts(expert: Tensor, num_tokens: int, device: Tensor) -> float:
         """You compare experts. Several of them share a device, and layers wait for devices: device[e] says which."""
         return right_balancedness(expert, num_tokens, torch.arange(len(device)))
-
-    @suspect("12b §9")
-    def idle(*v: Any) -> float:
-        """This is the share of time that is idle, equation (10). Balancedness is 1 less that."""
-        return meter(*v, of=lambda load: 1 - level(load).mean())
 
 
 @checks(CARDS["12.5"], WrongBalancedness)
