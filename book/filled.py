@@ -94,9 +94,9 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]$<>|^])", r"\\\1", text)
 
 
-def findings() -> str:
-    """The claims of the article that the study tests: verdict and main number; folded, what each verdict rests on."""
-    found = read("study.json")["findings"]
+def findings(name: str = "study.json") -> str:
+    """The claims of the article that a stored result tests: verdict and main number; folded, what it rests on."""
+    found = read(name)["findings"]
     rows = [
         [f["claim"], *map(plain, (f["title"], f["article"], f["short"])), f["verdict"]]
         for f in found

@@ -592,6 +592,90 @@ def sign_flips() -> Sheet:
     return s
 
 
+# --- lesson 08 ------------------------------------------------------------------------------------
+
+
+def mixtral() -> Sheet:
+    """The whole model, part by part."""
+    config = PRESETS["mixtral-8x7b"]
+    layers, parts = config.num_hidden_layers, count_parameters(config).by_component
+    each = {name: part.total / layers for name, part in parts.items()}
+    used = parts["experts"].active / layers
+    s = Sheet(
+        520,
+        "Mixtral 8x7B, whole",
+        f"""Read from below. Token ids go through the embedding of {parts["embedding"].total / 1e6:.0f} million
+        parameters into {layers} equal layers, then through a last norm and the output matrix of
+        {parts["head"].total / 1e6:.0f} million. A layer is a norm, attention with
+        {each["attention"] / 1e6:.1f} million parameters, a norm, and the sparse layer: a router of
+        {each["router"]:,.0f} parameters and {config.num_experts} experts of {each["experts"] / 8e6:.0f} million
+        each, of which two run. What attention and experts give is added to what went in.""",
+    )
+    x, side, told = 112, 214, 236
+
+    def tell(y: float, words: str) -> None:
+        s.text((told, y), words, "soft", "start", SMALL)
+
+    s.text((x, 506), "token ids", "soft", size=SMALL)
+    s.arrow((x, 496), (x, 478))
+    s.box((x - 60, 452, 120, 26), "embedding", "green", SMALL)
+    tell(465, f"{parts['embedding'].total / 1e6:.0f} M")
+    s.box((12, 104, 336, 330), css="off", stroke_dasharray=4)
+    s.text((340, 118), f"{layers} times", "soft", "end", SMALL)
+    s.arrow((x, 452), (x, 408))
+    s.box((x - 60, 384, 120, 24), "RMSNorm", size=SMALL)
+    s.arrow((x, 384), (x, 366))
+    s.box((x - 60, 340, 120, 26), "attention", "purple", SMALL)
+    tell(353, f"{each['attention'] / 1e6:.1f} M")
+    s.arrow((x, 340), (x, 324))
+    s.arrow((x, 422), (side, 422), (side, 314), (x + 10, 314))
+    add(s, x, 314)
+    s.arrow((x, 304), (x, 282))
+    s.arrow((x, 294), (side, 294), (side, 128), (x + 10, 128))
+    s.box((x - 60, 258, 120, 24), "RMSNorm", size=SMALL)
+    s.arrow((x, 258), (x, 242))
+    s.box((x - 36, 218, 72, 24), "router", size=SMALL)
+    tell(230, f"{each['router']:,.0f}")
+    for e in range(config.num_experts):
+        left, runs = 22 + 23 * e, e in (2, 6)
+        s.box((left, 172, 19, 24), str(e + 1), "blue" if runs else "off", SMALL)
+        if runs:
+            s.arrow((x, 218), (left + 9.5, 196), css="blue", width=2)
+            s.line((left + 9.5, 172), (x, 150), css="blue", width=2)
+    tell(176, f"8 × {each['experts'] / 8e6:.0f} M held")
+    tell(194, f"2 × {used / 2e6:.0f} M used")
+    s.arrow((x, 150), (x, 138))
+    add(s, x, 128)
+    s.arrow((x, 118), (x, 88))
+    s.box((x - 60, 64, 120, 24), "RMSNorm", size=SMALL)
+    s.arrow((x, 64), (x, 52))
+    s.box((x - 60, 26, 120, 26), "output", "green", SMALL)
+    tell(39, f"{parts['head'].total / 1e6:.0f} M")
+    s.arrow((x, 26), (x, 8))
+    tell(12, "logits")
+    return s
+
+
+def pairs() -> Sheet:
+    """Which coordinates of a head are turned together."""
+    s = Sheet(
+        190,
+        "Two pairings of the coordinates of a head",
+        """Two rows of the coordinates 0 to 7. In the upper row, halves, the pairs are 0 and 4, 1 and 5, 2 and 6,
+        3 and 7. In the lower row, neighbours, they are 0 and 1, 2 and 3, 4 and 5, 6 and 7. The pairs have the
+        letters a to d, and a is turned fastest.""",
+    )
+    halves, neighbours = [j % 4 for j in range(8)], [j // 2 for j in range(8)]
+    rows = ("halves: (i, i + d/2)", halves), ("neighbours: (2i, 2i + 1)", neighbours)
+    for r, (name, of) in enumerate(rows):
+        y = 18 + 92 * r
+        s.text((MIDDLE, y), name, size=SMALL)
+        s.matrix((MIDDLE - 144, y + 14), (36, 28), [[("abcd"[p], HUES[p]) for p in of]])
+        for j in range(8):
+            s.text((MIDDLE - 126 + 36 * j, y + 54), str(j), "soft", size=SMALL)
+    return s
+
+
 PICTURES: dict[str, Callable[[], Sheet]] = {
     "block": block,
     "eight-models": eight_models,
@@ -603,6 +687,8 @@ PICTURES: dict[str, Callable[[], Sheet]] = {
     "sort-and-group": sort_and_group,
     "tiles": tiles,
     "expert-parallelism": expert_parallelism,
+    "mixtral": mixtral,
+    "pairs": pairs,
     "lattice": lattice,
     "works": works,
     "sign-flips": sign_flips,

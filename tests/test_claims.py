@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from book import mixtral
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study.depth import information, layer_dependence
@@ -210,6 +211,24 @@ def test_published_bits_are_those_that_were_computed(root: Path) -> None:
         bits = [f"{row[what]:.{digits if row['model'].startswith('Mi') else 2}f}" for row in rows]
         for said in (", ".join(bits[i : i + 3]).replace("0.", ".") for i in (0, 3)):
             assert said in say.claims()[claim]["published"].replace("0.", "."), said
+
+
+def test_what_mixtral_holds_and_uses_is_counted_again(root: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    values = json.loads(mixtral.PUBLISHED.read_text(encoding="utf-8"))
+    (stored,) = json.loads((root / "book/results/mixtral.json").read_text())["findings"]
+    made = mixtral.finding(values)
+    assert made.verdict == stored["verdict"] == say.AGREES and made.short == stored["short"]
+    assert [p.found for p in made.parts] == [p["found"] for p in stored["parts"]]
+    assert mixtral.held(values) == dict.fromkeys(
+        ("formula", "minimoe", "transformers"), 46_702_792_704
+    )
+    # of another model the claim is false
+    held, used = mixtral.finding(values | {"num_local_experts": 7, "num_experts_per_tok": 3}).parts
+    assert held.verdict == used.verdict == say.DISAGREES
+    # without renormalising, all rows of the router have a gradient: entries that the rule does not allow for
+    part = mixtral.used(mixtral.SMALL.replace(norm_topk_prob=False))
+    assert part["other"] == part["router"] == 4 * 6 * 64
 
 
 def test_together_and_inside() -> None:

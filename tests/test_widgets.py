@@ -35,6 +35,8 @@ from minimoe.widgets import EXPLORABLES
 from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
+from minimoe.widgets.tile_layout import MULTIPROCESSORS, Tiling
+from minimoe.widgets.tile_layout import counts as tiled_rows
 from tests.node import in_node
 from tests.small import topk_routing
 
@@ -269,6 +271,51 @@ def test_the_words_of_the_static_figure_are_the_library_s(made: dict[str, Explor
         assert drops.share < previous
         previous = drops.share
     assert all(len(example) == 3 for example in EXAMPLES)
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def test_tiles_filling_and_times_are_those_of_python() -> None:
+    dice = random.Random(0)
+    given: list[tuple[list[int], int, int]] = [([0] * 8, 16, 4), ([1, *[0] * 7], 128, 112)]
+    for _ in range(200):
+        most, experts = dice.choice([3, 40, 900]), dice.choice([8, 16, 64, 128])
+        counts = [max(0, dice.randint(-most, most)) for _ in range(experts)]
+        given.append((counts, dice.choice([16, 32, 64, 128]), dice.choice([1, 6, 8, 112])))
+    got = in_node("tile_layout", f"given.map((c) => m.tiling(...c, {MULTIPROCESSORS}))", given)
+    for (counts, rows, columns), answer in zip(given, got, strict=True):
+        right = Tiling.of(counts, rows, columns)
+        assert (tuple(answer["tiles"]), answer["bound"]) == (right.tiles, right.bound)
+        assert answer["pool"] == right.pool and sum(right.tiles) <= right.bound
+        assert answer["filling"] == pytest.approx(right.filling, abs=1e-12)
+        assert answer["finish"] == pytest.approx(right.finish)
+        assert answer["idleApart"] == pytest.approx(right.idle_apart, abs=1e-12)
+        used = sum(right.tiles) * columns
+        assert answer["idlePool"] * right.pool * MULTIPROCESSORS == pytest.approx(
+            right.pool * MULTIPROCESSORS - used
+        )
+
+
+def test_drawn_rows_repeat_and_are_as_skewed_as_they_say() -> None:
+    small = {"tokens": 5000, "experts": 8, "k": 1, "skew": 1.0, "seed": 3}
+    one, again, other, all_of_them = in_node(
+        "tile_layout", "[{}, {}, {seed: 4}, {k: 8}].map((o) => m.draw({...given, ...o}))", small
+    )
+    assert one == again != other and sum(one) == 5000
+    popularity = [1 / (e + 1) for e in range(8)]
+    expected = [5000 * p / sum(popularity) for p in popularity]
+    assert one == pytest.approx(expected, abs=5 * 5000**0.5 / 2)
+    assert all_of_them == [5000] * 8  # K different experts
+
+
+def test_the_static_figure_of_tiles_says_its_numbers(made: dict[str, Explorable]) -> None:
+    needed = tiled_rows()
+    tiling = Tiling.of(needed, 64, 8)
+    assert sum(needed) == 2048 * 8 and max(needed) > 3 * min(needed)
+    assert f"{sum(tiling.tiles)} tiles" in made["tile_layout"].alt
+    assert f"{tiling.idle_apart:.0%} of the time" in made["tile_layout"].alt
+    assert tiling.pool < max(tiling.finish) / 2 or tiling.idle_apart < 0.5
 
 
 # --- balance over training: numbers of the stored runs --------------------------------------------
