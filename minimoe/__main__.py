@@ -153,6 +153,10 @@ def run_corpus(args: argparse.Namespace) -> None:
     from minimoe.text import corpus
 
     domains = split_names(args.domains)
+    if args.action == "pack":
+        corpus.save_corpus(args.out, packed := corpus.load_corpus(domains), {})
+        print(f"{args.out}: {packed.train.tokens.size + packed.heldout.tokens.size:,} tokens")
+        return
     if args.action == "list":
         print(corpus.table(corpus.load_corpus(domains)))
         return

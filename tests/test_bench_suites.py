@@ -1,6 +1,8 @@
 """The suites of the benchmark, whole but tiny, on any machine; their goals; and the command."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -456,3 +458,31 @@ def test_a_busy_machine_is_said() -> None:
     assert "others" not in tables.heading(values | {"load_average": [1.2, 1.0, 1.0]})
     assert "others" not in tables.heading(values | {"load_average": None})
     assert "others" not in tables.heading(values | {"device": "cuda"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["profile", "training"])
+def test_the_gpu_programme_runs_through_on_a_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"minimoe.bench.gpu.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "out"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "--tiny" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [name, "out", "--tiny", "--seconds", "30"])
+    module.main()
+    found = json.loads(Path("out", f"{name}.json").read_text())
+    assert found["hardware"] and found["date"]
+    if name == "profile":
+        both = [row for row in found["cases"] if row["work"] == "forward+backward"]
+        assert both and all(
+            row["seconds"] == pytest.approx(sum(row["kernels"].values()), rel=1e-3) for row in both
+        )
+    else:
+        assert all(0 < nats < 6 for nats in found["nats_per_byte"].values())
+        assert (
+            found["recipe"]["training"]["steps"] >= 20
+            and Path("out", "training-nano.jsonl").exists()
+        )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from minimoe.__main__ import main
 from minimoe.errors import CorpusError
 from minimoe.text import corpus as store
 from minimoe.text import documents, domains, fetch, sources
@@ -519,6 +520,31 @@ def test_a_damaged_cached_corpus_is_made_again(index: Index, own_cache: Path) ->
     store.save_corpus(file, lied, {})
     with pytest.raises(CorpusError, match="do not match"):
         store.open_corpus(file, {})
+
+
+def test_a_packed_corpus_is_taken_instead_and_only_as_it_is(
+    index: Index,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, packed = load(), tmp_path / "packed.npz"
+    main(["corpus", "pack", "--domains", ",".join(SYNTHETIC), "--out", str(packed)])
+    assert str(packed) in capsys.readouterr().out
+    monkeypatch.setenv("MINIMOE_CORPUS", str(packed))
+    monkeypatch.setattr(store, "fetch", lambda *a, **k: pytest.fail("fetched"))
+    corpus = load_corpus()
+    assert corpus.domains == SYNTHETIC and len(corpus.heldout.documents) == len(
+        first.heldout.documents
+    )
+    assert load_corpus(SYNTHETIC[::-1], tokenizer=corpus.tokenizer).sha256 == corpus.sha256
+    with pytest.raises(CorpusError, match="encoded with another tokenizer"):
+        load(tokenizer=train_tokenizer(["abc " * 9], 260))
+    with pytest.raises(CorpusError, match=f"it holds {', '.join(SYNTHETIC)}, not code"):
+        load_corpus("code")
+    packed.write_bytes(b"no zip")
+    with pytest.raises(CorpusError, match=r"packed\.npz, which holds no corpus"):
+        load_corpus()
 
 
 def test_a_crash_while_saving_keeps_the_old_file(

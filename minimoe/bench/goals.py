@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from minimoe.bench.layer import DENSE
-from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SONIC
+from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SCATTER, SONIC
 from minimoe.bench.tables import Result, thread_count
 
 Goal = dict[str, Any]
@@ -15,7 +15,7 @@ Read = Callable[[dict[str, Any]], float | None]
 
 FORWARD, BOTH = "forward", "forward+backward"
 # the user's peers that have a goal: any whose name begins so
-SCATTER, UNSLOTH, KERNELS, VLLM = "ScatterMoE", "unsloth", "triton_kernels", "vLLM"
+UNSLOTH, KERNELS, VLLM = "unsloth", "triton_kernels", "vLLM"
 LATENCY = {"Mixtral": 230.0, "OLMoE": 45.0, "Qwen3": 40.0}  # microseconds
 RATE = {FORWARD: {"Mixtral": 580.0}, BOTH: {"Mixtral": 500.0}}  # TFLOP/s
 OTHER_RATE = {FORWARD: 520.0, BOTH: 430.0}

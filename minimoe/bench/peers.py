@@ -32,7 +32,7 @@ Prepare = Callable[[LayerCase, Experts], Ready]
 DENSE_TORCH = "dense (plain torch)"
 EAGER, GROUPED_MM, BATCHED_MM = (f"transformers {n}" for n in ("eager", "grouped_mm", "batched_mm"))
 FLAG = ", oneDNN"  # after the name of a peer whose products go through oneDNN
-LIGER, SONIC = "Liger-Kernel", "SonicMoE"
+LIGER, SONIC, SCATTER = "Liger-Kernel", "SonicMoE", "ScatterMoE"
 # bytes of copied weights beyond which `batched_mm`, which copies the experts of every token, is left out
 LARGEST_COPY = {"cpu": 1 << 30, "cuda": 16 << 30}
 NO_CUDA = "its kernels need a CUDA device"
@@ -62,6 +62,7 @@ def participants(
     for package, name, how, prepare in (
         ("liger_kernel", LIGER, "pip install 'minimoe[peers]'", liger),
         ("sonicmoe", SONIC, "package sonic-moe, for Hopper GPUs and newer", sonic),
+        ("scattermoe", SCATTER, "its repository on PYTHONPATH", scatter),
     ):
         if importlib.util.find_spec(package) is None:
             absent[name] = f"not installed ({how})"
@@ -177,6 +178,21 @@ def liger(case: LayerCase, experts: Experts) -> Ready:
 
         function: Any = fused_moe.LigerFusedMoEFunction
         return function.apply(x, w13, w2, expert.int(), weight)
+
+    return as_peer(forward, experts.gate_up_proj, experts.down_proj)
+
+
+def scatter(case: LayerCase, experts: Experts) -> Ready:
+    """ScatterMoE's gated MLP from its two products."""
+    from scattermoe import parallel_experts  # pyright: ignore[reportMissingImports]
+
+    product: Any = parallel_experts.parallel_linear
+
+    def forward(x: Tensor, w13: Tensor, w2: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+        order: Any = parallel_experts.flatten_sort_count(expert, num_experts=case.num_experts)
+        gate, up = product(x, w13.mT, case.k, *order, grouped_out=True).chunk(2, dim=-1)
+        options = {"grouped_in": True, "gates": weight.to(x.dtype)}
+        return product(F.silu(gate) * up, w2.mT, 1, *order, **options)
 
     return as_peer(forward, experts.gate_up_proj, experts.down_proj)
 

@@ -31,6 +31,8 @@ Work = Callable[[], Any]
 Setup = Callable[[int], Work]
 Setups = Mapping[str, Setup]
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr otherwise
+
 FEWEST_ROUNDS = 3
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # Linux
 USUAL_CACHE = 64 << 20  # bytes, where the system does not say
@@ -260,7 +262,6 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = work()
     del kept

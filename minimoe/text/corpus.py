@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,6 +180,8 @@ def load_corpus(
 ) -> Corpus:
     """Read, split and encode text by domain; what is missing is fetched, what was made before is reused.
 
+    Where $MINIMOE_CORPUS names a file of `save_corpus`, it is taken instead: for machines that cannot fetch.
+
     Args:
         domains: names from DOMAINS; default, the training mix of `tier` (0 needs no network).
         tokenizer: a tokenizer, or a path to one; default, train one on the training split.
@@ -198,6 +201,8 @@ def load_corpus(
         tokenizer = load_tokenizer(tokenizer)
     elif tokenizer is not None:
         tokenizer = plain(tokenizer)
+    if given := os.environ.get("MINIMOE_CORPUS"):
+        return _packed(Path(given), None if domains is None else wanted, tokenizer)
     skipped = dict(fetch(wanted, log=log).failed)
     fingerprints: dict[str, str] = {}
     for name in wanted:
@@ -260,6 +265,19 @@ def load_corpus(
             log(
                 f"cannot keep the corpus in {path.parent} ({error.strerror}); it is made anew each time"
             )
+    return corpus
+
+
+def _packed(path: Path, wanted: Sequence[str] | None, tokenizer: Tokenizer | None) -> Corpus:
+    try:
+        corpus = open_corpus(path, {})
+    except CorpusError as error:
+        raise CorpusError(f"MINIMOE_CORPUS is {path}, which holds no corpus: {error}") from error
+    if wanted is not None and set(wanted) != set(corpus.domains):
+        held = ", ".join(corpus.domains)
+        raise CorpusError(f"MINIMOE_CORPUS is {path}; it holds {held}, not {', '.join(wanted)}")
+    if tokenizer is not None and tokenizer.to_str() != corpus.tokenizer.to_str():
+        raise CorpusError(f"MINIMOE_CORPUS is {path}; it was encoded with another tokenizer")
     return corpus
 
 
