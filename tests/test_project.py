@@ -52,21 +52,21 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2188,
+    "bench": 2396,
     "check": 6050,
     "core": 3594,
     "cost": 828,
     "course": 409,
     "hf": 919,
     "kernels": 1144,
-    "roof": 352,
+    "roof": 356,
     "study": 5949,
-    "text": 1439,
+    "text": 1457,
     "train": 1281,
     "widgets": 1072,
     "zoo": 1099,
 }
-TESTS = 26_854  # and lines of Python that the tests may have
+TESTS = 26_910  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
