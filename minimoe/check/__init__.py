@@ -35,6 +35,12 @@ from minimoe.check.lesson06 import (
     plan_of_dispatch,
     slots_of_assignments,
 )
+from minimoe.check.lesson07 import (
+    offset_in_the_weights,
+    tile_takes,
+    tiles_of,
+    what_a_program_reads,
+)
 from minimoe.check.lesson12 import (
     balancedness,
     documents_needed,
@@ -84,6 +90,7 @@ __all__ = [
     "kept_tokens",
     "mixture_gradient",
     "noisy_router",
+    "offset_in_the_weights",
     "plan_of_dispatch",
     "progress",
     "roofline",
@@ -91,8 +98,11 @@ __all__ = [
     "slots_of_assignments",
     "swiglu",
     "switch_loss",
+    "tile_takes",
+    "tiles_of",
     "top_k_router",
     "transport_plan",
+    "what_a_program_reads",
     "wide_mlp",
     "works_flipped",
     "works_left_out",
