@@ -116,7 +116,7 @@ class Suspect:
     def explains(
         self, answers: Sequence[Tensor], cases: Sequence[Case], view: View, tolerance: Tolerance
     ) -> bool:
-        """Whether this mistake would give these answers, on every one of these cases."""
+        """Whether this mistake would give these answers, or the part that the view takes, on every one of the cases."""
         wrong = (view(c.call(self.variant), c) for c in cases)
         return all(close(a, w, tolerance) for a, w in zip(answers, wrong, strict=True))
 
@@ -213,13 +213,37 @@ def judge(
     seen, asked = [answers[i] for i in told], [cases[i] for i in told]
     found = next((s for s in suspects.all() if s.explains(seen, asked, view, tolerance)), None)
     cause = found.cause if found else unknown(answers[first], len(wrong), len(cases))
-    if not found and (hint := likeness(seen, [right[i] for i in told], asked, tolerance)):
+    if not found and (
+        both := each_part(suspects, seen, [right[i] for i in told], asked, view, tolerance)
+    ):
+        cause = both
+    elif not found and (hint := likeness(seen, [right[i] for i in told], asked, tolerance)):
         cause = hint
     failed = CheckFailed(
         expected=expected, came=came, cause=cause, reread=found.reread if found else reread
     )
     failed.tried = str(cases[first])
     raise failed
+
+
+def each_part(
+    suspects: type[Suspects], answers: Sequence[Tensor], right: Sequence[Tensor], cases: Sequence[Case],
+    view: View, tolerance: Tolerance,
+) -> str:  # fmt: skip
+    """The causes of an answer of two or three numbers that two mistakes have made, one in each; '' if it is no such."""
+    if not right or right[0].shape not in ((2,), (3,)):
+        return ""
+    causes: list[str] = []
+    for i in range(len(right[0])):
+        mine = [a[i] for a in answers]
+        if all(close(a, r[i], tolerance) for a, r in zip(mine, right, strict=True)):
+            continue
+        here: View = lambda value, c, i=i: view(value, c)[i]  # noqa: E731
+        found = (s for s in suspects.all() if s.explains(mine, cases, here, tolerance))
+        if (first := next(found, None)) is None:
+            return ""
+        causes.append(first.cause)
+    return " ".join(causes)
 
 
 def unknown(answer: Tensor, wrong: int, cases: int) -> str:

@@ -67,62 +67,63 @@ def right_documents(
     return math.ceil(tokens_for(num_experts, k, ratio, delta) / (length / effect))
 
 
-def documents(
-    num_experts: int, k: int, ratio: float, delta: float, effect: float, length: int, *,
-    tokens: Callable[[float], float] = float, worth: Callable[[float], float] = float,
-) -> int:  # fmt: skip
-    """The same, with what is done to T and to the design effect as options."""
-    found = tokens(tokens_for(num_experts, k, ratio, delta)) * worth(effect)
-    return math.ceil(found / length)
-
-
 class WrongDocuments(Suspects):
     @suspect("12 §4")
     def excess(e: int, k: int, ratio: float, *rest: Any) -> int:
         """You divide by ρ − 1. Equation (6) is about the logarithm of the ratio, ln ρ."""
-        return documents(e, k, math.exp(ratio - 1), *rest)
+        return right_documents(e, k, math.exp(ratio - 1), *rest)
 
     @suspect("12 §4")
     def not_squared(*v: Any) -> int:
         """This is √T. The excess falls as 1/√T, so T is the square."""
-        return documents(*v, tokens=math.sqrt)
+        return math.ceil(math.sqrt(tokens_for(*v[:4])) * v[4] / v[5])
 
     @suspect("12b §6")
-    def divided(*v: Any) -> int:
+    def divided(e: int, k: int, ratio: float, delta: float, effect: float, length: int) -> int:
         """You divide by the design effect. Tokens of a document are alike, so it takes more of them, not fewer."""
-        return documents(*v, worth=lambda effect: 1 / effect)
+        return right_documents(e, k, ratio, delta, 1 / effect, length)
 
     @suspect("12b §6")
-    def root(*v: Any) -> int:
+    def root(e: int, k: int, ratio: float, delta: float, effect: float, length: int) -> int:
         """You multiply by the root of the design effect. Errors grow by its root; tokens are needed in proportion to
         the design effect itself."""
-        return documents(*v, worth=math.sqrt)
+        return right_documents(e, k, ratio, delta, math.sqrt(effect), length)
 
     @suspect("12b §6")
-    def no_effect(*v: Any) -> int:
+    def no_effect(e: int, k: int, ratio: float, delta: float, _: float, length: int) -> int:
         """The design effect is not used: (6) counts independent tokens, and those of a document are not."""
-        return documents(*v, worth=lambda _: 1.0)
+        return right_documents(e, k, ratio, delta, 1.0, length)
+
+    @suspect("12 §4")
+    def fraction(*v: Any) -> float:
+        """You do not round. Documents are whole: round up."""
+        return tokens_for(*v[:4]) * v[4] / v[5]
+
+    @suspect("12 §4")
+    def nearest(*v: Any) -> int:
+        """You round to the nearest whole number, which can be one document too few. Round up."""
+        return round(tokens_for(*v[:4]) * v[4] / v[5])
 
     @suspect("12 §4")
     def rounded_down(*v: Any) -> int:
         """You round down, which is one document too few."""
-        return documents(*v) - 1
+        return right_documents(*v) - 1
 
     @suspect("12 §4")
-    def covariance(e: int, *rest: Any) -> int:
+    def covariance(e: int, k: int, ratio: float, delta: float, *rest: Any) -> int:
         """The factor E/(E − 1) is missing: counts of different experts have a negative covariance, because they add up
         to TK."""
-        return documents(e, *rest, tokens=lambda t: t * (e - 1) / e)
+        return right_documents(e, k, ratio, delta * math.sqrt((e - 1) / e), *rest)
 
 
 @checks(CARDS["12.1"], WrongDocuments)
 def documents_needed(function: Callable[[int, int, float, float, float, int], int]) -> str:
     """Check function(num_experts, k, ratio, delta, design_effect, length) -> number of documents."""
     rows = (
-        (8, 2, 1.05, 2.847, 363.3, 306),
-        (64, 8, 1.05, 4.7, 41.0, 250),
         (16, 1, 1.5, 3.532, 260.0, 31),
         (8, 2, 1.4, 2.847, 1.0, 10),
+        (8, 2, 1.05, 2.847, 363.3, 306),
+        (64, 8, 1.05, 4.7, 41.0, 250),
         (4, 3, 2.0, 2.059, 900.0, 7),
     )
     names = ("num_experts", "k", "ratio", "delta", "design_effect", "length")
@@ -176,8 +177,8 @@ class WrongImportance(Suspects):
 
     @suspect("12 What could go wrong")
     def weightless(*v: Any) -> Pair:
-        """Importance is right, and in the load padding is counted. A weight of 0 keeps it out of the one, not out of
-        the other."""
+        """Padding is counted in the load, not in the importance. A weight of 0 keeps it out of the one, not out of the
+        other."""
         return both(*v, padding=(False, True))
 
     @suspect("12 §3")
@@ -191,6 +192,13 @@ class WrongImportance(Suspects):
         var divides by E − 1 unless told otherwise.)"""
         return both(*v, of=lambda n: squared_cv(n) * len(n) / (len(n) - 1))
 
+    @suspect("12 What could go wrong")
+    def padded_sample(*v: Any) -> Pair:
+        """Padding is counted: only the first lengths[b] tokens of sequence b are there. And you divide by E − 1, where
+        the mean of (4) is over E experts. (torch's var divides by E − 1 unless told otherwise.)"""
+        more = lambda n: squared_cv(n) * len(n) / (len(n) - 1)  # noqa: E731
+        return both(*v, of=more, padding=(True, True))
+
     @suspect("12 §3")
     def root(*v: Any) -> Pair:
         """This is CV. Its square is asked for."""
@@ -198,8 +206,8 @@ class WrongImportance(Suspects):
 
     @suspect("12 §3")
     def mean_weight(weight: Tensor, expert: Tensor, lengths: Tensor, e: int) -> Pair:
-        """The load is right, and in the place of the importance stands the mean weight of an expert's assignments.
-        Importance is the sum of the weights."""
+        """In the place of the importance stands the mean weight of an expert's assignments. Importance is the sum of
+        the weights."""
         found: list[Tensor] = []
         both(weight, expert, lengths, e, of=lambda n: found.append(n) or 0.0)
         return squared_cv(found[0] / found[1].clamp_min(1)), squared_cv(found[1])
@@ -282,7 +290,7 @@ class WrongWorksLeftOut(Suspects):
 
     @suspect("12b §6")
     def biased(*v: Any) -> Pair:
-        """The error is right, and the value still has its bias: it is to be Uθ − (U − 1) times the mean of the numbers
+        """The value still has its bias: it is to be Uθ − (U − 1) times the mean of the numbers
         without one work."""
         return left_out(*v, bias=0.0)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.lesson12 import Pair, choices, counted, shares, summed, tail, whole
 from minimoe.check.task import CARDS, checks
@@ -315,11 +316,11 @@ def same_documents(
     member = torch.zeros(len(token), num_experts, dtype=torch.float64).scatter(1, expert, 1.0)
     here, many = token == x, int(document.max()) + 1
     rest = torch.ones_like(here) if own else ~here
-    times = torch.bincount(document[here], minlength=many)
-    there = torch.bincount(document[rest], minlength=many)
+    times, there = (torch.bincount(document[x], minlength=many) for x in (here, rest))
     held = summed(member[rest], document[rest], many)
-    kept = here & ((torch.bincount(document[~here], minlength=many)[document] > 0) | lone)
-    counts = weigh(times * (there > 0)).double()
+    company = torch.bincount(document[~here], minlength=many) > 0
+    counts = weigh(times * (company | (lone and own))).double()
+    kept = here & (company[document] | lone)
     chance = counts @ (held / there.clamp_min(1)[:, None]) / counts.sum()
     if pool or bag:
         some = rest & (pool | (times[document] > 0))
@@ -333,6 +334,12 @@ class WrongSameDocuments(Suspects):
         """The chance is that of all other tokens. A token lives in some documents and not in others: take the tokens of
         the same documents."""
         return same_documents(*v, pool=True)
+
+    @suspect("13b §6")
+    def as_in_the_lesson(*v: Any) -> Two:
+        """This is the lesson's chance, and its flaw: the token's own occurrences are among the tokens that it is
+        compared with. Leave them out, and documents that hold nothing else."""
+        return same_documents(*v, own=True, lone=True)
 
     @suspect("13b §6")
     def own_among_them(*v: Any) -> Two:
@@ -386,6 +393,13 @@ def same_documents_chance(function: Callable[[Tensor, Tensor, Tensor, int, int],
     def view(value: Any, c: Case) -> Tensor:
         names = ("share", "chance")
         both = expect_tuple(value, names)
+        if any(isinstance(b, Tensor) and bool(b.isnan().any()) for b in both):
+            raise CheckFailed(
+                expected="numbers",
+                came="NaN",
+                cause="A document that holds nothing but x has no other tokens, and their mean is 0/0. Leave it out.",
+                reread="13b §6",
+            )
         return torch.stack(
             [
                 expect_tensor(b, f"the {n}", (c["num_experts"],)).detach().double()
@@ -435,6 +449,12 @@ class WrongCorrected(Suspects):
         return corrected(*v, one=0)
 
     @suspect("13 §2")
+    def one_alone(*v: Any) -> Tensor:
+        """p is never 0 now, which was the symptom. Two things are left: a larger p can end up below a smaller one, and
+        topics of too few works are counted as tests."""
+        return corrected(*v, monotone=False, count_all=True)
+
+    @suspect("13 §2")
     def falls_again(*v: Any) -> Tensor:
         """The p are right, and a larger one can end up below a smaller one. No result may fall below the one before
         it."""
@@ -476,6 +496,10 @@ def corrected_list(function: Callable[[Tensor, int, Tensor, int], Tensor]) -> st
         cases.append(case(hits=hits, draws=drawn, works=works, least=least))
 
     def view(value: Any, c: Case) -> Tensor:
-        return expect_tensor(value, "the list", c["hits"].shape).detach().double()
+        p = expect_tensor(value, "the list", c["hits"].shape).detach().double()
+        if bool(p.isnan().any()):
+            cause = "A topic that is not tested has no p, and its result is 1 here, not NaN."
+            raise CheckFailed(expected="numbers", came="NaN", cause=cause, reread="13 §2")
+        return p
 
     return judge(function, right_corrected, WrongCorrected, cases, view, "13 §2", row="topic")

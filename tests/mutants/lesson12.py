@@ -75,10 +75,12 @@ class WorksLeftOut(Any):
         error = math.sqrt((many - 1) / many * sum((t - mean) ** 2 for t in without))
         return many * squared_cv(counts) - (many - 1) * mean, np.float64(error)
 
-    def wrong_value_of_documents(counts, work):
-        """says: None of the common mistakes"""
-        value, _ = WorksLeftOut.right_with_a_loop(counts, torch.arange(len(work)))
-        return value, WorksLeftOut.right_with_a_loop(counts, work)[1]
+    def wrong_in_both_numbers(counts, work):
+        """says: the mean of the numbers without one work. The error is the standard deviation"""
+        n = np.stack([counts[work == u].sum(0).numpy() for u in work.unique()]).astype(float)
+        without = (n.sum(0) - n) / (n.sum(0) - n).mean(1, keepdims=True)
+        theta = ((n.sum(0) / n.sum(0).mean() - 1) ** 2).mean()
+        return theta, ((without - 1) ** 2).mean(1).std(ddof=1)
 
 
 class FirstTokens(Any):
