@@ -190,8 +190,8 @@ def test_random_groups_are_even_within_strata() -> None:
 def test_p_values() -> None:
     assert permutation_p(5.0, np.array([1.0, 5.0, 6.0, 2.0])) == pytest.approx(3 / 5)
     assert permutation_p(9.0, np.arange(9.0)) == pytest.approx(1 / 10)
-    # Holm: 0.01·4, 0.02·3, max(0.03·2, before), 0.5
-    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    # Holm: 0.01·4, 0.02·3, max(0.025·2, before), 0.5
+    assert holm([0.025, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     # a test that was not made is not counted
     tried = holm([0.03, math.nan, 0.01, 0.5, 0.02])
     assert tried == pytest.approx([0.06, math.nan, 0.04, 0.5, 0.06], nan_ok=True)
