@@ -197,6 +197,7 @@ OWN = {
     "05.1": "deal", "05.2": "choose_by_column", "05.3": "transport", "05.4": "survives_appending",
     "05.5": "group_limited", "06.1": "experts_touched", "06.2": "count_places", "06.3": "make_plan",
     "07.1": "lay_out", "07.2": "grouped",
+    "08.1": "rms_norm", "08.2": "rotate_neighbours", "08.3": "account",
     "12.1": "predicted", "12.2": "imbalance", "12.3": "design_effect", "12.5": "idle",
     "13.2": "dealt", "13.3": "information", "13.5": "together",
 }  # fmt: skip
@@ -217,7 +218,7 @@ def test_the_lessons_own_code_is_no_answer(task: str) -> None:
 # What learning goes through, in the tasks in which something is to be learnt.
 LEARNT = {
     "01.1": {"x": 0, "w1": 1, "w3": 2, "w2": 3}, "02.1": {"x": 0, "gate_up": 1, "w": 3}, "05.2": {"x": 0, "weight": 1},
-    "06.4": {"x": 0, "w": 1}, "06.5": {"x": 0, "probs": 1},
+    "06.4": {"x": 0, "w": 1}, "06.5": {"x": 0, "probs": 1}, "08.1": {"x": 0, "weight": 1}, "08.2": {"x": 0},
 }  # fmt: skip
 
 

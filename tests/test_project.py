@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2396,
-    "check": 6563,
+    "check": 7163,
     "core": 3594,
     "cost": 828,
     "course": 409,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1072,
     "zoo": 1099,
 }
-TESTS = 27_031  # and lines of Python that the tests may have
+TESTS = 27_169  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
