@@ -309,6 +309,15 @@ def test_drawn_rows_repeat_and_are_as_skewed_as_they_say() -> None:
     assert all_of_them == [5000] * 8  # K different experts
 
 
+def test_the_lesson_says_what_its_examples_show() -> None:
+    given = [dict(zip(("tokens", "experts", "k", "skew", "rows"), v, strict=True)) for v in
+             ((64, 128, 8, 0.5, 128), (64, 128, 8, 0.5, 16))]  # fmt: skip
+    got = in_node("tile_layout", "given.map((g) => m.tiling(m.draw(g), g.rows, 6, 132))", given)
+    lesson = (ROOT / "notebooks/07_triton_kernel.ipynb").read_text(encoding="utf-8")
+    tall, low = (f"{100 * found['filling']:.0f} %" for found in got)
+    assert f"tall tiles are {tall} filling and its low ones {low}." in lesson
+
+
 def test_the_static_figure_of_tiles_says_its_numbers(made: dict[str, Explorable]) -> None:
     needed = tiled_rows()
     tiling = Tiling.of(needed, 64, 8)
