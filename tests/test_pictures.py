@@ -287,3 +287,12 @@ def test_works_have_the_shares_of_those_that_are_left_or_drawn() -> None:
 def test_all_signs_alike_have_the_largest_total() -> None:
     assert in_rows("sign-flips", "total .*") == [["total +8", "total +2", "total -2"]]
     assert "2 of 16 ways reach 8" in shown("sign-flips")[-1][0]
+
+
+def test_the_parts_of_mixtral_are_those_of_its_sizes() -> None:
+    v, d, f, heads, e = 32_000, 4096, 14_336, 32 + 8, 8
+    told = [w for w, *_ in shown("mixtral") if re.search(r"\d M|,", w)]
+    expert, attention = 3 * d * f / 1e6, 2 * d * 128 * heads / 1e6
+    both = f"{v * d / 1e6:.0f} M"
+    held, used = f"8 × {expert:.0f} M held", f"2 × {expert:.0f} M used"
+    assert told == [both, f"{attention:.1f} M", f"{e * d:,}", held, used, both]
