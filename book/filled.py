@@ -159,6 +159,18 @@ def rates(kind: str) -> str:
     return table(["statistic", "rate", "studies", "bound"], rows)
 
 
+def halved() -> str:
+    """What the token tells of its expert, of all of the study's text and of every second document, again and again."""
+    m = read("study.json")["measurements"]
+    layers = m["layers"]
+    every = [x for x in m["information"] if x["layer"] in layers] + m["information_halved"]
+    rows = [
+        [f"{row[0]['tokens']:,}", row[0]["units"], *(interval(x["token"], 3) for x in row)]
+        for row in zip(*[iter(every)] * len(layers), strict=True)
+    ]
+    return table(["tokens", "works", *(f"layer {n}" for n in layers)], rows)
+
+
 def further(part: str) -> str:
     """One of the analyses beyond the article's claims: counterfactuals, saturation, meaning, outputs or parallel."""
     found, layers = read("further.json"), list(range(1, 7))
@@ -319,6 +331,7 @@ PARTS: dict[str, Callable[..., str]] = {
         balance,
         routers,
         rates,
+        halved,
         further,
         benchmark,
         api,

@@ -364,6 +364,20 @@ def test_the_study_says_the_same_on_every_page() -> None:
     assert f"rises from {domain[0]:.2f} to {domain[-1]:.2f} bits" in readme
 
 
+def test_the_page_on_trust_says_where_bits_depend_on_how_much_was_read() -> None:
+    """The text halved four times: less than the interval in the first two layers shown, more in the last."""
+    m, shown = filled.read("study.json")["measurements"], filled.halved()
+    small, grown = m["information_halved"][-3:], list[bool]()
+    assert m["information_halved"][0]["tokens"] > 6 * small[0]["tokens"]
+    for one in small:
+        half, whole = one["token"], m["information"][one["layer"] - 1]["token"]
+        grown.append(half["value"] - whole["value"] > half["high"] - half["value"])
+        assert filled.interval(half, 3) in shown and filled.interval(whole, 3) in shown
+    page = (ROOT / "book/trust.md").read_text("utf-8")
+    assert "In the first two of these layers the value moves by less than its interval" in page
+    assert "In the last layer it rises" in page and grown == [False, False, True]
+
+
 def test_links_to_references_are_citations() -> None:
     fedus, jiang = "(../book/references.md#fedus2022)", "(references.md#jiang2024)"
     text = (

@@ -43,6 +43,7 @@ def study(trace: RoutingTrace) -> Any:
         domains=(),
         topics=domains,
         information=information(trace, **FEW),
+        information_halved=(),
         information_topics=(),
         preferred=tuple(preferred_experts(trace, x, **FEW) for x in layers),
         tokens=(),

@@ -32,7 +32,6 @@ from minimoe.study.chance import (
     sign_flips,
     student,
     total_variation,
-    wilson,
     works,
 )
 from minimoe.study.depth import (
@@ -120,24 +119,6 @@ def test_plug_in_bias_is_millers_for_one_choice() -> None:
 
 
 # -- resampling ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [
-        # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_published_values(k: int, n: int, low: float, high: float) -> None:
-    assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_without_trials() -> None:
-    assert np.isnan(wilson(0, 0)).all()
 
 
 @pytest.mark.parametrize(

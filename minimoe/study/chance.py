@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -220,7 +219,8 @@ def by_group(
     group: Ints, num_groups: int, classes: Ints, num_classes: int, expert: Ints, num_experts: int
 ) -> Iterator[Ints]:
     """[num_classes, E] `count_experts` of the rows of each group in turn."""
-    for rows in (group == g for g in range(num_groups)):
+    order, ends = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group, None, num_groups))
+    for rows in np.split(order, ends[:-1]):
         yield count_experts(classes[rows], num_classes, expert[rows], num_experts)
 
 
@@ -477,13 +477,3 @@ def holm(p_values: npt.ArrayLike) -> Floats:
     raised = np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order))))
     adjusted[order] = np.minimum(raised, 1.0)
     return adjusted
-
-
-def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Wilson's 95 % interval for a proportion (1927); NaN without trials. Assumes independent trials."""
-    k, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centre = (k + z * z / 2) / (n + z * z)
-        half = z * np.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)

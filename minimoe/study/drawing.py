@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, DPI = (
-    7.0,
-    160,
-)  #: inches, dots an inch; a page shows 100 pixels an inch, so 9 points are 12.5 pixels on it
+#: inches, dots an inch; a page shows 100 pixels an inch, so 9 points are 12.5 pixels on it
+WIDTH, DPI = 7.0, 160
 
 
 def require_matplotlib() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.errors import TraceError
 from minimoe.generate import evaluating
 from minimoe.io import write_text
-from minimoe.model import MixtralModel
+from minimoe.model import MixtralModel, ModelOutput
 from minimoe.study import chance as ch
 from minimoe.study.counterfactuals import counterfactuals
 from minimoe.study.depth import information
@@ -113,10 +113,8 @@ def meaning(
         raise TraceError("no document of the trace has a topic; there is nothing to compare")
     cell, codes = ch.compact(c.token[rows] * len(c.source) + c.document[rows])
     token, document = ch.compact(codes // len(c.source))[0], codes % len(c.source)
-    mean = (
-        ch.count_experts(cell, len(codes), c.expert[rows], c.num_experts)
-        / np.bincount(cell)[:, None]
-    )
+    held = ch.count_experts(cell, len(codes), c.expert[rows], c.num_experts)
+    mean = held / np.bincount(cell)[:, None]
     kept = np.bincount(token)[token] >= least
     if not kept.any():
         raise TraceError(f"no token stands in {least} documents with a topic; record more text")
@@ -160,6 +158,17 @@ def meaning(
 
 
 @torch.no_grad()
+def beginnings(
+    model: MixtralModel, tokens: Tokens, begin: int | None
+) -> Iterator[tuple[npt.NDArray[Any], ModelOutput]]:
+    """Of each text the ids that fit one window after `begin`, and the output for them, one text at a time."""
+    before: list[int] = [] if begin is None else [begin]
+    with evaluating(model):
+        for x in tokens:
+            ids = x[: model.config.max_position_embeddings - len(before)]
+            yield ids, model(torch.tensor([[*before, *ids.tolist()]]))
+
+
 def with_outputs(
     model: MixtralModel, documents: Sequence[TraceDocument], tokens: Tokens, begin: int | None
 ) -> dict[str, RoutingTrace]:
@@ -167,19 +176,14 @@ def with_outputs(
 
     The last token of a text, which has no next one, is left out of all three.
     """
-    before = [] if begin is None else [begin]
-    cut = [x[: model.config.max_position_embeddings - len(before)] for x in tokens]
+    cut, predicted = list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
+    for ids, out in beginnings(model, tokens, begin):
+        cut.append(ids)
+        predicted.append(np.append(out.logits[0, -len(ids) : -1].argmax(dim=1).numpy(), -1))
     trace = record_documents(model, documents, cut, end_of_text=begin)
-    following, predicted = list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
-    with evaluating(model):
-        for ids in cut:
-            read = torch.from_numpy(np.concatenate([before, ids]).astype(np.int64))[None]
-            best = model(read).logits[0, len(before) :].argmax(dim=1).numpy()
-            following.append(np.append(ids[1:], -1))
-            predicted.append(np.append(best[:-1], -1))
-    last = np.concatenate(following) < 0
-    read = np.where(last, -1, trace.token)
-    keys = {"read": read, "next": np.concatenate(following), "predicted": np.concatenate(predicted)}
+    following = np.concatenate([np.append(ids[1:], -1) for ids in cut])
+    read = np.where(following < 0, -1, trace.token)
+    keys = {"read": read, "next": following, "predicted": np.concatenate(predicted)}
     return {k: dataclasses.replace(trace, token=v.astype(np.int32)) for k, v in keys.items()}
 
 
@@ -196,21 +200,14 @@ class Parallel(ch.Result):
     titles: int  #: how many there are
 
 
-@torch.no_grad()
 def mean_probabilities(model: MixtralModel, tokens: Tokens, begin: int | None) -> ch.Floats:
     """[documents, L, E] router probabilities, averaged over the first window of each text."""
-    before, rows = [] if begin is None else [begin], list[ch.Floats]()
-    with evaluating(model):
-        for ids in tokens:
-            read = np.concatenate([before, ids]).astype(np.int64)[
-                : model.config.max_position_embeddings
-            ]
-            probs = [
-                r.probs for r in model(torch.from_numpy(read)[None], logits_to_keep=1).routings
-            ]
-            if any(p is None for p in probs):
-                raise TraceError("a router of the model has no probabilities to compare")
-            rows.append(np.stack([p[len(before) :].double().mean(dim=0).numpy() for p in probs]))  # pyright: ignore[reportOptionalSubscript]
+    rows: list[ch.Floats] = []
+    for ids, out in beginnings(model, tokens, begin):
+        probs = [r.probs[-len(ids) :] for r in out.routings if r.probs is not None]
+        if len(probs) < len(out.routings):
+            raise TraceError("a router of the model has no probabilities to compare")
+        rows.append(np.stack([p.double().mean(dim=0).numpy() for p in probs]))
     return np.stack(rows)
 
 
@@ -265,20 +262,15 @@ def windows_of(
     chosen, others, works = list[list[Any]](), list[Any](), dict[tuple[str, str], int]()
     numbers: list[list[int]] = []
     for domain in domains:
-        documents, tokens = documents_of(split, (domain,))
-        long = [
-            (d, ids[:size]) for d, ids in zip(documents, tokens, strict=True) if len(ids) >= size
-        ]
+        texts_of = zip(*documents_of(split, (domain,)), strict=True)
+        long = [((domain, d.work or d.id), x[:size]) for d, x in texts_of if len(x) >= size]
         if len(long) < texts:
             raise TraceError(
                 f"{domain} holds out {len(long)} texts of {size} tokens; {texts} are needed"
             )
         chosen.append([ids for _, ids in long[:texts]])
-        keys = [(domain, d.work or d.id) for d, _ in long[:texts]]
-        numbers.append([works.setdefault(key, len(works)) for key in keys])
-        others += [
-            ids for d, ids in long[texts : 4 * texts] if (domain, d.work or d.id) not in works
-        ]
+        numbers.append([works.setdefault(work, len(works)) for work, _ in long[:texts]])
+        others += [ids for work, ids in long[texts : 4 * texts] if work not in works]
     ids, other = (torch.from_numpy(np.array(x).astype(np.int64)) for x in (chosen, others))
     return ids, np.array(numbers), other
 
@@ -313,9 +305,8 @@ def further(
         seen = {name: value.numpy() for name, value in read_tensors(probe).items()}
         rate = saturation(seen["step"], seen["expert"], len(seen["token"]), found.num_experts)
         result["saturation"] = rate.to_dict()
-    articles = record_documents(
-        loaded, *documents_of(corpus.heldout, ("wiki_en",)), end_of_text=found.begin
-    )
+    english = documents_of(corpus.heldout, ("wiki_en",))
+    articles = record_documents(loaded, *english, end_of_text=found.begin)
     result["meaning"] = [meaning(articles, n, seed=seed).to_dict() for n in found.layers]
     read = documents_of(corpus.heldout, domains, 4000)
     result["outputs"] = {

@@ -23,11 +23,8 @@ from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
 # of people living together. Where they are absent, the three largest topics.
 TOPICS = ("Biology and health sciences", "Technology", "Society and social sciences")
 
-SUBJECTS = (
-    "abstract_algebra",
-    "professional_law",
-    "world_religions",
-)  # of the article's Figs. 4 to 6
+# of the article's Figs. 4 to 6
+SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 
 # The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
@@ -36,7 +33,7 @@ TOKENS = {name: (word, f"Ġ{word}", f"▁{word}") for name, word in WORDS.items(
 
 LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
 SUBJECT_DRAWS = (
-    2000  # of fifty-seven subjects of questions, few of each: all of them are tested together
+    2000  # of fifty-seven subjects, few questions of each: all of them are tested together
 )
 
 
@@ -68,6 +65,8 @@ class Measurements(chance.Result):
     subjects: tuple[DomainLoad, ...]  #: of each subject of the real questions
     questions_against_text: tuple[DomainLoad, ...]  #: each against all three together
     information: tuple[depth.Information, ...]  #: of tokens and domains on the expert; every layer
+    #: of the text halved once, twice, ..., at each of `layers`: whether it depends on how much was read
+    information_halved: tuple[depth.Information, ...]
     information_topics: tuple[depth.Information, ...]  #: the same with topics
     repeats: tuple[routes.Repeats, ...]  #: same expert as the token before; every layer
     preferred: tuple[vocabulary.PreferredExperts, ...]  #: of the tokens of text; every layer
@@ -114,6 +113,7 @@ def measure(
     equal_tokens: int | None = None,
     num_layers: int | None = None,
     whole: bool = True,
+    judged: bool = False,
     seed: int = 0,
     say: Callable[[str], object] = str,
 ) -> tuple[Measurements, list[str]]:
@@ -126,6 +126,7 @@ def measure(
         equal_tokens: tokens a domain for whatever is said about all held-out text together.
         num_layers: of the model; default, as many as the last one's number.
         whole: whether every layer with experts was recorded, so that paths go through all of the model.
+        judged: without what only figures and the material show.
         say: told what is measured.
     """
     left_out: list[str] = []
@@ -152,6 +153,7 @@ def measure(
         own = np.arange(len(trace.documents)) < len(trace.documents) - others
         read, mmlu = trace.select(documents=own), trace.select(documents=~own)
     every, layers = read.layers, three_layers(read.layers)
+    drawn = () if judged else layers
     apart = QUESTIONS in read.domains and not asked
     generated = read.select(domains=[QUESTIONS]) if apart else None
     natural = read.select(domains=[d for d in read.domains if d != QUESTIONS]) if apart else read
@@ -181,7 +183,9 @@ def measure(
     say("information")
     label = "topic" if asked and compared else "domain"
     about = depth.information(text, by=label, seed=seed)
-    within = depth.information(labelled, by="topic", seed=seed) if compared and not asked else ()
+    halves = depth.halved(text, layers=layers, by=label, seed=seed) if drawn else ()
+    nested = compared and not asked and not judged
+    within = depth.information(labelled, by="topic", seed=seed) if nested else ()
     say("tokens")
     tokens = studied_tokens(natural, generated, tokenizer)
     some, ids = layers if tokens else (), [t.token for t in tokens]
@@ -196,18 +200,19 @@ def measure(
         load=load,
         domains=at(() if asked else layers, domain_load, text),
         topics=by_topic,
-        subjects=at(layers, domain_load, mmlu, by="topic", resamples=SUBJECT_DRAWS),
-        questions_against_text=at(layers, domain_load, against),
+        subjects=at(drawn, domain_load, mmlu, by="topic", resamples=SUBJECT_DRAWS),
+        questions_against_text=at(drawn, domain_load, against),
         information=about,
+        information_halved=halves,
         information_topics=within,
-        repeats=at(every, routes.repeats, text, what="neighbouring tokens"),
+        repeats=at(every if drawn else (), routes.repeats, text, what="neighbouring tokens"),
         preferred=preferred,
         tokens=tokens,
         shares=at(some, vocabulary.token_shares, natural, ids),
-        apart=at(some, vocabulary.token_shares, generated, apart_ids),
+        apart=at(some if drawn else (), vocabulary.token_shares, generated, apart_ids),
         frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
-        characteristic=at(layers, vocabulary.characteristic_tokens, text),
-        coactivation=at(layers, routes.coactivation, text, what="co-activation"),
+        characteristic=at(drawn, vocabulary.characteristic_tokens, text),
+        coactivation=at(drawn, routes.coactivation, text, what="co-activation"),
         paths=tuple(routes.paths(text, kind=k, seed=seed) for k in ("first", "set") if whole),
         dependence=depth.layer_dependence(text, layers=layers if asked else None, seed=seed),
         text=title,

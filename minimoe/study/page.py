@@ -94,13 +94,13 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
 def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
     """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
     depth: Any = {"num_layers": m.num_layers}
-    of_kind = {
-        GENERATED: ("load-questions", GENERATED),
-        MMLU: ("load-mmlu", "the real MMLU questions"),
-    }
+    names, said = (
+        {GENERATED: "load-questions", MMLU: "load-mmlu"},
+        {MMLU: "the real MMLU questions"},
+    )
     drawn: list[Figure] = []
     for kind in m.load:
-        name, text = of_kind.get(kind, ("load", kind))
+        name, text = names.get(kind, "load"), said.get(kind, kind)
         drawn.append(load.draw_load(at_layers(m, kind), text=text, name=name, **depth))
     drawn.append(load.draw_load_by_depth(m.load))
     if m.topics:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,19 +106,24 @@ def run_study(
         "seed": seed,
     }
     tokenizer = found.tokenizer
-    m, missing = measure(trace, tokenizer, say=lambda x: stage(f"measuring {x}"), **options)
-    left_out = [*read.left_out, *missing]
-    stage("control: the same with untrained routers")
-    nobodys = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
-    untrained, _ = measure(nobodys, tokenizer, **options)
+
+    def nobodys() -> Measurements:
+        model = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
+        return measure(model, tokenizer, judged=True, **options)[0]
+
+    with ThreadPoolExecutor(1) as pool:  # statistics and figures leave all cores but one idle
+        control = pool.submit(nobodys)
+        m, missing = measure(trace, tokenizer, say=lambda x: stage(f"measuring {x}"), **options)
+        left_out = [*read.left_out, *missing]
+        stage("drawing")
+        drawn = page.draw(m, tokenizer, dict(read.titles))
+        for name, figure in drawn.items():
+            figure.save(out / f"{name}.png")
+        stage("the end of the control: the same with untrained routers")
+        untrained = control.result()
     titles = read.titles or {d.topic or "": page.spell(d.topic or "") for d in trace.documents}
     made = page.findings(m, titles, untrained)
     itself = page.mixtral_itself(made, m)
-
-    stage("drawing")
-    drawn = page.draw(m, tokenizer, dict(read.titles))
-    for name, figure in drawn.items():
-        figure.save(out / f"{name}.png")
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
     facts = {
