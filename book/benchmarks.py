@@ -169,6 +169,12 @@ def decode() -> str:
     return f"{tables.decode_table(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
 
 
+def serve() -> str:
+    """Serving, beside dense models of equal work and of equal size."""
+    result = stored("serve.json")
+    return f"{tables.serve_table(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
+
+
 def training() -> str:
     """The training rate, for each stored number of threads."""
     rows: list[list[str]] = []
@@ -261,6 +267,6 @@ def _rates(result: Result, work: str) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
     for part in (
-        ran_on, goals, ratios, split, memory, cases, decode, training, choices, gpu,
+        ran_on, goals, ratios, split, memory, cases, decode, serve, training, choices, gpu,
     )
 }  # fmt: skip

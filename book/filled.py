@@ -4,6 +4,7 @@ A page holds the mark <!-- filled: NAME -->, or <!-- filled: NAME ARGUMENTS -->;
 function of that name returns in its place.
 """
 
+import dataclasses
 import html
 import json
 import re
@@ -95,8 +96,20 @@ def plain(text: str) -> str:
 
 
 def findings(name: str = "study.json") -> str:
-    """The claims of the article that a stored result tests: verdict and main number; folded, what it rests on."""
-    found = read(name)["findings"]
+    """The claims of the article that a stored result tests."""
+    return judged(read(name)["findings"])
+
+
+def serving() -> str:
+    """The claims about serving, by their rules, from the stored measurement."""
+    from book.serving import judge
+
+    made = judge(read("serve.json"))
+    return judged([dataclasses.asdict(f) | {"verdict": f.verdict} for f in made])
+
+
+def judged(found: list[dict[str, Any]]) -> str:
+    """Findings: verdict and main number; folded, what it rests on."""
     rows = [
         [f["claim"], *map(plain, (f["title"], f["article"], f["short"])), f["verdict"]]
         for f in found
@@ -328,6 +341,7 @@ PARTS: dict[str, Callable[..., str]] = {
         citation,
         provenance,
         findings,
+        serving,
         balance,
         routers,
         rates,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minimoe import __main__ as cli
-from minimoe.bench import choices, models, suites, tables
+from minimoe.bench import choices, models, serving, suites, tables
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, make_goal
 from minimoe.bench.layer import DENSE, LayerCase, make_experts
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, dense, participants
@@ -166,6 +166,40 @@ def test_decoding_dispatches_as_it_says_and_restores() -> None:
         assert [layer.dispatch for layer in layers] == before
 
 
+def test_serving_beside_two_dense_models(capsys: pytest.CaptureFixture[str]) -> None:
+    result = suites.serve_suite(TINY)
+    assert json.loads(json.dumps(result)) == result
+    moe, work, held = (result["models"][name] for name in ("moe", "work", "held"))
+    router = 2 * 4 * 32  # layers · E · D
+    assert moe["parameters"] - held["parameters"] == router
+    assert moe["active_parameters"] - work["active_parameters"] == router
+    assert moe["flops"] - work["flops"] == 2 * 4 * router  # of a step of four sequences
+    assert [(p["what"], p["batch"], p["tokens"]) for p in result["points"]] == [
+        ("decode", 1, 16), ("decode", 4, 16), ("prefill", 1, 8), ("prefill", 2, 4)
+    ]  # fmt: skip
+    for point in result["points"]:
+        floors = point["floor"]
+        assert floors["work"] <= floors["moe"] * 1.0001 and floors["work"] < floors["held"]
+    assert result["touched"][0]["means"] == [2.0] * 8  # one token uses K
+    assert "a step of 4 sequences" in capsys.readouterr().out
+
+
+def test_a_cache_of_keys_is_as_long_in_every_round() -> None:
+    model = serving.models_beside(ModelConfig.preset("nano"))["moe"]
+    setup = serving.Point("decode", 2, 5).setup(model)
+    logits = [setup(i)().logits for i in range(2)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
+
+
+def test_the_interval_of_a_median_is_of_order_statistics() -> None:
+    assert serving.median_interval([3, 1, 2, 5, 4]) is None  # 2 · 0.5⁵ is more than 5 %
+    assert serving.median_interval([6, 3, 1, 2, 5, 4]) == [1, 6]
+    assert serving.median_interval(range(15)) == [3, 11]  # 4th of 15: 96.5 %
+    draws = torch.rand(4000, 15, generator=torch.Generator().manual_seed(0)).tolist()
+    held = [(i := serving.median_interval(d)) and i[0] <= 0.5 <= i[1] for d in draws]
+    assert sum(map(bool, held)) / 4000 == pytest.approx(0.965, abs=0.01)
+
+
 def test_choices_compare_ways_of_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     result = suites.choices_suite(TINY)
     assert json.loads(json.dumps(result)) == result
@@ -221,14 +255,14 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(suites, "SUITES", {n: suite(n) for n in suites.SUITES})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
-    assert ran == ["cpu", "train", "decode", "choices"]
+    assert ran == ["cpu", "train", "decode", "choices", "serve"]
     command = "python -m minimoe bench --suite"
     stored = [{"suite": n, "command": f"{command} {n}"} for n in ran]
     assert json.loads((tmp_path / "all.json").read_text()) == stored
     assert json.loads((tmp_path / "train_rate.json").read_text()) == stored[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run_and_write("all", Options())
-    assert ran[4:] == ["cpu", "train", "decode", "choices", "gpu"]
+    assert ran[5:] == ["cpu", "train", "decode", "choices", "serve", "gpu"]
     assert set(tables.FILES) == set(suites.SUITES)
 
 
@@ -259,7 +293,7 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, gpu or all"),
+        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, serve, gpu or all"),
         (["--suite", "gpu"], "needs a CUDA device"),
         (["--suite", "gpu", "--device", "cpu"], "too large for a CPU"),
         (["--rounds", "0"], "--rounds is 0; it must be at least 1"),

@@ -52,7 +52,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2396,
+    "bench": 2607,
     "check": 7163,
     "core": 3594,
     "cost": 828,
@@ -60,13 +60,13 @@ BUDGETS: dict[str, int] = {
     "hf": 919,
     "kernels": 1144,
     "roof": 356,
-    "study": 5968,
+    "study": 6071,
     "text": 1457,
     "train": 1281,
     "widgets": 1072,
     "zoo": 1099,
 }
-TESTS = 27_187  # and lines of Python that the tests may have
+TESTS = 27_308  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

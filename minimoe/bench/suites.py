@@ -15,6 +15,7 @@ from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
 from minimoe.bench.layer import ZIPF, LayerCase, Shape, make_experts, measure_case
 from minimoe.bench.models import decode_suite, train_suite
 from minimoe.bench.peers import participants
+from minimoe.bench.serving import serve_suite
 from minimoe.bench.tables import Result
 from minimoe.bench.timing import Options, cpu_clock
 from minimoe.dispatch import DISPATCHERS
@@ -180,8 +181,10 @@ def gpu_cases(options: Options) -> list[LayerCase]:
 
 SUITES: dict[str, Callable[[Options], Result]] = {
     suite.__name__.removesuffix("_suite"): suite
-    for suite in (cpu_suite, train_suite, decode_suite, choices_suite, gpu_suite)
-}
+    for suite in (
+        cpu_suite, train_suite, decode_suite, choices_suite, serve_suite, gpu_suite,
+    )
+}  # fmt: skip
 
 
 def _finished(result: Result, goals: list[Goal]) -> Result:

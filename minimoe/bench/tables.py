@@ -14,7 +14,7 @@ from minimoe.io import write_text
 Result = dict[str, Any]
 
 # names of the files that `--out` writes, by suite
-FILES = {n: f"{n}.json" for n in ("cpu", "train", "decode", "choices", "gpu")}
+FILES = {n: f"{n}.json" for n in ("cpu", "train", "decode", "choices", "serve", "gpu")}
 FILES["train"] = "train_rate.json"
 CASE_LINE = "{:32s} {:>10s} {:>19s} {:>8s} {:>8s} {:>8s} {:>8s} {:>8s}"
 CASE_HEADS = "implementation|median|quartiles|x floor|x dense|TFLOP/s|saved|peak"
@@ -137,6 +137,24 @@ def decode_text(result: Result) -> str:
         ratio = f"{row['to_dense']['median']:.3f}"
         lines.append(DECODE_LINE.format(row["implementation"], *cells, ratio))
     return "\n".join(lines)
+
+
+def point_name(point: Result) -> str:
+    """'a step of 16 sequences', '1 prompt of 256 tokens'."""
+    many = "" if point["batch"] == 1 else "s"
+    if point["what"] == "decode":
+        return f"a step of {point['batch']} sequence{many}"
+    return f"{point['batch']} prompt{many} of {point['tokens']:,} tokens"
+
+
+def _point(point: Result) -> tuple[str, ...]:
+    seconds = {name: s["median"] for name, s in point["seconds"].items()}
+    above = f"{seconds['moe'] / point['floor']['moe']:.2f}"
+    ratios = [
+        "{median:.2f} ({q1:.2f}–{q3:.2f})".format(**point[f"to_{m}"]) for m in ("work", "held")
+    ]
+    times = [duration(seconds[name]) for name in ("moe", "work", "held")]
+    return times[0], above, *times[1:], *ratios
 
 
 def train_text(result: Result) -> str:
@@ -267,6 +285,20 @@ def decode_table(result: Result) -> str:
         rate, seconds, ratio = (row[key]["median"] for key in keys)
         rows.append((row["implementation"], f"{rate:,.0f}", f"{seconds * 1e3:.2f}", f"{ratio:.2f}"))
     return markdown_table(("", "tokens/s", "ms per token", "× dense"), rows)
+
+
+def serve_table(result: Result) -> str:
+    """Seconds and ratios of each point."""
+    heads = (
+        "",
+        "MoE",
+        "× its floor",
+        "dense, equal work",
+        "dense, equal size",
+        "MoE/work",
+        "MoE/size",
+    )
+    return markdown_table(heads, [(point_name(p), *_point(p)) for p in result["points"]])
 
 
 def ran_on(result: Result) -> str:
