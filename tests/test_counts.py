@@ -11,6 +11,7 @@ from minimoe.__main__ import main
 from minimoe.errors import TraceError
 from minimoe.study.chance import mutual_information
 from minimoe.study.counts import REFUSED, CountTable, counts_of, published, read_trace
+from minimoe.study.load import expert_load
 from minimoe.study.record import RandomRouters, RoutingRecorder, record_documents, source_of
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from tests.small import even_trace, random_ids, tiny_model
@@ -142,6 +143,34 @@ def test_the_command_prints_a_line_a_layer_and_what_cannot_be_told(tmp_path, cap
     stored = json.loads((tmp_path / "counts.json").read_text())
     assert len(stored["ratio"]) == 32 and stored["ratio_median"] == pytest.approx(1.438, abs=1e-3)
     assert "nowhere.json" in refused("study", "--counts", tmp_path / "nowhere.json")
+
+
+def test_a_trace_whose_documents_are_known_gets_intervals(tmp_path, capsys):
+    """As the study gives them; without token ids none of tokens, and of few documents none at all, by name."""
+    trace = uniform(6000)
+    for count, ids in ((60, True), (60, False), (20, True)):
+        length = np.full(count, 6000 // count)
+        names = [TraceDocument("ab"[i % 2], str(i)) for i in range(count)]
+        given: Any = {"input_ids": trace.token} if ids else {}
+        np.savez(tmp_path / "trace.npz", expert=trace.expert, length=length,
+                 domain=np.array([d.domain for d in names]), **given)  # fmt: skip
+        assert main(["study", "--counts", str(tmp_path / "trace.npz"), "--out", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        stored = json.loads((tmp_path / "counts.json").read_text())
+        assert ("intervals" in stored["cannot_be_told"]) == (count == 20)
+        if count == 20:
+            assert "cannot be told: intervals, because 20 documents" in said
+            assert stored["intervals"] == []
+            continue
+        assert "cannot be told: intervals" not in said and "cannot be told: paths" in said
+        document = np.repeat(np.arange(count), length)
+        position = np.arange(6000) % length[0]
+        own = even_trace(trace.token, document, position, trace.expert, names, 8, first=1)
+        for row in stored["intervals"]:
+            ratio = expert_load(own, row["layer"]).ratio
+            assert row["ratio"] == ratio.to_dict() and row["ratio"]["low"] < row["ratio"]["high"]
+            assert row["domain"]["low"] <= row["domain"]["value"] <= row["domain"]["high"]
+            assert ("token" in row) == ids and ("I(token) –" in said) != ids
 
 
 # Random routers beside the model's own

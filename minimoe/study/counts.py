@@ -17,10 +17,10 @@ from minimoe.errors import TraceError
 from minimoe.io import parse_json, write_text
 from minimoe.study import chance as ch
 from minimoe.study.chance import Ints
-from minimoe.study.claims import claims
+from minimoe.study.claims import bits, claims
 from minimoe.study.claims import told as say
-from minimoe.study.depth import plug_in_bias, token_bias
-from minimoe.study.load import equal_load_ratios
+from minimoe.study.depth import information, plug_in_bias, token_bias
+from minimoe.study.load import equal_load_ratios, expert_load
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
 #: published counts, a JSON file each, with source, commit and licence inside
@@ -196,9 +196,33 @@ def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
     return CountTable.read(PUBLISHED / f"{name}.json")
 
 
+def intervals(trace: RoutingTrace) -> list[dict[str, Any]]:
+    """Of each layer max/min and what domain and token tell in bits, with intervals over documents if there are 50."""
+    known = trace.meta.get("tokens") != "not given"
+    return [
+        {"layer": x.layer, "ratio": expert_load(trace, x.layer).ratio, "domain": x.domain}
+        | ({"token": x.token} if known else {})
+        for x in information(trace)
+    ]
+
+
 def tell(name: str | Path, out: Path) -> str:
-    """`counts_of` as text: a line a layer, and what cannot be told; all of it into counts.json in the folder `out`."""
-    told = counts_of(name).summary()
+    """`counts_of` as text: a line a layer, and what cannot be told; all of it into counts.json in the folder `out`.
+
+    A trace says where its documents end, so its numbers get intervals as well.
+    """
+    counted = name == "mixtral" or Path(name).suffix == ".json"
+    trace = None if counted else read_trace(name)
+    told = (counts_of(name) if trace is None else CountTable.of(trace)).summary()
+    bands, refused = list[dict[str, Any]](), dict(REFUSED)
+    if trace is not None:
+        held, least = len(np.unique(trace.document)), ch.MIN_DOCUMENTS
+        refused["intervals"] = say("counts.few", documents=held, least=least)
+        if held >= least:
+            bands = intervals(trace)
+            del refused["intervals"]
+    plain = [{n: x if n == "layer" else x.to_dict() for n, x in row.items()} for row in bands]
+    told |= {"cannot_be_told": refused, "intervals": plain}
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
     size, domains = sum(told["tokens"].values()), len(told["tokens"])
@@ -209,7 +233,10 @@ def tell(name: str | Path, out: Path) -> str:
         token = f"{info['token']:.3f}" if "token" in info else "–"
         fill = {"row": row, "of": domains, "by": by[widest], "token": token, "widest": widest}
         lines.append(say("counts.row", **fill))
-    lines += [say("counts.refused", what=x, why=why) for x, why in REFUSED.items()]
+    for row in bands:
+        token = bits(row["token"]) if "token" in row else "–"
+        lines.append(say("counts.interval", row=row, token=token))
+    lines += [say("counts.refused", what=x, why=why) for x, why in refused.items()]
     return "\n".join(lines)
 
 
