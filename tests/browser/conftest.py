@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BOOK = Path(os.environ.get("MINIMOE_BOOK", ROOT / "_build" / "html"))
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# There is no network but the machine itself.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
 
 # What the theme's script says on a page whose margin notes have one heading: known, harmless, and not ours.
 KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
@@ -90,7 +92,7 @@ class Seen:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._said)
         page.on("response", self._answered)
-        page.route("**/*", self._asked)
+        page.on("request", self._asks)
 
     def _said(self, message: Any) -> None:
         if message.type == "error":
@@ -100,14 +102,10 @@ class Seen:
         if response.status >= 400:
             self.errors.append(f"{response.status} {response.url}")
 
-    def _asked(self, route: Any) -> None:
-        url = route.request.url
-        self.asked.append(url)
-        if url.startswith((self.book, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.elsewhere.append(url)
-            route.abort()
+    def _asks(self, request: Any) -> None:
+        self.asked.append(request.url)
+        if not request.url.startswith((self.book, "data:", "blob:")):
+            self.elsewhere.append(request.url)
 
     def problems(self) -> list[str]:
         """What went wrong: errors, and what was asked for from elsewhere."""
@@ -132,20 +130,21 @@ class Seen:
             content="* { transition: none !important; animation: none !important }"
         )
 
-    def violations(self, run_only: dict[str, Any]) -> list[str]:
-        """What axe-core finds, one line for each element.
+    def violations(self, run_only: dict[str, Any], within: str = "html") -> list[str]:
+        """What axe-core finds within an element, one line for each place. It leaves the page with less on it.
 
-        Of code, of formulas and of the library's objects the first five are looked at: all are coloured alike, and a
-        page has a hundred.
+        Of code, formulas, the library's objects and lists of links to them the first five are looked at: all are
+        coloured alike, and a page has a hundred. The others are removed, because axe-core would read them even to
+        leave them out.
         """
         self.page.evaluate(axe())
         found = self.page.evaluate(
-            """(only) => {
-                 for (const kind of ['div.highlight pre', 'mjx-container', 'dl.py'])
-                   [...document.querySelectorAll(kind)].slice(5).forEach(e => e.dataset.alike = kind);
-                 return axe.run({include: ['html'], exclude: ['[data-alike]']},
-                                {runOnly: only, resultTypes: ['violations']}); }""",
-            run_only,
+            """([only, within]) => {
+                 for (const kind of ['div.highlight pre', 'mjx-container', 'dl.py', 'table.autosummary tr',
+                                     '.bd-sidebar-secondary li', '.genindextable li'])
+                   [...document.querySelectorAll(kind)].slice(5).forEach(e => e.remove());
+                 return axe.run(within, {runOnly: only, resultTypes: ['violations']}); }""",
+            [run_only, within],
         )
         return [
             f"{v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
@@ -154,12 +153,22 @@ class Seen:
         ]
 
 
+@pytest.fixture(scope="session")
+def context(browser: Any) -> Iterator[Any]:
+    """What the windows on the book have in common: a cache, so that scripts are read and compiled once."""
+    made = browser.new_context(color_scheme="light")
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def seen(browser: Any, book: str) -> Iterator[Seen]:
-    """A fresh browser window that can reach the book and nothing else."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield Seen(context.new_page(), book)
-    context.close()
+def seen(context: Any, book: str) -> Iterator[Seen]:
+    """A new window, which knows nothing of those before it."""
+    page = context.new_page()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    yield Seen(page, book)
+    page.evaluate("localStorage.clear()")
+    page.close()
 
 
 def press_end(seen: Seen, control: Any) -> None:

@@ -72,7 +72,8 @@ def test_is_accessible_and_fits(seen: Seen, name: str) -> None:
         seen.page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
         element.screenshot(path=str(SCREENSHOTS / f"explorable-{name}-{theme}.png"))
         only = ("tag", WCAG) if theme == "light" else ("rule", COLOURS)
-        problems += [f"{theme}: {v}" for v in seen.violations({"type": only[0], "values": only[1]})]
+        found = seen.violations({"type": only[0], "values": only[1]}, place(name))
+        problems += [f"{theme}: {v}" for v in found]
     # every control has its name, every drawing its words
     unnamed = "e => [...e.querySelectorAll('svg[role=img], canvas')].filter(x => !(x.ariaLabel ?? '').trim()).length"
     assert element.evaluate(unnamed) == 0
