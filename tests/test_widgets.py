@@ -35,6 +35,7 @@ from minimoe.widgets import EXPLORABLES
 from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
+from minimoe.widgets.serving import clock, lengths_of, schedule
 from minimoe.widgets.tile_layout import MULTIPROCESSORS, Tiling
 from minimoe.widgets.tile_layout import counts as tiled_rows
 from tests.node import in_node
@@ -647,3 +648,31 @@ def test_no_count_of_experts_is_rounded_past_those_that_there_are() -> None:
             assert of == "of" and int(there) == case["E"]
             assert float(shown) == pytest.approx(expected, abs=0.0501)
             assert float(shown) < case["E"]
+
+
+def test_serving_schedules_and_counts_seconds_as_python_does() -> None:
+    step = [0.01 + 0.001 * n for n in range(64)]
+    given: list[dict[str, Any]] = [
+        {"mean": mean, "places": places, "continuous": continuous, "uniform": EXPLORABLES["serving"]().data["uniform"]}
+        for mean, places, continuous in itertools.product((1, 8, 32), (1, 4, 64), (False, True))
+    ]  # fmt: skip
+    got = in_node(
+        "serving",
+        "given.cases.map((c) => { const all = m.lengths(c.uniform, c.mean); "
+        "const runs = m.schedule(all, c.places, c.continuous); "
+        "return { all, runs, ...m.clock(runs, given.step, 0.5) }; })",
+        {"cases": given, "step": step},
+    )
+    for case, answer in zip(given, got, strict=True):
+        lengths = lengths_of(case["mean"])
+        runs = schedule(lengths, case["places"], case["continuous"])
+        assert (answer["all"], answer["runs"]) == (lengths, [list(run) for run in runs])
+        seconds, first = clock(runs, step, 0.5)
+        assert answer["seconds"] == pytest.approx(seconds) and answer["first"] == pytest.approx(
+            first
+        )
+        taken = sorted(runs)  # nobody sits on another's place
+        assert all(a[2] <= b[1] for a, b in itertools.pairwise(taken) if a[0] == b[0])
+        if case["continuous"]:
+            most = max(end for *_, end in schedule(lengths, case["places"], False))
+            assert max(end for *_, end in runs) <= most

@@ -12,10 +12,11 @@ from minimoe.widgets.explorable import Explorable
 from minimoe.widgets.live_router import live_router
 from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
+from minimoe.widgets.serving import serving
 from minimoe.widgets.tile_layout import tile_layout
 
 MADE_BY = (
-    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, live_router,
+    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, live_router, serving,
 )  # fmt: skip
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
@@ -28,5 +29,6 @@ __all__ = [
     "live_router",
     "roofline",
     "router_playground",
+    "serving",
     "tile_layout",
 ]
