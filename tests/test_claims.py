@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from book import mixtral
+from book import clark, mixtral
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study.depth import information, layer_dependence
@@ -230,6 +230,39 @@ def test_what_mixtral_holds_and_uses_is_counted_again(root: Path) -> None:
     # without renormalising, all rows of the router have a gradient: entries that the rule does not allow for
     part = mixtral.used(mixtral.SMALL.replace(norm_topk_prob=False))
     assert part["other"] == part["router"] == 4 * 6 * 64
+
+
+def test_published_runs_and_budgets_are_judged_again() -> None:
+    stored = json.loads(clark.RESULT.read_text(encoding="utf-8"))
+    rows = stored["rows"]
+    assert len(rows) == 223 and stored["columns"] == list(clark.COLUMNS)
+    made = [json.loads(json.dumps(dataclasses.asdict(f))) for f in clark.findings(rows)]
+    for new, old in zip(made, stored["findings"], strict=True):
+        assert old["verdict"] == say.AGREES
+        assert all(new[key] == old[key] for key in ("claim", "short", "remarks", "rule"))
+        assert [p["found"] for p in new["parts"]] == [p["found"] for p in old["parts"]]
+    # by hand: halfway in logarithms between two dense models, and one run beyond the largest
+    base = dict.fromkeys(clark.COLUMNS, 0) | {
+        "router": "Dense",
+        "wider": 1,
+        "k": 1,
+        "routed": 0.5,
+        "seed": 42,
+    }
+    dense = [base | {"used": n, "loss": loss} for n, loss in ((100, 4.0), (400, 1.0))]
+    sparse = [
+        base | {"router": "Hash", "used": 150, "held": 900, "loss": loss} for loss in (2.0, 0.9)
+    ]
+    runs = [list(r.values()) for r in dense + sparse]
+    size, used, held = clark.effective(runs)
+    assert size[0] == pytest.approx(200) and np.isnan(size[1]) and (used[0], held[0]) == (150, 900)
+    # worth less than it uses: both claims fail; worth more than it holds: C2 fails
+    for loss, verdicts in ((3.9, (say.DISAGREES, say.DISAGREES)), (1.01, (say.AGREES, say.AGREES))):
+        runs[2][-1] = loss
+        assert tuple(f.verdict for f in clark.findings(runs)) == verdicts
+    runs[2][-1], runs[2][list(clark.COLUMNS).index("held")] = 1.5, 160
+    c2, c5 = clark.findings(runs)
+    assert [p.verdict for p in c2.parts] == [say.DISAGREES, say.AGREES] and c5.verdict == say.AGREES
 
 
 def test_together_and_inside() -> None:
