@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2607,
-    "check": 7163,
+    "check": 7165,
     "core": 3594,
     "cost": 828,
     "course": 409,
