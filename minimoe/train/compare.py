@@ -23,11 +23,8 @@ from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, with_router
 
-FIXED = (
-    "model",
-    "training",
-    "data",
-)  # what two runs of one piece must share; the machine may differ
+FIXED = ("model", "training", "data")  # what two runs of one piece share; the machine may differ
+SIZES = {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConfig:
@@ -69,8 +66,8 @@ class Piece:
 def read_plan(path: Path) -> list[Piece]:
     """The pieces of a plan, in order: stage by stage, and within a stage seed by seed.
 
-    A plan is TOML: `preset`, and for each stage a table with `arms`, `seeds` and numbers of a TrainConfig. Of these, a
-    list is a set of values to run, and a table has a value for each arm.
+    A plan is TOML: `preset`, and for each stage a table with `arms`, `seeds` and numbers of a TrainConfig or of the
+    preset's ModelConfig. Of these, a list is a set of values to run, and a table has a value for each arm.
 
     Raises:
         ConfigError: the file is no plan; the message names the stage and what is wrong in it.
@@ -99,13 +96,13 @@ def _pieces(
             for values in itertools.product(*lists.values()):
                 chosen = own | dict(zip(lists, values, strict=True))
                 label = "-".join([arm, *map(str, values), str(seed)])
+                sizes = {key: chosen.pop(key) for key in SIZES & chosen.keys()}
                 config = dataclasses.replace(training, **chosen, seed=seed)
                 config = dataclasses.replace(config, save_every=config.steps)
-                yield Piece(
-                    path.parent / name / f"{label}.json", arm, arm_config(model, arm), config
-                )
+                form = arm_config(model.replace(**sizes), arm)
+                yield Piece(path.parent / name / f"{label}.json", arm, form, config)
     except (AttributeError, KeyError, TypeError) as error:
-        fault = f"give arms, seeds and numbers of a TrainConfig ({type(error).__name__}: {error})"
+        fault = f"give arms, seeds and numbers of a TrainConfig or a ModelConfig ({type(error).__name__}: {error})"
         raise ConfigError(f"{path}: the stage {name!r} is not whole; {fault}") from error
 
 
