@@ -119,12 +119,12 @@ def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
 
 def test_absent_peers_have_a_reason_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    wanted = ("transformers", "liger_kernel", "sonicmoe")
+    wanted = ("transformers", "liger_kernel", "sonicmoe", "scattermoe")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in wanted else real(name)
     )
     field = participants(CPU)
-    assert set(field[1]) == {"triton", "transformers", "Liger-Kernel", "SonicMoE"}
+    assert set(field[1]) == {"triton", "transformers", "Liger-Kernel", "SonicMoE", "ScatterMoE"}
     assert "minimoe[hf]" in field[1]["transformers"]
     assert "minimoe[peers]" in field[1]["Liger-Kernel"]
     assert not [i for i in field[0] if "transformers" in i.name]

@@ -61,10 +61,12 @@ def test_values_cross_as_they_are_and_objects_as_their_kind() -> None:
     assert same(torch.zeros(0, 3)).shape == (0, 3)
     assert same(torch.randn(4, 3).T[1:]).shape == (2, 4)
     own = (np.bool_(True), np.float32(0.5), np.int64(3))  # NumPy's numbers are numbers
-    here = join({"numpy": lambda: own, "odd": lambda: {"a": 1}})
+    here = join({"numpy": lambda: own, "odd": lambda: {1}})
     assert [(v, type(v)) for v in here.proxy("numpy")()] == [(True, bool), (0.5, float), (3, int)]
     odd = here.proxy("odd")()
-    assert type(odd).__name__ == "dict" and not isinstance(odd, dict)
+    assert type(odd).__name__ == "set" and not isinstance(odd, set)
+    assert same({"a": (1, [2.5]), "b": {"c": None}}) == {"a": (1, [2.5]), "b": {"c": None}}
+    assert same({"w": torch.ones(2)})["w"].tolist() == [1.0, 1.0]
 
 
 def test_gradients_and_changes_in_place_come_back() -> None:
@@ -84,6 +86,7 @@ def test_functions_cross_both_ways_and_errors_come_home() -> None:
         return run(run(x))
 
     fails = {"fails": lambda: 1 / 0, "later": lambda: exec("raise NotImplementedError('x')")}
+    fails["refuses"] = lambda: exec("raise ValueError('too few')")
     here = join({"twice": twice, **fails})
     assert here.proxy("twice")(lambda x: x + 1, 3) == 5
     x = torch.ones(2, requires_grad=True)
@@ -94,6 +97,9 @@ def test_functions_cross_both_ways_and_errors_come_home() -> None:
     assert caught.value.name == "ZeroDivisionError" and "1 / 0" in caught.value.trace
     with pytest.raises(NotImplementedError):
         here.proxy("later")()
+    with pytest.raises(ValueError, match="too few") as refused:
+        here.proxy("refuses")()
+    assert isinstance(refused.value, Remote) and refused.value.name == "ValueError"
 
     def refuse(_: Any) -> None:
         raise CheckFailed(expected="a", came="b", cause="c", reread="d")
@@ -388,4 +394,4 @@ def test_every_exercise_can_be_judged_from_outside(rooms: Sandboxes) -> None:
         cells.append(check)
     outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)
     failed = {i for i, found in outputs.items() if any(o.output_type == "error" for o in found)}
-    assert failed == wrong and len(wrong) == len(whole.checks) == 27
+    assert failed == wrong and len(wrong) == len(whole.checks) == 46

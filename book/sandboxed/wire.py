@@ -1,8 +1,8 @@
 """Calls between the judge and a student's process, by a socket: JSON frames and safetensors, never pickle.
 
-Either end calls functions of the other with tensors, numbers, texts, tuples, lists and functions; gradients flow back
-through such a call. The judge trusts nothing that arrives: sizes, depth and time are bounded, and whatever does not fit
-is `Nonsense`. This file runs in both processes, so it imports nothing of the course.
+Either end calls functions of the other with tensors, numbers, texts, tuples, lists, dicts and functions; gradients flow
+back through such a call. The judge trusts nothing that arrives: sizes, depth and time are bounded, and what does not
+fit is `Nonsense`. This file runs in both processes, so it imports nothing of the course.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 HEAD, BODY = 1_000_000, 64_000_000  # bytes of a frame's parts
 ALL = 500_000_000  # bytes of all that one cell may send
 DEPTH, TENSORS, WORDS = 20, 1000, 3000  # nesting, tensors of a frame, characters of a message
-SEQUENCES: dict[str, type[Any]] = {"tuple": tuple, "list": list}
+SEQUENCES: dict[str, type[Any]] = {"tuple": tuple, "list": list, "dict": dict}
 Frame = tuple[dict[str, Any], list[Tensor]]
 
 
@@ -54,8 +54,8 @@ class Remote(Exception):
         self.name, self.trace = name, trace
 
 
-class RemoteNotImplemented(Remote, NotImplementedError):
-    """A NotImplementedError at the other end: an untouched task."""
+# Errors that checks catch by their kind: an untouched task, and an answer that refuses what it is given.
+KINDS = {e.__name__: type(e.__name__, (Remote, e), {}) for e in (NotImplementedError, ValueError)}
 
 
 @contextmanager
@@ -153,7 +153,8 @@ class Peer:
             return {"v": value}
         for kind, sequence in SEQUENCES.items():
             if isinstance(value, sequence):
-                return {kind: [self.pack(part, live, depth + 1) for part in value]}
+                parts = value.items() if kind == "dict" else value
+                return {kind: [self.pack(part, live, depth + 1) for part in parts]}
         if callable(value):
             self.functions.append(value)
             return {"f": len(self.functions) - 1}
@@ -189,8 +190,7 @@ class Peer:
                 words = ("name", "text", "trace") if kind == "raised" else ()
                 error = [str(answer[word])[:WORDS] for word in words]
             if error:
-                make = RemoteNotImplemented if error[0] == "NotImplementedError" else Remote
-                raise make(*error)
+                raise KINDS.get(error[0], Remote)(*error)
             if kind == "done":
                 return answer, numbers
             self.answer(answer, numbers)
