@@ -85,22 +85,27 @@ def read_plan(path: Path) -> list[Piece]:
     ]
 
 
+def spread(stage: dict[str, Any]) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+    """Arm, seed, name and values of each run of a stage: of a table its arm's value, of a list each in turn."""
+    numbers = {key: value for key, value in stage.items() if key not in ("arms", "seeds")}
+    for seed, arm in itertools.product(stage["seeds"], stage["arms"]):
+        own = {k: v[arm] if isinstance(v, dict) else v for k, v in numbers.items()}
+        lists = {k: v for k, v in own.items() if isinstance(v, list)}
+        for values in itertools.product(*lists.values()):
+            chosen = own | dict(zip(lists, values, strict=True))
+            yield arm, seed, "-".join([arm, *map(str, values), str(seed)]), chosen
+
+
 def _pieces(
     path: Path, name: str, stage: Any, model: ModelConfig, training: TrainConfig
 ) -> Iterator[Piece]:
     try:
-        numbers = {key: value for key, value in stage.items() if key not in ("arms", "seeds")}
-        for seed, arm in itertools.product(stage["seeds"], stage["arms"]):
-            own = {k: v[arm] if isinstance(v, dict) else v for k, v in numbers.items()}
-            lists = {k: v for k, v in own.items() if isinstance(v, list)}
-            for values in itertools.product(*lists.values()):
-                chosen = own | dict(zip(lists, values, strict=True))
-                label = "-".join([arm, *map(str, values), str(seed)])
-                sizes = {key: chosen.pop(key) for key in SIZES & chosen.keys()}
-                config = dataclasses.replace(training, **chosen, seed=seed)
-                config = dataclasses.replace(config, save_every=config.steps)
-                form = arm_config(model.replace(**sizes), arm)
-                yield Piece(path.parent / name / f"{label}.json", arm, form, config)
+        for arm, seed, label, chosen in spread(stage):
+            sizes = {key: chosen.pop(key) for key in SIZES & chosen.keys()}
+            config = dataclasses.replace(training, **chosen, seed=seed)
+            config = dataclasses.replace(config, save_every=config.steps)
+            form = arm_config(model.replace(**sizes), arm)
+            yield Piece(path.parent / name / f"{label}.json", arm, form, config)
     except (AttributeError, KeyError, TypeError) as error:
         fault = f"give arms, seeds and numbers of a TrainConfig or a ModelConfig ({type(error).__name__}: {error})"
         raise ConfigError(f"{path}: the stage {name!r} is not whole; {fault}") from error
