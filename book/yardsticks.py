@@ -1,10 +1,18 @@
-"""The comparison of lesson 09: what its plan asks for and its folder does not hold yet.
+"""The comparison of lesson 09: its runs, and what the rule of claim C2 says of them.
 
-python -m book.yardsticks
+python -m book.yardsticks      the pieces that book/results/yardsticks/plan.toml asks for and its folder lacks,
+                               then book/results/yardsticks.json
+
+The rule is in minimoe/study/claims.toml.
 """
 
+import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
 
 import torch
 
@@ -12,10 +20,118 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minimoe.course.yardsticks import run_plan  # noqa: E402
+from minimoe.course.characters import Characters  # noqa: E402
+from minimoe.course.yardsticks import read_plan, reader, run_plan, sizes  # noqa: E402
+from minimoe.io import write_text  # noqa: E402
+from minimoe.study import claims as say  # noqa: E402
+from minimoe.study.chance import Band, student  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "yardsticks"
+RESULT = FOLDER.with_suffix(".json")
+LABELS = {
+    "moe": "learned router",
+    "work": "dense, equal work",
+    "held": "dense, equal size",
+    "time": "dense, equal time",
+    "hash-1": "hash, last character",
+    "hash-2": "hash, 2 back",
+    "hash-3": "hash, 3 back",
+    "hash-4": "hash, 4 back",
+    "hash-8": "hash, 8 back",
+}
+SIGNS: dict[say.Verdict, say.Verdict] = {"agrees": "disagrees", "disagrees": "agrees"}
 
-if __name__ == "__main__":
+
+def stage(name: str) -> list[dict[str, Any]]:
+    """The stored pieces of a stage."""
+    paths = sorted((FOLDER / name).glob("*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def losses(pieces: Sequence[dict[str, Any]], arm: str) -> dict[int, float]:
+    """The losses of an arm by seed."""
+    mine = (p for p in pieces if p["recipe"]["arm"] == arm)
+    return {p["recipe"]["training"]["seed"]: p["loss"] for p in mine}
+
+
+def difference(a: dict[int, float], b: dict[int, float]) -> Band:
+    """Mean of a less b over the seeds of both, with Student's interval of the pairs."""
+    pairs = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    reach = float(student(len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5
+    return Band(fmean(pairs), fmean(pairs) - reach, fmean(pairs) + reach)
+
+
+def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
+    """The verdict, from the losses of each arm by seed."""
+    even, moe = say.limits("C2, our run")["even"], all_losses["moe"]
+    bands = {arm: difference(own, moe) for arm, own in all_losses.items() if arm != "moe"}
+
+    def part(arm: str, *, below: bool = False, decides: bool = False) -> say.Part:
+        band = bands[arm]
+        verdict = say.above(band, even)
+        said = f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}]"
+        return say.Part(
+            f"{LABELS[arm]}, less the MoE", f"{said} nats per character, {len(moe)} seeds",
+            SIGNS.get(verdict, verdict) if below else verdict, decides, band,
+        )  # fmt: skip
+
+    beside = [part(arm) for arm in LABELS if arm in bands and arm not in ("held", "work")]
+    first = [part("held", below=True, decides=True), part("work", decides=True)]
+    short = ", ".join(
+        f"{bands[arm].value:+.3f} nats for the dense model of equal {name}"
+        for arm, name in (("held", "size"), ("work", "work"), ("time", "time"))
+    )
+    return say.finding(
+        "C2, our run",
+        [*first, *beside],
+        f"{short}: its loss less the MoE's",
+        ["In a part that does not decide, 'agrees' means that the MoE has the lower loss."],
+    )
+
+
+def main() -> None:
+    """Run what is missing, and store the verdict and the curves."""
     torch.set_num_threads(1)
     run_plan(FOLDER / "plan.toml")
+    pieces, text = stage("main"), Characters.documentation()
+    if not pieces:
+        return
+    config, _ = read_plan(FOLDER / "plan.toml", text)
+    arms: dict[str, Any] = {}
+    for arm, label in LABELS.items():
+        mine = [p for p in pieces if p["recipe"]["arm"] == arm]
+        training = mine[0]["recipe"]["training"]
+        curves = [[row[1] for row in p["curve"]] for p in mine]
+        steps = training["steps"]
+        arms[arm] = {
+            "label": label,
+            **sizes(reader(config, arm)),
+            "batch": training["batch_size"],
+            "lr": training["lr"],
+            "losses": losses(pieces, arm),
+            "step_seconds": round(median(p["seconds"] / steps for p in mine), 6),
+            "steps": [row[0] for row in mine[0]["curve"]],
+            "loss": [round(fmean(column), 4) for column in zip(*curves, strict=True)],
+        }
+        arms[arm]["loss"][-1] = round(
+            fmean(arms[arm]["losses"].values()), 4
+        )  # on all held-out text
+    found = finding({arm: losses(pieces, arm) for arm in LABELS})
+    shown: dict[str, Any] = dataclasses.asdict(found) | {"verdict": found.verdict}
+    for part in shown["parts"]:
+        part.pop("effect")  # its words have the interval
+    result = {
+        "date": max(p["date"] for p in pieces),
+        "hardware": "; ".join(sorted({p["hardware"] for p in pieces})),
+        "torch": pieces[0]["torch"],
+        "threads": pieces[0]["threads"],
+        "command": "python -m book.yardsticks",
+        "text": pieces[0]["recipe"]["text"],
+        "findings": [shown],
+        "arms": arms,
+    }
+    write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,7 @@ def rule(claim: str, **words: str) -> str:
         return entry["rule"]
     said = " ".join(entry[p] for p in ("measure", "confirms", "refutes", "decides") if p in entry)
     fill = {name: f"{value:g}" for name, value in entry.get("limits", {}).items()} | words
-    return f"{said.format(**fill)} Otherwise it cannot be told. (Rule of {claims()['dated']}.)"
+    return f"{said.format(**fill)} Otherwise it cannot be told. (Rule of {entry.get('dated', claims()['dated'])}.)"
 
 
 @dataclass(frozen=True)
