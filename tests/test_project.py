@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "hf": set(),
     "cost": set(),
     "text": set(),
-    "course": {"text"},
+    "course": {"text", "train"},
     "train": {"text", "hf", "zoo"},
     "study": {"text", "train", "hf", "course"},
     "bench": {"kernels", "cost", "text", "train", "course"},
@@ -56,17 +56,17 @@ BUDGETS: dict[str, int] = {
     "check": 7165,
     "core": 3594,
     "cost": 828,
-    "course": 409,
+    "course": 617,
     "hf": 919,
     "kernels": 1144,
     "roof": 356,
     "study": 6098,
     "text": 1457,
-    "train": 1278,
+    "train": 1283,
     "widgets": 1179,
     "zoo": 1099,
 }
-TESTS = 27_442  # and lines of Python that the tests may have
+TESTS = 27_602  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
