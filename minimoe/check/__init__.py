@@ -42,6 +42,13 @@ from minimoe.check.lesson07 import (
     what_a_program_reads,
 )
 from minimoe.check.lesson08 import account, load_strictly, rms_norm, rotate_pairs, to_fused
+from minimoe.check.lesson11 import (
+    batch_hits,
+    bytes_of_step,
+    cached_step,
+    positions,
+    quantise_rows,
+)
 from minimoe.check.lesson12 import (
     balancedness,
     documents_needed,
@@ -66,11 +73,14 @@ __all__ = [
     "account",
     "balance_of_layers",
     "balancedness",
+    "batch_hits",
     "batch_independent_weights",
     "bias_step",
     "bits_beyond",
     "bits_remembered",
     "block_cost",
+    "bytes_of_step",
+    "cached_step",
     "causality_test",
     "choose_then_weigh",
     "corrected_list",
@@ -95,7 +105,9 @@ __all__ = [
     "noisy_router",
     "offset_in_the_weights",
     "plan_of_dispatch",
+    "positions",
     "progress",
+    "quantise_rows",
     "rms_norm",
     "roofline",
     "rotate_pairs",

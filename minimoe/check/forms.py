@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, View
+from minimoe.check.compare import Case, Suspect, Suspects, View
 from minimoe.check.failure import CheckFailed, number, shape
 from minimoe.check.variation import generator
 
@@ -115,3 +118,28 @@ def expect_routing(value: Any, k: int, num_tokens: int, num_experts: int) -> Ten
             reread="",
         )
     return torch.zeros(num_tokens, num_experts).scatter(1, expert, w.detach().float())
+
+
+class Refused(str):
+    """What a ValueError said, in the place of what the function would have returned."""
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose ValueError is its answer: a `Refused`. It gets copies of dicts, as of tensors."""
+
+    @functools.wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*(copy.deepcopy(v) if isinstance(v, dict) else v for v in values))
+        except ValueError as error:
+            return Refused(error)
+
+    return call
+
+
+def all_told(suspects: type[Suspects]) -> type[Suspects]:
+    """The suspects with the same change."""
+    found = {n: s for n, s in vars(suspects).items() if isinstance(s, Suspect)}
+    return type(
+        "Told", (Suspects,), {n: replace(s, variant=told(s.variant)) for n, s in found.items()}
+    )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspect, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect
 from minimoe.check.failure import CheckFailed
-from minimoe.check.forms import draw, expect_tensor, expect_tuple, like, of_numbers
+from minimoe.check.forms import (
+    Refused,
+    all_told,
+    draw,
+    expect_tensor,
+    expect_tuple,
+    like,
+    of_numbers,
+    told,
+)
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import generator, near
@@ -521,33 +528,12 @@ class WrongLoadStrictly(Suspects):
         )
 
 
-def told(function: Loader) -> Callable[[Tensors, Tensors], list[Tensor] | str]:
-    """The learner's function, with what its ValueError says in the place of what it would have returned."""
-
-    @functools.wraps(function)
-    def call(wanted: Tensors, w: Tensors) -> list[Tensor] | str:
-        try:
-            return function({n: t.clone() for n, t in wanted.items()}, dict(w))
-        except ValueError as error:
-            return str(error)
-
-    return call
-
-
-def all_told(suspects: type[Suspects]) -> type[Suspects]:
-    """The suspects with the same change."""
-    found = {n: s for n, s in vars(suspects).items() if isinstance(s, Suspect)}
-    return type(
-        "Told", (Suspects,), {n: replace(s, variant=told(s.variant)) for n, s in found.items()}
-    )
-
-
 def refused_or_loaded(value: Any, c: Case) -> Tensor:
     """Whether it was refused, which of the faults are named, and the numbers that were loaded."""
     wanted: Tensors = c["wanted"]
     names = [name for kind in faults(wanted, c["w"]).values() for name in kind]
     size = sum(t.numel() for t in wanted.values())
-    if isinstance(value, str):
+    if isinstance(value, Refused):
         said = [1.0, *(float(name in value) for name in names)]
         return torch.cat([torch.tensor(said), torch.zeros(size)])
     parts = expect_tuple(value, [*wanted], "Nothing is returned." if value is None else "")
