@@ -32,6 +32,7 @@ from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, expert_capacity, limit_capacity
 from minimoe.widgets import EXPLORABLES
+from minimoe.widgets.budget import FITTED, LAW, SHOWN, loss, tokens
 from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
@@ -676,3 +677,35 @@ def test_serving_schedules_and_counts_seconds_as_python_does() -> None:
         if case["continuous"]:
             most = max(end for *_, end in schedule(lengths, case["places"], False))
             assert max(end for *_, end in runs) <= most
+
+
+def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
+    data = EXPLORABLES["budget"]().data
+    cases = [
+        {"model": m, "device": d, "gpus": g, "days": 30.0}
+        for m in SHOWN
+        for d in (0, 2)
+        for g in (8, 1024)
+    ]
+    got = in_node(
+        "budget",
+        "given.cases.map((c) => { const { used } = given.data.models[c.model]; "
+        "const flops = m.flopsOf({ ...c, peak: given.data.devices[c.device][1], utilisation: 0.35 }); "
+        "const read = m.tokens(used, flops); "
+        "return { flops, read, loss: m.loss(given.data.law, used, read), best: m.best(given.data.law, flops) }; })",
+        {"cases": cases, "data": data},
+    )
+    devices = {d.name: d for d in DEVICES.values()}
+    for case, answer in zip(cases, got, strict=True):
+        config, device = PRESETS[case["model"]], devices[data["devices"][case["device"]][0]]
+        bill = training(config, answer["read"], device, case["gpus"], 0.35)
+        assert (bill.flops, bill.days) == pytest.approx((answer["flops"], 30))
+        used = count_parameters(config).active
+        assert answer["read"] == pytest.approx(tokens(used, answer["flops"]))
+        assert answer["loss"] == pytest.approx(loss(used, answer["read"]))
+        at = [
+            loss(n * answer["best"], tokens(n * answer["best"], answer["flops"]))
+            for n in (0.98, 1, 1.02)
+        ]
+        assert at[1] == min(at)  # the best size is that of the least loss
+    assert LAW["E"] < loss(FITTED[1], 1e13) < loss(FITTED[0], 1e13)

@@ -6,6 +6,7 @@ Each computes in JavaScript what the library computes in Python, from data that 
 from collections.abc import Callable
 
 from minimoe.widgets.balance_film import balance_film
+from minimoe.widgets.budget import budget
 from minimoe.widgets.calculator import calculator
 from minimoe.widgets.capacity_drops import capacity_drops
 from minimoe.widgets.explorable import Explorable
@@ -16,7 +17,7 @@ from minimoe.widgets.serving import serving
 from minimoe.widgets.tile_layout import tile_layout
 
 MADE_BY = (
-    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, live_router, serving,
+    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, live_router, serving, budget,
 )  # fmt: skip
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
@@ -24,6 +25,7 @@ __all__ = [
     "EXPLORABLES",
     "Explorable",
     "balance_film",
+    "budget",
     "calculator",
     "capacity_drops",
     "live_router",
