@@ -681,7 +681,7 @@ def test_serving_schedules_and_counts_seconds_as_python_does() -> None:
 
 def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
     data = EXPLORABLES["budget"]().data
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"model": m, "device": d, "gpus": g, "days": 30.0}
         for m in SHOWN
         for d in (0, 2)
