@@ -32,7 +32,8 @@ from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
 from minimoe.routing import DropStats, expert_capacity, limit_capacity
 from minimoe.widgets import EXPLORABLES
-from minimoe.widgets.budget import FITTED, LAW, SHOWN, loss, tokens
+from minimoe.widgets.budget import FITTED, LAW, SHOWN, loss
+from minimoe.widgets.budget import tokens as tokens_for
 from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
@@ -701,10 +702,10 @@ def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
         bill = training(config, answer["read"], device, case["gpus"], 0.35)
         assert (bill.flops, bill.days) == pytest.approx((answer["flops"], 30))
         used = count_parameters(config).active
-        assert answer["read"] == pytest.approx(tokens(used, answer["flops"]))
+        assert answer["read"] == pytest.approx(tokens_for(used, answer["flops"]))
         assert answer["loss"] == pytest.approx(loss(used, answer["read"]))
         at = [
-            loss(n * answer["best"], tokens(n * answer["best"], answer["flops"]))
+            loss(n * answer["best"], tokens_for(n * answer["best"], answer["flops"]))
             for n in (0.98, 1, 1.02)
         ]
         assert at[1] == min(at)  # the best size is that of the least loss
