@@ -17,7 +17,8 @@ from tests.text_cache import in_ci
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOOK = Path(os.environ.get("MINIMOE_BOOK", ROOT / "_build" / "html"))
-SCREENSHOTS = ROOT / "_build" / "screenshots"
+# Pictures of what was looked at, for people, are kept in this folder if it is named.
+SCREENSHOTS = os.environ.get("MINIMOE_SCREENSHOTS")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 # There is no network but the machine itself.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -28,6 +29,24 @@ KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 # What depends on colours: all that can differ between light and dark.
 COLOURS = ["color-contrast", "link-in-text-block"]
+LOOK = """async ([theme, within, colours, standards]) => {
+  document.documentElement.dataset.theme = theme;
+  const kinds = {}, some = [];
+  for (const e of document.querySelectorAll(`${within}, ${within} *`)) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length) continue;
+    const papers = [], s = getComputedStyle(e);
+    for (let up = e; up; up = up.parentElement) papers.push(getComputedStyle(up).backgroundColor);
+    const kind = [e.tagName, e.className, s.color, s.fontSize, s.fontWeight, s.opacity,
+                  papers.filter(p => p !== 'rgba(0, 0, 0, 0)')].join();
+    kinds[kind] = (kinds[kind] ?? 0) + 1;
+    if (kinds[kind] <= 2) some.push(e);
+  }
+  const found = some.length ? [await axe.run({include: some}, {runOnly: {type: 'rule', values: colours},
+                                                               resultTypes: ['violations']})] : [];
+  if (theme === 'light')
+    found.push(await axe.run(within, {runOnly: {type: 'tag', values: standards}, resultTypes: ['violations'],
+                                      rules: Object.fromEntries(colours.map(c => [c, {enabled: false}]))}));
+  return found.flatMap(f => f.violations); }"""
 
 
 def need(there: bool, reason: str) -> None:
@@ -47,11 +66,21 @@ def browser() -> Iterator[Any]:
     except ImportError:
         need(False, "playwright is not installed: pip install -e '.[browser]'")
         raise
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+def picture(of: Any, name: str) -> None:
+    """Keep a screenshot of a page or an element, where somebody wants them: rendering one takes as long as a check."""
+    if SCREENSHOTS:
+        of.screenshot(path=str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def wait(page: Any, expression: str, arg: Any = None, timeout: float = 20_000) -> None:
+    """Wait until JavaScript says so, asking ten times per second: to ask at every frame has every frame drawn."""
+    page.wait_for_function(expression, arg=arg, timeout=timeout, polling=100)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -118,7 +147,7 @@ class Seen:
 
     def until(self, expression: str, *arguments: Any) -> None:
         """Wait until JavaScript says so; it gets the arguments as a list."""
-        self.page.wait_for_function(expression, arg=list(arguments), timeout=20_000)
+        wait(self.page, expression, list(arguments))
 
     def open(self, name: str) -> None:
         """Load a page and wait until its formulas are drawn."""
@@ -130,25 +159,17 @@ class Seen:
             content="* { transition: none !important; animation: none !important }"
         )
 
-    def violations(self, run_only: dict[str, Any], within: str = "html") -> list[str]:
-        """What axe-core finds within an element, one line for each place. It leaves the page with less on it.
+    def violations(self, theme: str, within: str = "html") -> list[str]:
+        """What axe-core finds within an element in a theme, one line for each place.
 
-        Of code, formulas, the library's objects and lists of links to them the first five are looked at: all are
-        coloured alike, and a page has a hundred. The others are removed, because axe-core would read them even to
-        leave them out.
+        Colours take nearly all of its time, so it judges them on two elements of each kind: a kind has one tag, class,
+        colour, size and weight, and the same papers behind it. All else is looked at in the light theme, everywhere.
         """
         self.page.evaluate(axe())
-        found = self.page.evaluate(
-            """([only, within]) => {
-                 for (const kind of ['div.highlight pre', 'mjx-container', 'dl.py', 'table.autosummary tr',
-                                     '.bd-sidebar-secondary li', '.genindextable li'])
-                   [...document.querySelectorAll(kind)].slice(5).forEach(e => e.remove());
-                 return axe.run(within, {runOnly: only, resultTypes: ['violations']}); }""",
-            [run_only, within],
-        )
+        found = self.page.evaluate(LOOK, [theme, within, COLOURS, WCAG])
         return [
-            f"{v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
-            for v in found["violations"]
+            f"{theme}: {v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
+            for v in found
             for node in v["nodes"]
         ]
 

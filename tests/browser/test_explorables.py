@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import BOOK, COLOURS, SCREENSHOTS, WCAG, Seen, press_end
+from tests.browser.conftest import BOOK, Seen, picture, press_end, wait
 
 pytestmark = pytest.mark.browser
 
@@ -49,7 +49,7 @@ def drag(seen: Seen, start: tuple[float, float], end: tuple[float, float]) -> No
 
 
 @of_each
-def test_reacts_to_a_key_and_a_drag(seen: Seen, name: str) -> None:
+def test_reacts_to_a_key_and_a_drag_and_begins_anew(seen: Seen, name: str) -> None:
     element = started(seen, name)
     assert element.query_selector(":scope > figure") is None
     control = element.query_selector("input[type=range]")
@@ -59,21 +59,39 @@ def test_reacts_to_a_key_and_a_drag(seen: Seen, name: str) -> None:
     middle = box["y"] + box["height"] / 2
     start, end = (box["x"] + box["width"] - 8, middle), (box["x"] + box["width"] / 2, middle)
     moved(seen, name, lambda: drag(seen, start, end))
+    # 'As at first' resets every control
+    press, values = (
+        "button:has-text('As at first')",
+        """e => [...e.querySelectorAll('input, select, textarea')]
+                .map(x => x.type === 'checkbox' ? x.checked : x.value)""",
+    )
+    element.query_selector(press).click()
+    seen.page.wait_for_timeout(100)
+    before = element.evaluate(values)
+    element.evaluate(
+        """e => { for (const x of e.querySelectorAll('input, select')) {
+             if (x.type === 'checkbox') x.checked = !x.checked;
+             else if (x.type === 'range') x.value = x.max;
+             else x.selectedIndex = x.options.length - 1;
+             x.dispatchEvent(new Event('input', {bubbles: true})); } }"""
+    )
+    assert element.evaluate(values) != before
+    element.query_selector(press).click()
+    seen.until(
+        f"([e, old]) => JSON.stringify(({values})(e)) === JSON.stringify(old)", element, before
+    )
     assert seen.problems() == []
 
 
 @of_each
-def test_is_accessible_and_fits(seen: Seen, name: str) -> None:
+def test_is_accessible_fits_and_paper_has_no_controls(seen: Seen, name: str) -> None:
     element = started(seen, name)
     for fold in element.query_selector_all("details"):
         fold.evaluate("e => e.open = true")
     problems: list[str] = []
     for theme in ("light", "dark"):
-        seen.page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-        element.screenshot(path=str(SCREENSHOTS / f"explorable-{name}-{theme}.png"))
-        only = ("tag", WCAG) if theme == "light" else ("rule", COLOURS)
-        found = seen.violations({"type": only[0], "values": only[1]}, place(name))
-        problems += [f"{theme}: {v}" for v in found]
+        problems += seen.violations(theme, place(name))
+        picture(element, f"explorable-{name}-{theme}")
     # every control has its name, every drawing its words
     unnamed = "e => [...e.querySelectorAll('svg[role=img], canvas')].filter(x => !(x.ariaLabel ?? '').trim()).length"
     assert element.evaluate(unnamed) == 0
@@ -85,28 +103,8 @@ def test_is_accessible_and_fits(seen: Seen, name: str) -> None:
     wide = seen.page.evaluate("document.documentElement.scrollWidth")
     if wide > 320:
         problems.append(f"{wide} pixels wide in a window of 320")
-    element.screenshot(path=str(SCREENSHOTS / f"explorable-{name}-narrow.png"))
+    picture(element, f"explorable-{name}-narrow")
     assert problems == []
-
-
-@of_each
-def test_as_at_first_resets_every_control_and_paper_has_none(seen: Seen, name: str) -> None:
-    element = started(seen, name)
-    values = """e => [...e.querySelectorAll('input, select, textarea')]
-                   .map(x => x.type === 'checkbox' ? x.checked : x.value)"""
-    before = element.evaluate(values)
-    element.evaluate(
-        """e => { for (const x of e.querySelectorAll('input, select')) {
-             if (x.type === 'checkbox') x.checked = !x.checked;
-             else if (x.type === 'range') x.value = x.max;
-             else x.selectedIndex = x.options.length - 1;
-             x.dispatchEvent(new Event('input', {bubbles: true})); } }"""
-    )
-    assert element.evaluate(values) != before
-    element.query_selector("button:has-text('As at first')").click()
-    seen.until(
-        f"([e, old]) => JSON.stringify(({values})(e)) === JSON.stringify(old)", element, before
-    )
     assert element.query_selector(".mm-controls").is_visible()
     seen.page.emulate_media(media="print")
     assert not element.query_selector(".mm-controls").is_visible()
@@ -242,7 +240,7 @@ def test_tokens_fall_unless_less_motion_is_asked_for(seen: Seen) -> None:
                  look(); }}"""
         )
         seen.page.click(f"{place('capacity_drops')} button:has-text('Let them fall')")
-        seen.page.wait_for_function("e => Number(e.value) > 0", arg=slider, timeout=5_000)
+        wait(seen.page, "e => Number(e.value) > 0", slider)
         seen.page.wait_for_timeout(300)
         assert seen.page.evaluate("window.most") == expected, motion
         # calmly: a tenth of the tokens at once
@@ -270,8 +268,10 @@ def test_the_film_of_balance_is_dragged_through(seen: Seen) -> None:
     press = (box["x"] + box["width"] * 0.4, box["y"] + (44 + 2.5 * 20) * box["width"] / WIDE)
     seen.page.mouse.click(*press)
     assert element.query_selector_all("select")[4].input_value() == "2"
-    seen.page.wait_for_function(
-        "e => e.querySelector('.mm-status').textContent.includes('Expert 3 has')", arg=element
+    wait(
+        seen.page,
+        "e => e.querySelector('.mm-status').textContent.includes('Expert 3 has')",
+        element,
     )
     assert "times the fair share" in element.query_selector(".mm-status").inner_text()
     labels = [x.inner_text() for x in element.query_selector_all("label") if x.is_visible()]
@@ -458,10 +458,10 @@ def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen
     seen.page.keyboard.press("Home")
     assert element.evaluate(share) > plain
     element.query_selector(".lr-next").click()
-    seen.page.wait_for_function("document.querySelectorAll('.lr-token').length === 25")
+    wait(seen.page, "document.querySelectorAll('.lr-token').length === 25")
     # all as at first
     element.query_selector("button:has-text('As at first')").click()
-    seen.page.wait_for_function("document.querySelectorAll('.lr-token').length === 24")
+    wait(seen.page, "document.querySelectorAll('.lr-token').length === 24")
     seen.page.wait_for_timeout(400)
     assert element.evaluate(shown) == before
     assert seen.problems() == []

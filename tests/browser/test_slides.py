@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from book import npm, slides
-from tests.browser.conftest import ROOT, SCREENSHOTS, need
+from tests.browser.conftest import ROOT, need, picture
 
 pytestmark = pytest.mark.browser
 
@@ -33,31 +33,23 @@ MEASURED = """() => {
 }""".replace("WIDTH", str(slides.WIDTH))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The decks of all lessons, as `make slides` makes them."""
-    made = tmp_path_factory.mktemp("slides")
+@pytest.mark.parametrize("name", [p.stem for p in LESSONS])
+def test_nothing_on_a_slide_overflows(browser: Any, tmp_path: Path, name: str) -> None:
     try:
-        for path in LESSONS:
-            slides.make(path, made)
+        deck = slides.make(ROOT / f"notebooks/{name}.ipynb", tmp_path)
     except npm.NpmError as error:
         need(False, str(error))
-    return made
-
-
-@pytest.mark.parametrize("name", [p.stem for p in LESSONS])
-def test_nothing_on_a_slide_overflows(browser: Any, folder: Path, name: str) -> None:
+        raise
     context = browser.new_context(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
     page = context.new_page()
-    page.goto((folder / f"{name}.html").as_uri())
+    page.goto(deck.as_uri())
     page.wait_for_selector(".reveal.ready")
     page.evaluate("new Promise(done => MathJax.Hub.Queue(done))")
-    (SCREENSHOTS / "slides").mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     for number in range(1, 100):
         page.evaluate("new Promise(done => MathJax.Hub.Queue(() => done()))")
         seen = page.evaluate(MEASURED)
-        page.screenshot(path=str(SCREENSHOTS / "slides" / f"{name}-{number:02}.png"))
+        picture(page, f"slides/{name}-{number:02}")
         problems += [f"slide {number}: {p}" for p in seen["problems"]]
         if seen["size"] < SMALLEST:
             problems.append(f"slide {number}: text of {seen['size']} pixels")
