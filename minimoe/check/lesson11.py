@@ -419,8 +419,8 @@ class WrongQuantiseRows(Suspects):
 
     @suspect("11 §6")
     def length_of_x(w: Tensor, x: Tensor, bits: int) -> Step:
-        """The bound has the length of x, the root of its squares. This is what independent errors give on average; the
-        most that they can give takes the sum of magnitudes."""
+        """The bound has the length of x, the root of its squares. So independent errors grow on average; the most that
+        they can give takes the sum of magnitudes."""
         return in_bits(w, x, bits, bound=lambda scale, x: scale / 2 * x.norm())
 
     @suspect("11 §6")
@@ -460,8 +460,8 @@ def quantise_rows(function: Callable[[Tensor, Tensor, int], Step]) -> str:
         return torch.cat([q.float(), *(t.detach().float()[:, None] for t in both)], 1)
 
     return judge(
-        function, right_quantise_rows, WrongQuantiseRows, cases, view, "11 §6", row="row, then its scale and bound,",
-        tolerance=(1e-4, 1e-6),
+        function, right_quantise_rows, WrongQuantiseRows, cases, view, "11 §6", tolerance=(1e-4, 1e-6),
+        row=lambda c, i: f"row {i}, its scale and its bound",
     )  # fmt: skip
 
 
