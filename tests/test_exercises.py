@@ -198,6 +198,7 @@ OWN = {
     "05.5": "group_limited", "06.1": "experts_touched", "06.2": "count_places", "06.3": "make_plan",
     "07.1": "lay_out", "07.2": "grouped",
     "08.1": "rms_norm", "08.2": "rotate_neighbours", "08.3": "account",
+    "10.2": "effective", "10.4": "utilisation",
     "11.3": "rounded", "11.4": "lru_hits",
     "12.1": "predicted", "12.2": "imbalance", "12.3": "design_effect", "12.5": "idle",
     "13.2": "dealt", "13.3": "information", "13.5": "together",

@@ -42,6 +42,7 @@ from minimoe.check.lesson07 import (
     what_a_program_reads,
 )
 from minimoe.check.lesson08 import account, load_strictly, rms_norm, rotate_pairs, to_fused
+from minimoe.check.lesson10 import bill, mfu, slope_at, worth
 from minimoe.check.lesson11 import (
     batch_hits,
     bytes_of_step,
@@ -76,6 +77,7 @@ __all__ = [
     "batch_hits",
     "batch_independent_weights",
     "bias_step",
+    "bill",
     "bits_beyond",
     "bits_remembered",
     "block_cost",
@@ -101,6 +103,7 @@ __all__ = [
     "importance_and_load",
     "kept_tokens",
     "load_strictly",
+    "mfu",
     "mixture_gradient",
     "noisy_router",
     "offset_in_the_weights",
@@ -112,6 +115,7 @@ __all__ = [
     "roofline",
     "rotate_pairs",
     "same_documents_chance",
+    "slope_at",
     "slots_of_assignments",
     "swiglu",
     "switch_loss",
@@ -124,4 +128,5 @@ __all__ = [
     "wide_mlp",
     "works_flipped",
     "works_left_out",
+    "worth",
 ]
