@@ -318,7 +318,7 @@ def test_the_lesson_says_what_its_examples_show() -> None:
     got = in_node("tile_layout", "given.map((g) => m.tiling(m.draw(g), g.rows, 6, 132))", given)
     lesson = (ROOT / "notebooks/07_triton_kernel.ipynb").read_text(encoding="utf-8")
     tall, low = (f"{100 * found['filling']:.0f} %" for found in got)
-    assert f"tall tiles are {tall} filling and its low ones {low}." in lesson
+    assert f"tall tiles, of 128 rows, are {tall} filling, and its low ones, of 16, {low}." in lesson
 
 
 def test_the_static_figure_of_tiles_says_its_numbers(made: dict[str, Explorable]) -> None:
