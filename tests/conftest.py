@@ -93,17 +93,11 @@ def store() -> Any:
             fcntl.flock(lock, fcntl.LOCK_EX)
             import torch
 
-            rows = read_object(path)["rows"] if path.exists() else []
-            row = {
-                "kind": kind,
-                "what": what,
-                "rate": round(rate, 3),
-                "wanted": wanted,
-                "runs": runs,
-            }
-            kept = [old for old in rows if (old["kind"], old["what"]) != (kind, what)]
-            rows = sorted([*kept, row], key=lambda r: (r["kind"], r["what"]))
             head = environment(torch.device("cpu"), 1) | {"command": "make test-slow"}
+            row = {"kind": kind, "what": what, "rate": round(rate, 3), "wanted": wanted}
+            row |= {"runs": runs, "date": head["date"]}
+            rows = [r for r in read_object(path)["rows"] if (r["kind"], r["what"]) != (kind, what)]
+            rows = sorted([*rows, row], key=lambda r: (r["kind"], r["what"]))
             lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
             write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
 

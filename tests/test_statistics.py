@@ -14,46 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minimoe.errors import TraceError
-from minimoe.study.chance import (
-    Result,
-    bootstrap_weights,
-    choices,
-    entropy,
-    holm,
-    interval_of_maximum,
-    interval_of_share,
-    jackknife,
-    jensen_shannon,
-    join,
-    mutual_information,
-    permutation_p,
-    random_groups,
-    set_codes,
-    sign_flips,
-    student,
-    total_variation,
-    works,
-)
-from minimoe.study.depth import (
-    held_out_gain,
-    information,
-    layer_dependence,
-    plug_in_bias,
-    token_bias,
-    token_classes,
-)
+from minimoe.study import chance as ch
+from minimoe.study import depth
+from minimoe.study import vocabulary as words
 from minimoe.study.domains import domain_load
 from minimoe.study.load import equal_load_ratios, expert_load
 from minimoe.study.paths import coactivation, pair_probabilities, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from minimoe.study.vocabulary import (
-    characteristic_tokens,
-    frequent_tokens,
-    log_odds,
-    maximum_share_null,
-    preferred_experts,
-    token_shares,
-)
 from tests.small import even_trace
 
 Row = tuple[int, list[list[int]]]
@@ -84,38 +51,40 @@ def one_layer(tokens: list[int], experts: list[list[int]]) -> list[Row]:
 
 
 def test_entropy_and_divergences_by_hand() -> None:
-    assert entropy([1, 1, 1, 1]) == pytest.approx(2)
-    assert entropy([2, 1, 1, 0]) == pytest.approx(1.5)
-    assert entropy([0, 0]) == 0
-    assert total_variation([0.5, 0.5, 0], [0.25, 0.25, 0.5]) == pytest.approx(0.5)
-    assert jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
-    assert jensen_shannon([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]) == pytest.approx(1)
-    assert jensen_shannon([0.2, 0.8], [0.2, 0.8]) == 0
+    assert ch.entropy([1, 1, 1, 1]) == pytest.approx(2)
+    assert ch.entropy([2, 1, 1, 0]) == pytest.approx(1.5)
+    assert ch.entropy([0, 0]) == 0
+    assert ch.total_variation([0.5, 0.5, 0], [0.25, 0.25, 0.5]) == pytest.approx(0.5)
+    assert ch.jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
+    assert ch.jensen_shannon([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]) == pytest.approx(1)
+    assert ch.jensen_shannon([0.2, 0.8], [0.2, 0.8]) == 0
     # H(3/4, 1/4) − (0 + 1)/2
-    assert jensen_shannon([1, 0], [0.5, 0.5]) == pytest.approx(0.8112781 - 0.5)
+    assert ch.jensen_shannon([1, 0], [0.5, 0.5]) == pytest.approx(0.8112781 - 0.5)
 
 
 def test_mutual_information_by_hand() -> None:
-    assert mutual_information(np.eye(8) * 5) == pytest.approx(3)  # a deterministic map
-    assert mutual_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0)
+    assert ch.mutual_information(np.eye(8) * 5) == pytest.approx(3)  # a deterministic map
+    assert ch.mutual_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0)
     # p = 3/8 1/8 1/8 3/8: 2 − H = 2·(3/8·log2(3/2)) + 2·(1/8·log2(1/2))
-    assert mutual_information([[3, 1], [1, 3]]) == pytest.approx(0.75 * math.log2(1.5) - 0.25)
+    assert ch.mutual_information([[3, 1], [1, 3]]) == pytest.approx(0.75 * math.log2(1.5) - 0.25)
     # k distinct experts, the token fixes the set: log2(E/k) is reached, never passed
-    assert mutual_information(np.kron(np.eye(4), [1, 1]) * 7) == pytest.approx(math.log2(8 / 2))
+    assert ch.mutual_information(np.kron(np.eye(4), [1, 1]) * 7) == pytest.approx(math.log2(8 / 2))
 
 
 @settings(derandomize=True)
 @given(hnp.arrays(np.int64, (5, 4), elements=st.integers(0, 30)))
 def test_mutual_information_is_bounded_and_symmetric(table: np.ndarray) -> None:
-    value = float(mutual_information(table))
+    value = float(ch.mutual_information(table))
     assert -1e-9 <= value <= 2 + 1e-9
-    assert value == pytest.approx(float(mutual_information(table.T)), abs=1e-9)
+    assert value == pytest.approx(float(ch.mutual_information(table.T)), abs=1e-9)
 
 
 def test_plug_in_bias_is_millers_for_one_choice() -> None:
     # (rows − 1)(columns − 1)/(2·N·ln 2)
-    assert plug_in_bias(10, 5000, 8, 1) == pytest.approx(9 * 7 / (2 * 5000 * math.log(2)))
-    assert plug_in_bias(10, 5000, 8, 8) == 0  # every token takes every expert: nothing can vary
+    assert depth.plug_in_bias(10, 5000, 8, 1) == pytest.approx(9 * 7 / (2 * 5000 * math.log(2)))
+    assert (
+        depth.plug_in_bias(10, 5000, 8, 8) == 0
+    )  # every token takes every expert: nothing can vary
 
 
 # -- resampling ----------------------------------------------------------------------------------------------------
@@ -126,13 +95,13 @@ def test_plug_in_bias_is_millers_for_one_choice() -> None:
     [(1, 12.706), (2, 4.303), (5, 2.571), (9, 2.262), (19, 2.093), (24, 2.064), (120, 1.980)],
 )
 def test_student_quantile_tabulated(degrees: int, value: float) -> None:
-    assert student(degrees) == pytest.approx(value, abs=0.0006)
+    assert ch.student(degrees) == pytest.approx(value, abs=0.0006)
 
 
 def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
     x = np.random.default_rng(0).normal(size=30)
     without = (x.sum() - x) / 29
-    value, low, high = jackknife(x.mean(), without)
+    value, low, high = ch.jackknife(x.mean(), without)
     error = x.std(ddof=1) / math.sqrt(30)
     assert value == pytest.approx(x.mean())
     assert (high - value, value - low) == pytest.approx((2.0452 * error,) * 2, rel=1e-3)
@@ -141,18 +110,18 @@ def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
 def test_jackknife_removes_the_bias_of_the_population_variance() -> None:
     x = np.random.default_rng(1).normal(size=20)
     without = np.array([np.delete(x, i).var() for i in range(20)])
-    assert jackknife(x.var(), without)[0] == pytest.approx(x.var(ddof=1))
+    assert ch.jackknife(x.var(), without)[0] == pytest.approx(x.var(ddof=1))
 
 
 def test_jackknife_of_one_group_gives_no_interval() -> None:
-    value, low, _ = jackknife(1.0, np.array([0.0]))
+    value, low, _ = ch.jackknife(1.0, np.array([0.0]))
     assert value == 1.0
     assert np.isnan(low)
 
 
 def test_bootstrap_weights_keep_strata_and_have_the_right_variance() -> None:
     strata = np.array([0, 0, 0, 0, 1, 1, 2])
-    weights = bootstrap_weights(strata, 20_000, np.random.default_rng(0))
+    weights = ch.bootstrap_weights(strata, 20_000, np.random.default_rng(0))
     assert weights[:, :4].sum(axis=1) == pytest.approx(4)
     assert weights[:, 4:6].sum(axis=1) == pytest.approx(2)
     assert (weights[:, 6] == 1).all()
@@ -163,18 +132,18 @@ def test_bootstrap_weights_keep_strata_and_have_the_right_variance() -> None:
 
 def test_random_groups_are_even_within_strata() -> None:
     strata = np.repeat([0, 1], [40, 60])
-    group = random_groups(strata, 20, np.random.default_rng(0))
+    group = ch.random_groups(strata, 20, np.random.default_rng(0))
     assert (np.bincount(group[:40]) == 2).all()
     assert (np.bincount(group[40:]) == 3).all()
 
 
 def test_p_values() -> None:
-    assert permutation_p(5.0, np.array([1.0, 5.0, 6.0, 2.0])) == pytest.approx(3 / 5)
-    assert permutation_p(9.0, np.arange(9.0)) == pytest.approx(1 / 10)
+    assert ch.permutation_p(5.0, np.array([1.0, 5.0, 6.0, 2.0])) == pytest.approx(3 / 5)
+    assert ch.permutation_p(9.0, np.arange(9.0)) == pytest.approx(1 / 10)
     # Holm: 0.01·4, 0.02·3, max(0.025·2, before), 0.5
-    assert holm([0.025, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert ch.holm([0.025, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     # a test that was not made is not counted
-    tried = holm([0.03, math.nan, 0.01, 0.5, 0.02])
+    tried = ch.holm([0.03, math.nan, 0.01, 0.5, 0.02])
     assert tried == pytest.approx([0.06, math.nan, 0.04, 0.5, 0.06], nan_ok=True)
 
 
@@ -182,7 +151,7 @@ def test_sign_flips_reach_every_sign_and_keep_the_pool() -> None:
     # three works of two labels: residuals about the pool (½, ½) are ±2, ±1 and ∓3
     counts, label = np.array([[6, 2], [3, 1], [1, 7]]), np.array([0, 0, 1])
     size, pool = counts.sum(axis=1), counts.sum(axis=0) / counts.sum()
-    moved = sign_flips(counts, label, 2, 2000, np.random.default_rng(0))
+    moved = ch.sign_flips(counts, label, 2, 2000, np.random.default_rng(0))
     assert moved.sum(axis=2) == pytest.approx(0)
     assert (moved * np.array([12, 8])[:, None]).sum(axis=1) == pytest.approx(0)
     r = (counts - size[:, None] * pool)[:, 0]
@@ -201,8 +170,8 @@ def test_a_work_is_the_unit() -> None:
     trace = trace_of(*documents)
     of_plays = [d._replace(work=str(i // 5)) for i, d in enumerate(trace.documents)]
     plays = replace(trace, documents=tuple(of_plays))
-    assert works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
-    assert choices(plays, 1).by_work().sum(axis=1).tolist() == [25] * 4
+    assert ch.works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
+    assert ch.choices(plays, 1).by_work().sum(axis=1).tolist() == [25] * 4
     scenes, few = domain_load(trace, 1, resamples=999), domain_load(plays, 1, resamples=999)
     assert scenes.units.tolist() == [10, 10] and few.units.tolist() == [2, 2]
     assert (scenes.tv.p < 0.05).all() and scenes.together_p < 0.05
@@ -219,25 +188,25 @@ def test_a_work_is_the_unit() -> None:
 
 def test_interval_of_share_counts_works_and_says_when_they_are_too_few() -> None:
     unit = np.zeros(40, np.int64)
-    alike = interval_of_share(np.full(40, 5), np.full(40, 10), unit, 1)
-    apart = interval_of_share(np.repeat([0, 10], 20), np.full(40, 10), unit, 1)
+    alike = ch.interval_of_share(np.full(40, 5), np.full(40, 10), unit, 1)
+    apart = ch.interval_of_share(np.repeat([0, 10], 20), np.full(40, 10), unit, 1)
     assert alike.value == apart.value == 0.5
     # works that agree are worth all their trials, works that are of one mind each count once
     assert (alike.high - alike.low)[0] == pytest.approx(0.0, abs=0.11)
     assert (apart.high - apart.low)[0] == pytest.approx(2 * 2.02 * 0.5 / math.sqrt(40), rel=0.1)
     # a share of 1 in 20 works: the exact bound of 20 trials
-    certain = interval_of_share(np.full(20, 9), np.full(20, 9), unit[:20], 1)
+    certain = ch.interval_of_share(np.full(20, 9), np.full(20, 9), unit[:20], 1)
     assert (certain.low[0], certain.high[0]) == pytest.approx((0.025 ** (1 / 20), 1.0))
-    assert np.isnan(interval_of_share(np.full(9, 5), np.full(9, 9), unit[:9], 1).low).all()
+    assert np.isnan(ch.interval_of_share(np.full(9, 5), np.full(9, 9), unit[:9], 1).low).all()
 
 
 def test_interval_of_maximum_of_one_quantity_is_the_usual_one() -> None:
     draws = np.random.default_rng(0).normal(3.0, 0.5, size=(20_000, 1))
-    low, high = interval_of_maximum(np.array([3.0]), draws)
+    low, high = ch.interval_of_maximum(np.array([3.0]), draws)
     assert (low, high) == pytest.approx((3 - 1.96 * 0.5, 3 + 1.96 * 0.5), abs=0.02)
     # a second one far below changes nothing once it is set aside
     both = np.concatenate([draws, np.random.default_rng(1).normal(-9.0, 0.5, (20_000, 1))], axis=1)
-    assert interval_of_maximum(np.array([3.0, -9.0]), both) == pytest.approx((low, high))
+    assert ch.interval_of_maximum(np.array([3.0, -9.0]), both) == pytest.approx((low, high))
 
 
 # -- counts --------------------------------------------------------------------------------------------------------
@@ -249,24 +218,24 @@ def test_counts_leave_padding_out() -> None:
         ("a", one_layer([-1], [[-1, -1]])),
         ("b", one_layer([5], [[3, -1]])),
     )
-    c = choices(trace, 1)
+    c = ch.choices(trace, 1)
     assert c.source.tolist() == [0, 2]
     assert c.by_work().tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
     with pytest.raises(TraceError, match="nothing to count"):
-        choices(trace.select(documents=np.array([False, True, False])), 1)
+        ch.choices(trace.select(documents=np.array([False, True, False])), 1)
 
 
 def test_codes() -> None:
-    codes, sets = set_codes(np.array([[3, 1], [1, 3], [0, 2], [2, -1]]))
+    codes, sets = ch.set_codes(np.array([[3, 1], [1, 3], [0, 2], [2, -1]]))
     assert codes[0] == codes[1]
     assert len(set(codes.tolist())) == 3
     assert sets[codes].tolist() == [[1, 3], [1, 3], [0, 2], [-1, 2]]
     big = np.array([0, 2**40, 0, 2**40])
-    assert join([big, big, np.array([0, 1, 0, 0])]).tolist() == [0, 2, 0, 1]
+    assert ch.join([big, big, np.array([0, 1, 0, 0])]).tolist() == [0, 2, 0, 1]
 
 
 def test_token_classes_lump_the_rare() -> None:
-    classes = token_classes(np.array([9, 9, 9, 4, 4, 4, 1, 2]), 3)
+    classes = depth.token_classes(np.array([9, 9, 9, 4, 4, 4, 1, 2]), 3)
     assert classes.tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
 
 
@@ -367,7 +336,7 @@ def test_information_of_a_deterministic_map() -> None:
     # the token fixes its expert, and each domain has its own tokens
     law = [("law", one_layer([0, 1] * 20, [[0], [1]] * 20))] * 30
     code = [("code", one_layer([2, 3] * 20, [[2], [3]] * 20))] * 30
-    one = information(trace_of(*law, *code), resamples=99)[0]
+    one = depth.information(trace_of(*law, *code), resamples=99)[0]
     assert one.token.plug_in == pytest.approx(2)
     assert one.limit == 2
     assert one.token.value == pytest.approx(2, abs=0.02)
@@ -378,27 +347,27 @@ def test_information_of_a_deterministic_map() -> None:
     assert one.beyond.value == pytest.approx(0, abs=1e-4)
     assert (one.units, one.tokens) == (60, 2400)
     with pytest.raises(TraceError, match="occurs 10000 times"):
-        information(trace_of(*law, *code), least=10_000)
+        depth.information(trace_of(*law, *code), least=10_000)
 
 
 def test_few_works_give_no_interval_of_information() -> None:
     documents = [("ab"[i % 2], one_layer([1, 2] * 9, [[i % 4], [0]] * 9)) for i in range(48)]
-    one = information(trace_of(*documents), resamples=9)[0]
+    one = depth.information(trace_of(*documents), resamples=9)[0]
     assert not one.token.known and not one.domain.known and not one.beyond.known
 
 
 def test_bias_of_tokens_counts_the_experts_that_were_seen() -> None:
     # four tokens once each and one ten times on three experts; E = 4 seen, K = 1
     table = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [5, 4, 1, 0]])
-    assert token_bias(table, 14, 1) == pytest.approx((2 - 3) / (2 * 14 * math.log(2)))
+    assert depth.token_bias(table, 14, 1) == pytest.approx((2 - 3) / (2 * 14 * math.log(2)))
     full = np.full((10, 8), 50)
-    assert token_bias(full, 4000, 1) == pytest.approx(plug_in_bias(10, 4000, 8, 1))
+    assert depth.token_bias(full, 4000, 1) == pytest.approx(depth.plug_in_bias(10, 4000, 8, 1))
 
 
 def test_what_the_domain_says_beyond_the_token() -> None:
     # one token, four domains, each with its own expert: nothing in the token, 2 bits in the domain
     documents = [(f"d{i % 4}", one_layer([7] * 50, [[i % 4]] * 50)) for i in range(80)]
-    one = information(trace_of(*documents), resamples=99)[0]
+    one = depth.information(trace_of(*documents), resamples=99)[0]
     assert one.token.plug_in == pytest.approx(0, abs=1e-9)
     assert one.beyond.plug_in == pytest.approx(2)
     assert one.beyond.value == pytest.approx(2, abs=0.01)
@@ -407,17 +376,11 @@ def test_what_the_domain_says_beyond_the_token() -> None:
 
 def test_held_out_gain_by_hand() -> None:
     """Four documents, one to a fold, one token, one label: p(e | token, label) can only repeat p(e | token)."""
-    gain = held_out_gain(
-        np.zeros(8, np.int64),
-        np.array([[0], [1]] * 4),
-        np.repeat(np.arange(4), 2),
-        np.zeros(4, np.int64),
-        num_experts=2,
-        resamples=9,
-        rng=np.random.default_rng(0),
-    )
-    assert gain.value == pytest.approx(0, abs=1e-12)
-    assert not gain.known
+    expert, four, same = np.array([[0], [1]] * 4), np.arange(4), np.zeros(8, np.int64)
+    for enough in (False, True):
+        gain = depth.held_out_gain(same, expert, np.repeat(four, 2), same[:4], four, 2, enough)
+        assert gain.value == pytest.approx(0, abs=1e-12)
+        assert gain.known == enough
 
 
 # -- repeats -------------------------------------------------------------------------------------------------------
@@ -498,7 +461,7 @@ def test_token_shares_by_hand() -> None:
         ("a", one_layer([5, 5, 6], [[0, 1], [0, 2], [3, 1]])),
         ("a", one_layer([5, 5, 9], [[0, 1], [1, 3], [2, 3]])),
     )
-    shares = token_shares(trace, 1, [5, 6, 77])
+    shares = words.token_shares(trace, 1, [5, 6, 77])
     assert shares.occurrences.tolist() == [4, 1, 0]
     assert shares.documents.tolist() == [2, 1, 0]
     assert shares.share.value[0] == pytest.approx([0.75, 0.75, 0.25, 0.25])
@@ -512,13 +475,13 @@ def test_token_shares_by_hand() -> None:
     assert (shares.preferred.expert[2] == -1).all()
     for bad in ([], [3, 3], [-1]):
         with pytest.raises(TraceError, match="distinct token ids"):
-            token_shares(trace, 1, bad)
+            words.token_shares(trace, 1, bad)
 
 
 def test_preferred_expert_is_chosen_and_judged_on_different_documents() -> None:
     # in every document token 1 goes to expert 2 three times of four
     documents = [("a", one_layer([1] * 4, [[2], [2], [2], [0]])) for _ in range(120)]
-    found = preferred_experts(trace_of(*documents), 1, resamples=50)
+    found = words.preferred_experts(trace_of(*documents), 1, resamples=50)
     assert found.token.tolist() == [1]
     assert found.expert.tolist() == [[2]]
     assert found.occurrences[0] == 480
@@ -528,28 +491,30 @@ def test_preferred_expert_is_chosen_and_judged_on_different_documents() -> None:
     assert found.mean.value == found.mean_chance == pytest.approx(0.75)
     assert (found.excess.value, found.excess.low) == pytest.approx((0, 0), abs=1e-12)
     # both experts of the set get all of it
-    assert preferred_experts(trace_of(*documents), 1, size=2).share.value[0] == pytest.approx(1)
+    assert words.preferred_experts(trace_of(*documents), 1, size=2).share.value[0] == pytest.approx(
+        1
+    )
     with pytest.raises(TraceError, match="no token of layer 1 occurs 1000 times"):
-        preferred_experts(trace_of(*documents), 1, min_count=1000)
+        words.preferred_experts(trace_of(*documents), 1, min_count=1000)
 
 
 def test_chance_of_a_preference_is_that_of_the_same_documents() -> None:
     # 'What' stands in plays alone, where every token goes to expert 1: no preference of its own
     plays = [("play", one_layer([9, 1, 2], [[1], [1], [1]])) for _ in range(60)]
     prose = [("prose", one_layer([1, 2, 3], [[0], [2], [3]])) for _ in range(60)]
-    found = token_shares(trace_of(*plays, *prose), 1, [9])
+    found = words.token_shares(trace_of(*plays, *prose), 1, [9])
     assert found.share.value[0, 1] == found.share.null_high[0, 1] == found.chance[0, 1] == 1
-    assert preferred_experts(trace_of(*plays, *prose), 1, token_ids=[9]).excess.value == 0
+    assert words.preferred_experts(trace_of(*plays, *prose), 1, token_ids=[9]).excess.value == 0
 
 
 @pytest.mark.parametrize(("n", "mean"), [(10, 0.47), (50, 0.35), (1000, 0.269)])
 def test_largest_share_by_chance(n: int, mean: float) -> None:
     """The design's .47 and .35 for 2 of 8; at 1,000, K/E + 1.42 normal deviations (the expected largest of eight)."""
-    assert maximum_share_null(n, 8, 2).value == pytest.approx(mean, abs=0.006)
+    assert words.maximum_share_null(n, 8, 2).value == pytest.approx(mean, abs=0.006)
 
 
 def test_largest_share_of_one_occurrence_is_one() -> None:
-    assert maximum_share_null(1, 8, 2).value == 1
+    assert words.maximum_share_null(1, 8, 2).value == 1
 
 
 # -- vocabulary ----------------------------------------------------------------------------------------------------
@@ -557,7 +522,7 @@ def test_largest_share_of_one_occurrence_is_one() -> None:
 
 def test_frequent_tokens_by_hand() -> None:
     documents = [("a", one_layer([5, 5, 6, 7], [[0], [0], [0], [1]]))] * 50
-    found = frequent_tokens(trace_of(*documents), 1, top=3)
+    found = words.frequent_tokens(trace_of(*documents), 1, top=3)
     assert found.token[0].tolist() == [5, 6, -1]
     assert found.count[0].tolist() == [100, 50, 0]
     assert found.score[0, :2] == pytest.approx([2 / 3, 1 / 3])
@@ -566,7 +531,7 @@ def test_frequent_tokens_by_hand() -> None:
 
 def test_log_odds_by_hand() -> None:
     # word 0: 30 of the expert's 40, 10 of the others' 60; pseudo-counts 2 and 3 of 5
-    delta, z = log_odds(np.array([[30, 10], [10, 50]]), np.array([[2.0], [3.0]]))
+    delta, z = words.log_odds(np.array([[30, 10], [10, 50]]), np.array([[2.0], [3.0]]))
     expected = math.log(32 / 13) - math.log(12 / 53)
     assert delta[0, 0] == pytest.approx(expected)
     assert z[0, 0] == pytest.approx(expected / math.sqrt(1 / 32 + 1 / 12))
@@ -693,7 +658,7 @@ def test_independent_layers_have_the_paths_expected_of_them() -> None:
 def test_layer_dependence_by_hand() -> None:
     # layer 2 is layer 1 renumbered; layer 3 says whether layer 1 is below 2: 1 bit of its 2
     rows = [(1, [[e], [(e + 1) % 4], [e // 2]]) for e in (0, 1, 2, 3)]
-    found = layer_dependence(trace_of(*[("a", rows * 5)] * 60))
+    found = depth.layer_dependence(trace_of(*[("a", rows * 5)] * 60))
     assert found.information.value[0, 1] == pytest.approx(2)
     assert found.information.value[0, 2] == found.information.value[2, 0] == pytest.approx(1)
     assert found.told(0, 2).value == pytest.approx(1)
@@ -721,14 +686,14 @@ def invariants(trace: RoutingTrace) -> list[float]:
     """Statistics that depend neither on the experts' numbers nor on padding."""
     load = expert_load(trace, 1, resamples=5)
     domains = domain_load(trace, 1, resamples=5)
-    info = information(trace, layers=[1], groups=4, resamples=5)[0]
+    info = depth.information(trace, layers=[1], groups=4, resamples=5)[0]
     rep = repeats(trace, 1, resamples=5)
     co = coactivation(trace, 1, permutations=3)
-    pref = preferred_experts(trace, 1, min_count=1, resamples=5)
+    pref = words.preferred_experts(trace, 1, min_count=1, resamples=5)
     first, sets = (
         paths(trace, kind=kind, resamples=5, permutations=2) for kind in ("first", "set")
     )
-    depth = layer_dependence(trace, groups=4)
+    between = depth.layer_dependence(trace, groups=4)
     return [
         load.ratio.value, load.max_violation.value, load.design_effect, *np.sort(load.share.value),
         *domains.tv.value, *domains.ratio.value, *domains.tokens,
@@ -737,7 +702,7 @@ def invariants(trace: RoutingTrace) -> list[float]:
         rep.overlap.rate.value, rep.overlap.chance_loads, rep.overlap.shuffled, rep.overlap.rate.null_high,
         co.maximum.value, *pref.occurrences,
         first.distinct.value, *first.same_context, *first.same_context_chance, sets.distinct.value,
-        depth.information.value[0, 1], *depth.entropy,
+        between.information.value[0, 1], *between.entropy,
     ]  # fmt: skip
 
 
@@ -797,17 +762,17 @@ def test_a_second_copy_of_every_document_changes_no_share(trace: RoutingTrace) -
 @given(traces())
 def test_every_result_is_json_and_repeatable(trace: RoutingTrace) -> None:
     def everything() -> list[dict]:
-        results: list[Result] = [
+        results: list[ch.Result] = [
             expert_load(trace, 1, resamples=5, seed=3),
             domain_load(trace, 2, resamples=5, seed=3),
-            *information(trace, resamples=5, seed=3),
+            *depth.information(trace, resamples=5, seed=3),
             repeats(trace, 1, resamples=5, seed=3),
-            token_shares(trace, 1, [0, 1, 99], seed=3),
-            frequent_tokens(trace, 1, top=3),
-            characteristic_tokens(trace, 1, top=3, groups=3, seed=3),
+            words.token_shares(trace, 1, [0, 1, 99], seed=3),
+            words.frequent_tokens(trace, 1, top=3),
+            words.characteristic_tokens(trace, 1, top=3, groups=3, seed=3),
             coactivation(trace, 1, permutations=3, seed=3),
             paths(trace, kind="set", resamples=5, permutations=2, seed=3),
-            layer_dependence(trace, groups=3, seed=3),
+            depth.layer_dependence(trace, groups=3, seed=3),
         ]
         return [result.to_dict() for result in results]
 

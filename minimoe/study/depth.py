@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class Information(ch.Result):
     token: Bits  #: I(token; e) of every token of the text, rare ones too; jackknife of the value less its `token_bias`
     domain: Bits  #: I(label; e), jackknife. Null: sign flips of works' residuals, of the plug-in value to second order.
     #: what the label says beyond the token: gain in held-out log-loss of p(e | token, label) over p(e | token), in bits
-    #: an assignment, works of the predicted half resampled; negative where it misleads
+    #: an assignment, by jackknife (`held_out_gain`); negative where it misleads
     beyond: Bits
     beyond_range: tuple[float, float]  #: of that gain as rarer or fewer tokens get own classes
 
@@ -122,9 +122,11 @@ def information(
         without = [_told(table) - token_bias(table, tokens, k) for table, tokens in left]
         ends = ch.jackknife(_told(every) - token_bias(every, n, k), without, enough)
         told = Bits(*ends, plug_in=_told(every))
-        more: dict[str, Any] = {"num_experts": e, "resamples": resamples, "rng": rng}
-        classes = (token_classes(token, fewest) for fewest in CLASSES)
-        gains = [held_out_gain(number, expert, unit, label, **more) for number in classes]
+        group, rows = ch.random_groups(label, 24, rng), (expert, unit, label)
+        gains = [
+            held_out_gain(token_classes(token, fewest), *rows, group, e, enough and not i)
+            for i, fewest in enumerate(CLASSES)
+        ]
         span = min(g.value for g in gains), max(g.value for g in gains)
         sizes = (n, len(label), math.log2(e / k))
         found.append(Information(layer, by, *sizes, told, domain, gains[0], span))
@@ -163,30 +165,29 @@ def token_classes(token: Ints, min_count: int) -> Ints:
 
 
 def held_out_gain(
-    token: Ints,
-    expert: Ints,
-    unit: Ints,
-    unit_label: Ints,
-    *,
-    num_experts: int,
-    resamples: int,
-    rng: np.random.Generator,
+    token: Ints, expert: Ints, unit: Ints, label: Ints, group: Ints, num_experts: int, enough: bool
 ) -> Bits:
     """Fit on one half of the works, predict the other, and the other way round; I(label; e | token) as `plug_in`.
+
+    The interval is by jackknife: a group left out is neither predicted nor fitted, for half of the error is of the
+    works that were fitted. Only the strengths of smoothing stay.
 
     Args:
         token: [n] class of the token of each row.
         expert: [n, K] its experts.
         unit: [n] its work.
-        unit_label: [U] label of each work; the halves are drawn within labels.
+        label: [U] label of each work.
+        group: [U] group of each work, drawn within labels; groups 0 and 1 of every four are one half.
+        enough: whether an interval is wanted, and works are enough for one.
     """
-    fold = ch.random_groups(unit_label, 4, rng)[unit]  # folds 0, 1 are one half, 2, 3 the other
-    num_labels = int(unit_label.max()) + 1
+    num_labels = int(label.max()) + 1
     # a cell is a token class and a label; in their order each token is one stretch of cells
-    cell, pairs = ch.compact(token * num_labels + unit_label[unit])
-    folds = [*ch.by_group(fold, 4, cell, len(pairs), expert, num_experts)]
+    cell, pairs = ch.compact(token * num_labels + label[unit])
     of_token = ch.compact(pairs // num_labels)[0]
     starts = np.flatnonzero(np.diff(of_token, prepend=-1))
+
+    def parts(group: Ints, number: int) -> Iterator[Ints]:
+        return ch.by_group(group[unit], number, cell, len(pairs), expert, num_experts)
 
     def of_tokens(counts: Ints) -> Ints:
         return np.add.reduceat(counts, starts, axis=0)
@@ -207,24 +208,29 @@ def held_out_gain(
         losses = [-sum((b * np.log2(predicted(a, s))).sum() for a, b in pairs) for s in _STRENGTHS]
         return _STRENGTHS[int(np.argmin(losses))]
 
-    per_unit = np.zeros((2, len(unit_label)))  # gain in bits, assignments
-    for half in ((0, 1), (2, 3)):
-        one, other = (folds[i] for i in half)
+    folds, strengths = np.array([*parts(group % 4, 4)]), list[tuple[float, float]]()
+    for one, other in (folds[:2], folds[2:]):
         # that of the token comes first: were p(e | token) smoothed too much, the domain would seem to help only because
         # it brings the token's own counts back in
         weak = best(of_tokens(one), of_tokens(other), by_token)
-        strong = best(one, other, partial(by_cell, weak))
-        base, full = by_token(of_tokens(one + other), weak), by_cell(weak, one + other, strong)
-        gained = np.pad(
-            np.log2(full / base[of_token]), ((0, 0), (0, 1))
-        )  # nobody, -1, gains nothing
-        rows = ~np.isin(fold, half)
-        both = gained[cell[rows, None], expert[rows]], expert[rows] >= 0
-        per_unit += [np.bincount(unit[rows], x.sum(axis=1), len(unit_label)) for x in both]
-    gain = ch.bootstrap_rate(per_unit[0], per_unit[1], unit_label, resamples, rng)
-    total = np.sum(folds, axis=0)
-    given = _told(total) - _told(of_tokens(total))
-    return Bits(gain.value, gain.low, gain.high, plug_in=given)
+        strengths.append((weak, best(one, other, partial(by_cell, weak))))
+
+    def gained(half: int, counts: Ints) -> Floats:
+        """[cells, E] bits that the label gains where `counts` of this half predict the other."""
+        weak, strong = strengths[half]
+        return np.log2(by_cell(weak, counts, strong) / by_token(of_tokens(counts), weak)[of_token])
+
+    halves, without = (folds[:2].sum(axis=0), folds[2:].sum(axis=0)), list[float]()
+    fits = [gained(i, counts) for i, counts in enumerate(halves)]
+    won, total = [(fits[i] * halves[1 - i]).sum() for i in (0, 1)], folds.sum(axis=0)
+    for i, part in enumerate(parts(group, int(group.max()) + 1) if enough else ()):
+        own = i % 4 // 2  # the half of this group, which fits the other and is predicted by it
+        refit = (gained(own, halves[own] - part) * halves[1 - own]).sum()
+        rest = won[1 - own] - (fits[1 - own] * part).sum()
+        without.append((refit + rest) / (total.sum() - part.sum()))
+    value, given = float(sum(won) / total.sum()), _told(total) - _told(of_tokens(total))
+    middle, low, high = ch.jackknife(value, without)
+    return Bits(value, value - middle + low, value - middle + high, plug_in=given)
 
 
 # --- one layer and another ------------------------------------------------------------------------

@@ -223,17 +223,20 @@ def parallel(
         resamples: of titles, for the interval.
         seed: of the draws.
     """
-    matched, unmatched = list[ch.Floats](), list[ch.Floats]()
+    matched, unmatched, back = list[ch.Floats](), list[ch.Floats](), list[ch.Floats]()
     kept = np.flatnonzero(np.bincount(topic)[topic] > 1)
     for i in kept:
         others = kept[(topic[kept] == topic[i]) & (kept != i)]
         matched.append(ch.jensen_shannon(first[i], second[i]))
         unmatched.append(ch.jensen_shannon(first[i][None], second[others]).mean(axis=0))
+        back.append(ch.jensen_shannon(first[others], second[i][None]).mean(axis=0))
     if not len(kept):
         raise TraceError("no two titles share a topic; there is nothing to compare")
     a, b = np.stack(matched), np.stack(unmatched)
     strata, rng = ch.compact(topic[kept])[0], np.random.default_rng(seed)
-    draws = ch.bootstrap(b - a, strata, resamples, rng) / len(kept)
+    # a title is in its own mean and, by its second text, in those of the others
+    told = b + np.stack(back) - b.mean(axis=0) - a
+    draws = ch.bootstrap(told, strata, resamples, rng) / len(kept)
     ends = ch.percentile(draws) if len(kept) >= ch.MIN_DOCUMENTS else ch.NOTHING
     return Parallel(a.mean(axis=0), b.mean(axis=0), ch.Band((b - a).mean(axis=0), *ends), len(kept))
 

@@ -51,21 +51,16 @@ def quiet_libraries(*names: str) -> Generator[None]:
 
 
 class Stages:
-    """One line a stage on standard error, with the seconds since the start; remembers how long each took."""
+    """One line a stage on standard error, with the seconds since the start."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.start = self.last = time.perf_counter()
-        self.name = ""
-        self.seconds: dict[str, float] = {}
+        self.start = time.perf_counter()
 
     def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        if self.name:
-            self.seconds[self.name] = round(self.seconds.get(self.name, 0.0) + now - self.last, 1)
-        self.name, self.last = name, now
-        if name and not self.quiet:
-            print(f"[{now - self.start:5.1f} s] {name}", file=sys.stderr, flush=True)
+        if not self.quiet:
+            now = time.perf_counter() - self.start
+            print(f"[{now:5.1f} s] {name}", file=sys.stderr, flush=True)
 
 
 # What a configuration says of the machine that read it and not of the model.

@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -134,7 +133,6 @@ def run_study(
         **dict(surroundings()),
         "transformers": getattr(sys.modules.get("transformers"), "__version__", "not used"),
     }
-    stage("")
     summary = {
         "format": "minimoe-study",
         "version": 1,
@@ -145,15 +143,13 @@ def run_study(
         "measurements": trimmed(m),
         "control": trimmed(untrained),
         "figures": {f.name: {"caption": f.caption, "alt": f.alt} for f in drawn.values()},
-        "seconds": stage.seconds,
     }
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(out / "summary.json", text + "\n")
     words = {"found": found, "read": read, "trace": trace, "layers": spans(read.layers)}
     words |= {"facts": facts, "corpus": material(trace, read), "left_out": left_out}
     write_text(out / "report.html", page.page(made, drawn, published=itself, **words))
-    if progress:
-        print(f"[{time.perf_counter() - stage.start:5.1f} s] done", file=sys.stderr, flush=True)
+    stage("done")
     return out / "report.html"
 
 
