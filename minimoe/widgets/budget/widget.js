@@ -19,8 +19,8 @@ export default explorable(({ data, stage, width, reset }) => {
   const device = select({ label: "device", options: data.devices.map(([name], i) => [String(i), name]), oninput: show });
   const gpus = slider({ label: "devices", values: [8, 64, 256, 512, 1024, 2048, 4096, 16384], value: data.gpus, oninput: show });
   const days = slider({ label: "days", values: [1, 7, 14, 30, 60, 90, 134, 180, 365], value: data.days, oninput: show });
-  const ratio = slider({ label: "utilisation of the sparse model", min: 0.05, max: 0.6, step: 0.01, value: data.utilisation, show: (v) => percent(v), oninput: show });
-  const other = slider({ label: "of the dense one", min: 0.05, max: 0.6, step: 0.01, value: data.utilisation, show: (v) => percent(v), oninput: show });
+  const ratio = slider({ label: "utilisation, sparse", min: 0.05, max: 0.6, step: 0.01, value: data.utilisation, show: (v) => percent(v), oninput: show });
+  const other = slider({ label: "utilisation, dense", min: 0.05, max: 0.6, step: 0.01, value: data.utilisation, show: (v) => percent(v), oninput: show });
 
   const x = (n) => LEFT + ((Math.log10(n) - X[0]) / (X[1] - X[0])) * (width - LEFT - 8);
   const y = (d) => 8 + ((Y[1] - Math.log10(d)) / (Y[1] - Y[0])) * (HEIGHT - BOTTOM - 8);
@@ -30,6 +30,7 @@ export default explorable(({ data, stage, width, reset }) => {
       .map((n) => [n, d(n)]).filter(([, t]) => t >= 10 ** Y[0] && t <= 10 ** Y[1]);
     return h("polyline", { points: points.map(([n, t]) => `${x(n)},${y(t)}`).join(" "), style: `fill: none; ${style}` });
   };
+  const round = (v) => Number(v.toPrecision(2)).toLocaleString("en-GB");
   const inFrame = (t) => Math.min(10 ** Y[1], Math.max(10 ** Y[0], t));
 
   function show() {
@@ -45,13 +46,13 @@ export default explorable(({ data, stage, width, reset }) => {
       powers(X).map((n) => h("text", { x: x(n), y: HEIGHT - 24, "text-anchor": n === 10 ** X[1] ? "end" : "middle", class: "mm-quiet" }, si(n))),
       powers(Y).map((t) => h("text", { x: LEFT - 6, y: y(t) + 4, "text-anchor": "end", class: "mm-quiet" }, si(t))),
       h("text", { x: width / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "mm-quiet" }, "parameters that a token uses"),
-      h("text", { x: LEFT + 4, y: 20, class: "mm-quiet" }, "tokens"),
+      h("text", { x: width - 8, y: 20, "text-anchor": "end", class: "mm-quiet" }, "tokens"),
       line((n) => tokens(n, mine), "stroke: var(--mm-blue); stroke-width: 2"),
       mine === theirs ? null : line((n) => tokens(n, theirs), "stroke: var(--mm-vermillion); stroke-width: 2"),
       line((n) => 20 * n, "stroke: var(--mm-line); stroke-dasharray: 5 4"),
-      rows.map(([name, , n, t], i) => [
+      rows.slice(0, 2).map(([name, , n, t], i) => [
         h(i ? "rect" : "circle", i ? { x: x(n) - 5, y: y(inFrame(t)) - 5, width: 10, height: 10, style: "fill: var(--mm-vermillion)" } : { cx: x(n), cy: y(inFrame(t)), r: 6, style: "fill: var(--mm-blue)" }),
-        i === 2 ? null : h("text", { x: x(n) + (i ? 10 : -10), y: y(inFrame(t)) + (i ? -8 : 18), "text-anchor": i ? (x(n) > width - 140 ? "end" : "start") : "end" }, name),
+        h("text", { x: x(n) + (i ? 9 : -9), y: y(inFrame(t)) + (i ? -7 : 18), "text-anchor": i ? "start" : "end" }, i ? "equal size" : name),
       ]).flat(),
     );
     const said = rows.map(([, , , t, worth]) => loss(data.law, worth, t));
@@ -59,7 +60,7 @@ export default explorable(({ data, stage, width, reset }) => {
     const text =
       `${gpus.value.toLocaleString("en-GB")} devices for ${days.value} ${days.value === 1 ? "day" : "days"} read ${si(rows[0][3])} tokens with ${model.value}` +
       (sparse ? `, and ${si(rows[1][3])} with a dense model of equal size: ${Number((rows[0][3] / rows[1][3]).toPrecision(2))} times as many. ` : ". ") +
-      `That is ${Number((rows[0][3] / used).toPrecision(2))} tokens for each parameter that is used and ${Number((rows[0][3] / held).toPrecision(2))} for each that is held. ` +
+      `That is ${round(rows[0][3] / used)} tokens for each parameter that is used and ${round(rows[0][3] / held)} for each that is held. ` +
       `By the law of dense models the least loss comes with ${si(best(data.law, theirs), "", 2)} parameters. ` +
       (outside ? "Careful: a size here lies outside the models that the law was fitted to." : "");
     words.say(text);
