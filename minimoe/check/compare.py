@@ -8,7 +8,6 @@ diagnosis is a measurement: 'these are the numbers that come out without the ren
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from minimoe.check.difference import Tolerance, close, difference
 from minimoe.check.failure import CheckFailed, shape
+from minimoe.check.likeness import Compared, likeness
 from minimoe.check.variation import shuffled
 
 View = Callable[[Any, "Case"], Tensor]
@@ -139,6 +139,17 @@ def suspect(reread: str) -> Callable[[Callable[..., Any]], Suspect]:
     return make
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A view whose numbers have names, one each; the last name is that of all the rest."""
+
+    names: tuple[str, ...]
+    look: View
+
+    def __call__(self, value: Any, c: Case) -> Tensor:
+        return self.look(value, c)
+
+
 class Suspects(Any):
     """The suspects of a task, as a class that is a mere namespace. (Derived from Any, so that no `self` is missed.)"""
 
@@ -211,13 +222,12 @@ def judge(
     everywhere = all(cases[i].extreme for i in wrong)
     told = [i for i in range(len(cases)) if everywhere or not cases[i].extreme]
     seen, asked = [answers[i] for i in told], [cases[i] for i in told]
+    beside = Compared(answer, reference, view, tolerance, asked, seen, [right[i] for i in told])
     found = next((s for s in suspects.all() if s.explains(seen, asked, view, tolerance)), None)
     cause = found.cause if found else unknown(answers[first], len(wrong), len(cases))
-    if not found and (
-        both := each_part(suspects, seen, [right[i] for i in told], asked, view, tolerance)
-    ):
+    if not found and (both := each_part(suspects, seen, beside.right, asked, view, tolerance)):
         cause = both
-    elif not found and (hint := likeness(seen, [right[i] for i in told], asked, tolerance)):
+    elif not found and (hint := likeness(beside)):
         cause = hint
     failed = CheckFailed(
         expected=expected, came=came, cause=cause, reread=found.reread if found else reread
@@ -256,39 +266,3 @@ def unknown(answer: Tensor, wrong: int, cases: int) -> str:
     where = "every case differs" if wrong == cases else f"{wrong} of {cases} cases differ"
     where += "s" if wrong == 1 < cases else ""
     return f"None of the common mistakes gives these numbers; {where}. Follow one of them by hand."
-
-
-def likeness(
-    answers: Sequence[Tensor], right: Sequence[Tensor], cases: Sequence[Case], tolerance: Tolerance
-) -> str:
-    """How an answer on no list resembles the right one in all cases: a factor, a constant, the order, one argument."""
-    pairs = [(a.double(), r.double()) for a, r in zip(answers, right, strict=True)]
-    if not pairs or any(a.shape != r.shape or not bool(a.isfinite().all()) for a, r in pairs):
-        return ""
-    apart = {
-        "times the right ones": ([(a / r)[r != 0] for a, r in pairs], torch.mul),
-        "more than the right ones": ([a - r for a, r in pairs], torch.add),
-    }
-    for said, (found, back) in apart.items():
-        numbers = [float(x.median()) if x.numel() else math.nan for x in found]
-        if all(close(a, back(r, n), tolerance) for (a, r), n in zip(pairs, numbers, strict=True)):
-            first, *rest = texts = [f"{n:.4g}" for n in numbers]
-            other = next((i for i, n in enumerate(texts) if n != first), None)
-            if other is None:
-                return f"Your numbers are {first} {said}, in every case."
-            if rest and min(x.numel() for x in found) > 1:
-                return (
-                    f"Your numbers are {first} {said} for {cases[0]}, and {texts[other]} for {cases[other]}: one "
-                    "number per case. Which of the sizes is it?"
-                )
-    flat = [(a.flatten().sort().values, r.flatten().sort().values) for a, r in pairs]
-    if all(close(a, r, tolerance) for a, r in flat):
-        return (
-            "Your numbers are the right ones in another order. Look at what each dimension counts."
-        )
-    wrong = [not close(a, r, tolerance) for a, r in pairs]
-    for name, value in cases[wrong.index(True)].arguments.items() if True in wrong else ():
-        plain = isinstance(value, bool | int | float | str) and not all(wrong)
-        if plain and [c.arguments.get(name) == value for c in cases] == wrong:
-            return f"Only the cases with {name} = {value} are wrong; the others are right."
-    return ""

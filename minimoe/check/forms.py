@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspect, Suspects, View
+from minimoe.check.compare import Case, Parts, Suspect, Suspects, View
 from minimoe.check.failure import CheckFailed, number, shape
 from minimoe.check.variation import generator
 
@@ -63,6 +63,17 @@ def like(argument: str, name: str = "the output") -> View:
     return view
 
 
+def in_its_type(value: Any, c: Case, reread: str) -> Tensor:
+    """An answer y in the shape and the type of x."""
+    y = expect_tensor(value, "y", c["x"].shape)
+    if y.dtype == c["x"].dtype:
+        return y.detach().float()
+    cause = "Compute in float32, and return the type that came in: .to(x.dtype)."
+    raise CheckFailed(
+        expected=f"y in {c['x'].dtype}, as x", came=str(y.dtype), cause=cause, reread=reread
+    )
+
+
 def scalar(value: Any) -> Any:
     """A tensor of one number, or a number or truth value of NumPy's, as Python's own; anything else as it is."""
     one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
@@ -89,7 +100,7 @@ def of_numbers(*names: str) -> View:
         values = expect_tuple(value, names) if len(names) > 1 else (value,)
         return torch.stack([expect_number(v, n) for v, n in zip(values, names, strict=True)])
 
-    return view
+    return Parts(names, view)
 
 
 def expect_routing(value: Any, k: int, num_tokens: int, num_experts: int) -> Tensor:

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspect, Suspects, View, case, extreme, judge, suspect
+from minimoe.check.compare import (
+    Case,
+    Parts,
+    Suspect,
+    Suspects,
+    View,
+    case,
+    extreme,
+    judge,
+    suspect,
+)
 from minimoe.check.failure import CheckFailed, shape
 from minimoe.check.forms import draw, expect_routing, expect_tensor, expect_tuple
 from minimoe.check.task import CARDS, checks
@@ -185,7 +195,7 @@ def loss_and_gradient(argument: str) -> View:
         # of equal size, so that neither drowns the other
         return torch.cat([value.detach().reshape(1), len(p) * grad.flatten()]).float()
 
-    return view
+    return Parts(("the loss", "its gradient"), view)
 
 
 @checks(CARDS["04.1"], WrongSwitchLoss)
@@ -423,14 +433,14 @@ def bias_step(function: Callable[[Tensor, Tensor, int, float], Step]) -> str:
         bias = expect_tensor(bias, "the next bias", (e,))
         # a step of the bias is small beside a weight: compare it in units of the rate
         step = (bias.detach().float() - c["bias"]) / c["rate"]
-        return torch.cat([matrix, step[None]])
+        return torch.cat([step[None], matrix])
 
     def row(c: Case, number: int) -> str:
-        step = number == len(c["s"])
-        return "step of the bias, in units of the rate" if step else f"token {number}"
+        return f"token {number - 1}" if number else "step of the bias, in units of the rate"
 
+    parts = Parts(("the step of the bias", "the weights"), view)
     return judge(
-        function, right_bias_step, WrongBiasStep, cases, view, "04 §4", row=row, tolerance=1e-4
+        function, right_bias_step, WrongBiasStep, cases, parts, "04 §4", row=row, tolerance=1e-4
     )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspect, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Parts, Suspect, Suspects, case, extreme, judge, suspect
 from minimoe.check.difference import difference
 from minimoe.check.failure import CheckFailed
-from minimoe.check.forms import draw, expect_tensor, expect_tuple, like, of_numbers
+from minimoe.check.forms import draw, expect_tensor, expect_tuple, in_its_type, like, of_numbers
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
 
@@ -435,9 +435,10 @@ def plan_of_dispatch(function: Callable[[Tensor, int], Plan]) -> str:
         case(expert=torch.tensor([[1, 0], [0, 1], [1, 2]]), num_experts=5),  # nobody wants 3 and 4
         extreme(expert=torch.zeros(0, 2, dtype=torch.int64), num_experts=3),
     ]
-    row = "array (order, counts, inverse)"
+    parts = Parts(("order", "counts", "inverse"), as_rows)
+    row = lambda c, i: parts.names[i]  # noqa: E731
     return judge(
-        function, right_plan_of_dispatch, WrongPlanOfDispatch, cases, as_rows, "06b §5", row=row
+        function, right_plan_of_dispatch, WrongPlanOfDispatch, cases, parts, "06b §5", row=row
     )
 
 
@@ -641,17 +642,10 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def view(value: Any, c: Case) -> Tensor:
     """y [T, D] in the type of x."""
-    y = expect_tensor(value, "y", c["x"].shape)
-    if y.dtype != c["x"].dtype:
-        raise CheckFailed(
-            expected=f"y in {c['x'].dtype}, as x",
-            came=str(y.dtype),
-            cause="Sum in float32, and return the type that came in: .to(x.dtype).",
-            reread="06b What could go wrong",
-        )
-    if y.dtype == torch.bfloat16:
-        expect_float32_sum(y.detach().float(), c)
-    return y.detach().float()
+    y = in_its_type(value, c, "06b What could go wrong")
+    if c["x"].dtype == torch.bfloat16:
+        expect_float32_sum(y, c)
+    return y
 
 
 def expect_float32_sum(y: Tensor, c: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from minimoe.check.forms import (
     draw,
     expect_tensor,
     expect_tuple,
+    in_its_type,
     like,
     of_numbers,
     told,
@@ -95,19 +97,6 @@ class WrongRMSNorm(Suspects):
         return (weight * x.float() * (square + eps).rsqrt()).to(x.dtype)
 
 
-def in_its_type(value: Any, c: Case) -> Tensor:
-    """A view of y in the shape and the type of x."""
-    y = expect_tensor(value, "y", c["x"].shape)
-    if y.dtype != c["x"].dtype:
-        raise CheckFailed(
-            expected=f"y in {c['x'].dtype}, as x",
-            came=str(y.dtype),
-            cause="Compute in float32, and return the type that came in: .to(x.dtype).",
-            reread="08 §3",
-        )
-    return y.detach().float()
-
-
 @checks(CARDS["08.1"], WrongRMSNorm)
 def rms_norm(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
     """Check function(x [..., D] of any type, weight [D] float32, eps) -> y [..., D] in the type of x."""
@@ -121,9 +110,10 @@ def rms_norm(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
     large = {"x": 300 * draw(9, 3, 8).sign().half(), "weight": 0.3 + draw(10, 8).abs()}
     cases += [extreme(**zeros), extreme(**large, eps=near(1e-5))]
     cases.append(extreme(x=draw(11, 4, 16).bfloat16(), weight=draw(12, 16), eps=near(1e-5)))
+    view = functools.partial(in_its_type, reread="08 §3")
     # half precision keeps three digits
     tried = judge(
-        function, right_rms_norm, WrongRMSNorm, cases, in_its_type, "08 §3", tolerance=(2e-3, 1e-5)
+        function, right_rms_norm, WrongRMSNorm, cases, view, "08 §3", tolerance=(2e-3, 1e-5)
     )
     expect_gradients(function, right_rms_norm, cases[0], ("x", "weight"), reread="08 §3")
     return f"{tried}, and gradients"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.lesson12 import Pair, choices, counted, shares, summed, tail, whole
@@ -409,8 +409,11 @@ def same_documents_chance(function: Callable[[Tensor, Tensor, Tensor, int, int],
             ]
         )
 
-    row = lambda c, i: ("share", "chance")[i]  # noqa: E731
-    return judge(function, right_same_documents, WrongSameDocuments, cases, view, "13b §6", row=row)
+    parts = Parts(("share", "chance"), view)
+    row = lambda c, i: parts.names[i]  # noqa: E731
+    return judge(
+        function, right_same_documents, WrongSameDocuments, cases, parts, "13b §6", row=row
+    )
 
 
 # --- 13.5: p of 0, and a list of them ---------------------------------------------------------------

@@ -75,7 +75,7 @@ class Reads(Any):
         return x, mask[:, :1], *rest
 
     def wrong_no_masks(m, n, step, token, owner, num_tokens, C, D, block):
-        """says: None of the common mistakes"""
+        """says: do not depend on num_tokens"""
         values = m, n, step, token, owner, num_tokens, C, D, block
         x, mask, weight, _ = Reads.right_as_in_the_kernel(*values)
         return x, torch.ones_like(mask), weight, torch.ones_like(mask)
@@ -94,7 +94,7 @@ class Takes(Any):
         return sizes[0], sizes[1].double() * block_k * stages * size
 
     def wrong_numbers_for_bytes(block_m, block_n, block_k, sums, warps, stages, size):
-        """says: None of the common mistakes"""
+        """says: the rest is right. There your numbers are right / size in every case"""
         return Takes.right_in_bits(block_m, block_n, block_k, sums, warps, stages, 1)
 
 
@@ -109,7 +109,7 @@ class Offset(Any):
         return (expert * C * D + row * D + column).to(torch.int64)
 
     def wrong_still_narrow(expert, row, column, C, D):
-        """says: None of the common mistakes"""
+        """says: Your numbers are right - column in every case"""
         return (expert.long() * C + row) * D
 
     def wrong_row_of_another(expert, row, column, C, D):

@@ -18,7 +18,7 @@ class RMSNorm(Any):
         return weight * x / (x.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
 
     def wrong_in_the_type_of_x(x, weight, eps):
-        """says: None of the common"""
+        """says: In each row your numbers are one number times the right ones"""
         return weight.to(x.dtype) * F.normalize(x, dim=-1) * (x.shape[-1] - 1) ** 0.5
 
 
@@ -37,7 +37,7 @@ class RotatePairs(Any):
         return x * angle.cos()
 
     def wrong_first_alone(x, position, theta):
-        """says: None of the common"""
+        """says: do not depend on theta"""
         angle = position[..., None].float()
         a, b, rest = x[..., 0], x[..., 1], x[..., 2:]
         turned = [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()]
@@ -66,7 +66,7 @@ class Account(Any):
         return held, used
 
     def wrong_code_of_the_lesson(config):
-        """says: None of the common"""
+        """says: do not depend on config['head_dim']"""
         c, d = config, config["hidden_size"]
         layers, e = c["num_hidden_layers"], c["num_local_experts"]
         heads = c["num_attention_heads"]

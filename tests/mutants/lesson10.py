@@ -28,7 +28,7 @@ class Bill(Any):
         return 24 * days, share
 
     def wrong_order(*given):
-        """says: in another order"""
+        """says: Your numbers are right.roll(1, 0) in every case"""
         return Bill.right_pass_by_pass(*given)[::-1]
 
     def wrong_days_alone(*given):
@@ -60,7 +60,7 @@ class Worth(Any):
         return torch.tensor(out, dtype=torch.float64)
 
     def wrong_logarithms(size, loss, routed):
-        """says: None of the common"""
+        """says: All that is wrong stands where right > 0"""
         return Worth.right_with_numpy(size, loss, routed).log()
 
     def wrong_list(size, loss, routed):
@@ -101,7 +101,7 @@ class SlopeAt(Any):
         return SlopeAt.right_with_lstsq(*given)[0]
 
     def wrong_sign(*given):
-        """says: None of the common"""
+        """says: There your numbers are -1 times the right ones, in every case"""
         slope, error = SlopeAt.right_with_lstsq(*given)
         return -slope, error
 
@@ -126,9 +126,9 @@ class Mfu(Any):
         return 100 * Mfu.right_by_layers(config, rate, devices, peak)
 
     def wrong_one_layer(config, rate, devices, peak):
-        """says: None of the common"""
+        """says: would be right if config['num_hidden_layers'] were 1"""
         return Mfu.right_by_layers(config | {"num_hidden_layers": 1}, rate, devices, peak)
 
     def wrong_flops(config, rate, devices, peak):
-        """says: None of the common"""
+        """says: Your numbers do not depend on devices"""
         return Mfu.right_by_layers(config, rate, devices, peak) * devices * peak

@@ -37,7 +37,7 @@ class BytesOfStep(Any):
         return sum(BytesOfStep.right_by_layers(config, batch, context, bits))
 
     def wrong_one_layer(config, batch, context, bits):
-        """says: None of the common"""
+        """says: would be right if config['num_hidden_layers'] were 1"""
         return BytesOfStep.right_by_layers(config | {"num_hidden_layers": 1}, batch, context, bits)
 
 
@@ -185,7 +185,7 @@ class BatchHits(Any):
         return lru_hits(asked.numpy(), places)
 
     def wrong_as_the_step_began(asked, places):
-        """says: None of the common"""
+        """says: Only the cases with asked.shape[1] != 1 are wrong"""
         memory, hits, misses = [], 0, 0
         for step in asked:
             now = [e for e in step.unique().tolist() if e >= 0]

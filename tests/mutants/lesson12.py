@@ -50,12 +50,12 @@ class Importance(Any):
         return found
 
     def wrong_row_by_row(weight, expert, lengths, num_experts):
-        """says: None of the common mistakes"""
+        """says: CV² of importance; the rest is right. There your numbers would be right if weight were"""
         value, load = Importance.right_by_moments(weight.square(), expert, lengths, num_experts)
         return value, load
 
     def wrong_order(weight, expert, lengths, num_experts):
-        """says: in another order"""
+        """says: Your numbers are right.roll(1, 0) in every case"""
         return Importance.right_by_moments(weight, expert, lengths, num_experts)[::-1]
 
 
@@ -121,9 +121,9 @@ class Balancedness(Any):
         return (load.mean(dim=1) / load.max(dim=1).values).mean()
 
     def wrong_ends(expert, num_tokens, device):
-        """says: None of the common mistakes"""
+        """says: would be right if num_tokens were num_tokens - 1"""
         return Balancedness.right_one_hot(expert, num_tokens - 1, device)
 
     def wrong_expert_as_place(expert, num_tokens, device):
-        """says: None of the common mistakes"""
+        """says: would be right if device were device.sort(0).values"""
         return Balancedness.right_one_hot(expert, num_tokens, device.sort().values)

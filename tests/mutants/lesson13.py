@@ -97,11 +97,11 @@ class SameDocuments(Any):
         return share / times, chance / times
 
     def wrong_order(token, document, expert, num_experts, x):
-        """says: in another order"""
+        """says: Your numbers are right.roll(1, 0) in every case"""
         return SameDocuments.right_by_document(token, document, expert, num_experts, x)[::-1]
 
     def wrong_first_choice(token, document, expert, num_experts, x):
-        """says: None of the common mistakes"""
+        """says: With expert.flip(1) for expert the right numbers stay, and yours change"""
         values = token, document, expert[:, -1:], num_experts, x
         return SameDocuments.right_by_document(*values)
 
@@ -119,7 +119,7 @@ class Corrected(Any):
         return torch.from_numpy(out)
 
     def wrong_at_least_one_more_work(hits, draws, works, least):
-        """says: None of the common mistakes"""
+        """says: would be right if works were works - 1"""
         return Corrected.right_in_numpy(hits, draws, works, least + 1)
 
     def wrong_from_the_largest(hits, draws, works, least):
