@@ -35,7 +35,6 @@ LABELS = {
     "time": "dense, equal time",
     "hash-1": "hash, last character",
     "hash-2": "hash, 2 back",
-    "hash-3": "hash, 3 back",
     "hash-4": "hash, 4 back",
     "hash-8": "hash, 8 back",
 }
