@@ -34,9 +34,7 @@ LABELS = {
     "held": "dense, equal size",
     "time": "dense, equal time",
     "hash-1": "hash, last character",
-    "hash-2": "hash, 2 back",
     "hash-4": "hash, 4 back",
-    "hash-8": "hash, 8 back",
 }
 SIGNS: dict[say.Verdict, say.Verdict] = {"agrees": "disagrees", "disagrees": "agrees"}
 
@@ -108,13 +106,11 @@ def main() -> None:
             "batch": training["batch_size"],
             "lr": training["lr"],
             "losses": losses(pieces, arm),
+            "mean": round(fmean(p["loss"] for p in mine), 4),
             "step_seconds": round(median(p["seconds"] / steps for p in mine), 6),
             "steps": [row[0] for row in mine[0]["curve"]],
             "loss": [round(fmean(column), 4) for column in zip(*curves, strict=True)],
         }
-        arms[arm]["loss"][-1] = round(
-            fmean(arms[arm]["losses"].values()), 4
-        )  # on all held-out text
     found = finding({arm: losses(pieces, arm) for arm in LABELS})
     shown: dict[str, Any] = dataclasses.asdict(found) | {"verdict": found.verdict}
     for part in shown["parts"]:

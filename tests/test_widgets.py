@@ -40,6 +40,9 @@ from minimoe.widgets.roofline import MOST
 from minimoe.widgets.serving import clock, lengths_of, schedule
 from minimoe.widgets.tile_layout import MULTIPROCESSORS, Tiling
 from minimoe.widgets.tile_layout import counts as tiled_rows
+from minimoe.widgets.yardsticks import AXES as yardstick_axes
+from minimoe.widgets.yardsticks import arms as yardstick_arms
+from minimoe.widgets.yardsticks import standing
 from tests.node import in_node
 from tests.small import topk_routing
 
@@ -710,3 +713,32 @@ def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
         ]
         assert at[1] == min(at)  # the best size is that of the least loss
     assert LAW["E"] < loss(FITTED[1], 1e13) < loss(FITTED[0], 1e13)
+
+
+def test_yardsticks_stand_as_in_python() -> None:
+    stored = yardstick_arms()
+    given = [(axis, share) for axis in yardstick_axes for share in (0.1, 0.35, 0.8, 1.0)]
+    data = EXPLORABLES["yardsticks"]().data
+    got = in_node(
+        "yardsticks",
+        "given.cases.map(([axis, share]) => m.standing(given.data, axis, share))",
+        {"cases": given, "data": data},
+    )
+    for (axis, share), answer in zip(given, got, strict=True):
+        at, found = standing(stored, axis, share)
+        assert answer["at"] == pytest.approx(at)
+        assert [name for name, _ in answer["found"]] == list(found)
+        assert [loss for _, loss in answer["found"]] == pytest.approx(list(found.values()))
+    # by hand: two points of a line, and an arm that has none so early
+    both = {"batch": 2, "flops": 3, "used": 2}
+    small = {
+        "moe": both | {"step_seconds": 0.5, "steps": [1, 3], "loss": [4.0, 2.0], "held": 8},
+        "work": both | {"step_seconds": 0.1, "steps": [3, 9], "loss": [3.0, 1.0], "held": 2},
+    }
+    assert standing(small, "characters", 2 / 3) == (pytest.approx(4), {"moe": 3.0})
+    assert standing(small, "seconds", 1) == (
+        pytest.approx(0.9),
+        {"work": 1.0, "moe": pytest.approx(3.2)},
+    )
+    assert standing(small, "used") == (2, {"work": 1.0, "moe": 2.0})
+    assert standing(small, "held") == (8, {"moe": 2.0})

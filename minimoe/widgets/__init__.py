@@ -15,9 +15,11 @@ from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 from minimoe.widgets.serving import serving
 from minimoe.widgets.tile_layout import tile_layout
+from minimoe.widgets.yardsticks import yardsticks
 
 MADE_BY = (
-    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, live_router, serving, budget,
+    router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, yardsticks,
+    live_router, serving, budget,
 )  # fmt: skip
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
@@ -33,4 +35,5 @@ __all__ = [
     "router_playground",
     "serving",
     "tile_layout",
+    "yardsticks",
 ]
