@@ -35,13 +35,14 @@ LABELS = {
     "time": "dense, equal time",
     "hash-1": "hash, last character",
     "hash-4": "hash, 4 back",
+    "hash-8": "hash, 8 back",
 }
 SIGNS: dict[say.Verdict, say.Verdict] = {"agrees": "disagrees", "disagrees": "agrees"}
 
 
 def stage(name: str) -> list[dict[str, Any]]:
-    """The stored pieces of a stage."""
-    paths = sorted((FOLDER / name).glob("*.json"))
+    """The stored pieces of the stages of these names, such as 'main*'."""
+    paths = sorted(FOLDER.glob(f"{name}/*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
@@ -90,7 +91,7 @@ def main() -> None:
     """Run what is missing, and store the verdict and the curves."""
     torch.set_num_threads(1)
     run_plan(FOLDER / "plan.toml")
-    pieces, text = stage("main"), Characters.documentation()
+    pieces, text = stage("main*"), Characters.documentation()
     if not pieces:
         return
     config, _ = read_plan(FOLDER / "plan.toml", text)

@@ -286,6 +286,15 @@ def test_our_own_comparison_is_judged_by_pairs_of_seeds() -> None:
     swapped = {"moe": base, "held": shifted["work"], "work": shifted["held"]} | {"time": base}
     found = yardsticks.finding(swapped)
     assert [p.verdict for p in found.parts[:2]] == [say.DISAGREES] * 2 == [found.verdict] * 2
+    # what is stored is what its pieces say
+    stored = json.loads(yardsticks.RESULT.read_text(encoding="utf-8"))
+    every = {arm: yardsticks.losses(yardsticks.stage("main*"), arm) for arm in stored["arms"]}
+    assert {len(x) for x in every.values()} == {8}
+    for arm, seen in every.items():
+        assert stored["arms"][arm]["losses"] == {str(seed): loss for seed, loss in seen.items()}
+    again, (old,) = yardsticks.finding(every), stored["findings"]
+    assert (again.verdict, again.short, again.rule) == (old["verdict"], old["short"], old["rule"])
+    assert [p.found for p in again.parts] == [p["found"] for p in old["parts"]]
 
 
 def test_together_and_inside() -> None:
