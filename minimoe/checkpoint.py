@@ -529,8 +529,8 @@ def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
     strange = sorted({*plain.state_dict()} ^ {*model.state_dict()})
     if strange:
         yield (
-            f"the model has other tensors than its configuration says ({', '.join(strange[:4])}), and could not be "
-            "read back: save the model that its quantised or offloaded experts came from, and convert after loading"
+            f"the model has other tensors than its configuration says ({', '.join(strange[:4])}) and could not be read "
+            "back: name a router of your own by router_type, and quantise or offload experts after loading"
         )
     empty = sorted(name for name, value in model.state_dict().items() if value.is_meta)
     if empty:

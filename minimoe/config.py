@@ -14,7 +14,8 @@ from minimoe.errors import ConfigError, did_you_mean
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
 # Each kind of router, and how many experts it gives a token: K ("k"), one, all, or as many as it happens ("any").
-# A router of the reader's own adds itself (`minimoe.routers.router_type`).
+# A router of the reader's own adds itself and its class (`minimoe.routers.router_type`).
+OWN_ROUTERS: dict[str, Any] = {}
 ROUTER_TYPES: dict[str, str] = {
     "top_k": "k", "noisy_top_k": "k", "switch": "one", "sigmoid": "k", "expert_choice": "k", "sinkhorn": "k",
     "base": "one", "relu": "any", "dense": "all", "average": "all", "uniform": "k", "round_robin": "k",
@@ -245,13 +246,17 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        """Plain JSON types; beside a router of one's own, the module that registers it."""
+        module = {"router_module": c.__module__} if (c := OWN_ROUTERS.get(self.router_type)) else {}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()} | module
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; a ConfigError for an unknown field names the nearest known one."""
-        known = sorted(f.name for f in dataclasses.fields(cls))
+        known, values = sorted(f.name for f in dataclasses.fields(cls)), dict(values)
+        module, kind = values.pop("router_module", None), values.get("router_type")
+        if module and kind not in ROUTER_TYPES:
+            raise ConfigError(f"router_type {kind!r} is registered by {module!r}: import it first")
         for name in values:
             if name not in known:
                 hint = did_you_mean(name, known) or f"known are {', '.join(known)}"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.config import ROUTER_TYPES
+from minimoe.config import OWN_ROUTERS, ROUTER_TYPES
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routing import Routing
 
@@ -47,7 +47,8 @@ def router_type(*names: str, takes: str = "k") -> Callable[[type[R]], type[R]]:
     def register(cls: type[R]) -> type[R]:
         for name in names:
             ROUTERS[name] = cls
-            ROUTER_TYPES.setdefault(name, takes)
+            if name not in ROUTER_TYPES:
+                ROUTER_TYPES[name], OWN_ROUTERS[name] = takes, cls
         return cls
 
     return register

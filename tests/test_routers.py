@@ -1,5 +1,6 @@
 """The top-k router: norm order, K = 1, float32, noise, causality and invariance to the batch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from minimoe import MixtralModel
 from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.cost import count_parameters
-from minimoe.errors import ConfigError
+from minimoe.errors import CheckpointError, ConfigError
 from minimoe.routers import (
     ROUTERS,
     Context,
@@ -123,8 +124,13 @@ def test_a_router_is_its_route(name: str) -> None:
     assert takes == "any" or name == "expert_choice" or gate.k == k
 
 
-def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One class in one file: a configuration that names it is built, trained a step and counted."""
+def test_a_router_of_one_s_own_is_named_by_a_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One class in one file: a configuration that names it is built, trained a step, counted, saved and read again."""
+    monkeypatch.setattr("minimoe.config.OWN_ROUTERS", modules := {})
+    for room in ("minimoe.routers", "minimoe.cost"):
+        monkeypatch.setattr(f"{room}.OWN_ROUTERS", modules)
     monkeypatch.setattr("minimoe.routers.ROUTERS", dict(ROUTERS))
     monkeypatch.setattr("minimoe.config.ROUTER_TYPES", types := dict(ROUTER_TYPES))
     monkeypatch.setattr("minimoe.routers.ROUTER_TYPES", types)
@@ -138,8 +144,14 @@ def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch: pytest.M
 
     @router_type("mine", takes="one")
     class Mine(Router):
+        def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int) -> None:
+            super().__init__(hidden_size, num_experts, num_experts_per_tok)
+            self.turn = torch.nn.Linear(
+                hidden_size, hidden_size
+            )  # weights that no list of ours knows
+
         def route(self, x: Tensor, context: Context) -> Routing:
-            logits = scores(x, self.weight)
+            logits = scores(self.turn(x), self.weight)
             weight, expert = logits.softmax(-1).min(-1, keepdim=True)  # the least likely
             return self.token_choice(expert, weight, logits=logits)
 
@@ -157,3 +169,10 @@ def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch: pytest.M
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     assert not torch.equal(gate.weight, before)
     assert count_parameters(config).total == model.num_parameters()
+    model.save_pretrained(tmp_path)
+    again = MixtralModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+    # where its module was not imported, one sentence says which it is
+    del types["mine"]
+    with pytest.raises(CheckpointError, match=f"router_type 'mine' is registered by '{__name__}'"):
+        MixtralModel.from_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from minimoe.config import ModelConfig, check_count
+from minimoe.config import OWN_ROUTERS, ModelConfig, check_count
 from minimoe.errors import ConfigError, did_you_mean
 
 
@@ -232,15 +232,13 @@ def count_parameters(config: ModelConfig) -> Parameters:
     `active_without_embedding`. Qwen3-30B-A3B has 3.353 B and 3.042 B; its published 3.3 B is the first, cut off.
     DeepSeek-V3's 671 B leave out the module that predicts the token after next (11.5 B of its own), as the preset does.
     """
-    found = weights(config)
-    counts = {
-        name: Count(sum(w.held for w in part), sum(w.active for w in part))
-        for name in COMPONENTS
-        if (part := [w for w in found if w.component == name])
-    }
-    active = sum(count.active for count in counts.values())
+    found, counts = weights(config), {}
+    for name in COMPONENTS:
+        if part := [w for w in found if w.component == name]:
+            counts[name] = Count(sum(w.held for w in part), sum(w.active for w in part))
+    held, active = sum(w.held for w in found), sum(w.active for w in found)
     embedding = counts["embedding"].active if "head" in counts else 0
-    return Parameters(sum(w.held for w in found), active, active - embedding, counts)
+    return Parameters(held, active, active - embedding, counts)
 
 
 def weights(config: ModelConfig) -> list[Weights]:
@@ -260,22 +258,27 @@ def weights(config: ModelConfig) -> list[Weights]:
     return [w for w in found if w.held]
 
 
-# matrices of the routers that do not have one of [E, D]
-_ROUTER_MATRICES = {
-    "noisy_top_k": 2, "average": 0, "uniform": 0, "round_robin": 0, "mean_binning": 0, "hash": 0,
-}  # fmt: skip
+_NONE = ("average", "uniform", "round_robin", "mean_binning", "hash")
+_ROUTER_MATRICES = {"noisy_top_k": 2} | dict.fromkeys(_NONE, 0)  # others have one of [E, D]
 
 
 def _sparse(config: ModelConfig, layers: int) -> list[Weights]:
     """Routers, experts and shared experts of the sparse layers."""
     d, e, k = config.hidden_size, config.num_experts, config.num_experts_per_tok
-    matrices, vector = _ROUTER_MATRICES.get(config.router_type, 1), e * config.router_bias
+    matrix, vector = _ROUTER_MATRICES.get(config.router_type, 1) * e * d, e * config.router_bias
+    if config.router_type in OWN_ROUTERS:  # somebody's own: counted on one without values
+        import torch
+
+        with torch.device("meta"):
+            own = list(OWN_ROUTERS[config.router_type].from_config(config).parameters())
+        matrix = sum(w.numel() for w in own if w.dim() > 1)
+        vector = sum(w.numel() for w in own) - matrix
     shared, gate = config.shared_size, d * config.shared_expert_gate
     if config.router_type == "soft":
         # every expert works for every sequence, on mixtures of its tokens; the vector is the scale of the logits
-        k, matrices, vector, shared, gate = e, config.slots_per_expert, 1, 0, 0
+        k, matrix, vector, shared, gate = e, config.slots_per_expert * e * d, 1, 0, 0
     return [
-        Weights("router", "matrix", matrices * e * d, layers=layers),
+        Weights("router", "matrix", matrix, layers=layers),
         Weights("router", "vector", vector, layers=layers),
         *_mlp("experts", config, config.expert_size, copies=e, used=k, layers=layers),
         *_mlp("shared_experts", config, shared, layers=layers),
@@ -350,9 +353,9 @@ def forward_flops(config: ModelConfig, context: int) -> dict[str, float]:
         attention scores    2·H·(d_qk + d_v) in each layer, for each token that is seen: (S + 1) / 2 in the mean;
                             of a layer that keeps a state instead, 4 · its numbers
 
-    The sum is what training and prefill cost; the backward pass is twice that, one product of equal size for each of
-    the two gradients. A sliding window shows a token no more than its width. Soft MoE runs its E · slots mixtures once
-    a sequence, and mixes with three products [S, D] by [D, slots · E]. A context below 1 is a ConfigError.
+    The sum is what training and prefill cost; the backward pass is twice that, one product for each of two gradients.
+    A sliding window shows a token no more than its width. Soft MoE runs its E · slots mixtures once per sequence, and
+    mixes with three products [S, D] by [D, slots · E]. A context below 1 is a ConfigError.
     """
     seen = [(w * (w + 1) / 2 + (context - w) * w) / context for w in _keys(config, context)]
     found = _flops(config, sum(seen), decode=False)
@@ -387,8 +390,7 @@ def weight_bytes(
 ) -> float:
     """Bytes of all parameters (`tokens` None), or of those that T tokens are expected to touch, each read once.
 
-    Touched are Ê(T) experts of each layer (`experts_touched`); of an embedding that is not tied the
-    rows of the tokens; and everything else.
+    Touched are Ê(T) experts of each layer, of an untied embedding the rows of the tokens, and everything else.
     """
     size = sum(w.held if tokens is None else w.touched(tokens) for w in weights(config))
     return size * bytes_per_parameter
