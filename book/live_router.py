@@ -66,7 +66,7 @@ def measure(max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
         "checkpoint": "mini",
         "checkpoint_sha256": identity["checkpoint_sha256"],
         "data_sha256": identity["data_sha256"],
-        **dict(surroundings()),
+        **surroundings(),
         "tokens": sum(tokens),
         **{
             key: np.average([d[key] for d in domains], axis=0, weights=tokens).tolist()

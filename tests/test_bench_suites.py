@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minimoe import __main__ as cli
-from minimoe.bench import choices, models, serving, suites, tables
+from minimoe.bench import choices, models, suites, tables
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals, make_goal
 from minimoe.bench.layer import DENSE, LayerCase, make_experts
 from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, dense, participants
@@ -185,18 +185,18 @@ def test_serving_beside_two_dense_models(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_cache_of_keys_is_as_long_in_every_round() -> None:
-    model = serving.models_beside(ModelConfig.preset("nano"))["moe"]
-    setup = serving.Point("decode", 2, 5).setup(model)
+    model = models.models_beside(ModelConfig.preset("nano"))["moe"]
+    setup = models.Point("decode", 2, 5).setup(model)
     logits = [setup(i)().logits for i in range(2)]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
 
 
 def test_the_interval_of_a_median_is_of_order_statistics() -> None:
-    assert serving.median_interval([3, 1, 2, 5, 4]) is None  # 2 · 0.5⁵ is more than 5 %
-    assert serving.median_interval([6, 3, 1, 2, 5, 4]) == [1, 6]
-    assert serving.median_interval(range(15)) == [3, 11]  # 4th of 15: 96.5 %
+    assert models.median_interval([3, 1, 2, 5, 4]) is None  # 2 · 0.5⁵ is more than 5 %
+    assert models.median_interval([6, 3, 1, 2, 5, 4]) == [1, 6]
+    assert models.median_interval(range(15)) == [3, 11]  # 4th of 15: 96.5 %
     draws = torch.rand(4000, 15, generator=torch.Generator().manual_seed(0)).tolist()
-    held = [(i := serving.median_interval(d)) and i[0] <= 0.5 <= i[1] for d in draws]
+    held = [(i := models.median_interval(d)) and i[0] <= 0.5 <= i[1] for d in draws]
     assert sum(map(bool, held)) / 4000 == pytest.approx(0.965, abs=0.01)
 
 

@@ -10,7 +10,7 @@ import torch
 from minimoe.__main__ import main
 from minimoe.errors import TraceError
 from minimoe.study.chance import mutual_information
-from minimoe.study.counts import REFUSED, CountTable, counts_of, published, read_trace
+from minimoe.study.counts import REFUSED, CountTable, published, read_trace
 from minimoe.study.load import expert_load
 from minimoe.study.record import RandomRouters, RoutingRecorder, record_documents, source_of
 from minimoe.study.trace import RoutingTrace, TraceDocument
@@ -110,7 +110,8 @@ def test_traces_of_others_are_read(tmp_path):
         assert one.domains == ("a", "b") and one.layers == (1, 2)
     assert (read.token == trace.token).all() and (read.num_experts, bare.num_experts) == (8, 9)
     # ids that nobody gave are not counted as tokens of one kind
-    assert counts_of(text).token is not None and counts_of(arrays).token is None
+    assert CountTable.of(read_trace(text)).token is not None
+    assert CountTable.of(read_trace(arrays)).token is None
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,10 @@ def ranked(trace, layer, write=" t{}".format, top=5):
     )
 
 
+def studied(text, token):
+    return vocabulary.StudiedToken("token", text, token, text, 0, {})
+
+
 BEFORE = dict(matplotlib.rcParams)
 NAMES = (
     "load", "load-by-depth", "topics", "domains", "skew", "tokens", "token", "information", "repeats", "coactivation",
@@ -84,8 +88,8 @@ def drawn() -> dict[str, Figure]:
         domains.draw_labels(topics(), ["Arts", "History"], num_layers=3),
         domains.draw_labels(topics()[-1:], num_layers=3, name="domains"),
         domains.draw_skew(topics(), num_layers=3),
-        ranked(TRACE, 3),
-        vocabulary.draw_token(shares, 1, "':'", apart=shares, apart_token=0, num_layers=3),
+        dataclasses.replace(ranked(TRACE, 3), name="tokens"),
+        vocabulary.draw_token(shares, studied("':'", 1), shares, num_layers=3),
         depth.draw_information(bits, within=bits),
         paths.draw_repeats([paths.repeats(TRACE, x, **FEW) for x in LAYERS]),
         paths.draw_coactivation([paths.coactivation(TRACE, x, permutations=10) for x in LAYERS]),
@@ -132,7 +136,10 @@ def test_words_of_a_figure_hold_its_numbers(drawn):
         assert said in drawn["topics"].alt
     assert f"{len(topics()[-1].beyond)} of 3 lie beyond their null" in drawn["skew"].alt
     share = vocabulary.token_shares(TRACE, 3, [5])
-    alt, best = vocabulary.draw_token([share], 5, "'.'").alt, int(share.share.value[0].argmax())
+    best, alt = (
+        int(share.share.value[0].argmax()),
+        vocabulary.draw_token([share], studied("'.'", 5)).alt,
+    )
     assert f"expert {best + 1} {percent(share.share.value[0, best], 0)}" in alt
     assert f"{share.occurrences[0]:,} occurrences" in alt
 

@@ -11,7 +11,7 @@ import torch
 
 from minimoe.errors import TraceError
 from minimoe.study import further as fu
-from minimoe.study.counterfactuals import (
+from minimoe.study.further import (
     by_rank,
     counterfactuals,
     exchange_experts,

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from minimoe.__main__ import main
 from minimoe.checkpoint import save_model
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
-from minimoe.study import page as drawing
 from minimoe.study import questions as sets
+from minimoe.study import report as drawing
 from minimoe.study.drawing import Figure
 from minimoe.study.models import find_model
 from minimoe.study.questions import asked_questions, question_set

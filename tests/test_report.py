@@ -22,8 +22,7 @@ from minimoe.study.chance import TEXT
 from minimoe.study.drawing import DPI, Figure
 from minimoe.study.measurements import chosen_topics, first_tokens, measure, three_layers
 from minimoe.study.models import Stages, find_minimoe
-from minimoe.study.page import findings
-from minimoe.study.report import run_study
+from minimoe.study.report import findings, run_study
 from minimoe.study.trace import TraceWriter, first_documents
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document

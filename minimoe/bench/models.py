@@ -1,22 +1,33 @@
-"""Whole models beside a dense one of equal active size: decoding with a key/value cache, and the rate of training."""
+"""Whole models beside dense ones: decoding, the rate of training, and serving: steps by batch and reading prompts.
+
+The dense twins are of equal active size, or for serving of equal size too.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
-from typing import Any
+import copy
+import math
+from collections.abc import Callable, Generator, Sequence
+from pydoc_data.topics import topics
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from minimoe import cost
+from minimoe.attention import KVCache
 from minimoe.bench import timing
 from minimoe.bench.goals import make_goal
-from minimoe.bench.tables import decode_text, train_text
-from minimoe.bench.timing import Options, Setup, paired, spread
+from minimoe.bench.tables import decode_text, heading, serve_table, train_text
+from minimoe.bench.timing import Clock, Options, Setup, Setups, Work, paired, spread
+from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
-from minimoe.cost import count_parameters
 from minimoe.dispatch import DISPATCHERS
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
+from minimoe.text.tokenizer import load_tokenizer
 from minimoe.train.compare import dense_twin
 from minimoe.train.environment import fast_cpu, resolve_device
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
@@ -25,6 +36,15 @@ from minimoe.train.step import make_optimizer
 PROMPT = 32  # tokens
 GOAL = 0.85
 WARM_UP = 5  # calls
+# 55 million parameters, of which a token uses 17: more than a CPU's cache holds, and quick enough to be measured
+SERVED = ModelConfig.preset("small").replace(
+    hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8,
+    max_position_embeddings=2048,
+)  # fmt: skip
+CONTEXT = 64  # tokens that each sequence has before a measured step
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# how many, how long
+PROMPTS = (*((1, tokens) for tokens in (16, 32, 64, 128, 256, 512, 1024)), (16, 64))
 
 
 def decode_suite(options: Options) -> dict[str, Any]:
@@ -138,7 +158,7 @@ def train_suite(options: Options) -> dict[str, Any]:
     result["tokens_per_round"] = tokens
     result["models"] = {
         name: {
-            "parameters": (held := count_parameters(config)).total,
+            "parameters": (held := cost.count_parameters(config)).total,
             "active_parameters": held.active,
             "tokens_per_second": spread(rates[name]),
         }
@@ -146,4 +166,148 @@ def train_suite(options: Options) -> dict[str, Any]:
     }
     result |= {"ratio": ratio, "load_average_after": timing.load_average(), "goals": [goal]}
     print(train_text(result))
+    return result
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """What is measured: a decoding step of B sequences that have `tokens` each, or the reading of B such prompts."""
+
+    what: str  #: 'decode' or 'prefill'
+    batch: int
+    tokens: int
+
+    def setup(self, model: MixtralModel) -> Setup:
+        """Calls of the model. What the cache holds is random, because it does not change how long a step takes."""
+        c, device = model.config, next(model.parameters()).device
+        decoding = self.what == "decode"
+        ids = torch.randint(
+            c.vocab_size, (self.batch, 1 if decoding else self.tokens), device=device
+        )
+        held = torch.randn(
+            self.batch, c.num_key_value_heads, self.tokens, c.head_size, device=device
+        )
+
+        every: list[Tensor | None] = [held] * c.num_hidden_layers
+
+        def setup(_: int) -> Work:
+            cache = KVCache(c.num_hidden_layers)
+            if decoding:
+                cache.keys, cache.values = [*every], [*every]
+            return torch.no_grad()(lambda: model(ids, cache=cache, logits_to_keep=1))
+
+        return setup
+
+    def floor(self, config: ModelConfig, device: cost.Device, size: float) -> float:
+        """The least seconds, with `size` bytes for each parameter."""
+        floor = cost.decode_floor if self.what == "decode" else cost.prefill_floor
+        sizes = {"batch": self.batch, "context": self.tokens + (self.what == "decode")}
+        return floor(config, device, **sizes, bytes_per_parameter=size).seconds
+
+
+def models_beside(
+    config: ModelConfig, device: torch.device | str = "cpu"
+) -> dict[str, MixtralModel]:
+    """'moe', and its dense twins of equal 'work' and of equal size, 'held' (see `dense_twin`), with random weights."""
+    torch.manual_seed(0)
+    configs = {
+        "moe": config,
+        "work": dense_twin(config, "work"),
+        "held": dense_twin(config, "held"),
+    }
+    return {name: MixtralModel(c).to(device).eval() for name, c in configs.items()}
+
+
+def measure_point(
+    models: dict[str, MixtralModel], point: Point, clock: Clock, rounds: int, threads: int
+) -> dict[str, Any]:
+    """Seconds of each model, in turns, and the ratios of 'moe' to the others, round by round; JSON-ready."""
+    setups: Setups = {name: point.setup(model) for name, model in models.items()}
+    seconds = timing.in_turn(setups, clock, rounds, threads, warm_up=1)
+    found: dict[str, Any] = point._asdict()
+    found["seconds"] = {name: spread(values) for name, values in seconds.items()}
+    for other in ("work", "held"):
+        ratios = [a / b for a, b in zip(seconds["moe"], seconds[other], strict=True)]
+        found[f"to_{other}"] = spread(ratios) | {"interval": median_interval(ratios)}
+    return found
+
+
+def median_interval(values: Sequence[float]) -> list[float] | None:
+    """The two order statistics that hold the median with 95 % confidence, whatever the distribution; None of few.
+
+    P(the j-th lowest of n lies above the median) is that of fewer than j heads in n throws of a coin.
+    """
+    ordered, n = sorted(values), len(values)
+    heads, chance = 0, 0.5**n
+    while chance <= 0.025:
+        heads += 1
+        chance += 0.5**n * math.comb(n, heads)
+    return [ordered[heads - 1], ordered[n - heads]] if heads else None
+
+
+def counted_flops(model: MixtralModel, point: Point) -> int:
+    """FLOPs of the matrix products of a call, as torch counts them: in float64, which no library of its own takes."""
+    with FlopCounterMode(display=False) as counter:
+        point.setup(copy.deepcopy(model).double())(0)()
+    return counter.get_total_flops()
+
+
+def touched_by_text(batch: int, tokens: int = 64, batches: int = 8) -> dict[str, Any]:
+    """Experts that a step of `batch` sequences touches in a layer of the shipped model, of Python's documentation.
+
+    Means over layers and steps, one of each batch, which all have different text.
+    """
+    model = MixtralModel.from_pretrained("mini").eval()
+    text = "\n".join(topics[key] for key in sorted(topics))
+    ids = load_tokenizer(pretrained_path("mini")).encode(text).ids
+    means: list[float] = []
+    for part in torch.tensor(ids[: batches * batch * tokens]).view(batches, batch, tokens):
+        with torch.no_grad():
+            routings = model(part, logits_to_keep=1).routings
+        chosen = torch.stack([r.expert.view(batch, tokens, -1) for r in routings])  # [L, B, S, K]
+        of_a_step = chosen.transpose(1, 2).flatten(2)  # [L, S, B·K]
+        marks = torch.zeros(*of_a_step.shape[:2], model.config.num_experts)
+        means.append(float(marks.scatter(2, of_a_step, 1.0).sum(2).mean()))
+    return {"batch": batch, "experts": model.config.num_experts, "means": means}
+
+
+def serve_suite(options: Options) -> dict[str, Any]:
+    """Decoding by batch and reading prompts, with random weights, and how many experts text touches in the mini model.
+
+    The models are smaller than any that is served, and larger than a cache. Each point is measured in turns.
+    """
+    device, rounds = resolve_device(options.device or "cpu"), options.count(15, quick=5)
+    config = ModelConfig.preset("nano") if options.tiny else SERVED
+    batches, prompts = ((1, 4), ((1, 8), (2, 4))) if options.tiny else (BATCHES, PROMPTS)
+    points = [Point("decode", batch, 16 if options.tiny else CONTEXT) for batch in batches]
+    points += [Point("prefill", *prompt) for prompt in prompts]
+    with timing.cpu_threads(options.threads), fast_cpu():
+        used = torch.get_num_threads()
+        models, clock = models_beside(config, device), timing.make_clock(device)
+        peak = timing.measure_device(device, torch.float32, used, tiny=options.tiny)
+        result: dict[str, Any] = {"suite": "serve"} | timing.environment(device, used)
+        result |= {
+            "clock": timing.clock_name(device, used),
+            "rounds": rounds,
+            "context": points[0].tokens,
+        }
+        result["peak"] = {n: getattr(peak, n) for n in ("flops_per_second", "bytes_per_second")}
+        result["models"] = {
+            name: {
+                "parameters": (held := cost.count_parameters(model.config)).total,
+                "active_parameters": held.active,
+                "flops": counted_flops(model, points[len(batches) - 1]),
+            }
+            for name, model in models.items()
+        }
+        result["points"] = []
+        for point in points:
+            found = measure_point(models, point, clock, rounds, used)
+            found["floor"] = {n: point.floor(m.config, peak, 4) for n, m in models.items()}
+            result["points"].append(found)
+    result["touched"] = [touched_by_text(batch, 4 if options.tiny else 64) for batch in batches]
+    result["load_average_after"] = timing.load_average()
+    print(f"{heading(result)}\n\n{serve_table(result)}")
     return result

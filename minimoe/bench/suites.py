@@ -13,9 +13,8 @@ from minimoe.bench import tables, timing
 from minimoe.bench.choices import choices_suite, measure_split
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
 from minimoe.bench.layer import ZIPF, LayerCase, Shape, make_experts, measure_case
-from minimoe.bench.models import decode_suite, train_suite
+from minimoe.bench.models import decode_suite, serve_suite, train_suite
 from minimoe.bench.peers import participants
-from minimoe.bench.serving import serve_suite
 from minimoe.bench.tables import Result
 from minimoe.bench.timing import Options, cpu_clock
 from minimoe.dispatch import DISPATCHERS

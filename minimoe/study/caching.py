@@ -66,8 +66,7 @@ def cache_use(
 ) -> list[CacheUse]:
     """What caches of these sizes C would find of a layer's experts, beside nulls and bounds.
 
-    Raises:
-        TraceError: a cache smaller than K, which cannot hold the experts of one token, or larger than E.
+    Raises TraceError: a cache smaller than K, which cannot hold the experts of one token, or larger than E.
     """
     c = ch.choices(trace, layer)
     for size in places:
@@ -76,13 +75,11 @@ def cache_use(
                 f"the cache has {size} places, and a token uses {c.k} of {c.num_experts} experts at once: "
                 f"give {c.k} to {c.num_experts}"
             )
-    rng, works = np.random.default_rng(seed), len(c.strata)
-    documents = [
-        c.expert[rows[np.argsort(c.position[rows], kind="stable")]]
-        for rows in (np.flatnonzero(c.document == g) for g in range(len(c.source)))
-    ]
+    rng = np.random.default_rng(seed)
+    order, ends = np.lexsort((c.position, c.document)), np.cumsum(np.bincount(c.document))
+    documents = np.split(c.expert[order], ends[:-1])
     shuffled = [[rng.permutation(d) for d in documents] for _ in range(draws)]
-    asked = np.bincount(c.unit, weights=[d.size for d in documents], minlength=works)
+    asked = np.bincount(c.unit, weights=[d.size for d in documents])
     counts = c.by_work()  # [U, E]
     others = counts.sum(axis=0) - counts
     order = np.argsort(-others, axis=1, kind="stable")
@@ -90,9 +87,7 @@ def cache_use(
     for size in places:
 
         def hits(sequences: list[ch.Ints], size: int = size) -> ch.Numbers:
-            return np.bincount(
-                c.unit, weights=[lru_hits(d, size) for d in sequences], minlength=works
-            )
+            return np.bincount(c.unit, weights=[lru_hits(d, size) for d in sequences])
 
         rate = ch.bootstrap_rate(hits(documents), asked, c.strata, 999, rng)
         null = np.array([hits(d).sum() / asked.sum() for d in shuffled])

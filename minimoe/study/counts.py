@@ -67,9 +67,8 @@ class CountTable:
     @staticmethod
     def of(trace: RoutingTrace) -> CountTable:
         """The counts of a trace; a trace without token ids (meta `tokens`: 'not given') does not tell them apart."""
-        ids, column = np.zeros(1, np.int64), np.zeros(len(trace), np.int64)
-        if told := trace.meta.get("tokens") != "not given":
-            ids, column = np.unique(trace.token.astype(np.int64), return_inverse=True)
+        told = trace.meta.get("tokens") != "not given"
+        column, ids = ch.compact(trace.token if told else np.zeros(len(trace), np.int64))
         d, v, e = len(trace.domains), len(ids), trace.num_experts
         cell = trace.domain * v + column
         each = (trace.layer(x).astype(np.int64) for x in trace.layers)
@@ -82,8 +81,7 @@ class CountTable:
         """A JSON file: `counts` {domain: [L][E]}, `experts_per_token` and words; a TraceError if it is another."""
         try:
             stored: dict[str, Any] = parse_json(Path(path).read_text(encoding="utf-8"))
-            rows = [np.array(x) for x in stored["counts"].values()]
-            counts = np.stack(rows, axis=1)[:, :, None]
+            counts = np.stack([*map(np.array, stored["counts"].values())], axis=1)[:, :, None]
             layers = tuple(stored.get("layers", range(1, len(counts) + 1)))
             about = {name: said for name, said in stored.items() if isinstance(said, str)}
             k = int(stored["experts_per_token"])
@@ -117,11 +115,10 @@ class CountTable:
         """Of each domain: max/min, its null's upper end; total variation and Jensen-Shannon bits to the load of all."""
         counts = self.at(layer).sum(axis=1)
         pool, share = ch.shares(counts.sum(axis=0)), ch.shares(counts)
-        tv, jsd = ch.total_variation(share, pool).tolist(), ch.jensen_shannon(share, pool).tolist()
-        ratios = [self._ratio(row) for row in counts]
+        far = (measure(share, pool).tolist() for measure in (ch.total_variation, ch.jensen_shannon))
         return {
-            name: {"ratio": r.value, "ratio_null": r.null_high, "tv": tv[i], "jsd": jsd[i]}
-            for i, (name, r) in enumerate(zip(self.domains, ratios, strict=True))
+            name: {"ratio": r.value, "ratio_null": r.null_high, "tv": tv, "jsd": jsd}
+            for name, r, tv, jsd in zip(self.domains, map(self._ratio, counts), *far, strict=True)
         }
 
     def less_even(self, layer: int) -> int:
@@ -136,16 +133,14 @@ class CountTable:
         the smallest domain. `token` is there if tokens are told apart.
         """
         domains, by_token = self.at(layer).sum(axis=1), self.at(layer).sum(axis=0)
-        tokens, experts = int(self.num_tokens.sum()), domains.shape[1]
-        bias = plug_in_bias(len(domains), tokens, experts, self.k)
+        tokens, experts, mi = int(self.num_tokens.sum()), domains.shape[1], ch.mutual_information
         told = {
-            "domain": float(ch.mutual_information(domains)) - bias,
-            "domain_equal": float(ch.mutual_information(ch.shares(domains))),
+            "domain": float(mi(domains)) - plug_in_bias(len(domains), tokens, experts, self.k),
+            "domain_equal": float(mi(ch.shares(domains))),
             "limit": math.log2(experts / self.k),
         }
         if self.token is not None:
-            bias = token_bias(by_token, tokens, self.k)
-            told["token"] = float(ch.mutual_information(by_token)) - bias
+            told["token"] = float(mi(by_token)) - token_bias(by_token, tokens, self.k)
         return told
 
     def frequent(self, layer: int, top: int = 10) -> list[list[int]]:
@@ -184,13 +179,6 @@ class CountTable:
         }
 
 
-def counts_of(name: str | Path) -> CountTable:
-    """Of 'mixtral', of a JSON file of counts, or of a trace that `read_trace` reads."""
-    if Path(name).suffix == ".json":
-        return CountTable.read(name)
-    return published() if name == "mixtral" else CountTable.of(read_trace(name))
-
-
 def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
     """Counts that somebody published and that ship with the library."""
     return CountTable.read(PUBLISHED / f"{name}.json")
@@ -207,15 +195,16 @@ def intervals(trace: RoutingTrace) -> list[dict[str, Any]]:
 
 
 def tell(name: str | Path, out: Path) -> str:
-    """`counts_of` as text: a line a layer, and what cannot be told; all of it into counts.json in the folder `out`.
+    """Counts as text: a line a layer, and what cannot be told; all of it into counts.json in the folder `out`.
 
-    A trace says where its documents end, so its numbers get intervals as well.
+    Those of 'mixtral', of a JSON file, or of a trace that `read_trace` reads. A trace says where its documents end, so
+    its numbers get intervals as well.
     """
-    counted = name == "mixtral" or Path(name).suffix == ".json"
-    trace = None if counted else read_trace(name)
-    told = (counts_of(name) if trace is None else CountTable.of(trace)).summary()
     bands, refused = list[dict[str, Any]](), dict(REFUSED)
-    if trace is not None:
+    if name == "mixtral" or Path(name).suffix == ".json":
+        told = (published() if name == "mixtral" else CountTable.read(name)).summary()
+    else:
+        told = CountTable.of(trace := read_trace(name)).summary()
         held, least = len(np.unique(trace.document)), ch.MIN_DOCUMENTS
         refused["intervals"] = say("counts.few", documents=held, least=least)
         if held >= least:
@@ -223,7 +212,6 @@ def tell(name: str | Path, out: Path) -> str:
             del refused["intervals"]
     plain = [{n: x if n == "layer" else x.to_dict() for n, x in row.items()} for row in bands]
     told |= {"cannot_be_told": refused, "intervals": plain}
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "counts.json", json.dumps(told, indent=1) + "\n")
     size, domains = sum(told["tokens"].values()), len(told["tokens"])
     lines = [say("counts.head", size=size, domains=domains, **told), say("counts.columns")]
@@ -255,10 +243,11 @@ def read_trace(path: str | Path) -> RoutingTrace:
     """
     path = Path(path)
     try:
-        stored = _from_lines(path) if path.suffix != ".npz" else dict[str, Any]()
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                stored.update(file)
+                stored: dict[str, Any] = dict(file)
+        else:
+            stored = _from_lines(path)
         expert, length = stored["expert"], stored["length"]
         names, ids = stored.get("domain", 0 * length), stored.get("id", np.arange(len(length)))
         if len(names) != len(length):
@@ -276,13 +265,13 @@ def read_trace(path: str | Path) -> RoutingTrace:
             f"{path}: the experts have shape {expert.shape}, expected [{length.sum()} tokens, layers, K]"
         )
     n, layers, k = expert.shape
-    document: Any = np.repeat(np.arange(len(length)), length)
+    document = np.repeat(np.arange(len(length)), length)
     position = np.arange(n) - np.repeat(np.cumsum(length) - length, length)
-    token, even = stored.get("input_ids", np.zeros(n, np.int32)), np.full(expert.shape, 1 / k)
+    token, even = stored.get("input_ids", np.zeros(n, np.int32)), np.float32(1 / k)
     meta = {"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"})
-    about: Any = (documents, experts, tuple(range(1, layers + 1)), meta)
-    # RoutingTrace looks whether the numbers fit their types
-    return RoutingTrace(token, document, position, expert, even.astype(np.float32), *about)
+    about = (documents, experts, tuple(range(1, layers + 1)), meta)
+    every: Any = (token, document, position, expert, np.full(expert.shape, even), *about)
+    return RoutingTrace(*every)  # looks whether the numbers fit their types
 
 
 def _from_lines(path: Path) -> dict[str, Any]:

@@ -116,8 +116,7 @@ def information(
 
         every = ch.count_experts(token, len(ids), expert, e)
         parts = ch.by_group(group[unit], num_groups, token, len(ids), expert, e)
-        sizes = np.bincount(group[unit], minlength=num_groups)
-        pairs = zip(parts, sizes, strict=True)
+        pairs = zip(parts, np.bincount(group[unit], minlength=num_groups), strict=True)
         left = ((every - part, n - size) for part, size in pairs if size < n)
         without = [_told(table) - token_bias(table, tokens, k) for table, tokens in left]
         ends = ch.jackknife(_told(every) - token_bias(every, n, k), without, enough)
@@ -145,10 +144,9 @@ def halved(
     by more than its interval is about the amount of text as well."""
     found: list[Information] = []
     for _ in range(times):
-        label, place = ch.document_labels(trace, by)[1], np.zeros(len(trace.documents), np.int64)
-        for i in range(-1, int(label.max()) + 1):
-            place[label == i] = np.arange((label == i).sum())
-        trace = trace.select(documents=place % 2 == 0)
+        label = ch.document_labels(trace, by)[1]
+        place = [(label[:i] == label[i]).sum() for i in range(len(label))]
+        trace = trace.select(documents=np.array(place) % 2 == 0)
         found += information(trace, layers=layers, by=by, resamples=9, seed=seed)
     return tuple(found)
 
@@ -246,8 +244,7 @@ class LayerDependence(ch.Result):
 
     def told(self, a: int, b: int) -> Band:
         """What the first choices of columns a and b tell of one another, over the most they could."""
-        most = float(min(self.entropy[a], self.entropy[b])) or math.nan
-        band = self.information[a, b]
+        most, band = min(self.entropy[a], self.entropy[b]) or math.nan, self.information[a, b]
         return Band(band.value / most, band.low / most, band.high / most)
 
 
@@ -273,10 +270,7 @@ def layer_dependence(
 
 
 def draw_information(
-    results: Sequence[Information],
-    *,
-    within: Sequence[Information] | None = None,
-    what: str = "domain",
+    results: Sequence[Information], within: Sequence[Information] = (), what: str = "domain"
 ) -> d.Figure:
     """I(token; e) left; right I(domain; e), what the domain adds to the token, `within` the topics of one source.
 
@@ -284,20 +278,19 @@ def draw_information(
     """
     canvas, ((left, right),) = d.panels(1, 2, height=2.9)
     layers, limit = [one.layer for one in results], results[0].limit
+    nulls = [x.domain.null_high for x in results]
     d.line(left, layers, [x.token for x in results], style.BLUE, "o")
     left.axhline(limit, color=style.LINE, linewidth=1, linestyle=":")
     d.write(left, layers[0], limit, "the most there can be", style.LINE, va="bottom")
     left.set_ylim(0, limit * 1.12)
-    nulls = [x.domain.null_high for x in results]
     right.fill_between(layers, 0, nulls, color=style.CHANCE, linewidth=0)
     ends = np.array([x.beyond_range for x in results]).T
     right.fill_between(layers, *ends, color=style.VERMILLION, alpha=0.15, linewidth=0)
     lines = [
         (what, [x.domain for x in results], style.BLUE, "o"),
         (f"{what} beyond\nthe token", [x.beyond for x in results], style.VERMILLION, "s"),
-        ("topic within one\nencyclopaedia", [x.domain for x in within or ()], style.GREEN, "D"),
-    ]
-    lines = lines if within else lines[:2]
+        ("topic within one\nencyclopaedia", [x.domain for x in within], style.GREEN, "D"),
+    ][: 3 if within else 2]
     for _, values, colour, mark in lines:
         d.line(right, layers, values, colour, mark)
     right.axhline(0, color=style.LINE, linewidth=0.8)
@@ -305,8 +298,7 @@ def draw_information(
     d.by_layer(right, layers, f"The {what} (grey: signs of works flipped)", "bits an assignment")
     d.label_ends(right, layers[-1], [(v[-1].value, text, colour) for text, v, colour, _ in lines])
     said = [say.told("figures.information.each", x=x, what=what) for x in results]
-    inside = ", ".join(f"{x.domain.value:.3f}" for x in within or ())
-    return d.figure(
-        "information", canvas, "information", said, what=what, one=results[0], chance=max(nulls),
-        inside=f" Topics within the encyclopaedia: {inside} bits." if within else "",
-    )  # fmt: skip
+    inside = ", ".join(f"{x.domain.value:.3f}" for x in within)
+    inside = f" Topics within the encyclopaedia: {inside} bits." if within else ""
+    fill = {"what": what, "one": results[0], "chance": max(nulls), "inside": inside}
+    return d.figure("information", canvas, "information", said, **fill)

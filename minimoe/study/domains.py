@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from minimoe.study import claims as say
 from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
-
-if TYPE_CHECKING:
-    from minimoe.study.measurements import Measurements
 
 _MOST_BOOTSTRAPS = 2000
 
@@ -86,15 +83,12 @@ def domain_load(
     ratio_ends = np.array([ch.interval_of_ratio(table[i], drawn[:, i]) for i in range(count)]).T
     nothing = np.where(few, math.nan, 0.0)
     share_ends = np.stack(ch.percentile(drawn_share)) + nothing[:, None]
+    documents, tokens = (
+        np.bincount(x, minlength=count + 1)[:count] for x in (of_label, of_label[c.document])
+    )
+    sizes = (documents, units, tokens, few)
     return DomainLoad(
-        layer=layer,
-        by=by,
-        names=names,
-        documents=np.bincount(of_label, minlength=count + 1)[:count],
-        units=units,
-        tokens=np.bincount(of_label[c.document], minlength=count + 1)[:count],
-        few_documents=few,
-        pooled=pooled,
+        *(layer, by, names, *sizes, pooled),
         share=ch.against(share, pooled + moved, share_ends, math.nan),
         ratio=ch.against(ratio, null_ratio, ratio_ends + nothing),
         tv=ch.against(tv, null_tv, np.stack(tv_ends) + nothing, p),
@@ -108,7 +102,7 @@ Titles = Mapping[str, str]
 
 def draw_labels(
     loads: Sequence[DomainLoad],
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     *,
     titles: Titles | None = None,
     num_layers: int | None = None,
@@ -116,8 +110,8 @@ def draw_labels(
     note: str = "",
 ) -> d.Figure:
     """Small multiples, each with its own null (Figs. 4 to 6): a column a layer, or of one layer three to a row."""
-    first, titles = loads[0], titles or {}
-    names, several = first.names if names is None else tuple(names), len(loads) > 1
+    first, titles, several = loads[0], titles or {}, len(loads) > 1
+    names = names or first.names
     rows = [_index(first, label) for label in names]
     columns = len(loads) if several else min(3, len(names))
     deep = -(-len(names) * len(loads) // columns)
@@ -137,17 +131,14 @@ def draw_labels(
         ax.set_axis_off()
     d.name_axes(axes, "expert", "share, %")
     few = [titles.get(n, n) for n, i in zip(names, rows, strict=True) if first.few_documents[i]]
-    what = f"in {say.of_layers(first.layer, num_layers)}"
-    if several:
-        what = f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
+    within = f"within {say.listed([f'{titles.get(n, n)!r}' for n in names])}"
+    what = within if several else f"in {say.of_layers(first.layer, num_layers)}"
     works, tokens = say.spread(first.units[rows].tolist(), 0), first.tokens[rows]
     each = f"{tokens.min():,} to {tokens.max():,} tokens each"
     each = each if len(names) > 1 else f"{tokens[0]:,} tokens"
-    sizes = f"{works.replace('–', ' to ')} works, {each}"
-    return d.figure(
-        name, canvas, "labels", said, what=what, sizes=sizes, note=f" {note}" if note else "",
-        few=f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else "",
-    )  # fmt: skip
+    fill = {"what": what, "sizes": f"{works.replace('–', ' to ')} works, {each}"}
+    fill["few"] = f" Fewer than 50 works, so no whiskers: {say.listed(few)}." if few else ""
+    return d.figure(name, canvas, "labels", said, note=f" {note}" if note else "", **fill)
 
 
 def draw_skew(
@@ -206,12 +197,10 @@ def _index(load: DomainLoad, label: str) -> int:
     return load.names.index(label)
 
 
-def judge_subjects(m: Measurements, titles: Titles) -> say.Finding:
+def judge_subjects(m: say.Measurements, titles: Titles) -> say.Finding:
     """C13: do single subjects skew the load, and is the load over all of them more even than theirs?"""
     label, labels = m.nouns
-    told, kind = "domain", "topics of one encyclopaedia"
-    if m.of_questions:
-        told, kind = label, labels
+    told, kind = m.nouns if m.of_questions else ("domain", "topics of one encyclopaedia")
     parts = [skewed(x, say.where(m, x, kind), x.layer == m.layers[-1], titles) for x in m.topics]
     parts += [skewed(x, say.where(m, x, "packages as domains"), False, titles) for x in m.domains]
     for one in m.topics[-1:]:
@@ -224,12 +213,10 @@ def judge_subjects(m: Measurements, titles: Titles) -> say.Finding:
     )
     entry, last = say.claims()["C13"], m.information[-1]
     part = last.domain.value / last.limit
-    remarks = [
-        f"I({told}; e) in bits{'' if m.of_questions else ', packages as domains'}: {bits}.",
-        *([f"Topics within the encyclopaedia: {topical}."] if topical else []),
-        *([] if m.of_questions else [entry["confounded"]]),
-        say.told("C13.told", told=told, part=part, **entry["published_parts"]),
-    ]
+    remarks = [f"I({told}; e) in bits{'' if m.of_questions else ', packages as domains'}: {bits}."]
+    remarks += [f"Topics within the encyclopaedia: {topical}."] if topical else []
+    remarks += [] if m.of_questions else [entry["confounded"]]
+    remarks.append(say.told("C13.told", told=told, part=part, **entry["published_parts"]))
     short = f"no {labels} to compare"
     if beyond := [len(x.beyond) for x in m.topics]:
         count = len(m.topics[-1].names)
@@ -248,12 +235,10 @@ def skewed(one: DomainLoad, where: str, decides: bool, titles: Titles) -> say.Pa
         verdict = say.AGREES if effect.value >= least else say.UNKNOWN
     elif len(high) and (high < 2 * least).all():
         verdict = say.DISAGREES
-    few = len(one.names) - tested
-    told = say.told(
-        "C13.skewed", one=one, beyond=len(one.beyond), count=len(one.names), effect=effect,
-        few=f", {few} of too few works to be told" if few else "",
-        most=titles.get(one.names[most], one.names[most]),
-    )  # fmt: skip
+    few, name = len(one.names) - tested, titles.get(one.names[most], one.names[most])
+    fill = {"few": f", {few} of too few works to be told" if few else "", "most": name}
+    fill |= {"beyond": len(one.beyond), "count": len(one.names), "effect": effect}
+    told = say.told("C13.skewed", one=one, **fill)
     said = f"{len(one.beyond)} beyond, most moved {say.share(effect)}"
     # without an interval of its own the most moved label is compared by its null
     low = effect.low if effect.known else effect.value - effect.null_high
@@ -284,12 +269,9 @@ def fivefold(one: DomainLoad, where: str, label: str, titles: Titles) -> say.Par
     known = np.flatnonzero(~np.isnan(one.ratio.low))
     if not len(known):
         return say.Part(where, f"no {label} has 50 works", say.UNKNOWN, False)
-    best = int(known[np.argmax(one.ratio.value[known])])
-    verdict: say.Verdict = say.UNKNOWN
-    if (one.ratio.low[known] >= least).any():
-        verdict = say.AGREES
-    elif (one.ratio.high[known] < least).all():
-        verdict = say.DISAGREES
+    best, each = int(known[np.argmax(one.ratio.value[known])]), one.ratio[known]
+    below: say.Verdict = say.DISAGREES if (each.high < least).all() else say.UNKNOWN
+    verdict = say.AGREES if (each.low >= least).any() else below
     ratio, name = one.ratio[best], titles.get(one.names[best], one.names[best])
     found = say.told("C13.five", ratio=ratio, name=name, label=label, pooled=pooled, least=least)
     return say.Part(where, found, verdict, False, ratio, say.factor(ratio))

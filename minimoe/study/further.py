@@ -1,10 +1,11 @@
-"""Analyses that few make together: saturation, one token in other meanings, output tokens, parallel texts."""
+"""Analyses that few make: routings overruled, saturation, one token in other meanings, outputs, parallel texts."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.errors import TraceError
 from minimoe.generate import evaluating
 from minimoe.io import write_text
 from minimoe.model import MixtralModel, ModelOutput
+from minimoe.routing import Routing
 from minimoe.study import chance as ch
-from minimoe.study.counterfactuals import counterfactuals
 from minimoe.study.depth import information
 from minimoe.study.models import find_minimoe
 from minimoe.study.record import documents_of, record_documents
@@ -31,6 +34,193 @@ from minimoe.train.environment import processor_name
 
 Experts = npt.NDArray[np.integer[Any]]
 Tokens = list[npt.NDArray[Any]]
+
+
+# --- routings overruled ---------------------------------------------------------------------------
+
+Change = Callable[[Routing], Routing]
+"""Another routing in place of the one that a layer's router gave."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual(ch.Result):
+    """What one change costs, in nats per token more than with the model's own routing."""
+
+    change: str  #: which experts tokens get instead
+    layer: int | None  #: the changed layer, from 1; None: all at once
+    loss: ch.Band  #: paired by token; the interval is over works
+
+
+def choose(routing: Routing, expert: Tensor, even: bool = False) -> Routing:
+    """The router's own logits and other experts [T, K], weighted by the softmax of their logits, or evenly."""
+    assert routing.logits is not None
+    weight = routing.logits.gather(1, expert).softmax(dim=1)
+    weight = torch.full_like(weight, 1 / expert.shape[1]) if even else weight
+    return dataclasses.replace(routing, expert=expert.flatten(), weight=weight.flatten())
+
+
+def own_choice(routing: Routing) -> Tensor:
+    """[T, K] experts of a routing in which every token has K."""
+    if routing.k is None or routing.logits is None:
+        raise TraceError("only routers that give every token K experts by logits can be overruled")
+    return routing.expert.view(-1, routing.k)
+
+
+def ranked(score: Callable[[Tensor], Tensor], first: int = 1, even: bool = False) -> Change:
+    """Each token's K experts of rank `first` on (from 1; negative: the last ones) by a `score` [T, E] of its logits."""
+
+    def change(routing: Routing) -> Routing:
+        k, logits = own_choice(routing).shape[1], routing.logits
+        assert logits is not None
+        order = score(logits).argsort(dim=1, descending=True)
+        return choose(routing, order[:, -k:] if first < 0 else order[:, first - 1 :][:, :k], even)
+
+    return change
+
+
+def by_rank(first: int, even: bool = False) -> Change:
+    """Other ranks of the router's own logits in place of its best."""
+    return ranked(lambda logits: logits, first, even)
+
+
+def at_random(seed: int = 0) -> Change:
+    """K experts drawn anew for each token."""
+    generator = torch.Generator().manual_seed(seed)
+    return ranked(lambda x: -torch.rand(x.shape, generator=generator).to(x.device))
+
+
+def renumbered(routing: Routing) -> Routing:
+    """Every expert's tokens go to the next one, those of the last to the first; the weights stay."""
+    moved = (own_choice(routing) + 1) % routing.num_experts
+    return dataclasses.replace(routing, expert=moved.flatten())
+
+
+def without(expert: int) -> Change:
+    """One expert (from 0) is off: each of its tokens takes its next best, and weights are renormalised."""
+    return ranked(lambda x: x.index_fill(1, torch.tensor([expert], device=x.device), -torch.inf))
+
+
+def replayed(expert: Tensor) -> Change:
+    """Experts [T, K] of another pass, which may be those of other texts, at the same places."""
+    return lambda routing: choose(routing, expert)
+
+
+@contextlib.contextmanager
+def overruled(model: MixtralModel, changes: Mapping[int, Change]) -> Generator[None]:
+    """Inside, the routings of these layers (from 1) are changed before any expert sees a token."""
+    with contextlib.ExitStack() as stack:
+        for layer, change in changes.items():
+
+            def hook(
+                _: nn.Module, args: object, routing: Routing, change: Change = change
+            ) -> Routing:
+                return change(routing)
+
+            gate = model.get_submodule(f"layers.{layer - 1}.mlp.gate")
+            stack.callback(gate.register_forward_hook(hook).remove)
+        yield
+
+
+@torch.no_grad()
+def exchange_experts(model: MixtralModel, layer: int, a: int, b: int) -> None:
+    """Exchange two experts (from 0) of a layer with their rows of the router: what the model computes stays the same.
+
+    Every counterfactual needs this control; a result that moves under it measures the numbering.
+    """
+    mlp = model.get_submodule(f"layers.{layer - 1}.mlp")
+    order = torch.arange(model.config.num_experts)
+    order[[a, b]] = order[[b, a]]
+    for parameter in mlp.parameters():
+        if len(parameter) == len(order):
+            parameter.copy_(parameter[order.to(parameter.device)])
+
+
+@torch.no_grad()
+def token_losses(model: MixtralModel, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Nats [B, S − 1] of the next tokens of ids [B, S], read at once, and the experts [B·S, K] of each sparse layer."""
+    with evaluating(model):
+        out = model(ids)
+    rows, following = out.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
+    nats = F.cross_entropy(rows, following, reduction="none").view(len(ids), -1)
+    return nats, [own_choice(routing) for routing in out.routings]
+
+
+def usual_experts(
+    token: Tensor, expert: Tensor, read: Tensor, own: Tensor, num_experts: int
+) -> Tensor:
+    """[T, K] the K experts that each token id of `read` [T] got most often in another text: a hash of the id.
+
+    That text has ids `token` [n] and experts [n, K]; ids that did not occur there keep their `own` [T, K].
+    """
+    counts = torch.zeros(int(max(token.max(), read.max())) + 1, num_experts, device=token.device)
+    for column in expert.T:
+        counts.index_put_((token, column), counts.new_ones(len(token)), accumulate=True)
+    best = counts[read].topk(own.shape[1], dim=1).indices
+    return torch.where(counts[read].any(dim=1, keepdim=True), best, own)
+
+
+def counterfactuals(
+    model: MixtralModel,
+    ids: Tensor,
+    work: npt.NDArray[np.int64],
+    other: Tensor,
+    *,
+    layers: Sequence[int],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Counterfactual, ...]:
+    """The cost of every change, in all sparse `layers` (from 1) at once and in each alone.
+
+    Args:
+        ids: [D, W, S] the first tokens of W texts of each of D domains.
+        work: [D, W] number of the work that each text is from; works are resampled for the intervals.
+        other: [B, S] other texts, from which each token id's usual experts are read.
+
+    Raises TraceError: a router that does not give every token K experts by logits.
+    """
+    texts = ids.flatten(0, 1)
+    nats, own = token_losses(model, texts)
+    elsewhere = token_losses(model, other)[1]
+    e, place = model.config.num_experts, torch.arange(len(texts)).view(ids.shape[:2])
+    usual = [
+        usual_experts(other.flatten(), read, texts.flatten(), chosen, e)
+        for read, chosen in zip(elsewhere, own, strict=True)
+    ]
+
+    def of_others(i: int, axis: int) -> Change:
+        chosen = own[i].view(len(texts), -1, own[i].shape[1])
+        return replayed(chosen[place.roll(1, axis).flatten()].flatten(0, 1))
+
+    every: dict[str, Callable[[int], Change]] = {
+        "random experts": lambda i: at_random(seed + i),
+        "the next best: ranks 2 to K + 1": lambda i: by_rank(2),
+        "the worst: the last K ranks": lambda i: by_rank(-1),
+        "every expert's tokens to the next expert": lambda i: renumbered,
+        "the chosen ones, weighted evenly": lambda i: by_rank(1, even=True),
+        "the token's usual experts, by its id": lambda i: replayed(usual[i]),
+        "those of another text of the domain": lambda i: of_others(i, 1),
+        "those of a text of another domain": lambda i: of_others(i, 0),
+    }
+    every |= {f"expert {x + 1} off": lambda i, x=x: without(x) for x in range(e)}
+    unit = ch.compact(work.flatten())[0]
+    strata = np.zeros(int(unit.max()) + 1, np.int64)
+    strata[unit] = np.repeat(np.arange(len(ids)), ids.shape[1])
+    weights = ch.bootstrap_weights(strata, resamples, np.random.default_rng(seed))
+
+    def cost(change: str, changed: dict[int, Change], layer: int | None) -> Counterfactual:
+        with overruled(model, changed):
+            more = (token_losses(model, texts)[0] - nats).double().mean(dim=1).cpu().numpy()
+        draws = (weights @ np.bincount(unit, more)) / (weights @ np.bincount(unit))
+        ends = ch.percentile(draws) if len(strata) >= ch.MIN_DOCUMENTS else ch.NOTHING
+        return Counterfactual(change, layer, ch.Band(more.mean(), *ends))
+
+    found: list[Counterfactual] = []
+    for name, make in every.items():
+        changes = {layer: make(i) for i, layer in enumerate(layers)}
+        if not name.endswith("off"):  # the same number in several layers means nothing
+            found.append(cost(name, changes, None))
+        found += [cost(name, {layer: change}, layer) for layer, change in changes.items()]
+    return tuple(found)
 
 
 # --- saturation -----------------------------------------------------------------------------------
@@ -51,13 +241,9 @@ class Saturation(ch.Result):
 
 
 def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -> Saturation:
-    """Saturation of the same T tokens, in `windows` texts of one length, at each validation.
+    """Saturation of the same T tokens, in `windows` texts of one length, at each validation's step [P].
 
-    Args:
-        step: [P] of each validation.
-        expert: [P, T, L, K], as probe.safetensors has them.
-        windows: how many texts the T tokens are.
-        num_experts: E.
+    Their experts [P, T, L, K] are as probe.safetensors has them.
     """
     p, t, layers, k = expert.shape
     if t % windows or p < 2:
@@ -92,18 +278,11 @@ def meaning(
 ) -> Meaning:
     """Pairs of documents that hold the same token, of one topic or of two (after Olson et al. 2025).
 
-    A document counts once for each token, with the mean of its occurrences; a token counts by its documents. One
-    permutation of the topics serves all tokens, because a document with loads of its own has them for all its tokens.
+    A document counts once for each token, with the mean of its occurrences; a token, which must stand in `least`
+    documents with a topic, counts by its documents. One permutation of the topics, of `draws`, serves all tokens,
+    because a document with loads of its own has them for all its tokens.
 
-    Args:
-        trace: of documents with topics.
-        layer: from 1.
-        least: documents with a topic that a token must stand in.
-        draws: permutations of the topics.
-        seed: of the permutations.
-
-    Raises:
-        TraceError: no topics, or no token in so many documents of several topics.
+    Raises TraceError: no topics, or no token in so many documents of several topics.
     """
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     names, label = ch.document_labels(trace, "topic")
@@ -144,13 +323,10 @@ def meaning(
     same, other, tokens = compared(label)
     if not tokens:
         raise TraceError("no token stands in documents of one topic and of two; record more text")
-    with_topic = np.flatnonzero(label >= 0)
-    null = np.zeros(draws)
+    with_topic, moved, null = np.flatnonzero(label >= 0), label.copy(), np.zeros(draws)
     for i in range(draws):
-        moved = label.copy()
         moved[with_topic] = label[rng.permutation(with_topic)]
-        a, b, _ = compared(moved)
-        null[i] = a - b
+        null[i] = np.subtract(*compared(moved)[:2])
     return Meaning(layer, same, other, ch.against(same - other, null), tokens)
 
 
@@ -216,26 +392,21 @@ def parallel(
 ) -> Parallel:
     """Whether articles on one thing are routed alike in two languages, beyond their topic (Bandarkar et al. 2026).
 
-    Args:
-        first: [titles, L, E] as `mean_probabilities`.
-        second: of the same titles in the other language.
-        topic: [titles] number of the topic; a title alone in its topic is left out.
-        resamples: of titles, for the interval.
-        seed: of the draws.
+    `mean_probabilities` [titles, L, E] of the same titles in both, and the number of each one's topic [titles]; a title
+    alone in its topic is left out.
     """
-    matched, unmatched, back = list[ch.Floats](), list[ch.Floats](), list[ch.Floats]()
     kept = np.flatnonzero(np.bincount(topic)[topic] > 1)
-    for i in kept:
-        others = kept[(topic[kept] == topic[i]) & (kept != i)]
-        matched.append(ch.jensen_shannon(first[i], second[i]))
-        unmatched.append(ch.jensen_shannon(first[i][None], second[others]).mean(axis=0))
-        back.append(ch.jensen_shannon(first[others], second[i][None]).mean(axis=0))
     if not len(kept):
         raise TraceError("no two titles share a topic; there is nothing to compare")
-    a, b = np.stack(matched), np.stack(unmatched)
+    others = [(i, kept[(topic[kept] == topic[i]) & (kept != i)]) for i in kept]
+    a = ch.jensen_shannon(first[kept], second[kept])
+    b, back = (
+        np.stack([ch.jensen_shannon(x[i], y[j]).mean(axis=0) for i, j in others])
+        for x, y in ((first, second), (second, first))
+    )
     strata, rng = ch.compact(topic[kept])[0], np.random.default_rng(seed)
     # a title is in its own mean and, by its second text, in those of the others
-    told = b + np.stack(back) - b.mean(axis=0) - a
+    told = b + back - b.mean(axis=0) - a
     draws = ch.bootstrap(told, strata, resamples, rng) / len(kept)
     ends = ch.percentile(draws) if len(kept) >= ch.MIN_DOCUMENTS else ch.NOTHING
     return Parallel(a.mean(axis=0), b.mean(axis=0), ch.Band((b - a).mean(axis=0), *ends), len(kept))
@@ -281,13 +452,9 @@ def windows_of(
 def further(
     model: str | Path, out: Path, *, size: int = 128, texts: int = 12, seed: int = 0
 ) -> str:
-    """Make all five analyses of one of minimoe's own models, and write them to `out` as JSON.
+    """Make all five analyses of one of minimoe's own models, and write them to `out` as JSON; returns what was written.
 
-    Returns:
-        What was written, in a line.
-
-    Raises:
-        MinimoeError: a model or a text that cannot be had, or a router without logits.
+    Raises MinimoeError: a model or a text that cannot be had, or a router without logits.
     """
     folder, found = pretrained_path(model), find_minimoe(model)
     loaded: Any = found.load()
@@ -301,10 +468,8 @@ def further(
         "texts": {"domains": domains, "each": texts, "tokens": size, "other": len(other)},
     }  # fmt: skip
     rows = counterfactuals(loaded, ids, work, other, layers=found.layers, seed=seed)
-    result["counterfactuals"] = [row.to_dict() for row in rows]
-    probe = folder / "probe.safetensors"
-    result["saturation"] = None
-    if probe.exists():
+    result |= {"counterfactuals": [row.to_dict() for row in rows], "saturation": None}
+    if (probe := folder / "probe.safetensors").exists():
         seen = {name: value.numpy() for name, value in read_tensors(probe).items()}
         rate = saturation(seen["step"], seen["expert"], len(seen["token"]), found.num_experts)
         result["saturation"] = rate.to_dict()

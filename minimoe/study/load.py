@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from minimoe.study import claims as say
 from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
-
-if TYPE_CHECKING:
-    from minimoe.study.measurements import Measurements
 
 _MOST_SETS = 5000
 
@@ -60,10 +56,9 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
     effect, q = _design_effect(c, counts), c.k / e
     spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * len(c.token)) * max(effect, 0.0))
     ratio = ch.against(ch.max_over_min(total), scattered, ratio_ends)
-    violation = Band(e * share.max() - 1, *busy)
-    shares = Band(share, *share_ends, 1 / e - spread, 1 / e + spread)
+    bands = Band(share, *share_ends, 1 / e - spread, 1 / e + spread), ratio
     sizes = (len(c.token), len(c.source), len(c.strata))
-    return Load(layer, *sizes, shares, ratio, violation, effect)
+    return Load(layer, *sizes, *bands, Band(e * share.max() - 1, *busy), effect)
 
 
 def equal_counts(
@@ -153,13 +148,11 @@ def draw_load_by_depth(series: Mapping[str, Sequence[Load]]) -> d.Figure:
     return d.figure("load-by-depth", canvas, "load-by-depth", [". ".join(said)], chance=max(nulls))
 
 
-def judge_material(m: Measurements) -> say.Finding:
+def judge_material(m: say.Measurements) -> say.Finding:
     """C11 describes what the article read; here stands how that material differs from other text."""
     parts, moves = list[say.Part](), list[float]()
     for key, kind in (("mmlu", ch.MMLU), ("questions", ch.GENERATED)):
-        for one in m.questions_against_text:
-            if key not in one.names or "text" not in one.names:
-                continue
+        for one in (x for x in m.questions_against_text if {key, "text"} <= {*x.names}):
             i, text = one.names.index(key), one.names.index("text")
             moved = float(ch.total_variation(one.share.value[i], one.share.value[text]))
             if key == "mmlu":
@@ -176,14 +169,12 @@ def judge_material(m: Measurements) -> say.Finding:
         size = {"least": int(one.units.min()), "most": int(one.units.max())}
         found = say.told("C11.subjects", one=one, count=len(one.names), **size)
         parts.append(say.Part(say.where(m, one, "the subjects"), found + three, say.MATERIAL))
-    short = "no real questions were read"
-    if moves:
-        far = say.spread(moves, 0)
-        short = f"{far} % of assignments differ between real questions and other text"
+    far = "% of assignments differ between real questions and other text"
+    short = f"{say.spread(moves, 0)} {far}" if moves else "no real questions were read"
     return say.finding("C11", parts, short)
 
 
-def judge_balance(m: Measurements) -> say.Finding:
+def judge_balance(m: say.Measurements) -> say.Finding:
     """C12: balanced, yet the busiest expert can still get 40 to 60 % more?"""
     deciding = [kind for kind in m.load if kind != ch.GENERATED]
     parts = [_part(m, "C12", x, reading(x.ratio), k) for k in m.load for x in say.at_layers(m, k)]
@@ -195,7 +186,7 @@ def judge_balance(m: Measurements) -> say.Finding:
     return say.finding("C12", parts, "max/min " + "; ".join(spans), remarks, material=material)
 
 
-def judge_imbalance(m: Measurements) -> say.Finding:
+def judge_imbalance(m: say.Measurements) -> say.Finding:
     """C16, its load; the time that it costs is measured in other lessons."""
     shown = say.at_layers(m, m.text)
     parts = [_part(m, "C16", one, is_large(one.ratio)) for one in shown]
@@ -203,7 +194,9 @@ def judge_imbalance(m: Measurements) -> say.Finding:
     return say.finding("C16", parts, f"the busiest expert gets {most} % more than its fair share")
 
 
-def _part(m: Measurements, claim: str, one: Load, verdict: say.Verdict, kind: str = "") -> say.Part:
+def _part(
+    m: say.Measurements, claim: str, one: Load, verdict: say.Verdict, kind: str = ""
+) -> say.Part:
     under = 1 - len(one.share.value) * one.share.value.min()
     found, said = say.told(f"{claim}.found", one=one, under=under), say.factor(one.ratio)
     decides = kind != ch.GENERATED

@@ -26,27 +26,10 @@ TOPICS = ("Biology and health sciences", "Technology", "Society and social scien
 # of the article's Figs. 4 to 6
 SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 
-# The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
-# byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
-WORDS = {"colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"}
-TOKENS = {name: (word, f"Ġ{word}", f"▁{word}") for name, word in WORDS.items()}
-
 LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
 SUBJECT_DRAWS = (
     2000  # of fifty-seven subjects, few questions of each: all of them are tested together
 )
-
-
-@dataclass(frozen=True, eq=False)
-class StudiedToken(chance.Result):
-    """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most."""
-
-    name: str
-    text: str
-    token: int
-    apart_text: str
-    apart_token: int
-    variants: dict[str, tuple[int, int]]  #: of every spelling: natural text, generated questions
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +53,7 @@ class Measurements(chance.Result):
     information_topics: tuple[depth.Information, ...]  #: the same with topics
     repeats: tuple[routes.Repeats, ...]  #: same expert as the token before; every layer
     preferred: tuple[vocabulary.PreferredExperts, ...]  #: of the tokens of text; every layer
-    tokens: tuple[StudiedToken, ...]  #: the article's, as this model has them
+    tokens: tuple[vocabulary.StudiedToken, ...]  #: the article's, as this model has them
     shares: tuple[vocabulary.TokenShares, ...]  #: of these tokens on natural text
     apart: tuple[vocabulary.TokenShares, ...]  #: of these tokens on generated questions
     frequent: tuple[vocabulary.ExpertTokens, ...]  #: tokens most often sent to each expert
@@ -187,7 +170,7 @@ def measure(
     nested = compared and not asked and not judged
     within = depth.information(labelled, by="topic", seed=seed) if nested else ()
     say("tokens")
-    tokens = studied_tokens(natural, generated, tokenizer)
+    tokens = vocabulary.studied_tokens(natural, generated, tokenizer)
     some, ids = layers if tokens else (), [t.token for t in tokens]
     apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
     what = "the preferred experts of all tokens"
@@ -227,25 +210,6 @@ def _renamed(trace: RoutingTrace, domain: str) -> RoutingTrace:
         for d in trace.documents
     )
     return dataclasses.replace(trace, documents=documents)
-
-
-def studied_tokens(
-    natural: RoutingTrace, generated: RoutingTrace | None, tokenizer: Tokenizer
-) -> tuple[StudiedToken, ...]:
-    """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
-    found: list[StudiedToken] = []
-    for name, spellings in TOKENS.items():
-        ids = [int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None]
-        here = [int((natural.token == i).sum()) for i in ids]
-        there = [0 if generated is None else int((generated.token == i).sum()) for i in ids]
-        if not any(here):
-            continue
-        pieces = [str(tokenizer.id_to_token(i)) for i in ids]
-        shown = [f"'{piece.replace('Ġ', ' ').replace('▁', ' ')}'" for piece in pieces]
-        best, apart = here.index(max(here)), there.index(max(there))
-        variants = dict(zip(shown, zip(here, there, strict=True), strict=True))
-        found.append(StudiedToken(name, shown[best], ids[best], shown[apart], ids[apart], variants))
-    return tuple(found)
 
 
 def chosen_topics(topics: Mapping[str, int], wanted: Sequence[str] = TOPICS) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from minimoe.study import claims as say
 from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
-
-if TYPE_CHECKING:
-    from minimoe.study.measurements import Measurements
 
 CONTEXT = (1, 2, 3, 4, 8)
 KINDS = {"first": "first choices", "set": "sets of experts"}
@@ -61,8 +58,7 @@ def paths(
         raise TraceError(f"paths are of kind 'first' or 'set', not {kind!r}")
     used, rows = ch.through(trace, layers)
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(trace.documents))[trace.document]
-    order = np.lexsort((trace.position, shuffled))
+    order = np.lexsort((trace.position, rng.permutation(len(trace.documents))[trace.document]))
     order = order[rows[order]]
     columns = (trace.token, trace.document, trace.position)
     token, document, position = (x[order].astype(np.int64) for x in columns)
@@ -87,9 +83,7 @@ def paths(
     pairs, all_pairs = _num_pairs(path) or math.nan, n * (n - 1) // 2 or math.nan
     contexts = _contexts(token + 1, document, position)
     return Paths(
-        kind=kind,
-        layers=used,
-        tokens=n,
+        *(kind, used, n),
         distinct=Band(distinct, null_low=least, null_high=most, p=few),
         possible_log10=len(used) * math.log10(e if kind == "first" else math.comb(e, k)),
         repeated=replace(repeated, null_low=1 - most / n, null_high=1 - least / n, p=few),
@@ -166,8 +160,8 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
             share = np.bincount(kind, minlength=len(match)) / len(kind)
             loads = float(share @ match @ share)
         found = np.bincount(unit[joined & hits], minlength=len(c.strata))
-        rng, sd = np.random.default_rng(seed), math.sqrt(max(variance, 0.0))
-        rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, rng)
+        rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, np.random.default_rng(seed))
+        sd = math.sqrt(max(variance, 0.0))
         half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
         p = NormalDist().cdf(-over / sd) if sd > 0 else (0.0 if over > 1e-12 else 1.0)
         rate = replace(rate, null_low=mean - half, null_high=mean + half, p=p)
@@ -292,9 +286,8 @@ def coactivation(
         if r >= 0:
             draws[r] = np.nanmax(_conditional(_pairs(expert, e)))
     i, j = divmod(int(np.nanargmax(some)), e)
-    found, chance, maximum = _conditional(total), _conditional(joint), ch.against(some[i, j], draws)
-    equal, tokens = (k - 1) / (e - 1), len(document)
-    return CoActivation(layer, found, chance, equal, maximum, (i, j), tokens)
+    both, maximum = (_conditional(total), _conditional(joint)), ch.against(some[i, j], draws)
+    return CoActivation(layer, *both, (k - 1) / (e - 1), maximum, (i, j), len(document))
 
 
 def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
@@ -342,9 +335,8 @@ def _conditional(pairs: npt.NDArray[np.int64] | Floats) -> Floats:
 
 def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
     mixed = np.argsort(document + rng.random(len(document)))
-    one, other = mixed[0:-1:2], mixed[1::2]
-    same = document[one] == document[other]
-    one, other = one[same], other[same]
+    pairs = np.stack([mixed[0:-1:2], mixed[1::2]])
+    one, other = pairs[:, document[pairs[0]] == document[pairs[1]]]
     i, j = rng.integers(0, expert.shape[1], size=(2, len(one)))
     x, y = expert[one, i], expert[other, j]
     free = (expert[one] != y[:, None]).all(axis=1) & (expert[other] != x[:, None]).all(axis=1)
@@ -365,14 +357,16 @@ def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
         d.line(ax, layers, [s.rate for s in series], style.BLUE, "o", scale=100)
         band = 100 * np.array([(s.rate.null_low, s.rate.null_high) for s in series]).T
         ax.fill_between(layers, *band, color=style.LINE, alpha=0.5, linewidth=0)
-        ax.plot(layers, [100 * s.shuffled for s in series], color=style.LINE, linewidth=1.2)
-        any_two = [100 * s.chance_loads for s in series]
+        mixed, any_two = (
+            [100 * getattr(s, n) for s in series] for n in ("shuffled", "chance_loads")
+        )
+        ax.plot(layers, mixed, color=style.LINE, linewidth=1.2)
         ax.plot(layers, any_two, color=style.VERMILLION, linewidth=1.2, linestyle="--")
         d.by_layer(ax, layers, title, "pairs of neighbours, %")
         ax.set_ylim(0, None)
         ends = [
             (100 * series[-1].rate.value, "neighbours", style.BLUE),
-            (100 * series[-1].shuffled, "same document,\nshuffled", style.LINE),
+            (mixed[-1], "same document,\nshuffled", style.LINE),
             (any_two[-1], "any two\ntokens", style.VERMILLION),
         ]
         d.label_ends(ax, layers[-1], ends)
@@ -448,7 +442,7 @@ def draw_paths(results: Sequence[Paths]) -> d.Figure:
     return d.figure("paths", canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
 
 
-def judge_paths(m: Measurements) -> say.Finding:
+def judge_paths(m: say.Measurements) -> say.Finding:
     """C10: does a path rarely see two tokens?"""
     rarely, parts = say.limits("C10")["rarely"], list[say.Part]()
     for one, decides in zip(m.paths[::-1], (True, False), strict=False):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,7 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
     Raises:
         CorpusError: an unknown name, no such file, a line that is no question, no questions, no way to the source.
     """
-    log = log or print_to_stderr
-    path = Path(name)
+    log, path = log or print_to_stderr, Path(name)
     if name in ("mmlu", "mmlu-test"):
         try:
             return QuestionSet("mmlu-test", _mmlu_test())
@@ -114,13 +113,14 @@ def _mmlu_test() -> list[Document]:
         ) from error
     if not rows:
         raise CorpusError("cais/mmlu holds no test question")
-    seen: Counter[str] = Counter()
-    documents: list[Document] = []
+    number, documents = defaultdict[str, Iterator[int]](lambda: count(1)), list[Document]()
     for row in rows:
-        subject = str(row["subject"])
-        seen[subject] += 1
-        text = layout(str(row["question"]), [*map(str, row["choices"])], None)
-        documents.append(Document("mmlu", f"{subject}/test/{seen[subject]}", text, subject))
+        text, subject = (
+            layout(str(row["question"]), [*map(str, row["choices"])], None),
+            str(row["subject"]),
+        )
+        name = f"{subject}/test/{next(number[subject])}"
+        documents.append(Document("mmlu", name, text, subject))
     return documents
 
 
@@ -206,22 +206,20 @@ def heldout_text(
     more = ", ".join(f"{name}: {limit}" for name, limit in MORE_TOKENS.items())
     facts = {
         "checkpoint": found.name,
-        "checkpoint_sha256": identity["checkpoint_sha256"],
-        "data_sha256": identity["data_sha256"],
+        **{name: identity[name] for name in ("checkpoint_sha256", "data_sha256")},
         "domains": ", ".join(corpus.domains),
         "tokens_a_domain": str(max_tokens) if max_tokens else f"{EQUAL_TOKENS} ({more})",
         "configuration": json.dumps(found.configuration),
     }
-    documents = [d for part, _ in parts for d in part]
-    tokens = [ids for _, part in parts for ids in part]
+    documents, tokens = ([*chain(*part)] for part in zip(*parts, strict=True))
     titles = {name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS}
     read = Reading(documents, tokens, found.layers, identity, facts, told("read.text"))
     return replace(read, others=others, left_out=left_out, titles=titles)
 
 
-def token_limits(corpus: Corpus, max_tokens: int | None) -> dict[str, int]:
+def token_limits(corpus: Corpus, most: int | None) -> dict[str, int]:
     """Held-out tokens to record of each domain."""
-    return {name: max_tokens or MORE_TOKENS.get(name, EQUAL_TOKENS) for name in corpus.domains}
+    return {name: most or MORE_TOKENS.get(name, EQUAL_TOKENS) for name in corpus.domains}
 
 
 def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str, str]:
@@ -254,16 +252,9 @@ def asked_questions(
         raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
     kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
     taken = [*compress(held, kept)]
-    identity: dict[str, Any] = {
-        "model": found.name,
-        **found.identity,
-        "questions": asked.name,
-        "questions_sha256": asked.sha256,
-        "max_tokens": max_tokens,
-        "layers": layers,
-        "begin": found.begin,
-        "control": f"random rows, seed {control}",
-    }
+    identity: dict[str, Any] = {"model": found.name, **found.identity, "questions": asked.name}
+    identity |= {"questions_sha256": asked.sha256, "max_tokens": max_tokens, "layers": layers}
+    identity |= {"begin": found.begin, "control": f"random rows, seed {control}"}
     left_out = [f"{asked.note}."] if asked.note else []
     if empty := len(ids) - len(held):
         left_out.append(told("left_out.empty", count=empty))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import compress, count, groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,7 @@ from minimoe.text.tokenizer import TokenSplit
 Layers = Sequence[int] | None  # numbers counted from 1; None: all that have experts
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A stretch of one document as the model reads it: `context` tokens of context, then those that are recorded."""
 
     document: int
@@ -67,11 +66,8 @@ class RandomRouters:
     """Routers that nobody trained, on the hidden states that the trained ones read: what a verdict stands beside.
 
     The rows of a layer's router point in random directions, each as long as the row that it replaces (1 where the layer
-    has no matrix of rows), and a token gets the K experts of the largest products; without biases and groups.
-
-    Args:
-        seed: with the layer's number, of the rows.
-        layers: by number. A layer's rows are the one matrix [E, D] among its parameters that is not of its experts.
+    has no matrix of rows), and a token gets the K experts of the largest products; without biases and groups. A layer's
+    rows are the one matrix [E, D] among its parameters that is not of its experts.
     """
 
     def __init__(self, seed: int, layers: Mapping[int, nn.Module], num_experts: int) -> None:
@@ -192,20 +188,17 @@ class MinimoeSource:
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
     """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
 
-    Raises:
-        TraceError: a routing without K choices per token (expert choice, for one).
+    Raises TraceError: a routing without K choices per token (expert choice, for one).
     """
     k = routings[0].k
     if k is None or any(r.k != k for r in routings):
         raise TraceError(
             "only routers that give every token the same number K of experts can be recorded"
         )
-    return pack(
-        input_ids,
-        routings[0].valid,
-        [torch.where(r.requested(), r.expert, -1).view(r.num_tokens, k) for r in routings],
-        [torch.where(r.requested(), r.weight, 0).view(r.num_tokens, k) for r in routings],
-    )
+    asked = [(r, r.requested()) for r in routings]
+    expert = [torch.where(on, r.expert, -1).view(-1, k) for r, on in asked]
+    weight = [torch.where(on, r.weight, 0).view(-1, k) for r, on in asked]
+    return pack(input_ids, routings[0].valid, expert, weight)
 
 
 def pack(
@@ -213,15 +206,10 @@ def pack(
 ) -> Recording:
     """One recording from ids [B, S], the mask of its T = B·S tokens (None: no padding), and [T, K] a layer."""
     ids = input_ids.detach().reshape(-1).cpu()
+    kept = torch.ones(len(ids)) if valid is None else valid.detach().reshape(-1).cpu()
     # layer by layer to the CPU: a large model's layers may lie on several devices
-    return Recording(
-        input_ids=ids.numpy().astype(np.int64),
-        valid=np.ones(len(ids), dtype=np.bool_)
-        if valid is None
-        else valid.detach().reshape(-1).cpu().numpy().astype(np.bool_),
-        expert=stacked(expert),
-        weight=torch.stack([w.detach().float().cpu() for w in weight], dim=1).numpy(),
-    )
+    weights = torch.stack([w.detach().float().cpu() for w in weight], dim=1).numpy()
+    return Recording(ids.long().numpy(), kept.bool().numpy(), stacked(expert), weights)
 
 
 def stacked(expert: Sequence[Tensor]) -> npt.NDArray[np.int16]:
@@ -265,12 +253,10 @@ class TransformersSource:
     """A language model of transformers 5, with or without its head, whose layers call `experts(x, ids, weights)`.
 
     The first choice is the one with the largest weight; ties stay in the model's order. A choice that is weighted with
-    0 is none (-1): ZAYA's router, for one, writes so that a token skips the layer.
+    0 is none (-1): ZAYA's router, for one, writes so that a token skips the layer. `num_layers` counts layers with and
+    without experts; `control` is the seed of `RandomRouters`, None: without.
 
-    `num_layers` counts layers with and without experts; `control` is the seed of `RandomRouters`, None: without.
-
-    Raises:
-        TraceError: no layer of this form, several stacks of layers, layers that differ, or no layer that was asked for.
+    Raises TraceError: no layer of this form, several stacks of layers, layers that differ, or none that was asked for.
     """
 
     def __init__(self, model: Any, layers: Layers = None, control: int | None = None) -> None:
@@ -347,7 +333,6 @@ class TransformersSource:
 
     def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
         """Pack what the layers' experts were called with."""
-        del output
         given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor):
@@ -462,16 +447,15 @@ class ExpertsCall:
         wide = [s for s in _stacks(self.module) if s.is_floating_point() and s.element_size() > 1]
         # the smallest: LongCat's last experts are the identity and have no weights in some of the stacks
         stack = min((s for s in wide if not s.is_meta), key=len, default=x.new_empty(0))
-        for e in expert.unique().tolist():
-            if e < len(stack):
-                stored = stack[e].clone()
-                try:
-                    stack[e] = torch.nan
-                    seen = self.run(x, expert, weight).isnan().any(dim=-1)
-                finally:
-                    stack[e] = stored
-                if not torch.equal(seen, (expert == e).any(dim=1)):
-                    return False
+        for e in (e for e in expert.unique().tolist() if e < len(stack)):
+            stored = stack[e].clone()
+            try:
+                stack[e] = torch.nan
+                seen = self.run(x, expert, weight).isnan().any(dim=-1)
+            finally:
+                stack[e] = stored
+            if not torch.equal(seen, (expert == e).any(dim=1)):
+                return False
         return True
 
 
@@ -508,15 +492,14 @@ class RoutingRecorder:
     `model` and `layers` as in `source_of`. Hooks are on the model itself and, for transformers, on its experts; none is
     left when the context closes, whatever closes it.
 
+    Raises TraceError: no sparse layer, a router without K choices per token, or a class that is not known.
+
     Example:
         >>> model = MixtralModel.from_pretrained("mini")
         >>> with RoutingRecorder(model) as recorder:
         ...     output = model(torch.tensor([[17, 4, 256]]))
         >>> recorder.pop().expert.shape  # 3 tokens, 6 layers, 2 experts each
         (3, 6, 2)
-
-    Raises:
-        TraceError: the model has no sparse layer, a router without K choices per token, or a class that is not known.
     """
 
     def __init__(self, model: nn.Module | RoutingSource, layers: Layers = None) -> None:
@@ -526,8 +509,8 @@ class RoutingRecorder:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> RoutingRecorder:
-        self._handles = self.source.open()
-        self._handles.append(self.model.register_forward_hook(self._hook, with_kwargs=True))
+        hook = self.model.register_forward_hook(self._hook, with_kwargs=True)
+        self._handles = [*self.source.open(), hook]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -605,18 +588,13 @@ def record_documents(
     rows.sort(key=lambda row: row[:2])
     document, start, token, expert, weight, control = zip(*rows, strict=True)
     lengths = [len(ids) for ids in token]
-    return RoutingTrace(
-        np.concatenate(token),
-        np.repeat(np.array(document, np.int32), lengths),
-        np.concatenate([np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]),
-        np.concatenate(expert),
-        np.concatenate(weight),
-        tuple(documents),
-        source.num_experts,
-        source.layers,
-        dict(meta or {}),
-        None if control[0] is None else np.concatenate(control),
-    )
+    number = np.repeat(np.array(document, np.int32), lengths)
+    position = [np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]
+    random = None if control[0] is None else np.concatenate(control)
+    chosen = (np.concatenate(x) for x in (token, position, expert, weight))
+    about = (tuple(documents), source.num_experts, source.layers, dict(meta or {}), random)
+    joined: Any = (next(chosen), number, *chosen, *about)
+    return RoutingTrace(*joined)
 
 
 def record_split(
@@ -630,7 +608,7 @@ def record_split(
     """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
 
     Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
-    domain is recorded however long it is, so that no domain is missing. `options` are those of `record_documents`.
+    domain is recorded however long it is. `options` are those of `record_documents`.
     """
     return record_documents(model, *documents_of(split, domains, max_tokens), **options)
 
@@ -678,15 +656,13 @@ def record_stream(
     """
     if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
         raise TraceError("every document needs its token ids, at least one")
-    source = source_of(model, layers, control)
-    writer = TraceWriter(folder, identity)
+    source, writer = source_of(model, layers, control), TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
     done = writer.check(documents, tokens, source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
-        meta = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
-        more: dict[str, Any] = {"meta": meta, **reading, **options}
-        chunk = record_documents(source, documents[part], tokens[part], **more)
+        options["meta"] = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
+        chunk = record_documents(source, documents[part], tokens[part], **reading, **options)
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))
     return writer

@@ -1,13 +1,19 @@
-"""One study: record what a model does with text, measure it, judge it, and write the report."""
+"""One study: record what a model does with text, measure it, judge it, and write the report.
+
+The report is one HTML page that needs nothing else: images inside, style inside, no script.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import html
+import importlib
 import json
 import platform
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,25 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
 
 from minimoe import __version__
 from minimoe.errors import MinimoeError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
-from minimoe.study import page
-from minimoe.study.chance import MIN_DOCUMENTS, document_labels
-from minimoe.study.drawing import require_matplotlib
-from minimoe.study.measurements import Measurements, measure
+from minimoe.study import domains, load, paths, vocabulary
+from minimoe.study import measurements as ms
+from minimoe.study import questions as qs
+from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, document_labels
+from minimoe.study.claims import Finding, Part, at_layers, beside, counted, of_layers, times, told
+from minimoe.study.counts import published
+from minimoe.study.depth import draw_information
+from minimoe.study.drawing import Figure, require_matplotlib
+from minimoe.study.measurements import Measurements
 from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, kind_of
-from minimoe.study.questions import (
-    EQUAL_TOKENS,
-    Reading,
-    asked_questions,
-    heldout_text,
-    layers_to_record,
-    question_set,
-    recorded,
-)
 from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.domains import DOMAINS
@@ -77,8 +80,8 @@ def run_study(
             of other questions in `out`, too little memory; each in one line, the cheap ones before any work.
     """
     require_matplotlib()
-    sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
-    for name, value in sizes.items():
+    sizes = {"batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
+    for name, value in {"max_tokens": max_tokens, **sizes}.items():
         if value is not None and value < 1:
             raise MinimoeError(f"{name} is {value}, expected a positive number of tokens")
     stage, out = Stages(not progress), Path(out)
@@ -86,43 +89,44 @@ def run_study(
         writable(out)
         stage("loading the model and the text")
         found = find_minimoe(model)
-        read = heldout_text(model, found, domains, max_tokens)
+        read = qs.heldout_text(model, found, domains, max_tokens)
     else:
         kind_of(model)  # a name that leads nowhere is found before any question is fetched
         writable(out)
         stage("finding the questions and the model")
-        asked = question_set(questions)
+        asked = qs.question_set(questions)
         found = find_model(model, device=device, dtype=dtype, revision=revision)
-        read = asked_questions(asked, found, layers_to_record(found, layers), max_tokens, seed)
-    sizes = {"batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
-    trace = recorded(found, read, out / "trace", stage, **sizes)
+        read = qs.asked_questions(
+            asked, found, qs.layers_to_record(found, layers), max_tokens, seed
+        )
+    trace = qs.recorded(found, read, out / "trace", stage, **sizes)
     options: dict[str, Any] = {
         "others": read.others,
         "title": read.title,
-        "equal_tokens": EQUAL_TOKENS if max_tokens is None else max_tokens,
+        "equal_tokens": qs.EQUAL_TOKENS if max_tokens is None else max_tokens,
         "num_layers": found.num_layers,
         "whole": read.layers == found.layers,
         "seed": seed,
+        "tokenizer": found.tokenizer,
     }
-    tokenizer = found.tokenizer
 
     def nobodys() -> Measurements:
         model = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
-        return measure(model, tokenizer, judged=True, **options)[0]
+        return ms.measure(model, judged=True, **options)[0]
 
     with ThreadPoolExecutor(1) as pool:  # statistics and figures leave all cores but one idle
         control = pool.submit(nobodys)
-        m, missing = measure(trace, tokenizer, say=lambda x: stage(f"measuring {x}"), **options)
+        m, missing = ms.measure(trace, say=lambda x: stage(f"measuring {x}"), **options)
         left_out = [*read.left_out, *missing]
         stage("drawing")
-        drawn = page.draw(m, tokenizer, dict(read.titles))
+        drawn = draw(m, found.tokenizer, dict(read.titles))
         for name, figure in drawn.items():
             figure.save(out / f"{name}.png")
         stage("the end of the control: the same with untrained routers")
         untrained = control.result()
-    titles = read.titles or {d.topic or "": page.spell(d.topic or "") for d in trace.documents}
-    made = page.findings(m, titles, untrained)
-    itself = page.mixtral_itself(made, m)
+    titles = read.titles or {d.topic or "": spell(d.topic or "") for d in trace.documents}
+    made = findings(m, titles, untrained)
+    itself = mixtral_itself(made, m)
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
     facts = {
@@ -130,7 +134,7 @@ def run_study(
         **read.facts,
         "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu",
         "seed": str(seed),
-        **dict(surroundings()),
+        **surroundings(),
         "transformers": getattr(sys.modules.get("transformers"), "__version__", "not used"),
     }
     summary = {
@@ -148,7 +152,7 @@ def run_study(
     write_text(out / "summary.json", text + "\n")
     words = {"found": found, "read": read, "trace": trace, "layers": spans(read.layers)}
     words |= {"facts": facts, "corpus": material(trace, read), "left_out": left_out}
-    write_text(out / "report.html", page.page(made, drawn, published=itself, **words))
+    write_text(out / "report.html", page(made, drawn, published=itself, **words))
     stage("done")
     return out / "report.html"
 
@@ -177,7 +181,7 @@ def writable(out: Path) -> None:
         ) from error
 
 
-def material(trace: RoutingTrace, read: Reading) -> list[dict[str, Any]]:
+def material(trace: RoutingTrace, read: qs.Reading) -> list[dict[str, Any]]:
     """The text that was read: title, documents, tokens and a note, of each domain or subject."""
     names, label = document_labels(trace, "topic" if read.of_questions else "domain")
     held = np.bincount(label, minlength=len(names)).tolist()
@@ -186,7 +190,7 @@ def material(trace: RoutingTrace, read: Reading) -> list[dict[str, Any]]:
     for name, documents, count in zip(names, held, tokens, strict=True):
         domain = DOMAINS[name].title if name in DOMAINS else name
         few = f"fewer than {MIN_DOCUMENTS} documents: no intervals" * (documents < MIN_DOCUMENTS)
-        row = {"title": page.spell(name) if read.of_questions else domain}
+        row = {"title": spell(name) if read.of_questions else domain}
         rows.append({**row, "documents": documents, "tokens": count, "note": few})
     return sorted(rows, key=lambda row: row["title"]) if read.of_questions else rows
 
@@ -196,16 +200,11 @@ def today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
-def surroundings() -> list[tuple[str, str]]:
+def surroundings() -> dict[str, str]:
     """The machine and the libraries."""
-    return [
-        ("hardware", processor_name()),
-        ("threads", str(torch.get_num_threads())),
-        ("minimoe", __version__),
-        ("torch", torch.__version__),
-        ("numpy", np.__version__),
-        ("python", platform.python_version()),
-    ]
+    versions = {"minimoe": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    machine = {"hardware": processor_name(), "threads": str(torch.get_num_threads())}
+    return machine | versions | {"python": platform.python_version()}
 
 
 def trimmed(m: Measurements) -> dict[str, Any]:
@@ -220,8 +219,158 @@ def trimmed(m: Measurements) -> dict[str, Any]:
 
 def rounded(value: Any) -> Any:
     """Six significant digits; what JSON has no word for becomes null."""
-    known: Any = {
-        "parse_float": lambda x: float(f"{float(x):.6g}"),
-        "parse_constant": lambda _: None,
-    }
-    return json.loads(json.dumps(value), **known)
+    digits: Any = {"parse_float": lambda x: float(f"{float(x):.6g}")}
+    return json.loads(json.dumps(value), parse_constant=lambda _: None, **digits)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page(made: Sequence[Finding], drawn: Mapping[str, Figure], **words: Any) -> str:
+    """The whole document from templates/report.html; `words` is what else the template names.
+
+    Figures come by name, and each is shown once, under the first finding that names it.
+    """
+    jinja2: Any = importlib.import_module("jinja2")
+    Markup: Any = importlib.import_module("markupsafe").Markup
+    shown: set[str] = set()
+
+    def figure(name: str) -> Any:
+        if name in shown:
+            return Markup(f'<p class="soft">See the <a href="#{name}">figure above</a>.</p>')
+        shown.add(name)
+        return Markup(drawn[name].to_html())
+
+    strict: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    strict |= {"trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("minimoe.study"), **strict)
+    environment.filters["written"] = lambda text: Markup(written(text))
+    words |= {"findings": made, "figures": drawn, "figure": figure, "shown": shown}
+    text = environment.get_template("report.html").render(counted=counted(made), **words)
+    return text.lstrip() + "\n"
+
+
+def written(text: str) -> str:
+    """Escaped; powers raised, arXiv numbers as links, no line break between a number and its unit."""
+    text = re.sub(r"(\d)\^(\d+(?:\.\d+)?)", r"\1<sup>\2</sup>", html.escape(text))
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
+    return re.sub(r"arXiv:(\d{4}\.\d{5})", link, text).replace(" %", "\u00a0%")
+
+
+def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[str, Any]]:
+    """What the published counts of Mixtral 8x7B tell of C12 and C13: in short, part by part, and their source.
+
+    Its first, middle and last layer stand beside those of the model. No part of it has a verdict of its own: documents
+    are not given, so there are no intervals.
+    """
+    table, last = published(), m.layers[-1]
+    places = {1: (2,), 2: (0, 2), 3: (0, 1, 2)}[len(m.layers)]
+    own = {x: ms.three_layers(table.layers)[i] for x, i in zip(m.layers, places, strict=True)}
+
+    def cell(f: Finding, part: Part) -> str:
+        layer = next((x for x in m.layers if of_layers(x, m.num_layers) in part.what), last)
+        kinds = {"fivefold": "five", "all ": "all", "": "moved"}
+        kind = next(kinds[start] for start in kinds if part.what.startswith(start))
+        if f.claim == "C12":
+            kind = "ratio"
+        elif "packages" in part.what:
+            return "not read"
+        by = table.domain_load(own[layer])
+        widest, steepest = (max(by, key=lambda d: by[d][what]) for what in ("tv", "ratio"))
+        fill: dict[str, Any] = {"wide": by[widest]["tv"], "steep": by[steepest]["ratio"]}
+        fill |= {"widest": spell(widest), "steepest": spell(steepest), "labels": len(by)}
+        fill |= {"pooled": table.load(own[layer]).value, "less": table.less_even(own[layer])}
+        return told("published.cell", layer=own[layer], told=told(f"published.{kind}", **fill))
+
+    ratios = ", ".join(times(table.load(x).value) for x in own.values())
+    fill = {"ratios": ratios, "less": table.less_even(own[last]), "labels": len(table.domains)}
+    source = told("published.source", tokens=int(table.num_tokens.sum()), about=table.about)
+
+    def itself(f: Finding) -> dict[str, Any]:
+        cells = [cell(f, part) for part in f.parts]
+        return {"short": told(f"published.{f.claim}", **fill), "cells": cells, "source": source}
+
+    return {f.claim: itself(f) for f in made if f.claim in ("C12", "C13")}
+
+
+def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
+    """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
+    depth: Any = {"num_layers": m.num_layers}
+    names, said = (
+        {GENERATED: "load-questions", MMLU: "load-mmlu"},
+        {MMLU: "the real MMLU questions"},
+    )
+    drawn = [
+        load.draw_load(at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **depth)
+        for k in m.load
+    ]
+    drawn.append(load.draw_load_by_depth(m.load))
+    if m.topics:
+        sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
+        chosen = ms.chosen_topics(sizes, ms.SUBJECTS if m.of_questions else ms.TOPICS)
+        words: Any = {"titles": {s: spell(s) for s in sizes} if m.of_questions else None, **depth}
+        note = told(f"notes.{m.nouns[1]}")
+        drawn.append(domains.draw_labels(m.topics, chosen, note=note, **words))
+        drawn.append(domains.draw_skew(m.topics, **words))
+    if m.domains and len(m.domains[0].names) > 1:
+        words = {"titles": titles, "note": told("notes.packages"), **depth}
+        drawn.append(domains.draw_labels(m.domains[-1:], name="domains", **words))
+        drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
+    if m.subjects and all(s in m.subjects[-1].names for s in ms.SUBJECTS):
+        words = {"titles": {s: spell(s) for s in ms.SUBJECTS}, "note": told("notes.real"), **depth}
+        drawn.append(domains.draw_labels(m.subjects[-1:], ms.SUBJECTS, name="subjects", **words))
+    decode = decoder(tokenizer)
+    ranked = zip(m.frequent, m.characteristic, strict=True)
+    drawn += [vocabulary.draw_ranked(often, apart, decode, **depth) for often, apart in ranked]
+    drawn += [vocabulary.draw_token(m.shares, t, m.apart, **depth) for t in m.tokens]
+    what = "subject" if m.of_questions else "domain"
+    drawn.append(draw_information(m.information, within=m.information_topics, what=what))
+    drawn += [paths.draw_repeats(m.repeats)] if m.repeats else []
+    drawn += [paths.draw_coactivation(m.coactivation, **depth)] if m.coactivation else []
+    drawn += [paths.draw_paths(m.paths)] if m.paths else []
+    return {figure.name: figure for figure in drawn}
+
+
+def spell(subject: str) -> str:
+    """'high_school_us_history' -> 'High school US history'."""
+    text = " ".join("US" if word == "us" else word for word in subject.split("_"))
+    return text[:1].upper() + text[1:]
+
+
+def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """Token id -> its text; bytes that are no character by themselves as <E2>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # printable bytes stand for themselves, the others in order for the characters from 256 on
+    byte = {c: ord(c) for c in alphabet if ord(c) < 256}
+    byte |= zip(alphabet[len(byte) :], sorted({*range(256)}.difference(byte.values())), strict=True)
+
+    def decode(token: int) -> str:
+        piece = tokenizer.id_to_token(token) or ""
+        if piece.startswith("▁"):  # a space, which SentencePiece's decoder drops at the start
+            return piece.replace("▁", " ")
+        text = tokenizer.decode([token], skip_special_tokens=False)
+        if "\ufffd" not in text:
+            return text
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):  # a single byte to SentencePiece
+            return f"<{piece[3:5]}>"
+        return "<" + "".join(f"{byte.get(c, ord(c) & 255):02X}" for c in piece) + ">"
+
+    return decode
+
+
+def findings(
+    m: Measurements, titles: Mapping[str, str] | None = None, untrained: Measurements | None = None
+) -> tuple[Finding, ...]:
+    """C10 to C16 in order, beside random weights on the same text; `titles` spells out the names of domains."""
+    made = (
+        paths.judge_paths(m),
+        load.judge_material(m),
+        load.judge_balance(m),
+        domains.judge_subjects(m, titles or {}),
+        vocabulary.judge_frequent(m),
+        vocabulary.judge_preferred(m),
+        load.judge_imbalance(m),
+    )
+    made = tuple(f for f in made if f.parts)
+    control = "Random routers" if m.of_questions else "Random weights"
+    return made if untrained is None else beside(made, findings(untrained, titles), control)

@@ -90,9 +90,8 @@ class RoutingTrace:
         if len({(d.domain, d.id) for d in self.documents}) != len(self.documents):
             raise TraceError("two documents share a domain and an id, which must be unique")
         n, k = np.size(self.token), np.shape(self.expert)[-1] if np.ndim(self.expert) == 3 else 1
-        if k > self.num_experts:
-            raise TraceError(f"{k} choices a token among {self.num_experts} experts")
-        e = self.num_experts
+        if k > (e := self.num_experts):
+            raise TraceError(f"{k} choices a token among {e} experts")
         ends: dict[str, int] = {"document": len(self.documents), "expert": e, "control": e}
         for name, values in self.arrays().items():
             array, (dtype, low) = np.asarray(values), ARRAYS[name]
@@ -101,15 +100,15 @@ class RoutingTrace:
             shape = (n, len(self.layers), max(k, 1)) if chosen else (n,)
             if array.shape != shape:
                 raise TraceError(f"{name} has shape {array.shape}, expected {shape}")
-            kind = np.floating if name == "weight" else np.integer
-            if array.size and not np.issubdtype(array.dtype, kind):
-                expected = "floating point" if name == "weight" else "integers"
+            real = name == "weight"
+            if array.size and not np.issubdtype(array.dtype, np.floating if real else np.integer):
+                expected = "floating point" if real else "integers"
                 raise TraceError(f"{name} is {array.dtype}, expected {expected}")
-            if name == "weight" and not np.isfinite(array).all():
+            if real and not np.isfinite(array).all():
                 raise TraceError(
                     "weight holds values that are not finite: the recorded model is broken, or the trace damaged"
                 )
-            if name != "weight" and array.size and not low <= array.min() <= array.max() < end:
+            if not real and array.size and not low <= array.min() <= array.max() < end:
                 found = f"{array.min()} to {array.max()}"
                 raise TraceError(f"{name} runs from {found}, expected {low} to {end - 1}")
             if name in ("expert", "control"):
@@ -355,8 +354,7 @@ class TraceWriter:
         path = self.folder / MANIFEST
         text = json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if not used:
-            write_text(path, text)
-            return
+            return write_text(path, text)
         try:
             stored = read_object(path, TraceError)
         except TraceError as error:
@@ -364,9 +362,8 @@ class TraceWriter:
                 f"{error}, so nobody knows of what the chunks beside it are; give another folder, or remove this one"
             ) from error
         now = json.loads(text)  # as JSON has it: tuples are lists
-        changed = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
-        if changed:
-            said = (f"{k} was {_short(stored.get(k))}, is {_short(now.get(k))}" for k in changed)
+        keys = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
+        if said := [f"{k} was {_short(stored.get(k))}, is {_short(now.get(k))}" for k in keys]:
             raise TraceError(
                 f"{self.folder} holds a trace of something else: {'; '.join(said)}; give another folder, or remove "
                 "this one to record anew"
@@ -400,13 +397,10 @@ class TraceWriter:
 
         Raises TraceError: no chunk there, one missing in between, one that cannot be read, or a layer that is absent.
         """
-        paths = _chunks(Path(folder))
-        if not paths:
+        if not (paths := _chunks(Path(folder))):
             raise TraceError(f"{folder}: holds no chunk of a routing trace")
-        tokens, chunks = (
-            sum(RoutingTrace.peek(p).tokens for p in paths),
-            map(RoutingTrace.load, paths),
-        )
+        tokens = sum(RoutingTrace.peek(path).tokens for path in paths)
+        chunks = map(RoutingTrace.load, paths)
         wanted = chunks if layers is None else (chunk.of_layers(layers) for chunk in chunks)
         return RoutingTrace.concat(wanted, tokens)
 

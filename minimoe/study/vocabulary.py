@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from minimoe.course import style
 from minimoe.errors import TraceError
@@ -20,11 +21,14 @@ from minimoe.study.depth import Information
 from minimoe.study.load import equal_counts
 from minimoe.study.trace import RoutingTrace
 
-if TYPE_CHECKING:
-    from minimoe.study.measurements import Measurements
-
 _DRAWS, _LISTED = 300, 5  # of a null; documents that hold a characteristic token
 Tokens = Sequence[int] | npt.NDArray[np.integer]
+
+
+# The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
+# byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
+WORDS = {"colon": ":", "full-stop": ".", "what": "What", "what-within": "what", "who": "Who"}
+TOKENS = {name: (word, f"Ġ{word}", f"▁{word}") for name, word in WORDS.items()}
 
 
 # --- the tokens of an expert ----------------------------------------------------------------------
@@ -186,9 +190,8 @@ def preferred_experts(
     mean = excess = Band(math.nan)
     if len(rows):
         got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
-        strata = c.strata[kept]
         mean, excess = (
-            ch.bootstrap_rate(x, of, strata, resamples, np.random.default_rng(seed))
+            ch.bootstrap_rate(x, of, c.strata[kept], resamples, np.random.default_rng(seed))
             for x in (got, more)
         )
     chance = np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0)
@@ -254,6 +257,37 @@ def _largest_by_chance(c: ch.Choices, document: Ints, token: Ints, count: int, s
     return np.stack(ch.percentile(largest))
 
 
+@dataclass(frozen=True, eq=False)
+class StudiedToken(ch.Result):
+    """One of the article's tokens: the variant read off natural text, and the one the generated questions hold most."""
+
+    name: str
+    text: str
+    token: int
+    apart_text: str
+    apart_token: int
+    variants: dict[str, tuple[int, int]]  #: of every spelling: natural text, generated questions
+
+
+def studied_tokens(
+    natural: RoutingTrace, generated: RoutingTrace | None, tokenizer: Tokenizer
+) -> tuple[StudiedToken, ...]:
+    """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
+    found: list[StudiedToken] = []
+    for name, spellings in TOKENS.items():
+        ids = [int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None]
+        here = [int((natural.token == i).sum()) for i in ids]
+        there = [0 if generated is None else int((generated.token == i).sum()) for i in ids]
+        if not any(here):
+            continue
+        pieces = [str(tokenizer.id_to_token(i)) for i in ids]
+        shown = [f"'{piece.replace('Ġ', ' ').replace('▁', ' ')}'" for piece in pieces]
+        best, apart = here.index(max(here)), there.index(max(there))
+        variants = dict(zip(shown, zip(here, there, strict=True), strict=True))
+        found.append(StudiedToken(name, shown[best], ids[best], shown[apart], ids[apart], variants))
+    return tuple(found)
+
+
 _TOP, _MOST_EXPERTS = 10, 12
 
 
@@ -270,7 +304,6 @@ def draw_ranked(
     decode: Callable[[int], str],
     *,
     num_layers: int | None = None,
-    name: str = "tokens",
 ) -> d.Figure:
     """The counterpart of the article's word clouds for at most twelve experts: left in each cell the most frequent
     tokens, larger the more of its load they are, right those of the largest z of the log-odds against all text."""
@@ -300,26 +333,21 @@ def draw_ranked(
         often = ", ".join(f"{text} {say.percent(share)}" for text, share in shares)
         said.append(f"expert {e + 1}: {often}; characteristic {', '.join(words[1][:3])}")
     kept = "" if count == every else f" {count} of {every} experts are shown."
-    layer = say.of_layers(frequent.layer, num_layers)
-    return d.figure(name, canvas, "tokens", [". ".join(said)], layer=layer, kept=kept)
+    fill = {"layer": say.of_layers(frequent.layer, num_layers), "kept": kept}
+    return d.figure(f"tokens-{frequent.layer}", canvas, "tokens", [". ".join(said)], **fill)
 
 
 def draw_token(
     shares: Sequence[TokenShares],
-    token: int,
-    text: str,
-    *,
-    apart: Sequence[TokenShares] | None = None,
-    apart_token: int | None = None,
-    apart_text: str = "generated questions",
+    token: StudiedToken,
+    apart: Sequence[TokenShares] = (),
     num_layers: int | None = None,
-    name: str = "token",
 ) -> d.Figure:
     """N(x, e)/N(x) of one token at a few layers: how often each expert is among the K that it gets (Figs. 8 to 11);
-    `apart` draws the same token on templated text as open diamonds, never added to the bars."""
+    `apart` draws the same token on templated text, if it is there, as open diamonds, never added to the bars."""
     canvas, axes = d.panels(1, len(shares), height=2.7, share_y=True)
-    first, apart_id = shares[0], token if apart_token is None else apart_token
-    i, said = _row(first, token), list[str]()
+    first, i, said = shares[0], _row(shares[0], token.token), list[str]()
+    times = apart[0].occurrences[_row(apart[0], token.apart_token)] if apart else 0
     for column, (ax, one) in enumerate(zip(axes[0], shares, strict=True)):
         band, number = one.share[i], np.arange(1, len(one.chance[i]) + 1)
         share, null = band.value, float(band.null_high[0])
@@ -329,8 +357,8 @@ def draw_token(
         ticks = (100 * one.chance[i], number - 0.42, number + 0.42)
         ax.hlines(*ticks, color=style.VERMILLION, linewidth=1.6, zorder=3)
         d.whiskers(ax, number, band)
-        if apart is not None:
-            other = apart[column].share.value[_row(apart[column], apart_id)]
+        if times:
+            other = apart[column].share.value[_row(apart[column], token.apart_token)]
             mark: Any = {"ms": 5, "mfc": "white", "mec": style.GREEN, "mew": 1.4, "zorder": 5}
             ax.plot(number + 0.3, 100 * other, "D", clip_on=False, **mark)
         where = d.heading(one.layer, num_layers)
@@ -347,22 +375,18 @@ def draw_token(
             d.write(ax, *place, "most by chance", style.LINE, **look)
     k = round(float(np.nansum(first.share.value[i])))
     d.name_axes(axes, "expert", f"times among the {k} chosen, %")
-    extra = ""
-    if apart is not None:
-        times = apart[0].occurrences[_row(apart[0], apart_id)]
-        extra = f" Green diamonds: the same on {apart_text} ({times:,} times), kept apart."
-    few = "" if not np.isnan(first.share.low[i]).any() else " Too few works hold it for intervals."
-    return d.figure(
-        name, canvas, "token", said, text=text, times=first.occurrences[i], few=few, extra=extra,
-        documents=first.documents[i],
-    )  # fmt: skip
+    where = f"{token.apart_text} in the generated questions ({times:,} times)"
+    extra = f" Green diamonds: the same on {where}, kept apart." if times else ""
+    few = " Too few works hold it for intervals." if np.isnan(first.share.low[i]).any() else ""
+    fill = {"times": first.occurrences[i], "documents": first.documents[i], "extra": extra}
+    return d.figure(token.name, canvas, "token", said, text=token.text, few=few, **fill)
 
 
 def _row(shares: TokenShares, token: int) -> int:
     return int(np.flatnonzero(shares.token == token)[0])
 
 
-def judge_frequent(m: Measurements) -> say.Finding:
+def judge_frequent(m: say.Measurements) -> say.Finding:
     """C14: does each expert have tokens of its own?"""
     by_layer, parts, shares = {x.layer: x for x in m.information}, list[say.Part](), list[float]()
     for one in m.frequent:
@@ -379,11 +403,11 @@ def judge_frequent(m: Measurements) -> say.Finding:
 
 def own_tokens(x: Information) -> tuple[Band, say.Verdict]:
     """I(token; e) over the most there can be, and whether it is enough for an expert to have tokens of its own."""
-    told = Band(x.token.value / x.limit, x.token.low / x.limit, x.token.high / x.limit)
+    told = Band(*(end / x.limit for end in (x.token.value, x.token.low, x.token.high)))
     return told, say.above(told, say.limits("C14")["least"])
 
 
-def judge_preferred(m: Measurements) -> say.Finding:
+def judge_preferred(m: say.Measurements) -> say.Finding:
     """C15: do tokens have a set of preferred experts, and does it change with depth?"""
     ends = {m.layers[0], m.layers[-1]}
     parts = [
