@@ -11,26 +11,14 @@ import torch
 
 from minimoe.errors import TraceError
 from minimoe.study import further as fu
-from minimoe.study.further import (
-    by_rank,
-    counterfactuals,
-    exchange_experts,
-    overruled,
-    own_choice,
-    renumbered,
-    replayed,
-    token_losses,
-    usual_experts,
-    without,
-)
 from minimoe.study.trace import TraceDocument
 from tests.small import TINY, random_ids, tiny_model
 from tests.test_statistics_simulated import E, simulate
 
 
 def losses(model, ids, changes):
-    with overruled(model, changes):
-        return token_losses(model, ids)[0]
+    with fu.overruled(model, changes):
+        return fu.token_losses(model, ids)[0]
 
 
 # --- counterfactuals ------------------------------------------------------------------------------
@@ -38,26 +26,26 @@ def losses(model, ids, changes):
 
 def test_the_models_own_choice_put_back_changes_nothing() -> None:
     model, ids = tiny_model(), random_ids(3, 12)
-    nats, own = token_losses(model, ids)
-    for change in (by_rank(1), lambda r: replayed(own_choice(r))(r)):
+    nats, own = fu.token_losses(model, ids)
+    for change in (fu.by_rank(1), lambda r: fu.replayed(fu.own_choice(r))(r)):
         assert torch.allclose(losses(model, ids, {1: change, 2: change}), nats, atol=1e-6)
-    assert torch.allclose(losses(model, ids, {1: replayed(own[0])}), nats, atol=1e-6)
-    assert torch.allclose(token_losses(model, ids)[0], nats)  # and no hook is left
-    assert not torch.allclose(losses(model, ids, {1: renumbered}), nats, atol=1e-3)
+    assert torch.allclose(losses(model, ids, {1: fu.replayed(own[0])}), nats, atol=1e-6)
+    assert torch.allclose(fu.token_losses(model, ids)[0], nats)  # and no hook is left
+    assert not torch.allclose(losses(model, ids, {1: fu.renumbered}), nats, atol=1e-3)
 
 
 def test_exchanging_experts_with_their_rows_changes_nothing_and_without_them_much() -> None:
     for changes in ({}, {"n_shared_experts": 1}):
         model, ids = tiny_model(**changes), random_ids(3, 12)
-        nats, own = token_losses(model, ids)
-        exchange_experts(model, 2, 0, 3)
-        again, moved = token_losses(model, ids)
+        nats, own = fu.token_losses(model, ids)
+        fu.exchange_experts(model, 2, 0, 3)
+        again, moved = fu.token_losses(model, ids)
         assert torch.allclose(again, nats, atol=1e-5)
         names = torch.tensor([3, 1, 2, 0, 4])
         assert torch.equal(names[own[1]], moved[1]) and not torch.equal(own[1], moved[1])
         rows = model.layers[1].mlp.gate.weight
         rows.data[[0, 3]] = rows.data[[3, 0]]
-        assert not torch.allclose(token_losses(model, ids)[0], nats, atol=1e-3)
+        assert not torch.allclose(fu.token_losses(model, ids)[0], nats, atol=1e-3)
 
 
 def test_an_expert_that_is_off_gets_nothing_and_its_tokens_take_the_next_best() -> None:
@@ -65,7 +53,7 @@ def test_an_expert_that_is_off_gets_nothing_and_its_tokens_take_the_next_best() 
     seen = {}
 
     def watch(routing):
-        seen["before"], seen["after"] = routing, without(3)(routing)
+        seen["before"], seen["after"] = routing, fu.without(3)(routing)
         return seen["after"]
 
     losses(model, ids, {2: watch})
@@ -73,7 +61,7 @@ def test_an_expert_that_is_off_gets_nothing_and_its_tokens_take_the_next_best() 
     assert before.load()[3] > 0 == after.load()[3]
     assert after.weight.view(-1, 2).sum(dim=1).allclose(torch.ones(32))
     order = before.logits.argsort(dim=1, descending=True)
-    for ranked, chosen in zip(order.tolist(), own_choice(after).tolist(), strict=True):
+    for ranked, chosen in zip(order.tolist(), fu.own_choice(after).tolist(), strict=True):
         assert chosen == [x for x in ranked if x != 3][:2]
 
 
@@ -81,16 +69,16 @@ def test_ranks_and_evenness() -> None:
     model, ids = tiny_model(), random_ids(2, 8)
     routing = model(ids).routings[0]
     order = routing.logits.argsort(dim=1, descending=True)
-    assert torch.equal(own_choice(by_rank(2)(routing)), order[:, 1:3])
-    assert torch.equal(own_choice(by_rank(-1)(routing)), order[:, -2:])
-    assert set(by_rank(1, even=True)(routing).weight.tolist()) == {0.5}
-    assert torch.equal(own_choice(renumbered(routing)), (own_choice(routing) + 1) % 5)
+    assert torch.equal(fu.own_choice(fu.by_rank(2)(routing)), order[:, 1:3])
+    assert torch.equal(fu.own_choice(fu.by_rank(-1)(routing)), order[:, -2:])
+    assert set(fu.by_rank(1, even=True)(routing).weight.tolist()) == {0.5}
+    assert torch.equal(fu.own_choice(fu.renumbered(routing)), (fu.own_choice(routing) + 1) % 5)
 
 
 def test_usual_experts_are_read_elsewhere_and_unseen_ids_keep_their_own() -> None:
     token = torch.tensor([4, 4, 4, 7])
     expert = torch.tensor([[0, 2], [2, 1], [2, 0], [3, 4]])
-    usual = usual_experts(
+    usual = fu.usual_experts(
         token, expert, torch.tensor([4, 7, 9]), torch.tensor([[1, 1], [1, 2], [4, 3]]), 5
     )
     assert [set(row) for row in usual.tolist()] == [{0, 2}, {3, 4}, {3, 4}]
@@ -99,20 +87,25 @@ def test_usual_experts_are_read_elsewhere_and_unseen_ids_keep_their_own() -> Non
 def test_every_change_is_priced_by_works() -> None:
     model, ids = tiny_model(), random_ids(60, 10).view(3, 20, 10)
     work = np.arange(60).reshape(3, 20)
-    rows = counterfactuals(model, ids, work, random_ids(8, 10, seed=1), layers=(1, 2), resamples=50)
+    rows = fu.counterfactuals(
+        model, ids, work, random_ids(8, 10, seed=1), layers=(1, 2), resamples=50
+    )
     assert len(rows) == 8 * 3 + 5 * 2
     by = {(r.change, r.layer): r.loss for r in rows}
     everywhere = by["every expert's tokens to the next expert", None]
     texts = ids.flatten(0, 1)
-    moved = losses(model, texts, {1: renumbered, 2: renumbered}) - token_losses(model, texts)[0]
+    moved = (
+        losses(model, texts, {1: fu.renumbered, 2: fu.renumbered})
+        - fu.token_losses(model, texts)[0]
+    )
     assert everywhere.value == pytest.approx(float(moved.mean()), abs=1e-6)
     assert everywhere.low < everywhere.value < everywhere.high
     # a work of several texts is one unit, and few works give no interval
-    few = counterfactuals(model, ids, work // 2, random_ids(8, 10), layers=(1,), resamples=20)
+    few = fu.counterfactuals(model, ids, work // 2, random_ids(8, 10), layers=(1,), resamples=20)
     assert not any(row.loss.known for row in few)
     soft = tiny_model(router_type="expert_choice", router_aux_loss_type="none")
     with pytest.raises(TraceError, match="only routers that give every token K experts"):
-        counterfactuals(soft, ids, work, random_ids(8, 10), layers=(1,))
+        fu.counterfactuals(soft, ids, work, random_ids(8, 10), layers=(1,))
 
 
 # --- saturation -----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2607,
+    "bench": 2580,
     "check": 8588,
     "core": 3600,
     "cost": 830,
@@ -60,7 +60,7 @@ BUDGETS: dict[str, int] = {
     "hf": 919,
     "kernels": 1144,
     "roof": 356,
-    "study": 6098,
+    "study": 5901,
     "text": 1457,
     "train": 1283,
     "widgets": 1379,
