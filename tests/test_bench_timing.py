@@ -9,18 +9,6 @@ import torch
 
 from minimoe.bench import timing
 from minimoe.bench.layer import ZIPF, LayerCase, make_experts, make_routings
-from minimoe.bench.timing import (
-    CudaClock,
-    Sample,
-    alternate,
-    cpu_clock,
-    kept_bytes,
-    paired,
-    peak_bytes,
-    saved_bytes,
-    spread,
-    steady,
-)
 
 CPU = torch.device("cpu")
 
@@ -31,10 +19,10 @@ class Script:
     def __init__(self, *walls: float) -> None:
         self.walls = list(walls)
 
-    def __call__(self, work: Callable[[], object]) -> Sample:
+    def __call__(self, work: Callable[[], object]) -> timing.Sample:
         work()
         wall = self.walls.pop(0)
-        return Sample(wall, wall / 2)
+        return timing.Sample(wall, wall / 2)
 
 
 # --- rounds --------------------------------------------------------------------------------------
@@ -50,7 +38,9 @@ def test_rounds_alternate_after_a_warm_up_and_preparing_is_not_timed() -> None:
 
         return prepare
 
-    samples = alternate({"a": setup("a"), "b": setup("b")}, Script(1, 2, 20, 10), 2, warm_up=1)
+    samples = timing.alternate(
+        {"a": setup("a"), "b": setup("b")}, Script(1, 2, 20, 10), 2, warm_up=1
+    )
     runs = [e.split()[1] for e in events if e.startswith("run")]
     assert runs == ["a0", "b0", "a0", "b0", "b1", "a1"]
     assert [e.startswith("prepare") for e in events] == [True, False] * 6
@@ -64,18 +54,18 @@ def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
     now = iter(float(i) for i in range(100))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     setups: dict[str, timing.Setup] = {"a": lambda i: lambda: None}
-    assert len(alternate(setups, cpu_clock, 10, seconds=0)["a"]) == 3
-    assert len(alternate(setups, cpu_clock, 2, seconds=0)["a"]) == 2
+    assert len(timing.alternate(setups, timing.cpu_clock, 10, seconds=0)["a"]) == 3
+    assert len(timing.alternate(setups, timing.cpu_clock, 2, seconds=0)["a"]) == 2
     # asked once at the start and after each round from the third on: 1, 2, ... seconds
-    assert len(alternate(setups, cpu_clock, 10, seconds=4.5)["a"]) == 7
-    assert len(alternate(setups, cpu_clock, 10)["a"]) == 10
+    assert len(timing.alternate(setups, timing.cpu_clock, 10, seconds=4.5)["a"]) == 7
+    assert len(timing.alternate(setups, timing.cpu_clock, 10)["a"]) == 10
 
 
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:
-    samples = [Sample(3.0, 2.0), Sample(4.0, None)]
-    assert steady(samples, 1) == [2.0, 4.0]
-    assert steady(samples, 2) == [3.0, 4.0]
-    assert steady(samples, None) == [3.0, 4.0]
+    samples = [timing.Sample(3.0, 2.0), timing.Sample(4.0, None)]
+    assert timing.steady(samples, 1) == [2.0, 4.0]
+    assert timing.steady(samples, 2) == [3.0, 4.0]
+    assert timing.steady(samples, None) == [3.0, 4.0]
     assert timing.clock_name(CPU, 1) == "cpu"
     assert timing.clock_name(CPU, 2) == "wall"
     assert timing.clock_name(torch.device("cuda"), 1) == "events"
@@ -85,7 +75,7 @@ def test_the_cpu_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatc
     wall, cpu = iter([10.0, 13.0]), iter([1.0, 3.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
-    assert cpu_clock(lambda: None) == Sample(3.0, 2.0)
+    assert timing.cpu_clock(lambda: None) == timing.Sample(3.0, 2.0)
 
 
 def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,20 +103,20 @@ def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
-    clock: Any = CudaClock(CPU)
+    clock: Any = timing.CudaClock(CPU)
     assert clock._other.nbytes == 1024
     clock._other = clock._other.as_subclass(Flush)
-    assert clock(lambda: events.append("work")) == Sample(0.002, None)
+    assert clock(lambda: events.append("work")) == timing.Sample(0.002, None)
     assert events == ["flush", "record", "work", "record", "wait"]
 
 
 def test_spread_and_paired_ratios_by_hand() -> None:
-    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
         "median": 3.0, "q1": 2.0, "q3": 4.0, "low": 1.0, "high": 5.0
     }  # fmt: skip
-    assert spread([2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "low": 2.0, "high": 2.0}
+    assert timing.spread([2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "low": 2.0, "high": 2.0}
     # round by round: 2, 1/2, 1; the ratio of medians would be 2/2 as well, that of means 7/6
-    assert paired([2.0, 1.0, 4.0], [1.0, 2.0, 4.0])["median"] == 1.0
+    assert timing.paired([2.0, 1.0, 4.0], [1.0, 2.0, 4.0])["median"] == 1.0
 
 
 # --- cases ---------------------------------------------------------------------------------------
@@ -186,8 +176,8 @@ def test_saved_bytes_count_each_storage_once_and_no_weights() -> None:
         left, right = a.chunk(2, dim=1)
         return left * right  # keeps two views of a
 
-    assert saved_bytes(forward, [w]) == 3 * 100 * 10 * 4
-    assert saved_bytes(forward, []) == 3 * 100 * 10 * 4 + 10 * 10 * 4
+    assert timing.saved_bytes(forward, [w]) == 3 * 100 * 10 * 4
+    assert timing.saved_bytes(forward, []) == 3 * 100 * 10 * 4 + 10 * 10 * 4
 
 
 def test_peak_bytes_on_a_cpu() -> None:
@@ -199,8 +189,8 @@ def test_peak_bytes_on_a_cpu() -> None:
         del a  # 4 MB
         return b @ x  # 8 MB
 
-    assert 8_000_000 <= peak_bytes(work, CPU) < 8_010_000
-    assert peak_bytes(lambda: None, CPU) == 0
+    assert 8_000_000 <= timing.peak_bytes(work, CPU) < 8_010_000
+    assert timing.peak_bytes(lambda: None, CPU) == 0
 
 
 def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +199,7 @@ def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyP
         ("max_memory_allocated", 100),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert peak_bytes(lambda: None, torch.device("cuda")) == 30
+    assert timing.peak_bytes(lambda: None, torch.device("cuda")) == 30
 
 
 def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
@@ -219,7 +209,7 @@ def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
     x = torch.zeros(10, 5)  # 200 bytes, there before; the result's 400 bytes go with it
-    assert kept_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
+    assert timing.kept_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
 
 
 # --- hardware ------------------------------------------------------------------------------------

@@ -16,17 +16,12 @@ import pytest
 from book import clark, mixtral, yardsticks
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
+from minimoe.study import vocabulary as words
 from minimoe.study.depth import information, layer_dependence
 from minimoe.study.domains import domain_load, judge_subjects
 from minimoe.study.load import expert_load, is_large, judge_balance, judge_imbalance, reading
 from minimoe.study.paths import judge_paths, paths
 from minimoe.study.trace import RoutingTrace
-from minimoe.study.vocabulary import (
-    frequent_tokens,
-    judge_frequent,
-    judge_preferred,
-    preferred_experts,
-)
 from tests.test_statistics_simulated import E, simulate
 
 FEW: dict[str, Any] = {"resamples": 199}
@@ -45,10 +40,10 @@ def study(trace: RoutingTrace) -> Any:
         information=information(trace, **FEW),
         information_halved=(),
         information_topics=(),
-        preferred=tuple(preferred_experts(trace, x, **FEW) for x in layers),
+        preferred=tuple(words.preferred_experts(trace, x, **FEW) for x in layers),
         tokens=(),
         shares=(),
-        frequent=tuple(frequent_tokens(trace, x, top=5) for x in layers),
+        frequent=tuple(words.frequent_tokens(trace, x, top=5) for x in layers),
         paths=(paths(trace, permutations=3), paths(trace, kind="set", permutations=3)),
         dependence=layer_dependence(trace),
         text=ch.TEXT,
@@ -129,12 +124,12 @@ def test_subjects_agree_disagree_and_cannot_tell() -> None:
 
 def test_tokens_agree_disagree_and_cannot_tell() -> None:
     sure: dict[str, Any] = {"concentration": 1e4, "layers": 2, "works": 160}
-    for judge in (judge_frequent, judge_preferred):
+    for judge in (words.judge_frequent, words.judge_preferred):
         assert verdict(judge, simulate(1, works=40, layers=2)) == say.UNKNOWN
     chosen, deaf = study(simulate(1, word_effect=3.0, **sure)), study(simulate(1, **sure))
-    assert judge_frequent(chosen).verdict == say.AGREES
-    assert judge_frequent(deaf).verdict == say.DISAGREES
-    every = {p.what: p.verdict for p in judge_preferred(deaf).parts}
+    assert words.judge_frequent(chosen).verdict == say.AGREES
+    assert words.judge_frequent(deaf).verdict == say.DISAGREES
+    every = {p.what: p.verdict for p in words.judge_preferred(deaf).parts}
     depth = "change with depth: grouping of tokens, first against last layer"
     assert every.pop(depth) == say.UNKNOWN
     assert set(every.values()) == {say.DISAGREES}
@@ -144,12 +139,12 @@ def test_change_with_depth_agrees_and_disagrees() -> None:
     trace = simulate(1, word_effect=5.0, concentration=1e4, layers=2, works=160)
     copied = trace.expert.copy()
     copied[:, 1] = (copied[:, 0] + 3) % E  # the same grouping under other numbers
-    alike = judge_preferred(study(dataclasses.replace(trace, expert=copied)))
+    alike = words.judge_preferred(study(dataclasses.replace(trace, expert=copied)))
     assert alike.parts[-1].verdict == alike.verdict == say.DISAGREES
     token = (trace.token * 11 + 3) // 8 % E  # words grouped otherwise
     noisy = 5.0 * np.eye(E)[token] + np.random.default_rng(0).gumbel(size=(len(trace), E))
     copied[:, 1] = np.argsort(-noisy, axis=1)[:, :2]
-    other = judge_preferred(study(dataclasses.replace(trace, expert=copied)))
+    other = words.judge_preferred(study(dataclasses.replace(trace, expert=copied)))
     assert other.parts[-1].verdict == other.verdict == say.AGREES
 
 
@@ -167,7 +162,7 @@ def test_a_uniform_router_confirms_nothing(runs: int, store: Any) -> None:
     agreed: dict[str, int] = dict.fromkeys(("C12", "C13", "C14", "C15", "C16"), 0)
     for seed in range(runs):
         m = study(simulate(seed, works=160, domains=8, concentration=1e6, layers=2))
-        for judge in (judge_balance, judge_frequent, judge_preferred, judge_imbalance):
+        for judge in (judge_balance, words.judge_frequent, words.judge_preferred, judge_imbalance):
             made = judge(m)
             agreed[made.claim] += made.verdict == say.AGREES
         agreed["C13"] += judge_subjects(m, {}).verdict == say.AGREES
@@ -179,7 +174,7 @@ def test_a_uniform_router_confirms_nothing(runs: int, store: Any) -> None:
 def test_what_random_weights_show_as_well_is_no_agreement() -> None:
     sure: dict[str, Any] = {"concentration": 1e4, "layers": 2, "works": 160}
     trained, random = (
-        judge_frequent(study(simulate(1, word_effect=x, **sure))) for x in (3.0, 1.0)
+        words.judge_frequent(study(simulate(1, word_effect=x, **sure))) for x in (3.0, 1.0)
     )
     clear = say.beside([trained], [random])[0]
     assert clear.verdict == say.AGREES and "Random weights: " in clear.parts[0].found
