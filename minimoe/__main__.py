@@ -41,13 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with terminable():
             given = list(sys.argv[1:] if arguments is None else arguments)
-            for text in given:
-                if re.search("[\0\ud800-\udfff]", text):  # no tokenizer, JSON or HTML can hold it
-                    short = text if len(text) <= 60 else f"{text[:60]}…"
-                    what = (
-                        f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
-                    )
-                    raise MinimoeError(f"{what}; give it in UTF-8, or rename the file")
+            # what no tokenizer, JSON or HTML can hold
+            for text in filter(re.compile("[\0\ud800-\udfff]").search, given):
+                short = text if len(text) <= 60 else f"{text[:60]}…"
+                what = f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
+                raise MinimoeError(f"{what}; give it in UTF-8, or rename the file")
             args = build_parser().parse_args(given)
             for name, value in vars(args).items():
                 if value == [] and name != "peer":  # what argparse makes of '--domains=--'
@@ -111,9 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         for part in (command, *command.get("groups", ())):
             group = one.add_argument_group(part["title"], part["help"]) if "title" in part else one
             for option, kind, default, text, *metavar in part["options"]:
-                more: dict[str, Any] = (
-                    {"help": text, "metavar": metavar[0]} if metavar else {"help": text}
-                )
+                more: dict[str, Any] = {"help": text} | ({"metavar": metavar[0]} if metavar else {})
                 if kind == "flag":
                     more["action"] = "store_true"
                 elif kind == "list":
@@ -136,8 +132,8 @@ def _parse(option: str, kind: str, numbers: dict[str, Any]) -> Callable[[str], A
         value = of(text)
         if of is str and not re.fullmatch(kind, text):
             *words, last = re.sub(r"\(.*\)\?", "", kind).split("|")
-            known = f"give {', '.join(words)} or {last}"
-            raise MinimoeError(f"unknown {option.removeprefix('--')} {text!r}; {known}")
+            given = f"unknown {option.removeprefix('--')} {text!r}"
+            raise MinimoeError(f"{given}; give {', '.join(words)} or {last}")
         if of is not str and not low <= value <= high:  # nan is in no range
             least = "above 0" if 0 < low < 1e-300 else f"at least {low}"
             most = "finite" if high > 1e300 else f"at most {str(high).removesuffix('.0')}"
@@ -158,8 +154,7 @@ def run_corpus(args: argparse.Namespace) -> None:
         print(f"{args.out}: {packed.train.tokens.size + packed.heldout.tokens.size:,} tokens")
         return
     if args.action == "list":
-        print(corpus.table(corpus.load_corpus(domains)))
-        return
+        return print(corpus.table(corpus.load_corpus(domains)))
     report = corpus.fetch(domains)
     new, old = (", ".join(names) or "nothing" for names in (report.fetched, report.cached))
     print(f"fetched: {new}; there already: {old}")
@@ -194,8 +189,7 @@ def run_train(args: argparse.Namespace) -> None:
 
     device = resolve_device(args.device)
     if args.compare is not None:
-        compare(args.compare, device, threads=args.threads, progress=not args.quiet)
-        return
+        return compare(args.compare, device, threads=args.threads, progress=not args.quiet)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     name = "-".join(filter(None, (args.preset, args.router)))
@@ -230,8 +224,8 @@ def run_generate(args: argparse.Namespace) -> None:
     begin = begin_of_text_id(tokenizer, own=read_config(path)[1] is None)
     ids = [*([] if begin is None else [begin]), *text_ids(tokenizer, [args.prompt])[0]]
     options = {name: getattr(args, name) for name in ("temperature", "top_p", "seed")}
-    end = end_of_text_id(tokenizer)
-    out = model.generate(torch.tensor([ids]), args.tokens, eos_token_id=end, **options)
+    options["eos_token_id"] = end_of_text_id(tokenizer)
+    out = model.generate(torch.tensor([ids]), args.tokens, **options)
     print(tokenizer.decode(out[0].tolist()))
 
 
@@ -240,13 +234,11 @@ def run_study(args: argparse.Namespace) -> None:
     if args.counts is not None:
         from minimoe.study.counts import tell
 
-        print(tell(args.counts, args.out))
-        return
+        return print(tell(args.counts, args.out))
     if args.further is not None:
         from minimoe.study.further import further
 
-        print(further(args.checkpoint, args.further, seed=args.seed))
-        return
+        return print(further(args.checkpoint, args.further, seed=args.seed))
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.model is None:
@@ -301,8 +293,7 @@ def run_cost(args: argparse.Namespace) -> None:
         what = f"{args.model!r} is neither a preset nor a folder with config.json"
         raise ConfigError(f"{what}; {hint}presets are {', '.join(PRESETS)}")
     names = ("batch", "context", "bits", "tokens", "gpus", "utilisation")
-    options = {name: getattr(args, name) for name in names}
-    report = cost_report(config, device, name=args.model, **options)
+    report = cost_report(config, device, name=args.model, **{n: getattr(args, n) for n in names})
     print(json.dumps(report, indent=2) if args.json else cost_table(report))
 
 
@@ -311,8 +302,7 @@ def run_bench(args: argparse.Namespace) -> None:
     from minimoe.bench.suites import Options, run_and_write
 
     options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)
-    suite = "train" if args.train else args.suite
-    run_and_write(suite, options, args.json, args.out)
+    run_and_write("train" if args.train else args.suite, options, args.json, args.out)
 
 
 def split_names(text: str | None) -> list[str] | None:

@@ -59,7 +59,7 @@ BUDGETS: dict[str, int] = {
     "course": 617,
     "hf": 919,
     "kernels": 1144,
-    "roof": 356,
+    "roof": 346,
     "study": 5901,
     "text": 1457,
     "train": 1283,
