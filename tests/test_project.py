@@ -60,7 +60,7 @@ BUDGETS: dict[str, int] = {
     "hf": 919,
     "kernels": 1144,
     "roof": 346,
-    "study": 5901,
+    "study": 5887,
     "text": 1457,
     "train": 1283,
     "widgets": 1379,

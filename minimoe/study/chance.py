@@ -306,14 +306,11 @@ def sign_flips(
 ) -> Floats:
     """[R, D, E] shares of D labels less the pooled shares, if labels had nothing to do with experts.
 
+    Works have assignments `counts` [U, E] and one `label` [U] each.
     The residual of a work about the pooled share p is r = n_we − n_w·p_e. Under the null its sign says nothing, so it
     is turned at random; residuals are summed by label, less the label's part of their total, because p is estimated
     from the same works. Each work keeps its length and its spread. Dealing labels out anew does not keep the level
     where works differ in length: a label of short works then gets a null of too many tokens.
-
-    Args:
-        counts: [U, E] assignments of each work.
-        label: [U] label of each work.
     """
     size, pool = counts.sum(axis=1), counts.sum(axis=0) / counts.sum()
     residual = counts - size[:, None] * pool
@@ -427,12 +424,8 @@ def interval_of_share(hits: Numbers, trials: Numbers, unit: Ints, num_items: int
 
     The beta interval of Clopper and Pearson, with as many trials as independent ones would give the variance between
     works, made smaller by the ratio of Student's quantiles because that variance is estimated from m works. At a share
-    of 0 or 1, which shows no variance, every work counts once. NaN below ten works.
-
-    Args:
-        hits: [cells, ...] of one item in one work.
-        trials: [cells] likewise.
-        unit: [cells] number of the item.
+    of 0 or 1, which shows no variance, every work counts once. NaN below ten works. A cell is one item, numbered by
+    `unit` [cells], in one work, with `hits` [cells, ...] of its `trials` [cells].
     """
     from scipy.special import betaincinv
 

@@ -62,15 +62,12 @@ class QuestionSet:
 def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
     """The questions that a name or a file stands for.
 
-    Args:
-        name: 'mmlu-test': all 14,042 test questions, from the Hugging Face hub or its local cache; 'mmlu-dev': the 282
-            development questions; 'mmlu': the first if it can be had, else the second, which `note` says then;
-            'generated': questions made from held-out articles; or a file of JSON lines {"subject", "text"} and, if
-            wanted, "id".
-        log: told of what is fetched and of what is taken instead.
+    'mmlu-test': all 14,042 test questions, from the Hugging Face hub or its local cache; 'mmlu-dev': the 282
+    development questions; 'mmlu': the first if it can be had, else the second, which `note` says then; 'generated':
+    questions made from held-out articles; or a file of JSON lines {"subject", "text"} and, if wanted, "id". `log` is
+    told of what is fetched and of what is taken instead.
 
-    Raises:
-        CorpusError: an unknown name, no such file, a line that is no question, no questions, no way to the source.
+    Raises CorpusError: an unknown name, no such file, a line that is no question, no questions, no way to the source.
     """
     log, path = log or print_to_stderr, Path(name)
     if name in ("mmlu", "mmlu-test"):
@@ -284,9 +281,8 @@ def recorded(
     The model is loaded only if something is missing, and let go of before the trace is read. Held-out text takes
     minutes, so what is left of another study of it is replaced; questions may have taken days, so they are not.
 
-    Raises:
-        TraceError: `folder` holds something else or is damaged, or the tokenizer is not the model's. CheckpointError:
-            the model cannot be loaded. MinimoeError: a batch does not fit the memory.
+    Raises TraceError: `folder` holds something else or is damaged, or the tokenizer is not the model's;
+    CheckpointError: the model cannot be loaded; MinimoeError: a batch does not fit the memory.
     """
     # more tokens in the vocabulary than rows in the embedding do no harm while no text needs them
     largest = max((int(ids.max()) for ids in read.tokens), default=0)

@@ -72,12 +72,9 @@ def run_study(
         seed: of all draws, and of the untrained weights or routers beside the model.
         progress: print stages and a bar on standard error.
 
-    Returns:
-        The path of report.html. What `out`/trace holds of the same model, text and options is not recorded again.
-
-    Raises:
-        MinimoeError: an option that cannot work, a package that is missing, a model or text that cannot be had, a trace
-            of other questions in `out`, too little memory; each in one line, the cheap ones before any work.
+    Returns the path of report.html. What `out`/trace holds of the same model, text and options is not recorded again.
+    Raises MinimoeError: an option that cannot work, a package that is missing, a model or text that cannot be had, a
+    trace of other questions in `out`, too little memory; each in one line, the cheap ones before any work.
     """
     require_matplotlib()
     sizes = {"batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
