@@ -42,6 +42,7 @@ from minimoe.check.lesson07 import (
     what_a_program_reads,
 )
 from minimoe.check.lesson08 import account, load_strictly, rms_norm, rotate_pairs, to_fused
+from minimoe.check.lesson09 import at_equal_time, bits_per_byte, paired_difference, rival_widths
 from minimoe.check.lesson10 import bill, mfu, slope_at, worth
 from minimoe.check.lesson11 import (
     batch_hits,
@@ -72,6 +73,7 @@ __all__ = [
     "CheckFailed",
     "Task",
     "account",
+    "at_equal_time",
     "balance_of_layers",
     "balancedness",
     "batch_hits",
@@ -79,6 +81,7 @@ __all__ = [
     "bias_step",
     "bill",
     "bits_beyond",
+    "bits_per_byte",
     "bits_remembered",
     "block_cost",
     "bytes_of_step",
@@ -107,10 +110,12 @@ __all__ = [
     "mixture_gradient",
     "noisy_router",
     "offset_in_the_weights",
+    "paired_difference",
     "plan_of_dispatch",
     "positions",
     "progress",
     "quantise_rows",
+    "rival_widths",
     "rms_norm",
     "roofline",
     "rotate_pairs",
