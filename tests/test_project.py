@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2580,
-    "check": 9004,
+    "check": 9005,
     "core": 3600,
     "cost": 830,
     "course": 617,

@@ -393,9 +393,10 @@ def at_equal_time(function: Callable[[Curve, Curve], Pair]) -> str:
         ((1, 3, 9), 2.0, 0.7),
     ):
         steps = np.array(points, float)
+        longer = np.append(steps, 2 * steps[-1])
         curves = [
-            {"seconds": (near(pace) * steps).tolist(), "loss": (1.2 + slope / steps**0.4).tolist()}
-            for pace, slope in ((step, 0.9), (other, 0.7))
+            {"seconds": (near(pace) * x).tolist(), "loss": (1.2 + slope / x**0.4).tolist()}
+            for pace, slope, x in ((step, 0.9, steps), (other, 0.7, longer))
         ]
         cases.append(case(a=curves[0], b=curves[1]))
     view = of_numbers("seconds", "difference")
