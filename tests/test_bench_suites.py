@@ -500,12 +500,12 @@ def test_the_gpu_programme_runs_through_on_a_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"minimoe.bench.gpu.{name}")
-    monkeypatch.setattr(sys, "argv", [name, "out"])
+    module = importlib.import_module("minimoe.bench.gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu", name, "out"])
     with pytest.raises(SystemExit):
         module.main()
     assert "--tiny" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [name, "out", "--tiny", "--seconds", "30"])
+    monkeypatch.setattr(sys, "argv", ["gpu", name, "out", "--tiny", "--seconds", "30"])
     module.main()
     found = json.loads(Path("out", f"{name}.json").read_text())
     assert found["hardware"] and found["date"]
