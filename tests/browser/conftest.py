@@ -193,6 +193,6 @@ def seen(context: Any, book: str) -> Iterator[Seen]:
 
 
 def press_end(seen: Seen, control: Any) -> None:
-    """The key that puts a slider to its end."""
+    """The key that puts a slider to its end, or, where it is there, to its beginning."""
     control.focus()
-    seen.page.keyboard.press("End")
+    seen.page.keyboard.press("Home" if control.evaluate("e => e.value === e.max") else "End")

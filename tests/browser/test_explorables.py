@@ -211,10 +211,10 @@ def to(slider: Any, index: int) -> None:
 def test_plays_to_the_end(seen: Seen, name: str) -> None:
     (element, slider), play = film(seen, name), f"{place(name)} button:has-text('{PLAYS[name]}')"
     end = int(slider.get_attribute("max"))
-    to(slider, end - 3)
+    to(slider, end - 10)
     seen.page.click(play)
     assert element.query_selector("button:has-text('Pause')") is not None
-    seen.page.wait_for_selector(play, timeout=10_000)
+    seen.page.wait_for_selector(play, timeout=20_000)
     assert value(slider) == end
     # at the end it begins anew; a key on the slider stops it
     seen.page.click(play)
