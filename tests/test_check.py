@@ -97,6 +97,12 @@ def test_rows_may_have_names_of_their_own() -> None:
     assert failed.value.expected == "step of the bias, in units of the rate: 1 -1 1 1"
 
 
+def test_lists_of_numbers_are_shown_and_long_ones_are_named() -> None:
+    shown = "a = {3: 1.235, 5: 2}, c = {'s': [1, 2.5]}, n = [0, 1], f"
+    assert str(case(a={3: 1.23456, 5: 2.0}, c={"s": [1, 2.5]}, n=(0, 1), f=print)) == shown
+    assert str(case(long=[0] * 99, other=[None, 1])) == "long, other"
+
+
 def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
     said = judged(lambda x: x**3)
     assert "None of the common mistakes" in said and "every case differs." in said
@@ -142,15 +148,15 @@ LIKE = [
         ),
         (
             lambda x, k, flag: twice(x, k, flag) * x.norm(),
-            "In each case your numbers are one number times the right",
+            "In each case your numbers are the right ones times one",
         ),
         (
             lambda x, k, flag: twice(x, k, flag).softmax(-1).log(),
-            "In each row your numbers are one number more than",
+            "In each row your numbers are the right ones plus one",
         ),
         (
             lambda x, k, flag: twice(x, k, flag) * x.norm(dim=0),
-            "In each column your numbers are one number times",
+            "In each column your numbers are the right ones times",
         ),
         (
             lambda x, k, flag: twice(x, k, flag).flip(1),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minimoe.check.difference import Tolerance, close, difference
-from minimoe.check.failure import CheckFailed, shape
+from minimoe.check.failure import CheckFailed, listed, shape
 from minimoe.check.likeness import Compared, likeness
 from minimoe.check.variation import shuffled
 
@@ -51,7 +51,8 @@ class Case:
             elif isinstance(value, bool | int | float | str):
                 parts.append(f"{name} = {value}")
             else:
-                parts.append(name)
+                text = listed(value)
+                parts.append(f"{name} = {text}" if 0 < len(text) <= 100 else name)
         return ", ".join(parts) + (f" ({self.about})" if self.about else "")
 
     def call(self, function: Callable[..., Any]) -> Any:

@@ -81,6 +81,18 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.{digits - 3}e}"
 
 
+def listed(value: Any) -> str:
+    """Numbers in lists and dicts: '{'loss': [2.1, 1.88]}'; '' if there is anything else in them."""
+    if isinstance(value, int | float | str):
+        return repr(value) if isinstance(value, str) else number(value)
+    if not isinstance(value, list | tuple | dict):
+        return ""
+    parts = [listed(v) for v in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        parts = [p and f"{key!r}: {p}" for key, p in zip(value, parts, strict=True)]
+    return ("{%s}" if isinstance(value, dict) else "[%s]") % ", ".join(parts) if all(parts) else ""
+
+
 def shape(value: Any) -> str:
     """What a value is, as far as its form goes: 'float32 [5, 2]', or the name of its class."""
     if isinstance(value, Tensor):

@@ -59,6 +59,26 @@ class WrongRivalWidths(Suspects):
         return widths(*v, gated=v[4])
 
     @suspect("09 §1")
+    def two_matrices(*v: int) -> Pair:
+        """The experts are counted with two matrices. They are gated, and have three: gate, up and down."""
+        return widths(*v, gated=2)
+
+    @suspect("09 §1")
+    def used_rows(e: int, k: int, *v: int) -> Pair:
+        """Equal work has K rows of the router. A token multiplies all E: it has to score an expert to choose it."""
+        return widths(k, k, *v)[0], widths(e, k, *v)[1]
+
+    @suspect("09 §1")
+    def wide_router(*v: int) -> Pair:
+        """The router is counted with the width of an expert. It is E × D, and over D that is E."""
+        return widths(*v, router=v[2])
+
+    @suspect("09 §1")
+    def shared_often(e: int, k: int, width: int, shared: int, matrices: int) -> Pair:
+        """The shared width is counted once for each expert. It is that of all shared experts together: add it once."""
+        return widths(e, k, width + shared, 0, matrices)
+
+    @suspect("09 §1")
     def without_shared(e: int, k: int, width: int, _: int, matrices: int) -> Pair:
         """The shared experts are left out. Every token passes through them, so they count in both."""
         return widths(e, k, width, 0, matrices)
@@ -85,6 +105,11 @@ class WrongRivalWidths(Suspects):
         return widths(*v, whole=round)
 
     @suspect("09 §1")
+    def one_more(*v: int) -> Pair:
+        """The widths are rounded down, and 1 is added. Where the division leaves no remainder this is one too many."""
+        return widths(*v, whole=lambda x: math.floor(x) + 1)
+
+    @suspect("09 §1")
     def swapped(*v: int) -> Pair:
         """The two are in the other order. Equal work comes first, equal size second."""
         work, held = widths(*v)
@@ -102,14 +127,7 @@ def rival_widths(function: Callable[[int, int, int, int, int], Pair]) -> str:
     ]
     view = of_numbers("equal work", "equal size")
     return judge(
-        function,
-        right_rival_widths,
-        WrongRivalWidths,
-        cases,
-        view,
-        "09 §1",
-        tolerance=1e-9,
-        row="width",
+        function, right_rival_widths, WrongRivalWidths, cases, view, "09 §1", tolerance=1e-9
     )
 
 
@@ -174,6 +192,13 @@ class WrongBitsPerByte(Suspects):
         return float((each * tokens).sum() / sum(tokens)), both(nats, tokens, size)[1]
 
     @suspect("09 §3")
+    def plain_mean(nats: Any, tokens: Any, size: Any) -> Pair:
+        """Of all text, the losses of a token are averaged over domains. A domain with more tokens weighs more: add up
+        nats·tokens."""
+        mean = [float(np.mean(nats))] * len(nats)
+        return both(mean, tokens, size)[0], both(nats, tokens, size)[1]
+
+    @suspect("09 §3")
     def mean_of_parts(nats: Any, tokens: Any, size: Any) -> Pair:
         """The mean loss of a token is multiplied by the mean of tokens over bytes. A mean of products is not the
         product of the means: take each domain's own."""
@@ -201,14 +226,7 @@ def bits_per_byte(function: Callable[..., Pair]) -> str:
     ]
     view = of_numbers("all text", "mean of domains")
     return judge(
-        function,
-        right_bits_per_byte,
-        WrongBitsPerByte,
-        cases,
-        view,
-        "09 §3",
-        tolerance=1e-9,
-        row="number",
+        function, right_bits_per_byte, WrongBitsPerByte, cases, view, "09 §3", tolerance=1e-9
     )
 
 
@@ -224,11 +242,12 @@ def spread(
     root: bool = True,
     new: float = 1,
     sign: int = 1,
+    alone: bool = False,
 ) -> tuple[float, float, float]:
     """Mean, half an interval of the mean and half one of a new pair, over the seeds of both."""
     seeds = sorted(a.keys() & b.keys())
     x, y = (np.array([losses[s] for s in seeds]) for losses in (a, b))
-    n, difference = len(seeds), sign * (x - y)
+    n, difference = len(a) if alone else len(seeds), sign * (x - y)
     variance = difference.var(ddof=ddof) if paired else x.var(ddof=ddof) + y.var(ddof=ddof)
     half = t(n - degrees) * variance**0.5
     return (
@@ -289,6 +308,17 @@ class WrongPaired(Suspects):
         return spread(*v, sign=-1)
 
     @suspect("09 §5")
+    def all_runs(a: Losses, b: Losses, t: Any) -> tuple[float, ...]:
+        """The mean is that of all runs of a less that of all runs of b. A seed counts only if both have it."""
+        x, y = (float(np.mean(list(losses.values()))) for losses in (a, b))
+        return x - y, *spread(a, b, t)[1:]
+
+    @suspect("09 §5")
+    def count_of_a(*v: Any) -> tuple[float, ...]:
+        """n is the number of runs of a. It is the number of pairs: a seed counts only if both have it."""
+        return spread(*v, alone=True)
+
+    @suspect("09 §5")
     def by_place(a: Losses, b: Losses, t: Any) -> tuple[float, ...]:
         """Losses are paired in the order in which they stand. A pair is a seed that both have; the rest is left out."""
         n = min(len(a), len(b))
@@ -319,9 +349,7 @@ def paired_difference(function: Callable[..., tuple[float, float, float]]) -> st
         )
         cases.append(case(a=a, b=dict(reversed(b.items())), t=t))
     view = of_numbers("mean", "half width of the mean", "half width of a new pair")
-    return judge(
-        function, right_paired, WrongPaired, cases, view, "09 §5", tolerance=1e-8, row="number"
-    )
+    return judge(function, right_paired, WrongPaired, cases, view, "09 §5", tolerance=1e-8)
 
 
 # --- 09.4: curves at equal time -----------------------------------------------------------------------
@@ -382,31 +410,38 @@ class WrongAtEqualTime(Suspects):
         )
         return at, x - y
 
+    @suspect("09 §6")
+    def nearest(a: Curve, b: Curve) -> Pair:
+        """The point nearest to that time is taken. The time lies between two points: interpolate."""
+        at = at_time(a, b)[0]
+        x, y = (c["loss"][int(np.abs(np.array(c["seconds"]) - at).argmin())] for c in (a, b))
+        return at, x - y
+
+    @suspect("09 §6")
+    def common_point(a: Curve, b: Curve) -> Pair:
+        """The time is the last that stands in both lists. A curve has reached each time up to its own last one."""
+        common = set(a["seconds"]) & set(b["seconds"])
+        return at_time(a, b, of=lambda *ends: max(common, default=min(ends)))
+
 
 @checks(CARDS["09.4"], WrongAtEqualTime)
 def at_equal_time(function: Callable[[Curve, Curve], Pair]) -> str:
     """Check function(a, b), each with lists `seconds` and `loss` -> the longest time of both, and a less b there."""
     cases: list[Case] = []
-    for points, step, other in (
+    for points, step, ratio in (
         ((1, 2, 3, 4), 1.0, 2.5),
-        ((2, 4, 8, 16, 32), 0.5, 0.2),
-        ((1, 3, 9), 2.0, 0.7),
+        ((2, 4, 8, 16, 32), 0.5, 0.4),
+        ((1, 2, 8), 2.0, 0.25),  # one time stands in both lists
     ):
         steps = np.array(points, float)
         longer = np.append(steps, 2 * steps[-1])
+        pace = near(step)
         curves = [
-            {"seconds": (near(pace) * x).tolist(), "loss": (1.2 + slope / x**0.4).tolist()}
-            for pace, slope, x in ((step, 0.9, steps), (other, 0.7, longer))
+            {"seconds": (scale * x).tolist(), "loss": (1.2 + slope / x**0.4).tolist()}
+            for scale, slope, x in ((pace, 0.9, steps), (ratio * pace, 0.7, longer))
         ]
         cases.append(case(a=curves[0], b=curves[1]))
     view = of_numbers("seconds", "difference")
     return judge(
-        function,
-        right_at_equal_time,
-        WrongAtEqualTime,
-        cases,
-        view,
-        "09 §6",
-        tolerance=1e-7,
-        row="number",
+        function, right_at_equal_time, WrongAtEqualTime, cases, view, "09 §6", tolerance=1e-7
     )

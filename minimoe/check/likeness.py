@@ -62,7 +62,7 @@ def quantities(cases: Sequence[Case]) -> list[str]:
     sizes = [
         f"{n}.shape[{d}]" for n, v in first.items() if isinstance(v, Tensor) for d in range(v.ndim)
     ]
-    return names + [s for s in sizes if None not in [evaluate(s, c) for c in cases]]
+    return [n for n in names + sizes if None not in [evaluate(n, c) for c in cases]]
 
 
 def put(c: Case, name: str, text: str) -> Case | None:
@@ -167,15 +167,16 @@ def lines(x: Compared) -> Iterator[tuple[str, bool]]:
         several = sum(bool(((r != 0).sum(d) > 1).any()) for r in x.right) > 1
         ratios = [((a * r).sum(d, True) / (r * r).sum(d, True)).nan_to_num() for a, r in pairs]
         gaps = [(a - r).mean(d, True) for a, r in pairs]
-        for said, by, apply in (("times", ratios, torch.mul), ("more than", gaps, torch.add)):
+        for word, by, apply in (("times", ratios, torch.mul), ("plus", gaps, torch.add)):
             if not x.same(x.came, [apply(r, b) for r, b in zip(x.right, by, strict=True)]):
                 continue
             every = [b for b in by if x.same(x.came, [apply(r, b.flatten()[0]) for r in x.right])]
             if d is None and every:
                 number = f"{float(every[0]):.4g}"
+                said = word.replace("plus", "more than")
                 yield f"your numbers are {number} {said} the right ones, in every case.", True
             elif several:  # one number is a multiple of any other
-                yield f"in each {name} your numbers are one number {said} the right ones.", False
+                yield f"in each {name} your numbers are the right ones {word} one number.", False
     for name, d in reversed(ways):
         flat = [[t.flatten() if d is None else t for t in s] for s in (x.came, x.right)]
         came, right = ([t.sort(d or 0).values for t in s] for s in flat)

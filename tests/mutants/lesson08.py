@@ -18,7 +18,7 @@ class RMSNorm(Any):
         return weight * x / (x.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
 
     def wrong_in_the_type_of_x(x, weight, eps):
-        """says: In each row your numbers are one number times the right ones"""
+        """says: In each row your numbers are the right ones times one number"""
         return weight.to(x.dtype) * F.normalize(x, dim=-1) * (x.shape[-1] - 1) ** 0.5
 
 

@@ -84,6 +84,11 @@ class PairedDifference(Any):
         mean, half, new = PairedDifference.right_with_numpy(a, b, t)
         return mean, 2 * half, 2 * new
 
+    def wrong_new_pair_as_two_runs(a, b, t):
+        """says: All that is wrong is in half width of a new pair"""
+        mean, half, _ = PairedDifference.right_with_numpy(a, b, t)
+        return mean, half, (2 * len(set(a) & set(b))) ** 0.5 * half
+
 
 class AtEqualTime(Any):
     task = "09.4"
