@@ -262,7 +262,7 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
     assert "None of the common" not in said(lambda *values: in_another_form(right(*values)))
     if TASKS[task].suspects.all():  # the other checks are of random numbers, and of a verdict
         cause = said(lambda *values: a_little_amiss(right(*values)))
-        facts = r"1.003 times|number times|another order|right\.roll\(|All that is|would be right|numbers stay"
+        facts = r"1.003 times|times one number|another order|right\.roll\(|All that is|would be right|numbers stay"
         assert re.search(f"None of the common|{facts}", cause)
     failed = verdict(task, changes)
     assert not changed or (failed and "in place" in failed.cause)
