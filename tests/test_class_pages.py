@@ -5,23 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[teacher]'")
 
 from book import class_pages, marks
 from book.likeness import likeness, parts, published, rows
 from book.marks import Mark, Mistake, TaskMark
-from minimoe import check
+from minimoe.check.compare import unknown
 from minimoe.check.failure import CheckFailed
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def failure(answer: Any) -> CheckFailed:
-    """What the check of task 03.2 says to an answer."""
-    with pytest.raises(CheckFailed) as raised:
-        check.choose_then_weigh(answer)
-    return raised.value
 
 
 def test_a_hidden_test_is_told_from_an_error_of_ones_own() -> None:
@@ -36,17 +30,11 @@ def test_a_hidden_test_is_told_from_an_error_of_ones_own() -> None:
 
 def test_one_cause_is_counted_once_however_many_cases_show_it() -> None:
     found: list[Mistake] = []
-    for first_k in (1, 2):  # wrong everywhere, or where more than one is chosen
-
-        def answer(logits: Any, k: int, norm_topk_prob: bool, first_k: int = first_k) -> Any:
-            best, expert = logits.topk(k, dim=-1)
-            below = best if norm_topk_prob else logits
-            weights = (best - below.logsumexp(-1, keepdim=True)).exp()
-            return weights * (1.25 if k >= first_k else 1), expert
-
-        error = {"ename": "CheckFailed", "evalue": str(failure(answer))}
-        found.append(marks.mistake(error))
-    assert found[0].cause == found[1].cause and found[0].told["cause"] != found[1].told["cause"]
+    for differ in (1, 3, 7):
+        cause = unknown(torch.ones(3), differ, 7)
+        failed = CheckFailed(expected="1", came="2", cause=cause, reread="lesson 03")
+        found.append(marks.mistake({"ename": "CheckFailed", "evalue": str(failed)}))
+    assert len({m.cause for m in found}) == 1 and len({m.told["cause"] for m in found}) == 3
 
 
 def test_the_commands_on_the_teaching_page_exist() -> None:
