@@ -109,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         for part in (command, *command.get("groups", ())):
             group = one.add_argument_group(part["title"], part["help"]) if "title" in part else one
             for option, kind, default, text, *metavar in part["options"]:
+                text = re.sub(r"\{(\w+)\}", _defaults, text)
                 more: dict[str, Any] = {"help": text} | ({"metavar": metavar[0]} if metavar else {})
                 if kind == "flag":
                     more["action"] = "store_true"
@@ -119,6 +120,20 @@ def build_parser() -> argparse.ArgumentParser:
                 more |= {"nargs": "?"} if default and not option.startswith("-") else {}
                 group.add_argument(option, **more)
     return parser
+
+
+def _defaults(option: re.Match[str]) -> str:
+    """'(default: nano 4, mini 8, small 8)': what an option of training is in each preset."""
+    from minimoe.presets import PRESETS
+    from minimoe.train.settings import MODEL_OPTIONS, TRAIN_PRESETS
+
+    field = MODEL_OPTIONS.get(option[1], option[1]).replace("moe_intermediate", "expert")
+    held = {
+        n: PRESETS[n] if option[1] in MODEL_OPTIONS else TRAIN_PRESETS[n] for n in TRAIN_PRESETS
+    }
+    values = {n: str(getattr(c, field)) for n, c in held.items()}
+    one = len({*values.values()}) == 1
+    return f"(default: {values['nano'] if one else ', '.join(map(' '.join, values.items()))})"
 
 
 def _parse(option: str, kind: str, numbers: dict[str, Any]) -> Callable[[str], Any]:
@@ -166,22 +181,30 @@ def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume. With --compare, run what a plan has left."""
     from minimoe.presets import PRESETS
     from minimoe.text.domains import resolve
-    from minimoe.train.settings import TRAIN_PRESETS, with_router
+    from minimoe.train.settings import SHAPES, TRAIN_PRESETS, require_fit, with_options
 
     if args.preset not in TRAIN_PRESETS:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
         hint = did_you_mean(args.preset, TRAIN_PRESETS)
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
-    model, config = PRESETS[args.preset], TRAIN_PRESETS[args.preset]
-    if args.router is not None:
-        model = with_router(model, args.router)
-    given = {k: v for k, v in vars(args).items() if hasattr(config, k) and v is not None}
-    config = dataclasses.replace(config, **given)
+    given = {k: v for k, v in vars(args).items() if v is not None and v is not False}
+    source = given.get("from")
+    for one, others in {"from": (*SHAPES, "tokenizer"), "text": ("domains",)}.items():
+        for other in (name.replace("_", "-") for name in others if one in given and name in given):
+            raise ConfigError(f"--{one} and --{other} exclude each other: leave one of the two out")
     resolve(domains := split_names(args.domains))
+    config = TRAIN_PRESETS[args.preset]
+    config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
+    model, start = PRESETS[args.preset], None
+    if source is None:
+        require_fit(model := with_options(model, given), config)
 
     import torch
 
+    from minimoe.checkpoint import pretrained_path
+    from minimoe.model import MixtralModel
     from minimoe.text.corpus import load_corpus
+    from minimoe.text.own import own_corpus
     from minimoe.train.card import write_card
     from minimoe.train.compare import compare
     from minimoe.train.environment import resolve_device
@@ -192,12 +215,24 @@ def run_train(args: argparse.Namespace) -> None:
         return compare(args.compare, device, threads=args.threads, progress=not args.quiet)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    name = "-".join(filter(None, (args.preset, args.router)))
+    if source is not None:
+        start = MixtralModel.from_pretrained(source)
+        model = with_options(start.config, given)
+        if args.seq_len is None:
+            most = min(config.seq_len, model.max_position_embeddings)
+            config = dataclasses.replace(config, seq_len=most)
+        require_fit(model, config)
+    text = args.text and args.text.resolve().stem
+    name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
     out = args.out or Path("runs") / name
     again = args.resume and (out / "tokenizer.json").exists()
-    tokenizer = args.tokenizer or (out if again else None)
-    loaded = load_corpus(domains, tokenizer=tokenizer, vocab_size=model.vocab_size)
-    run = Run(out, model, config, loaded, device=device, resume=args.resume, name=args.preset)
+    tokenizer = args.tokenizer or (out if again else source and pretrained_path(source))
+    read: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": model.vocab_size}
+    loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
+    whole = args.whole or loaded.heldout.tokens.size <= config.tokens
+    options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
+    options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
+    run = Run(out, model, config, loaded, **options)
     held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
     print(
         f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
@@ -207,7 +242,15 @@ def run_train(args: argparse.Namespace) -> None:
     losses = run.train(progress=not args.quiet)
     write_card(out)
     for name, loss in losses.items():
-        print(f"{name:12s} {loss.nats_per_byte:.3f} nats/byte on {loss.tokens:,} held-out tokens")
+        error = (loss.standard_error or 0) * loss.nats_per_byte / loss.nats_per_token
+        shown = f"{loss.nats_per_byte:.3f}" + f" ± {error:.3f}" * (error > 0)
+        print(f"{name:12s} {shown} nats/byte on {loss.tokens:,} held-out tokens")
+    if not whole:
+        print("± is the standard error of a sample; --resume --whole reads all held-out text")
+    if args.plot:
+        from minimoe.train.watch import draw_log
+
+        draw_log(out).savefig(out / "log.png", dpi=150)
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -217,15 +260,16 @@ def run_generate(args: argparse.Namespace) -> None:
     from minimoe.checkpoint import pretrained_path, read_config
     from minimoe.model import MixtralModel
     from minimoe.text.tokenizer import begin_of_text_id, end_of_text_id, load_tokenizer, text_ids
+    from minimoe.train.environment import resolve_device
 
-    path = pretrained_path(args.checkpoint)
-    model = MixtralModel.from_pretrained(path)
+    path, device = pretrained_path(args.checkpoint), resolve_device(args.device)
+    model = MixtralModel.from_pretrained(path, device=device)
     tokenizer = load_tokenizer(path)
     begin = begin_of_text_id(tokenizer, own=read_config(path)[1] is None)
     ids = [*([] if begin is None else [begin]), *text_ids(tokenizer, [args.prompt])[0]]
     options = {name: getattr(args, name) for name in ("temperature", "top_p", "seed")}
     options["eos_token_id"] = end_of_text_id(tokenizer)
-    out = model.generate(torch.tensor([ids]), args.tokens, **options)
+    out = model.generate(torch.tensor([ids], device=device), args.tokens, **options)
     print(tokenizer.decode(out[0].tolist()))
 
 

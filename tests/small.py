@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +21,7 @@ from minimoe.study.trace import RoutingTrace
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import digest, encode, train_tokenizer
+from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.settings import TrainConfig
 
@@ -42,6 +42,9 @@ TINY = ModelConfig(
 TRAIN = TrainConfig(
     steps=10, batch_size=3, seq_len=16, lr=5e-3, warmup=3, eval_every=4, eval_windows=2, save_every=3, log_every=1
 )  # fmt: skip
+
+
+weights_digest = state.digest
 
 
 def tiny_model(seed: int = 0, **changes: object) -> Any:
@@ -160,9 +163,9 @@ def tiny_run(
 ) -> Run:
     """A run of TRAIN on a tiny model whose router draws noise, so that the noise must be resumed too."""
     config = TINY.replace(**{"vocab_size": 300, "router_jitter_noise": 0.1} | (model or {}))
-    return Run(
-        out, config, dataclasses.replace(TRAIN, **options), corpus, resume=resume, name="tiny"
-    )
+    own: Any = {k: options.pop(k) for k in ("start", "whole", "recompute") if k in options}
+    training = dataclasses.replace(TRAIN, **options)
+    return Run(out, config, training, corpus, resume=resume, name="tiny", **own)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -185,15 +188,6 @@ def gradients_hold(module: torch.nn.Module, x: Tensor, *more: Any) -> bool:
         return tuple(part for part in found if isinstance(part, Tensor))
 
     return torch.autograd.gradcheck(outputs, (x, *values), fast_mode=True)
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 of all weights, bit for bit."""
-    total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 @contextlib.contextmanager

@@ -59,14 +59,14 @@ BUDGETS: dict[str, int] = {
     "course": 617,
     "hf": 919,
     "kernels": 1144,
-    "roof": 346,
+    "roof": 390,
     "study": 5887,
-    "text": 1457,
-    "train": 1283,
+    "text": 1579,
+    "train": 1490,
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 28_468  # and lines of Python that the tests may have
+TESTS = 28_810  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

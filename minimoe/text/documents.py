@@ -93,6 +93,11 @@ def is_held_out(domain: str, work: str) -> bool:
     return _hash(_SPLIT_WITH.get(domain, domain), work) < HELD_OUT_SHARE * 2**64
 
 
+def in_order(domain: str, works: Iterable[str]) -> list[str]:
+    """Works in the order of the hash that holds them out: `is_held_out` is true of the first of them."""
+    return sorted(works, key=lambda work: (_hash(domain, work), work))
+
+
 def clean(text: str) -> str:
     """Newlines as `\\n`, composed characters, no trailing blanks, at most two newlines in a row, cut."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -15,6 +16,8 @@ from minimoe.errors import CheckpointError
 from minimoe.io import atomic_write, read_object, write_text
 from minimoe.text.documents import MAX_HELDOUT_CHARACTERS
 from minimoe.text.domains import attributions
+from minimoe.text.own import DOMAIN
+from minimoe.train.settings import command
 from minimoe.train.state import LOG, read_log
 
 
@@ -36,6 +39,9 @@ def write_card(folder: str | Path) -> str:
     heldout: dict[str, dict[str, float]] = last["heldout"]
     domains, model = recipe["data"]["domains"], ModelConfig.from_dict(recipe["model"])
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    # what stands between brackets is of the library's own text
+    own = DOMAIN in heldout
+    template = re.sub(r"\[\[(.*?)\]\]", "" if own else r"\1", template, flags=re.DOTALL)
     text = template.format(
         recipe=recipe,
         **recipe | {"model": model},
@@ -45,7 +51,7 @@ def write_card(folder: str | Path) -> str:
         read="all of it" if last["full"] else "a sample",
         longest=MAX_HELDOUT_CHARACTERS,
         balance=balance_words(model),
-        router="" if model.router_type == "top_k" else f" --router {model.router_type}",
+        command=command(recipe) + " --text PATH" * own,
         # with these routers, tokens do not all have the same number of experts
         on_average=" on average" if model.router_type in ("expert_choice", "relu") else "",
         rows="\n".join(
@@ -59,7 +65,9 @@ def write_card(folder: str | Path) -> str:
         textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False
     )
     parts = [part if part[0] in "#|" else fit(part) for part in text.strip().split("\n\n")]
-    sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
+    sources = "The text is its trainer's own; what its licence asks for holds for the weights."
+    if not own:
+        sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
     text = "\n\n".join([*parts, sources + "\n"])
     write_text(folder / "README.md", text)
     return text

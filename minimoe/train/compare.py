@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,26 +21,10 @@ from minimoe.io import read_object, write_text
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.train import state
 from minimoe.train.loop import Run
-from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, with_router
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin, with_router
 
 FIXED = ("model", "training", "data")  # what two runs of one piece share; the machine may differ
 SIZES = {field.name for field in dataclasses.fields(ModelConfig)}
-
-
-def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConfig:
-    """The same model with one dense MLP in place of each sparse layer.
-
-    'work': of width K·F, so a token passes through as many parameters as in the sparse model, less the router's D·E a
-    layer. 'held': of width E·F, so the model holds as many, less the routers'. Shared experts add their width to both.
-    """
-    experts = {"work": config.num_experts_per_tok, "held": config.num_experts}
-    if equal not in experts:
-        raise ConfigError(f"equal is {equal!r}; give 'work' or 'held'")
-    return config.replace(
-        mlp_only_layers=tuple(range(config.num_hidden_layers)),
-        intermediate_size=experts[equal] * config.expert_size + config.shared_size,
-        moe_intermediate_size=None,
-    )
 
 
 def arm_config(config: ModelConfig, arm: str) -> ModelConfig:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from minimoe.balance import Load
 from minimoe.checkpoint import write_tensors
@@ -27,7 +29,7 @@ from minimoe.text.corpus import Corpus
 from minimoe.text.tokenizer import end_of_text_id
 from minimoe.train import state
 from minimoe.train.environment import fast_cpu, unbroken
-from minimoe.train.settings import TrainConfig
+from minimoe.train.settings import TrainConfig, require_fit
 from minimoe.train.step import (
     Balancing,
     Batches,
@@ -41,8 +43,6 @@ from minimoe.train.step import (
     require_heldout,
 )
 
-COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
-
 
 class Run:
     """One training run in a folder.
@@ -50,6 +50,12 @@ class Run:
     The folder holds config.json, generation_config.json (what ends a text) and model.safetensors of the last checkpoint
     (`MixtralModel.from_pretrained` loads them), tokenizer.json, recipe.json, log.jsonl, probe/ (the routing of fixed
     held-out tokens at each validation) and state.safetensors, from which `resume=True` goes on.
+
+    Args:
+        start: begin with the weights of this model, which has the same shapes; None: with random ones.
+        whole: read all held-out text at the end, not a sample as in the validations before.
+        recompute: keep no activations inside of blocks for the backward pass, but compute them again: the same step
+            in less memory, for a third more work.
 
     Raises:
         ConfigError: the folder holds another run, or cannot be written.
@@ -66,32 +72,32 @@ class Run:
         device: torch.device | None = None,
         resume: bool = False,
         name: str = "custom",
+        start: MixtralModel | None = None,
+        whole: bool = True,
+        recompute: bool = False,
     ) -> None:
-        self.out, self.config, self.corpus = Path(out), config, corpus
+        self.out, self.config, self.corpus, self.whole = Path(out), config, corpus, whole
         self.log = self.out / state.LOG
         self.device = device or torch.device("cpu")
-        if model_config.max_position_embeddings < config.seq_len:
-            raise ConfigError(
-                f"seq_len is {config.seq_len}, but the model has positions for "
-                f"{model_config.max_position_embeddings} tokens"
-            )
+        require_fit(model_config, config)
         vocabulary = corpus.tokenizer.get_vocab_size()
         if vocabulary > model_config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {vocabulary} ids, the model a vocabulary of {model_config.vocab_size}: "
                 "use the tokenizer that belongs to the model"
             )
-        if config.balance_scope == "step" and model_config.router_aux_loss_type not in COUNTED:
-            raise ConfigError(
-                f"balance_scope is 'step', but router_aux_loss_type is {model_config.router_aux_loss_type!r}: only "
-                f"{' and '.join(COUNTED)} can count over the parts of a step"
-            )
         self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
+        if start is not None:
+            self.recipe["start"] = state.digest(start)
         self.batches = Batches(corpus.train, corpus.domains, config)
         for domain in corpus.domains:
             require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
         self.model = MixtralModel(model_config).to(self.device).train()
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
+        for block in self.model.layers if recompute else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}
         self.optimizer = make_optimizer(self.model, config)
         self.balancing = Balancing(self.model)
@@ -130,22 +136,29 @@ class Run:
         last = c.steps if stop_after is None else min(c.steps, self.step + stop_after)
         losses: dict[str, DomainLoss] = {}
         rate: Any = {"unit": "tok", "unit_scale": True, "smoothing": 0.05}
+        shown: dict[str, str] = {}
         bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=not progress, **rate)
         try:
             with fast_cpu(), bar:
                 if self._validation_due():
                     # the run was stopped between a step and its validation, or is complete
-                    losses = state.logged_validation(self.log, self.step) or self._validate()
+                    full = self.whole and self.step == c.steps
+                    losses = state.logged_validation(self.log, self.step, full) or self._validate()
                 while self.step < last:
                     started = time.perf_counter()
                     record = self._one_step()
                     self.seconds += time.perf_counter() - started
                     bar.update(c.step_tokens)
                     if self.step % c.log_every == 0 or self.step == last:
-                        bar.set_postfix(loss=f"{record['lm_loss']:.3f}", refresh=False)
+                        shown["loss"] = f"{record['lm_loss']:.3f}"
+                        if used := [x for x in record["max_vio"] if x is not None]:
+                            shown["MaxVio"] = f"{max(used):.2f}"
+                        bar.set_postfix(shown, refresh=False)
                         state.append_record(self.log, record)
                     if self._validation_due():
                         losses = self._validate()
+                        mean = sum(x.nats_per_token for x in losses.values()) / len(losses)
+                        shown["held out"] = f"{mean:.3f}"
                     if self.step % c.save_every == 0 or self.step == last:
                         self.save()
         except KeyboardInterrupt:
@@ -205,8 +218,8 @@ class Run:
 
     def _validate(self) -> dict[str, DomainLoss]:
         c, heldout, domains = self.config, self.corpus.heldout, self.corpus.domains
-        full = self.step == c.steps
-        windows = None if full else c.eval_windows
+        full = self.whole and self.step == c.steps
+        windows = None if full else c.windows(len(domains))
         self.sums = np.zeros((len(heldout.documents), 2))
         losses, loads = evaluate(
             self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows, sums=self.sums

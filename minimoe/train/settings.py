@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from minimoe.config import ModelConfig, check_count
 from minimoe.errors import ConfigError
 
 BALANCE_SCOPES = ("part", "step")
+COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
+
+# What `python -m minimoe train` may be told about experts, and the field of a ModelConfig that it sets.
+MODEL_OPTIONS = {
+    "experts": "num_experts", "top_k": "num_experts_per_tok", "expert_width": "moe_intermediate_size",
+    "shared_experts": "n_shared_experts", "capacity": "capacity_factor", "balance": "router_aux_loss_type",
+    "balance_coef": "router_aux_loss_coef", "z_loss": "router_z_loss_coef",
+}  # fmt: skip
+SHAPES = ("router", "dense", "experts", "expert_width", "shared_experts")  # change the weights
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,29 @@ class TrainConfig:
         """Tokens that the run processes."""
         return self.steps * self.step_tokens
 
+    def windows(self, domains: int) -> int:
+        """Sequences per domain in a validation during the run: `eval_windows`, or as many as a tenth of the time pays.
+
+        A step takes about three times as long for a token as reading it does. A standard error needs two at least.
+        """
+        validations = self.steps // self.eval_every + 1
+        paid = 0.3 * self.tokens / (validations * domains * self.seq_len)
+        return max(2, min(self.eval_windows, int(paid) - 1))  # the probe reads one more
+
+
+def require_fit(model: ModelConfig, config: TrainConfig) -> None:
+    """A ConfigError where a model cannot be trained as the numbers say."""
+    if model.max_position_embeddings < config.seq_len:
+        raise ConfigError(
+            f"seq_len is {config.seq_len}, but the model has positions for "
+            f"{model.max_position_embeddings} tokens"
+        )
+    if config.balance_scope == "step" and model.router_aux_loss_type not in COUNTED:
+        raise ConfigError(
+            f"balance_scope is 'step', but router_aux_loss_type is {model.router_aux_loss_type!r}: only "
+            f"{' and '.join(COUNTED)} can count over the parts of a step"
+        )
+
 
 # How each router is trained in its paper. Where K is not given, it is that of the preset.
 ROUTER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -82,8 +114,8 @@ ROUTER_OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def with_router(config: ModelConfig, router_type: str) -> ModelConfig:
-    """The same architecture with another router, balanced as its paper does.
+def with_router(config: ModelConfig, router_type: str, **changes: Any) -> ModelConfig:
+    """The same architecture with another router, balanced as its paper does where `changes` do not say otherwise.
 
     Noisy top-k: importance and load, 0.1 each (Shazeer et al. 2017). Switch: K = 1, 0.01 (Fedus et al. 2021). Sigmoid:
     a bias moved by 0.001 a step and 1e-4 on each sequence (DeepSeek-V3). ReLU: the L1 loss, from 1e-8 on (ReMoE). BASE
@@ -94,8 +126,81 @@ def with_router(config: ModelConfig, router_type: str) -> ModelConfig:
     """
     options = ROUTER_OPTIONS.get(router_type, {"router_aux_loss_type": "none"})
     if router_type in ("dense", "average"):
-        options = options | {"num_experts_per_tok": config.num_experts}
-    return config.replace(router_type=router_type, **options)
+        options = options | {"num_experts_per_tok": changes.get("num_experts", config.num_experts)}
+    return config.replace(router_type=router_type, **options | changes)
+
+
+def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConfig:
+    """The same model with one dense MLP in place of each sparse layer.
+
+    'work': of width K·F, so a token passes through as many parameters as in the sparse model, less the router's D·E a
+    layer. 'held': of width E·F, so the model holds as many, less the routers'. Shared experts add their width to both.
+    """
+    experts = {"work": config.num_experts_per_tok, "held": config.num_experts}
+    if equal not in experts:
+        raise ConfigError(f"equal is {equal!r}; give 'work' or 'held'")
+    return config.replace(
+        mlp_only_layers=tuple(range(config.num_hidden_layers)),
+        intermediate_size=experts[equal] * config.expert_size + config.shared_size,
+        moe_intermediate_size=None,
+    )
+
+
+def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
+    """The model that the command line describes: `router`, `dense` and MODEL_OPTIONS, where they were given.
+
+    Raises:
+        ConfigError: options that exclude each other, or that the model has no use for.
+    """
+    changes = {field: given[name] for name, field in MODEL_OPTIONS.items() if name in given}
+    if "dense" in given:
+        for name in ("router", "capacity", "balance", "balance_coef", "z_loss"):
+            if name in given:
+                said = f"--{name.replace('_', '-')} is of experts, and --dense has none"
+                raise ConfigError(f"{said}: leave one of the two out")
+        return dense_twin(config.replace(**changes), "work")
+    made = with_router(config, given["router"], **changes) if "router" in given else config
+    made = made.replace(**changes)
+    if "balance_coef" in given and made.router_aux_loss_type == "none":
+        fault = (
+            f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh"
+        )
+        raise ConfigError(f"{fault}: give --balance too, or leave it out")
+    if given.get("balance", "none") != "none" or given.get("z_loss"):
+        import torch
+
+        from minimoe.model import MixtralModel
+
+        ids = torch.arange(8)[
+            None
+        ]  # a small model of the kind shows what its router can be taught by
+        small = made.replace(vocab_size=8, num_hidden_layers=1, mlp_only_layers=())
+        out = MixtralModel(small)(ids, ids)
+        for name, loss in (("balance", out.aux_loss), ("z_loss", out.z_loss)):
+            if name in given and loss is None:
+                fault = f"--{name.replace('_', '-')} is {given[name]}, but nothing in the {made.router_type!r} router"
+                raise ConfigError(
+                    f"{fault} can be taught by it: leave it out, or choose another router"
+                )
+    return made
+
+
+def command(recipe: dict[str, Any]) -> str:
+    """The options of `python -m minimoe train` that say how the model of a recipe was made."""
+    model, words = ModelConfig.from_dict(recipe["model"]), f"--preset {recipe['preset']}"
+    if "start" in recipe or recipe["preset"] not in TRAIN_PRESETS:
+        return words + " --from MODEL" * ("start" in recipe)
+    base, dense = ModelConfig.preset(recipe["preset"]), bool(model.mlp_only_layers)
+    if model.router_type != base.router_type:
+        base, words = with_router(base, model.router_type), f"{words} --router {model.router_type}"
+    if dense:  # the width that made it
+        width = model.intermediate_size // (model.num_experts_per_tok + model.n_shared_experts)
+        model, words = model.replace(moe_intermediate_size=width), f"{words} --dense"
+    for name, field in MODEL_OPTIONS.items():
+        field = "expert_size" if name == "expert_width" else field
+        if (value := getattr(model, field)) != getattr(base, field):
+            words += f" --{name.replace('_', '-')} {value}"
+    return words
 
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {

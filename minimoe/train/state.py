@@ -109,10 +109,22 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def logged_validation(path: Path, step: int) -> dict[str, DomainLoss] | None:
-    """The validation of step `step`, if the log holds it; a CheckpointError as `read_log`, or if it is not whole."""
+def digest(model: torch.nn.Module) -> str:
+    """sha256 of the weights, bit for bit."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def logged_validation(path: Path, step: int, full: bool = False) -> dict[str, DomainLoss] | None:
+    """The validation of step `step`, if the log holds it and it is (`full`) of all held-out text.
+
+    A CheckpointError as `read_log`, or if what is logged is not whole.
+    """
     for record in reversed(read_log(path) if path.exists() else []):
-        if record["step"] == step and "heldout" in record:
+        if record["step"] == step and "heldout" in record and bool(record.get("full")) >= full:
             try:
                 return {name: DomainLoss(**loss) for name, loss in record["heldout"].items()}
             except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -217,11 +218,16 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """Held-out loss of one domain: nats per token, nats per byte of text, and the tokens it was measured on."""
+    """Held-out loss of one domain: nats per token, nats per byte of text, and the tokens it was measured on.
+
+    `standard_error` is that of nats per token as an estimate of the whole text's, from the spread of the windows read:
+    0 where all were, None where one was, or in a log that is older than this number.
+    """
 
     nats_per_token: float
     nats_per_byte: float
     tokens: int
+    standard_error: float | None = None
 
 
 @torch.no_grad()
@@ -252,10 +258,11 @@ def evaluate(
             require_heldout(name, len(stream))
             s = min(seq_len, len(stream))
             starts = list(range(0, len(stream) - s + 1, s))
+            every = len(starts)
             if max_windows is not None and len(starts) > max_windows:
                 # spread over the whole stream, so that few windows still see many documents
                 starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
-            nats, tokens = 0.0, 0
+            nats, tokens, means = 0.0, 0, list[float]()
             for i in range(0, len(starts), batch_size):
                 windows = [stream[a : a + s] for a in starts[i : i + batch_size]]
                 x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
@@ -264,6 +271,7 @@ def evaluate(
                 rows = out.logits[:, :-1].flatten(0, 1).float()
                 each = F.cross_entropy(rows, x[:, 1:].flatten(), reduction="none").double().cpu()
                 nats, tokens = nats + float(each.sum()), tokens + len(each)
+                means += each.view(len(windows), -1).mean(1).tolist()
                 if sums is not None:
                     of = np.concatenate(
                         [documents[a + 1 : a + s] for a in starts[i : i + batch_size]]
@@ -278,7 +286,10 @@ def evaluate(
                     "its numbers too large for their type"
                 )
             per_byte = per_token * (size.tokens / max(1, size.bytes))
-            losses[name] = DomainLoss(per_token, per_byte, tokens)
+            unread, error = 1 - len(means) / every, 0.0 if len(means) == every else None
+            if unread and len(means) > 1:
+                error = math.sqrt(statistics.variance(means) / len(means) * unread)
+            losses[name] = DomainLoss(per_token, per_byte, tokens, error)
     return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
 
 
