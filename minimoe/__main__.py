@@ -274,7 +274,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_study(args: argparse.Namespace) -> None:
-    """Run the routing study, or with --model the article's experiment."""
+    """Run the routing study of a model, or tell from counts, or make the analyses that few need."""
     if args.counts is not None:
         from minimoe.study.counts import tell
 
@@ -282,21 +282,20 @@ def run_study(args: argparse.Namespace) -> None:
     if args.further is not None:
         from minimoe.study.further import further
 
-        return print(further(args.checkpoint, args.further, seed=args.seed))
+        return print(further(args.model, args.further, seed=args.seed))
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.model is None:
-        for option in given:
-            fault = f"--{option.replace('_', '-')} belongs to the study of questions"
-            raise ConfigError(f"{fault}: give --model too")
+    if args.questions is not None and args.domains is not None:
+        raise ConfigError("--questions and --domains are two experiments: leave one of them out")
+    if args.train and args.model != "mini":
+        raise ConfigError(
+            f"--train trains a model to study, and --model is {args.model}: leave one out"
+        )
+    if args.domains is not None:
         from minimoe.text.domains import resolve
 
         given["domains"] = split_names(args.domains)
         resolve(given["domains"])
-    elif args.train or args.domains or args.checkpoint != "mini":
-        raise ConfigError("--train, --domains, --checkpoint are not for a study with --model")
-    else:
-        given.setdefault("questions", "mmlu")
     if given.get("layers", "all") != "all":
         try:
             given["layers"] = [int(number) for number in split_names(args.layers) or []]
@@ -305,7 +304,7 @@ def run_study(args: argparse.Namespace) -> None:
             raise ConfigError(fault) from error
     from minimoe.study import report
 
-    source = args.checkpoint if args.model is None else args.model
+    source = args.model
     if args.train:
         source = args.out / "model"
         command = ["train", "--preset", "mini", "--out", str(source)]

@@ -269,7 +269,8 @@ def test_the_module_runs_as_a_process(tmp_path: Path) -> None:
 
 ANSWERED_AT_ONCE = """--help; --version; train --help; study --help; ; fly; train --steps x; train --steps 0;
 train --preset huge; train --router pets; train --domains pets; train --device gpu; train --seq-len 1;
-study --domains pets; study --questions mmlu; study --model mini --layers one; study --model mini --dtype int8;
+study --domains pets; study --questions mmlu --domains law; study --model x --train;
+study --model mini --layers one; study --model mini --dtype int8;
 generate a --temperature nan; cost huge; cost mini --batch 0; bench --suite fast; bench --rounds 0"""
 
 

@@ -59,14 +59,14 @@ BUDGETS: dict[str, int] = {
     "course": 617,
     "hf": 919,
     "kernels": 1144,
-    "roof": 390,
-    "study": 5887,
+    "roof": 389,
+    "study": 5896,
     "text": 1579,
     "train": 1490,
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 28_810  # and lines of Python that the tests may have
+TESTS = 28_835  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

@@ -308,7 +308,9 @@ def test_the_shortest_text_there_is(folders: dict[str, Path], tmp_path: Path, dr
     path = tmp_path / "short.jsonl"
     path.write_text('{"subject": "a", "text": "x"}')
     report = run_study(folders["own"], tmp_path / "out", questions=path, progress=False)
-    assert "Left out: neighbouring tokens" in report.read_text(encoding="utf-8")
+    page = report.read_text(encoding="utf-8")
+    assert "Left out: neighbouring tokens" in page
+    assert "generated questions: questions were asked for." in page
 
 
 # Bad input
@@ -339,7 +341,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("tiny-mixtral", ("--batch-tokens", "0"), "--batch-tokens is 0; it must be at least 1"),
         ("tiny-mixtral", ("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         ("tiny-mixtral", ("--questions", "riddles"), "unknown questions 'riddles'; give mmlu"),
-        ("tiny-mixtral", ("--train",), "not for a study with --model"),
+        ("tiny-mixtral", ("--train",), "--train trains a model to study"),
         ("own", ("--revision", "main"), "a revision is of a model on the hub"),
     ],
 )  # fmt: skip
@@ -404,10 +406,32 @@ def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
     assert len({json.dumps(identity, sort_keys=True) for identity in found}) == 5
 
 
-def test_options_of_the_experiment_need_a_model(refused: Any) -> None:
-    for option, value in (("--questions", "mmlu"), ("--layers", "1"), ("--batch-tokens", "8")):
-        line = refused("study", option, value)
-        assert f"{option} belongs to the study of questions: give --model" in line
+def test_the_same_folder_is_the_same_experiment_unless_questions_or_domains_say_which(
+    folders: dict[str, Path],
+    quiz: Path,
+    tmp_path: Path,
+    refused: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(*_: Any) -> Any:
+        raise CorpusError("held-out text is read")
+
+    def asked(name: Any) -> Any:
+        raise CorpusError(f"{name} is asked")
+
+    monkeypatch.setattr(sets, "heldout_text", read)
+    monkeypatch.setattr(sets, "question_set", asked)
+    for model, more, named in (
+        ("own", (), "held-out text is read"),
+        ("own", ("--questions", "mmlu-dev"), "mmlu-dev is asked"),
+        ("tiny-mixtral", (), "mmlu is asked"),
+        ("tiny-mixtral", ("--domains", "law"), "held-out text is read"),
+        ("own", ("--layers", "1"), "--layers belongs to the study of questions: give --questions"),
+        ("own", ("--device", "cpu"), "--device belongs to the study of questions"),
+        ("own", ("--domains", "law", "--questions", "mmlu"), "two experiments"),
+    ):
+        line = refused("study", "--model", folders[model], "--out", tmp_path / "out", *more)
+        assert named in line, (model, more)
 
 
 @pytest.mark.parametrize(

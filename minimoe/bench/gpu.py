@@ -122,7 +122,7 @@ def profile_layers(script: Script) -> None:
 
 def train(script: Script) -> None:
     """The preset `small` in bf16: time some steps, then train as many as fit, so that the learning rate's schedule ends
-    with the time. Its folder stays for `study --checkpoint`."""
+    with the time. Its folder stays for `study --model`."""
     started, corpus = time.monotonic(), load_corpus()
     preset = "nano" if script.tiny else "small"
     vocabulary = corpus.tokenizer.get_vocab_size()

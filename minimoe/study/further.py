@@ -462,7 +462,7 @@ def further(
     domains = [d for d in corpus.domains if d != "questions"]
     ids, work, other = windows_of(corpus.heldout, domains, size, texts)
     result: dict[str, Any] = {
-        "command": f"python -m minimoe study --checkpoint {model} --further {out}",
+        "command": f"python -m minimoe study --model {model} --further {out}",
         "date": datetime.now(UTC).date().isoformat(), "hardware": processor_name(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "texts": {"domains": domains, "each": texts, "tokens": size, "other": len(other)},

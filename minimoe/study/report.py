@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 
 from minimoe import __version__
-from minimoe.errors import MinimoeError
+from minimoe.errors import ConfigError, MinimoeError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study import domains, load, paths, vocabulary
@@ -63,7 +63,8 @@ def run_study(
 
     Args:
         model: a folder or 'mini'; with questions whatever `find_model` takes, with device, dtype and revision.
-        questions: see `question_set`; None: held-out text, with the real questions of MMLU beside it.
+        questions: see `question_set`; None: held-out text, with the real questions of MMLU beside it, unless the model
+            is of transformers or the hub and no `domains` are given: then 'mmlu'.
         domains: of held-out text: names from `DOMAINS`; default, the training mix.
         layers: of questions, see `layers_to_record`; held-out text is studied in all.
         max_tokens: of a domain or subject, one document at least. Default, EQUAL_TOKENS or more; all questions.
@@ -82,13 +83,19 @@ def run_study(
         if value is not None and value < 1:
             raise MinimoeError(f"{name} is {value}, expected a positive number of tokens")
     stage, out = Stages(not progress), Path(out)
+    theirs = kind_of(model) != "minimoe"  # a name that leads nowhere is found before any text is
+    why = "questions were asked for" if questions else "not read with models of transformers"
+    if questions is None and domains is None and theirs:
+        questions = "mmlu"
     if questions is None:
+        asked_only = {"layers": layers, "device": device, "dtype": dtype, "revision": revision}
+        for name in (n for n, value in asked_only.items() if value not in (None, "auto")):
+            raise ConfigError(f"--{name} belongs to the study of questions: give --questions too")
         writable(out)
         stage("loading the model and the text")
         found = find_minimoe(model)
         read = qs.heldout_text(model, found, domains, max_tokens)
     else:
-        kind_of(model)  # a name that leads nowhere is found before any question is fetched
         writable(out)
         stage("finding the questions and the model")
         asked = qs.question_set(questions)
@@ -96,6 +103,8 @@ def run_study(
         read = qs.asked_questions(
             asked, found, qs.layers_to_record(found, layers), max_tokens, seed
         )
+        said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
+        read = dataclasses.replace(read, left_out=[said, *read.left_out])
     trace = qs.recorded(found, read, out / "trace", stage, **sizes)
     options: dict[str, Any] = {
         "others": read.others,
