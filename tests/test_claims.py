@@ -171,6 +171,28 @@ def test_a_uniform_router_confirms_nothing(runs: int, store: Any) -> None:
     assert max(agreed.values()) <= max(1, 0.05 * runs), agreed
 
 
+@pytest.mark.parametrize("runs", [6, pytest.param(1000, marks=pytest.mark.slow)])
+def test_paths_of_a_uniform_router_repeat_in_a_shallow_model_only(runs: int, store: Any) -> None:
+    agreed = dict.fromkeys((1, 2, 6), 0)
+    for seed in range(runs):
+        trace = simulate(seed, concentration=1e6, layers=6)
+        for layers in agreed:
+            some = dataclasses.replace(
+                trace,
+                layers=trace.layers[:layers],
+                expert=trace.expert[:, :layers],
+                weight=trace.weight[:, :layers],
+            )
+            made = tuple(paths(some, kind=kind, permutations=3) for kind in ("first", "set"))
+            m: Any = SimpleNamespace(paths=made)
+            agreed[layers] += judge_paths(m).verdict == say.AGREES
+    for layers, wanted in zip(agreed, ("at most 5 %", "at most 5 %", "at least 95 %"), strict=True):
+        what = f"C10 agrees with a uniform router, layers: {layers}"
+        store("claim", what, agreed[layers] / runs, runs, wanted)
+    # the claim counts paths and is not about what training made: with enough of them it holds for any even router
+    assert max(agreed[1], agreed[2]) <= 0.05 * runs and agreed[6] >= 0.95 * runs, agreed
+
+
 def test_what_random_weights_show_as_well_is_no_agreement() -> None:
     sure: dict[str, Any] = {"concentration": 1e4, "layers": 2, "works": 160}
     trained, random = (

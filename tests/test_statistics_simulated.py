@@ -40,6 +40,12 @@ def one_set_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depth, "CLASSES", depth.CLASSES[:1])
 
 
+@pytest.fixture
+def no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the domain adds, a test of its own."""
+    monkeypatch.setattr(depth, "held_out_gain", lambda *_: depth.Bits(0.0))
+
+
 def simulate(
     seed: int,
     *,
@@ -171,6 +177,7 @@ def test_labels_of_unequal_works_keep_their_level(runs: int, own: float | None, 
         assert permuted / 50 > 0.2  # of the label of the shortest works
 
 
+@pytest.mark.usefixtures("no_gain")
 @pytest.mark.parametrize("runs", RUNS)
 def test_domains_keep_their_level_and_an_effect_is_found(runs: int, store: Any) -> None:
     """Through the library's own functions; one expert per domain is chosen 1.6 times as often: some 0.02 bits.
@@ -212,6 +219,7 @@ def test_domains_keep_their_level_and_an_effect_is_found(runs: int, store: Any) 
 # -- intervals -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_gain")
 @pytest.mark.parametrize("runs", RUNS)
 def test_intervals_cover(runs: int, store: Any) -> None:
     """One simulation with all effects; which experts are preferred is told better by a longer text, so that truth is

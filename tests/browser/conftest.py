@@ -165,7 +165,8 @@ class Seen:
         Colours take nearly all of its time, so it judges them on two elements of each kind: a kind has one tag, class,
         colour, size and weight, and the same papers behind it. All else is looked at in the light theme, everywhere.
         """
-        self.page.evaluate(axe())
+        if self.page.evaluate("!window.axe"):
+            self.page.evaluate(axe())
         found = self.page.evaluate(LOOK, [theme, within, COLOURS, WCAG])
         return [
             f"{theme}: {v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"

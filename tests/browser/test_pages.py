@@ -22,6 +22,9 @@ def pages() -> list[str]:
     return [*found, "search", "genindex"]
 
 
+# The reference is made from docstrings by one template, and its pages are the largest: axe looks at these.
+REFERENCE = {"book/api/index", "book/api/balance", "book/api/dispatch"}
+
 # What is wrong on a page, as elements. A container of MathJax stands in every formula, and no error; a formula wider
 # than its column begins at its beginning; a table fits into its column here, as long as the names in it may be; the
 # order of the keyboard is the order of the page.
@@ -71,8 +74,9 @@ def test_page(seen: Seen, name: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     look("breaks a word", BROKEN_WORD)
     page.set_viewport_size({"width": 1280, "height": 900})
+    looked_at = name in REFERENCE or not name.startswith("book/api/")
     for theme in ("light", "dark"):
-        problems += seen.violations(theme)
+        problems += seen.violations(theme) if looked_at else []
         picture(page, f"{name.replace('/', '-')}-{theme}")
     assert problems == []
 
