@@ -43,6 +43,20 @@ class Load:
         return cls.from_counts(routing.load())
 
 
+def num_ranks() -> int:
+    """The processes that train together; 1 where no process group is initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum over the ranks of a process group, without a gradient; the tensor itself where none is initialised."""
+    if num_ranks() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value, group=group)
+    return value
+
+
 class GlobalLoad:
     """Counts the assignments of a global batch: over the steps of gradient accumulation and over ranks.
 
@@ -75,10 +89,7 @@ class GlobalLoad:
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum the counts over the ranks of a process group; does nothing where none is initialised."""
-        if dist.is_available() and dist.is_initialized():
-            counts = self.counts.clone()
-            dist.all_reduce(counts, group=group)
-            self.counts = counts
+        self.counts = sum_over_ranks(self.counts, group)
 
     def reset(self) -> None:
         """Begin the next batch."""

@@ -130,7 +130,7 @@ def capacity(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         out = torch.cat([out, out.new_zeros(1, out.shape[1])])
     slot = torch.where(taken, expert * c + column, e * c)
     weight = torch.where(taken, routing.weight, 0)
-    return _combine(out, slot, weight, x, routing)
+    return combine(out, slot, weight, x, routing)
 
 
 def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
@@ -172,10 +172,10 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
         outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
     # zeros for what is not taken: a product with the weight 0 would let NaN and infinity through
     out = torch.cat([*outs, torch.zeros_like(none)])  # [N, D], sorted
-    return _combine(out, order.inverse, weight, x, routing)
+    return combine(out, order.inverse, weight, x, routing)
 
 
-def _combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:
+def combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:
     """y[t] = Σ weight[n] · rows[place[n]] over the assignments n of token t, summed in float32, in x's type."""
     if routing.k is not None and routing.num_assignments:
         # token-major with K rows a token: a weighted gather-sum, which embedding_bag does in one pass

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minimoe.balance import Load
@@ -93,9 +94,8 @@ class Run:
         for domain in corpus.domains:
             require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
-        self.model = MixtralModel(model_config).to(self.device).train()
-        if start is not None:
-            self.model.load_state_dict(start.state_dict())
+        self.leads = True  # this process writes; of several that train together, one
+        self.model = self._make_model(model_config, start).train()
         for block in self.model.layers if recompute else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}
@@ -105,18 +105,14 @@ class Run:
         self.saved: int | None = None  # the step of the last checkpoint
         #: nats and predicted tokens of each held-out document [documents, 2] at the last validation
         self.sums: npt.NDArray[np.float64] | None = None
-        path = self.out / state.STATE
-        if resume:
-            stored = state.restore_state(path, self.model, self.optimizer, self.recipe)
+        if self._resumes(resume):
+            stored = self._restore()
             self.step, self.seconds, self.saved = stored.step, stored.seconds, stored.step
             if self.balancing.sparsity is not None and stored.aux_loss_coef is not None:
                 self.balancing.sparsity.coefficient = stored.aux_loss_coef
-        elif path.exists():
-            raise ConfigError(
-                f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
-            )
         try:
-            self._prepare_folder()
+            if self.leads:
+                self._prepare_folder()
         except OSError as error:
             raise ConfigError(
                 f"cannot write to {self.out} ({error}); choose another --out"
@@ -136,8 +132,8 @@ class Run:
         last = c.steps if stop_after is None else min(c.steps, self.step + stop_after)
         losses: dict[str, DomainLoss] = {}
         rate: Any = {"unit": "tok", "unit_scale": True, "smoothing": 0.05}
-        shown: dict[str, str] = {}
-        bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=not progress, **rate)
+        shown, hidden = dict[str, str](), not (progress and self.leads)
+        bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=hidden, **rate)
         try:
             with fast_cpu(), bar:
                 if self._validation_due():
@@ -154,7 +150,7 @@ class Run:
                         if used := [x for x in record["max_vio"] if x is not None]:
                             shown["MaxVio"] = f"{max(used):.2f}"
                         bar.set_postfix(shown, refresh=False)
-                        state.append_record(self.log, record)
+                        self._append(record)
                     if self._validation_due():
                         losses = self._validate()
                         mean = sum(x.nats_per_token for x in losses.values()) / len(losses)
@@ -168,9 +164,34 @@ class Run:
             raise
         return losses
 
+    def _make_model(self, config: ModelConfig, start: MixtralModel | None) -> MixtralModel:
+        model = MixtralModel(config).to(self.device)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
+        return model
+
+    def _resumes(self, asked: bool) -> bool:
+        """Whether the run goes on; a ConfigError where it was not asked to, and the folder holds a run."""
+        if not asked and (self.out / state.STATE).exists():
+            raise ConfigError(
+                f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
+            )
+        return asked
+
+    def _restore(self) -> state.Reached:
+        path = self.out / state.STATE
+        return state.restore_state(path, self.model, self.optimizer, self.recipe)
+
+    def _parts(self) -> list[Tensor]:
+        """The ids [B/n, S] of each part of this step."""
+        return list(self.batches(self.step).to(self.device).chunk(self.config.accumulate))
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradient, which is then at most `clip`."""
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+
     def _one_step(self) -> dict[str, Any]:
         c = self.config
-        ids = self.batches(self.step).to(self.device)
         lr = learning_rate(self.step, c)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -178,12 +199,12 @@ class Run:
         try:
             seen = accumulate_gradients(
                 self.model,
-                ids.chunk(c.accumulate),
+                self._parts(),
                 self.balancing,
                 seed=(c.seed << 32) + self.step + 1,
                 global_balance=c.balance_scope == "step",
             )
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+            norm = self._clip()
             require_finite(seen, norm)
         except MinimoeError as error:  # before the optimiser: no weight has been touched
             there = f"there is no checkpoint in {self.out} yet: start anew"
@@ -225,7 +246,7 @@ class Run:
             self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows, sums=self.sums
         )
         seen = probe(self.model, heldout, domains, seq_len=c.seq_len)
-        if seen is not None:
+        if seen is not None and self.leads:
             write_tensors(self.out / "probe" / f"{self.step:06d}.safetensors", seen)
         record = {
             "step": self.step,
@@ -235,14 +256,21 @@ class Run:
             "full": full,
             "load": [load and list(load.share) for load in loads],
         }
-        state.append_record(self.log, record)
+        self._append(record)
         return losses
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self.leads:
+            state.append_record(self.log, record)
 
     def save(self) -> None:
         """Write the state and the model, each file atomically: a full disk, a CheckpointError, leaves the old ones."""
         reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
         state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
         self.saved = self.step
+        self._write_model()
+
+    def _write_model(self) -> None:
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)
 
     def _prepare_folder(self) -> None:
@@ -258,4 +286,4 @@ class Run:
                 path.unlink()
         state.trim_log(self.log, self.step)
         if self.step:  # the run may have been stopped after its last state and before its model
-            self.model.save_pretrained(self.out, dtype=torch.bfloat16)
+            self._write_model()

@@ -6,14 +6,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from minimoe.balance import BiasController, GlobalLoad, Load
+from minimoe.balance import BiasController, GlobalLoad, Load, num_ranks, sum_over_ranks
 from minimoe.errors import ConfigError, MinimoeError, TrainingError
 from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
@@ -125,6 +126,8 @@ def accumulate_gradients(
     the whole batch. That share is not known at the first backward pass, so a pass without gradients first goes over all
     parts and counts, with the same noise. The loss is then exactly that of the whole batch, for a third more work.
 
+    On several ranks each has its rows of every part; counts and losses are those of all, gradients are to be summed.
+
     Args:
         parts: ids [B/n, S] each.
         seed: of the noise that routers draw.
@@ -135,18 +138,20 @@ def accumulate_gradients(
     torch.manual_seed(seed)  # again: what was counted is what will be routed
     balancing.begin()
     coef, losses = balancing.aux_loss_coef, dict[str, Tensor]()
+    share = len(parts) * num_ranks()
     loads: list[Tensor] = []
     finite: dict[str, Tensor] = {}
     for ids in parts:
         with autocast(ids.device):
-            out = model.losses(model(ids), ids, expert_counts=counts, aux_loss_coef=coef)
+            out = model(ids)
+            seen = [sum_over_ranks(routing.load()) for routing in out.routings]
+            out = model.losses(out, ids, expert_counts=counts or seen, aux_loss_coef=coef)
         assert out.loss is not None
-        (out.loss / len(parts)).backward()
+        (out.loss / share).backward()
         balancing.observe(out.routings)
         for key in ("lm_loss", "aux_loss", "z_loss"):
             if (value := getattr(out, key)) is not None:
-                losses[key] = losses.get(key, 0) + value.detach() / len(parts)
-        seen = [routing.load() for routing in out.routings]
+                losses[key] = losses.get(key, 0) + sum_over_ranks(value.detach() / share)
         loads = [a + b for a, b in zip(loads, seen, strict=True)] if loads else seen
         for layer, fine in finite_logits(model, out).items():
             finite[layer] = fine & finite.get(layer, True)
@@ -190,19 +195,23 @@ def require_finite(step: Step, norm: Tensor) -> None:
     or else the gradient.
     """
     flags = [*step.finite.values(), norm.isfinite()]
-    *routers, gradient = torch.stack([flag.to(norm.device) for flag in flags]).tolist()
-    for layer, fine in zip(step.finite, routers, strict=True):
-        if not fine:
+    faults = torch.stack([~flag.to(norm.device) for flag in flags]).long()
+    *routers, gradient = sum_over_ranks(faults).tolist()
+    for layer, faulty in zip(step.finite, routers, strict=True):
+        if faulty:
             raise MinimoeError(f"the router logits of {layer} are not finite")
-    if not gradient:
+    if gradient:
         raise MinimoeError("the gradient is not finite")
 
 
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; norms (vectors) are not decayed."""
-    groups = [
-        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": decay}
-        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
+    kinds: dict[tuple[bool, Any], list[nn.Parameter]] = {}
+    for p in model.parameters():  # of several meshes: one update takes tensors of one
+        kinds.setdefault((p.ndim > 1, getattr(p, "device_mesh", None)), []).append(p)
+    groups: list[dict[str, Any]] = [
+        {"params": of, "weight_decay": config.weight_decay if matrix else 0.0}
+        for (matrix, _), of in kinds.items()
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 

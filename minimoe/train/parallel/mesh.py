@@ -1,0 +1,126 @@
+"""The mesh of processes, a model sharded over it, and the gradient's norm over all of its shards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+
+from minimoe.balance import sum_over_ranks
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.experts import Experts
+from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel
+from minimoe.routers import Router
+from minimoe.train.parallel.exchange import ShardedExperts, ep
+
+DIMENSIONS = ("dp", "ep")
+
+
+def make_mesh(dp: int, ep: int, device: str = "cpu") -> DeviceMesh:
+    """The mesh [dp, ep] of all processes: rank r is at (r // ep, r % ep). Needs an initialised process group."""
+    return init_device_mesh(device, (dp, ep), mesh_dim_names=DIMENSIONS)
+
+
+def check_layout(config: ModelConfig, dp: int, ep: int) -> None:
+    """A ConfigError that says why a model of this configuration cannot be trained on dp · ep ranks."""
+    e, d, f = config.num_experts, config.hidden_size, config.expert_size
+    sparse = any(config.is_sparse(i) for i in range(config.num_hidden_layers))
+    if sparse and ep > e:
+        raise ConfigError(f"ep is {ep}, but there are {e} experts: each rank needs one; lower ep")
+    if sparse and e % ep:
+        raise ConfigError(f"ep is {ep}, which does not divide num_experts = {e}: choose a divisor")
+    if sparse and (d % dp or 2 * f % dp):
+        raise ConfigError(
+            f"dp is {dp}; it has to divide the rows of an expert's tensors, hidden_size = {d} and twice its width "
+            f"{f}: choose a common divisor"
+        )
+    loss, router = config.router_aux_loss_type, config.router_type
+    wrong = {
+        f"router_type {router!r}": router in ("soft", "relu"),
+        f"router_aux_loss_type {loss!r}": loss.startswith("importance")
+        and config.router_aux_loss_coef > 0,
+        "attention_type 'moa'": config.attention_type == "moa",
+    }
+    for what, refused in wrong.items():
+        if refused and sparse:
+            raise ConfigError(
+                f"{what} is not trained on several ranks: it has sums over all tokens that are not exchanged; "
+                "train it in one process, or choose another"
+            )
+
+
+def check_router(router: Router, kind: str) -> None:
+    """A ConfigError for a router whose choice needs the tokens of all ranks; expert choice needs a sequence only."""
+    alone = router.is_batch_invariant and (router.is_causal_in_training or kind == "expert_choice")
+    if not alone or kind == "round_robin":
+        raise ConfigError(
+            f"router_type {kind!r} chooses by all tokens of a batch, and a rank sees its own only: train it in one "
+            "process, or choose another router"
+        )
+
+
+def parallelise(model: MixtralModel, mesh: DeviceMesh) -> MixtralModel:
+    """Shard a model over the mesh ("dp", "ep"), in place, and return it.
+
+    Experts lie over `ep` by number and over `dp` by row; all else is sharded over all ranks by FSDP2. Gradients are
+    *sums* over ranks: divide the loss by the tokens of all of them (`token_share`). Every rank gives the same whole
+    model, or one on the meta device, which `to_empty` and a checkpoint then fill.
+
+    Raises:
+        ConfigError: another mesh, or a model that cannot be sharded so.
+    """
+    if mesh.mesh_dim_names != DIMENSIONS:
+        raise ConfigError(
+            f"the mesh has the dimensions {mesh.mesh_dim_names}; known are {DIMENSIONS}: tensor, pipeline and context "
+            "parallelism (TP, PP, CP) and replicated shards (HSDP) are not there"
+        )
+    check_layout(model.config, *mesh.shape)
+    everyone = init_device_mesh(mesh.device_type, (mesh.size(),))
+    for block in model.layers:
+        layer = block.mlp
+        if isinstance(layer, MoELayer):
+            assert isinstance(layer.gate, Router) and isinstance(layer.experts, Experts)
+            check_router(layer.gate, model.config.router_type)
+            layer.experts, layer.dispatch = ShardedExperts(layer.experts, mesh["ep"]), ep
+            _shard(layer.experts, mesh["dp"], 1)
+            register_fsdp_forward_method(layer.experts, "run")
+        _shard(block, everyone, 0)
+    _shard(model, everyone, 0)
+    return model
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, dimension: int) -> None:
+    """FSDP that adds gradients up; its own division would be by the ranks of one mesh, which experts do not share."""
+    fully_shard(module, mesh=mesh, shard_placement_fn=lambda _: Shard(dimension))
+    assert isinstance(module, FSDPModule)
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
+
+
+def token_share(tokens: int | Tensor) -> Tensor:
+    """This rank's part of the tokens of all ranks: its mean loss times this, summed over ranks, is the mean of all.
+
+    A rank without tokens has 0; a mean of the ranks' means would count its tokens too little or too much.
+    """
+    mine = torch.as_tensor(tokens, dtype=torch.float64)
+    return mine / sum_over_ranks(mine).clamp_min(1)
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scale the gradients to a norm of at most `most`, and return the norm before, of all shards on all meshes.
+
+    Each number of a gradient lies on exactly one rank, so the squares of what ranks hold add up to the whole.
+    """
+    held = [p.grad for p in model.parameters() if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in held]
+    squares = torch.stack([g.double().square().sum() for g in local]).sum()
+    norm = sum_over_ranks(squares).sqrt()
+    scale = (most / (norm + 1e-6)).clamp_max(1)
+    for gradient in local:
+        gradient.mul_(scale.to(gradient.dtype))
+    return norm
