@@ -54,7 +54,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 BUDGETS: dict[str, int] = {
     "bench": 2580,
     "check": 9054,
-    "core": 3600,
+    "core": 3611,
     "cost": 830,
     "course": 617,
     "hf": 919,
@@ -62,11 +62,11 @@ BUDGETS: dict[str, int] = {
     "roof": 389,
     "study": 5896,
     "text": 1579,
-    "train": 1490,
+    "train": 1788,
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 28_876  # and lines of Python that the tests may have
+TESTS = 29_162  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
