@@ -89,7 +89,7 @@ def ep(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]: equal to `loop` with all experts in one place. Every rank of the group has to call it.
 
     T may differ by rank, and be 0. The sizes travel first and are read on the host, the only wait here; then rows
-    with an assignment that is taken, once for each. Under autocast they travel in its type. A compiled model leaves its graph here.
+    with an assignment that is taken, once for each, under autocast in its type. A compiled model leaves its graph here.
     """
     check_inputs(x, routing, experts)
     if not isinstance(experts, ShardedExperts):
