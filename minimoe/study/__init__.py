@@ -2,7 +2,7 @@
 
 `record` reads documents and `trace` stores the choices, `load`, `domains`, `depth`, `vocabulary` and `paths` hold a
 statistic, its figure and its verdict each, `questions` says what is read, `report` writes; `counts` is for what others
-counted.
+counted, `engines` for models that run elsewhere.
 """
 
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter

@@ -268,7 +268,9 @@ def read_trace(path: str | Path) -> RoutingTrace:
     document = np.repeat(np.arange(len(length)), length)
     position = np.arange(n) - np.repeat(np.cumsum(length) - length, length)
     token, even = stored.get("input_ids", np.zeros(n, np.int32)), np.float32(1 / k)
-    meta = {"source": path.name} | ({} if "input_ids" in stored else {"tokens": "not given"})
+    meta = {"source": path.name, "order": "not given"} | (
+        {} if "input_ids" in stored else {"tokens": "not given"}
+    )
     about = (documents, experts, tuple(range(1, layers + 1)), meta)
     every: Any = (token, document, position, expert, np.full(expert.shape, even), *about)
     return RoutingTrace(*every)  # looks whether the numbers fit their types

@@ -252,6 +252,7 @@ def layer_dependence(
     trace: RoutingTrace, *, layers: Sequence[int] | None = None, groups: int = 25, seed: int = 0
 ) -> LayerDependence:
     """Mutual information between the first choices of every two of `layers`; see `through` for its TraceError."""
+    trace.require_ranks()
     used, rows = ch.through(trace, layers)
     document, source = ch.compact(trace.document[rows])
     unit, strata = ch.works(trace, source)

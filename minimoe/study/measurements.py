@@ -17,7 +17,7 @@ from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MIN_DOCUMENTS, MMLU, 
 from minimoe.study.claims import told
 from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
-from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
+from minimoe.study.trace import NO_RANKS, RoutingTrace, TraceDocument, first_documents
 
 # Chosen before any result was seen, of the topics with fifty held-out documents: one each of nature, of things made and
 # of people living together. Where they are absent, the three largest topics.
@@ -25,6 +25,9 @@ TOPICS = ("Biology and health sciences", "Technology", "Society and social scien
 
 # of the article's Figs. 4 to 6
 SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
+
+# what a trace without the order of a token's experts cannot tell
+FIRST = "paths of first choices, their repeats between neighbours, what layers tell of one another"
 
 LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
 SUBJECT_DRAWS = (
@@ -177,6 +180,13 @@ def measure(
     preferred = at(every, vocabulary.preferred_experts, text, min_count=10, what=what)
     say("neighbours, co-activation and paths")
     left_out += [told(f"left_out.{x}") for x in ["paths"] * (not whole) + ["compared"] * asked]
+    kinds = ("first", "set") if text.ranked else ("set",)
+    none = chance.Band(*np.full((3, 0, 0), np.nan))
+    dependence = depth.LayerDependence((), none, np.zeros(0))
+    if text.ranked:
+        dependence = depth.layer_dependence(text, layers=layers if asked else None, seed=seed)
+    else:
+        left_out.append(told("left_out.analysis", what=FIRST, error=NO_RANKS))
     measured = Measurements(
         layers=layers,
         num_layers=num_layers or every[-1],
@@ -196,8 +206,8 @@ def measure(
         frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
         characteristic=at(drawn, vocabulary.characteristic_tokens, text),
         coactivation=at(drawn, routes.coactivation, text, what="co-activation"),
-        paths=tuple(routes.paths(text, kind=k, seed=seed) for k in ("first", "set") if whole),
-        dependence=depth.layer_dependence(text, layers=layers if asked else None, seed=seed),
+        paths=tuple(routes.paths(text, kind=k, seed=seed) for k in kinds if whole),
+        dependence=dependence,
         text=title,
     )
     return measured, left_out

@@ -56,6 +56,8 @@ def paths(
     """Paths through `layers` (all recorded) of the tokens that have an expert in each; a TraceError if none has."""
     if kind not in KINDS:
         raise TraceError(f"paths are of kind 'first' or 'set', not {kind!r}")
+    if kind == "first":
+        trace.require_ranks()
     used, rows = ch.through(trace, layers)
     rng = np.random.default_rng(seed)
     order = np.lexsort((trace.position, rng.permutation(len(trace.documents))[trace.document]))
@@ -131,7 +133,10 @@ class Repetition(ch.Result):
 
 @dataclass(frozen=True, eq=False)
 class Repeats(ch.Result):
-    """Of one layer: same first choice, and any expert in common, for `pairs` of neighbours within documents."""
+    """Of one layer: same first choice, and any expert in common, for `pairs` of neighbours within documents.
+
+    `first` is NaN for a trace that is not ranked.
+    """
 
     layer: int
     pairs: int
@@ -172,7 +177,9 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
     if len(members) <= _MOST_SETS:
         member = ch.membership(members, e)
         meets = (member @ member.T > 0).astype(np.float64)
-    first = repetition(expert[:, 0] + 1, np.eye(e + 1), 1 / e)
+    first = Repetition(Band(math.nan), math.nan, 1 / e, math.nan)
+    if trace.ranked:
+        first = repetition(expert[:, 0] + 1, np.eye(e + 1), 1 / e)
     overlap = repetition(sets, meets, 1 - math.comb(e - k, k) / math.comb(e, k))
     return Repeats(layer, int(joined.sum()), first, overlap)
 
@@ -347,13 +354,14 @@ def _trade(document: Ints, expert: Ints, rng: np.random.Generator) -> None:
 
 def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
     """How often neighbours share their first choice, or any expert, by layer, with chance."""
-    canvas, (axes,) = d.panels(1, 2, height=2.8)
     layers, said = [one.layer for one in results], list[str]()
     both = {
         "The same first choice": [one.first for one in results],
         "Any expert in common": [one.overlap for one in results],
     }
-    for ax, (title, series) in zip(axes, both.items(), strict=True):
+    shown = {title: series for title, series in both.items() if not math.isnan(series[0].shuffled)}
+    canvas, (axes,) = d.panels(1, len(shown), height=2.8)
+    for ax, (title, series) in zip(axes, shown.items(), strict=True):
         d.line(ax, layers, [s.rate for s in series], style.BLUE, "o", scale=100)
         band = 100 * np.array([(s.rate.null_low, s.rate.null_high) for s in series]).T
         ax.fill_between(layers, *band, color=style.LINE, alpha=0.5, linewidth=0)
@@ -455,5 +463,5 @@ def judge_paths(m: say.Measurements) -> say.Finding:
         found, said = (say.told(f"C10.{x}", one=one, curve=curve) for x in ("found", "said"))
         what = f"{KINDS[one.kind]}, layer by layer"
         parts.append(say.Part(what, found, verdict, decides, one.repeated, said))
-    short = say.told("C10.short", sets=m.paths[1]) if m.paths else ""
+    short = say.told("C10.short", sets=m.paths[-1]) if m.paths else ""
     return say.finding("C10", parts, short)

@@ -40,6 +40,20 @@ class Window(NamedTuple):
     tokens: npt.NDArray[np.int64]
 
 
+class Row(NamedTuple):
+    """What was chosen for n tokens of one window or less."""
+
+    document: int
+    position: npt.NDArray[np.int64]  #: [n] places in the document
+    token: npt.NDArray[np.int64]  #: [n] ids
+    expert: npt.NDArray[np.int16]  #: [n, L, K]
+    weight: npt.NDArray[np.float32]  #: [n, L, K]
+    control: npt.NDArray[np.int16] | None = None  #: [n, L, K] what random routers chose
+
+
+Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
+
+
 def batches(every: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
     """Windows in order of their length, as many at a time as `batch_tokens` hold with padding, one at least."""
     batch: list[Window] = []
@@ -139,6 +153,21 @@ class RoutingSource(Protocol):
     ) -> Recording: ...
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None: ...
+
+
+@dataclass
+class ForeignSource:
+    """A model that runs elsewhere and says what its routers chose; attributes as those of `RoutingSource`."""
+
+    layers: tuple[int, ...]
+    num_experts: int
+    max_length: int
+
+    def ask(
+        self, every: list[Window], documents: Sequence[TraceDocument], progress: Progress
+    ) -> tuple[list[Row], dict[str, str]]:
+        """The windows' rows, in any order, and what the trace's meta is to say of them."""
+        raise NotImplementedError
 
 
 class MinimoeSource:
@@ -459,9 +488,6 @@ class ExpertsCall:
         return True
 
 
-Progress = Callable[[Iterable[list[Window]]], Iterable[list[Window]]]
-
-
 def source_of(
     model: nn.Module | RoutingSource, layers: Layers = None, control: int | None = None
 ) -> RoutingSource:
@@ -533,7 +559,7 @@ class RoutingRecorder:
 
 
 def record_documents(
-    model: nn.Module | RoutingSource,
+    model: nn.Module | RoutingSource | ForeignSource,
     documents: Sequence[TraceDocument],
     tokens: Sequence[npt.NDArray[Any]],
     *,
@@ -551,50 +577,81 @@ def record_documents(
     another one, and documents may be treated as independent.
 
     Args:
-        model: see `source_of`, as for `layers`.
+        model: see `source_of`, as for `layers`; or one that runs elsewhere.
         tokens: ids [n] of each document, without end-of-text.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
-    source = source_of(model, layers)
+    source = model if isinstance(model, ForeignSource) else source_of(model, layers)
     size = min(source.max_length, max_length or source.max_length)
     if size < 2:
         raise TraceError("the model has one position, so no token can be read with one of context")
-    before = [] if end_of_text is None else [end_of_text]
-    every: list[Window] = []
+    every = windows(tokens, size, end_of_text)
+    if not every:
+        raise TraceError("the documents hold no tokens, so there is nothing to record")
+    if isinstance(source, ForeignSource):
+        rows, about = source.ask(every, documents, progress)
+    else:
+        rows, about = (
+            _read(source, list(batches(every, batch_tokens)), end_of_text or 0, progress),
+            {},
+        )
+    return joined(rows, documents, source, {**about, **(meta or {})})
+
+
+def windows(tokens: Sequence[npt.NDArray[Any]], size: int, end_of_text: int | None) -> list[Window]:
+    """All windows of the documents, see `record_documents`; one holds up to `size` tokens, context included."""
+    before, every = [] if end_of_text is None else [end_of_text], list[Window]()
     for document, ids in enumerate(tokens):
         read = np.concatenate([before, ids]).astype(np.int64)
         for at in range(0, max(len(read) - 1, 1) if len(ids) else 0, size - 1):
             context = 1 if at else len(before)
             start = at + context - len(before)
             every.append(Window(document, start, context, read[at : at + size]))
-    if not every:
-        raise TraceError("the documents hold no tokens, so there is nothing to record")
-    rows: list[tuple[Any, ...]] = []
+    return every
+
+
+def _read(
+    source: RoutingSource, every: list[list[Window]], padding: int, progress: Progress
+) -> list[Row]:
+    rows: list[Row] = []
     with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
-        for batch in progress(list(batches(every, batch_tokens))):
+        for batch in progress(every):
             read = [torch.from_numpy(w.tokens) for w in batch]
-            ids = pad_sequence(read, batch_first=True, padding_value=end_of_text or 0)
+            ids = pad_sequence(read, batch_first=True, padding_value=padding)
             width = ids.shape[1]
             mask = torch.arange(width) < torch.tensor([[len(w.tokens)] for w in batch])
             source.read(ids, None if bool(mask.all()) else mask)
             r = recorder.pop()
             for row, w in enumerate(batch):
                 own = slice(row * width + w.context, row * width + len(w.tokens))
-                chosen = (x if x is None else x[own] for x in (r.expert, r.weight, r.control))
-                rows.append((w.document, w.start, w.tokens[w.context :], *chosen))
-    rows.sort(key=lambda row: row[:2])
-    document, start, token, expert, weight, control = zip(*rows, strict=True)
-    lengths = [len(ids) for ids in token]
-    number = np.repeat(np.array(document, np.int32), lengths)
-    position = [np.arange(s, s + n) for s, n in zip(start, lengths, strict=True)]
-    random = None if control[0] is None else np.concatenate(control)
-    chosen = (np.concatenate(x) for x in (token, position, expert, weight))
-    about = (tuple(documents), source.num_experts, source.layers, dict(meta or {}), random)
-    joined: Any = (next(chosen), number, *chosen, *about)
-    return RoutingTrace(*joined)
+                position = w.start + np.arange(own.stop - own.start)
+                control = None if r.control is None else r.control[own]
+                chosen = (r.expert[own], r.weight[own], control)
+                rows.append(Row(w.document, position, w.tokens[w.context :], *chosen))
+    return rows
+
+
+def joined(
+    rows: Iterable[Row],
+    documents: Sequence[TraceDocument],
+    source: RoutingSource | ForeignSource,
+    meta: Mapping[str, str],
+) -> RoutingTrace:
+    """The trace of rows in any order, of layers and experts as `source` has them; rows without a token are left out."""
+    held = sorted(
+        (row for row in rows if len(row.token)), key=lambda r: (r.document, r.position[0])
+    )
+    document, *columns = zip(*held, strict=True)
+    number = np.repeat(np.array(document, np.int32), [len(row.token) for row in held])
+    position, token, expert, weight, control = (
+        None if column[0] is None else np.concatenate(column) for column in columns
+    )
+    about = (tuple(documents), source.num_experts, source.layers, dict(meta), control)
+    every: Any = (token, number, position, expert, weight, *about)
+    return RoutingTrace(*every)
 
 
 def record_split(
@@ -628,7 +685,7 @@ def documents_of(
 
 
 def record_stream(
-    model: nn.Module | RoutingSource,
+    model: nn.Module | RoutingSource | ForeignSource,
     documents: Sequence[TraceDocument],
     tokens: Sequence[npt.NDArray[Any]],
     folder: str | Path,
@@ -656,7 +713,9 @@ def record_stream(
     """
     if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
         raise TraceError("every document needs its token ids, at least one")
-    source, writer = source_of(model, layers, control), TraceWriter(folder, identity)
+    own = isinstance(model, ForeignSource)
+    source = model if own else source_of(model, layers, control)
+    writer = TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
     done = writer.check(documents, tokens, source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):

@@ -32,6 +32,8 @@ ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "control": (np.int16, -1),
 }
 
+NO_RANKS = "the order of a token's experts was not given"
+
 
 class TraceDocument(NamedTuple):
     """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none.
@@ -128,6 +130,16 @@ class RoutingTrace:
     def experts_per_token(self) -> int:
         """K."""
         return self.expert.shape[2]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the first of a token's experts is its first choice; meta `order` 'not given' says that it may not."""
+        return self.experts_per_token == 1 or self.meta.get("order") != "not given"
+
+    def require_ranks(self) -> None:
+        """A TraceError, where the order of a token's experts means nothing."""
+        if not self.ranked:
+            raise TraceError(f"first choices are needed, but {NO_RANKS}")
 
     @property
     def header(self) -> TraceHeader:
