@@ -1,7 +1,8 @@
 """The comparison of lesson 09: its runs, and what the rule of claim C2 says of them.
 
-python -m book.yardsticks      the pieces that book/results/yardsticks/plan.toml asks for and its folder lacks,
-                               then book/results/yardsticks.json
+python -m book.yardsticks          the pieces that book/results/yardsticks/plan.toml asks for and its folder lacks,
+                                   then book/results/yardsticks.json
+python -m book.yardsticks PLAN     only the pieces of another such plan
 
 The rule is in minimoe/study/claims.toml.
 """
@@ -90,11 +91,14 @@ def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
 def main() -> None:
     """Run what is missing, and store the verdict and the curves."""
     torch.set_num_threads(1)
-    run_plan(FOLDER / "plan.toml")
+    plan = Path(*sys.argv[1:2] or [FOLDER / "plan.toml"])
+    run_plan(plan)
+    if len(sys.argv) > 1:
+        return
     pieces, text = stage("main*"), Characters.documentation()
     if not pieces:
         return
-    config, _ = read_plan(FOLDER / "plan.toml", text)
+    config = read_plan(plan, text)[0][2]
     arms: dict[str, Any] = {}
     for arm, label in LABELS.items():
         mine = [p for p in pieces if p["recipe"]["arm"] == arm]

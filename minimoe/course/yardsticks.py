@@ -24,7 +24,7 @@ from minimoe.experts import MLP
 from minimoe.io import read_object, write_text
 from minimoe.layers import MoELayer
 from minimoe.routing import Routing
-from minimoe.train.compare import arm_config, spread
+from minimoe.train.compare import SIZES, arm_config, spread
 from minimoe.train.environment import processor_name
 
 BLOCK = 1000  # held-out characters whose losses are stored as one sum
@@ -146,8 +146,8 @@ def one_run(config: ModelConfig, arm: str, training: Training, text: Characters)
     return train(reader(config, arm), training, text)
 
 
-def read_plan(path: Path, text: Characters) -> tuple[ModelConfig, list[tuple[Path, str, Training]]]:
-    """The model, and file, arm and training of each piece.
+def read_plan(path: Path, text: Characters) -> list[tuple[Path, str, ModelConfig, Training]]:
+    """File, arm, sparse model and training of each piece.
 
     A plan is TOML: `model`, a table of ModelConfig, and stages as in `minimoe.train.compare`.
 
@@ -156,20 +156,20 @@ def read_plan(path: Path, text: Characters) -> tuple[ModelConfig, list[tuple[Pat
     """
     try:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        given = plan.pop("model")
-        init = given["hidden_size"] ** -0.5
-        config = ModelConfig(
-            **given, vocab_size=len(text.letters), num_hidden_layers=1, initializer_range=init
-        )
-        return config, list(_pieces(path.parent, plan))
+        given = {"vocab_size": len(text.letters), "num_hidden_layers": 1} | plan.pop("model")
+        return list(_pieces(path.parent, plan, given))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no plan of a comparison of characters: {error}") from error
 
 
-def _pieces(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[Path, str, Training]]:
+def _pieces(
+    folder: Path, plan: dict[str, Any], given: dict[str, Any]
+) -> Iterator[tuple[Path, str, ModelConfig, Training]]:
     for name, stage in plan.items():
         for arm, seed, label, values in spread(stage):
-            yield folder / name / f"{label}.json", arm, Training(**values, seed=seed)
+            own = given | {key: values.pop(key) for key in SIZES & values.keys()}
+            model = ModelConfig(**own, initializer_range=own["hidden_size"] ** -0.5)
+            yield folder / name / f"{label}.json", arm, model, Training(**values, seed=seed)
 
 
 def run_plan(path: Path) -> None:
@@ -179,8 +179,8 @@ def run_plan(path: Path) -> None:
         ConfigError: a file is of another model, training or text than the plan has; it stays.
     """
     text = Characters.documentation()
-    config, pieces = read_plan(path, text)
-    for number, (file, arm, training) in enumerate(pieces, 1):
+    pieces = read_plan(path, text)
+    for number, (file, arm, config, training) in enumerate(pieces, 1):
         recipe = {
             "arm": arm,
             "model": {
