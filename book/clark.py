@@ -7,7 +7,6 @@ minimoe/study/claims.toml.
 """
 
 import csv
-import dataclasses
 import gzip
 import json
 import sys
@@ -21,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.verdicts import as_object  # noqa: E402
 from minimoe import ModelConfig  # noqa: E402
 from minimoe.bench.timing import environment  # noqa: E402
 from minimoe.cost import count_parameters  # noqa: E402
@@ -144,11 +144,7 @@ def main() -> None:
     """Read, judge and store."""
     rows = last_rows(Path(sys.argv[1]))
     result = environment(torch.device("cpu"), torch.get_num_threads()) | SOURCE
-    judged: list[dict[str, Any]] = []
-    for found in findings(rows):
-        judged.append(dataclasses.asdict(found) | {"verdict": found.verdict})
-        for part in judged[-1]["parts"]:
-            part.pop("effect")  # these counts have no interval
+    judged = [as_object(found) for found in findings(rows)]
     head = json.dumps(result | {"findings": judged, "columns": list(COLUMNS)}, indent=1)
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     write_text(RESULT, f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')

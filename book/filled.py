@@ -4,7 +4,6 @@ A page holds the mark <!-- filled: NAME -->, or <!-- filled: NAME ARGUMENTS -->;
 function of that name returns in its place.
 """
 
-import dataclasses
 import html
 import json
 import re
@@ -103,9 +102,9 @@ def findings(name: str = "study.json") -> str:
 def serving() -> str:
     """The claims about serving, by their rules, from the stored measurement."""
     from book.serving import judge
+    from book.verdicts import as_object
 
-    made = judge(read("serve.json"))
-    return judged([dataclasses.asdict(f) | {"verdict": f.verdict} for f in made])
+    return judged(list(map(as_object, judge(read("serve.json")))))
 
 
 def judged(found: list[dict[str, Any]]) -> str:

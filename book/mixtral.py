@@ -6,7 +6,6 @@ Nothing is downloaded: the published config.json is stored with the tests, and m
 memory. What is used is shown on a small model, by gradients. The rule is in minimoe/study/claims.toml.
 """
 
-import dataclasses
 import json
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.verdicts import as_object  # noqa: E402
 from minimoe import MixtralModel, ModelConfig  # noqa: E402
 from minimoe.attention import KVCache  # noqa: E402
 from minimoe.bench.timing import environment  # noqa: E402
@@ -131,11 +131,8 @@ def finding(values: dict[str, Any]) -> say.Finding:
 def main() -> None:
     """Count and store."""
     found = finding(json.loads(PUBLISHED.read_text(encoding="utf-8")))
-    stored: dict[str, Any] = dataclasses.asdict(found) | {"verdict": found.verdict}
-    for part in stored["parts"]:
-        part.pop("effect")  # a count has no interval
     result = environment(torch.device("cpu"), torch.get_num_threads())
-    result |= {"command": "python -m book.mixtral", "findings": [stored]}
+    result |= {"command": "python -m book.mixtral", "findings": [as_object(found)]}
     write_text(ROOT / "book/results/mixtral.json", json.dumps(result, indent=1) + "\n")
 
 

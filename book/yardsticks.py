@@ -7,12 +7,11 @@ python -m book.yardsticks PLAN     only the pieces of another such plan
 The rule is in minimoe/study/claims.toml.
 """
 
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.verdicts import as_object, below, mean  # noqa: E402
 from minimoe.course.characters import Characters  # noqa: E402
 from minimoe.course.yardsticks import read_plan, reader, run_plan, sizes  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band, student  # noqa: E402
+from minimoe.study.chance import Band  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "yardsticks"
 RESULT = FOLDER.with_suffix(".json")
@@ -38,7 +38,6 @@ LABELS = {
     "hash-4": "hash, 4 back",
     "hash-8": "hash, 8 back",
 }
-SIGNS: dict[say.Verdict, say.Verdict] = {"agrees": "disagrees", "disagrees": "agrees"}
 
 
 def stage(name: str) -> list[dict[str, Any]]:
@@ -55,9 +54,7 @@ def losses(pieces: Sequence[dict[str, Any]], arm: str) -> dict[int, float]:
 
 def difference(a: dict[int, float], b: dict[int, float]) -> Band:
     """Mean of a less b over the seeds of both, with Student's interval of the pairs."""
-    pairs = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    reach = float(student(len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5
-    return Band(fmean(pairs), fmean(pairs) - reach, fmean(pairs) + reach)
+    return mean([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
@@ -65,17 +62,18 @@ def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
     even, moe = say.limits("C2, our run")["even"], all_losses["moe"]
     bands = {arm: difference(own, moe) for arm, own in all_losses.items() if arm != "moe"}
 
-    def part(arm: str, *, below: bool = False, decides: bool = False) -> say.Part:
+    def part(
+        arm: str, judge: Callable[..., say.Verdict] = say.above, decides: bool = False
+    ) -> say.Part:
         band = bands[arm]
-        verdict = say.above(band, even)
         said = f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}]"
         return say.Part(
             f"{LABELS[arm]}, less the MoE", f"{said} nats per character, {len(moe)} seeds",
-            SIGNS.get(verdict, verdict) if below else verdict, decides, band,
+            judge(band, even), decides, band,
         )  # fmt: skip
 
     beside = [part(arm) for arm in LABELS if arm in bands and arm not in ("held", "work")]
-    first = [part("held", below=True, decides=True), part("work", decides=True)]
+    first = [part("held", below, True), part("work", decides=True)]
     short = ", ".join(
         f"{bands[arm].value:+.3f} nats for the dense model of equal {name}"
         for arm, name in (("held", "size"), ("work", "work"), ("time", "time"))
@@ -98,7 +96,7 @@ def main() -> None:
     pieces, text = stage("main*"), Characters.documentation()
     if not pieces:
         return
-    config = read_plan(plan, text)[0][2]
+    config = read_plan(plan, text)[0].model
     arms: dict[str, Any] = {}
     for arm, label in LABELS.items():
         mine = [p for p in pieces if p["recipe"]["arm"] == arm]
@@ -117,9 +115,6 @@ def main() -> None:
             "loss": [round(fmean(column), 4) for column in zip(*curves, strict=True)],
         }
     found = finding({arm: losses(pieces, arm) for arm in LABELS})
-    shown: dict[str, Any] = dataclasses.asdict(found) | {"verdict": found.verdict}
-    for part in shown["parts"]:
-        part.pop("effect")  # its words have the interval
     result = {
         "date": max(p["date"] for p in pieces),
         "hardware": "; ".join(sorted({p["hardware"] for p in pieces})),
@@ -127,7 +122,7 @@ def main() -> None:
         "threads": pieces[0]["threads"],
         "command": "python -m book.yardsticks",
         "text": pieces[0]["recipe"]["text"],
-        "findings": [shown],
+        "findings": [as_object(found)],
         "arms": arms,
     }
     write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -59,6 +59,12 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_object(path: str | Path, values: dict[str, Any]) -> None:
+    """`atomic_write` of a JSON object with a line for each key."""
+    lines = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in values.items())
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def parse_json(text: str | bytes) -> Any:
     """json.loads; nesting that is too deep for it is a ValueError too, as is everything else that is no JSON."""
     try:

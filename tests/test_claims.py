@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from book import clark, mixtral, yardsticks
+from book import clark, mixtral, serving, yardsticks
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import vocabulary as words
@@ -312,6 +313,20 @@ def test_our_own_comparison_is_judged_by_pairs_of_seeds() -> None:
     again, (old,) = yardsticks.finding(every), stored["findings"]
     assert (again.verdict, again.short, again.rule) == (old["verdict"], old["short"], old["rule"])
     assert [p.found for p in again.parts] == [p["found"] for p in old["parts"]]
+
+
+def test_what_imbalance_costs_is_judged_beyond_chance(root: Path) -> None:
+    # by hand: of two workers with three rows and one, a third of the time of both is lost
+    choices = torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]])
+    assert serving.lost(choices, 2).tolist() == pytest.approx([1 / 3, 0, 1 / 2])
+    counted = {"uniform": 0.2, "steps": [[0.25, 0.252], [0.4, 0.404], [0.2, 0.6]]}
+    found = serving.imbalance(counted | {"once": counted["steps"]})
+    assert [p.what for p in found.parts] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
+    assert [p.verdict for p in found.parts] == [say.DISAGREES, say.AGREES, say.UNKNOWN]
+    # t = 12.706 for one degree, and the mean of two has half their difference as its error
+    assert found.parts[0].effect.high == pytest.approx(0.051 + 12.706 * 0.001, rel=1e-4)
+    stored = json.loads((root / "book/results/imbalance.json").read_text(encoding="utf-8"))
+    assert stored["findings"] == [json.loads(json.dumps(say.as_object(serving.imbalance(stored))))]
 
 
 def test_together_and_inside() -> None:

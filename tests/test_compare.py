@@ -90,7 +90,7 @@ def test_a_plan_is_every_arm_with_every_value_seed_by_seed(plan: Path) -> None:
     assert pieces[-1].training.lr == 5e-3  # the preset's
 
 
-def test_a_plan_may_vary_the_model_as_well_as_its_training(root: Path, plan: Path) -> None:
+def test_a_plan_may_vary_the_model_as_well_as_its_training(plan: Path) -> None:
     stage = """preset = "mini"
     [a]
     arms = ["work", "moe"]
@@ -107,12 +107,6 @@ def test_a_plan_may_vary_the_model_as_well_as_its_training(root: Path, plan: Pat
     plan.write_text(stage.replace("= 64", "= -64"))
     with pytest.raises(ConfigError, match=r"hidden_size.*-64"):
         read_plan(plan)
-    swept = read_plan(root / "book/results/routed_sweep/plan.toml")
-    assert len(swept) == len({piece.path for piece in swept}) == 24
-    assert {piece.model.intermediate_size / piece.model.hidden_size for piece in swept} == {
-        1.25,
-        2.5,
-    }
 
 
 def test_what_is_there_is_not_run_again(

@@ -95,7 +95,7 @@ def test_a_plan_that_was_stopped_goes_on_bit_for_bit(
 ) -> None:
     run_plan(plan)
     assert capsys.readouterr().out.count("of 8: ") == 8
-    files = [file for file, *_ in read_plan(plan, TEXT)[1]]
+    files = [piece.path for piece in read_plan(plan, TEXT)]
     names = ["work-0.01-1", "work-0.02-1", "hash-2-0.01-1", "hash-2-0.02-1"]
     assert [file.stem for file in files[:4]] == names
     assert files[0].parent == plan.parent / "first"
@@ -109,12 +109,32 @@ def test_a_plan_that_was_stopped_goes_on_bit_for_bit(
         assert now[key] == before[key]
 
 
+def test_a_stage_may_have_a_model_of_its_own(root: Path, plan: Path) -> None:
+    plan.write_text(
+        PLAN
+        + "[b]\narms = ['moe']\nseeds = [1]\nlr = 0.1\nsteps = 1\nhidden_size = 64\nnum_experts = [4, 8]"
+    )
+    *before, four, eight = read_plan(plan, TEXT)
+    assert [piece.path.stem for piece in (four, eight)] == ["moe-4-1", "moe-8-1"]
+    assert {piece.model.initializer_range for piece in before} == {1 / 4}
+    assert eight.model == four.model.replace(num_experts=8) and four.model.hidden_size == 64
+    assert four.model.initializer_range == 1 / 8
+    # the sweep of lesson 10: each run is another, and work does not grow with the experts
+    swept = read_plan(root / "book/results/routed_sweep/plan.toml", TEXT)
+    assert len({piece.path for piece in swept}) == len(swept) >= 36
+    for piece in swept:
+        used = {a: sizes(reader(piece.model, a))["used"] for a in ("moe", "work")}
+        assert used["moe"] - used["work"] == piece.model.num_experts * piece.model.hidden_size
+
+
 def test_a_result_of_another_plan_stays(plan: Path) -> None:
     run_plan(plan)
     file = plan.parent / "first" / "work-0.01-1.json"
     before = file.read_text()
     plan.write_text(PLAN.replace("intermediate_size = 4", "intermediate_size = 8"))
-    with pytest.raises(ConfigError, match=r"work-0\.01-1\.json is of another run than .* Move"):
+    with pytest.raises(
+        ConfigError, match=r"work-0\.01-1\.json .*model\.intermediate_size was 4, is 8\. Move"
+    ):
         run_plan(plan)
     assert file.read_text() == before
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 import tomllib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +20,9 @@ from minimoe.config import ModelConfig
 from minimoe.course.characters import Characters, NextCharacter
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP
-from minimoe.io import read_object, write_text
 from minimoe.layers import MoELayer
 from minimoe.routing import Routing
-from minimoe.train.compare import SIZES, arm_config, spread
+from minimoe.train.compare import Numbers, Piece, arm_config, run_missing, stages
 from minimoe.train.environment import processor_name
 
 BLOCK = 1000  # held-out characters whose losses are stored as one sum
@@ -146,8 +144,8 @@ def one_run(config: ModelConfig, arm: str, training: Training, text: Characters)
     return train(reader(config, arm), training, text)
 
 
-def read_plan(path: Path, text: Characters) -> list[tuple[Path, str, ModelConfig, Training]]:
-    """File, arm, sparse model and training of each piece.
+def read_plan(path: Path, text: Characters) -> list[Piece]:
+    """The pieces of a plan, each with the sparse model of which its arm is made.
 
     A plan is TOML: `model`, a table of ModelConfig, and stages as in `minimoe.train.compare`.
 
@@ -157,52 +155,43 @@ def read_plan(path: Path, text: Characters) -> list[tuple[Path, str, ModelConfig
     try:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
         given = {"vocab_size": len(text.letters), "num_hidden_layers": 1} | plan.pop("model")
-        return list(_pieces(path.parent, plan, given))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} is no plan of a comparison of characters: {error}") from error
 
+    def made(_: str, own: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
+        own = given | own
+        own["initializer_range"] = own["hidden_size"] ** -0.5
+        return ModelConfig(**own), Training(**chosen)
 
-def _pieces(
-    folder: Path, plan: dict[str, Any], given: dict[str, Any]
-) -> Iterator[tuple[Path, str, ModelConfig, Training]]:
-    for name, stage in plan.items():
-        for arm, seed, label, values in spread(stage):
-            own = given | {key: values.pop(key) for key in SIZES & values.keys()}
-            model = ModelConfig(**own, initializer_range=own["hidden_size"] ** -0.5)
-            yield folder / name / f"{label}.json", arm, model, Training(**values, seed=seed)
+    return stages(path, plan, made)
 
 
 def run_plan(path: Path) -> None:
-    """Run the pieces that have no file yet, one after the other, each into a file of its own.
+    """Run the pieces that have no file yet.
 
     Raises:
         ConfigError: a file is of another model, training or text than the plan has; it stays.
     """
     text = Characters.documentation()
-    pieces = read_plan(path, text)
-    for number, (file, arm, config, training) in enumerate(pieces, 1):
-        recipe = {
-            "arm": arm,
-            "model": {
-                k: v for k, v in asdict(config).items() if v != getattr(ModelConfig, k, None)
-            },
-            "training": asdict(training),
+
+    def recipe(piece: Piece) -> Numbers:
+        model = asdict(piece.model).items()
+        made = {
+            "arm": piece.arm,
+            "model": {k: v for k, v in model if v != getattr(ModelConfig, k, None)},
+            "training": asdict(piece.training),
             "text": hashlib.sha256(text.ids.numpy().tobytes()).hexdigest()[:16],
         }
-        recipe = json.loads(json.dumps(recipe))
-        if file.exists():
-            if read_object(file, ConfigError).get("recipe") != recipe:
-                fault = f"{file} is of another run than {path} asks for"
-                raise ConfigError(f"{fault}. Move it away, or give the plan as it was")
-            continue
-        print(f"{number} of {len(pieces)}: {file}", flush=True)
-        result = {
+        return json.loads(json.dumps(made))
+
+    def run(piece: Piece) -> Numbers:
+        return {
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": processor_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "recipe": recipe,
-            **one_run(config, arm, training, text),
+            "recipe": recipe(piece),
+            **one_run(piece.model, piece.arm, piece.training, text),
         }
-        lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items())
-        write_text(file, f"{{\n{lines}\n}}\n")
+
+    run_missing(read_plan(path, text), recipe, run)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ import torch
 
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.io import read_object, write_text
+from minimoe.io import read_object, write_object
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin, with_router
 
-FIXED = ("model", "training", "data")  # what two runs of one piece share; the machine may differ
+Numbers = dict[str, Any]
 SIZES = {field.name for field in dataclasses.fields(ModelConfig)}
 
 
@@ -44,7 +43,11 @@ class Piece:
     path: Path
     arm: str
     model: ModelConfig
-    training: TrainConfig
+    training: Any  #: a TrainConfig, or what another kind of plan trains with
+
+
+Make = Callable[[str, Numbers, Numbers], tuple[ModelConfig, Any]]
+Result = Callable[[Piece], Numbers]
 
 
 def read_plan(path: Path) -> list[Piece]:
@@ -62,14 +65,35 @@ def read_plan(path: Path) -> list[Piece]:
         model, training = ModelConfig.preset(preset), TRAIN_PRESETS[preset]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} is no plan of a comparison: {error}") from error
-    return [
-        piece
-        for name, stage in plan.items()
-        for piece in _pieces(path, name, stage, model, training)
-    ]
+
+    def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, TrainConfig]:
+        config = dataclasses.replace(training, **chosen)
+        config = dataclasses.replace(config, save_every=config.steps)
+        return arm_config(model.replace(**sizes), arm), config
+
+    return stages(path, plan, made)
 
 
-def spread(stage: dict[str, Any]) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+def stages(path: Path, plan: Numbers, make: Make) -> list[Piece]:
+    """The pieces of the stages of a plan; `make` gets the arm, the ModelConfig's numbers and the training's.
+
+    Raises:
+        ConfigError: a stage is not whole.
+    """
+    pieces: list[Piece] = []
+    for name, stage in plan.items():
+        try:
+            for arm, seed, label, chosen in spread(stage):
+                sizes = {key: chosen.pop(key) for key in SIZES & chosen.keys()}
+                own = make(arm, sizes, chosen | {"seed": seed})
+                pieces.append(Piece(path.parent / name / f"{label}.json", arm, *own))
+        except (AttributeError, KeyError, TypeError) as error:
+            fault = f"give arms, seeds and numbers of a training or a ModelConfig ({type(error).__name__}: {error})"
+            raise ConfigError(f"{path}: the stage {name!r} is not whole; {fault}") from error
+    return pieces
+
+
+def spread(stage: Numbers) -> Iterator[tuple[str, int, str, Numbers]]:
     """Arm, seed, name and values of each run of a stage: of a table its arm's value, of a list each in turn."""
     numbers = {key: value for key, value in stage.items() if key not in ("arms", "seeds")}
     for seed, arm in itertools.product(stage["seeds"], stage["arms"]):
@@ -78,21 +102,6 @@ def spread(stage: dict[str, Any]) -> Iterator[tuple[str, int, str, dict[str, Any
         for values in itertools.product(*lists.values()):
             chosen = own | dict(zip(lists, values, strict=True))
             yield arm, seed, "-".join([arm, *map(str, values), str(seed)]), chosen
-
-
-def _pieces(
-    path: Path, name: str, stage: Any, model: ModelConfig, training: TrainConfig
-) -> Iterator[Piece]:
-    try:
-        for arm, seed, label, chosen in spread(stage):
-            sizes = {key: chosen.pop(key) for key in SIZES & chosen.keys()}
-            config = dataclasses.replace(training, **chosen, seed=seed)
-            config = dataclasses.replace(config, save_every=config.steps)
-            form = arm_config(model.replace(**sizes), arm)
-            yield Piece(path.parent / name / f"{label}.json", arm, form, config)
-    except (AttributeError, KeyError, TypeError) as error:
-        fault = f"give arms, seeds and numbers of a TrainConfig or a ModelConfig ({type(error).__name__}: {error})"
-        raise ConfigError(f"{path}: the stage {name!r} is not whole; {fault}") from error
 
 
 def compare(
@@ -106,25 +115,33 @@ def compare(
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     pieces, corpus = read_plan(plan), load_corpus()
+
+    run_missing(
+        pieces,
+        lambda piece: state.make_recipe(piece.arm, piece.model, piece.training, corpus, device),
+        lambda piece: _run(piece, corpus, device, progress),
+    )
+
+
+def run_missing(pieces: Sequence[Piece], recipe: Result, run: Result) -> None:
+    """Run the pieces that have no file yet, one after the other, each into a file of its own, a line for each key.
+
+    Raises:
+        ConfigError: a file has another `recipe`, apart from its environment; the file stays.
+    """
     for number, piece in enumerate(pieces, 1):
-        if not _finished(piece, corpus):
+        if piece.path.exists():
+            old, new = read_object(piece.path, ConfigError).get("recipe", {}), recipe(piece)
+            old["environment"] = new.get("environment")
+            if different := state.differences(old, new):
+                fault = f"{piece.path} is of another run; different: {', '.join(different)}"
+                raise ConfigError(f"{fault}. Move it away, or give the plan as it was")
+        else:
             print(f"{number} of {len(pieces)}: {piece.path}", flush=True)
-            _run(piece, corpus, device, progress)
+            write_object(piece.path, run(piece))
 
 
-def _finished(piece: Piece, corpus: Corpus) -> bool:
-    if not piece.path.exists():
-        return False
-    recipe = state.make_recipe(piece.arm, piece.model, piece.training, corpus, torch.device("cpu"))
-    old = read_object(piece.path, ConfigError).get("recipe", {})
-    old, new = ({key: r.get(key) for key in FIXED} for r in (old, recipe))
-    if different := state.differences(old, new):
-        fault = f"{piece.path} is of another run; different: {', '.join(different)}"
-        raise ConfigError(f"{fault}. Move it away, or give the plan as it was")
-    return True
-
-
-def _run(piece: Piece, corpus: Corpus, device: torch.device, progress: bool) -> None:
+def _run(piece: Piece, corpus: Corpus, device: torch.device, progress: bool) -> Numbers:
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, piece.model, piece.training, corpus, device=device, name=piece.arm)
@@ -135,7 +152,7 @@ def _run(piece: Piece, corpus: Corpus, device: torch.device, progress: bool) -> 
     for document, (nats, tokens) in zip(corpus.heldout.documents, run.sums, strict=True):
         sums = works[document.domain].setdefault(document.work, [0.0, 0])
         sums[:] = sums[0] + float(nats), sums[1] + int(tokens)
-    result = {
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "recipe": run.recipe,
         "process_seconds": round(seconds, 1),
@@ -148,5 +165,3 @@ def _run(piece: Piece, corpus: Corpus, device: torch.device, progress: bool) -> 
             for domain, s in works.items()
         },
     }
-    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
-    write_text(piece.path, f"{{\n{lines}\n}}\n")
