@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from book import clark, mixtral, serving, yardsticks
+from book.verdicts import as_object
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import vocabulary as words
@@ -326,7 +327,7 @@ def test_what_imbalance_costs_is_judged_beyond_chance(root: Path) -> None:
     # t = 12.706 for one degree, and the mean of two has half their difference as its error
     assert found.parts[0].effect.high == pytest.approx(0.051 + 12.706 * 0.001, rel=1e-4)
     stored = json.loads((root / "book/results/imbalance.json").read_text(encoding="utf-8"))
-    assert stored["findings"] == [json.loads(json.dumps(say.as_object(serving.imbalance(stored))))]
+    assert stored["findings"] == [json.loads(json.dumps(as_object(serving.imbalance(stored))))]
 
 
 def test_together_and_inside() -> None:
