@@ -53,6 +53,8 @@ class Run:
     held-out tokens at each validation) and state.safetensors, from which `resume=True` goes on.
 
     Args:
+        out: the folder.
+        resume: go on with the run in it.
         start: begin with the weights of this model, which has the same shapes; None: with random ones.
         whole: read all held-out text at the end, not a sample as in the validations before.
         recompute: keep no activations inside of blocks for the backward pass, but compute them again: the same step

@@ -62,6 +62,7 @@ def decode(value: Any, rows: int, shape: Shape) -> Experts:
         value: integers [rows, columns, K] as an array, as nested lists (vLLM 0.21), as base64 of an npy file (vLLM from
             0.22 on), or as base64 of int32 without a shape (SGLang).
         rows: how many tokens it is about.
+        shape: of the model.
 
     Raises TraceError: no routing, another form or shape, or layers other than the configuration's that hold choices.
         Ids are not judged here, see `sound`.
