@@ -345,7 +345,7 @@ def run_bench(args: argparse.Namespace) -> None:
     from minimoe.bench.suites import Options, run_and_write
 
     options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)
-    run_and_write("train" if args.train else args.suite, options, args.json, args.out)
+    run_and_write(args.suite, options, args.json, args.out)
 
 
 def split_names(text: str | None) -> list[str] | None:

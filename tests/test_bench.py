@@ -1,7 +1,6 @@
 """The training benchmark: that it measures what it says; never how fast this machine is."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,35 +29,14 @@ def test_a_step_trains() -> None:
     assert all(p.grad is None for p in seen[0].parameters())
 
 
-def test_steps_are_timed_in_turn_by_the_clock_for_their_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls: list[str] = []
-    now = {"wall": 0.0, "cpu": 0.0}
-
-    def step(name: str, seconds: float) -> Callable[[], None]:
-        def call() -> None:
-            calls.append(name)
-            now["wall"] += seconds
-            now["cpu"] += seconds / 4
-
-        return call
-
-    monkeypatch.setattr("time.perf_counter", lambda: now["wall"])
-    monkeypatch.setattr("time.process_time", lambda: now["cpu"])
-    steps = {"a": step("a", 2.0), "b": step("b", 4.0)}
-    assert bench.measure(steps, rounds=3, threads=2) == {"a": [2.0] * 3, "b": [4.0] * 3}
-    warm_up = "a" * bench.WARM_UP + "b" * bench.WARM_UP
-    assert "".join(calls) == warm_up + "ab" + "ba" + "ab"
-    assert bench.measure(steps, rounds=3, threads=1) == {"a": [0.5] * 3, "b": [1.0] * 3}
-
-
 def test_the_result_is_json_and_the_table_says_the_same(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
-    monkeypatch.setattr(bench, "measure", lambda steps, n, threads, each: rounds)
+    monkeypatch.setattr(
+        bench.timing, "in_turn", lambda *given, warm_up: rounds if warm_up == 5 else {}
+    )
     result = bench.train_suite(Options(rounds=3, threads=1, tiny=True))
     assert json.loads(json.dumps(result)) == result
     quartiles = {"q1": 0.375, "q3": 0.75}
@@ -69,6 +47,8 @@ def test_the_result_is_json_and_the_table_says_the_same(
     for key in ("hardware", "torch", "date", "cpu_products"):
         assert result[key]
     lines = capsys.readouterr().out.splitlines()
+    counts = [result["models"]["sparse"][n] for n in ("parameters", "active_parameters")]
+    assert "| sparse | {:,} | {:,} | 256 (128 to 512) |".format(*counts) in lines
     assert lines[-2] == "sparse / dense 0.500 (0.250 to 1.000)"
     said = "goal >= 0.85 measured 0.5 ratio 0.59 missed tokens per second, sparse / dense"
     assert " ".join(lines[-1].split()) == said

@@ -1,8 +1,6 @@
 """The suites of the benchmark, whole but tiny, on any machine; their goals; and the command."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +97,7 @@ def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_gpu_suite_on_whatever_there_is(few: None, capsys: pytest.CaptureFixture[str]) -> None:
-    result = suites.gpu_suite(TINY)
+    (result,) = run_and_write("gpu", TINY)
     check_schema(result)
     assert {c["dtype"] for c in result["cases"]} == {"bfloat16"}
     seen = [(c["name"], c["work"], c["load"], c["tokens"]) for c in result["cases"]]
@@ -155,15 +153,13 @@ def test_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokens/s" in capsys.readouterr().out
 
 
-def test_decoding_dispatches_as_it_says_and_restores() -> None:
+def test_decoding_dispatches_as_it_says_with_the_same_weights() -> None:
     model = MixtralModel(ModelConfig.preset("nano"))
-    layers = [m for m in model.modules() if isinstance(m, MoELayer)]
-    before = [layer.dispatch for layer in layers]
-    with models.dispatched_by(model, "loop"):
-        assert all(layer.dispatch is models.DISPATCHERS["loop"] for layer in layers)
-    assert [layer.dispatch for layer in layers] == before
-    with models.dispatched_by(model, None):
-        assert [layer.dispatch for layer in layers] == before
+    again = models.dispatched(model, "loop")
+    for one, uses in ((again, True), (model, False)):
+        layers = [m for m in one.modules() if isinstance(m, MoELayer)]
+        assert [layer.dispatch is models.DISPATCHERS["loop"] for layer in layers] == [uses] * 2
+    assert all(a is b for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
 def test_serving_beside_two_dense_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,10 +250,12 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(suites, "SUITES", {n: suite(n) for n in suites.SUITES})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(suites.timing, "load_average", lambda: [1.0])
     run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
     assert ran == ["cpu", "train", "decode", "choices", "serve"]
     command = "python -m minimoe bench --suite"
-    stored = [{"suite": n, "command": f"{command} {n}"} for n in ran]
+    after = {"load_average_after": [1.0]}
+    stored = [{"suite": n, "command": f"{command} {n}"} | after for n in ran]
     assert json.loads((tmp_path / "all.json").read_text()) == stored
     assert json.loads((tmp_path / "train_rate.json").read_text()) == stored[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -272,12 +270,10 @@ def test_the_command_hands_everything_on(
     seen: list[Any] = []
     monkeypatch.setattr(suites, "run_and_write", lambda *arguments: seen.append(arguments))
     assert cli.main(["bench"]) == 0
-    assert cli.main(["bench", "--train"]) == 0
     command = "bench --suite gpu --quick --rounds 3 --threads 2 --peer a=b.py --peer c=d.py --json x.json --out y"
     assert cli.main([*command.split(), "--device", "cuda:1"]) == 0
     assert seen == [
         ("cpu", Options(), None, None),
-        ("train", Options(), None, None),
         ("gpu", Options(3, 2, True, ("a=b.py", "c=d.py"), "cuda:1"), Path("x.json"), Path("y")),
     ]
 
@@ -293,7 +289,7 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, serve, gpu or all"),
+        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, serve, gpu, profile"),
         (["--suite", "gpu"], "needs a CUDA device"),
         (["--suite", "gpu", "--device", "cpu"], "too large for a CPU"),
         (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
@@ -495,28 +491,16 @@ def test_a_busy_machine_is_said() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["profile", "training"])
 def test_the_gpu_programme_runs_through_on_a_cpu(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("minimoe.bench.gpu")
-    monkeypatch.setattr(sys, "argv", ["gpu", name, "out"])
-    with pytest.raises(SystemExit):
-        module.main()
-    assert "--tiny" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["gpu", name, "out", "--tiny", "--seconds", "30"])
-    module.main()
-    found = json.loads(Path("out", f"{name}.json").read_text())
+    monkeypatch.setattr(suites, "TRAINING_SECONDS", 30.0)
+    (found,) = run_and_write("profile", TINY)
+    both = [row for row in found["cases"] if row["work"] == "forward+backward"]
+    assert both and all(row["seconds"] == sum(row["kernels"].values()) for row in both)
+    (found,) = run_and_write("training", TINY, out=Path("out"))
     assert found["hardware"] and found["date"]
-    if name == "profile":
-        both = [row for row in found["cases"] if row["work"] == "forward+backward"]
-        assert both and all(
-            row["seconds"] == pytest.approx(sum(row["kernels"].values()), rel=1e-3) for row in both
-        )
-    else:
-        assert all(0 < nats < 6 for nats in found["nats_per_byte"].values())
-        assert (
-            found["recipe"]["training"]["steps"] >= 20
-            and Path("out", "training-nano.jsonl").exists()
-        )
+    assert all(0 < nats < 6 for nats in found["nats_per_byte"].values())
+    assert found["recipe"]["training"]["steps"] >= 20 and found["log"]
+    assert Path("out", "training.json").exists()

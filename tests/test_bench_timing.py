@@ -38,14 +38,14 @@ def test_rounds_alternate_after_a_warm_up_and_preparing_is_not_timed() -> None:
 
         return prepare
 
-    samples = timing.alternate(
-        {"a": setup("a"), "b": setup("b")}, Script(1, 2, 20, 10), 2, warm_up=1
-    )
+    setups = {"a": setup("a"), "b": setup("b")}
+    seconds = timing.in_turn(setups, Script(1, 2, 20, 10), 2, threads=2)
     runs = [e.split()[1] for e in events if e.startswith("run")]
     assert runs == ["a0", "b0", "a0", "b0", "b1", "a1"]
     assert [e.startswith("prepare") for e in events] == [True, False] * 6
-    assert [s.wall for s in samples["a"]] == [1, 10]
-    assert [s.wall for s in samples["b"]] == [2, 20]
+    assert seconds == {"a": [1, 10], "b": [2, 20]}
+    halves = timing.in_turn(setups, Script(1, 2, 20, 10), 2, threads=1)
+    assert halves == {"a": [0.5, 5], "b": [1, 10]}  # of the processor
 
 
 def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
@@ -54,11 +54,11 @@ def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
     now = iter(float(i) for i in range(100))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     setups: dict[str, timing.Setup] = {"a": lambda i: lambda: None}
-    assert len(timing.alternate(setups, timing.cpu_clock, 10, seconds=0)["a"]) == 3
-    assert len(timing.alternate(setups, timing.cpu_clock, 2, seconds=0)["a"]) == 2
+    assert len(timing.in_turn(setups, timing.cpu_clock, 10, 1, seconds=0)["a"]) == 3
+    assert len(timing.in_turn(setups, timing.cpu_clock, 2, 1, seconds=0)["a"]) == 2
     # asked once at the start and after each round from the third on: 1, 2, ... seconds
-    assert len(timing.alternate(setups, timing.cpu_clock, 10, seconds=4.5)["a"]) == 7
-    assert len(timing.alternate(setups, timing.cpu_clock, 10)["a"]) == 10
+    assert len(timing.in_turn(setups, timing.cpu_clock, 10, 1, seconds=4.5)["a"]) == 7
+    assert len(timing.in_turn(setups, timing.cpu_clock, 10, 1)["a"]) == 10
 
 
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:

@@ -52,7 +52,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2580,
+    "bench": 2437,
     "check": 9054,
     "core": 3617,
     "cost": 830,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 29_437  # and lines of Python that the tests may have
+TESTS = 29_404  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

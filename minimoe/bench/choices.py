@@ -25,12 +25,12 @@ from minimoe.experts import Experts
 from minimoe.routing import Routing
 from minimoe.train.environment import fast_cpu
 
-SHAPES: dict[str, tuple[int, layer.Shape]] = {
-    "benchmark A": (2048, (256, 512, 8, 2)),
-    "benchmark B": (4096, (128, 256, 16, 2)),
-    "mini model": (4096, (128, 160, 8, 2)),
-}
-TINY: dict[str, tuple[int, layer.Shape]] = {"tiny": (64, (16, 16, 4, 2))}
+# of the CPU suite, by the number of tokens T
+CPU_SHAPES: dict[int, layer.Shape] = {2048: (256, 512, 8, 2), 4096: (128, 256, 16, 2)}
+TINY_CPU: dict[int, layer.Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
+NAMES = ("benchmark A", "benchmark B", "mini model")
+SHAPES = dict(zip(NAMES, [*CPU_SHAPES.items(), (4096, (128, 160, 8, 2))], strict=True))
+TINY = {"tiny": (64, (16, 16, 4, 2))}
 MANY_ROUTINGS = 8
 CPU = torch.device("cpu")
 
@@ -107,7 +107,7 @@ class Choice(NamedTuple):
 def choices_suite(options: Options) -> dict[str, Any]:
     """What each choice in the CPU path is worth, at every size."""
     rounds, threads = options.count(21), options.threads or 1
-    result: dict[str, Any] = {"suite": "choices"} | timing.environment(CPU, threads)
+    result: dict[str, Any] = timing.environment(CPU, threads)
     result |= {"rounds": rounds, "clock": timing.clock_name(CPU, threads), "choices": []}
     print(heading(result))
     with timing.cpu_threads(threads), fast_cpu():
@@ -119,7 +119,6 @@ def choices_suite(options: Options) -> dict[str, Any]:
                 record |= {"taken": taken, "rows": timing.beside(seconds, "way", taken, "to_taken")}
                 result["choices"].append(record)
                 print(choice_text(record), flush=True)
-    result["load_average_after"] = timing.load_average()
     return result
 
 

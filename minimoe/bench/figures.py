@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minimoe.bench.goals import BOTH, FORWARD, LATENCY, OTHER_RATE, RATE
+from minimoe.bench import tables
+from minimoe.bench.goals import AIMS, BOTH
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, ways_not_taken
 from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION
@@ -26,11 +27,11 @@ def ratios_to_dense(result: Result, threads: int) -> Figure:
     shapes = list(dict.fromkeys(c["case"] for c in cases))
     height = (0.22 * len(names) + 0.7) * len(shapes) + 0.3
     figure, axes = _panels(len(shapes), 2, height, sharex="col")
-    goals = {FORWARD: 1.15, BOTH: 1.25}
     for case in cases:
         axis: Axes = axes[shapes.index(case["case"])][int(case["work"] == BOTH)]
         axis.axvline(1, color=CHANCE, linewidth=1.2, zorder=0)
-        axis.axvline(goals[case["work"]], color=VERMILLION, linewidth=1, linestyle="--", zorder=0)
+        goal = AIMS[case["work"]]["dense"]
+        axis.axvline(goal, color=VERMILLION, linewidth=1, linestyle="--", zorder=0)
         rows = {r["implementation"]: r["to_dense"] for r in case["rows"]}
         for y, name in enumerate(names):
             if rows.get(name):
@@ -99,7 +100,7 @@ def choices_figure(result: Result) -> Figure:
 def gpu_rates(result: Result, work: str) -> Figure:
     """TFLOP/s over the number of tokens, one panel a model, with the floor and the goal."""
     used = _order(select(result, work=work))
-    names = [n for n in LATENCY if any(c["name"] == n for c in select(result, work=work))]
+    names = [n for n in AIMS["latency"] if any(c["name"] == n for c in select(result, work=work))]
     figure, ((*every,),) = _panels(1, len(names), 3.2)
     for axis, name in zip(every, names, strict=True):
         cases = select(result, name=name, work=work, load="uniform")
@@ -119,7 +120,7 @@ def gpu_rates(result: Result, work: str) -> Figure:
                 linewidth=1.8 if ours else 0.9,
                 label=implementation,
             )
-        goal = RATE[work].get(name, OTHER_RATE[work])
+        goal = AIMS[work]["rate"][name]
         axis.plot([8192, 32768], [goal, goal], color=VERMILLION, linestyle="--", linewidth=1)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -133,7 +134,7 @@ def gpu_rates(result: Result, work: str) -> Figure:
 
 def select(result: Result, **values: Any) -> list[Result]:
     """The cases with these values; a MinimoeError where there are none."""
-    found = [c for c in result["cases"] if all(c[k] == v for k, v in values.items())]
+    found = tables.select(result["cases"], **values)
     if not found:
         raise MinimoeError(f"the result has no cases with {values}: it is from another version")
     return found

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from minimoe.bench.layer import DENSE
-from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG, GROUPED_MM, LIGER, SCATTER, SONIC
-from minimoe.bench.tables import Result, thread_count
+from minimoe.bench.peers import DENSE_TORCH, EAGER, FLAG
+from minimoe.bench.tables import Result, select, thread_count
 
 Goal = dict[str, Any]
 # reads a number from an implementation's row of a case; None where the row does not have it
 Read = Callable[[dict[str, Any]], float | None]
 
 FORWARD, BOTH = "forward", "forward+backward"
-# the user's peers that have a goal: any whose name begins so
-UNSLOTH, KERNELS, VLLM = "unsloth", "triton_kernels", "vLLM"
-LATENCY = {"Mixtral": 230.0, "OLMoE": 45.0, "Qwen3": 40.0}  # microseconds
-RATE = {FORWARD: {"Mixtral": 580.0}, BOTH: {"Mixtral": 500.0}}  # TFLOP/s
-OTHER_RATE = {FORWARD: 520.0, BOTH: 430.0}
-MANY, FEW = range(8192, 32769), range(1, 1025)
+AIMS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("goals.toml").read_text("utf-8"))
+MANY, FEW, BATCHES = range(8192, 32769), range(1, 1025), range(2, 32769)
 
 
 def make_goal(
@@ -42,16 +40,6 @@ def make_goal(
         "met": (measured <= limit if at_most else measured >= limit) if known else None,
         "note": note,
     }
-
-
-def pick(cases: Iterable[Result], work: str, **values: Any) -> list[Result]:
-    """The uniform cases with this work and these values; a range stands for any of its values."""
-
-    def fits(case: Result) -> bool:
-        pairs = [(case[k], v) for k, v in values.items()]
-        return all(mine in v if isinstance(v, range) else mine == v for mine, v in pairs)
-
-    return [c for c in cases if c["work"] == work and c["load"] == "uniform" and fits(c)]
 
 
 def worst(
@@ -86,10 +74,11 @@ def _speedup(peer: str, *, begins: bool = False) -> Read:
 def cpu_goals(cases: list[Result], backends: dict[str, float], ours: str = "grouped") -> list[Goal]:
     """Goals of `ours` on a CPU, for each number of threads: to the dense layer, to transformers, and of the backend."""
     goals: list[Goal] = []
-    batches = [c for c in cases if c["tokens"] > 1]
-    for threads in sorted({c["threads"] for c in batches}):
-        for work, limit, gain in ((FORWARD, 1.15, 0.60), (BOTH, 1.25, 0.70)):
-            mine = pick(batches, work, threads=threads)
+    cases = select(cases, load="uniform", tokens=BATCHES)
+    for threads in sorted({c["threads"] for c in cases}):
+        for work in (FORWARD, BOTH):
+            limit, gain = AIMS[work]["dense"], AIMS[work]["plain"]
+            mine = select(cases, work=work, threads=threads)
             where = f"{work}, {thread_count(threads)}"
             text = f"{ours} / dense MLP through the same backend, {where}"
             goals.append(worst(text, limit, mine, ours, _over(DENSE)))
@@ -99,46 +88,44 @@ def cpu_goals(cases: list[Result], backends: dict[str, float], ours: str = "grou
             # the gain that comes from the backend alone: aimed at only where the backend is fast enough to give it
             text = f"{ours} / dense MLP through plain torch, {where}"
             advantage, needed = backends.get("onednn", 0) / backends["mkl"], limit / gain
-            why = "oneDNN is not used on this processor"
-            if advantage:
-                why = f"applies where oneDNN is {needed:.1f} times as fast as MKL; here {advantage:.2f}"
             if advantage >= needed:
                 goals.append(worst(text, gain, mine, ours, _over(DENSE_TORCH)))
-            else:
-                goals.append(make_goal(text, gain, note=why))
+                continue
+            why = f"applies where oneDNN is {needed:.1f} times as fast as MKL; here {advantage:.2f}"
+            why = why if advantage else "oneDNN is not used on this processor"
+            goals.append(make_goal(text, gain, note=why))
     return goals
 
 
 def gpu_goals(cases: list[Result], ours: str) -> list[Goal]:
     """Goals of `ours` on one H200 in bf16."""
     goals: list[Goal] = []
+    cases = select(cases, load="uniform")
 
     def aim(text: str, limit: float, mine: list[Result], read: Read, **options: Any) -> None:
         goals.append(worst(text, limit, mine, ours, read, **options))
 
-    for name, limit in LATENCY.items():
-        mine, text = pick(cases, FORWARD, name=name, tokens=1), "T = 1, time of a replayed graph"
+    for name, limit in AIMS["latency"].items():
+        mine, text = (
+            select(cases, work=FORWARD, name=name, tokens=1),
+            "T = 1, time of a replayed graph",
+        )
         aim(f"{name}, {text}", limit, mine, lambda r: r["seconds"]["median"] * 1e6, unit="us")
-    mine = pick(cases, FORWARD, tokens=64)
+    mine = select(cases, work=FORWARD, tokens=64)
     aim("T = 64 forward, time / floor", 1.35, mine, lambda r: r["to_floor"])
     rate: dict[str, Any] = {"at_most": False, "unit": "TFLOP/s"}
     for work in (FORWARD, BOTH):
-        for name in LATENCY:
-            text, mine = f"T from 8k to 32k, {work}", pick(cases, work, name=name, tokens=MANY)
-            limit = RATE[work].get(name, OTHER_RATE[work])
+        for name, limit in AIMS[work]["rate"].items():
+            text, mine = (
+                f"T from 8k to 32k, {work}",
+                select(cases, work=work, name=name, tokens=MANY),
+            )
             aim(f"{name}, {text}", limit, mine, lambda r: r["flops_per_second"] / 1e12, **rate)
-    for peer, work, limit, tokens in (
-        (GROUPED_MM, FORWARD, 1.6, MANY), (GROUPED_MM, BOTH, 1.5, MANY),
-        (SCATTER, FORWARD, 1.3, MANY), (SCATTER, BOTH, 1.3, MANY),
-        (UNSLOTH, FORWARD, 1.3, MANY), (UNSLOTH, BOTH, 1.3, MANY),
-        (LIGER, FORWARD, 1.3, MANY), (LIGER, BOTH, 1.5, MANY),
-        (KERNELS, FORWARD, 1.0, MANY), (VLLM, FORWARD, 1.0, MANY),
-        (SONIC, FORWARD, 1.0, FEW), (SONIC, FORWARD, 0.9, MANY), (SONIC, BOTH, 0.9, MANY),
-    ):  # fmt: skip
-        text = f"{peer} / {ours}, {work}, {'T up to 1k' if tokens is FEW else 'T from 8k'}"
+    for peer, work, limit, where in AIMS["peers"]:
+        text, tokens = f"{peer} / {ours}, {work}, {where}", FEW if where == "T up to 1k" else MANY
         read, missing = _speedup(peer, begins=True), f"{peer} was not measured"
-        aim(text, limit, pick(cases, work, tokens=tokens), read, at_most=False, note=missing)
-    mine = pick(cases, BOTH, name="Qwen3", tokens=8192)
+        aim(text, limit, select(cases, work=work, tokens=tokens), read, at_most=False, note=missing)
+    mine = select(cases, work=BOTH, name="Qwen3", tokens=8192)
     text = "Qwen3, T = 8k, saved for the backward pass (X and H only: 235, padded 260)"
     aim(text, 260.0, mine, lambda r: r["saved_bytes"] / 1e6, unit="MB")
     return goals

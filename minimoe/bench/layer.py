@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimoe.bench import timing
 from minimoe.bench.timing import Clock, Setup, Work, paired, spread
-from minimoe.cost import Device, layer_bytes, layer_flops
+from minimoe.cost import Device, Floor, layer_floor, layer_flops
 from minimoe.dispatch import DISPATCHERS
 from minimoe.experts import Experts, glu
 from minimoe.routing import Routing
@@ -68,6 +68,12 @@ class LayerCase:
     def load(self) -> str:
         """'uniform' or 'skewed'."""
         return "skewed" if self.skew else "uniform"
+
+    def floor(self, device: Device) -> Floor:
+        """What no implementation can go below on this device."""
+        sizes = (self.tokens, self.hidden_size, self.expert_size, self.num_experts, self.k)
+        options: Any = {"bytes_per_element": self.dtype.itemsize, "backward": self.backward}
+        return layer_floor(device, *sizes, **options)
 
 
 class Inputs(NamedTuple):
@@ -323,22 +329,17 @@ def measure_case(
             absent[name] = f"{type(failure).__name__}: {reason[:200]}"
     # at least once with each routing: kernels are compiled for shapes, and in training those come back
     warm_up = 1 if case.replay else len(routings)
-    samples = timing.alternate(setups, clock, rounds, warm_up=warm_up, seconds=seconds)
+    found = timing.in_turn(setups, clock, rounds, threads, warm_up, seconds)
     clear(experts.parameters())
-    times = {n: [s / calls for s in timing.steady(v, threads)] for n, v in samples.items()}
-    sizes = (case.tokens, case.hidden_size, case.expert_size)
-    both: dict[str, Any] = {"backward": case.backward}
-    flops = layer_flops(*sizes, case.k, **both)
-    both["bytes_per_element"] = case.dtype.itemsize
-    moved = layer_bytes(*sizes, case.num_experts, case.k, **both)
-    floor = floor_device.floor(flops, moved)
+    times = {name: [s / calls for s in values] for name, values in found.items()}
+    sizes = (case.tokens, case.hidden_size, case.expert_size, case.k)
+    flops, floor = layer_flops(*sizes, backward=case.backward), case.floor(floor_device)
     rows = [
         {
             "implementation": n,
-            "seconds": (found := spread(mine)),
-            "wall_seconds": spread([s.wall / calls for s in samples[n]]),
-            "flops_per_second": flops / found["median"],
-            "to_floor": found["median"] / floor.seconds,
+            "seconds": (each := spread(mine)),
+            "flops_per_second": flops / each["median"],
+            "to_floor": each["median"] / floor.seconds,
             "to_dense": paired(mine, times[DENSE]) if DENSE in times else None,
             "ratios": {o: paired(mine, t) for o, t in times.items()} if n in DISPATCHERS else {},
             **extra[n],
@@ -357,9 +358,8 @@ def measure_case(
         "busiest_share": max(float(load.max() / load.mean()) for load in loads),
         "threads": threads,
         "clock": timing.clock_name(device, threads),
-        "rounds": len(next(iter(samples.values()), [])),
+        "rounds": len(next(iter(times.values()), [])),
         "flops": flops,
-        "bytes": moved,
         "cache_bytes": cache,
         "floor": {"seconds": floor.seconds, "limit": floor.limit, "device": floor_device.name},
         "rows": rows,

@@ -5,10 +5,9 @@ The dense twins are of equal active size, or for serving of equal size too.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from minimoe import cost
 from minimoe.attention import KVCache
 from minimoe.bench import timing
 from minimoe.bench.goals import make_goal
-from minimoe.bench.tables import decode_text, heading, serve_table, train_text
+from minimoe.bench.tables import decode_table, heading, serve_table, thread_count, train_text
 from minimoe.bench.timing import Clock, Options, Setup, Setups, Work, paired, spread
 from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
@@ -61,20 +60,16 @@ def decode_suite(options: Options) -> dict[str, Any]:
     dense = MixtralModel(dense_twin(config, "work")).to(device).eval()
     prompt = torch.randint(config.vocab_size, (1, PROMPT), device=device)
 
-    def writes(model: MixtralModel, dispatcher: str | None) -> Setup:
-        def call() -> None:
-            with dispatched_by(model, dispatcher):
-                model.generate(prompt, new_tokens, temperature=0)
-
-        return lambda i: call
+    def writes(model: MixtralModel) -> Setup:
+        return lambda i: lambda: model.generate(prompt, new_tokens, temperature=0)
 
     names = [n for n in DISPATCHERS if n != "triton" or device.type == "cuda"]
-    setups = {"dense": writes(dense, None)} | {n: writes(sparse, n) for n in names}
+    setups = {"dense": writes(dense)} | {n: writes(dispatched(sparse, n)) for n in names}
     with timing.cpu_threads(options.threads):
         used = torch.get_num_threads()
         clock = timing.make_clock(device)
         seconds = timing.in_turn(setups, clock, rounds, used, warm_up=2)
-    result: dict[str, Any] = {"suite": "decode"} | timing.environment(device, used)
+    result: dict[str, Any] = timing.environment(device, used)
     result |= {"preset": preset, "prompt": PROMPT, "new_tokens": new_tokens, "rounds": rounds}
     result["clock"] = timing.clock_name(device, used)
     result["rows"] = [
@@ -86,23 +81,20 @@ def decode_suite(options: Options) -> dict[str, Any]:
         }
         for n, v in seconds.items()
     ]
-    result["load_average_after"] = timing.load_average()
-    print(decode_text(result))
+    said = f"decoding, {preset} model, 1 sequence: {new_tokens} tokens after a prompt of {PROMPT}, "
+    print(
+        f"{said}{rounds} rounds, {thread_count(used)}\n{heading(result)}\n\n{decode_table(result)}"
+    )
     return result
 
 
-@contextlib.contextmanager
-def dispatched_by(model: MixtralModel, name: str | None) -> Generator[None]:
-    """Have all sparse layers of a model use this dispatcher inside; None leaves them."""
-    layers = [m for m in model.modules() if isinstance(m, MoELayer)]
-    before = [layer.dispatch for layer in layers]
-    for layer in layers:
-        layer.dispatch = layer.dispatch if name is None else DISPATCHERS[name]
-    try:
-        yield
-    finally:
-        for layer, dispatch in zip(layers, before, strict=True):
-            layer.dispatch = dispatch
+def dispatched(model: MixtralModel, dispatcher: str) -> MixtralModel:
+    """The model again, with the same weights in place, whose sparse layers use this dispatcher."""
+    again = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    for layer in again.modules():
+        if isinstance(layer, MoELayer):
+            layer.dispatch = DISPATCHERS[dispatcher]
+    return again
 
 
 def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> Callable[[], None]:
@@ -126,14 +118,6 @@ def training_step(config: ModelConfig, training: TrainConfig, seed: int = 0) -> 
     return step
 
 
-def measure(
-    steps: dict[str, Callable[[], None]], rounds: int, threads: int | None = None, each: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of `each` calls of each function, `rounds` times, in turn, by the steadier clock for these threads."""
-    setups = {name: timing.repeated(step, each) for name, step in steps.items()}
-    return timing.in_turn(setups, timing.cpu_clock, rounds, threads, warm_up=WARM_UP)
-
-
 def train_suite(options: Options) -> dict[str, Any]:
     """Tokens per second of training on the CPU, sparse beside dense.
 
@@ -146,13 +130,14 @@ def train_suite(options: Options) -> dict[str, Any]:
     configs = {"sparse": sparse, "dense": dense_twin(sparse, "work")}
     with timing.cpu_threads(options.threads), fast_cpu():
         steps = {name: training_step(configs[name], training) for name in ("dense", "sparse")}
+        setups = {name: timing.repeated(step, steps_per_round) for name, step in steps.items()}
         used = torch.get_num_threads()
-        seconds = measure(steps, rounds, used, steps_per_round)
+        seconds = timing.in_turn(setups, timing.cpu_clock, rounds, used, warm_up=WARM_UP)
     tokens = training.batch_size * training.seq_len * steps_per_round
     rates = {name: [tokens / s for s in values] for name, values in seconds.items()}
     ratio = paired(rates["sparse"], rates["dense"])
     goal = make_goal("tokens per second, sparse / dense", GOAL, ratio["median"], at_most=False)
-    result: dict[str, Any] = {"suite": "train"} | timing.environment(cpu, used)
+    result: dict[str, Any] = timing.environment(cpu, used)
     result |= {"preset": preset, "clock": timing.clock_name(cpu, used)}
     result |= {"batch": [training.batch_size, training.seq_len], "rounds": rounds}
     result["tokens_per_round"] = tokens
@@ -164,7 +149,7 @@ def train_suite(options: Options) -> dict[str, Any]:
         }
         for name, config in configs.items()
     }
-    result |= {"ratio": ratio, "load_average_after": timing.load_average(), "goals": [goal]}
+    result |= {"ratio": ratio, "goals": [goal]}
     print(train_text(result))
     return result
 
@@ -183,13 +168,9 @@ class Point(NamedTuple):
         """Calls of the model. What the cache holds is random, because it does not change how long a step takes."""
         c, device = model.config, next(model.parameters()).device
         decoding = self.what == "decode"
-        ids = torch.randint(
-            c.vocab_size, (self.batch, 1 if decoding else self.tokens), device=device
-        )
-        held = torch.randn(
-            self.batch, c.num_key_value_heads, self.tokens, c.head_size, device=device
-        )
-
+        shape = (self.batch, c.num_key_value_heads, self.tokens, c.head_size)
+        ids = torch.randint(c.vocab_size, (shape[0], 1 if decoding else self.tokens), device=device)
+        held = torch.randn(shape, device=device)
         every: list[Tensor | None] = [held] * c.num_hidden_layers
 
         def setup(_: int) -> Work:
@@ -212,11 +193,7 @@ def models_beside(
 ) -> dict[str, MixtralModel]:
     """'moe', and its dense twins of equal 'work' and of equal size, 'held' (see `dense_twin`), with random weights."""
     torch.manual_seed(0)
-    configs = {
-        "moe": config,
-        "work": dense_twin(config, "work"),
-        "held": dense_twin(config, "held"),
-    }
+    configs = {"moe": config} | {size: dense_twin(config, size) for size in ("work", "held")}
     return {name: MixtralModel(c).to(device).eval() for name, c in configs.items()}
 
 
@@ -287,13 +264,9 @@ def serve_suite(options: Options) -> dict[str, Any]:
         used = torch.get_num_threads()
         models, clock = models_beside(config, device), timing.make_clock(device)
         peak = timing.measure_device(device, torch.float32, used, tiny=options.tiny)
-        result: dict[str, Any] = {"suite": "serve"} | timing.environment(device, used)
-        result |= {
-            "clock": timing.clock_name(device, used),
-            "rounds": rounds,
-            "context": points[0].tokens,
-        }
-        result["peak"] = {n: getattr(peak, n) for n in ("flops_per_second", "bytes_per_second")}
+        result: dict[str, Any] = timing.environment(device, used)
+        result |= {"clock": timing.clock_name(device, used), "rounds": rounds}
+        result["context"] = points[0].tokens
         result["models"] = {
             name: {
                 "parameters": (held := cost.count_parameters(model.config)).total,
@@ -308,6 +281,5 @@ def serve_suite(options: Options) -> dict[str, Any]:
             found["floor"] = {n: point.floor(m.config, peak, 4) for n, m in models.items()}
             result["points"].append(found)
     result["touched"] = [touched_by_text(batch, 4 if options.tiny else 64) for batch in batches]
-    result["load_average_after"] = timing.load_average()
     print(f"{heading(result)}\n\n{serve_table(result)}")
     return result

@@ -1,25 +1,50 @@
-"""The suites: which cases are measured, in which order, within which time."""
+"""The suites: which cases are measured, in which order, within which time.
+
+Once a GPU is at hand, four commands, each a call of under ten minutes that goes on alone:
+
+    python -m pytest -m gpu tests/gpu -q -rfs --junitxml OUT/values.xml
+    python -m minimoe bench --suite gpu --out OUT
+    python -m minimoe bench --suite profile --out OUT
+    python -m minimoe bench --suite training --out OUT
+
+That is: the kernels' values against float64; the layer beside all peers that are installed; each kernel's time in each
+case; the small preset in bf16, in as many steps as the time pays for.
+
+A machine without a network needs beside torch, triton and the packages of pyproject.toml the peers (liger-kernel 0.8.5
+as a wheel; ScatterMoE as the folder `scattermoe` of its repository on PYTHONPATH) and, for training, the text as one
+file of tokens: `python -m minimoe corpus pack --out FILE` writes it, and $MINIMOE_CORPUS names it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from minimoe.bench import tables, timing
-from minimoe.bench.choices import choices_suite, measure_split
+from minimoe.bench import layer, tables, timing
+from minimoe.bench.choices import CPU_SHAPES, TINY_CPU, choices_suite, measure_split
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
-from minimoe.bench.layer import ZIPF, LayerCase, Shape, make_experts, measure_case
+from minimoe.bench.layer import ZIPF, LayerCase, Ready, Shape, make_experts, measure_case
 from minimoe.bench.models import decode_suite, serve_suite, train_suite
-from minimoe.bench.peers import participants
-from minimoe.bench.tables import Result
+from minimoe.bench.peers import dispatcher, participants
+from minimoe.bench.tables import Result, duration
 from minimoe.bench.timing import Options, cpu_clock
+from minimoe.config import ModelConfig
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import ConfigError
+from minimoe.experts import Experts
+from minimoe.text.corpus import load_corpus
 from minimoe.train.environment import fast_cpu, resolve_device
+from minimoe.train.loop import Run
+from minimoe.train.settings import TRAIN_PRESETS
 
 GPU_SHAPES: dict[str, Shape] = {
     "Mixtral": (4096, 14336, 8, 2),
@@ -27,16 +52,19 @@ GPU_SHAPES: dict[str, Shape] = {
     "Qwen3": (2048, 768, 128, 8),
 }
 GPU_TOKENS = (1, 64, 1024, 8192, 32768)
-CPU_SHAPES: dict[int, Shape] = {2048: (256, 512, 8, 2), 4096: (128, 256, 16, 2)}  # by T
-TINY_CPU: dict[int, Shape] = {8: (16, 32, 4, 2), 16: (16, 16, 8, 2)}
 TINY_GPU = {"Mixtral": (32, 48, 4, 2), "OLMoE": (16, 16, 8, 4), "Qwen3": (16, 16, 16, 4)}
 GPU_SECONDS = 460.0  # of the whole suite: eight minutes with what comes before and after
 MOST_SECONDS = 12.0  # of the rounds of one case
+TRAINING_SECONDS = 540.0
+CALLS = 5  # that are profiled
+SHOWN = 12  # the profiled cases farthest from their floors
+TRIAL = 20  # steps, of which the second half is timed
+SHARE = 0.85  # of the time that is left for steps
 # How many compiled kernels oneDNN keeps: 1,024 unless told otherwise, which is enough for the shapes of one
 # implementation; here several would push out each other's. oneDNN reads it at its first product.
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 ROOM = "16384"
-SPEEDS = ("flops_per_second", "bytes_per_second")
+ON_GPU = ("gpu", "profile", "training")
 
 
 def run_and_write(
@@ -50,7 +78,7 @@ def run_and_write(
     """
     names = [name]
     if name == "all":
-        names = [n for n in SUITES if n != "gpu" or torch.cuda.is_available()]
+        names = [n for n in SUITES if n not in ON_GPU or (n == "gpu" and torch.cuda.is_available())]
     elif name not in SUITES:
         raise ConfigError(f"unknown suite {name!r}; known are {', '.join(SUITES)}, all")
     files = {} if out is None else {n: out / tables.FILES[n] for n in names}
@@ -58,7 +86,9 @@ def run_and_write(
         tables.check_writable(path)
     results: list[Result] = []
     for suite in names:
-        results.append(SUITES[suite](options) | {"command": options.command(suite)})
+        measured = {"suite": suite} | SUITES[suite](options)
+        after = {"load_average_after": timing.load_average(), "command": options.command(suite)}
+        results.append(measured | after)
         if suite in files:
             tables.write_result(files[suite], results[-1])
     if json_path is not None:
@@ -73,7 +103,7 @@ def cpu_suite(options: Options) -> Result:
     everyone, absent = participants(device, options.peers)
     rounds = options.count(7)
     counts = [options.threads] if options.threads else sorted({1, min(2, os.cpu_count() or 1)})
-    result: Result = {"suite": "cpu"} | timing.environment(device, counts[-1])
+    result: Result = timing.environment(device, counts[-1])
     result |= {"thread_counts": counts, "absent": absent, "peaks": [], "cases": []}
     result |= {"splits": [], "onednn_kernels": os.environ[KERNELS]}
     cache = timing.cache_bytes(device, tiny=options.tiny)
@@ -82,8 +112,7 @@ def cpu_suite(options: Options) -> Result:
         with timing.cpu_threads(threads), fast_cpu():
             peak = timing.measure_device(device, torch.float32, threads, tiny=options.tiny)
             rates = timing.backend_rates(threads, tiny=options.tiny)
-            speeds = {n: getattr(peak, n) for n in SPEEDS}
-            result["peaks"].append({"threads": threads} | speeds | {"backends": rates})
+            result["peaks"].append({"threads": threads, "backends": rates})
             for case in cpu_cases(options, skewed=threads == counts[0]):
                 experts = make_experts(case, device)
                 measured = measure_case(
@@ -118,11 +147,10 @@ def gpu_suite(options: Options) -> Result:
     rounds = options.count(25, quick=5)
     ours = "triton" if device.type == "cuda" and "triton" in DISPATCHERS else "grouped"
     clock, cache = timing.make_clock(device), timing.cache_bytes(device, tiny=options.tiny)
-    result: Result = {"suite": "gpu"} | timing.environment(device, torch.get_num_threads())
+    result: Result = timing.environment(device, torch.get_num_threads())
     measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
     floor = timing.reachable(device, measured)
-    peak = {"threads": None} | {n: getattr(measured, n) for n in SPEEDS}
-    result |= {"absent": absent, "peaks": [peak], "cases": [], "out_of_time": []}
+    result |= {"absent": absent, "cases": [], "out_of_time": []}
     print(tables.heading(result))
     cases = gpu_cases(options)
     experts = None
@@ -178,18 +206,93 @@ def gpu_cases(options: Options) -> list[LayerCase]:
     return cases
 
 
+def kernels_of(case: LayerCase, ready: Ready, experts: Experts) -> dict[str, float]:
+    """Seconds of a call by kernel (on a CPU: by operator), the longest first."""
+    device = experts.gate_up_proj.device
+    inputs = layer.make_inputs(case, device)
+    on_gpu = device.type == "cuda"
+    for i in range(CALLS):
+        layer.one_call(case, [ready], 0, inputs, i)()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        for i in range(CALLS):
+            layer.one_call(case, [ready], 0, inputs, i)()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    events: list[Any] = list(seen.key_averages())
+    spent = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events}
+    ordered = sorted(spent.items(), key=lambda item: -item[1])
+    return {name: us / 1e6 / CALLS for name, us in ordered if us > 0}
+
+
+def profile_suite(options: Options) -> Result:
+    """Each kernel's time in every case of the GPU suite; prints the cases farthest from their floors."""
+    device = gpu_device(options)
+    way = "triton" if device.type == "cuda" else "grouped"
+    measured = timing.measure_device(device, torch.bfloat16, tiny=options.tiny)
+    reached = timing.reachable(device, measured)
+    rows: list[Result] = []
+    last, experts = "", None
+    for case in gpu_cases(options):
+        if experts is None or case.name != last:
+            experts = None  # the old weights go before the new ones come
+            last, experts = case.name, make_experts(case, device)
+        case = case.replace(replay=False)
+        kernels = kernels_of(case, dispatcher(way)(case, experts), experts)
+        floor, total = case.floor(reached), sum(kernels.values())
+        row: Result = {n: getattr(case, n) for n in ("work", "load")} | {"case": case.label}
+        row |= {"seconds": total, "to_floor": total / floor.seconds, "limit": floor.limit}
+        rows.append(row | {"kernels": kernels})
+    for row in sorted(rows, key=lambda row: -row["to_floor"])[:SHOWN]:
+        print(f"{row['case']}, {row['work']}, {row['load']}: {row['to_floor']:.2f} x floor")
+        parts = [f"{k} {duration(s)}" for k, s in list(row["kernels"].items())[:4]]
+        print("    " + ", ".join(parts))
+    result = timing.environment(device, torch.get_num_threads())
+    return result | {"dispatcher": way, "cases": rows}
+
+
+def training_suite(options: Options) -> Result:
+    """The preset `small` in bf16: time some steps, then train as many as fit, so that the learning rate's schedule ends
+    with the time. Its folder under runs/ stays for `study --model`."""
+    device, started, corpus = gpu_device(options), time.monotonic(), load_corpus()
+    preset = "nano" if options.tiny else "small"
+    model = ModelConfig.preset(preset).replace(vocab_size=corpus.tokenizer.get_vocab_size())
+    training = TRAIN_PRESETS[preset]
+    training = dataclasses.replace(training, steps=TRIAL, warmup=TRIAL // 2, eval_every=TRIAL)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, model, training, corpus, device=device, name=preset)
+        run.train(progress=False, stop_after=TRIAL // 2)
+        before, begun = run.seconds, time.monotonic()
+        run.train(progress=False)
+        step = (run.seconds - before) / (TRIAL - TRIAL // 2)
+        validation = time.monotonic() - begun  # the last step is validated
+    left = TRAINING_SECONDS - (time.monotonic() - started) - validation
+    steps = max(int(SHARE * left / step), TRIAL)
+    ends = {"steps": steps, "eval_every": steps, "save_every": steps}
+    training = dataclasses.replace(training, warmup=steps // 30 + 1, **ends)
+    folder = f"runs/gpu/{preset}-{steps}"
+    run = Run(folder, model, training, corpus, device=device, name=preset)
+    losses = run.train(progress=False)
+    rate = training.tokens / run.seconds
+    for name, loss in losses.items():
+        print(f"{name:12s} {loss.nats_per_byte:.3f} nats per byte")
+    print(f"{steps:,} steps, {training.tokens:,} tokens, {rate:,.0f} tokens per second -> {folder}")
+    result = timing.environment(device, torch.get_num_threads()) | {"recipe": run.recipe}
+    result |= {
+        "tokens_per_second": rate,
+        "log": [*map(json.loads, run.log.read_text().split("\n")[:-1])],
+    }
+    return result | {"nats_per_byte": {n: loss.nats_per_byte for n, loss in losses.items()}}
+
+
 SUITES: dict[str, Callable[[Options], Result]] = {
     suite.__name__.removesuffix("_suite"): suite
     for suite in (
-        cpu_suite, train_suite, decode_suite, choices_suite, serve_suite, gpu_suite,
+        cpu_suite, train_suite, decode_suite, choices_suite, serve_suite, gpu_suite, profile_suite,
+        training_suite,
     )
 }  # fmt: skip
 
 
 def _finished(result: Result, goals: list[Goal]) -> Result:
-    result["load_average_after"] = timing.load_average()
-    result["goals"] = goals
-    print()
-    for goal in result["goals"]:
-        print(tables.goal_text(goal))
-    return result
+    print("", *map(tables.goal_text, goals), sep="\n")
+    return result | {"goals": goals}

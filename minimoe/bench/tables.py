@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.io import write_text
+from minimoe.io import read_object, write_text
 
 Result = dict[str, Any]
 
 # names of the files that `--out` writes, by suite
-FILES = {n: f"{n}.json" for n in ("cpu", "train", "decode", "choices", "serve", "gpu")}
-FILES["train"] = "train_rate.json"
+NAMES = ("cpu", "train", "decode", "choices", "serve", "gpu", "profile", "training")
+FILES = {n: f"{n}.json" for n in NAMES} | {"train": "train_rate.json"}
 CASE_LINE = "{:32s} {:>10s} {:>19s} {:>8s} {:>8s} {:>8s} {:>8s} {:>8s}"
 CASE_HEADS = "implementation|median|quartiles|x floor|x dense|TFLOP/s|saved|peak"
-DECODE_LINE = "{:16s} {:>10s} {:>16s} {:>10s} {:>8s}"
-TRAIN_LINE = "{:8s} {:>12s} {:>12s} {:>10s}   {}"
+
+
+def select(cases: Iterable[Result], **values: Any) -> list[Result]:
+    """The cases with these values; a range stands for any of its values."""
+
+    def fits(case: Result) -> bool:
+        pairs = [(case[k], v) for k, v in values.items()]
+        return all(mine in v if isinstance(v, range) else mine == v for mine, v in pairs)
+
+    return [case for case in cases if fits(case)]
 
 
 def duration(seconds: float) -> str:
@@ -123,22 +131,6 @@ def choice_text(record: Result) -> str:
     return "\n".join(lines)
 
 
-def decode_text(result: Result) -> str:
-    """Decoding: a line for each way to dispatch."""
-    lines = [
-        f"decoding, {result['preset']} model, 1 sequence: {result['new_tokens']} tokens after a prompt of "
-        f"{result['prompt']}, {result['rounds']} rounds, {thread_count(result['threads'])}",
-        heading(result),
-        DECODE_LINE.format("implementation", "tokens/s", "quartiles", "ms/token", "x dense"),
-    ]
-    for row in result["rows"]:
-        rate, ms = row["tokens_per_second"], row["seconds_per_token"]["median"] * 1e3
-        cells = (f"{rate['median']:,.0f}", f"{rate['q1']:,.0f}-{rate['q3']:,.0f}", f"{ms:.3f}")
-        ratio = f"{row['to_dense']['median']:.3f}"
-        lines.append(DECODE_LINE.format(row["implementation"], *cells, ratio))
-    return "\n".join(lines)
-
-
 def point_name(point: Result) -> str:
     """'a step of 16 sequences', '1 prompt of 256 tokens'."""
     many = "" if point["batch"] == 1 else "s"
@@ -160,18 +152,15 @@ def _point(point: Result) -> tuple[str, ...]:
 def train_text(result: Result) -> str:
     """Training: a line for each model, their ratio and the goals."""
     batch, length = result["batch"]
-    lines = [
-        f"training step of {batch} x {length} random tokens, {result['rounds']} rounds, "
-        f"{thread_count(result['threads'])}",
-        heading(result),
-        TRAIN_LINE.format("model", "held", "active", "tokens/s", "lowest to highest"),
-    ]
+    what = f"training step of {batch} x {length} random tokens, {result['rounds']} rounds"
+    rows: list[tuple[str, ...]] = []
     for name, model in result["models"].items():
-        rate = {k: f"{v:,.0f}" for k, v in model["tokens_per_second"].items()}
-        numbers = (f"{model['parameters']:,}", f"{model['active_parameters']:,}", rate["median"])
-        lines.append(TRAIN_LINE.format(name, *numbers, f"{rate['low']} to {rate['high']}"))
-    lines.append("sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"]))
-    return "\n".join(lines + [goal_text(goal) for goal in result["goals"]])
+        rate = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**model["tokens_per_second"])
+        rows.append((name, *(f"{model[n]:,}" for n in ("parameters", "active_parameters")), rate))
+    table = markdown_table(("", "held", "active", "tokens/s (lowest to highest)"), rows)
+    ratio = "sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"])
+    said = f"{what}, {thread_count(result['threads'])}\n{heading(result)}\n\n{table}\n\n{ratio}"
+    return "\n".join([said, *map(goal_text, result["goals"])])
 
 
 def goal_text(goal: Result) -> str:
@@ -210,14 +199,13 @@ def write_result(path: Path, result: Result | list[Result]) -> None:
 
 
 def load_result(path: str | Path) -> Result | None:
-    """A stored result; None where there is none yet, and a MinimoeError where the file is not JSON."""
-    path = Path(path)
-    if not path.exists():
+    """A stored result; None where there is none yet, and a MinimoeError where the file holds none."""
+    if not Path(path).exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MinimoeError(f"{path} is not JSON ({error}); measure it anew with --out") from error
+        return read_object(Path(path))
+    except MinimoeError as error:
+        raise MinimoeError(f"{error}; measure it anew with --out") from error
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
@@ -281,23 +269,16 @@ def decode_table(result: Result) -> str:
     """Tokens per second of each way to dispatch."""
     rows: list[tuple[str, ...]] = []
     for row in result["rows"]:
-        keys = ("tokens_per_second", "seconds_per_token", "to_dense")
-        rate, seconds, ratio = (row[key]["median"] for key in keys)
-        rows.append((row["implementation"], f"{rate:,.0f}", f"{seconds * 1e3:.2f}", f"{ratio:.2f}"))
-    return markdown_table(("", "tokens/s", "ms per token", "× dense"), rows)
+        rate, seconds = row["tokens_per_second"], row["seconds_per_token"]["median"]
+        cells = ("{median:,.0f} ({q1:,.0f}–{q3:,.0f})".format(**rate), f"{seconds * 1e3:.2f}")
+        rows.append((row["implementation"], *cells, f"{row['to_dense']['median']:.2f}"))
+    return markdown_table(("", "tokens/s (quartiles)", "ms per token", "× dense"), rows)
 
 
 def serve_table(result: Result) -> str:
     """Seconds and ratios of each point."""
-    heads = (
-        "",
-        "MoE",
-        "× its floor",
-        "dense, equal work",
-        "dense, equal size",
-        "MoE/work",
-        "MoE/size",
-    )
+    sizes = [f"dense, equal {size}" for size in ("work", "size")]
+    heads = ("", "MoE", "× its floor", *sizes, "MoE/work", "MoE/size")
     return markdown_table(heads, [(point_name(p), *_point(p)) for p in result["points"]])
 
 

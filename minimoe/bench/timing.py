@@ -21,7 +21,6 @@ from torch import Tensor
 
 from minimoe.cost import DEVICES, Device
 from minimoe.cpu import cpu_backend, linear, onednn_available
-from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.routing import Routing
 from minimoe.train.environment import processor_name
@@ -54,11 +53,6 @@ class Options:
     device: str | None = None  # of the GPU suite and of decoding
     # shapes so small that every path runs in seconds on any device, for the tests
     tiny: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("rounds", self.rounds), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} is {value}; it must be at least 1")
 
     def count(self, usual: int, quick: int = 3) -> int:
         """The rounds that were asked for, or those that are usual, fewer for a look or a test."""
@@ -125,28 +119,6 @@ def cpu_threads(threads: int | None) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def alternate(
-    setups: Setups, clock: Clock, rounds: int, warm_up: int = 1, seconds: float | None = None
-) -> dict[str, list[Sample]]:
-    """Time each function once a round, in turn and every other round in the opposite order.
-
-    What disturbs the machine for longer than a call then disturbs all alike. Each is called `warm_up` times untimed
-    before, because kernels are compiled for new shapes, and a run is long enough to have met all that come back.
-    Rounds stop when they have taken so many `seconds`, but not before round `FEWEST_ROUNDS`.
-    """
-    samples: dict[str, list[Sample]] = {name: [] for name in setups}
-    for setup in setups.values():
-        for i in range(warm_up):
-            setup(i)()
-    started = time.monotonic()
-    for i in range(rounds):
-        for name in list(setups) if i % 2 == 0 else list(setups)[::-1]:
-            samples[name].append(clock(setups[name](i)))
-        if seconds is not None and i + 1 >= FEWEST_ROUNDS and time.monotonic() - started > seconds:
-            break
-    return samples
-
-
 def steady(samples: Sequence[Sample], threads: int | None) -> list[float]:
     """Seconds of each sample by the steadier clock: processor time with one thread, else the wall, because several
     threads spend processor time waiting for each other."""
@@ -169,10 +141,29 @@ def repeated(work: Work, times: int) -> Setup:
 
 
 def in_turn(
-    setups: Setups, clock: Clock, rounds: int, threads: int | None, warm_up: int
+    setups: Setups,
+    clock: Clock,
+    rounds: int,
+    threads: int | None,
+    warm_up: int = 1,
+    seconds: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each function, round by round: `alternate` by the steadier clock."""
-    samples = alternate(setups, clock, rounds, warm_up=warm_up)
+    """Seconds of each function by the steadier clock, in turn and every other round in the opposite order.
+
+    What disturbs the machine for longer than a call then disturbs all alike. Each is called `warm_up` times untimed
+    before, because kernels are compiled for new shapes, and a run is long enough to have met all that come back.
+    Rounds stop when they have taken so many `seconds`, but not before round `FEWEST_ROUNDS`.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in setups}
+    for setup in setups.values():
+        for i in range(warm_up):
+            setup(i)()
+    started = time.monotonic()
+    for i in range(rounds):
+        for name in list(setups) if i % 2 == 0 else list(setups)[::-1]:
+            samples[name].append(clock(setups[name](i)))
+        if seconds is not None and i + 1 >= FEWEST_ROUNDS and time.monotonic() - started > seconds:
+            break
     return {name: steady(values, threads) for name, values in samples.items()}
 
 
