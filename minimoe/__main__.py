@@ -302,6 +302,17 @@ def run_study(args: argparse.Namespace) -> None:
         except ValueError as error:
             fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
             raise ConfigError(fault) from error
+    if args.server is not None:
+        from minimoe.study.engines.server import Server
+
+        if args.domains is not None or args.train:
+            raise ConfigError("--server is asked questions: leave --domains and --train out")
+        key = os.environ.get(args.api_key_env or "", "")
+        if args.api_key_env and not key:
+            raise ConfigError(f"the environment variable {args.api_key_env} holds no key")
+        engine, requests = args.engine or "auto", args.concurrency or 16
+        given["server"] = Server(args.server, engine, key, requests, args.insecure)
+        given.setdefault("questions", "mmlu")
     from minimoe.study import report
 
     source = args.model

@@ -67,7 +67,9 @@ class Stages:
 _PASSING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
-def _find_transformers(source: Path | str, device: Any, dtype: Any, revision: Any) -> FoundModel:
+def _find_transformers(
+    source: Path | str, device: Any, dtype: Any, revision: Any, weights: bool
+) -> FoundModel:
     """Configuration and tokenizer of a folder or, as text, an id of the hub; see `find_model`.
 
     Device None: all GPUs if the package accelerate is there, else the first. Dtype None: as the weights are stored.
@@ -95,6 +97,7 @@ def _find_transformers(source: Path | str, device: Any, dtype: Any, revision: An
             f"{source}: its tokenizer ({type(tokenizer).__name__}) is not one of the library tokenizers; "
             "save it with a tokenizer.json"
         )
+    held = "of the server"
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
     options: dict[str, Any] = {"dtype": dtype or "auto", "revision": commit}
     return FoundModel(
@@ -108,7 +111,11 @@ def _find_transformers(source: Path | str, device: Any, dtype: Any, revision: An
         parameters=sum(p.numel() for p in shape.parameters()),
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
-            "weights": weights_fingerprint(path) if local else "of the hub",
+            "weights": held
+            if not weights
+            else weights_fingerprint(path)
+            if local
+            else "of the hub",
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
             "dtype": dtype_name(dtype) if dtype else f"as stored ({dtype_name(config.dtype)})",
@@ -211,6 +218,7 @@ def find_model(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    weights: bool = True,
 ) -> FoundModel:
     """Look a model up; weights of transformers' models are not read yet.
 
@@ -218,6 +226,7 @@ def find_model(
         path_or_id: a folder as minimoe or as transformers saves it, 'mini', or an id of the hub ('owner/name').
         device: 'auto' takes the GPUs there are (all, if the package accelerate is there), else the CPU.
         dtype: 'float32', 'bfloat16', 'float16' or 'auto': as the weights are stored; minimoe models in float32.
+        weights: False where a server has them: configuration and tokenizer are enough then.
 
     Raises:
         CheckpointError: no such model, no network for it, no experts, or a class that the recorder does not know.
@@ -227,12 +236,18 @@ def find_model(
         raise ConfigError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
     where, name, kind = resolve_device(device), str(path_or_id), kind_of(path_or_id)
     if kind == "minimoe":
+        if not weights:
+            raise ConfigError(
+                f"{name} is in minimoe's own form, which no server reads; export it first"
+            )
         if revision is not None:
             raise ConfigError(f"a revision is of a model on the hub; {name} is a minimoe folder")
         return find_minimoe(path_or_id, where, dtype)
     spread = device == "auto" and where.type == "cuda"
     source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
-    return _find_transformers(source, None if spread else where, DTYPES.get(dtype), revision)
+    return _find_transformers(
+        source, None if spread else where, DTYPES.get(dtype), revision, weights
+    )
 
 
 def kind_of(path_or_id: str | Path) -> str:

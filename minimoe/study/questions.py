@@ -235,7 +235,7 @@ def asked_questions(
     found: FoundModel,
     layers: tuple[int, ...],
     max_tokens: int | None = None,
-    control: int = 0,
+    control: int | None = 0,
 ) -> Reading:
     """Questions in the set's order, of each subject the first ones up to `max_tokens` (None: all), one at least.
 
@@ -252,6 +252,8 @@ def asked_questions(
     identity: dict[str, Any] = {"model": found.name, **found.identity, "questions": asked.name}
     identity |= {"questions_sha256": asked.sha256, "max_tokens": max_tokens, "layers": layers}
     identity |= {"begin": found.begin, "control": f"random rows, seed {control}"}
+    if control is None:
+        identity["control"] = "none"
     left_out = [f"{asked.note}."] if asked.note else []
     if empty := len(ids) - len(held):
         left_out.append(told("left_out.empty", count=empty))

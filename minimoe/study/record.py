@@ -598,7 +598,8 @@ def record_documents(
             _read(source, list(batches(every, batch_tokens)), end_of_text or 0, progress),
             {},
         )
-    return joined(rows, documents, source, {**about, **(meta or {})})
+    trace = joined(rows, documents, source, {**about, **(meta or {})})
+    return trace if layers is None else trace.of_layers(layers)
 
 
 def windows(tokens: Sequence[npt.NDArray[Any]], size: int, end_of_text: int | None) -> list[Window]:
@@ -717,11 +718,14 @@ def record_stream(
     source = model if own else source_of(model, layers, control)
     writer = TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
-    done = writer.check(documents, tokens, source.layers, **reading)
+    done = writer.check(documents, tokens, layers or source.layers, **reading)
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
         options["meta"] = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
-        chunk = record_documents(source, documents[part], tokens[part], **reading, **options)
+        wanted = layers if own else None
+        chunk = record_documents(
+            source, documents[part], tokens[part], layers=wanted, **reading, **options
+        )
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))
     return writer

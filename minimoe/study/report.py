@@ -35,12 +35,19 @@ from minimoe.study.claims import Finding, Part, at_layers, beside, counted, of_l
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
 from minimoe.study.drawing import Figure, require_matplotlib
+from minimoe.study.engines.replies import checks
+from minimoe.study.engines.server import Server, served
 from minimoe.study.measurements import Measurements
 from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, kind_of
 from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.domains import DOMAINS
 from minimoe.train.environment import processor_name
+
+NO_CONTROL = (
+    "Left out: the control with random routers, for a server does not give the hidden states that they would read. So "
+    "no verdict here says that training made what is seen."
+)
 
 
 def run_study(
@@ -57,6 +64,7 @@ def run_study(
     batch_tokens: int = 8192,
     chunk_tokens: int = 65_536,
     seed: int = 0,
+    server: Server | None = None,
     progress: bool = True,
 ) -> Path:
     """Record and study a model's routing on held-out text, or on questions alone; write the report into `out`.
@@ -71,6 +79,7 @@ def run_study(
         batch_tokens: tokens a forward pass, padding included.
         chunk_tokens: what a crash costs at most.
         seed: of all draws, and of the untrained weights or routers beside the model.
+        server: has the model, of which only configuration and tokenizer are read here.
         progress: print stages and a bar on standard error.
 
     Returns the path of report.html. What `out`/trace holds of the same model, text and options is not recorded again.
@@ -99,9 +108,11 @@ def run_study(
         writable(out)
         stage("finding the questions and the model")
         asked = qs.question_set(questions)
-        found = find_model(model, device=device, dtype=dtype, revision=revision)
+        find: Any = {"device": device, "dtype": dtype, "revision": revision}
+        found = find_model(model, weights=server is None, **find)
+        found = found if server is None else served(found, server)
         read = qs.asked_questions(
-            asked, found, qs.layers_to_record(found, layers), max_tokens, seed
+            asked, found, qs.layers_to_record(found, layers), max_tokens, None if server else seed
         )
         said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
         read = dataclasses.replace(read, left_out=[said, *read.left_out])
@@ -116,7 +127,9 @@ def run_study(
         "tokenizer": found.tokenizer,
     }
 
-    def nobodys() -> Measurements:
+    def nobodys() -> Measurements | None:
+        if server is not None:
+            return None
         model = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
         return ms.measure(model, judged=True, **options)[0]
 
@@ -124,6 +137,8 @@ def run_study(
         control = pool.submit(nobodys)
         m, missing = ms.measure(trace, say=lambda x: stage(f"measuring {x}"), **options)
         left_out = [*read.left_out, *missing]
+        if server is not None:
+            left_out += [NO_CONTROL, *checks(out / "trace")]
         stage("drawing")
         drawn = draw(m, found.tokenizer, dict(read.titles))
         for name, figure in drawn.items():
@@ -151,7 +166,7 @@ def run_study(
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict} for f in made],
         "mixtral_itself": itself,
         "measurements": trimmed(m),
-        "control": trimmed(untrained),
+        "control": None if untrained is None else trimmed(untrained),
         "figures": {f.name: {"caption": f.caption, "alt": f.alt} for f in drawn.values()},
     }
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)

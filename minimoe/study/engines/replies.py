@@ -108,6 +108,11 @@ def _bytes(raw: bytes, rows: int, k: int) -> npt.NDArray[Any]:
 
 def _same_layers(array: Experts, shape: Shape) -> None:
     """An engine fills the columns of layers without experts with one number; with K = 1 choices may look so too."""
+    array = array[
+        (array != array[:, :1, :1]).any(axis=(1, 2))
+    ]  # rows that nobody wrote are judged by `sound`
+    if not len(array):
+        return
     same = (array == array[:1, :, :1]).all(axis=(0, 2))
     dense = [n for n in range(1, shape.num_layers + 1) if n not in shape.layers]
     if shape.k > 1 and (routed := [n for n in dense if not same[n - 1]]):

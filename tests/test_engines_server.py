@@ -1,0 +1,198 @@
+"""A fake server with every fault: nothing wrong is recorded, nothing is lost, one sentence each."""
+
+import base64
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from minimoe.errors import ConfigError, TraceError
+from minimoe.study.engines import server as engine
+from minimoe.study.engines.replies import checks
+from minimoe.study.engines.server import ServedModel, Server
+from minimoe.study.models import FoundModel
+from minimoe.study.record import record_stream
+from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+
+LAYERS, E, K = 4, 16, 4  # the first layer has no experts
+
+
+def chosen(ids: list[int], model: int = 0) -> Any:
+    """[n, layers, K]: what the served model chooses for ids, in no order."""
+    seeds = [1000 * model + 7 * token + place for place, token in enumerate(ids)]
+    rows = [np.random.default_rng(s).random((LAYERS, E)).argsort(axis=1)[:, :K] for s in seeds]
+    expert = np.array(rows, np.int32)
+    expert[:, 0] = 0
+    return expert
+
+
+class Fake(BaseHTTPRequestHandler):
+    faults: ClassVar[list[Any]] = []
+    seen: ClassVar[list[Any]] = []
+    model, owner = 0, "vllm"
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+    def send(self, value: Any, status: int = 200, **headers: str) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        for name, held in {**headers, "Content-Length": str(len(text))}.items():
+            self.send_header(name.replace("_", "-"), held)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        entry = {"id": "tiny", "owned_by": self.owner, "max_model_len": 40}
+        known = {"/v1/models": {"data": [entry]}, "/version": {"version": "9"}}
+        self.send(known.get(self.path), 200 if self.path in known else 404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Fake.seen.append((self.path, self.headers.get("Authorization")))
+        ids = body.get("prompt") or body.get("input_ids")
+        # faults are for texts; the probes go through
+        fault = self.faults.pop(0) if self.faults and len(ids) < 30 else None
+        expert, sent, model = chosen(ids, self.model), ids, "tiny"
+        if isinstance(fault, int):
+            return self.send(
+                {"error": {"message": f"own words {fault} sesame"}}, fault, Retry_After="0"
+            )
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return self.connection.close()
+        if fault == "slow":
+            time.sleep(0.6)
+        if fault == "wrong K":
+            expert = expert[..., :2]
+        if fault in ("-1", "255", "zeros"):
+            expert[1] = {"-1": -1, "255": 255, "zeros": 0}[fault]
+        if fault == "ids":
+            sent = ids[:-1]
+        if fault == "model":
+            model = "other"
+        value = base64.b64encode(expert.astype("<i4").tobytes()).decode()
+        value = value[:-10] if fault == "truncated" else value
+        choice = {"routed_experts": value, "prompt_token_ids": sent}
+        meta = {"routed_experts": value, "prompt_tokens": len(sent)}
+        self.send({"model": model, "choices": [choice], "meta_info": meta})
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    monkeypatch.setattr(engine, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(engine, "TIMEOUT", 0.4)
+    Fake.faults, Fake.model, Fake.owner, Fake.seen = [], 0, "vllm", []
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
+    threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_address[1]}"
+    served.shutdown()
+    served.server_close()
+
+
+TOKENS = [np.arange(5 + n, 20 + 2 * n) for n in range(6)]
+DOCUMENTS = [TraceDocument("d", str(n)) for n in range(6)]
+
+
+def found() -> FoundModel:
+    nothing: Any = None
+    sizes = {"num_layers": LAYERS, "num_experts": E, "vocab_size": 500, "parameters": 0}
+    return FoundModel(
+        name="tiny", tokenizer=nothing, begin=3, layers=(2, 3, 4), **sizes, identity={},
+        configuration={"num_experts_per_tok": K}, load=nothing,
+    )  # fmt: skip
+
+
+def record(url: str, folder: Any, layers: Any = None, **options: Any) -> RoutingTrace:
+    model = ServedModel(found(), Server(url, **options))
+    sizes: dict[str, Any] = {
+        "chunk_tokens": 40,
+        "end_of_text": 3,
+        "max_length": 20,
+        "layers": layers,
+    }
+    record_stream(model, DOCUMENTS, TOKENS, folder, identity=model.identity, **sizes)
+    return TraceWriter.read(folder)
+
+
+def right(trace: RoutingTrace, layers: tuple[int, ...] = (2, 3, 4)) -> None:
+    """The trace holds what the served model chose for the first window of each document."""
+    assert len(trace) == sum(map(len, TOKENS)) and trace.layers == layers and not trace.ranked
+    for number, ids in enumerate(TOKENS):
+        rows = np.flatnonzero(trace.document == number)[:19]
+        want = np.sort(chosen([3, *ids[:19]])[1:], axis=2)[:, [x - 1 for x in layers]]
+        assert np.array_equal(trace.expert[rows], want)
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+def test_what_a_server_returns_is_recorded_in_any_layers_and_checked(url, tmp_path, owner):
+    Fake.owner = owner
+    right(record(url, tmp_path / "a"))
+    right(record(url, tmp_path / "b", layers=(2, 4), concurrency=1), (2, 4))
+    said = " ".join(checks(tmp_path / "a"))
+    assert f"{sum(map(len, TOKENS))} tokens" in said and "0 tokens were dropped" in said
+    assert "Asked again alone: 2 windows; 100.00% of" in said
+    assert {path for path, _ in Fake.seen} == {
+        "/generate" if owner == "sglang" else "/v1/completions"
+    }
+
+
+@pytest.mark.parametrize(
+    "fault", [429, 500, 503, "reset", "slow", "truncated", "wrong K", "-1", "255", "zeros", "ids", "model"]
+)  # fmt: skip
+def test_a_fault_that_passes_costs_nothing(url, tmp_path, fault):
+    Fake.faults = [fault]
+    right(record(url, tmp_path))
+    assert not Fake.faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (429, "does not answer .*429 own words"), (400, "refused .*400 own words"),
+        (401, "401 own words.*api-key-env"), (404, "404 own words"), (302, "refused .*302"),
+        ("reset", "does not answer"), ("truncated", "cut off"), ("wrong K", r"\[.*\], expected|2 experts a token"),
+        ("-1", "of -1"), ("255", "of 255"), ("zeros", "of zeros"),
+        ("ids", "other token ids"), ("model", "'other' answered"),
+    ],
+)  # fmt: skip
+def test_a_fault_that_stays_ends_in_one_sentence_and_the_same_command_goes_on(
+    url, tmp_path, fault, said
+):
+    Fake.faults = [None] * 5 + [fault] * 60
+    with pytest.raises(TraceError, match=said) as error:
+        record(url, tmp_path, concurrency=1, key="sesame")
+    assert "\n" not in str(error.value) and "sesame" not in str(error.value)
+    assert "sesame" not in "".join(p.read_text() for p in tmp_path.glob("*.json"))
+    Fake.faults = []
+    right(record(url, tmp_path))
+
+
+def test_another_model_behind_the_same_url_is_refused(url, tmp_path):
+    Fake.faults = [None] * 5 + [400]
+    with pytest.raises(TraceError, match="own words"):
+        record(url, tmp_path, concurrency=1)
+    Fake.faults, Fake.model = [], 1
+    with pytest.raises(TraceError, match="holds a trace of something else: probe_sha256 was"):
+        record(url, tmp_path)
+    model = ServedModel(found(), Server(url))
+    Fake.model = 0  # while it is asked
+    with pytest.raises(TraceError, match="answers the probe otherwise than at the start"):
+        record_stream(model, DOCUMENTS, TOKENS, tmp_path / "b", identity={}, end_of_text=3)
+    assert not list((tmp_path / "b").glob("chunk*"))
+
+
+def test_urls_and_keys_that_cannot_work_are_refused():
+    for bad in ("127.0.0.1:8000", "ftp://a", "http://", "http://me:word@a"):
+        with pytest.raises(ConfigError, match="expected a URL"):
+            Server(bad)
+    with pytest.raises(ConfigError, match="in clear text"):
+        Server("http://gpu.example", key="k")
+    assert Server("http://gpu.example", key="k", insecure=True).key == "k"
+    assert Server("https://gpu.example", key="k").key == Server("http://[::1]:80", key="k").key
