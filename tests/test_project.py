@@ -59,14 +59,14 @@ BUDGETS: dict[str, int] = {
     "course": 606,
     "hf": 919,
     "kernels": 1144,
-    "roof": 389,
-    "study": 6418,
+    "roof": 400,
+    "study": 6756,
     "text": 1579,
     "train": 1805,
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 29_404  # and lines of Python that the tests may have
+TESTS = 29_602  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
