@@ -11,15 +11,20 @@ from minimoe.config import ModelConfig
 from minimoe.errors import MinimoeError
 
 if TYPE_CHECKING:
+    from minimoe.layers import MoELayer
     from minimoe.model import MixtralModel, ModelOutput
     from minimoe.routing import Routing
 
 __version__ = "0.2.0"
 
-__all__ = ["MinimoeError", "MixtralModel", "ModelConfig", "ModelOutput", "Routing", "__version__"]
+__all__ = [
+    "MinimoeError", "MixtralModel", "MoELayer", "ModelConfig", "ModelOutput", "Routing", "__version__",
+]  # fmt: skip
 
 # Imported when they are asked for, because they need torch, which takes seconds: `minimoe --help` does not.
-_LATE = {"MixtralModel": "model", "ModelOutput": "model", "Routing": "routing"}
+_LATE = {
+    "MixtralModel": "model", "MoELayer": "layers", "ModelOutput": "model", "Routing": "routing",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -81,31 +81,6 @@ def make_place(
     return Place(cos, sin, mask, cache)
 
 
-def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A mask [B, S] of tokens (1) and padding (0) as bool.
-
-    Other numbers mean something that a cast to bool would hide: the numbers of packed samples, or what is added to
-    scores (0 and −∞). A GPU looks without waiting, and is stopped by a wrong mask as by ids beyond the vocabulary.
-
-    Raises:
-        MinimoeError: another shape, or a value that is neither 0 nor 1.
-    """
-    if tuple(mask.shape) != shape:
-        raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {shape}")
-    if mask.dtype == torch.bool:
-        return mask
-    fine = ((mask == 1) | (mask == 0)).all()
-    message = (
-        "attention_mask holds values besides 0 (padding) and 1 (a token): give such a mask, and run each packed sample "
-        "as a row of its own"
-    )
-    if mask.device.type != "cpu":
-        torch._assert_async(fine, message)  # pyright: ignore
-    elif not bool(fine):
-        raise MinimoeError(message)
-    return mask == 1
-
-
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
     pair = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32)
@@ -150,7 +125,8 @@ class CausalAttention(nn.Module):
         q, k = (rotate(t, place.cos, place.sin) for t in (q, k))
         if place.cache is not None:
             k, v = place.cache.extend(place.layer, k, v)
-        causal, shared = place.mask is None and q.shape[2] > 1, k.shape[1] != q.shape[1]
+        causal = place.mask is None and (place.cache is None or q.shape[2] > 1)
+        shared = k.shape[1] != q.shape[1]
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=place.mask, is_causal=causal, enable_gqa=shared
         ).transpose(1, 2)

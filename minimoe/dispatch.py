@@ -7,14 +7,15 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.cpu import float32_on_cpu, fused_grouped
+from minimoe.cpu import float32_on_cpu, fused_grouped, linear
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.experts import ExpertBank, Experts, glu
+from minimoe.experts import ExpertBank, Experts
 from minimoe.routing import Routing, places
 
 
@@ -140,15 +141,13 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     work, elsewhere `grouped_plain`, the same in plain operations. Few assignments, as in decoding, are not sorted.
     """
     check_inputs(x, routing, experts)
-    if routing.num_assignments == 0:
-        # still a function of every input, so that gradients are zero and not missing
-        used = [p.sum() for p in experts.parameters() if p.is_floating_point()]
-        return x * 0 + 0 * sum(used, start=routing.weight.sum()).to(x.dtype)
     weight = torch.where(routing.taken(), routing.weight, 0)
-    if routing.num_assignments <= routing.num_experts and not torch.is_grad_enabled():
+    few = not torch.compiler.is_compiling() and 0 < routing.num_assignments <= routing.num_experts
+    if few and not torch.is_grad_enabled():
         return one_by_one(x, weight, routing, experts)
     if (
         isinstance(experts, Experts)
+        and routing.num_assignments
         and routing.k is not None
         and (weight.dtype, experts.hidden_act) == (torch.float32, "silu")
         and float32_on_cpu(x, experts.gate_up_proj)
@@ -158,21 +157,64 @@ def grouped(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
 
 
 def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-    """`grouped` in plain operations, for weight [N], 0 where not taken, and at least one assignment."""
+    """`grouped` in plain operations, for weight [N], 0 where not taken."""
     order = plan(routing)
     rows = x.index_select(0, order.token)  # [N, D], sorted by expert
-    counts: list[int] = order.counts.tolist()
-    *parts, none = rows.split(counts)
     if isinstance(experts, Experts):
-        # unbind, not w[e]: the gradient of E selections would be E full-sized tensors, summed;
-        # and an expert without tokens still runs, on no rows: its gradient is zero, not None
-        weights = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
-        outs = [glu(part, *w, experts.activation) for part, w in zip(parts, weights, strict=True)]
+        kind, device = x.dtype, x.device.type
+        if torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)
+        gate_up, down = (w.to(kind) for w in experts.stacked())
+        gate, up = products(rows.to(kind), gate_up, order.counts).chunk(2, dim=-1)
+        out = products(experts.activation(gate) * up, down, order.counts)  # [N, D], sorted
     else:  # weights that have to be fetched or unpacked: only those that are needed
+        *parts, none = rows.split(order.counts.tolist())
         outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
-    # zeros for what is not taken: a product with the weight 0 would let NaN and infinity through
-    out = torch.cat([*outs, torch.zeros_like(none)])  # [N, D], sorted
+        out = torch.cat([*outs, torch.zeros_like(none)])
     return combine(out, order.inverse, weight, x, routing)
+
+
+@torch.library.custom_op("minimoe::products", mutates_args=())
+def products(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """rows [N, D], sorted by expert, each times its expert's matrix in weight [E, F, D], transposed -> [N, F].
+
+    counts [E + 1] are the rows of each expert, and at last those of none, which become zeros whatever they hold. One
+    operator for torch: a compiled graph calls it as it is, so that no size in the graph depends on the data.
+    """
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        *parts, none = rows.split(counts.tolist())
+        outs = [linear(part, w) for part, w in zip(parts, weight.unbind(0), strict=True)]
+        return torch.cat([*outs, none.new_zeros(len(none), weight.shape[1])])
+
+
+@torch.library.custom_op("minimoe::outer_products", mutates_args=())
+def outer_products(left: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """Σ left[n] rows[n]ᵀ over the rows of each expert, of left [N, F] and rows [N, D] -> [E, F, D]; see `products`."""
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        pairs = zip(left.split(counts.tolist()), rows.split(counts.tolist()), strict=True)
+        return torch.stack([linear(a.t(), b.t()) for a, b in pairs][:-1])
+
+
+def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, weight, counts = ctx.saved_tensors
+    d_rows = products(grad, weight.transpose(1, 2), counts)
+    return d_rows, outer_products(grad, rows, counts), None
+
+
+def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    left, rows, counts = ctx.saved_tensors
+    d_rows = products(left, grad.transpose(1, 2), counts)
+    return products(rows, grad, counts), d_rows, None
+
+
+products.register_fake(lambda rows, weight, _: rows.new_empty(rows.shape[0], weight.shape[1]))
+outer_products.register_fake(
+    lambda left, rows, counts: rows.new_empty(counts.shape[0] - 1, left.shape[1], rows.shape[1])
+)
+for _operator, _backward in ((products, _products_backward), (outer_products, _outer_backward)):
+    _operator.register_autograd(
+        _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+    )
 
 
 def combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from minimoe.attention import KVCache, zero_or_one
+from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
+from minimoe.routing import zero_or_one
 
 if TYPE_CHECKING:
     from minimoe.model import MixtralModel, ModelOutput

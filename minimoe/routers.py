@@ -316,6 +316,9 @@ class NoisyRouting(Routing):
     noise_std: Tensor | None = None  #: [T, E] standard deviation of the noise on each logit
 
 
+torch.export.register_dataclass(NoisyRouting, serialized_type_name="minimoe.NoisyRouting")
+
+
 @router_type("noisy_top_k")
 class NoisyTopKRouter(Router):
     """Noisy top-k gating (Shazeer et al. 2017, eq. 3-5).

@@ -166,6 +166,39 @@ class Routing:
         return dataclasses.replace(self, **{name: function(x) for name, x in tensors.items()})
 
 
+torch.export.register_dataclass(Routing, serialized_type_name="minimoe.Routing")
+
+
+def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask [B, S] of tokens (1) and padding (0) as bool.
+
+    Other numbers mean something that a cast to bool would hide: the numbers of packed samples, or what is added to
+    scores (0 and −∞).
+
+    Raises:
+        MinimoeError: another shape, or a value that is neither 0 nor 1.
+    """
+    if tuple(mask.shape) != shape:
+        raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {shape}")
+    if mask.dtype == torch.bool:
+        return mask
+    insist(
+        ((mask == 1) | (mask == 0)).all(),
+        "attention_mask holds values besides 0 (padding) and 1 (a token): give such a mask, and run each packed sample "
+        "as a row of its own",
+    )
+    return mask == 1
+
+
+def insist(fine: Tensor, message: str) -> None:
+    """A MinimoeError unless `fine`, a scalar bool. A GPU and a compiled graph look at it without the host's waiting,
+    and are stopped by a RuntimeError with the same message."""
+    if fine.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(fine, message)  # pyright: ignore
+    elif not bool(fine):
+        raise MinimoeError(message)
+
+
 def expert_capacity(
     num_tokens: int, num_experts: int, k: int, factor: float, minimum: int = 1
 ) -> int:

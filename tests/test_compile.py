@@ -1,14 +1,19 @@
 """torch.compile and autocast: whole graphs, the same numbers and gradients, routers that stay in float32."""
 
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.exc import UserError
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from minimoe.config import ModelConfig
+from minimoe.dispatch import products
 from minimoe.hf.lazy import quantize_experts
 from minimoe.layers import MoELayer
+from minimoe.model import MixtralModel, ModelOutput
 from tests.small import TINY, random_ids, tiny_model
 from tests.zoo import ZOO, D, build
 
@@ -108,6 +113,68 @@ def test_a_layer_in_int8_compiles() -> None:
     compiled = torch.compile(layer, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
+def same_at_any_length(model: MixtralModel, compiled: Callable[..., ModelOutput]) -> None:
+    """Logits, loss and gradients of batches of any size and length, with padding, equal those of the model itself."""
+    for b, s in ((2, 7), (3, 12), (5, 9)):
+        ids, mask = random_ids(b, s) % model.config.vocab_size, torch.ones(b, s, dtype=torch.int64)
+        mask[0, :3] = 0
+        pair = [call(ids, labels=ids, attention_mask=mask) for call in (model, compiled)]
+        torch.testing.assert_close(pair[1].logits, pair[0].logits, atol=1e-5, rtol=1e-5)
+        assert torch.equal(pair[1].routings[-1].expert, pair[0].routings[-1].expert)
+        losses = [out.loss for out in pair if out.loss is not None]
+        torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+        expected, found = (torch.autograd.grad(loss, [*model.parameters()]) for loss in losses)
+        for a, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, e, atol=1e-5, rtol=1e-5)
+
+
+@quiet
+def test_a_model_is_one_graph_for_every_batch_and_length() -> None:
+    model = tiny_model(num_hidden_layers=1).train()
+    counter = CompileCounterWithBackend("eager")
+    same_at_any_length(model, torch.compile(model, backend=counter, fullgraph=True, dynamic=True))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@quiet
+@pytest.mark.parametrize("preset", ["nano", "mini"])
+def test_a_preset_in_generated_code(preset: str) -> None:
+    """As it is meant to be used: the second length makes the lengths dynamic, and later ones compile nothing."""
+    torch.manual_seed(0)
+    model = MixtralModel(ModelConfig.preset(preset)).train()
+    compiled = torch.compile(model, fullgraph=True)
+    same_at_any_length(model, compiled)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        same_at_any_length(model, compiled)
+
+
+@quiet
+def test_an_exported_model_takes_every_batch_and_length(tmp_path: Path) -> None:
+    model = tiny_model(num_hidden_layers=1).eval()
+    b, s = torch.export.Dim("b", max=64), torch.export.Dim("s", min=2, max=32)
+    exported = torch.export.export(
+        model, (random_ids(2, 7),), dynamic_shapes={"input_ids": {0: b, 1: s}}
+    )
+    torch.export.save(exported, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in ((2, 7), (1, 12), (5, 31)):
+        out, expected = again(random_ids(*shape)), model(random_ids(*shape))
+        torch.testing.assert_close(out.logits, expected.logits, atol=1e-5, rtol=1e-5)
+        assert torch.equal(out.routings[0].expert, expected.routings[0].expert)
+    with pytest.raises(RuntimeError, match="vocabulary has ids 0 to 63"):
+        again(torch.full((2, 7), 64))
+
+
+@quiet
+def test_the_products_of_a_graph_are_differentiable_twice() -> None:
+    rows, weight = (torch.randn(*size, dtype=torch.float64) for size in ((6, 3), (3, 4, 3)))
+    counts = torch.tensor([2, 0, 3, 1])
+    inputs = (rows.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, w: products(x, w, counts), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, w: products(x, w, counts), inputs)
 
 
 @every_dispatcher

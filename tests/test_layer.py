@@ -1,19 +1,22 @@
 """Sparse layers by configuration: every router in a whole model, shared experts, activations, capacity in training."""
 
 import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from minimoe.balance import balance_loss
 from minimoe.config import BALANCE_TYPES, ROUTER_TYPES, ModelConfig
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import glu
 from minimoe.layers import MoELayer, SharedExperts
 from minimoe.model import MixtralModel
-from minimoe.routers import TopKRouter, make_router
+from minimoe.routers import SwitchRouter, TopKRouter, make_router
 from minimoe.routing import routing_capacity
 from minimoe.zoo.balanced import SinkhornRouter
 from tests.small import chosen
@@ -243,3 +246,80 @@ def test_a_batch_with_nothing_to_learn_from_has_a_finite_loss(
         if loss.requires_grad:
             loss.backward()
         assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_layer_by_keyword_is_that_of_the_configuration() -> None:
+    """No head has to divide the width; the same weights as by configuration."""
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=10, intermediate_size=12, num_experts=3, head_dim=2)
+    expected = MoELayer(config.replace(n_shared_experts=1)).state_dict()
+    torch.manual_seed(0)
+    layer = MoELayer(hidden=10, expert=12, num_experts=3, top_k=2, n_shared_experts=1)
+    assert {k: v.tolist() for k, v in layer.state_dict().items()} == {
+        k: v.tolist() for k, v in expected.items()
+    }
+    assert (
+        type(MoELayer(hidden=9, expert=4, num_experts=3, top_k=1, router="switch").gate)
+        is SwitchRouter
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden": 10, "expert": 12, "num_experts": 2, "top_k": 3}, "is 3 but num_experts is 2"),
+        ({"expert": 12}, "hidden_size is None; it must be an integer"),
+        ({"hidden": 10, "expert": 12, "n_shared_expert": 1}, "did you mean n_shared_experts?"),
+        ({"hidden": 10, "expert": 12, "router": "topk"}, "router_type is 'topk'; known are"),
+        ({"config": TINY, "hidden": 10}, "of a ModelConfig or of sizes, not of both"),
+    ],
+)
+def test_a_layer_of_impossible_sizes_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        MoELayer(**arguments)
+
+
+@pytest.mark.parametrize("router_type", ["top_k", "expert_choice"])
+def test_rows_of_padding_are_neither_read_nor_counted(router_type: str) -> None:
+    """[B, S, D] with a mask: each row as by itself, whatever stands in the padding, whose own y and gradient are 0."""
+    torch.manual_seed(0)
+    layer = MoELayer(hidden=8, expert=12, num_experts=4, top_k=2, router=router_type)
+    x, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.int64)
+    mask[1, :2], x[1, :2] = 0, torch.nan
+    x.requires_grad_()
+    y, routing = layer(x, mask)
+    counted = routing.token[routing.counted()].unique()
+    assert y.shape == x.shape and not {5, 6} & {*counted.tolist()}
+    torch.testing.assert_close(y[0], layer(x[0])[0])
+    torch.testing.assert_close(y[1, 2:], layer(x[1, 2:])[0])
+    assert not y[1, :2].any()
+    (grad,) = torch.autograd.grad(y.sum() + balance_loss(routing, "importance"), x)
+    assert torch.isfinite(grad).all() and not grad[1, :2].any() and grad[1, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "message"),
+    [
+        ((2, 5, 8), (2, 4), "attention_mask has shape (2, 4); expected (2, 5)"),
+        ((5, 8), (2, 5), "attention_mask has shape (2, 5); expected (5,)"),
+        ((2, 5, 7), None, "x has hidden size 7 and is on cpu, but the router's weight has 8"),
+        ((8,), None, "x has shape (8,); a router takes tokens [T, D]"),
+    ],
+)
+def test_a_layer_refuses_another_shape(shape: Any, mask: Any, message: str) -> None:
+    layer = MoELayer(hidden=8, expert=12, num_experts=4, top_k=2)
+    with pytest.raises(MinimoeError, match=re.escape(message)):
+        layer(torch.randn(shape), None if mask is None else torch.ones(mask))
+
+
+def test_the_page_for_other_models_runs() -> None:
+    """Its blocks, one after the other; each is short."""
+    page = (Path(__file__).parents[1] / "book/into_your_model.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        lines = [line for line in block.splitlines() if line and "import" not in line]
+        assert len(lines) < 15
+        exec(block, names)
+    assert [len(p.grad) for p in names["model"].model.layers[0].mlp.gate.parameters()] == [8]
+    assert int(names["routing"].load().sum()) == 2 * 16
