@@ -54,19 +54,19 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 BUDGETS: dict[str, int] = {
     "bench": 2437,
     "check": 9054,
-    "core": 3617,
+    "core": 3713,
     "cost": 830,
     "course": 606,
     "hf": 919,
     "kernels": 1144,
-    "roof": 400,
+    "roof": 405,
     "study": 6756,
     "text": 1579,
     "train": 1805,
     "widgets": 1379,
     "zoo": 1099,
 }
-TESTS = 29_602  # and lines of Python that the tests may have
+TESTS = 29_749  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
