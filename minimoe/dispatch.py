@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from minimoe.cpu import float32_on_cpu, fused_grouped, linear
 from minimoe.errors import ConfigError, MinimoeError
@@ -215,6 +216,13 @@ for _operator, _backward in ((products, _products_backward), (outer_products, _o
     _operator.register_autograd(
         _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
     )
+# for torch's FlopCounterMode, which sees one operator here and not the products inside
+register_flop_formula(torch.ops.minimoe.products)(
+    lambda rows, weight, *_, **__: 2 * rows[0] * weight[1] * weight[2]
+)
+register_flop_formula(torch.ops.minimoe.outer_products)(
+    lambda left, rows, *_, **__: 2 * left[0] * left[1] * rows[1]
+)
 
 
 def combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:
