@@ -65,6 +65,12 @@ from minimoe.check.lesson13 import (
     same_documents_chance,
     works_flipped,
 )
+from minimoe.check.lesson14 import (
+    company_of_experts,
+    effective_paths,
+    repeats_by_chance,
+    settled_beyond_chance,
+)
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -88,12 +94,14 @@ __all__ = [
     "cached_step",
     "causality_test",
     "choose_then_weigh",
+    "company_of_experts",
     "corrected_list",
     "dealt_table",
     "dense_mixture",
     "dispatch_by_sorting",
     "documents_needed",
     "dropped_adds_nothing",
+    "effective_paths",
     "entries_needed",
     "error_of_average",
     "expert_choice",
@@ -115,11 +123,13 @@ __all__ = [
     "positions",
     "progress",
     "quantise_rows",
+    "repeats_by_chance",
     "rival_widths",
     "rms_norm",
     "roofline",
     "rotate_pairs",
     "same_documents_chance",
+    "settled_beyond_chance",
     "slope_at",
     "slots_of_assignments",
     "swiglu",
