@@ -71,7 +71,7 @@ class Company(Any):
     task = "14.4"
 
     def right_by_masks(expert, num_experts):
-        has = [(expert == e).any(1) for e in range(num_experts)]
+        has = [torch.eq(expert, e).any(1) for e in range(num_experts)]
         rows = torch.zeros(num_experts, num_experts)
         for i, mine in enumerate(has):
             for j, other in enumerate(has):
@@ -81,7 +81,7 @@ class Company(Any):
 
     def wrong_nan_in_an_empty_row(expert, num_experts):
         """says: its row is 0 here"""
-        member = torch.stack([(expert == e).any(1) for e in range(num_experts)], 1).float()
+        member = torch.stack([torch.eq(expert, e).any(1) for e in range(num_experts)], 1).float()
         both = member.T @ member
         return (both / both.diagonal()[:, None]).fill_diagonal_(0)
 
