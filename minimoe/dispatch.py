@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from minimoe.cpu import float32_on_cpu, fused_grouped, linear
 from minimoe.errors import ConfigError, MinimoeError
@@ -166,8 +165,9 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
         if torch.is_autocast_enabled(device):
             kind = torch.get_autocast_dtype(device)
         gate_up, down = (w.to(kind) for w in experts.stacked())
-        gate, up = products(rows.to(kind), gate_up, order.counts).chunk(2, dim=-1)
-        out = products(experts.activation(gate) * up, down, order.counts)  # [N, D], sorted
+        by_experts = products if torch.compiler.is_compiling() else plain_products
+        gate, up = by_experts(rows.to(kind), gate_up, order.counts).chunk(2, dim=-1)
+        out = by_experts(experts.activation(gate) * up, down, order.counts)  # [N, D], sorted
     else:  # weights that have to be fetched or unpacked: only those that are needed
         *parts, none = rows.split(order.counts.tolist())
         outs = [experts(part, e) for e, part in enumerate(parts) if len(part)]
@@ -175,17 +175,21 @@ def grouped_plain(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBa
     return combine(out, order.inverse, weight, x, routing)
 
 
-@torch.library.custom_op("minimoe::products", mutates_args=())
-def products(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+def plain_products(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """rows [N, D], sorted by expert, each times its expert's matrix in weight [E, F, D], transposed -> [N, F].
 
-    counts [E + 1] are the rows of each expert, and at last those of none, which become zeros whatever they hold. One
-    operator for torch: a compiled graph calls it as it is, so that no size in the graph depends on the data.
+    counts [E + 1] are the rows of each expert, and at last those of none, which become zeros whatever they hold.
     """
+    *parts, none = rows.split(counts.tolist())
+    outs = [linear(part, w) for part, w in zip(parts, weight.unbind(0), strict=True)]
+    return torch.cat([*outs, none.new_zeros(len(none), weight.shape[1])])
+
+
+@torch.library.custom_op("minimoe::products", mutates_args=())
+def products(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """`plain_products` as one operator: a compiled graph calls it, so that no size in it depends on the data."""
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-        *parts, none = rows.split(counts.tolist())
-        outs = [linear(part, w) for part, w in zip(parts, weight.unbind(0), strict=True)]
-        return torch.cat([*outs, none.new_zeros(len(none), weight.shape[1])])
+        return plain_products(rows, weight, counts)
 
 
 @torch.library.custom_op("minimoe::outer_products", mutates_args=())
@@ -216,13 +220,6 @@ for _operator, _backward in ((products, _products_backward), (outer_products, _o
     _operator.register_autograd(
         _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
     )
-# for torch's FlopCounterMode, which sees one operator here and not the products inside
-register_flop_formula(torch.ops.minimoe.products)(
-    lambda rows, weight, *_, **__: 2 * rows[0] * weight[1] * weight[2]
-)
-register_flop_formula(torch.ops.minimoe.outer_products)(
-    lambda left, rows, *_, **__: 2 * left[0] * left[1] * rows[1]
-)
 
 
 def combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:

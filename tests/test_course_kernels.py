@@ -58,6 +58,16 @@ def test_triton_that_compiles_already_is_refused() -> None:
     assert said.startswith("ConfigError Triton was imported before TRITON_INTERPRET was 1")
 
 
+def test_what_the_lesson_imports_first_leaves_triton_alone() -> None:
+    said = says("""
+        import sys
+        import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.experts
+        from minimoe.course import kernels, style
+        print("triton" in sys.modules)
+    """)
+    assert said.strip() == "False"
+
+
 def test_a_kernel_that_is_interpreted_is_compiled_beside(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     (tmp_path / "given.py").write_text(KERNEL)
