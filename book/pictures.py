@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import mul
@@ -676,6 +677,77 @@ def pairs() -> Sheet:
     return s
 
 
+# --- lessons 09 and 10 -----------------------------------------------------------------------------
+
+
+def rivals() -> Sheet:
+    """The sparse layer of lesson 09 and the dense ones beside it, widths to scale."""
+    plan = tomllib.loads((ROOT / "book/results/yardsticks/plan.toml").read_text(encoding="utf-8"))
+    e, k = plan["model"]["num_experts"], plan["model"]["num_experts_per_tok"]
+    f, steps = plan["model"]["intermediate_size"], plan["main"]["steps"]
+    s = Sheet(
+        292,
+        "A sparse layer and its three dense rivals",
+        f"""Four layers as bars, as long as they are wide, and beside them bars for the steps of training. The sparse
+        layer has {e} experts of width {f}, of which {k} are coloured, the two that a token uses. The layer of equal
+        work is one bar of width {k * f}, all of it used. That of equal size is one bar of width {e * f}, all of it
+        used. These three train for {steps["moe"]} steps. The layer of equal time is as wide as that of equal work
+        and trains for {steps["time"]:,} steps.""",
+    )
+    left, unit, right, pitch = 16, 26, 252, 66
+    s.text((left, 16), "width of the layer", "soft", "start", SMALL)
+    s.text((right, 16), "steps", "soft", "start", SMALL)
+    rows = (
+        ("sparse", [f] * e, "moe"),
+        ("equal work", [k * f], "work"),
+        ("equal size", [e * f], "held"),
+        ("equal time", [k * f], "time"),
+    )
+    for i, (name, widths, arm) in enumerate(rows):
+        y, x = 38 + i * pitch, float(left)
+        s.text((left, y), name, anchor="start")
+        for j, width in enumerate(widths):
+            used = len(widths) == 1 or j in (2, 5)
+            w = width / f * unit
+            s.box((x, y + 12, w, 26), str(width), "blue" if used else "off", SMALL, rx=2)
+            x += w
+        s.box((right, y + 12, steps[arm] / 14, 26), f"{steps[arm]:,}", "plain", SMALL, rx=2)
+    return s
+
+
+def effective() -> Sheet:
+    """How lesson 10 reads off what a routed model is worth."""
+    s = Sheet(
+        262,
+        "The effective size of a routed model",
+        """A falling line, the loss of dense models against their parameters, both in logarithms. Below the line, above
+        the parameters that it uses, stands a routed model. An arrow goes from it at its own loss to the right, to the
+        dense line, and another from there down to the axis: it meets the axis at the effective size, between what
+        the model uses and what it holds.""",
+    )
+    left, top, bottom, right = 44.0, 26.0, 206.0, 344.0
+    used, worth, held = 110.0, 205.0, 300.0
+
+    def dense(x: float) -> float:
+        return 50 + 0.56 * (x - 60)
+
+    y = dense(worth)
+    s.arrow((left, bottom), (left, top))
+    s.arrow((left, bottom), (right, bottom))
+    s.text((left, 14), "loss", "soft", size=SMALL)
+    s.text((right - 4, 250), "parameters", "soft", "end", SMALL)
+    s.line((60, dense(60)), (330, dense(330)), css="blue", width=2)
+    s.text((122, 56), "dense models", anchor="start", size=SMALL)
+    s.arrow((used + 8, y), (worth, y), css="orange")
+    s.arrow((worth, y), (worth, bottom - 3), css="orange")
+    s.box((used - 6, y - 6, 12, 12), css="orange-head", rx=6)
+    s.text((used, y + 20), "routed", size=SMALL)
+    for x, name in ((used, "used"), (worth, "effective"), (held, "held")):
+        s.line((x, bottom - 3), (x, bottom + 5))
+        s.text((x, bottom + 16), name, size=SMALL)
+    return s
+
+
 PICTURES: dict[str, Callable[[], Sheet]] = {
     "block": block,
     "eight-models": eight_models,
@@ -689,6 +761,8 @@ PICTURES: dict[str, Callable[[], Sheet]] = {
     "expert-parallelism": expert_parallelism,
     "mixtral": mixtral,
     "pairs": pairs,
+    "rivals": rivals,
+    "effective": effective,
     "lattice": lattice,
     "works": works,
     "sign-flips": sign_flips,
