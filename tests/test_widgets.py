@@ -742,3 +742,6 @@ def test_yardsticks_stand_as_in_python() -> None:
     )
     assert standing(small, "used") == (2, {"work": 1.0, "moe": 2.0})
     assert standing(small, "held") == (8, {"moe": 2.0})
+    ends = [(0.9, 30), (3e4, 6e4), (1e3, 1e8)]
+    rounds = in_node("yardsticks", "given.map(([low, high]) => m.rounds(low, high))", ends)
+    assert rounds == [[1, 2, 5, 10, 20], [50_000], [1e3, 1e4, 1e5, 1e6, 1e7, 1e8]]

@@ -71,6 +71,7 @@ def standing(
 def draw() -> Figure:
     """All five axes."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     stored = arms()
     with plt.rc_context(style.RC):
@@ -87,6 +88,15 @@ def draw() -> Figure:
                     color=style.SERIES[i],
                     label=arm["label"],
                 )
+            panel.minorticks_off()
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if axis in SIZES:  # the sizes themselves, the lowest and the highest
+                shown = [arm[axis] for arm in stored.values()]
+                panel.set_xticks(
+                    [min(shown), max(shown)], [f"{n:,}" for n in (min(shown), max(shown))]
+                )
+                panel.margins(x=0.3)
             panel.set_xlabel(title)
         for panel in axes[:, 0]:
             panel.set_ylabel("nats per character,\n8,000 held out")

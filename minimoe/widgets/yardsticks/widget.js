@@ -31,8 +31,18 @@ export function standing({ arms, sizes, near }, axis, share) {
 const COLOURS = ["blue", "vermillion", "green", "purple", "orange"];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2"];
 
+// At most six round numbers between two ends of a logarithmic axis.
+export function rounds(low, high) {
+  for (const steps of [[1, 2, 5], [1, 3], [1]]) {
+    const first = Math.floor(Math.log10(low));
+    const powers = Array.from({ length: Math.ceil(Math.log10(high)) - first + 1 }, (_, i) => 10 ** (first + i));
+    const found = powers.flatMap((power) => steps.map((step) => step * power)).filter((value) => value >= low && value <= high);
+    if (found.length <= 6 || steps.length === 1) return found;
+  }
+}
+
 export default explorable(({ data, stage, width, reset }) => {
-  const [HEIGHT, LEFT, BOTTOM] = [300, 42, 40];
+  const [HEIGHT, LEFT, BOTTOM] = [314, 42, 54];
   const names = Object.keys(data.arms);
   const words = status();
   const numbers = table("The same in numbers", ["model", "loss, all held-out text", "parameters held", "used", "processor seconds"]);
@@ -67,6 +77,10 @@ export default explorable(({ data, stage, width, reset }) => {
         h("line", { x1: LEFT, x2: width, y1: y(loss), y2: y(loss), style: "stroke: var(--mm-soft)" }),
         h("text", { x: LEFT - 6, y: y(loss) + 4, "text-anchor": "end", class: "mm-quiet" }, loss.toFixed(1)),
       ]).flat(),
+      rounds(...ends.map(Math.exp)).map((value) => [
+        h("line", { x1: x(value), x2: x(value), y1: HEIGHT - BOTTOM - 4, y2: HEIGHT - BOTTOM, style: "stroke: var(--mm-text)" }),
+        h("text", { x: Math.min(x(value), width - 18), y: HEIGHT - BOTTOM + 13, "text-anchor": "middle", class: "mm-quiet" }, unit(value)),
+      ]).flat(),
       h("line", { x1: x(at), x2: x(at), y1: 6, y2: HEIGHT - BOTTOM, style: "stroke: var(--mm-text); stroke-dasharray: 3 3" }),
       h("text", { x: Math.min(Math.max(x(at), LEFT + 40), width - 50), y: HEIGHT - 22, "text-anchor": "middle" }, unit(at)),
       h("text", { x: (LEFT + width) / 2, y: HEIGHT - 5, "text-anchor": "middle", class: "mm-quiet" }, `${data.axes[axis.value]}, logarithmic`),
@@ -75,7 +89,7 @@ export default explorable(({ data, stage, width, reset }) => {
     const told = found.map(([name, loss]) => `${data.arms[name].label} ${loss.toFixed(3)}`);
     const text =
       `At ${unit(at)} (${data.axes[axis.value]}) the lowest is ${told[0]} nats per character` +
-      `${told.length > 1 ? `; then ${told.slice(1).join(", ")}` : ""}.` +
+      `${told.length > 1 ? `; then ${told.slice(1).join("; ")}` : ""}.` +
       `${size ? " Only models of about this size are compared; the budget plays no part." : ""}`;
     words.say(text);
     picture.describe(`Held-out loss of ${names.length} models. ${text}`);
@@ -89,7 +103,7 @@ export default explorable(({ data, stage, width, reset }) => {
   );
   stage.append(
     h("p", { class: "mm-title" }, "One comparison, five yardsticks"),
-    h("p", {}, names.map((name, i) => `${i + 1} ${data.arms[name].label}`).join(", ") + ". Each curve is the mean of eight seeds on 8,000 held-out characters; its learning rate reaches 0 at its last point, so earlier points are of unfinished runs."),
+    h("p", {}, names.map((name, i) => `${i + 1} ${data.arms[name].label}`).join("; ") + ". Each curve is the mean of eight seeds on 8,000 held-out characters; its learning rate reaches 0 at its last point, so earlier points are of unfinished runs."),
     h("div", { class: "mm-controls" }, axis.element, budget.element),
     picture.element,
     h("div", { class: "mm-buttons" }, reset),
