@@ -5,7 +5,8 @@
 
 The counts are of three layers each. Those with token ids (eid2token) and those without (expert_counts) are of different
 runs. They are stored as pickles, which can run code when they are read: here only dictionaries, counters and NumPy's
-numbers are let in, and the numbers alone are kept.
+numbers are let in, and the numbers alone are kept. Those of domains go into minimoe/study/published, and so do those of
+OLMoE before and after its tuning, on one text.
 """
 
 import collections
@@ -20,7 +21,7 @@ import torch
 
 from minimoe.bench.timing import environment
 from minimoe.io import write_text
-from minimoe.study.counts import CountTable
+from minimoe.study.counts import PUBLISHED, CountTable
 
 SOURCE = {
     "source": "https://github.com/allenai/OLMoE, scripts/routing_output",
@@ -30,6 +31,11 @@ SOURCE = {
 }
 LAYERS = (1, 8, 16)
 MODELS = {"mistral": ("Mixtral-8x7B", 8, 2), "olmoe": ("OLMoE-1B-7B", 64, 8)}  # name, E, K
+STAGES = {"base": "olmoe", "SFT": "olmoe-sft", "DPO": "olmoe-dpo"}  # on conversations of Tulu
+TEXT = {
+    "domains": "text of five domains, cut to 2,048 tokens; layers 1, 8 and 16 of {layers}",
+    "stages": "one set of conversations of Tulu, read before and after tuning; layers 1, 8 and 16 of 16",
+}
 ALLOWED = {
     ("collections", "Counter"): collections.Counter,
     ("collections", "defaultdict"): collections.defaultdict,
@@ -72,8 +78,32 @@ def table(folder: Path, experts: int, k: int) -> CountTable:
     return CountTable(counts, tuple(files), LAYERS, k, token)
 
 
+def store(table: CountTable, name: str, **about: str) -> None:
+    """Counts of domains as a JSON file that `CountTable.read` reads, a layer a line."""
+    head = {**about, "experts_per_token": table.k, "layers": list(table.layers)}
+    lines = ["{", *(f" {json.dumps(x)}: {json.dumps(y)}," for x, y in head.items()), ' "counts": {']
+    for d, domain in enumerate(table.domains):
+        rows = ",\n   ".join(json.dumps(row) for row in table.counts[:, d, 0].tolist())
+        end = "," if d < len(table.domains) - 1 else ""
+        lines.append(f"  {json.dumps(domain)}: [\n   {rows}\n  ]{end}")
+    write_text(PUBLISHED / f"{name}.json", "\n".join([*lines, " }", "}"]) + "\n")
+
+
 def main(folder: Path) -> None:
     """Compute and store."""
+    said = {x: SOURCE[x] for x in ("source", "commit", "licence")}
+    for short, name, model, layers in (
+        ("mistral", "mixtral_8x7b", "Mixtral-8x7B-v0.1 (base)", 32),
+        ("olmoe", "olmoe_1b_7b", "OLMoE-1B-7B-0924 (base)", 16),
+    ):
+        counted = table(folder / short / "expert_counts", *MODELS[short][1:])
+        text = TEXT["domains"].format(layers=layers)
+        store(counted, f"{name}_domains", model=model, text=text, **said)
+    read_by = {x: read(folder / y / "expert_counts/tulu.pkl") for x, y in STAGES.items()}
+    counts = np.array([[[n[e] for e in range(64)] for n in by] for by in read_by.values()])
+    tuned = CountTable(counts.swapaxes(0, 1)[:, :, None], tuple(STAGES), LAYERS, 8)
+    about = {"model": "OLMoE-1B-7B-0924", "text": TEXT["stages"]} | said
+    store(tuned, "olmoe_1b_7b_stages", **about)
     rows: list[dict[str, Any]] = []
     for short, (name, experts, k) in MODELS.items():
         by_token, by_domain = (

@@ -3,6 +3,8 @@
     git clone https://github.com/deepseek-ai/ESFT
     python -m book.v2_lite ESFT/results/expert_scores      into book/results/v2_lite.json
 
+The counts of all layers go into minimoe/study/published.
+
 A file is one sparse layer's choices for a task's texts, a line each: experts, two tabs, their weights; six of 64
 experts for a token, in no order of weight, so they are sorted here. Which tokens were read is not published.
 """
@@ -15,10 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from book.published import store
 from minimoe.bench.timing import environment
 from minimoe.io import write_text
 from minimoe.study import chance as ch
+from minimoe.study.counts import CountTable, intervals
 from minimoe.study.depth import layer_dependence
+from minimoe.study.domains import domain_load
 from minimoe.study.paths import coactivation, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
@@ -83,6 +88,9 @@ def shared_beginning(path: ch.Ints, document: ch.Ints) -> ch.Mask:
 def main(folder: Path) -> None:
     """Compute and store."""
     trace = read(folder)
+    about = {x: SOURCE[x] for x in ("model", "source", "commit", "licence")}
+    text = "texts of four tasks, of which two have Chinese prompts; all 26 layers with experts"
+    store(CountTable.of(trace), "deepseek_v2_lite_tasks", text=text, **about)
     made = {kind: paths(trace, kind=kind, permutations=9).to_dict() for kind in ("first", "set")}
     steps = [ch.set_codes(trace.layer(n).astype(np.int64))[0] for n in LAYERS]
     path, document = ch.join(steps), trace.document.astype(np.int64)
@@ -106,6 +114,13 @@ def main(folder: Path) -> None:
         "coactivation": [
             {x: y for x, y in coactivation(trace, n, permutations=20).to_dict().items()
              if x not in ("conditional", "chance")}
+            for n in THREE
+        ],
+        "intervals": [
+            {x: y if x == "layer" else y.to_dict() for x, y in row.items()} for row in intervals(trace)
+        ],
+        "tasks": [
+            {x: y for x, y in domain_load(trace, n).to_dict().items() if x not in ("pooled", "share")}
             for n in THREE
         ],
         "dependence": layer_dependence(trace, layers=(1, 2, 13, 14, 25, 26)).to_dict(),
