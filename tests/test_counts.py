@@ -10,7 +10,7 @@ import torch
 from minimoe.__main__ import main
 from minimoe.errors import TraceError
 from minimoe.study.chance import mutual_information
-from minimoe.study.counts import REFUSED, CountTable, published, read_trace
+from minimoe.study.counts import PUBLISHED, REFUSED, CountTable, published, read_trace
 from minimoe.study.load import expert_load
 from minimoe.study.record import RandomRouters, RoutingRecorder, record_documents, source_of
 from minimoe.study.trace import RoutingTrace, TraceDocument
@@ -42,6 +42,35 @@ def test_mixtral_on_mmlu_gives_the_articles_numbers_in_its_layers_and_not_in_oth
     assert told[0]["limit"] == 2 and "token" not in told[0]
     assert {"source", "commit", "licence"} <= set(table.about)
     assert not table.load(1).known  # no documents, no interval
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.json")), ids=lambda path: path.stem)
+def test_published_counts_have_a_source(path):
+    table = published(path.stem)  # all layers of a domain hold as many assignments
+    assert {"model", "text", "source", "commit", "licence"} <= set(table.about)
+    assert len(table.about["commit"]) == 40
+
+
+def test_tuning_left_the_load_of_mixtral_nearly_as_it_was():
+    base, tuned = published(), published("mixtral_8x7b_instruct_mmlu")
+    assert base.domains == tuned.domains and (base.num_tokens == tuned.num_tokens).all()
+    share = [t.counts[:, :, 0] / (2 * t.num_tokens[:, None]) for t in (base, tuned)]
+    far = np.abs(share[0] - share[1]).sum(axis=-1) / 2
+    assert (far > 0.005).all() and (far < 0.09).all() and far.mean().round(3) == 0.028
+
+
+def test_the_stored_bits_of_domains_come_out_of_the_stored_counts(root):
+    rows = json.loads((root / "book/results/published_bits.json").read_text())["rows"]
+    for row in rows:
+        name = {"Mixtral-8x7B": "mixtral_8x7b", "OLMoE-1B-7B": "olmoe_1b_7b"}[row["model"]]
+        table = published(f"{name}_domains")
+        assert table.information(row["layer"])["domain"] == pytest.approx(row["domain"], abs=1e-4)
+        assert table.load(row["layer"]).value == pytest.approx(row["load"], abs=1e-4)
+    tasks = json.loads((root / "book/results/v2_lite.json").read_text())
+    table = published("deepseek_v2_lite_tasks")
+    assert table.num_tokens.tolist() == [t["tokens"] for t in tasks["by_task"].values()]
+    for row in tasks["intervals"]:
+        assert table.load(row["layer"]).value == pytest.approx(row["ratio"]["value"])
 
 
 def test_a_table_and_the_trace_it_was_counted_from_say_the_same():
