@@ -42,7 +42,13 @@ from minimoe.check.lesson07 import (
     what_a_program_reads,
 )
 from minimoe.check.lesson08 import account, load_strictly, rms_norm, rotate_pairs, to_fused
-from minimoe.check.lesson09 import at_equal_time, bits_per_byte, paired_difference, rival_widths
+from minimoe.check.lesson09 import (
+    at_equal_time,
+    bits_per_byte,
+    paired_difference,
+    rival_widths,
+    sparse_block,
+)
 from minimoe.check.lesson10 import bill, mfu, slope_at, worth
 from minimoe.check.lesson11 import (
     batch_hits,
@@ -132,6 +138,7 @@ __all__ = [
     "settled_beyond_chance",
     "slope_at",
     "slots_of_assignments",
+    "sparse_block",
     "swiglu",
     "switch_loss",
     "tile_takes",

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from minimoe.check.compare import Case, Suspects, case, judge, suspect
-from minimoe.check.forms import of_numbers
+from minimoe.check.forms import draw, like, of_numbers
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import near
 
@@ -445,3 +449,112 @@ def at_equal_time(function: Callable[[Curve, Curve], Pair]) -> str:
     return judge(
         function, right_at_equal_time, WrongAtEqualTime, cases, view, "09 §6", tolerance=1e-7
     )
+
+
+# --- 09.5, from the bug museum: the one expert that lost (mlfoundations/open_lm, issue 253) ----------------
+Weights = tuple[Tensor, Tensor, Tensor]
+
+
+def block(
+    x: Tensor,
+    numbers: Weights,
+    scores: Tensor,
+    k: int,
+    *,
+    act: Callable[[Tensor], Tensor] = F.silu,
+    gated: bool = True,
+    stds: Callable[[int, int, int], tuple[float, float]] = lambda d, f, _: (d**-0.5, f**-0.5),
+    weights: Callable[[Tensor, int], Tensor] = lambda best, _: best.softmax(-1),
+) -> Tensor:
+    """All experts on all tokens; `stds` of (D, F, E) are of gate and up, and of down."""
+    e, f, d = numbers[0].shape
+    inner, outer = stds(d, f, e)
+    gate, up, down = (n * s for n, s in zip(numbers, (inner, inner, outer), strict=True))
+    best, chosen = scores.topk(k, dim=-1)
+    hidden = act(torch.einsum("td,efd->tef", x, gate))
+    if gated:
+        hidden = hidden * torch.einsum("td,efd->tef", x, up)
+    y = torch.einsum("tef,edf->ted", hidden, down)
+    w = weights(best, e)
+    return (w[..., None] * y.gather(1, chosen[..., None].expand(-1, -1, d))).sum(1)
+
+
+def right_sparse_block(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> Tensor:
+    """Gated by SiLU, drawn as wide as the dense block."""
+    return block(x, numbers, scores, k)
+
+
+class WrongSparseBlock(Suspects):
+    @suspect("09 What could go wrong")
+    def as_it_was(*v: Any) -> Tensor:
+        """The bug is still there: GELU without a gate, and weights of standard deviation 0.02."""
+        return block(*v, act=F.gelu, gated=False, stds=lambda *_: (0.02, 0.02))
+
+    @suspect("09 What could go wrong")
+    def gelu_gate(*v: Any) -> Tensor:
+        """There is a gate now, but its activation is GELU. The dense block has SiLU."""
+        return block(*v, act=F.gelu)
+
+    @suspect("09 What could go wrong")
+    def without_gate(*v: Any) -> Tensor:
+        """SiLU is there, but the gate multiplies nothing. In the dense block silu(gate·x) is multiplied by up·x."""
+        return block(*v, gated=False)
+
+    @suspect("09 What could go wrong")
+    def old_stds(*v: Any) -> Tensor:
+        """The activation is the dense block's, the initial weights are not: all have standard deviation 0.02."""
+        return block(*v, stds=lambda *_: (0.02, 0.02))
+
+    @suspect("09 What could go wrong")
+    def one_std(*v: Any) -> Tensor:
+        """All three matrices are divided by √D. The second product adds up F numbers: down is divided by √F."""
+        return block(*v, stds=lambda d, *_: (d**-0.5, d**-0.5))
+
+    @suspect("09 §2")
+    def less_for_each(*v: Any) -> Tensor:
+        """The weights are divided by E. A weighted sum has the size of one expert's output already."""
+        return block(*v, weights=lambda best, e: best.softmax(-1) / e)
+
+    @suspect("09 §2")
+    def std_over_experts(*v: Any) -> Tensor:
+        """The second product is divided by √(E·F). A token passes through K experts of F, with weights that add up
+        to 1: each expert is drawn as the dense block is."""
+        return block(*v, stds=lambda d, f, e: (d**-0.5, (e * f) ** -0.5))
+
+    @suspect("09 §2")
+    def over_all(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> Tensor:
+        """The softmax is over all experts and is not divided by the sum of the chosen, so the weights add up to less
+        than 1."""
+        whole = scores.logsumexp(-1, keepdim=True)
+        return block(x, numbers, scores, k, weights=lambda best, _: (best - whole).exp())
+
+    @suspect("09 §2")
+    def even(*v: Any) -> Tensor:
+        """The chosen experts count the same. Their weights are the softmax of their scores."""
+        return block(*v, weights=lambda best, _: torch.full_like(best, 1 / best.shape[-1]))
+
+    @suspect("09 What could go wrong")
+    def exchanged(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> Tensor:
+        """Gate and up have changed places: SiLU is of gate·x."""
+        gate, up, down = numbers
+        return block(x, (up, gate, down), scores, k)
+
+
+@checks(CARDS["09.5"], WrongSparseBlock)
+def sparse_block(function: Callable[[Tensor, Weights, Tensor, int], Tensor]) -> str:
+    """Check function(x, numbers, scores, k) -> y [T, D]: experts as the dense block's MLP, which one expert equals."""
+    cases = [
+        case(
+            x=draw(i, t, d),
+            numbers=(draw(10 + i, e, f, d), draw(20 + i, e, f, d), draw(30 + i, e, d, f)),
+            scores=draw(40 + i, t, e),
+            k=k,
+        )
+        for i, (t, e, k, d, f) in enumerate(((3, 1, 1, 6, 20), (5, 4, 2, 8, 30), (4, 6, 3, 5, 11)))
+    ]
+    view = like("x", "y")
+    tried = judge(
+        function, right_sparse_block, WrongSparseBlock, cases, view, "09 What could go wrong"
+    )
+    expect_gradients(function, right_sparse_block, cases[1], ("scores", "x"), reread="09 §2")
+    return f"{tried}, and gradients"

@@ -5,6 +5,8 @@ import statistics
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 
 class RivalWidths(Any):
@@ -118,3 +120,47 @@ class AtEqualTime(Any):
         """says: All that is wrong is in difference"""
         at, difference = AtEqualTime.right_with_interp(a, b)
         return at, 1 + difference
+
+
+class SparseBlock(Any):
+    task = "09.5"
+
+    def right_token_by_token(x, numbers, scores, k):
+        gate, up, down = numbers
+        width, d = gate.shape[1:]
+        rows = []
+        for row, score in zip(x, scores, strict=True):
+            best = score.argsort(descending=True)[:k]
+            share = torch.exp(score[best] - torch.logsumexp(score[best], 0))
+            parts = [
+                down[e] @ (F.silu(gate[e] @ row / d**0.5) * (up[e] @ row)) / (d * width) ** 0.5
+                for e in best
+            ]
+            rows.append(sum(s * p for s, p in zip(share, parts, strict=True)))
+        return torch.stack(rows)
+
+    def right_all_experts_masked(x, numbers, scores, k):
+        width, d = numbers[0].shape[1:]
+        gate, up = (torch.einsum("td,efd->etf", x, n) / d**0.5 for n in numbers[:2])
+        y = torch.bmm(F.silu(gate) * up, numbers[2].transpose(1, 2)) * width**-0.5
+        least = scores.topk(k, dim=-1).values[:, -1:]
+        w = scores.masked_fill(scores < least, -torch.inf).softmax(-1)
+        return torch.einsum("te,etd->td", w, y)
+
+    def wrong_without_a_graph(x, numbers, scores, k):
+        """says: nothing can be learnt through scores"""
+        return SparseBlock.right_all_experts_masked(x, numbers, scores.detach(), k)
+
+    def wrong_twice_the_block(x, numbers, scores, k):
+        """says: 2 times the right"""
+        return 2 * SparseBlock.right_all_experts_masked(x, numbers, scores, k)
+
+    def wrong_worst_experts(x, numbers, scores, k):
+        """says: cases with k != 1 are wrong"""
+        width, d = numbers[0].shape[1:]
+        best = (-scores).topk(k, dim=-1).indices
+        mask = torch.zeros_like(scores).scatter(1, best, 1.0).bool()
+        w = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        gate, up = (torch.einsum("td,efd->etf", x, n) / d**0.5 for n in numbers[:2])
+        y = torch.bmm(F.silu(gate) * up, numbers[2].transpose(1, 2)) * width**-0.5
+        return torch.einsum("te,etd->td", w, y)
