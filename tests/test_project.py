@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2437,
-    "check": 9486,
+    "check": 9606,
     "core": 3718,
     "cost": 830,
     "course": 606,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1389,
     "zoo": 1099,
 }
-TESTS = 29_891  # and lines of Python that the tests may have
+TESTS = 31_091  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
