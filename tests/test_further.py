@@ -65,6 +65,19 @@ def test_an_expert_that_is_off_gets_nothing_and_its_tokens_take_the_next_best() 
         assert chosen == [x for x in ranked if x != 3][:2]
 
 
+def test_an_expert_is_off_where_all_its_choices_are_refused() -> None:
+    model, ids = tiny_model(), random_ids(2, 16)
+    routing = model(ids).routings[1]
+    own = fu.own_choice(routing)
+    off, refused = fu.without(3)(routing), fu.refused(own == 3)(routing)
+    assert torch.equal(off.expert, refused.expert) and torch.equal(off.weight, refused.weight)
+    one = torch.zeros_like(own, dtype=torch.bool)
+    one[5, 1] = True
+    order = routing.logits.argsort(dim=1, descending=True)
+    expected = torch.where(torch.arange(32)[:, None] == 5, order[:, [0, 2]], order[:, :2])
+    assert torch.equal(fu.own_choice(fu.refused(one)(routing)), expected)
+
+
 def test_ranks_and_evenness() -> None:
     model, ids = tiny_model(), random_ids(2, 8)
     routing = model(ids).routings[0]

@@ -100,6 +100,17 @@ def without(expert: int) -> Change:
     return ranked(lambda x: x.index_fill(1, torch.tensor([expert], device=x.device), -torch.inf))
 
 
+def refused(choices: Tensor) -> Change:
+    """These of the choices [T, K] are off, each for its own token alone, which takes its next best instead."""
+
+    def change(routing: Routing) -> Routing:
+        off = torch.zeros(routing.shape, dtype=torch.bool, device=choices.device)
+        off.scatter_(1, own_choice(routing), choices)
+        return ranked(lambda x: x.masked_fill(off, -torch.inf))(routing)
+
+    return change
+
+
 def replayed(expert: Tensor) -> Change:
     """Experts [T, K] of another pass, which may be those of other texts, at the same places."""
     return lambda routing: choose(routing, expert)
