@@ -427,6 +427,8 @@ def test_costs_and_next_tokens_equal_pytorch_with_experts_off_or_forced(
 ) -> None:
     off = [0, 2, 3, 4, 5, 6, 7]
     rules: list[Any] = [{}, {"5": off}, {"2": [3]}, {str(layer): off for layer in range(6)}]
+    broken = [[0, 4], [0, 7], *([3, e] for e in range(8) if e != 6), [5, 2]]
+    rules.append(in_router("m.switched(given, 8)", broken))
     asked = [(text, only) for text in (EXAMPLES[0]["text"], TEXTS[1], TEXTS[9]) for only in rules]
     # what was read under other rules is not taken for the next reading, of the same text
     told = in_page(file, [{"text": text, "only": only or None} for text, only in asked], more=True)
@@ -447,6 +449,10 @@ def test_probabilities_at_a_temperature_and_allowed_experts() -> None:
     off = in_router("m.allowed({how: 'off', expert: 2}, [1, 3], 4)")
     assert off == {"1": [0, 1, 3], "3": [0, 1, 3]}
     assert in_router("m.allowed({how: 'forced', expert: 2}, [0], 4)") == {"0": [2]}
+    assert in_router("m.switched([[1, 0], [1, 3], [3, 1]], 4)") == {"1": [1, 2], "3": [0, 2, 3]}
+    # beside a rule, and never without an expert
+    assert in_router("m.switched([[0, 2], [1, 0]], 3, {0: [2]})") == {"0": [2], "1": [1, 2]}
+    assert in_router("m.switched([], 3)") == {}
 
 
 def test_the_recorded_run_is_what_the_page_finds(file: Path) -> None:

@@ -473,6 +473,39 @@ def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen
     assert seen.problems() == []
 
 
+def test_live_router_breaks_by_switches(seen: Seen) -> None:
+    element = live_router(seen)
+    element.query_selector(".lr-break summary").click()
+    boxes = {
+        box.get_attribute("aria-label"): box
+        for box in element.query_selector_all(".lr-break input")
+    }
+    assert len(boxes) == 48
+    for expert in (5, 2):
+        boxes[f"expert {expert} at layer 1"].focus()
+        seen.page.keyboard.press("Space")
+    assert "more than the 4.06 as trained" in costs(
+        seen, "With expert 2 at layer 1, expert 5 at layer 1 off"
+    )
+    first = element.query_selector("input[type=range]")
+    first.focus()
+    seen.page.keyboard.press("Home")
+    shown = set(seen.each(".lr-token :is(b, i)", "e => e.textContent"))
+    assert shown and not {"2", "5"} & shown
+    # a layer keeps one expert
+    for expert in (1, 3, 4, 6, 7):
+        boxes[f"expert {expert} at layer 1"].click()
+    assert boxes["expert 8 at layer 1"].is_disabled()
+    costs(seen, "With 7 switches off")
+    assert {"8", "–"} == set(seen.each(".lr-token :is(b, i)", "e => e.textContent"))
+    element.query_selector("button:has-text('All on')").click()
+    costs(seen, "To predict it")
+    assert all(box.is_checked() and box.is_enabled() for box in boxes.values())
+    rows = element.query_selector_all(".mm-table:has-text('What you tried') tbody tr")
+    assert len(rows) >= 2 and "+" in rows[-1].text_content()
+    assert seen.problems() == []
+
+
 def test_live_router_has_a_tour_of_six_steps(seen: Seen) -> None:
     element = live_router(seen)
     element.query_selector("button:has-text('Guided tour')").click()

@@ -25,6 +25,9 @@ const LOOK = `
 .lr .lr-detail th.lr-now { text-decoration: underline; font-weight: bold; }
 .lr .lr-detail .lr-name { text-align: center; color: var(--lr-ink); font-weight: bold; border-radius: 3px; }
 .lr .lr-detail tfoot td { background: none; }
+.lr-break { margin: 0.5rem 0; }
+.lr-break label { display: block; padding: 2px 4px; text-align: center; cursor: pointer; }
+.lr-break input { inline-size: 1.15rem; block-size: 1.15rem; margin: 0; }
 .lr-live { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem; min-height: 2.2rem; }
 .lr-costs { min-height: 2.9em; }
 .lr-next { display: grid; grid-template-columns: minmax(5rem, 1fr) 2fr 3.5rem; gap: 0.5rem; align-items: center; width: 100%; max-width: 30rem; font: inherit; text-align: start; color: var(--mm-text); background: none; border: 0; border-radius: 3px; padding: 1px 2px; cursor: pointer; }
@@ -146,6 +149,38 @@ export function detail(layers, experts) {
       });
     },
   };
+}
+
+// A switch for every expert at every layer: {element, off(), reset()}; off() are the [layer, expert] that are off. A layer
+// keeps one expert.
+export function switches(layers, experts, onchange) {
+  const every = (n) => Array.from({ length: n }, (_, i) => i);
+  const boxes = every(layers).map((l) => every(experts).map((e) => h("input", { type: "checkbox", checked: true, "aria-label": `expert ${e + 1} at layer ${l + 1}`, oninput: changed })));
+  const off = () => boxes.flatMap((column, l) => every(experts).filter((e) => !column[e].checked).map((e) => [l, e]));
+  function guard() {
+    for (const column of boxes) {
+      const on = column.filter((box) => box.checked);
+      for (const box of column) box.disabled = on.length === 1 && box.checked;
+    }
+  }
+  function reset() {
+    for (const box of boxes.flat()) box.checked = true;
+    guard();
+  }
+  function changed() {
+    guard();
+    onchange();
+  }
+  const row = (e) => h("tr", {}, h("th", { scope: "row", class: "lr-name", style: `background: ${colour(e)}` }, String(e + 1)), boxes.map((column) => h("td", {}, h("label", {}, column[e]))));
+  const element = h("details", { class: "lr-break" },
+    h("summary", {}, `Break it: a switch for each of ${experts} experts at ${layers} layers`),
+    h("p", {}, "Switch experts off. Their tokens go to the next best one, and the loss of the text follows. Which ones are missed, those that read much, or others? Each layer keeps one expert."),
+    h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "switches" },
+      h("table", { class: "lr-detail" },
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "layer"), every(layers).map((l) => h("th", { scope: "col" }, String(l + 1))))),
+        h("tbody", {}, every(experts).map(row)))),
+    h("div", { class: "mm-buttons" }, button("All on", () => (reset(), onchange()))));
+  return { element, off, reset };
 }
 
 // Bars of this text's load [E], with a domain's average as lines.

@@ -5,7 +5,7 @@
 export function loads(choices, layers, experts) {
   return Array.from({ length: layers }, (_, l) => {
     const counts = new Array(experts).fill(0);
-    choices.forEach((token) => token[l].experts.forEach((e) => (counts[e] += 1)));
+    choices.forEach((token) => token[l].experts.forEach((e, i) => (counts[e] += token[l].weights[i] ? 1 : 0))); // of weight 0 where the others are off
     const total = sum(counts) || 1;
     return counts.map((count) => count / total);
   });
@@ -38,6 +38,16 @@ export function allowed({ how, expert }, layers, experts) {
   return Object.fromEntries(layers.map((l) => [l, how === "forced" ? [expert] : every.filter((e) => e !== expert)]));
 }
 
+// The same, {layer: [experts]}, where the switches [layer, expert] in `off` are off besides; the last expert of a layer stays.
+export function switched(off, experts, rules = {}) {
+  const found = { ...rules };
+  for (const [l, expert] of off) {
+    const rest = (found[l] ?? Array.from({ length: experts }, (_, e) => e)).filter((e) => e !== expert);
+    if (rest.length) found[l] = rest;
+  }
+  return found;
+}
+
 const mean = (numbers) => sum(numbers) / numbers.length;
 const text = (bytes) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes));
 
@@ -45,7 +55,7 @@ export default explorable(({ model, data, stage, width }) => {
   const { layers, experts, k, domains, agreement, recorded } = data;
   const first = data.examples[0];
   const middle = Math.ceil(layers / 2);
-  const state = { without: false, step: -1 };
+  const state = { without: false, step: -1, tried: new Map() };
   let found;
   let live; // promise of the engine, from when the reader first acts
   let weights;
@@ -74,6 +84,8 @@ export default explorable(({ model, data, stage, width }) => {
     oninput: ask,
   });
   const where = select({ label: "where", options: [["one", "at the layer shown"], ["all", "at every layer"]], oninput: ask });
+  const board = switches(layers, experts, ask);
+  const tried = table("What you tried with this text", ["changed", "nats per token", "more than as trained"]);
   const starter = button("Start", ask);
   const running = h("span", { role: "status" }, `A recorded run; the model itself is loaded when you start it (${si(data.bytes, "B", 2)}). `);
   const buttons = data.examples.map((example) => button(example.name, () => take(example)));
@@ -115,15 +127,18 @@ export default explorable(({ model, data, stage, width }) => {
   }
 
   function only() {
-    if (!what.value) return null;
     const [how, expert] = what.value.split(" ");
     const at = where.value === "one" ? [layer.value - 1] : Array.from({ length: layers }, (_, l) => l);
-    return allowed({ how, expert: Number(expert) }, at, experts);
+    const rules = switched(board.off(), experts, what.value ? allowed({ how, expert: Number(expert) }, at, experts) : {});
+    return Object.keys(rules).length ? rules : null;
   }
 
   // What is asked, in words: they come back with the answer, because the controls may have moved on by then.
   function change() {
-    return `${what.input.selectedOptions[0].textContent.replace(" is", "")} at ${where.value === "one" ? `layer ${layer.value}` : "every layer"}`;
+    const off = board.off();
+    const one = `${what.input.selectedOptions[0].textContent.replace(" is", "")} at ${where.value === "one" ? `layer ${layer.value}` : "every layer"}`;
+    const several = off.length <= 3 ? `${off.map(([l, e]) => `expert ${e + 1} at layer ${l + 1}`).join(", ")} off` : `${off.length} switches off`;
+    return [what.value && one, off.length && several].filter(Boolean).join(" and ");
   }
 
   // Have the text read, as trained first where it is to be compared.
@@ -136,9 +151,11 @@ export default explorable(({ model, data, stage, width }) => {
 
   function answered(answer) {
     const plain = answer.only === null;
+    if (plain && found.plainText !== answer.text) state.tried = new Map();
     if (plain) [found.plain, found.plainText] = [answer.costs, answer.text];
+    else if (answer.text === found.plainText && answer.costs.length) state.tried.set(JSON.stringify(answer.only), [answer.change, mean(answer.costs)]);
     show({ ...answer, plain: answer.text === found.plainText ? found.plain : null });
-    if (plain && answer.text === input.value && (what.value || state.without)) {
+    if (plain && answer.text === input.value && (only() || state.without)) {
       if (state.without) {
         const own = found.load[layer.value - 1];
         what.set(`off ${own.indexOf(Math.max(...own))}`);
@@ -163,6 +180,7 @@ export default explorable(({ model, data, stage, width }) => {
 
   function reset() {
     what.set("");
+    board.reset();
     where.set("one");
     temperature.set(1);
     layer.set(middle);
@@ -190,6 +208,7 @@ export default explorable(({ model, data, stage, width }) => {
     back.disabled = step === 0;
     on.disabled = step === TOUR.length - 1;
     what.set("");
+    board.reset();
     where.set("one");
     temperature.set(said.temperature ?? 1);
     layer.set(said.layer);
@@ -248,6 +267,9 @@ export default explorable(({ model, data, stage, width }) => {
     picture.describe(`Share of choices that each of ${experts} experts gets at layer ${l + 1}, of this text and of “${other.title}”. ${said}`);
     numbers.set(own.map((share, e) => [String(e + 1), percent(share, 1), percent(other.load[l][e], 1), difference(share - other.load[l][e], 1)]));
     costs.textContent = paid();
+    const trained = found.plain ? mean(found.plain) : 0;
+    const more = (nats) => `${nats < 0 ? "−" : "+"}${Math.abs(nats).toFixed(3)}`;
+    tried.set([...state.tried.values()].map(([changed, now]) => [changed, now.toFixed(3), more(now - trained)]).reverse());
     const probs = found.logits ? distribution(found.logits, temperature.value) : null;
     next.show(found.next.map(({ bytes }) => ({ text: text(bytes), written: written(bytes) })), found.next.map(({ token, p }) => (probs ? probs[token] : p)));
     if (state.step >= 0) tourText.textContent = found.logits && found.text === input.value ? TOUR[state.step][2](found) : "The model reads …";
@@ -282,7 +304,9 @@ export default explorable(({ model, data, stage, width }) => {
     gone,
     cut,
     words.element,
+    more(board.element),
     more(costs),
+    more(tried.element),
     more(h("div", { class: "lr-both" },
       one.element,
       h("div", {}, h("p", {}, "Load: bars, this text; lines, the domain's average."), picture.element))),
