@@ -204,10 +204,16 @@ def test_what_random_weights_show_as_well_is_no_agreement() -> None:
     assert clear.verdict == say.AGREES and "Random weights: " in clear.parts[0].found
     same = say.beside([trained], [trained])[0]
     assert same.verdict == say.UNKNOWN and "the difference is not clear" in same.parts[0].found
+    alone = say.beside([trained], None)[0]
+    assert trained.verdict == say.AGREES and alone.verdict == say.UNKNOWN
+    assert "without a control nobody can tell" in alone.parts[0].found
+    flat = words.judge_frequent(study(simulate(1, **sure)))
+    assert flat.verdict == say.beside([flat], None)[0].verdict == say.DISAGREES
     # C16 is no claim about what training made
     skewed = simulate(1, works=120, base=skewed_loads(3.0), concentration=1e4)
     uneven = judge_imbalance(study(skewed))
-    assert say.beside([uneven], [uneven])[0].verdict == say.AGREES
+    for control in ([uneven], None):
+        assert say.beside([uneven], control)[0].verdict == say.AGREES
 
 
 def test_every_claim_has_words_rule_and_figures_and_is_dated() -> None:

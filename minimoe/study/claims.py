@@ -112,17 +112,24 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def beside(
-    made: Sequence[Finding], untrained: Sequence[Finding], control: str = "Random weights"
+    made: Sequence[Finding],
+    untrained: Sequence[Finding] | None,
+    control: str = "Random weights",
 ) -> tuple[Finding, ...]:
     """Findings with what the same rules give for random weights on the same text, part by part.
 
     Where a claim is about what training made (`learnt` in claims.toml), a part agrees only if its effect lies clearly
-    above that of random weights: the lower end of its interval above their upper end.
+    above that of random weights: the lower end of its interval above their upper end. With no control, None, none of
+    its parts agrees.
     """
-    known = {(f.claim, p.what): p for f in untrained for p in f.parts}
+    known = {(f.claim, p.what): p for f in untrained or () for p in f.parts}
 
     def compared(part: Part, claim: str) -> Part:
         other = known.get((claim, part.what))
+        if untrained is None and claims()[claim].get("learnt") and part.verdict == AGREES:
+            return dataclasses.replace(
+                part, found=told("uncontrolled.part", part=part), verdict=UNKNOWN
+            )
         if other is None or not other.said:
             return part
         found, verdict = f"{part.found}. {control}: {other.said} ({other.verdict})", part.verdict

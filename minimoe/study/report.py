@@ -31,7 +31,17 @@ from minimoe.study import domains, load, paths, vocabulary
 from minimoe.study import measurements as ms
 from minimoe.study import questions as qs
 from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, document_labels
-from minimoe.study.claims import Finding, Part, at_layers, beside, counted, of_layers, times, told
+from minimoe.study.claims import (
+    Finding,
+    Part,
+    at_layers,
+    beside,
+    claims,
+    counted,
+    of_layers,
+    times,
+    told,
+)
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
 from minimoe.study.drawing import Figure, require_matplotlib
@@ -43,11 +53,6 @@ from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.domains import DOMAINS
 from minimoe.train.environment import processor_name
-
-NO_CONTROL = (
-    "Left out: the control with random routers, for a server does not give the hidden states that they would read. So "
-    "no verdict here says that training made what is seen."
-)
 
 
 def run_study(
@@ -138,7 +143,7 @@ def run_study(
         m, missing = ms.measure(trace, say=lambda x: stage(f"measuring {x}"), **options)
         left_out = [*read.left_out, *missing]
         if server is not None:
-            left_out += [NO_CONTROL, *checks(out / "trace")]
+            left_out += checks(out / "trace")
         stage("drawing")
         drawn = draw(m, found.tokenizer, dict(read.titles))
         for name, figure in drawn.items():
@@ -147,6 +152,10 @@ def run_study(
         untrained = control.result()
     titles = read.titles or {d.topic or "": spell(d.topic or "") for d in trace.documents}
     made = findings(m, titles, untrained)
+    if untrained is None:
+        learnt = [f.claim for f in made if claims()[f.claim].get("learnt")]
+        left_out.append(told("uncontrolled.study", claims=learnt))
+        made = beside(made, None)
     itself = mixtral_itself(made, m)
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
