@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,22 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
     if not isinstance(values, dict):
         raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")
     return values
+
+
+def json_lines(path: Path, error: type[MinimoeError]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in a file of JSON lines, each with its place ('FILE, line 3'); an `error` names the first fault."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
+    except (OSError, UnicodeDecodeError) as reason:
+        raise error(f"{path} cannot be read as text ({reason})") from reason
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            place, row = f"{path}, line {number}", None
+            with contextlib.suppress(ValueError):
+                row = parse_json(line)
+            if not isinstance(row, dict):
+                raise error(f"{place}: expected a JSON object, got {line[:60]}")
+            yield place, row
 
 
 @contextlib.contextmanager

@@ -136,8 +136,8 @@ def test_what_a_server_returns_is_recorded_in_any_layers_and_checked(url, tmp_pa
     right(record(url, tmp_path / "a"))
     right(record(url, tmp_path / "b", layers=(2, 4), concurrency=1), (2, 4))
     said = " ".join(checks(tmp_path / "a"))
-    assert f"{sum(map(len, TOKENS))} tokens" in said and "0 tokens were dropped" in said
-    assert "Asked again alone: 2 windows; 100.00% of" in said
+    assert f"{sum(map(len, TOKENS))} tokens" in said and "tokens dropped: 0." in said
+    assert "Asked again alone: 2 windows; 100.00 % of" in said
     assert {path for path, _ in Fake.seen} == {
         "/generate" if owner == "sglang" else "/v1/completions"
     }
@@ -157,7 +157,7 @@ def test_a_fault_that_passes_costs_nothing(url, tmp_path, fault):
     [
         (429, "does not answer .*429 own words"), (400, "refused .*400 own words"),
         (401, "401 own words.*api-key-env"), (404, "404 own words"), (302, "refused .*302"),
-        ("reset", "does not answer"), ("truncated", "cut off"), ("wrong K", r"\[.*\], expected|2 experts a token"),
+        ("reset", "does not answer"), ("truncated", "cut off"), ("wrong K", r"\[.*\], expected .* 4 experts a token"),
         ("-1", "of -1"), ("255", "of 255"), ("zeros", "of zeros"),
         ("ids", "other token ids"), ("model", "'other' answered"),
     ],

@@ -437,13 +437,16 @@ def test_the_same_folder_is_the_same_experiment_unless_questions_or_domains_say_
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "holds no question"),
-        ("\n \n", "holds no question"),
+        ("", "holds no text"),
+        ("\n \n", "holds no text"),
         ('{"subject": "a"}', "line 1: expected an object"),
-        ('{"subject": "a", "text": "b"}\nnot JSON', "line 2: expected an object"),
+        ('{"subject": "a", "text": "b"}\nnot JSON', "line 2: expected a JSON object"),
         ('{"subject": "a", "text": " "}', "line 1"),
         ('{"subject": 3, "text": "b"}', "line 1"),
         ('["a", "b"]', "line 1"),
+        ('{"text": "a"}', "line 1: expected an object"),
+        ('{"domain": "a", "topic": 1, "text": "b"}', "line 1: expected an object"),
+        ('{"domain": "a", "text": "\\ud800"}', "line 1: the text of document '1'"),
         ('{"subject": "a", "text": "b", "id": "1"}\n' * 2, "the id '1' stands for several"),
     ],
 )
@@ -462,6 +465,13 @@ def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
     # U+2028 ends a line to Python's splitlines, not to JSON lines
     path.write_text('{"subject": "a", "text": "one\u2028two"}\r\n', encoding="utf-8")
     assert [q.text for q in question_set(path).questions] == ["one\u2028two"]
+    path.write_text(
+        '{"domain": "a", "id": "1", "text": "x"}\n{"domain": "b", "id": "1", "text": "x"}'
+    )
+    assert {(q.domain, q.id, q.topic) for q in question_set(path).questions} == {
+        ("a", "1", None),
+        ("b", "1", None),
+    }
 
 
 def test_folders_that_lack_something(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from minimoe.checkpoint import pretrained_path, weights_fingerprint
 from minimoe.errors import CorpusError, MinimoeError, TraceError
-from minimoe.io import parse_json
+from minimoe.io import json_lines
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
 from minimoe.study.claims import told
 from minimoe.study.measurements import three_layers
@@ -122,32 +122,23 @@ def _mmlu_test() -> list[Document]:
 
 
 def _from_file(path: Path) -> list[Document]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} cannot be read as text ({error})") from error
-    documents: dict[str, Document] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = parse_json(line)
-            if not all(row[key].strip() for key in ("subject", "text")):
-                raise ValueError("subject or text is empty")
-            name = str(row.get("id", number))
-            document = Document("questions", name, row["text"], row["subject"])
-        except CorpusError as error:
-            raise CorpusError(f"{path}, line {number}: {error}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+    documents: dict[tuple[str, str], Document] = {}
+    for number, (place, row) in enumerate(json_lines(path, CorpusError), 1):
+        topic, text, name = row.get("topic", row.get("subject")), row.get("text"), row.get("id")
+        domain = row.get("domain", "questions" if topic else None)
+        if not all(isinstance(x, str) and x.strip() for x in (domain, text, topic or domain)):
             raise CorpusError(
-                f'{path}, line {number}: expected an object like {{"subject": "law", "text": "What is ...?"}}, '
-                f"got {line[:60]}"
-            ) from error
-        if name in documents:
-            raise CorpusError(f"{path}: the id {name!r} stands for several questions")
-        documents[name] = document
+                f'{place}: expected an object like {{"subject": "law", "text": "What is ...?"}} or {{"domain": "law", '
+                f'"id": "17", "text": "..."}}, got {json.dumps(row)[:60]}'
+            )
+        try:
+            document = Document(domain, str(name or number), str(text), topic or None)
+        except CorpusError as error:
+            raise CorpusError(f"{place}: {error}") from error
+        if documents.setdefault((domain, document.id), document) is not document:
+            raise CorpusError(f"{path}: the id {document.id!r} stands for several texts")
     if not documents:
-        raise CorpusError(f"{path} holds no question")
+        raise CorpusError(f"{path} holds no text")
     return list(documents.values())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,26 @@ import torch
 from safetensors.numpy import load_file
 
 from minimoe.errors import TraceError
-from minimoe.io import parse_json
-from minimoe.study.engines.replies import (
-    UNRANKED,
-    Experts,
-    Shape,
-    checked_row,
-    decode,
-    meta_of,
-    settled,
-)
-from minimoe.study.record import ForeignSource, Window, joined
+from minimoe.io import json_lines
+from minimoe.study.engines import replies
+from minimoe.study.engines.replies import Experts, Shape
+from minimoe.study.record import ForeignSource, Row, Window, joined
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
-#: a document as a file has it: its record, ids [n], choices [m, L, K] of the first m, and weights if known
+Object = dict[str, Any]
+#: a sequence as a file has it: its record, ids [n], choices [m, L, K] of the first m, and weights if known
 Part = tuple[TraceDocument, npt.NDArray[np.int64], Experts, "npt.NDArray[np.float32] | None"]
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Generator[None]:
+    """What fails inside is a TraceError that says where."""
+    try:
+        yield
+    except KeyError as error:
+        raise TraceError(f"{place}: {error} is missing") from error
+    except Exception as error:  # a damaged zip, for one, fails in a dozen ways
+        raise TraceError(f"{place}: {error}") from error
 
 
 def read_replay(path: str | Path, shape: Shape) -> RoutingTrace:
@@ -38,70 +44,37 @@ def read_replay(path: str | Path, shape: Shape) -> RoutingTrace:
     [B, n − 1 or n, layers, K] with `attention_mask` [B, n]. The last token was generated, not read,
     so it is not in the trace. Raises TraceError, with the file: another form, or choices that fail the checks.
     """
-    path = Path(path)
-    sequences = _lines(path) if path.suffix in (".jsonl", ".json") else _arrays(path)
-    parts = list[Part]()
-    for number, row in enumerate(sequences, 1):
-        try:
+    path, parts = Path(path), list[Part]()
+    lines = path.suffix in (".jsonl", ".json")
+    for number, (place, row) in enumerate(
+        json_lines(path, TraceError) if lines else _arrays(path), 1
+    ):
+        with _at(place):
             ids = np.asarray(row["input_ids"])
             if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-                raise TraceError(
-                    f"input_ids is {ids.dtype} {list(ids.shape)}, expected 2 ids or more"
-                )
-            expert = decode(row.get("routed_experts"), len(ids) - 1, shape)
-        except (TraceError, KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"{path}, sequence {number}: {_said(error)}") from error
-        parts.append((_document(row, number), ids, expert, None))
+                found = f"{ids.dtype} {list(ids.shape)}"
+                raise ValueError(f"input_ids is {found}, expected 2 ids or more")
+            expert = replies.decode(row.get("routed_experts"), len(ids) - 1, shape)
+            parts.append((_document(row, str(number)), ids, expert, None))
     return _trace(parts, shape, path)
 
 
-def _said(error: Exception) -> str:
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+def _document(row: Object, name: str) -> TraceDocument:
+    return TraceDocument(str(row.get("domain", "text")), str(row.get("id", name)), row.get("topic"))
 
 
-def _document(row: dict[str, Any], number: int) -> TraceDocument:
-    return TraceDocument(
-        str(row.get("domain", "text")), str(row.get("id", number)), row.get("topic")
-    )
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path} cannot be read as text ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row: Any = parse_json(line)
-            except ValueError as error:
-                raise TraceError(f"{path}, line {number}: no JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise TraceError(f"{path}, line {number}: expected an object, got {line[:60]}")
-            yield row
-
-
-def _arrays(path: Path) -> Iterator[dict[str, Any]]:
-    names = ("input_ids", "routed_experts", "attention_mask")
-    try:
-        if path.suffix == ".safetensors":
-            held: Any = load_file(path)
-        else:
-            with np.load(path, allow_pickle=False) as stored:
-                held = {name: stored[name] for name in names if name in stored}
+def _arrays(path: Path) -> Iterator[tuple[str, Object]]:
+    """The sequences of an npz or safetensors file without their padding."""
+    with _at(f"{path}: expected JSON lines, npz or safetensors with input_ids and routed_experts"):
+        held: Any = load_file(path) if path.suffix == ".safetensors" else np.load(path)
         ids, expert = held["input_ids"], held["routed_experts"]
-    except Exception as error:  # a damaged zip fails in a dozen ways
-        raise TraceError(
-            f"{path}: expected JSON lines, npz or safetensors with input_ids and routed_experts ({_said(error)})"
-        ) from error
-    if ids.ndim == 1:
-        ids, expert = ids[None], expert[None]
-    mask = np.asarray(held.get("attention_mask", np.ones(ids.shape)), np.bool_).reshape(ids.shape)
-    if len(expert) != len(ids):
-        raise TraceError(f"{path}: choices of {len(expert)} sequences for the ids of {len(ids)}")
-    for own, chosen, real in zip(ids, expert, mask, strict=True):
-        kept = own[real]
-        yield {"input_ids": kept, "routed_experts": chosen[real[: len(chosen)]][: len(kept) - 1]}
+        real = np.asarray(held.get("attention_mask", np.ones(ids.shape)), np.bool_)
+        if ids.ndim == 1:
+            ids, expert, real = ids[None], expert[None], real[None]
+        for number, (own, chosen, kept) in enumerate(zip(ids, expert, real, strict=True), 1):
+            last = kept.sum() - 1
+            taken = {"input_ids": own[kept], "routed_experts": chosen[kept[: len(chosen)]][:last]}
+            yield f"{path}, sequence {number}", taken
 
 
 def read_megatron(folder: str | Path, batches: str | Path, shape: Shape) -> RoutingTrace:
@@ -115,73 +88,55 @@ def read_megatron(folder: str | Path, batches: str | Path, shape: Shape) -> Rout
 
     Raises TraceError, with the file and step: several ranks, other layers, ids that do not fit, or failed checks.
     """
-    folder, samples = Path(folder), dict[int, dict[int, dict[str, Any]]]()
+    folder, parts = Path(folder), list[Part]()
     files = sorted(folder.glob("router_trace_rank*.jsonl"))
     if len(files) != 1:
         raise TraceError(
             f"{folder} holds the router traces of {len(files)} ranks; expected that of one, without tensor, pipeline, "
             "context or data parallelism"
         )
-    for row in _lines(Path(batches)):
-        if not all(isinstance(row.get(key), int) for key in ("step", "sample")):
-            raise TraceError(f"{batches}: expected step, sample and input_ids in every line")
-        samples.setdefault(row["step"], {})[row["sample"]] = row
-    steps = dict[int, dict[int, dict[str, Any]]]()
-    for record in _lines(files[0]):
+    samples, steps = defaultdict[int, dict[int, Object]](dict), dict[int, dict[int, Object]]()
+    for place, row in json_lines(Path(batches), TraceError):
+        with _at(place):
+            samples[row["step"]][row["sample"]] = {**row, "input_ids": np.array(row["input_ids"])}
+    for place, record in json_lines(files[0], TraceError):
         if record.get("mtp_idx") is None and record.get("block", "decoder") == "decoder":
-            layers = steps.setdefault(record["step"], {})
-            if record["layer"] in layers:
-                raise TraceError(
-                    f"{files[0]}: step {record['step']} has layer {record['layer']} twice; trace one batch a step"
-                )
-            layers[record["layer"]] = record
-    sidecar = (
-        files[0].with_name(files[0].name.replace("router_trace", "logits")).with_suffix(".bin")
-    )
-    raw = sidecar.read_bytes() if sidecar.is_file() else None
-    parts = list[Part]()
+            with _at(place):
+                layers = steps.setdefault(record["step"], {})
+                if layers.setdefault(record["layer"], record) is not record:
+                    raise ValueError("this layer a second time in its step; trace one batch a step")
+    logits = files[0].with_name(files[0].name.replace("router_trace", "logits")).with_suffix(".bin")
+    raw = logits.read_bytes() if logits.is_file() else None
     for step, layers in steps.items():
-        at = f"{files[0]}, step {step}"
-        first = next((n for n in (0, 1) if {*layers} == {x - 1 + n for x in shape.layers}), None)
-        if first is None:
-            raise TraceError(
-                f"{at}: layers {sorted(layers)} are those with experts of the configuration ({list(shape.layers)}, "
-                "counted from 1) neither counted from 0 nor from 1"
-            )
-        records = [layers[number] for number in sorted(layers)]
-        rows = [samples.get(step, {})[n] for n in sorted(samples.get(step, {}))]
-        ids = [np.asarray(row.get("input_ids", [])) for row in rows]
-        count, b = len(records[0]["top_indices"]), len(ids)
-        if not ids or any(len(x) != len(ids[0]) for x in ids) or b * len(ids[0]) != count:
-            raise TraceError(
-                f"{at}: {batches} gives {b} samples of {sorted({len(x) for x in ids})} ids for {count} tokens"
-            )
-        try:
-            stacked = np.stack([np.asarray(r["top_indices"]) for r in records], axis=1)
-            expert, weight = decode(stacked, count, shape), None
+        with _at(f"{files[0]}, step {step}"):
+            if not any({*layers} == {x - first for x in shape.layers} for first in (0, 1)):
+                raise ValueError(
+                    f"layers {sorted(layers)} are those with experts of the configuration ({list(shape.layers)}, "
+                    "counted from 1) neither counted from 0 nor from 1"
+                )
+            records = [layers[number] for number in sorted(layers)]
+            rows = [samples[step][n] for n in sorted(samples[step])]
+            count, lengths = len(records[0]["top_indices"]), [len(row["input_ids"]) for row in rows]
+            if len({*lengths}) != 1 or sum(lengths) != count:
+                raise ValueError(
+                    f"{batches} gives {len(rows)} samples of {lengths} ids for {count} tokens"
+                )
+            chosen = np.stack([np.asarray(r["top_indices"]) for r in records], axis=1)
+            expert, weight = replies.decode(chosen, count, shape), None
             if raw is not None:
                 expert, weight = _ranked(expert, [_logits(raw, r) for r in records])
-        except (TraceError, ValueError, KeyError, IndexError) as error:
-            raise TraceError(f"{at}: {_said(error)}") from error
-        for sample, (row, own) in enumerate(zip(rows, ids, strict=True)):
-            name = {"id": f"{step}/{row['sample']}"} | row
-            parts.append(
-                (
-                    _document(name, 0),
-                    own,
-                    expert[sample::b],
-                    None if weight is None else weight[sample::b],
-                )
-            )
+            for sample, row in enumerate(rows):
+                each = slice(sample, None, len(rows))
+                of = _document(row, f"{step}/{row['sample']}"), row["input_ids"]
+                parts.append((*of, expert[each], None if weight is None else weight[each]))
     return _trace(parts, shape, files[0], ranked=raw is not None)
 
 
-def _logits(raw: bytes, record: dict[str, Any]) -> npt.NDArray[np.float64]:
+def _logits(raw: bytes, record: Object) -> npt.NDArray[np.float64]:
     """[N, E] of one record, from bfloat16."""
-    at, size = record["logit_offset"], record["logit_bytes"]
-    if at + size > len(raw):
-        raise ValueError("the file of logits is cut off")
-    numbers = torch.frombuffer(bytearray(raw[at : at + size]), dtype=torch.bfloat16)
+    at = record["logit_offset"]
+    part = bytearray(raw[at : at + record["logit_bytes"]])
+    numbers = torch.frombuffer(part, dtype=torch.bfloat16)  # too few, cut off, do not fit the shape
     return numbers.reshape(record["logit_shape"]).double().numpy()
 
 
@@ -200,13 +155,13 @@ def _ranked(
 
 def _trace(parts: list[Part], shape: Shape, path: Path, ranked: bool = False) -> RoutingTrace:
     """One trace of all parts, each a document, after the checks."""
-    documents, counts = [part[0] for part in parts], Counter[str]()
-    if not parts:
-        raise TraceError(f"{path}: holds no sequence")
-    rows = [
-        checked_row(Window(n, 0, 0, ids[: len(expert)]), expert, shape, counts, weight)
-        for n, (_, ids, expert, weight) in enumerate(parts)
-    ]
-    settled(rows, documents, counts)
-    source = ForeignSource(shape.layers, shape.num_experts, 0)
-    return joined(rows, documents, source, meta_of(counts, **({} if ranked else UNRANKED)))
+    documents, counts, rows = [part[0] for part in parts], Counter[str](), list[Row]()
+    for n, (_, ids, expert, weight) in enumerate(parts):
+        window = Window(n, 0, 0, ids[: len(expert)])
+        rows.append(replies.checked_row(window, expert, shape, counts, weight))
+    with _at(str(path)):
+        if not parts:
+            raise ValueError("it holds no sequence")
+        replies.settled(rows, documents, counts)
+        source = ForeignSource(shape.layers, shape.num_experts, 0)
+        return joined(rows, documents, source, replies.meta_of(counts, ranked))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.errors import TraceError
+from minimoe.study.claims import told
 from minimoe.study.models import FoundModel
 from minimoe.study.record import Row, Window
 from minimoe.study.trace import TraceDocument, TraceWriter
@@ -70,28 +71,19 @@ def decode(value: Any, rows: int, shape: Shape) -> Experts:
     if value is None:
         raise TraceError(f"the reply holds no routing; {FLAG}")
     try:
-        array = (
-            _bytes(base64.b64decode(value, validate=True), rows, shape.k)
-            if isinstance(value, str)
-            else value
-        )
-        array = np.asarray(array)
+        array = np.asarray(_bytes(value, rows, shape.k) if isinstance(value, str) else value)
     except ValueError as error:  # binascii.Error is one
         raise TraceError(
             f"the routing in the reply is cut off or of an unknown form ({error}); expected nested lists, or base64 of "
             "an npy file or of int32 numbers"
         ) from error
-    layers, k = (shape.num_layers, len(shape.layers)), shape.k
-    if array.dtype.kind not in "iu" or array.ndim != 3 or array.shape[1] not in layers:
+    layers = {shape.num_layers, len(shape.layers)}
+    fits = array.ndim == 3 and (len(array), array.shape[2]) == (rows, shape.k)
+    if not fits or array.dtype.kind not in "iu" or array.shape[1] not in layers:
         raise TraceError(
-            f"the routing in the reply is {array.dtype} {list(array.shape)}, expected integers [{rows} tokens, "
-            f"{' or '.join(map(str, dict.fromkeys(layers)))} layers, {k} experts]"
-        )
-    if len(array) != rows:
-        raise TraceError(f"the reply holds the routing of {len(array)} tokens, {rows} were sent")
-    if array.shape[2] != k:
-        raise TraceError(
-            f"the reply gives {array.shape[2]} experts a token, the configuration {k}; is it that of the model served?"
+            f"the routing in the reply is {array.dtype} {list(array.shape)}, expected integers [{rows} tokens that "
+            f"were sent, {' or '.join(map(str, sorted(layers)))} layers, {shape.k} experts a token]; is the "
+            "configuration that of the model served?"
         )
     array = np.sort(array.astype(np.int64), axis=2)
     if array.shape[1] == len(shape.layers) < shape.num_layers:
@@ -100,7 +92,8 @@ def decode(value: Any, rows: int, shape: Shape) -> Experts:
     return array[:, [layer - 1 for layer in shape.layers]]
 
 
-def _bytes(raw: bytes, rows: int, k: int) -> npt.NDArray[Any]:
+def _bytes(text: str, rows: int, k: int) -> npt.NDArray[Any]:
+    raw = base64.b64decode(text, validate=True)
     if raw.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(raw), allow_pickle=False)
     return np.frombuffer(raw, "<i4").reshape(rows, -1, k)
@@ -108,20 +101,19 @@ def _bytes(raw: bytes, rows: int, k: int) -> npt.NDArray[Any]:
 
 def _same_layers(array: Experts, shape: Shape) -> None:
     """An engine fills the columns of layers without experts with one number; with K = 1 choices may look so too."""
-    array = array[
-        (array != array[:, :1, :1]).any(axis=(1, 2))
-    ]  # rows that nobody wrote are judged by `sound`
-    if not len(array):
+    # rows that nobody wrote are judged by `sound`
+    array = array[(array != array[:, :1, :1]).any(axis=(1, 2))]
+    if not len(array) or shape.k == 1:
         return
     same = (array == array[:1, :, :1]).all(axis=(0, 2))
     dense = [n for n in range(1, shape.num_layers + 1) if n not in shape.layers]
-    if shape.k > 1 and (routed := [n for n in dense if not same[n - 1]]):
+    if routed := [n for n in dense if not same[n - 1]]:
         raise TraceError(
             f"the reply has choices in layers {routed}, which have no experts by the configuration, that names layers "
             f"{list(shape.layers)}; is it that of the model served?"
         )
     silent = [n for n in shape.layers if same[n - 1]]
-    if shape.k > 1 and len(array) > 1 and silent and len(silent) < len(shape.layers):
+    if len(array) > 1 and 0 < len(silent) < len(shape.layers):
         raise TraceError(
             f"the reply repeats one number in layers {silent}, where the configuration has experts: the engine does "
             "not capture their choices"
@@ -175,44 +167,35 @@ def settled(rows: Sequence[Row], documents: Sequence[TraceDocument], counts: Cou
     held = {row.document for row in rows if len(row.token)}
     lost = [documents[row.document].id for row in rows if row.document not in held]
     if lost or counts["dropped"] > MOST_DROPPED * counts["tokens"]:
-        faults = ", ".join(f"{n} of {k[9:]}" for k, n in counts.items() if k.startswith("dropped:"))
         whole = f", and nothing is left of document {lost[0]!r}" if lost else ""
         raise TraceError(
-            f"{counts['dropped']:,} of {counts['tokens']:,} tokens have no whole choice in every layer ({faults})"
-            f"{whole}; more than {MOST_DROPPED:.1%} is no trace of the text: look for what the engine does not capture"
+            f"of {counts['tokens']:,} tokens {_faults(counts)} have no whole choice in every layer{whole}; more than "
+            f"{MOST_DROPPED:.1%} is no trace of the text: look for what the engine does not capture"
         )
 
 
-#: what a trace says of choices without order and weights, beside its counts of checks
 UNRANKED = {"order": "not given", "weights": "not given"}
 
 
-def meta_of(counts: Counter[str], **more: str) -> dict[str, str]:
-    """The meta of a chunk: what was checked, and `more`."""
-    return {"checks": json.dumps(counts, sort_keys=True), **more}
+def meta_of(counts: Counter[str], ranked: bool = False) -> dict[str, str]:
+    """The meta of a chunk: what was checked, and whether the order and the weights of a token's experts are known."""
+    return {"checks": json.dumps(counts, sort_keys=True), **({} if ranked else UNRANKED)}
 
 
 def checks(folder: str | Path) -> list[str]:
     """What was checked in all chunks of a recorded trace, in sentences; empty where nothing was."""
-    total = Counter[str]()
+    n = Counter[str]()
     for chunk in TraceWriter(folder).chunks:
-        total.update(json.loads(chunk.meta.get("checks", "{}")))
-    if not total:
+        n.update(json.loads(chunk.meta.get("checks", "{}")))
+    if not n:
         return []
-    faults = {k[9:]: n for k, n in total.items() if k.startswith("dropped:")}
-    why = f" ({', '.join(f'{n:,} of {k}' for k, n in faults.items())})" * bool(faults)
-    said = [
-        f"Checked: the choices of {total['tokens']:,} tokens in {total['windows']:,} replies have the layers and the "
-        f"experts of the configuration and the tokens that were sent; {total['dropped']:,} tokens were dropped{why}."
-    ]
-    if total["compared"]:
-        share = total["same"] / total["compared"]
-        few = (
-            f"; so each statement is uncertain by what {1 - share:.1%} of the choices can move"
-            * (share < 0.99)
-        )
-        said.append(
-            f"Asked again alone: {total['again']:,} windows; {share:.2%} of {total['compared']:,} sets of experts (a "
-            f"token in a layer) came back the same{few}."
-        )
-    return said
+    share = n["same"] / n["compared"] if n["compared"] else 1.0
+    said = ["checks.all"] + ["checks.again"] * (n["compared"] > 0) + ["checks.few"] * (share < 0.99)
+    fill = {"n": n, "faults": _faults(n), "share": share, "move": 1 - share}
+    return [" ".join(told(name, **fill) for name in said)]
+
+
+def _faults(counts: Counter[str]) -> str:
+    """'0', or '3 (2 of zeros, 1 of 255)'."""
+    faults = [f"{n:,} of {k[9:]}" for k, n in counts.items() if k.startswith("dropped: ")]
+    return f"{counts['dropped']:,}" + (f" ({', '.join(faults)})" if faults else "")

@@ -22,28 +22,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from minimoe.errors import ConfigError, MinimoeError, TraceError
-from minimoe.study.engines.replies import (
-    UNRANKED,
-    Experts,
-    Shape,
-    checked_row,
-    decode,
-    meta_of,
-    settled,
-    sound,
-)
+from minimoe.study.engines import replies
+from minimoe.study.engines.replies import Experts, Shape
 from minimoe.study.models import FoundModel
 from minimoe.study.record import ForeignSource, Progress, Row, Window
 from minimoe.study.trace import TraceDocument
 
 RETRIED = (429, 500, 502, 503, 504)
-WAITS = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-)  #: seconds before each new attempt, if the server does not say how long
+#: seconds before each new attempt, if the server does not say how long
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 TIMEOUT = 120.0  #: seconds without a byte
 PROBE = 256  #: tokens
 AGAIN = 100  #: of so many windows one is asked again, alone
@@ -65,9 +52,8 @@ class Server:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ConfigError(
-                f"the server is {self.url!r}, expected a URL such as http://127.0.0.1:8000"
-            )
+            said = f"the server is {self.url!r}, expected a URL such as http://127.0.0.1:8000"
+            raise ConfigError(said)
         if self.key and parts.scheme == "http" and not self.local and not self.insecure:
             raise ConfigError(
                 f"the key would go to {parts.hostname} in clear text; give an https URL, or --insecure if the network "
@@ -95,9 +81,8 @@ class ServedModel(ForeignSource):
         try:
             self._httpx: Any = importlib.import_module("httpx")
         except ImportError as error:
-            raise MinimoeError(
-                "a server is asked by the package httpx: pip install httpx"
-            ) from error
+            said = "a server is asked by the package httpx: pip install httpx"
+            raise MinimoeError(said) from error
         self.server, self.shape, self._total = server, Shape.of(found), Counter[str]()
         self._stopped = threading.Event()
         self._client = self._httpx.Client(
@@ -118,27 +103,25 @@ class ServedModel(ForeignSource):
         self.name = str(entry.get("id"))
         self.engine = server.engine if server.engine != "auto" else str(entry.get("owned_by"))
         if self.engine not in ("vllm", "sglang"):
-            raise TraceError(
-                f"{server.url} says that it is {self.engine!r}; give --engine vllm or sglang"
-            )
+            said = f"{server.url} says that it is {self.engine!r}; give --engine vllm or sglang"
+            raise TraceError(said)
         about = self._get("/version") or self._get("/server_info") or self._get("/get_server_info")
         # one token is generated beside a window
         longest = int(entry.get("max_model_len") or sys.maxsize) - 1
         super().__init__(found.layers, found.num_experts, longest)
         count = min(PROBE, longest)
         self._ids = (np.arange(1, count + 1) * 7919 % found.vocab_size).tolist()
-        self._probe, again = self._digest(), self._digest()
-        if self._probe != again:
+        self._probe = self._digest()
+        if self._probe != self._digest():
             raise TraceError(
                 f"{server.url} chose other experts for the same {count} tokens when it was asked twice, so a trace "
                 "could not be told from one of another model; let nothing else run on it, or start it batch invariant"
             )
         self.identity = {
-            **{
-                "engine": f"{self.engine} {about.get('version', 'of unknown version')}",
-                "served": self.name,
-            },
-            **{"root": str(entry.get("root")), "max_model_len": str(longest + 1)},
+            "engine": f"{self.engine} {about.get('version', 'of unknown version')}",
+            "served": self.name,
+            "root": str(entry.get("root")),
+            "max_model_len": str(longest + 1),
             "probe_sha256": self._probe,
         }
 
@@ -150,63 +133,55 @@ class ServedModel(ForeignSource):
         with ThreadPoolExecutor(self.server.concurrency) as pool:
             try:
                 futures = [pool.submit(self.read, window.tokens.tolist()) for window in every]
-                for ((window,), future), number in zip(
-                    zip(progress([[w] for w in every]), futures, strict=True),
-                    range(len(every)),
-                    strict=True,
-                ):
-                    expert = future.result()
+                for number, (window,) in enumerate(progress([[w] for w in every])):
+                    expert = futures[number].result()
                     if number % AGAIN == 0:
                         held[number] = expert
-                    rows.append(checked_row(window, expert[window.context :], self.shape, counts))
+                    chosen = expert[window.context :]
+                    rows.append(replies.checked_row(window, chosen, self.shape, counts))
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._client.close()
                 raise
         for number, expert in held.items():
-            alone = self.read(every[number].tokens.tolist(), _salt())
+            alone = self.read(every[number].tokens.tolist(), uuid.uuid4().hex)
             same = (alone == expert).all(axis=2)
             counts.update(again=1, compared=same.size, same=int(same.sum()))
         self._total.update(counts)
-        settled(rows, documents, self._total)
+        replies.settled(rows, documents, self._total)
         if self._digest() != self._probe:
             raise TraceError(
                 f"{self.server.url} answers the probe otherwise than at the start, so another model, version or "
                 "precision is there now; the choices since the last chunk are not kept"
             )
-        return rows, meta_of(counts, **UNRANKED)
+        return rows, replies.meta_of(counts)
 
     def read(self, ids: list[int], salt: str = "") -> Experts:
         """[n, L, K] sorted choices for n ids; a reply with a fault is asked for once more, past the server's cache.
 
         Raises TraceError: no reply, or a second one that is not the choices of this model for these ids.
         """
-        fault: TraceError | None = None
-        expert: Experts = np.zeros((0, 0, 0), np.int64)
-        for each in (salt, _salt()):
-            reply = self._reply(ids, each)
+        for last in (False, True):
+            reply = self._reply(ids, uuid.uuid4().hex if last else salt)
             try:
-                fault, expert = None, decode(self._routing(reply, ids), len(ids), self.shape)
+                expert = replies.decode(self._routing(reply, ids), len(ids), self.shape)
             except TraceError as error:
-                fault = error
+                if last:
+                    raise TraceError(f"{self.server.url}: {error}") from error
                 continue
-            if sound(expert, self.num_experts)[0].all():
-                break
-        if fault is not None:
-            raise TraceError(f"{self.server.url}: {fault}") from fault
-        return expert
+            if last or replies.sound(expert, self.num_experts)[0].all():
+                return expert
+        raise AssertionError
 
     def _digest(self) -> str:
-        expert = self.read(self._ids, _salt())
-        faults = sound(expert, self.num_experts)[1]
-        if faults:
+        expert = self.read(self._ids, uuid.uuid4().hex)
+        if faults := replies.sound(expert, self.num_experts)[1]:
             raise TraceError(
                 f"{self.server.url}: of {len(expert)} probed tokens {dict(faults)} have no whole choice"
             )
-        return hashlib.sha256(
-            f"{expert.shape}".encode() + expert.astype("<i2").tobytes()
-        ).hexdigest()
+        text = f"{expert.shape}".encode() + expert.astype("<i2").tobytes()
+        return hashlib.sha256(text).hexdigest()
 
     def _reply(self, ids: list[int], salt: str) -> Any:
         if self.engine == "vllm":
@@ -221,20 +196,19 @@ class ServedModel(ForeignSource):
         """What the reply holds of choices, if it is one of this model to these ids."""
         try:
             if self.engine == "sglang":
-                meta = reply["meta_info"]
-                if meta.get("prompt_tokens", len(ids)) != len(ids):
-                    raise TraceError(
-                        f"the reply is about {meta['prompt_tokens']} tokens, {len(ids)} were sent"
-                    )
-                return meta.get("routed_experts")
-            choice = reply["choices"][0]
-            if reply.get("model", self.name) != self.name:
-                raise TraceError(f"model {reply['model']!r} answered instead of {self.name!r}")
-            if choice.get("prompt_token_ids", ids) != ids:
-                raise TraceError("the reply is about other token ids than those sent")
-            return choice.get("routed_experts")
+                held, said = reply["meta_info"], {}
+                told = held.get("prompt_tokens", len(ids)) == len(ids)
+            else:
+                held, said = reply["choices"][0], reply
+                told = held.get("prompt_token_ids", ids) == ids
+            answered, routing = said.get("model", self.name), held.get("routed_experts")
         except (LookupError, TypeError, AttributeError) as error:
             raise TraceError(f"a reply of unknown form: {str(reply)[:120]}") from error
+        if answered != self.name:
+            raise TraceError(f"model {answered!r} answered instead of {self.name!r}")
+        if not told:
+            raise TraceError("the reply is about other token ids than those sent")
+        return routing
 
     def _get(self, path: str) -> dict[str, Any]:
         found = self._send("GET", path, absent={})
@@ -246,28 +220,24 @@ class ServedModel(ForeignSource):
         for wait in (*WAITS, None):
             try:
                 reply = self._client.request(method, path, json=body)
+                if reply.is_success:
+                    return reply.json()
+            except ValueError:
+                fault = "a reply that is no JSON"
             except (
                 self._httpx.TransportError,
                 RuntimeError,
-            ) as error:  # the latter: closed by `ask`
+            ) as error:  # RuntimeError: closed by `ask`
                 fault = f"{type(error).__name__}: {error}"
             else:
-                if reply.is_success:
-                    try:
-                        return reply.json()
-                    except ValueError:
-                        fault = "a reply that is no JSON"
-                elif reply.status_code == 404 and absent is not None:
+                if reply.status_code == 404 and absent is not None:
                     return absent
-                else:
-                    fault = f"{reply.status_code} {self._words(reply)}"
-                    if reply.status_code not in RETRIED:
-                        hint = "; give its key with --api-key-env" * (
-                            reply.status_code in (401, 403)
-                        )
-                        raise TraceError(f"{self.server.url} refused {path}: {fault}{hint}")
-                    after = reply.headers.get("Retry-After", "")
-                    wait = min(float(after), 600.0) if after.isdecimal() and wait else wait
+                fault = f"{reply.status_code} {self._words(reply)}"
+                if reply.status_code not in RETRIED:
+                    key = "; give its key with --api-key-env" * (reply.status_code in (401, 403))
+                    raise TraceError(f"{self.server.url} refused {path}: {fault}{key}")
+                after = reply.headers.get("Retry-After", "")
+                wait = min(float(after), 600.0) if after.isdecimal() and wait else wait
             if wait is None or self._stopped.wait(wait):
                 break
         raise TraceError(
@@ -285,10 +255,6 @@ class ServedModel(ForeignSource):
             said = reply.text or reply.headers.get("Location", "")
         text = " ".join(str(said).split())[:300]
         return text.replace(self.server.key, "…") if self.server.key else text
-
-
-def _salt() -> str:
-    return uuid.uuid4().hex
 
 
 def served(found: FoundModel, server: Server) -> FoundModel:
