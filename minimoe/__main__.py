@@ -1,4 +1,4 @@
-"""python -m minimoe: study, train, generate, corpus, cost, bench."""
+"""python -m minimoe: study, record, train, generate, corpus, cost, bench."""
 
 from __future__ import annotations
 
@@ -102,11 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minimoe {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     table = tomllib.loads(Path(__file__).with_name("commands.toml").read_text(encoding="utf-8"))
-    numbers = table.pop("numbers")
+    numbers, shared = table.pop("numbers"), table.pop("shared")
     for name, command in table.items():
         one = commands.add_parser(name, help=command["help"])
         one.set_defaults(run=globals()[f"run_{name}"])
-        for part in (command, *command.get("groups", ())):
+        groups = [*command.get("groups", ()), *map(shared.get, command.get("shared", ()))]
+        for part in (command, *groups):
             group = one.add_argument_group(part["title"], part["help"]) if "title" in part else one
             for option, kind, default, text, *metavar in part["options"]:
                 text = re.sub(r"\{(\w+)\}", _defaults, text)
@@ -117,7 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
                     more |= {"action": "append", "default": []}
                 else:
                     more |= {"type": _parse(option, kind, numbers), "default": default or None}
-                more |= {"nargs": "?"} if default and not option.startswith("-") else {}
+                optional = not option.startswith("-") and (default or kind == "path")
+                more |= {"nargs": "?"} if optional else {}
                 group.add_argument(option, **more)
     return parser
 
@@ -302,16 +304,17 @@ def run_study(args: argparse.Namespace) -> None:
         except ValueError as error:
             fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
             raise ConfigError(fault) from error
+    if args.recorded is not None:
+        wanted = {**given, "train": args.train, "domains": args.domains, "server": args.server}
+        for name in (n for n, value in wanted.items() if value):
+            raise ConfigError(
+                f"--{name} belongs to a study that records: leave it or {args.recorded} out"
+            )
+        given["recorded"] = args.recorded
     if args.server is not None:
-        from minimoe.study.engines.server import Server
-
         if args.domains is not None or args.train:
             raise ConfigError("--server is asked questions: leave --domains and --train out")
-        key = os.environ.get(args.api_key_env or "", "")
-        if args.api_key_env and not key:
-            raise ConfigError(f"the environment variable {args.api_key_env} holds no key")
-        engine, requests = args.engine or "auto", args.concurrency or 16
-        given["server"] = Server(args.server, engine, key, requests, args.insecure)
+        given["server"] = _server(args)
         given.setdefault("questions", "mmlu")
     from minimoe.study import report
 
@@ -324,6 +327,27 @@ def run_study(args: argparse.Namespace) -> None:
         # not main(): an error or Ctrl-C in the training must end the study too
         run_train(build_parser().parse_args(command))
     print(report.run_study(source, args.out, max_tokens=args.max_tokens, seed=args.seed, **given))
+
+
+def run_record(args: argparse.Namespace) -> None:
+    """Record texts, or read a trainer's traces."""
+    from minimoe.study.recorded import record
+
+    names = ("texts", "traces", "batches", "seed", "batch_tokens", "chunk_tokens")
+    given = {name: getattr(args, name) for name in names} | {"kind": getattr(args, "from")}
+    print(record(args.model, args.out, server=_server(args), **given))
+
+
+def _server(args: argparse.Namespace) -> Any:
+    """The server that is to be asked, with its key from the environment; None: none is."""
+    if args.server is None:
+        return None
+    from minimoe.study.engines.server import Server
+
+    key = os.environ.get(args.api_key_env or "", "")
+    if args.api_key_env and not key:
+        raise ConfigError(f"the environment variable {args.api_key_env} holds no key")
+    return Server(args.server, args.engine or "auto", key, args.concurrency or 16, args.insecure)
 
 
 def run_cost(args: argparse.Namespace) -> None:

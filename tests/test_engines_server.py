@@ -2,24 +2,31 @@
 
 import base64
 import json
+import shutil
 import socket
 import struct
 import threading
 import time
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from minimoe.__main__ import main
 from minimoe.errors import ConfigError, TraceError
 from minimoe.study.engines import server as engine
-from minimoe.study.engines.replies import checks
+from minimoe.study.engines.files import read_megatron
+from minimoe.study.engines.replies import Shape, checks
 from minimoe.study.engines.server import ServedModel, Server
 from minimoe.study.models import FoundModel
 from minimoe.study.record import record_stream
+from minimoe.study.recorded import reopened
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+from tests.small import bytes_tokenizer, same_trace
+from tests.test_engines import MEGATRON, batches
 
 LAYERS, E, K = 4, 16, 4  # the first layer has no experts
 
@@ -196,3 +203,88 @@ def test_urls_and_keys_that_cannot_work_are_refused():
         Server("http://gpu.example", key="k")
     assert Server("http://gpu.example", key="k", insecure=True).key == "k"
     assert Server("https://gpu.example", key="k").key == Server("http://[::1]:80", key="k").key
+
+
+def folder_of(path: Path, **changes: Any) -> str:
+    """A model folder without weights: configuration and tokenizer."""
+    path.mkdir()
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": LAYERS, "mlp_only_layers": [0]}
+    config |= {"num_experts": E, "num_experts_per_tok": K, "hidden_size": 8, "head_dim": 4}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 4096}
+    (path / "config.json").write_text(json.dumps(config | changes))
+    bytes_tokenizer().save(str(path / "tokenizer.json"))
+    return str(path)
+
+
+def texts_of(path: Path) -> Path:
+    """Texts of two domains, 56 of each."""
+    rows = [
+        {"domain": "ab"[n % 2], "id": str(n), "text": f"{n:03d} {'xyz'[n % 2 :] * 4}"}
+        for n in range(112)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_recorded_texts_are_gone_on_with_in_any_order_and_studied_without_the_server(
+    url, tmp_path, capsys
+):
+    model, texts = folder_of(tmp_path / "tiny"), texts_of(tmp_path / "texts.jsonl")
+    command = ["record", "--model", model, "--texts", str(texts), "--chunk-tokens", "300"]
+    command += ["--server", url, "--out"]
+    Fake.faults = ["slow"]  # so its text comes last
+    assert main([*command, str(tmp_path / "a")]) == 0
+    Fake.faults = [None] * 50 + [400]
+    assert main([*command, str(tmp_path / "b"), "--concurrency", "1"]) == 2
+    assert 0 < len(list((tmp_path / "b").glob("chunk*"))) < 8
+    assert main([*command, str(tmp_path / "b")]) == 0
+    told = capsys.readouterr()
+    assert "own words 400" in told.err and "texts, which python -m minimoe study" in told.out
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    trace = TraceWriter.read(tmp_path / "a")
+    for number in range(len(trace.documents)):
+        rows = trace.document == number
+        want = np.sort(chosen(trace.token[rows].tolist()), axis=2)[:, 1:]
+        assert np.array_equal(trace.expert[rows], want)
+    shutil.rmtree(model)
+    assert main(["study", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    said, page = " ".join(summary["left_out"]), (tmp_path / "out" / "report.html").read_text()
+    assert "no verdict here says that training made what is seen: C13, C14" in said
+    assert "tokens dropped: 0." in said and "the order of a token's experts was not given" in said
+    assert summary["control"] is None and "Control: random" not in page
+    verdicts = {f["claim"]: f["verdict"] for f in summary["findings"]}
+    assert all(verdicts[x] in ("disagrees", "cannot be told") for x in ("C13", "C14"))
+    assert {d["names"][0] for d in summary["measurements"]["domains"]} == {"a"}
+
+
+def test_traces_of_trainers_are_recorded_by_the_command(tmp_path, capsys):
+    sizes = {"num_hidden_layers": 3, "num_experts": 8, "num_experts_per_tok": 2}
+    model, given = folder_of(tmp_path / "tiny", **sizes), batches(tmp_path)
+    command = ["record", "--model", model, "--from", "megatron", str(MEGATRON), "--batches"]
+    command += [str(given), "--out", str(tmp_path / "trace")]
+    assert main(command) == main(command) == 0
+    found, read, trace = reopened(tmp_path / "trace")
+    assert same_trace(trace, read_megatron(MEGATRON, given, Shape(3, (2, 3), 8, 2)))
+    assert (found.layers, found.num_layers, read.title) == ((2, 3), 3, "texts of megatron")
+    lines = [{"input_ids": [1, 2, 3], "routed_experts": [[[0, 0], [1, 2], [3, 4]]] * 2}]
+    (tmp_path / "replay.jsonl").write_text(json.dumps(lines[0]))
+    command = ["record", "--model", model, "--from", "replay", str(tmp_path / "replay.jsonl")]
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    assert reopened(tmp_path / "b")[2].token.tolist() == [1, 2]
+    assert main([*command, "--out", str(tmp_path / "trace")]) == 2  # another trace is there
+    (tmp_path / "b" / "about.json").write_text("{}")
+    assert main(["study", str(tmp_path / "b")]) == 2
+    for arguments, named in (
+        (["record"], "record needs --texts, or --from with its traces"),
+        (["record", "--from", "replay"], "record --from replay needs traces"),
+        ([*command, "--batches", "x"], "record --from replay takes no --batches"),
+        (["record", "--texts", "a.jsonl", "x"], "record takes no traces"),
+        (["study", "a", "--server", "http://[::1]"], "--server belongs to a study that records"),
+        (["study", "nowhere"], "there is no such folder"),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2 and named in capsys.readouterr().err, arguments

@@ -50,6 +50,7 @@ from minimoe.study.engines.server import Server, served
 from minimoe.study.measurements import Measurements
 from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, kind_of
 from minimoe.study.record import record_documents, spans
+from minimoe.study.recorded import reopened
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.domains import DOMAINS
 from minimoe.train.environment import processor_name
@@ -70,6 +71,7 @@ def run_study(
     chunk_tokens: int = 65_536,
     seed: int = 0,
     server: Server | None = None,
+    recorded: Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Record and study a model's routing on held-out text, or on questions alone; write the report into `out`.
@@ -85,6 +87,7 @@ def run_study(
         chunk_tokens: what a crash costs at most.
         seed: of all draws, and of the untrained weights or routers beside the model.
         server: has the model, of which only configuration and tokenizer are read here.
+        recorded: a folder that `minimoe record` wrote, in place of model and text.
         progress: print stages and a bar on standard error.
 
     Returns the path of report.html. What `out`/trace holds of the same model, text and options is not recorded again.
@@ -97,31 +100,38 @@ def run_study(
         if value is not None and value < 1:
             raise MinimoeError(f"{name} is {value}, expected a positive number of tokens")
     stage, out = Stages(not progress), Path(out)
-    theirs = kind_of(model) != "minimoe"  # a name that leads nowhere is found before any text is
-    why = "questions were asked for" if questions else "not read with models of transformers"
-    if questions is None and domains is None and theirs:
-        questions = "mmlu"
-    if questions is None:
-        asked_only = {"layers": layers, "device": device, "dtype": dtype, "revision": revision}
-        for name in (n for n, value in asked_only.items() if value not in (None, "auto")):
-            raise ConfigError(f"--{name} belongs to the study of questions: give --questions too")
+    if recorded is not None:
         writable(out)
-        stage("loading the model and the text")
-        found = find_minimoe(model)
-        read = qs.heldout_text(model, found, domains, max_tokens)
+        stage("reading the trace")
+        found, read, trace = reopened(recorded)
     else:
+        # a name that leads nowhere is found before any text is
+        theirs, of_text = kind_of(model) != "minimoe", questions is None
+        if of_text and domains is None and theirs:
+            questions = "mmlu"
+        if questions is None:
+            asked_only = {"layers": layers, "device": device, "dtype": dtype, "revision": revision}
+            for name in (n for n, value in asked_only.items() if value not in (None, "auto")):
+                raise ConfigError(
+                    f"--{name} belongs to the study of questions: give --questions too"
+                )
         writable(out)
-        stage("finding the questions and the model")
-        asked = qs.question_set(questions)
-        find: Any = {"device": device, "dtype": dtype, "revision": revision}
-        found = find_model(model, weights=server is None, **find)
-        found = found if server is None else served(found, server)
-        read = qs.asked_questions(
-            asked, found, qs.layers_to_record(found, layers), max_tokens, None if server else seed
-        )
-        said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
-        read = dataclasses.replace(read, left_out=[said, *read.left_out])
-    trace = qs.recorded(found, read, out / "trace", stage, **sizes)
+        if questions is None:
+            stage("loading the model and the text")
+            found = find_minimoe(model)
+            read = qs.heldout_text(model, found, domains, max_tokens)
+        else:
+            stage("finding the questions and the model")
+            asked = qs.question_set(questions)
+            find: Any = {"device": device, "dtype": dtype, "revision": revision}
+            found = find_model(model, weights=server is None, **find)
+            found = found if server is None else served(found, server)
+            chosen = qs.layers_to_record(found, layers)
+            read = qs.asked_questions(asked, found, chosen, max_tokens, None if server else seed)
+            why = "not read with models of transformers" if of_text else "questions were asked for"
+            said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
+            read = dataclasses.replace(read, left_out=[said, *read.left_out])
+        trace = qs.recorded(found, read, out / "trace", stage, **sizes)
     options: dict[str, Any] = {
         "others": read.others,
         "title": read.title,
@@ -133,25 +143,27 @@ def run_study(
     }
 
     def nobodys() -> Measurements | None:
-        if server is not None:
+        if trace.control is not None:
+            model = trace.untrained()
+        elif server is not None or recorded is not None:
             return None
-        model = trace.untrained() if read.of_questions else random_weights(found, trace, seed)
+        else:
+            model = random_weights(found, trace, seed)
         return ms.measure(model, judged=True, **options)[0]
 
     with ThreadPoolExecutor(1) as pool:  # statistics and figures leave all cores but one idle
         control = pool.submit(nobodys)
         m, missing = ms.measure(trace, say=lambda x: stage(f"measuring {x}"), **options)
-        left_out = [*read.left_out, *missing]
-        if server is not None:
-            left_out += checks(out / "trace")
+        left_out = [*read.left_out, *missing, *checks(recorded or out / "trace")]
         stage("drawing")
         drawn = draw(m, found.tokenizer, dict(read.titles))
         for name, figure in drawn.items():
             figure.save(out / f"{name}.png")
         stage("the end of the control: the same with untrained routers")
         untrained = control.result()
+    kind = "" if untrained is None else "weights" if trace.control is None else "routers"
     titles = read.titles or {d.topic or "": spell(d.topic or "") for d in trace.documents}
-    made = findings(m, titles, untrained)
+    made = findings(m, titles, untrained, f"Random {kind}")
     if untrained is None:
         learnt = [f.claim for f in made if claims()[f.claim].get("learnt")]
         left_out.append(told("uncontrolled.study", claims=learnt))
@@ -159,10 +171,11 @@ def run_study(
     itself = mixtral_itself(made, m)
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
+    here = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu"
     facts = {
         "date": today(),
         **read.facts,
-        "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else "cpu",
+        "device": here if server is None and recorded is None else "of the recording",
         "seed": str(seed),
         **surroundings(),
         "transformers": getattr(sys.modules.get("transformers"), "__version__", "not used"),
@@ -180,7 +193,13 @@ def run_study(
     }
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(out / "summary.json", text + "\n")
-    words = {"found": found, "read": read, "trace": trace, "layers": spans(read.layers)}
+    words = {
+        "found": found,
+        "read": read,
+        "control": kind,
+        "trace": trace,
+        "layers": spans(read.layers),
+    }
     words |= {"facts": facts, "corpus": material(trace, read), "left_out": left_out}
     write_text(out / "report.html", page(made, drawn, published=itself, **words))
     stage("done")
@@ -389,9 +408,12 @@ def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
 
 
 def findings(
-    m: Measurements, titles: Mapping[str, str] | None = None, untrained: Measurements | None = None
+    m: Measurements,
+    titles: Mapping[str, str] | None = None,
+    untrained: Measurements | None = None,
+    control: str = "",
 ) -> tuple[Finding, ...]:
-    """C10 to C16 in order, beside random weights on the same text; `titles` spells out the names of domains."""
+    """C10 to C16 in order, beside a `control` on the same text; `titles` spells out the names of domains."""
     made = (
         paths.judge_paths(m),
         load.judge_material(m),
@@ -402,5 +424,4 @@ def findings(
         load.judge_imbalance(m),
     )
     made = tuple(f for f in made if f.parts)
-    control = "Random routers" if m.of_questions else "Random weights"
     return made if untrained is None else beside(made, findings(untrained, titles), control)
