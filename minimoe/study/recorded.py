@@ -68,9 +68,9 @@ def record(
         read = qs.asked_questions(asked, found, found.layers, control=control)
         trace = qs.recorded(found, read, out, stage, **sizes)
     else:
-        paths: Any = [p for p in (traces, batches) if p is not None]
-        shape, read_any = Shape.of(found), read_megatron if kind == "megatron" else read_replay
-        trace = read_any(*paths, shape)
+        paths = [p for p in (traces, batches) if p is not None]
+        shape, reader = Shape.of(found), read_megatron if kind == "megatron" else read_replay
+        trace = reader(*paths, shape)  # pyright: ignore[reportCallIssue]
         read = _foreign(found, trace, str(kind), paths)
         writer = TraceWriter(out, read.identity)
         if not writer.chunks:

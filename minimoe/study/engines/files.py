@@ -46,14 +46,12 @@ def read_replay(path: str | Path, shape: Shape) -> RoutingTrace:
     """
     path, parts = Path(path), list[Part]()
     lines = path.suffix in (".jsonl", ".json")
-    for number, (place, row) in enumerate(
-        json_lines(path, TraceError) if lines else _arrays(path), 1
-    ):
+    rows = json_lines(path, TraceError) if lines else _arrays(path)
+    for number, (place, row) in enumerate(rows, 1):
         with _at(place):
             ids = np.asarray(row["input_ids"])
             if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-                found = f"{ids.dtype} {list(ids.shape)}"
-                raise ValueError(f"input_ids is {found}, expected 2 ids or more")
+                raise ValueError(f"input_ids is {ids.dtype} {list(ids.shape)}, expected 2 ids")
             expert = replies.decode(row.get("routed_experts"), len(ids) - 1, shape)
             parts.append((_document(row, str(number)), ids, expert, None))
     return _trace(parts, shape, path)
@@ -118,9 +116,8 @@ def read_megatron(folder: str | Path, batches: str | Path, shape: Shape) -> Rout
             rows = [samples[step][n] for n in sorted(samples[step])]
             count, lengths = len(records[0]["top_indices"]), [len(row["input_ids"]) for row in rows]
             if len({*lengths}) != 1 or sum(lengths) != count:
-                raise ValueError(
-                    f"{batches} gives {len(rows)} samples of {lengths} ids for {count} tokens"
-                )
+                said = f"{batches} gives {len(rows)} samples of {lengths} ids"
+                raise ValueError(f"{said} for {count} tokens")
             chosen = np.stack([np.asarray(r["top_indices"]) for r in records], axis=1)
             expert, weight = replies.decode(chosen, count, shape), None
             if raw is not None:

@@ -24,13 +24,13 @@ from minimoe.study.record import Row, Window
 from minimoe.study.trace import TraceDocument, TraceWriter
 
 Experts = npt.NDArray[np.int64]
+MOST_DROPPED = 1e-3  #: share of tokens that may be dropped
 
 #: what a configuration may call the number of experts a token
 K_NAMES = (
     *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
     *("moe_top_k", "moe_router_topk", "experts_per_token", "num_selected_experts"),
 )
-FLAG = "start the server with --enable-return-routed-experts"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def decode(value: Any, rows: int, shape: Shape) -> Experts:
         Ids are not judged here, see `sound`.
     """
     if value is None:
-        raise TraceError(f"the reply holds no routing; {FLAG}")
+        raise TraceError("no routing in the reply: the server wants --enable-return-routed-experts")
     try:
         array = np.asarray(_bytes(value, rows, shape.k) if isinstance(value, str) else value)
     except ValueError as error:  # binascii.Error is one
@@ -86,7 +86,7 @@ def decode(value: Any, rows: int, shape: Shape) -> Experts:
             "configuration that of the model served?"
         )
     array = np.sort(array.astype(np.int64), axis=2)
-    if array.shape[1] == len(shape.layers) < shape.num_layers:
+    if array.shape[1] < shape.num_layers:
         return array  # an engine that counts sparse layers alone
     _same_layers(array, shape)
     return array[:, [layer - 1 for layer in shape.layers]]
@@ -103,20 +103,12 @@ def _same_layers(array: Experts, shape: Shape) -> None:
     """An engine fills the columns of layers without experts with one number; with K = 1 choices may look so too."""
     # rows that nobody wrote are judged by `sound`
     array = array[(array != array[:, :1, :1]).any(axis=(1, 2))]
-    if not len(array) or shape.k == 1:
-        return
     same = (array == array[:1, :, :1]).all(axis=(0, 2))
-    dense = [n for n in range(1, shape.num_layers + 1) if n not in shape.layers]
-    if routed := [n for n in dense if not same[n - 1]]:
+    routed = [layer for layer in range(1, shape.num_layers + 1) if not same[layer - 1]]
+    if shape.k > 1 and routed and routed != [*shape.layers]:
         raise TraceError(
-            f"the reply has choices in layers {routed}, which have no experts by the configuration, that names layers "
-            f"{list(shape.layers)}; is it that of the model served?"
-        )
-    silent = [n for n in shape.layers if same[n - 1]]
-    if len(array) > 1 and 0 < len(silent) < len(shape.layers):
-        raise TraceError(
-            f"the reply repeats one number in layers {silent}, where the configuration has experts: the engine does "
-            "not capture their choices"
+            f"the reply has choices in layers {routed}, by the configuration experts are in {list(shape.layers)}: it "
+            "is not that of the model served, or the engine does not capture all layers"
         )
 
 
@@ -142,9 +134,6 @@ def sound(expert: Experts, num_experts: int) -> tuple[npt.NDArray[np.bool_], Cou
     return good, +counts
 
 
-MOST_DROPPED = 1e-3  #: share of tokens that may be dropped
-
-
 def checked_row(
     window: Window, expert: Experts, shape: Shape, counts: Counter[str], weight: Any = None
 ) -> Row:
@@ -153,10 +142,9 @@ def checked_row(
     Weights that are not given are 1/K each.
     """
     good, faults = sound(expert, shape.num_experts)
-    token = window.tokens[window.context :]
+    token, even = window.tokens[window.context :], np.full(expert.shape, 1 / shape.k, np.float32)
     counts.update({f"dropped: {name}": number for name, number in faults.items()})
     counts.update(windows=1, tokens=len(token), dropped=int((~good).sum()))
-    even = np.full(expert.shape, 1 / shape.k, np.float32)
     columns = (window.start + np.arange(len(token)), token, expert.astype(np.int16))
     every: Any = (*columns, even if weight is None else weight)
     return Row(window.document, *(x[good] for x in every))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import ipaddress
+import re
 import sys
 import threading
 import uuid
@@ -29,8 +29,7 @@ from minimoe.study.record import ForeignSource, Progress, Row, Window
 from minimoe.study.trace import TraceDocument
 
 RETRIED = (429, 500, 502, 503, 504)
-#: seconds before each new attempt, if the server does not say how long
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  #: seconds before new attempts, if the server says nothing
 TIMEOUT = 120.0  #: seconds without a byte
 PROBE = 256  #: tokens
 AGAIN = 100  #: of so many windows one is asked again, alone
@@ -52,8 +51,7 @@ class Server:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            said = f"the server is {self.url!r}, expected a URL such as http://127.0.0.1:8000"
-            raise ConfigError(said)
+            raise ConfigError(f"{self.url!r}: expected a URL such as http://127.0.0.1:8000")
         if self.key and parts.scheme == "http" and not self.local and not self.insecure:
             raise ConfigError(
                 f"the key would go to {parts.hostname} in clear text; give an https URL, or --insecure if the network "
@@ -64,10 +62,7 @@ class Server:
     def local(self) -> bool:
         """Whether it is this machine."""
         host = urlsplit(self.url).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host))
 
 
 class ServedModel(ForeignSource):
@@ -81,8 +76,7 @@ class ServedModel(ForeignSource):
         try:
             self._httpx: Any = importlib.import_module("httpx")
         except ImportError as error:
-            said = "a server is asked by the package httpx: pip install httpx"
-            raise MinimoeError(said) from error
+            raise MinimoeError("a server is asked by httpx: pip install httpx") from error
         self.server, self.shape, self._total = server, Shape.of(found), Counter[str]()
         self._stopped = threading.Event()
         self._client = self._httpx.Client(
@@ -96,15 +90,12 @@ class ServedModel(ForeignSource):
         named = [m for m in models if found.name in (m.get("id"), m.get("root"))]
         if not named and len(models) != 1:
             listed = ", ".join(str(m.get("id")) for m in models) or "none"
-            raise TraceError(
-                f"{server.url} serves {listed}, and not {found.name}; name one of them so with --model"
-            )
+            raise TraceError(f"{server.url} serves {listed}, not {found.name}: give it that name")
         entry: dict[str, Any] = (named or models)[0]
         self.name = str(entry.get("id"))
         self.engine = server.engine if server.engine != "auto" else str(entry.get("owned_by"))
         if self.engine not in ("vllm", "sglang"):
-            said = f"{server.url} says that it is {self.engine!r}; give --engine vllm or sglang"
-            raise TraceError(said)
+            raise TraceError(f"{server.url} is {self.engine!r}; give --engine vllm or sglang")
         about = self._get("/version") or self._get("/server_info") or self._get("/get_server_info")
         # one token is generated beside a window
         longest = int(entry.get("max_model_len") or sys.maxsize) - 1
@@ -117,13 +108,10 @@ class ServedModel(ForeignSource):
                 f"{server.url} chose other experts for the same {count} tokens when it was asked twice, so a trace "
                 "could not be told from one of another model; let nothing else run on it, or start it batch invariant"
             )
-        self.identity = {
-            "engine": f"{self.engine} {about.get('version', 'of unknown version')}",
-            "served": self.name,
-            "root": str(entry.get("root")),
-            "max_model_len": str(longest + 1),
-            "probe_sha256": self._probe,
-        }
+        version = about.get("version", "of unknown version")
+        self.identity = {"engine": f"{self.engine} {version}", "served": self.name}
+        self.identity |= {"root": str(entry.get("root")), "max_model_len": str(longest + 1)}
+        self.identity |= {"probe_sha256": self._probe}
 
     def ask(
         self, every: list[Window], documents: Sequence[TraceDocument], progress: Progress
@@ -162,52 +150,47 @@ class ServedModel(ForeignSource):
 
         Raises TraceError: no reply, or a second one that is not the choices of this model for these ids.
         """
-        for last in (False, True):
-            reply = self._reply(ids, uuid.uuid4().hex if last else salt)
+        fault: TraceError | None = None
+        for each in (salt, uuid.uuid4().hex):
+            reply = self._send("POST", *self._request(ids, each))
             try:
                 expert = replies.decode(self._routing(reply, ids), len(ids), self.shape)
             except TraceError as error:
-                if last:
-                    raise TraceError(f"{self.server.url}: {error}") from error
-                continue
-            if last or replies.sound(expert, self.num_experts)[0].all():
-                return expert
-        raise AssertionError
+                fault = error
+            else:
+                if each != salt or replies.sound(expert, self.num_experts)[0].all():
+                    return expert
+        raise TraceError(f"{self.server.url}: {fault}") from fault
 
     def _digest(self) -> str:
         expert = self.read(self._ids, uuid.uuid4().hex)
         if faults := replies.sound(expert, self.num_experts)[1]:
             raise TraceError(
-                f"{self.server.url}: of {len(expert)} probed tokens {dict(faults)} have no whole choice"
+                f"{self.server.url}: no whole choice for probed tokens: {dict(faults)}"
             )
         text = f"{expert.shape}".encode() + expert.astype("<i2").tobytes()
         return hashlib.sha256(text).hexdigest()
 
-    def _reply(self, ids: list[int], salt: str) -> Any:
-        if self.engine == "vllm":
-            body = {"model": self.name, "prompt": ids, "max_tokens": 1, "temperature": 0}
-            body |= {"return_token_ids": True} | ({"cache_salt": salt} if salt else {})
-            return self._send("POST", "/v1/completions", body)
-        asked = {"max_new_tokens": 1, "temperature": 0}
-        body = {"input_ids": ids, "sampling_params": asked, "return_routed_experts": True}
-        return self._send("POST", "/generate", body)
+    def _request(self, ids: list[int], salt: str) -> tuple[str, dict[str, Any]]:
+        body: dict[str, Any] = {"input_ids": ids, "return_routed_experts": True}
+        if self.engine == "sglang":
+            return "/generate", body | {"sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+        body = {"model": self.name, "prompt": ids, "max_tokens": 1, "temperature": 0}
+        body |= {"return_token_ids": True} | ({"cache_salt": salt} if salt else {})
+        return "/v1/completions", body
 
     def _routing(self, reply: Any, ids: list[int]) -> Any:
         """What the reply holds of choices, if it is one of this model to these ids."""
         try:
-            if self.engine == "sglang":
-                held, said = reply["meta_info"], {}
-                told = held.get("prompt_tokens", len(ids)) == len(ids)
-            else:
-                held, said = reply["choices"][0], reply
-                told = held.get("prompt_token_ids", ids) == ids
-            answered, routing = said.get("model", self.name), held.get("routed_experts")
+            held = reply["choices"][0] if self.engine == "vllm" else reply["meta_info"]
+            answered, count = reply.get("model", self.name), held.get("prompt_tokens", len(ids))
+            same = held.get("prompt_token_ids", ids) == ids and count == len(ids)
+            routing = held.get("routed_experts")
         except (LookupError, TypeError, AttributeError) as error:
             raise TraceError(f"a reply of unknown form: {str(reply)[:120]}") from error
-        if answered != self.name:
-            raise TraceError(f"model {answered!r} answered instead of {self.name!r}")
-        if not told:
-            raise TraceError("the reply is about other token ids than those sent")
+        if answered != self.name or not same:
+            to = "" if same else " to other token ids than those sent"
+            raise TraceError(f"model {answered!r} answered{to}, asked was {self.name!r}")
         return routing
 
     def _get(self, path: str) -> dict[str, Any]:
