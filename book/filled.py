@@ -183,6 +183,33 @@ def halved() -> str:
     return table(["tokens", "works", *(f"layer {n}" for n in layers)], rows)
 
 
+def atlas(part: str = "cells") -> str:
+    """The atlas: claims by model; or where each row comes from, with its files."""
+    from book import atlas as made  # it reads the library's counts
+
+    stored, shown = made.read(), made.QUANTITIES
+    if part == "cells":
+        heads = ["model, text", *(f"{claim}: {what}" for claim, what in shown.items())]
+        named = [(f"**{r['model']}**, {r['label']}", r) for r in stored.values()]
+        return table(heads, [[name, *(made.written(r, c) for c in shown)] for name, r in named])
+    rows: list[list[Any]] = []
+    for name, row in stored.items():
+        files = [f"[row](results/atlas/{name}.json)"]
+        if "counts" in row:
+            files.append(f"[counts](../minimoe/study/published/{row['counts']}.json)")
+        shape = f"{row['experts_per_token']} of {row['experts']}, {row['layers']} layers"
+        source = row.get("source", "") or f"measured here, {row['date']}"
+        if "commit" in row:
+            source += f", commit {row['commit'][:8]}; {row['licence']}"
+        cannot = "; ".join(f"{c}: {why}" for c, why in row["cannot_be_told"].items())
+        if "no_interval" in row:
+            cannot = "; ".join([*filter(None, [cannot]), f"intervals: {row['no_interval']}"])
+        text = f"{row['tokens']:,} tokens: {row['text']}"
+        rows.append([row["model"], text, shape, source, cannot, ", ".join(files)])
+    heads = ["model", "text", "experts", "source and licence", "cannot be told", "files"]
+    return table(heads, rows)
+
+
 def further(part: str) -> str:
     """One of the analyses beyond the article's claims: counterfactuals, saturation, meaning, outputs or parallel."""
     found, layers = read("further.json"), list(range(1, 7))
@@ -345,6 +372,7 @@ PARTS: dict[str, Callable[..., str]] = {
         routers,
         rates,
         halved,
+        atlas,
         further,
         benchmark,
         api,
