@@ -22,6 +22,7 @@ def upcycle(
     layers: Iterable[int] | None = None,
     granularity: int = 1,
     noise: float = 0.0,
+    drop: float = 0.0,
     seed: int = 0,
 ) -> MixtralModel:
     """A sparse model from a dense one (Komatsuzaki et al. 2023, section 3): every expert is a copy of the layer's MLP.
@@ -45,7 +46,9 @@ def upcycle(
         layers: indices (0-based) of the layers that become sparse; None: all.
         granularity: G, which divides F, E and K.
         noise: standard deviation of Gaussian noise on each expert's weights, as a multiple of that of the matrix.
-        seed: of the routers' weights and the noise.
+        drop: share r of each expert's hidden units that begin anew (Nakamura et al. 2025, 'drop-upcycling'): units of its
+            own, whose weights in the three matrices are drawn with the mean and deviation of that matrix.
+        seed: of the routers' weights, the noise and the units.
 
     The sparse model is in the mode (training or eval) of the dense one. A ConfigError where there are experts already,
     a layer is not there, sizes do not divide, or the router's weights would not sum to 1.
@@ -60,6 +63,8 @@ def upcycle(
     config = dense.config.replace(mlp_only_layers=sparse, moe_intermediate_size=width, **sizes)
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise is {noise}; it must be 0 or a positive multiple")
+    if not 0 <= drop <= 1:
+        raise ConfigError(f"drop is {drop}; it must be a share of the hidden units, from 0 to 1")
     device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
     with torch.device("meta"):
         model = MixtralModel(config)
@@ -78,6 +83,8 @@ def upcycle(
             weight = copies.repeat_interleave(granularity, dim=0)  # [E, D]
             layer.gate.load_state_dict({"weight": weight})
             _fill_experts(experts, mlp, granularity, noise, generator)
+            if drop:
+                _draw_units(experts, drop, generator)
     modules = dict(model.train(dense.training).named_modules())
     for name, module in dense.named_modules():  # a layer that was in eval mode alone stays so
         if name in modules:
@@ -131,3 +138,13 @@ def _fill_experts(
             if noise:
                 drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
                 held[e] = weight.float() + drawn * (noise * weight.float().std())
+
+
+def _draw_units(experts: Experts, drop: float, generator: torch.Generator) -> None:
+    """Redraw a share of each expert's units, in gate, up and down alike, as each matrix has its mean and deviation."""
+    for e in range(experts.num_experts):
+        gate, up = experts.gate_up_proj[e].chunk(2)  # views, [F, D] each
+        units = torch.randperm(len(gate), generator=generator)[: round(drop * len(gate))]
+        for held in (gate, up, experts.down_proj[e].T):
+            drawn = torch.randn((len(units), held.shape[1]), generator=generator).to(held.device)
+            held[units] = (drawn * held.float().std() + held.float().mean()).to(held.dtype)

@@ -1,0 +1,162 @@
+"""The comparison of lesson 17: models from scratch and upcycled ones, balanced over the batch or within sequences.
+
+python -m book.upcycling STAGE...    the pieces of these stages of book/results/upcycling/plan.toml that are not there yet
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+import tempfile
+import time
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from minimoe.config import ModelConfig  # noqa: E402
+from minimoe.errors import ConfigError  # noqa: E402
+from minimoe.generate import evaluating  # noqa: E402
+from minimoe.hf.upcycle import upcycle  # noqa: E402
+from minimoe.layers import MoELayer  # noqa: E402
+from minimoe.model import MixtralModel  # noqa: E402
+from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
+from minimoe.train.compare import Numbers, Piece, run_missing, stages  # noqa: E402
+from minimoe.train.environment import processor_name  # noqa: E402
+from minimoe.train.loop import Run  # noqa: E402
+from minimoe.train.settings import TrainConfig  # noqa: E402
+from minimoe.train.state import read_log  # noqa: E402
+
+FOLDER = ROOT / "book" / "results" / "upcycling"
+POINTS = 4  # looks at a run, the last one at its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A run, and the dense run it begins from: `base_steps` at `base_lr`, both 0 for random weights."""
+
+    run: TrainConfig
+    base_lr: float = 0.0
+    base_steps: int = 0
+
+
+def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
+    """The pieces, and what the plan says of the text.
+
+    An arm is its start and its balancing loss, as in 'scratch-sequence'; or 'base', the dense model from scratch, or
+    'dense', which goes on with it, as does 'dense-flops' for more steps.
+    """
+    plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    text, model, training = (plan.pop(name) for name in ("text", "model", "training"))
+
+    def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
+        start, _, balance = arm.partition("-")
+        base = {k: chosen.pop(k) for k in ("base_lr", "base_steps") if k in chosen}
+        config = TrainConfig(**training | {"eval_every": 10**6, "save_every": 10**6} | chosen)
+        of = ModelConfig(**model | sizes)
+        if start in ("base", "dense"):
+            every = tuple(range(of.num_hidden_layers))
+            return of.replace(mlp_only_layers=every), Training(config, **base)
+        return of.replace(router_aux_loss_type=balance), Training(config, **base)
+
+    return stages(path, plan, made), text
+
+
+def run_stages(names: list[str]) -> None:
+    """Run the pieces of the named stages."""
+    pieces, text = read_plan(FOLDER / "plan.toml")
+    corpus = load_corpus(**text)
+
+    @functools.lru_cache
+    def base(model: ModelConfig, training: TrainConfig) -> MixtralModel:
+        return _trained(Piece(Path(), "base", model, Training(training)), corpus, None)[0]
+
+    def recipe(piece: Piece) -> Numbers:
+        given = {"arm": piece.arm, "model": piece.model.to_dict(), "training": dataclasses.asdict(piece.training)}
+        return json.loads(json.dumps(given | {"text": corpus.sha256}))
+
+    def run(piece: Piece) -> Numbers:
+        training: Training = piece.training
+        config, start = training.run, None
+        if training.base_steps:
+            layers = tuple(range(piece.model.num_hidden_layers))
+            early = dataclasses.replace(config, lr=training.base_lr, steps=training.base_steps)
+            start = base(piece.model.replace(mlp_only_layers=layers, router_aux_loss_type="switch", router_aux_loss_coef=0.02), early)
+            if not piece.model.mlp_only_layers:
+                begun = upcycle(
+                    start, num_experts=piece.model.num_experts, seed=config.seed,
+                    drop=0.5 if piece.arm.startswith("drop") else 0.0,
+                )  # fmt: skip
+                start = MixtralModel(piece.model)
+                start.load_state_dict(begun.state_dict())
+            config = dataclasses.replace(config, seed=config.seed + 1000)  # other batches
+        started = time.process_time()
+        found = _trained(dataclasses.replace(piece, training=Training(config)), corpus, start)[1]
+        return {
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": processor_name(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "recipe": recipe(piece),
+            "process_seconds": round(time.process_time() - started, 1),
+            **found,
+        }
+
+    run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
+
+
+def _trained(piece: Piece, corpus: Corpus, start: MixtralModel | None) -> tuple[MixtralModel, Numbers]:
+    config: TrainConfig = piece.training.run
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, piece.model, config, corpus, name=piece.arm, start=start, whole=False)
+        points = [look(run.model, corpus, config.seq_len, 8)]
+        for part in range(1, POINTS + 1):
+            run.train(progress=False, stop_after=config.steps * part // POINTS - run.step)
+            points.append({"step": run.step} | look(run.model, corpus, config.seq_len, 8 if part < POINTS else 60))
+        log = [r for r in read_log(run.log) if "lm_loss" in r][-5:]
+    violations = [np.mean(r["max_vio"]) for r in log if r["max_vio"]]
+    return run.model, {
+        "loss": points[-1]["loss"],
+        "max_vio": round(float(np.mean(violations)), 3) if violations else None,
+        "points": points,
+    }
+
+
+@torch.no_grad()
+def look(model: MixtralModel, corpus: Corpus, seq_len: int, windows: int) -> Numbers:
+    """Held-out nats per token [domains], choices [domains, layers, experts], and how alike the experts are [layers].
+
+    `loss` is the mean over the domains.
+    """
+    nats, counts = [], []
+    with evaluating(model):
+        for name in corpus.domains:
+            stream = corpus.heldout.tokens[corpus.heldout.domain_slice(name)]
+            every = len(stream) // seq_len
+            at = [i * every // windows for i in range(windows)] if every > windows else range(every)
+            ids = torch.from_numpy(np.stack([stream[i * seq_len : (i + 1) * seq_len] for i in at]).astype(np.int64))
+            out = model(ids, ids)
+            nats.append(round(float(out.lm_loss), 4))
+            counts.append([r.load().long().tolist() for r in out.routings])
+    alike = []
+    for block in model.layers:
+        if isinstance(block.mlp, MoELayer):
+            bank = block.mlp.experts
+            flat = torch.cat([w.flatten(1) for w in bank.stacked()], dim=1)
+            flat = torch.nn.functional.normalize(flat, dim=1)
+            e = len(flat)
+            alike.append(round(float((flat @ flat.T).sum() - e) / (e * (e - 1)), 4))
+    return {"loss": round(float(np.mean(nats)), 4), "nats": nats, "alike": alike, "counts": counts if alike else []}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_stages(sys.argv[1:])
