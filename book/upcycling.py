@@ -36,7 +36,7 @@ from minimoe.train.settings import TrainConfig  # noqa: E402
 from minimoe.train.state import read_log  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "upcycling"
-POINTS = 4  # looks at a run, the last one at its end
+POINTS = 3  # looks at a run, the last one at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _trained(piece: Piece, corpus: Corpus, start: MixtralModel | None) -> tuple[
         points = [look(run.model, corpus, config.seq_len, 8)]
         for part in range(1, POINTS + 1):
             run.train(progress=False, stop_after=config.steps * part // POINTS - run.step)
-            points.append({"step": run.step} | look(run.model, corpus, config.seq_len, 8 if part < POINTS else 60))
+            points.append({"step": run.step} | look(run.model, corpus, config.seq_len, 8 if part < POINTS else 40))
         log = [r for r in read_log(run.log) if "lm_loss" in r][-5:]
     violations = [np.mean(r["max_vio"]) for r in log if r["max_vio"]]
     return run.model, {
