@@ -1,11 +1,10 @@
 """The comparison of lesson 17: models from scratch and upcycled ones, balanced over the batch or within sequences.
 
-python -m book.upcycling STAGE...    the pieces of these stages of book/results/upcycling/plan.toml that are not there yet
+python -m book.upcycling STAGE...    what these stages of book/results/upcycling/plan.toml have left to run
 """
 
 import dataclasses
 import functools
-import hashlib
 import json
 import sys
 import tempfile
@@ -13,7 +12,6 @@ import time
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minimoe.config import ModelConfig  # noqa: E402
-from minimoe.errors import ConfigError  # noqa: E402
 from minimoe.generate import evaluating  # noqa: E402
 from minimoe.hf.upcycle import upcycle  # noqa: E402
 from minimoe.layers import MoELayer  # noqa: E402
@@ -80,7 +77,11 @@ def run_stages(names: list[str]) -> None:
         return _trained(Piece(Path(), "base", model, Training(training)), corpus, None)[0]
 
     def recipe(piece: Piece) -> Numbers:
-        given = {"arm": piece.arm, "model": piece.model.to_dict(), "training": dataclasses.asdict(piece.training)}
+        given = {
+            "arm": piece.arm,
+            "model": piece.model.to_dict(),
+            "training": dataclasses.asdict(piece.training),
+        }
         return json.loads(json.dumps(given | {"text": corpus.sha256}))
 
     def run(piece: Piece) -> Numbers:
@@ -89,7 +90,12 @@ def run_stages(names: list[str]) -> None:
         if training.base_steps:
             layers = tuple(range(piece.model.num_hidden_layers))
             early = dataclasses.replace(config, lr=training.base_lr, steps=training.base_steps)
-            start = base(piece.model.replace(mlp_only_layers=layers, router_aux_loss_type="switch", router_aux_loss_coef=0.02), early)
+            start = base(
+                piece.model.replace(
+                    mlp_only_layers=layers, router_aux_loss_type="switch", router_aux_loss_coef=0.02
+                ),
+                early,
+            )
             if not piece.model.mlp_only_layers:
                 begun = upcycle(
                     start, num_experts=piece.model.num_experts, seed=config.seed,
@@ -113,14 +119,19 @@ def run_stages(names: list[str]) -> None:
     run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
 
 
-def _trained(piece: Piece, corpus: Corpus, start: MixtralModel | None) -> tuple[MixtralModel, Numbers]:
+def _trained(
+    piece: Piece, corpus: Corpus, start: MixtralModel | None
+) -> tuple[MixtralModel, Numbers]:
     config: TrainConfig = piece.training.run
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, piece.model, config, corpus, name=piece.arm, start=start, whole=False)
         points = [look(run.model, corpus, config.seq_len, 8)]
         for part in range(1, POINTS + 1):
             run.train(progress=False, stop_after=config.steps * part // POINTS - run.step)
-            points.append({"step": run.step} | look(run.model, corpus, config.seq_len, 8 if part < POINTS else 40))
+            points.append(
+                {"step": run.step}
+                | look(run.model, corpus, config.seq_len, 8 if part < POINTS else 40)
+            )
         log = [r for r in read_log(run.log) if "lm_loss" in r][-5:]
     violations = [np.mean(r["max_vio"]) for r in log if r["max_vio"]]
     return run.model, {
@@ -142,7 +153,9 @@ def look(model: MixtralModel, corpus: Corpus, seq_len: int, windows: int) -> Num
             stream = corpus.heldout.tokens[corpus.heldout.domain_slice(name)]
             every = len(stream) // seq_len
             at = [i * every // windows for i in range(windows)] if every > windows else range(every)
-            ids = torch.from_numpy(np.stack([stream[i * seq_len : (i + 1) * seq_len] for i in at]).astype(np.int64))
+            ids = torch.from_numpy(
+                np.stack([stream[i * seq_len : (i + 1) * seq_len] for i in at]).astype(np.int64)
+            )
             out = model(ids, ids)
             nats.append(round(float(out.lm_loss), 4))
             counts.append([r.load().long().tolist() for r in out.routings])
@@ -154,7 +167,12 @@ def look(model: MixtralModel, corpus: Corpus, seq_len: int, windows: int) -> Num
             flat = torch.nn.functional.normalize(flat, dim=1)
             e = len(flat)
             alike.append(round(float((flat @ flat.T).sum() - e) / (e * (e - 1)), 4))
-    return {"loss": round(float(np.mean(nats)), 4), "nats": nats, "alike": alike, "counts": counts if alike else []}
+    return {
+        "loss": round(float(np.mean(nats)), 4),
+        "nats": nats,
+        "alike": alike,
+        "counts": counts if alike else [],
+    }
 
 
 if __name__ == "__main__":

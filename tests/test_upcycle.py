@@ -248,3 +248,22 @@ def test_a_layer_that_was_in_eval_mode_alone_stays_so() -> None:
     sparse = upcycle(dense, num_experts=4, granularity=2, noise=0.0)
     assert sparse.training and sparse.layers[1].training
     assert not any(module.training for module in sparse.layers[0].modules())
+
+
+@torch.no_grad()
+def test_drop_redraws_whole_units_other_ones_in_each_expert() -> None:
+    dense = dense_model(hidden_size=64, intermediate_size=96)
+    sparse = upcycle(dense, num_experts=4, drop=0.25)
+    for layer in range(3):
+        old, kept = mlp(dense, layer), list[torch.Tensor]()
+        for e in range(4):
+            gate_up, down = moe(sparse, layer).experts.weights(e)
+            same = (gate_up == old.gate_up_proj).view(2, 96, 64)
+            units = same.all(2).all(0) & (down == old.down_proj).all(0)
+            assert int(units.sum()) == 72  # the others are new in all three matrices
+            assert not bool(same[:, ~units].any() | (down == old.down_proj)[:, ~units].any())
+            assert float(down[:, ~units].std() / old.down_proj.std()) == pytest.approx(1, abs=0.1)
+            kept.append(units)
+        assert not torch.equal(kept[0], kept[1])
+    with pytest.raises(ConfigError, match=r"drop is 1.5"):
+        upcycle(dense, num_experts=4, drop=1.5)

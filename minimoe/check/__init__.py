@@ -77,6 +77,7 @@ from minimoe.check.lesson14 import (
     repeats_by_chance,
     settled_beyond_chance,
 )
+from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -112,6 +113,7 @@ __all__ = [
     "error_of_average",
     "expert_choice",
     "experts_touched",
+    "fair_steps",
     "find",
     "first_tokens",
     "gate_gradient",
@@ -129,6 +131,7 @@ __all__ = [
     "positions",
     "progress",
     "quantise_rows",
+    "redrawn_units",
     "repeats_by_chance",
     "rival_widths",
     "rms_norm",
@@ -136,11 +139,13 @@ __all__ = [
     "rotate_pairs",
     "same_documents_chance",
     "settled_beyond_chance",
+    "slices_of_mlp",
     "slope_at",
     "slots_of_assignments",
     "sparse_block",
     "swiglu",
     "switch_loss",
+    "taught_weights",
     "tile_takes",
     "tiles_of",
     "to_fused",

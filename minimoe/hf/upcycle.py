@@ -46,8 +46,8 @@ def upcycle(
         layers: indices (0-based) of the layers that become sparse; None: all.
         granularity: G, which divides F, E and K.
         noise: standard deviation of Gaussian noise on each expert's weights, as a multiple of that of the matrix.
-        drop: share r of each expert's hidden units that begin anew (Nakamura et al. 2025, 'drop-upcycling'): units of its
-            own, whose weights in the three matrices are drawn with the mean and deviation of that matrix.
+        drop: share r of each expert's hidden units that begin anew (Nakamura et al. 2025, 'drop-upcycling'): each draws
+            units of its own, and their weights with the mean and deviation of the matrix.
         seed: of the routers' weights, the noise and the units.
 
     The sparse model is in the mode (training or eval) of the dense one. A ConfigError where there are experts already,
