@@ -53,11 +53,11 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2437,
-    "check": 9606,
+    "check": 9961,
     "core": 3734,
     "cost": 830,
     "course": 606,
-    "hf": 919,
+    "hf": 936,
     "kernels": 1144,
     "roof": 429,
     "study": 6780,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1389,
     "zoo": 1099,
 }
-TESTS = 30_307  # and lines of Python that the tests may have
+TESTS = 31_562  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
