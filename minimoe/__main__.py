@@ -1,4 +1,4 @@
-"""python -m minimoe: study, record, train, generate, corpus, cost, bench."""
+"""python -m minimoe: study, record, train, export, generate, corpus, cost, bench."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from minimoe import __version__
 from minimoe.errors import ConfigError, MinimoeError, did_you_mean
 
 # What needs torch is imported by the command that computes: help and wrong arguments answer at once.
+
+
+ABSENT = {
+    "tp": "tensor parallelism (TP)", "pp": "pipeline parallelism (PP)", "cp": "context parallelism (CP)",
+    "hsdp": "a mesh of replicated shards (HSDP)",
+}  # fmt: skip
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(end="", flush=True)
         except OSError:  # is forgotten: Python would fail by it once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if code:
+    # of ranks that are refused the same or asked to stop, one says so
+    if code and (os.environ.get("LOCAL_RANK", "0") == "0" or fault.startswith("rank ")):
         print(f"minimoe: {fault}", file=sys.stderr)
     return code
 
@@ -194,6 +201,8 @@ def run_train(args: argparse.Namespace) -> None:
     for one, others in {"from": (*SHAPES, "tokenizer"), "text": ("domains",)}.items():
         for other in (name.replace("_", "-") for name in others if one in given and name in given):
             raise ConfigError(f"--{one} and --{other} exclude each other: leave one of the two out")
+    for name in ABSENT.keys() & given.keys():
+        raise ConfigError(f"--{name} is {ABSENT[name]}, which is not there: use --dp and --ep")
     resolve(domains := split_names(args.domains))
     config = TRAIN_PRESETS[args.preset]
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
@@ -212,36 +221,53 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.train.environment import resolve_device
     from minimoe.train.loop import Run
 
+    ranks = None
+    started = "LOCAL_RANK" in os.environ and os.environ["WORLD_SIZE"] != "1"
+    if args.dp or args.ep or started:
+        from minimoe.train.parallel.launch import Ranks
+
+        ranks = Ranks(args.dp, args.ep, args.patience)
+        if source is None:
+            ranks.check(model, config)
     device = resolve_device(args.device)
+    device = ranks.device(device) if ranks else device
     if args.compare is not None:
         return compare(args.compare, device, threads=args.threads, progress=not args.quiet)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if source is not None:
-        start = MixtralModel.from_pretrained(source)
-        model = with_options(start.config, given)
-        if args.seq_len is None:
-            most = min(config.seq_len, model.max_position_embeddings)
-            config = dataclasses.replace(config, seq_len=most)
-        require_fit(model, config)
-    text = args.text and args.text.resolve().stem
-    name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
-    out = args.out or Path("runs") / name
-    again = args.resume and (out / "tokenizer.json").exists()
-    tokenizer = args.tokenizer or (out if again else source and pretrained_path(source))
-    read: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": model.vocab_size}
-    loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
-    whole = args.whole or loaded.heldout.tokens.size <= config.tokens
-    options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
-    options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
-    run = Run(out, model, config, loaded, **options)
-    held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
-    print(
-        f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
-        f"{len(loaded.domains)} domains in {config.steps:,} steps on {device}; from step {run.step} -> {out}",
-        file=sys.stderr,
-    )
-    losses = run.train(progress=not args.quiet)
+    with ranks.together() if ranks else contextlib.nullcontext():
+        if source is not None:
+            start = MixtralModel.from_pretrained(source)
+            model = with_options(start.config, given)
+            if args.seq_len is None:
+                most = min(config.seq_len, model.max_position_embeddings)
+                config = dataclasses.replace(config, seq_len=most)
+            require_fit(model, config)
+            if ranks is not None:
+                ranks.check(model, config)
+        text = args.text and args.text.resolve().stem
+        name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
+        out = args.out or Path("runs") / name
+        again = args.resume and (out / "tokenizer.json").exists()
+        tokenizer = args.tokenizer or (out if again else source and pretrained_path(source))
+        read: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": model.vocab_size}
+        with ranks.in_turn() if ranks else contextlib.nullcontext():
+            loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
+        whole = args.whole or loaded.heldout.tokens.size <= config.tokens
+        options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
+        options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
+        make = ranks.run if ranks else Run
+        run = make(out, model, config, loaded, **options)
+        held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
+        say = print if run.leads else lambda *_, **__: None
+        say(
+            f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
+            f"{len(loaded.domains)} domains in {config.steps:,} steps on {device}; from step {run.step} -> {out}",
+            file=sys.stderr,
+        )
+        losses = run.train(progress=not args.quiet)
+        if not run.leads:
+            return
     write_card(out)
     for name, loss in losses.items():
         error = (loss.standard_error or 0) * loss.nats_per_byte / loss.nats_per_token
@@ -253,6 +279,16 @@ def run_train(args: argparse.Namespace) -> None:
         from minimoe.train.watch import draw_log
 
         draw_log(out).savefig(out / "log.png", dpi=150)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """One folder for transformers of a run, however many processes trained it."""
+    import torch
+
+    from minimoe.train.export import export
+
+    export(args.run_folder, args.out, getattr(torch, args.dtype))
+    print(f"{args.out}: the model of {args.run_folder}")
 
 
 def run_generate(args: argparse.Namespace) -> None:

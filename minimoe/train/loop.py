@@ -174,14 +174,14 @@ class Run:
 
     def _resumes(self, asked: bool) -> bool:
         """Whether the run goes on; a ConfigError where it was not asked to, and the folder holds a run."""
-        if not asked and (self.out / state.STATE).exists():
+        if not asked and state.newest(self.out):
             raise ConfigError(
                 f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
             )
         return asked
 
     def _restore(self) -> state.Reached:
-        path = self.out / state.STATE
+        path = state.newest(self.out) or self.out / state.STATE
         return state.restore_state(path, self.model, self.optimizer, self.recipe)
 
     def _parts(self) -> list[Tensor]:
@@ -270,6 +270,7 @@ class Run:
         reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
         state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
         self.saved = self.step
+        remove_leftovers(self.out, "state-*[0-9]")  # of ranks, from which this process went on
         self._write_model()
 
     def _write_model(self) -> None:

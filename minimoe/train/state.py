@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 
 from minimoe.checkpoint import model_tensors, read_tensors, write_tensors
 from minimoe.config import ModelConfig
@@ -29,6 +30,7 @@ from minimoe.train.step import DomainLoss
 LOG = "log.jsonl"
 
 STATE = "state.safetensors"
+REACHED = "reached.json"  # in the folder that many ranks write
 
 
 def make_recipe(
@@ -56,6 +58,11 @@ def make_recipe(
             "cpu_products": cpu_backend(),
         },
     }
+
+
+def portable(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without where its weights were made: of many ranks, which may go on as more or as fewer."""
+    return {key: value for key, value in recipe.items() if key != "environment"}
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
@@ -152,8 +159,19 @@ class Reached:
     seconds: float
     aux_loss_coef: float | None
 
+    def texts(self) -> dict[str, str]:
+        """As the metadata of a file can hold it."""
+        return {k: repr(v) for k, v in dataclasses.asdict(self).items() if v is not None}
 
-def _tensors(model: MixtralModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+
+def newest(out: Path) -> Path | None:
+    """The last state in a run's folder: a file of one process or a folder of many ranks; None where there is none."""
+    if (out / STATE).exists():
+        return out / STATE
+    return max(out.glob("state-*[0-9]"), key=lambda path: int(path.stem[6:]), default=None)
+
+
+def state_tensors(model: MixtralModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """All that a step changes, by the name that it has in the file."""
     tensors = {f"model.{k}": v for k, v in model_tensors(model).items()}
     for i, p in enumerate(model.parameters()):
@@ -169,9 +187,8 @@ def save_state(
     reached: Reached,
 ) -> None:
     """Write weights, moments and how far the run has come to `path`; what cannot be written is a CheckpointError."""
-    numbers = {k: repr(v) for k, v in dataclasses.asdict(reached).items() if v is not None}
-    metadata = {"recipe": fingerprint(recipe), **numbers}
-    write_tensors(path, {k: v.cpu() for k, v in _tensors(model, optimizer).items()}, metadata)
+    metadata = {"recipe": fingerprint(recipe), **reached.texts()}
+    write_tensors(path, {k: v.cpu() for k, v in state_tensors(model, optimizer).items()}, metadata)
 
 
 @torch.no_grad()
@@ -180,17 +197,24 @@ def restore_state(
 ) -> Reached:
     """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
 
-    A file that is missing, truncated or of another recipe is a CheckpointError; the message names what differs from the
-    recipe.json beside it.
+    A folder of many ranks is read by as many as there are now, and need not be of the same machine.
+
+    A state that is missing, truncated or of another recipe is a CheckpointError; the message names what differs from
+    the recipe.json beside it.
     """
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
+    ranks = path.is_dir()
+    tensors: dict[str, torch.Tensor] = {}
+    if ranks:
+        metadata = read_object(path / REACHED, CheckpointError)
+    else:
+        tensors = read_tensors(path)
+        with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
-    if metadata["recipe"] != fingerprint(recipe):
+    if metadata["recipe"] != fingerprint(portable(recipe) if ranks else recipe):
         different = ""
         with contextlib.suppress(MinimoeError):
             old = read_object(path.with_name("recipe.json"))
@@ -211,11 +235,17 @@ def restore_state(
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
             # fused AdamW keeps its step counts beside the parameters
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-        targets = _tensors(model, optimizer)
+        targets = state_tensors(model, optimizer)
+        if ranks:
+            from minimoe.train.parallel.save import read_shards  # takes seconds
+
+            tensors = read_shards(path, targets)
         if different := sorted(targets.keys() ^ tensors.keys()):
             raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
         for name, target in targets.items():
             value, wrong = tensors[name], ""
+            if isinstance(value, DTensor):  # what this rank has of it
+                target = value = value.to_local()
             if value.dtype != target.dtype:
                 wrong = f"is {value.dtype}, expected {target.dtype}"
             elif value.squeeze().shape != target.squeeze().shape:

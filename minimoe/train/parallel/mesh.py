@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -20,9 +24,21 @@ from minimoe.train.parallel.exchange import ShardedExperts, ep
 DIMENSIONS = ("dp", "ep")
 
 
-def make_mesh(dp: int, ep: int, device: str = "cpu") -> DeviceMesh:
-    """The mesh [dp, ep] of all processes: rank r is at (r // ep, r % ep). Needs an initialised process group."""
-    return init_device_mesh(device, (dp, ep), mesh_dim_names=DIMENSIONS)
+def make_mesh(
+    dp: int, ep: int, device: str = "cpu", timeout: timedelta | None = None
+) -> DeviceMesh:
+    """The mesh [dp, ep] of all processes: rank r is at (r // ep, r % ep). Needs an initialised process group.
+
+    Whoever waits longer than `timeout` for another rank has an error; None: torch's half an hour.
+    """
+    places = torch.arange(dp * ep).view(dp, ep)
+    groups: list[Any] = [
+        dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timeout)[
+            0
+        ]  # a mesh's own have no time of theirs
+        for lines in (places.T, places)
+    ]
+    return DeviceMesh.from_group(groups, device, places, mesh_dim_names=DIMENSIONS)
 
 
 def check_layout(config: ModelConfig, dp: int, ep: int) -> None:
@@ -67,7 +83,7 @@ def parallelise(model: MixtralModel, mesh: DeviceMesh) -> MixtralModel:
     """Shard a model over the mesh ("dp", "ep"), in place, and return it.
 
     Experts lie over `ep` by number and over `dp` by row; all else is sharded over all ranks by FSDP2. Gradients are
-    *sums* over ranks: divide the loss by the tokens of all of them (`token_share`). Every rank gives the same whole
+    *sums* over ranks: divide the loss by the tokens of all of them. Every rank gives the same whole
     model, or one on the meta device, which `to_empty` and a checkpoint then fill.
 
     Raises:
@@ -99,15 +115,6 @@ def _shard(module: nn.Module, mesh: DeviceMesh, dimension: int) -> None:
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
-
-
-def token_share(tokens: int | Tensor) -> Tensor:
-    """This rank's part of the tokens of all ranks: its mean loss times this, summed over ranks, is the mean of all.
-
-    A rank without tokens has 0; a mean of the ranks' means would count its tokens too little or too much.
-    """
-    mine = torch.as_tensor(tokens, dtype=torch.float64)
-    return mine / sum_over_ranks(mine).clamp_min(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,376 @@
+"""The command on many ranks: the run of one process, resumed and exported in any layout; and what a fault leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from minimoe.__main__ import main
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.model import MixtralModel
+from minimoe.presets import PRESETS
+from minimoe.train.export import export
+from minimoe.train.parallel.launch import Ranks
+from minimoe.train.parallel.run import ParallelRun
+from minimoe.train.parallel.save import read_shards
+from minimoe.train.settings import TRAIN_PRESETS
+from tests.small import small_disk
+
+STEPS = 6
+NUMBERS = f"--steps {STEPS} --eval-every {STEPS} --save-every 2 --warmup 2 --batch-size 4 --seq-len 16 --threads 1"
+LOGGED = ("lm_loss", "aux_loss", "norm", "nats_per_token", "tokens")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended: exit code (below 0: by a signal), what it said on standard error, after how many seconds."""
+
+    code: int
+    said: str
+    seconds: float
+
+
+def started(
+    folder: Path, world: int, arguments: list[str], fault: Callable[[int], Any] | None = None
+) -> list[Ended]:
+    """Run a command on forked ranks with the variables and the store that torchrun would give them."""
+    context = multiprocessing.get_context("fork")
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said = [folder / f"said-{rank}" for rank in range(world)]
+
+    def run(rank: int) -> None:
+        code = 1
+        try:
+            handle = os.open(said[rank], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(handle, 2)
+            sys.stderr = os.fdopen(2, "w")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            os.environ |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
+                "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+            }  # fmt: skip
+            if fault is not None:
+                fault(rank)
+            code = main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    begun, seconds = time.monotonic(), dict[int, float]()
+    ranks = [context.Process(target=run, args=(rank,)) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    while len(seconds) < world:
+        seconds |= {
+            i: time.monotonic() - begun
+            for i, rank in enumerate(ranks)
+            if i not in seconds and not rank.is_alive()
+        }
+        time.sleep(0.05)
+    return [
+        Ended(rank.exitcode or 0, said[i].read_text(), seconds[i]) for i, rank in enumerate(ranks)
+    ]
+
+
+def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Callable[[int], None]:
+    """A fault: rank `on` does something when it is about to compute a step (from 0)."""
+
+    def fault(rank: int) -> None:
+        before = ParallelRun._one_step
+
+        def one_step(self: ParallelRun) -> dict[str, Any]:
+            if self.step == step:
+                what()
+            return before(self)
+
+        if rank == on:
+            ParallelRun._one_step = one_step
+
+    return fault
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "rain.jsonl"
+    rows = [" ".join(f"w{(i * 31 + j * j) % 97}" for j in range(60)) for i in range(20)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(text: Path) -> list[str]:
+    return ["train", "--preset", "nano", "--text", str(text), "--quiet", *NUMBERS.split()]
+
+
+@pytest.fixture(scope="module")
+def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*command, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def broken(
+    command: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Ended]]:
+    """A run with its experts on two ranks, of which the second was killed in step 5; and how they ended."""
+    out = tmp_path_factory.mktemp("broken") / "run"
+    return out, started(
+        out.parent, 2, [*command, "--out", str(out), "--ep", "2"], at_step(4, killed)
+    )
+
+
+@pytest.fixture
+def stopped(broken: tuple[Path, list[Ended]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(broken[0], tmp_path / "run"))
+
+
+def numbers(out: Path) -> list[float]:
+    """All losses, norms and held-out losses of a log."""
+    found: list[float] = []
+    for line in (out / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for losses in (record, *record.get("heldout", {}).values()):
+            found += [losses[key] for key in LOGGED if key in losses]
+    return found
+
+
+def one_sentence(ended: Ended, names: str) -> None:
+    assert ended.code == 2
+    assert "Traceback" not in ended.said
+    lines = [line for line in ended.said.splitlines() if line.startswith("minimoe: ")]
+    assert len(lines) == 1
+    assert names in lines[0]
+
+
+def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
+    whole: Path, broken: tuple[Path, list[Ended]], stopped: Path, command: list[str], tmp_path: Path
+) -> None:
+    out, (first, second) = broken
+    assert second.code == -signal.SIGKILL
+    one_sentence(first, "rank 1 has ended; the same command goes on")
+    assert "DeviceMesh((dp=1, ep=2), 'cpu'" in first.said
+    assert first.seconds - second.seconds < 30
+    assert [path.name for path in out.glob("*state*")] == ["state-000004"]
+    assert not [
+        p for p in out.rglob("*") if p.suffix not in (".json", ".jsonl", ".safetensors", "")
+    ]
+
+    alone = Path(shutil.copytree(out, tmp_path / "alone"))
+    assert main([*command, "--out", str(alone), "--resume"]) == 0
+    for ended in started(tmp_path, 2, [*command, "--out", str(stopped), "--dp", "2"]):
+        assert (ended.code, "minimoe: " in ended.said) == (0, False)
+    for other in (alone, stopped):
+        assert numbers(other) == pytest.approx(numbers(whole), rel=1e-5)
+    assert (alone / "model.safetensors").exists()
+    assert not [*alone.glob("state-*[0-9]")]
+
+    exported = tmp_path / "exported"
+    for run in (whole, alone, stopped):
+        assert (
+            main(["export", str(run), "--out", str(exported / run.name), "--dtype", "float32"]) == 0
+        )
+    model = MixtralModel.from_pretrained(exported / "run")
+    assert model.generation_config == {"eos_token_id": 0}
+    for name, value in MixtralModel.from_pretrained(exported / "alone").state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-5)
+
+
+def test_a_state_is_the_same_bit_for_bit_in_one_process_and_on_ranks(
+    stopped: Path, tmp_path: Path
+) -> None:
+    export(stopped, tmp_path / "one", torch.float32)
+    model = MixtralModel.from_pretrained(tmp_path / "one")
+    stored = dict[str, torch.Tensor]()
+    for name, value in model.state_dict().items():
+        stored[f"model.{name}"] = torch.full_like(value, 7.0)
+    stored.pop("model.lm_head.weight")
+    read_shards(stopped / "state-000004", stored)
+    for name, value in stored.items():
+        assert torch.equal(value, model.state_dict()[name.removeprefix("model.")])
+
+
+def test_a_state_that_lost_a_file_or_is_of_another_model_is_refused(
+    stopped: Path, command: list[str], refused: Callable[..., str]
+) -> None:
+    resume = [*command, "--out", str(stopped), "--resume"]
+    assert "model.num_experts was 4, is 2" in refused(*resume, "--experts", "2")
+    shard = sorted((stopped / "state-000004").glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100])
+    assert "is damaged" in refused(*resume)
+    shard.unlink()
+    assert "holds 1 of 2 files" in refused(*resume)
+
+
+def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
+    command: list[str], tmp_path: Path
+) -> None:
+    out, disk = tmp_path / "run", contextlib.ExitStack()
+    fault = at_step(3, lambda: disk.enter_context(small_disk(20_000)))
+    for ended in started(tmp_path, 2, [*command, "--out", str(out), "--dp", "2"], fault):
+        one_sentence(ended, "rank 1 could not write")
+        assert ended.seconds < 60
+    assert [path.name for path in out.glob("state*")] == ["state-000002"]
+
+
+@pytest.mark.parametrize("how", ["sleeps", pytest.param("is stopped", marks=pytest.mark.slow)])
+def test_a_rank_that_does_not_answer_is_named_and_ended(
+    how: str, command: list[str], tmp_path: Path
+) -> None:
+    what = {
+        "sleeps": lambda: time.sleep(100),
+        "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    }[how]
+    arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "3"]
+    first, second = started(tmp_path, 2, arguments, at_step(1, what))
+    one_sentence(first, "rank 1 has not answered for 3 s")
+    assert second.code == -signal.SIGKILL
+    assert abs(first.seconds - second.seconds) < 30
+
+
+def test_an_error_of_one_rank_is_told_by_all(command: list[str], tmp_path: Path) -> None:
+    def fails() -> None:
+        raise CheckpointError("its disk is gone")
+
+    arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2"]
+    first, second = started(tmp_path, 2, arguments, at_step(1, fails))
+    one_sentence(first, "rank 1 has failed: its disk is gone")
+    one_sentence(second, "rank 1: its disk is gone")
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all(command: list[str], tmp_path: Path) -> None:
+    out, arguments = tmp_path / "run", [*command, "--out", str(tmp_path / "run"), "--ep", "2"]
+    asked = at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    first, second = started(tmp_path, 2, arguments, asked)
+    assert [first.code, second.code] == [143, 143]
+    assert ["minimoe: terminated" in ended.said for ended in (first, second)] == [True, False]
+    assert [path.name for path in out.glob("state*")] == ["state-000003"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            "--dp 1 --ep 2",
+            "are 2 processes for torchrun to start, and it did not",
+        ),
+        ("--tp 2", "--tp is tensor parallelism"),
+        ("--pp 2", "--pp is pipeline parallelism"),
+        ("--cp 2", "--cp is context parallelism"),
+        ("--hsdp 2", "--hsdp is a mesh of replicated shards"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(
+    options: str, words: str, command: list[str], refused: Callable[..., str]
+) -> None:
+    assert words in refused(*command, *options.split())
+
+
+@pytest.mark.parametrize(
+    ("world", "layout", "changes", "words"),
+    [
+        (2, (2, 2), {}, "--dp 2 --ep 2 are 4 processes for torchrun to start, and it started 2"),
+        (3, (1, None), {}, "ep is 3, which does not divide num_experts = 4"),
+        (8, (None, 8), {}, "ep is 8, but there are 4 experts"),
+        (2, (None, 2), {"batch_size": 3}, "2 ranks cannot share 3 sequences"),
+        (4, (None, 2), {"accumulate": 4}, "4 ranks cannot share 2 sequences"),
+    ],
+)
+def test_ranks_that_cannot_share_the_work_are_refused(
+    world: int, layout: Any, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": world, "RANK": 0, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=words):
+        Ranks(*layout, patience=1).check(
+            PRESETS["nano"], dataclasses.replace(TRAIN_PRESETS["nano"], **changes)
+        )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return True
+
+
+def torchrun(out: Path, command: list[str], *options: str) -> subprocess.Popen[str]:
+    call = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        *options,
+        "-m",
+        "minimoe",
+    ]
+    return subprocess.Popen(
+        [*call, *command, "--out", str(out), "--ep", "2"], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(state: Path, process: subprocess.Popen[str]) -> None:
+    while not state.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_torchrun_starts_again_what_was_killed_and_cleans_up_what_was_interrupted(
+    sent: signal.Signals, command: list[str], tmp_path: Path
+) -> None:
+    out, long = (
+        tmp_path / "run",
+        [*command, "--steps", "60", "--save-every", "5", "--eval-every", "60"],
+    )
+    process = torchrun(out, long, "--max-restarts", "1")
+    wait_for(out / "log.jsonl", process)
+    while not [*out.glob("state-*[0-9]")]:
+        time.sleep(0.05)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    if sent == signal.SIGINT:  # as from a notebook's cell
+        process.send_signal(sent)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode != 0
+        assert "minimoe: " in said
+    else:
+        os.kill(ranks[1], sent)
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
+        assert "rank 1 has ended; the same command goes on" in said
+        assert [path.name for path in out.glob("state-*")] == ["state-000060"]
+    assert all(gone(rank) for rank in ranks)
