@@ -59,14 +59,14 @@ BUDGETS: dict[str, int] = {
     "course": 606,
     "hf": 936,
     "kernels": 1144,
-    "roof": 429,
+    "roof": 465,
     "study": 6780,
     "text": 1579,
-    "train": 1805,
+    "train": 2236,
     "widgets": 1389,
     "zoo": 1099,
 }
-TESTS = 30_408  # and lines of Python that the tests may have
+TESTS = 30_791  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
