@@ -96,10 +96,15 @@ def qwen3_moe(folder: Path) -> None:
 
 
 def unranked(values: dict[str, Any]) -> dict[str, Any]:
-    """The measurements of a summary without those that need a first choice."""
+    """The measurements of a summary without those that need a first choice.
+
+    Co-activation's null trades choices by their places, so other draws of it come from another order.
+    """
     kept = {name: value for name, value in values.items() if name != "dependence"}
     kept["paths"] = [path for path in values["paths"] if path["kind"] == "set"]
     kept["repeats"] = [{k: v for k, v in row.items() if k != "first"} for row in values["repeats"]]
+    for row in kept["coactivation"]:
+        row["maximum"] = row["maximum"]["value"]
     return kept
 
 
