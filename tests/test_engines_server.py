@@ -256,6 +256,7 @@ def test_recorded_texts_are_gone_on_with_in_any_order_and_studied_without_the_se
     assert "no verdict here says that training made what is seen: C13, C14" in said
     assert "tokens dropped: 0." in said and "the order of a token's experts was not given" in said
     assert summary["control"] is None and "Control: random" not in page
+    assert "Texts of texts.jsonl" in page and "Topics within a domain, and C11" in page
     verdicts = {f["claim"]: f["verdict"] for f in summary["findings"]}
     assert all(verdicts[x] in ("disagrees", "cannot be told") for x in ("C13", "C14"))
     assert {d["names"][0] for d in summary["measurements"]["domains"]} == {"a"}

@@ -174,7 +174,7 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
 
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)  # fmt: skip
     m = summary["measurements"]
-    shares = m["load"]["questions of quiz.jsonl"][0]["share"]["value"]
+    shares = m["load"]["texts of quiz.jsonl"][0]["share"]["value"]
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert m["topics"][0]["names"] and m["topics"][0]["documents"] == [55, 55, 55]
     assert all(x["domain"]["null_high"] and x["by"] == "topic" for x in m["information"])

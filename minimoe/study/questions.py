@@ -91,7 +91,7 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
         raise CorpusError(
             f"unknown questions {str(name)!r}; give {', '.join(NAMES)} or a file of JSON lines with subject and text"
         )
-    return QuestionSet("own", _from_file(path), title=f"questions of {path.name}")
+    return QuestionSet("own", _from_file(path), title=f"texts of {path.name}")
 
 
 def _mmlu_test() -> list[Document]:
@@ -200,7 +200,7 @@ def heldout_text(
         "configuration": json.dumps(found.configuration),
     }
     documents, tokens = ([*chain(*part)] for part in zip(*parts, strict=True))
-    titles = {name: DOMAINS[name].title for name in corpus.domains if name in DOMAINS}
+    titles = {name: domain.title for name, domain in DOMAINS.items()}
     read = Reading(documents, tokens, found.layers, identity, facts, told("read.text"))
     return replace(read, others=others, left_out=left_out, titles=titles)
 

@@ -19,7 +19,6 @@ from minimoe.study.engines.replies import Shape
 from minimoe.study.engines.server import Server, served
 from minimoe.study.models import FoundModel, Stages, find_model
 from minimoe.study.trace import RoutingTrace, TraceWriter
-from minimoe.text.domains import DOMAINS
 
 #: beside the chunks, so that neither the model nor the text is needed again
 ABOUT, TOKENIZER = "about.json", "tokenizer.json"
@@ -44,7 +43,9 @@ def record(
     Args:
         model: see `find_model`; its weights are read only where nobody else has them.
         texts: see `question_set`, as a file; what was recorded of them before is gone on with.
-        kind: 'megatron' or 'replay': read `traces` instead, of Megatron with the ids in `batches`.
+        kind: 'megatron' or 'replay': what to read instead.
+        traces: a folder of Megatron's, see `read_megatron`, or a file of routing replay, see `read_replay`.
+        batches: the ids that Megatron read.
         server: asks it; without, the model reads the texts here, and random routers beside it.
         sizes: batch_tokens and chunk_tokens.
 
@@ -111,7 +112,7 @@ def reopened(folder: Path) -> tuple[FoundModel, qs.Reading, RoutingTrace]:
     except Exception as error:  # the library's own has no class of its own
         raise TraceError(f"{folder} holds no whole record of a model ({error})") from error
     if len(trace.domains) > 1:
-        titles = {n: DOMAINS[n].title if n in DOMAINS else n for n in trace.domains}
+        titles = {name: name for name in trace.domains}
         form = f"{read.form} {told('read.several')}"
         read = replace(read, title=TEXT, form=form, titles=titles)
     return found, read, trace

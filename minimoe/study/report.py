@@ -52,7 +52,6 @@ from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, k
 from minimoe.study.record import record_documents, spans
 from minimoe.study.recorded import reopened
 from minimoe.study.trace import RoutingTrace
-from minimoe.text.domains import DOMAINS
 from minimoe.train.environment import processor_name
 
 
@@ -237,9 +236,8 @@ def material(trace: RoutingTrace, read: qs.Reading) -> list[dict[str, Any]]:
     tokens = np.bincount(label[trace.document], minlength=len(names)).tolist()
     rows: list[dict[str, Any]] = []
     for name, documents, count in zip(names, held, tokens, strict=True):
-        domain = DOMAINS[name].title if name in DOMAINS else name
         few = f"fewer than {MIN_DOCUMENTS} documents: no intervals" * (documents < MIN_DOCUMENTS)
-        row = {"title": spell(name) if read.of_questions else domain}
+        row = {"title": spell(name) if read.of_questions else read.titles.get(name, name)}
         rows.append({**row, "documents": documents, "tokens": count, "note": few})
     return sorted(rows, key=lambda row: row["title"]) if read.of_questions else rows
 
