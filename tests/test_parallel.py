@@ -205,15 +205,23 @@ def test_an_exchange_waits_for_the_device_once(tmp_path: Path) -> None:
 
 
 def steps(
-    dp: int, experts: int, changes: dict[str, Any], parts: int, several: int
+    dp: int,
+    experts: int,
+    changes: dict[str, Any],
+    parts: int,
+    several: int,
+    dtype: torch.dtype = torch.float64,
+    epsilon: float = 1e-8,
 ) -> list[list[float]]:
     """Losses, norms and at the end all weights of some steps on ranks, or in one process that has all rows."""
     world = dp * experts
-    model = new_model(num_hidden_layers=1, **changes)
+    model = new_model(dtype, **{"num_hidden_layers": 1, **changes})
     if dist.is_initialized():
         parallelise(model, make_mesh(dp, experts))
     config = TrainConfig(steps=20, batch_size=8, seq_len=12, lr=3e-3, warmup=2, clip=0.5)
     optimizer, balancing = make_optimizer(model, config), Balancing(model)
+    for group in optimizer.param_groups:
+        group["eps"] = epsilon
     noise = shared_noise if dist.is_initialized() else contextlib.nullcontext
     found: list[list[float]] = []
     for step in range(several):
@@ -266,6 +274,19 @@ def test_steps_are_those_of_one_process(
         for name, expected in all_recipes(dp, experts, several).items():
             for ours, theirs in zip(found[name], expected, strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_only_an_epsilon_of_adam_parts_two_layers_in_float32_from_one_process(
+    tmp_path: Path,
+) -> None:
+    # where a first gradient is as small as ε, the step lr · g / (|g| + ε) enlarges its rounding error by up to lr / ε
+    changes = RECIPES["top_k"] | {"num_hidden_layers": 2}
+    for epsilon, near in ((1e-8, 1e-4), (1e-4, 1e-6)):
+        expected = steps(1, 2, changes, 2, 20, torch.float32, epsilon)
+        for found in on_ranks(2, tmp_path, steps, 1, 2, changes, 2, 20, torch.float32, epsilon):
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-6, abs=near)
 
 
 @pytest.mark.parametrize(
