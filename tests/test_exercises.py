@@ -202,7 +202,7 @@ OWN = {
     "11.3": "rounded", "11.4": "lru_hits",
     "12.1": "predicted", "12.2": "imbalance", "12.3": "design_effect", "12.5": "idle",
     "13.2": "dealt", "13.3": "information", "13.5": "together",
-    "14.1": "effective", "14.3": "saturation", "14.4": "company",
+    "14.1": "effective", "14.3": "saturation", "14.4": "company", "15.1": "moved",
 }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ from minimoe.check.lesson14 import (
     repeats_by_chance,
     settled_beyond_chance,
 )
+from minimoe.check.lesson15 import logical_load, paired_interval, subject_shift
 from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
@@ -122,11 +123,13 @@ __all__ = [
     "importance_and_load",
     "kept_tokens",
     "load_strictly",
+    "logical_load",
     "mfu",
     "mixture_gradient",
     "noisy_router",
     "offset_in_the_weights",
     "paired_difference",
+    "paired_interval",
     "plan_of_dispatch",
     "positions",
     "progress",
@@ -143,6 +146,7 @@ __all__ = [
     "slope_at",
     "slots_of_assignments",
     "sparse_block",
+    "subject_shift",
     "swiglu",
     "switch_loss",
     "taught_weights",

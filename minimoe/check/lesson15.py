@@ -1,0 +1,299 @@
+"""Checks of lesson 15: counts of real models, and differences on one text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect
+from minimoe.check.forms import draw, expect_number, expect_tensor, expect_tuple, of_numbers
+from minimoe.check.lesson12 import choices, counted, shares, summed, whole
+from minimoe.check.task import CARDS, checks
+from minimoe.check.variation import generator
+
+# --- 15.1: how far subjects are from the others, and bits without their bias -------------------------
+Shift = tuple[Tensor, float]
+Interval = tuple[float, float, float]
+
+
+def right_shift(counts: Tensor, k: int) -> Shift:
+    """Subject by subject, in loops."""
+    s, e = counts.shape
+    n = [float(row.sum()) / k for row in counts]
+    p = [row.double() / row.sum() for row in counts]
+    far: list[float] = []
+    for i in range(s):
+        others = sum((p[j] for j in range(s) if j != i), torch.zeros(e).double()) / (s - 1)
+        far.append(float((p[i] - others).clamp_min(0).sum()))
+    pool, bits = sum(p, torch.zeros(e).double()) / s, 0.0
+    for row in p:
+        used = row > 0
+        bits += float((row[used] * (row[used] / pool[used]).log2()).sum()) / s
+    bias = (e - k) * (s - 1) / (2 * k * s**2 * math.log(2)) * sum(1 / x for x in n)
+    return torch.tensor(far, dtype=torch.float64), bits - bias
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Of shares [..., E], in nats."""
+    return torch.special.entr(p).sum(-1)
+
+
+def shifted(
+    counts: Tensor, k: int, *, own: bool = False, half: float = 0.5, pooled: bool = False, by_tokens: bool = False,
+    unit: float = math.log(2), bias: Callable[[Tensor, int, int], Any] = lambda n, e, k: (
+        (e - k) * (len(n) - 1) / (2 * k * len(n) ** 2 * math.log(2)) * (1 / n).sum()
+    ),
+) -> Shift:  # fmt: skip
+    """All subjects at once, with what can be done otherwise as an option."""
+    counts, s = counts.double(), len(counts)
+    p, n = shares(counts), counts.sum(1) / k
+    others = p.mean(0, keepdim=True) if own else (p.sum(0) - p) / (s - 1)
+    if pooled:
+        others = shares(counts.sum(0) - counts)
+    w = n / n.sum() if by_tokens else torch.full_like(n, 1 / s)
+    bits = (entropy(w @ p) - w @ entropy(p)) / unit
+    return half * (p - others).abs().sum(1), float(bits - bias(n, counts.shape[1], k))
+
+
+class WrongShift(Suspects):
+    @suspect("15 §3")
+    def own(counts: Tensor, k: int) -> Shift:
+        """The pool holds the subject itself, as in equation (3) of the lesson. Here it is the mean load of the
+        others."""
+        return shifted(counts, k, own=True)
+
+    @suspect("15 §3")
+    def no_half(counts: Tensor, k: int) -> Shift:
+        """The shifts are twice too large: an assignment that moves leaves one expert and reaches another, so half of
+        the sum is the share that moves."""
+        return shifted(counts, k, half=1)
+
+    @suspect("15 §1")
+    def pooled(counts: Tensor, k: int) -> Shift:
+        """The others are added up as counts, so the subject with most tokens is most of them. Give each the weight
+        1/(S − 1): take shares first, then their mean."""
+        return shifted(counts, k, pooled=True)
+
+    @suspect("15 §1")
+    def by_tokens(counts: Tensor, k: int) -> Shift:
+        """In your bits a subject weighs as many as it has tokens: w_s = n_s/n of equation (1). Here each weighs 1/S."""
+        return shifted(counts, k, by_tokens=True)
+
+    @suspect("15 §5")
+    def plug_in(counts: Tensor, k: int) -> Shift:
+        """The bias is still in your bits. Counts of few tokens look more certain than they are."""
+        return shifted(counts, k, bias=lambda *_: 0)
+
+    @suspect("15 §5")
+    def nats(counts: Tensor, k: int) -> Shift:
+        """Your information is in nats, from which a bias in bits is taken: use logarithms to base 2."""
+        return shifted(counts, k, unit=1)
+
+    @suspect("15 §5")
+    def assignments(counts: Tensor, k: int) -> Shift:
+        """Your n_s counts assignments. A token has K of them, so the subject has a K-th as many tokens."""
+        return shifted(counts, k, bias=lambda n, e, k: (
+            (e - k) * (len(n) - 1) / (2 * k * len(n) ** 2 * math.log(2)) * (1 / (k * n)).sum()
+        ))  # fmt: skip
+
+    @suspect("15 §5")
+    def one_choice(counts: Tensor, k: int) -> Shift:
+        """Your bias is that of one expert a token, E − 1 in the place of (E − K)/K: with K distinct ones the choices
+        of a token are not independent."""
+        return shifted(counts, k, bias=lambda n, e, k: (
+            (e - 1) * (len(n) - 1) / (2 * len(n) ** 2 * math.log(2)) * (1 / n).sum()
+        ))  # fmt: skip
+
+
+@checks(CARDS["15.1"], WrongShift)
+def subject_shift(function: Callable[[Tensor, int], Shift]) -> str:
+    """Check function(counts [S, E], k) -> shifts [S], bits."""
+    cases: list[Case] = []
+    for i, (s, e, k) in enumerate(((3, 4, 2), (4, 8, 2), (5, 8, 3), (6, 16, 4))):
+        subject = torch.arange(s).repeat_interleave(whole(150, i, s, low=15))
+        subject = torch.cat([subject, torch.zeros(200, dtype=torch.int64)])
+        expert = choices(0.7 * draw(i + 10, s, e)[subject], k, i + 20)
+        cases.append(case(counts=counted(subject, s, expert, e).long(), k=k))
+
+    def look(value: Any, c: Case) -> Tensor:
+        shift, bits = expect_tuple(value, ("the shifts [S]", "the bits"))
+        rows = expect_tensor(shift, "the shifts", c["counts"].shape[:1]).detach().double()
+        return torch.cat([expect_number(bits, "the bits")[None], rows])
+
+    view = Parts(("the bits", "the shifts"), look)
+    return judge(function, right_shift, WrongShift, cases, view, "15 §3")
+
+
+# --- 15.4: the interval of a difference on one text ---------------------------------------------------
+def right_interval(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+    """Leave out document by document, and compute the mean of the rest anew."""
+    d = (after - before).double()
+    left = torch.stack([d[document != g].mean() for g in document.unique()])
+    error = math.sqrt((len(left) - 1) / len(left) * float(((left - left.mean()) ** 2).sum()))
+    return float(d.mean()), float(d.mean()) - 1.96 * error, float(d.mean()) + 1.96 * error
+
+
+def jackknife(d: Tensor, document: Tensor) -> tuple[float, float, int]:
+    """Mean of the tokens, standard error over documents, and how many documents there are."""
+    group = document.unique(return_inverse=True)[1]
+    both = summed(torch.stack([d.double(), torch.ones_like(d).double()], 1), group)
+    total = both.sum(0)
+    left = (total[0] - both[:, 0]) / (total[1] - both[:, 1])
+    error = math.sqrt((len(left) - 1) ** 2 / len(left) * float(left.var()))
+    return float(total[0] / total[1]), error, len(left)
+
+
+def around(value: float, reach: float) -> Interval:
+    """A value and the ends of its interval."""
+    return value, value - reach, value + reach
+
+
+class WrongInterval(Suspects):
+    @suspect("15 §4")
+    def reversed(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """The sign is reversed. A loss that rises is a positive difference: after less before."""
+        return right_interval(after, before, document)
+
+    @suspect("15 §4")
+    def tokens(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """Your standard error takes tokens as independent. Those of one document are alike, so documents are the
+        units."""
+        d = (after - before).double()
+        return around(float(d.mean()), 1.96 * float(d.std()) / math.sqrt(len(d)))
+
+    @suspect("15 §4")
+    def unpaired(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """You add the errors of the two losses as if they came from two texts. Both are of the same tokens: take the
+        difference of each token first."""
+        (a, e, _), (b, f, _) = jackknife(before, document), jackknife(after, document)
+        return around(b - a, 1.96 * math.hypot(e, f))
+
+    @suspect("15 §4")
+    def documents_alike(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """Every document weighs the same in your mean. The loss is a mean over tokens, so a long document weighs
+        more."""
+        group = document.unique(return_inverse=True)[1]
+        d = summed((after - before)[:, None], group)[:, 0] / torch.bincount(group)
+        return around(float(d.mean()), 1.96 * float(d.std()) / math.sqrt(len(d)))
+
+    @suspect("12b §6")
+    def not_inflated(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """You treat the means without one document as a sample. They hold nearly the same documents and hardly differ:
+        the sum of their squares is multiplied by (G − 1)/G, not divided by G (G − 1)."""
+        value, error, g = jackknife(after - before, document)
+        return around(value, 1.96 * error / (g - 1))
+
+    @suspect("15 §4")
+    def one_error(before: Tensor, after: Tensor, document: Tensor) -> Interval:
+        """Your interval is one standard error to each side, which holds two thirds of the values and not 95 %."""
+        value, error, _ = jackknife(after - before, document)
+        return around(value, error)
+
+
+@checks(CARDS["15.4"], WrongInterval)
+def paired_interval(function: Callable[[Tensor, Tensor, Tensor], Interval]) -> str:
+    """Check function(before [n], after [n], document [n]) -> difference, lower and upper end."""
+    cases: list[Case] = []
+    for i, g in enumerate((4, 9, 25, 40)):
+        document = 3 * torch.arange(g).repeat_interleave(whole(60, i, g, low=2)) + 1
+        place = document // 3
+        before = 3 + draw(i + 10, g)[place] + 0.3 * draw(i + 20, len(place))
+        change = 0.1 + 0.3 * draw(i + 30, g)[place] + 0.2 * draw(i + 40, len(place))
+        order = torch.randperm(len(place), generator=generator(i + 50))
+        after = (before + change)[order]
+        cases.append(case(before=before[order], after=after, document=document[order]))
+    view = of_numbers("the difference", "the lower end", "the upper end")
+    return judge(function, right_interval, WrongInterval, cases, view, "15 §4")
+
+
+# --- 15.5, from the bug museum: physical for logical experts (vllm-project/vllm, pull request 33013) ---
+def right_logical(expert: Tensor, placement: Tensor, when: Tensor, num_experts: int) -> Tensor:
+    """Token by token."""
+    count = torch.zeros(num_experts, dtype=torch.float64)
+    for row, t in zip(expert.tolist(), when.tolist(), strict=True):
+        for place in row:
+            if place >= 0:
+                count[placement[t, place]] += 1
+    return count / count.sum()
+
+
+def logical(
+    expert: Tensor, placement: Tensor, when: Tensor, num_experts: int, *, unseen: bool = True, first: bool = False,
+    name: Callable[[Tensor, Tensor], Tensor] = lambda at, then: then.gather(1, at),
+) -> Tensor:  # fmt: skip
+    """All tokens at once, with what can be done otherwise as an option."""
+    kept = expert >= 0
+    at = expert.clamp_min(0)
+    found = name(at, placement[when])
+    if first:  # only an expert's first place is known
+        same = placement[when][:, None] == found[..., None]
+        kept = kept & (same.int().argmax(-1) == at)
+    kept = kept & (found < num_experts) if unseen else torch.ones_like(kept)
+    return shares(torch.bincount(found[kept], minlength=num_experts).double())
+
+
+class WrongLogical(Suspects):
+    @suspect("15 §6")
+    def places(*v: Any) -> Tensor:
+        """Nothing is fixed yet: the places are taken for experts, and those beyond E are lost."""
+        return logical(*v, name=lambda at, then: at)
+
+    @suspect("15 §6")
+    def modulo(*v: Any) -> Tensor:
+        """You take the place modulo E. Which expert a replica holds is the server's choice and stands in the table."""
+        return logical(*v, name=lambda at, then: at % v[3])
+
+    @suspect("15 §6")
+    def last_table(expert: Tensor, placement: Tensor, when: Tensor, num_experts: int) -> Tensor:
+        """One table is used for all tokens, the last. Experts have moved: each token needs that of its time."""
+        return logical(expert, placement, torch.full_like(when, len(placement) - 1), num_experts)
+
+    @suspect("15 §6")
+    def first_table(expert: Tensor, placement: Tensor, when: Tensor, num_experts: int) -> Tensor:
+        """One table is used for all tokens, the first. Experts move: each token needs the table of its time."""
+        return logical(expert, placement, torch.zeros_like(when), num_experts)
+
+    @suspect("15 §6")
+    def first_place(*v: Any) -> Tensor:
+        """Only the first place of each expert is counted. A replica is the same expert: add all its places."""
+        return logical(*v, first=True)
+
+    @suspect("15 §6")
+    def inverse(*v: Any) -> Tensor:
+        """You read the table the wrong way round: it says which expert is at a place, and you look for the place
+        that has the number of the expert."""
+        return logical(
+            *v, name=lambda at, then: (then[:, None] == (at % v[3])[..., None]).int().argmax(-1)
+        )
+
+    @suspect("15 §6")
+    def unrecorded(*v: Any) -> Tensor:
+        """A choice that was not recorded, −1, is counted, for whatever the index leads to. Leave it out."""
+        return logical(*v, unseen=False)
+
+
+@checks(CARDS["15.5"], WrongLogical)
+def logical_load(function: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> str:
+    """Check function(expert [n, K], placement [R, P], when [n], num_experts) -> shares [E]."""
+    cases: list[Case] = []
+    for i, (e, p, r, k) in enumerate(((3, 5, 2, 1), (4, 6, 3, 2), (8, 12, 3, 2), (8, 16, 4, 4))):
+        replica = whole(e, i, r, p - e)
+        every = torch.cat([torch.arange(e).expand(r, e), replica], 1)
+        order = torch.rand(r, p, generator=generator(i + 10)).argsort(1)
+        placement = every.gather(1, order)
+        when = torch.arange(r).repeat_interleave(whole(60, i + 20, r, low=20))
+        chosen = choices(draw(i + 30, e).expand(len(when), e), k, i + 40)
+        fits = placement[when][:, None] == chosen[..., None]  # [n, K, P]
+        noise = torch.rand(fits.shape, generator=generator(i + 50))
+        expert = (fits * (0.1 + noise)).argmax(-1)
+        expert[torch.rand(expert.shape, generator=generator(i + 60)) < 0.15] = -1
+        cases.append(case(expert=expert, placement=placement, when=when, num_experts=e))
+
+    def view(value: Any, c: Case) -> Tensor:
+        return expect_tensor(value, "the shares", (c["num_experts"],)).detach().double()
+
+    return judge(function, right_logical, WrongLogical, cases, view, "15 §6", row="expert")
