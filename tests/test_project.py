@@ -53,7 +53,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2437,
-    "check": 9961,
+    "check": 10264,
     "core": 3734,
     "cost": 830,
     "course": 606,
@@ -66,7 +66,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1389,
     "zoo": 1099,
 }
-TESTS = 30_818  # and lines of Python that the tests may have
+TESTS = 32_057  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
