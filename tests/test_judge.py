@@ -394,4 +394,4 @@ def test_every_exercise_can_be_judged_from_outside(rooms: Sandboxes) -> None:
         cells.append(check)
     outputs = judge.run(nbformat.from_dict({"cells": cells}), whole, rooms, 60)
     failed = {i for i, found in outputs.items() if any(o.output_type == "error" for o in found)}
-    assert failed == wrong and len(wrong) == len(whole.checks) == 67
+    assert failed == wrong and len(wrong) == len(whole.checks) == 71
