@@ -64,7 +64,7 @@ def of_counts(table: CountTable, layers: int, label: str) -> dict[str, Any]:
         "experts_per_token": table.k,
         "layers": layers,
         "tokens": int(table.num_tokens.sum()),
-        "label": f"{label}, one of {len(table.domains)}",
+        "labels": f"{len(table.domains)} {label}s",
         "cells": {"C12": load, "C13": told},
         "cannot_be_told": {"C10": REFUSED["paths"], "C14": NO_TOKENS, "C15": NO_TOKENS},
         "no_interval": REFUSED["intervals"],
@@ -88,7 +88,9 @@ def of_study(summary: dict[str, Any], part: str = "measurements", **about: str) 
     }
     missing = {claim: "see what the report leaves out" for claim, row in cells.items() if not row}
     verdicts = {} if part == "control" else {f["claim"]: f["verdict"] for f in summary["findings"]}
-    names = {x["by"] for x in m["information"]}
+    by = m["information"][0]["by"]
+    named = next((x["names"] for x in m[f"{by}s"] if x["by"] == by), ())
+    label = by if by == "domain" else "subject"
     return {
         "format": "minimoe-atlas",
         "version": 1,
@@ -98,7 +100,7 @@ def of_study(summary: dict[str, Any], part: str = "measurements", **about: str) 
         "experts_per_token": round(experts / 2**limit),
         "layers": m["num_layers"],
         "tokens": load[m["layers"][0]]["tokens"],
-        "label": names.pop() if m["text"] == "held-out text" else "subject",
+        "labels": f"{len(named)} {label}s",
         "cells": {claim: row for claim, row in cells.items() if row},
         "cannot_be_told": missing,
         "verdicts": {claim: v for claim, v in verdicts.items() if claim in QUANTITIES},

@@ -190,7 +190,7 @@ def atlas(part: str = "cells") -> str:
     stored, shown = made.read(), made.QUANTITIES
     if part == "cells":
         heads = ["model, text", *(f"{claim}: {what}" for claim, what in shown.items())]
-        named = [(f"**{r['model']}**, {r['label']}", r) for r in stored.values()]
+        named = [(f"**{r['model']}**, {r['labels']}", r) for r in stored.values()]
         return table(heads, [[name, *(made.written(r, c) for c in shown)] for name, r in named])
     rows: list[list[Any]] = []
     for name, row in stored.items():

@@ -25,6 +25,7 @@ def test_cells_are_the_numbers_of_their_sources(root):
     assert rows["mini"]["verdicts"] == {c: found[c] for c in atlas.QUANTITIES}
     assert "verdicts" not in rows["mixtral"] and not rows["mini_untrained"]["verdicts"]
     assert (rows["mini"]["experts"], rows["mini"]["experts_per_token"]) == (8, 2)
+    assert [r["labels"] for r in rows.values()][::5] == ["7 subjects", "9 domains"]
 
 
 def test_a_cell_has_an_interval_or_says_why_not():
@@ -44,15 +45,17 @@ def test_a_study_of_questions_becomes_a_row(tmp_path, monkeypatch, root, capsys)
     m = study["measurements"]
     load = {"MMLU test questions": m["load"]["MMLU questions"]}
     m |= {"text": "MMLU test questions", "load": load, "paths": []}
+    m |= {"topics": m["subjects"], "information": m["information_topics"]}
     study |= {"model": "somebody/Model", "control": None}
     (tmp_path / "summary.json").write_text(json.dumps(study))
     monkeypatch.setattr(atlas, "ATLAS", tmp_path)
     atlas.main([str(tmp_path / "summary.json"), "somebody_model"])
     row = json.loads((tmp_path / "somebody_model.json").read_text())
-    assert row["model"] == "somebody/Model" and row["label"] == "subject"
+    assert row["model"] == "somebody/Model" and row["labels"] == "57 subjects"
     assert row["cells"]["C12"][0]["value"] == pytest.approx(1.96247)
     assert "C10" in row["cannot_be_told"] and "propose it" in capsys.readouterr().out
-    assert math.isclose(row["cells"]["C14"][0]["value"], 92.7785, rel_tol=1e-4)
+    bits = m["information_topics"][0]
+    assert math.isclose(row["cells"]["C13"][0]["value"], 50 * bits["domain"]["value"], rel_tol=1e-5)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"expected the summary\.json of a study"):
         atlas.main([str(tmp_path / "other.json"), "x"])
