@@ -11,6 +11,7 @@ from minimoe.widgets.calculator import calculator
 from minimoe.widgets.capacity_drops import capacity_drops
 from minimoe.widgets.explorable import Explorable
 from minimoe.widgets.live_router import live_router
+from minimoe.widgets.rescue_router import rescue_router
 from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 from minimoe.widgets.serving import serving
@@ -19,7 +20,7 @@ from minimoe.widgets.yardsticks import yardsticks
 
 MADE_BY = (
     router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, yardsticks,
-    live_router, serving, budget,
+    live_router, serving, budget, rescue_router,
 )  # fmt: skip
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
@@ -31,6 +32,7 @@ __all__ = [
     "calculator",
     "capacity_drops",
     "live_router",
+    "rescue_router",
     "roofline",
     "router_playground",
     "serving",

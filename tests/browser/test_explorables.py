@@ -527,6 +527,61 @@ def test_live_router_has_a_tour_of_six_steps(seen: Seen) -> None:
     assert element.query_selector(".lr-tour").is_hidden()
 
 
+# --- rescue a router ------------------------------------------------------------------------------
+
+RESCUE = place("rescue_router")
+STEP = f"() => Number(/step (\\d+)/.exec(document.querySelector('{RESCUE} svg').textContent)?.[1] ?? 0)"
+
+
+def trained(seen: Seen, steps: int) -> None:
+    """Wait until the training has come so far."""
+    wait(seen.page, f"({STEP})() >= {steps}", timeout=120_000)
+
+
+@pytest.mark.parametrize("worker", ["worker", "no worker", "worker refused"])
+def test_a_router_collapses_and_is_rescued(seen: Seen, worker: str) -> None:
+    if worker != "worker":
+        seen.page.add_init_script("delete window.Worker" if worker == "no worker" else REFUSED)
+    element = started(seen, "rescue_router")
+    seen.page.evaluate(WATCH)
+    element.query_selector("button:has-text('Train')").click()
+    trained(seen, 80)
+    seen.until(
+        "([e]) => e.querySelector('.mm-status').textContent.includes('has collapsed')", element
+    )
+    # with the keys, while it trains
+    slider = element.query_selector("input[type=range]")
+    slider.focus()
+    for _ in range(5):
+        seen.page.keyboard.press("ArrowRight")
+    assert element.query_selector("output").inner_text() == "0.1"
+    assert "balance 0.1" in element.query_selector("svg").text_content()
+    trained(seen, 240)  # by now the film has been halved
+    element.query_selector("button:has-text('Pause')").click()
+    seen.until("([e]) => !e.querySelector('.mm-status').textContent.includes('collapsed')", element)
+    assert seen.page.evaluate("window.longest") < 1000
+    here = seen.page.evaluate(STEP)
+    seen.page.wait_for_timeout(500)
+    assert seen.page.evaluate(STEP) - here <= 2  # what was under way
+    # another start is another training
+    element.query_selector("select").select_option(label="random start 2")
+    wait(seen.page, f"({STEP})() === 0")
+    assert seen.problems() == []
+
+
+def test_training_waits_out_of_sight(seen: Seen) -> None:
+    element = started(seen, "rescue_router")
+    element.query_selector("button:has-text('Train')").click()
+    trained(seen, 4)
+    seen.page.evaluate("window.scrollTo(0, 0)")
+    seen.page.wait_for_timeout(300)
+    here = seen.page.evaluate(STEP)
+    seen.page.wait_for_timeout(1000)
+    assert seen.page.evaluate(STEP) - here <= 2
+    element.scroll_into_view_if_needed()
+    trained(seen, here + 6)
+
+
 @pytest.fixture
 def opened(browser: Any, book: str) -> Iterator[Seen]:
     """A browser window that reads the built book from its folder, without a server."""
