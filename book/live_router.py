@@ -1,8 +1,10 @@
 """How often the live router's int8 weights choose as the full weights do, and the load of each domain.
 
 python book/live_router.py     writes book/results/live_router.json: a minute on one core, with the text fetched
+python book/live_router.py --checkpoint FOLDER     your own model: live_router.json and live_router.html in its folder
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -24,18 +26,20 @@ from minimoe.study.record import record_split  # noqa: E402
 from minimoe.study.report import rounded, surroundings, today  # noqa: E402
 from minimoe.text.corpus import load_corpus  # noqa: E402
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer  # noqa: E402
+from minimoe.widgets.explorable import Explorable, file_script, script  # noqa: E402
+from minimoe.widgets.live_router import live_router  # noqa: E402
 
 RESULT = ROOT / "book" / "results" / "live_router.json"
 
 
-def measure(max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
+def measure(checkpoint: str = "mini", max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
     """Both models on the first held-out documents of each domain, up to `max_tokens` tokens, as the study reads them.
 
     Shares are by layer, [L]: `same_set`, tokens with the same experts, in whatever order; `same_first`, with the same
     first one. `load` and `load_full`, [domain][layer][expert], are the shares of all assignments, of int8 and of the
     full weights.
     """
-    path = pretrained_path("mini")
+    path = pretrained_path(checkpoint)
     full = MixtralModel.from_pretrained(path)
     models = {"int8": quantize_experts(full), "full": full}
     tokenizer = load_tokenizer(path)
@@ -62,8 +66,9 @@ def measure(max_tokens: int = EQUAL_TOKENS) -> dict[str, Any]:
     tokens = [d["tokens"] for d in domains]
     return {
         "date": today(),
-        "command": "python book/live_router.py",
-        "checkpoint": "mini",
+        "command": "python book/live_router.py"
+        + (f" --checkpoint {path.name}" if checkpoint != "mini" else ""),
+        "checkpoint": checkpoint,
         "checkpoint_sha256": identity["checkpoint_sha256"],
         "data_sha256": identity["data_sha256"],
         **surroundings(),
@@ -92,12 +97,47 @@ def load(expert: npt.NDArray[np.int16], num_experts: int) -> list[list[float]]:
     ]
 
 
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>The live router</title></head>
+<body style="max-width: 46rem; margin: 1rem auto; padding: 0 0.5rem">
+%(place)s
+<script>
+var minimoe = {};
+%(script)s
+const place = document.querySelector(".minimoe-explorable");
+const el = place.appendChild(document.createElement("div"));
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const data = JSON.parse(place.querySelector("script").textContent);
+const given = { data, files: async (file) => bytes(minimoe[`live_router/${file}`]) };
+minimoe.live_router.render({ model: { get: (key) => given[key] }, el }).then(() => {
+  if (!el.dataset.failed) place.querySelector("figure").remove();
+  place.dataset.state = el.dataset.failed ? "failed" : "ready";
+});
+</script></body></html>
+"""
+
+
+def alone(explorable: Explorable) -> str:
+    """A page of its own that needs no other file."""
+    files = [file_script(explorable.name, name, make()) for name, make in explorable.files.items()]
+    return PAGE % {"place": explorable.html(), "script": script(explorable.name) + "".join(files)}
+
+
 def main() -> None:
     """Measure and store."""
-    result = rounded(measure())
-    write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="mini", metavar="FOLDER")
+    given = parser.parse_args().checkpoint
+    result, folder = rounded(measure(given)), pretrained_path(given)
+    path = RESULT if given == "mini" else folder / RESULT.name
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     for key in ("same_set", "same_first"):
         print(key, *(f"{share:.4f}" for share in result[key]))
+    if given != "mini":
+        write_text(path.with_suffix(".html"), alone(live_router(given)))
+        print(f"open {path.with_suffix('.html')} in a browser")
 
 
 if __name__ == "__main__":

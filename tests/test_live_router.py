@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save
 
+from book.live_router import alone
 from minimoe.checkpoint import pretrained_path
+from minimoe.config import ModelConfig
 from minimoe.errors import MinimoeError
 from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
@@ -560,3 +563,32 @@ def test_without_its_measurement_it_says_how_to_make_it(
     with pytest.raises(MinimoeError, match=r"python book/live_router\.py"):
         live_router()
     assert RESULT.is_file()
+
+
+def test_a_model_of_ones_own_with_other_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 4096, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 3, "num_experts": 5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    own = MixtralModel(ModelConfig.from_dict(sizes)).bfloat16()
+    folder = tmp_path / "mine"
+    own.save_pretrained(folder)
+    shutil.copy(pretrained_path("mini") / "tokenizer.json", folder)
+    with pytest.raises(MinimoeError, match=r"python book/live_router.py --checkpoint .*mine"):
+        live_router(folder)
+    result = json.loads(RESULT.read_text())
+    for d in result["domains"]:
+        d["load"] = [[0.2] * 5] * 3
+    (folder / "live_router.json").write_text(json.dumps(result))
+    shown = live_router(folder)
+    assert (shown.data["layers"], shown.data["experts"], shown.data["name"]) == (3, 5, "mine")
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(shown.files["router.safetensors"]())
+    int8, text = quantize_experts(own.float()), TEXTS[1]
+    (plain, broken) = in_page(file, [text, {"text": text, "only": {"1": [0, 4]}}], more=True)
+    for one, only in ((plain, {}), (broken, {"1": [0, 4]})):
+        np.testing.assert_allclose(one["costs"], costs_in_torch(int8, text, only)[0], atol=2e-4)
+    page = alone(shown)
+    assert "minimoe.live_router = (" in page and "live_router/router.safetensors" in page

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from minimoe.checkpoint import pretrained_path
 from minimoe.errors import MinimoeError
@@ -35,31 +36,36 @@ EXAMPLES: list[dict[str, str]] = tomllib.loads((HERE / "examples.toml").read_tex
 RESULT = HERE.parents[2] / "book" / "results" / "live_router.json"
 
 
-def measured() -> dict[str, Any]:
-    """The stored measurement: agreement of int8 with the full weights, and each domain's load.
+def measured(checkpoint: str | Path = "mini") -> dict[str, Any]:
+    """The stored measurement of a model: agreement of int8 with the full weights, and each domain's load.
 
     Raises:
-        MinimoeError: it is not there, or of other weights.
+        MinimoeError: it is not there.
     """
-    if not RESULT.is_file():
+    path, other = RESULT, "" if checkpoint == "mini" else f" --checkpoint {checkpoint}"
+    if other:
+        path = pretrained_path(checkpoint) / RESULT.name
+    if not path.is_file():
         raise MinimoeError(
-            f"{RESULT} is not there; in the repository, run: python book/live_router.py"
+            f"{path} is not there; in the repository, run: python book/live_router.py{other}"
         )
-    return json.loads(RESULT.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def live_router(*, compact: bool = False) -> Explorable:
+def live_router(checkpoint: str | Path = "mini", *, compact: bool = False) -> Explorable:
     """Any text, token by token: its experts at each layer, what it costs, and the load beside that of ten domains.
+
+    `checkpoint` is the shipped model, or the folder of one that was trained like it.
 
     It begins with a recorded run of the first example; `compact` shows no more than its tokens until the reader starts
     the model.
     """
-    path = pretrained_path("mini")
+    path = pretrained_path(checkpoint)
     full = MixtralModel.from_pretrained(path)
     model = quantize_experts(full)
-    config, result = model.config, measured()
+    config, result = model.config, measured(checkpoint)
     layers, experts = config.num_hidden_layers, config.num_experts
-    run = record(model, EXAMPLES[0]["text"])
+    run = record(model, EXAMPLES[0]["text"], load_tokenizer(path))
     words = [bytes(spelling).decode().strip() for spelling in run["bytes"]]
     first = torch.tensor(run["probs"]).view(len(words), layers, experts).argmax(dim=2) + 1
     shown = {layer: first[:, layer - 1].tolist() for layer in (1, (layers + 1) // 2, layers)}
@@ -80,6 +86,7 @@ def live_router(*, compact: bool = False) -> Explorable:
         for d in result["domains"]
     ]
     data = {
+        "name": None if checkpoint == "mini" else path.name,
         "layers": layers,
         "experts": experts,
         "k": config.num_experts_per_tok,
@@ -95,19 +102,21 @@ def live_router(*, compact: bool = False) -> Explorable:
         "compact": compact,
     }
     return Explorable(
-        "live_router", data=data, draw=lambda: draw(words, shown), alt=alt, files={FILE: export}
-    )
+        "live_router", data=data, draw=lambda: draw(words, shown), alt=alt,
+        files={FILE: lambda: export(checkpoint)},
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def record(model: MixtralModel, text: str, likeliest: int = 8) -> dict[str, Any]:
+def record(
+    model: MixtralModel, text: str, tokenizer: Tokenizer, likeliest: int = 8
+) -> dict[str, Any]:
     """What the page's reader posts for a text, from PyTorch, rounded.
 
     Returns:
         bytes: [S] lists, of each token. probs: [S·L·E], flat. costs: [S], nats that each token cost. next: the
         likeliest tokens after the text, each with its bytes and probability `p`.
     """
-    tokenizer = load_tokenizer(pretrained_path("mini"))
     spelled = spellings(tokenizer)
     tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     output = model(torch.tensor([[begin_of_text_id(tokenizer, own=True), *tokens]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -29,7 +30,7 @@ FREE = {
 }  # fmt: skip
 
 
-def export(checkpoint: str = "mini") -> bytes:
+def export(checkpoint: str | Path = "mini") -> bytes:
     """The file's bytes, the same every time: tensors under the names that the quantised model's state dict gives them.
 
     Experts are int8 with a float32 scale for each output channel (`minimoe.hf.lazy.quantize`); all else is bf16,

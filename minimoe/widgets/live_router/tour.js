@@ -20,7 +20,7 @@ const REPEATED = "The river is cold. The water of the river is cold, and the sea
 export const TOUR = [
   ["One token", { example: 0, layer: 1, token: 1 }, ({ tokens, choices }) => {
     const { experts, weights } = choices[1][0];
-    return `Look at the token “${tokens[1].text}”. At layer 1 the router gives each of eight experts a probability, and the two largest read the token: expert ${experts[0] + 1} with weight ${percent(weights[0])}, expert ${experts[1] + 1} with ${percent(weights[1])}. The table has the same for every layer.`;
+    return `Look at the token “${tokens[1].text}”. At layer 1 the router gives each of ${choices[1][0].probs.length} experts a probability, and the two largest read the token: expert ${experts[0] + 1} with weight ${percent(weights[0])}, expert ${experts[1] + 1} with ${percent(weights[1])}. The table has the same for every layer.`;
   }],
   ["Layer 1 is a dictionary", { text: REPEATED, layer: 1, token: 1 }, ({ bytes, choices }) => {
     const [same, all] = again(bytes, choices, 0);

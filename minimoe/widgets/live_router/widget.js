@@ -293,7 +293,7 @@ export default explorable(({ model, data, stage, width }) => {
   stage.append(
     h("style", {}, LOOK),
     more(h("p", { class: "mm-title" }, "The live router")),
-    more(h("p", {}, `This is the course's own model, ${si(data.parameters)} parameters, at work in your browser. Which experts read your text, and do the same ones read it in another language, or as code?`)),
+    more(h("p", {}, `This is ${data.name ? `the model “${data.name}”` : "the course's own model"}, ${si(data.parameters)} parameters, at work in your browser. Which experts read your text, and do the same ones read it in another language, or as code?`)),
     more(h("div", { class: "mm-buttons" }, button("Guided tour", () => go(0)), button("As at first", reset))),
     tour,
     h("div", { class: "lr-live" }, running, data.compact ? [] : starter),
