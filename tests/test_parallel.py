@@ -23,7 +23,7 @@ from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, next_token_loss
 from minimoe.routing import Routing
-from minimoe.train.parallel.exchange import ShardedExperts, ep, shared_noise
+from minimoe.train.parallel.exchange import ShardedExperts, SharedNoise, ep
 from minimoe.train.parallel.mesh import (
     check_layout,
     check_router,
@@ -222,7 +222,7 @@ def steps(
     optimizer, balancing = make_optimizer(model, config), Balancing(model)
     for group in optimizer.param_groups:
         group["eps"] = epsilon
-    noise = shared_noise if dist.is_initialized() else contextlib.nullcontext
+    noise = SharedNoise if dist.is_initialized() else contextlib.nullcontext
     found: list[list[float]] = []
     for step in range(several):
         ids = random_ids(config.batch_size, config.seq_len, seed=step)

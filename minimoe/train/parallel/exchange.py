@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,8 +111,12 @@ def ep(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     return combine(back, order.inverse, weight, x, routing)
 
 
-class _Noise(TorchFunctionMode):
-    """Draws what routers draw, `randn_like` and `uniform_`, for the rows of all ranks, and takes this rank's."""
+class SharedNoise(TorchFunctionMode):
+    """Within, a router's noise is that of one process with the rows of all ranks, which must be equally many.
+
+    What routers draw, by `randn_like` and `uniform_`, is drawn for the rows of all ranks, and this rank's are taken;
+    their generators have to be in the same state.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in (torch.randn_like, Tensor.uniform_):
@@ -122,13 +125,3 @@ class _Noise(TorchFunctionMode):
         world, rank = dist.get_world_size(), dist.get_rank()
         whole = x.new_empty(world * x.shape[0], *x.shape[1:])
         return func(whole, *rest, **(kwargs or {})).chunk(world)[rank] if len(x) else x
-
-
-@contextmanager
-def shared_noise() -> Generator[None]:
-    """Within, a router's noise is that of one process with the rows of all ranks, which must be equally many.
-
-    The ranks' generators have to be in the same state.
-    """
-    with _Noise():
-        yield

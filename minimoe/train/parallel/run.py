@@ -17,7 +17,7 @@ from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.train import state
 from minimoe.train.loop import Run
-from minimoe.train.parallel.exchange import shared_noise
+from minimoe.train.parallel.exchange import SharedNoise
 from minimoe.train.parallel.mesh import clip_gradients, parallelise
 from minimoe.train.parallel.save import save_ranks
 from minimoe.train.step import DomainLoss
@@ -94,7 +94,7 @@ class ParallelRun(Run):
         return clip_gradients(self.model, self.config.clip)
 
     def _one_step(self) -> dict[str, Any]:
-        with shared_noise():
+        with SharedNoise():
             record = super()._one_step()
         asked = torch.tensor(self.asked, device=self.device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
