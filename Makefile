@@ -5,6 +5,7 @@
 #   VENV         where the environment is                                 make lab VENV=~/minimoe-env
 #   ENGINES      where the environment of test-engines is                 make test-engines PYTHON=python3.11
 #   TORCH_INDEX  take torch from this package index (once, at set-up)     see README.md, 'Installing'
+#   UV           the uv that installs; UV= leaves it to pip               make test UV=
 #   LESSONS      which lessons or exercises are meant                     make exercises LESSONS="03 04"
 #   JOBS         how many tests run side by side                          make test JOBS=8
 #   LAB_ARGS, STUDY_ARGS, TRAIN_ARGS, TEST_ARGS                           handed on as they are
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ENGINES ?= .venv-engines
-EXTRAS ?= course,dev,teacher,hf,gpu,browser
+UV ?= $(shell command -v uv)
 JOBS ?= 2
 TORCH_INDEX ?=
 LAB_ARGS ?=
@@ -24,10 +25,19 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# A learner's targets need a part of what the others need. Both share one environment: the others add to it.
+LEARN := course,hf,gpu
+ALL := $(LEARN),dev,book,teacher,browser
+EXTRAS ?= $(if $(filter-out lab study train corpus text,$(MAKECMDGOALS)),$(ALL),$(LEARN))
+
 # The environment is up to date while the files that define it, and this folder, are what they were when
 # it was made. Their checksum is in the stamp's name; their dates, which a checkout changes, do not matter.
-STAMP := $(VENV)/.minimoe-$(shell { cat pyproject.toml constraints.txt; echo "$(EXTRAS) $(CURDIR)"; } | cksum | tr ' ' '-')
+SUM := $(shell { cat pyproject.toml constraints.txt; echo "$(CURDIR)"; } | cksum | tr ' ' '-')
+STAMP := $(or $(wildcard $(VENV)/.minimoe-$(ALL)-$(SUM)),$(VENV)/.minimoe-$(EXTRAS)-$(SUM))
 PY := $(VENV)/bin/python
+# uv is several times quicker than pip, and reads UV_INDEX_URL and its own files where pip reads PIP_INDEX_URL and others.
+# Neither compiles what it installs: Python compiles a module when it is first imported, and most never are.
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip install --disable-pip-version-check --quiet --no-compile)
 
 # In `test` and `lint` one failure does not hide the next: each part runs, and any of them decides.
 # Tests and lessons are small and many: one thread each beats several that fight over two cores.
@@ -133,10 +143,10 @@ $(STAMP):
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.minimoe-*
 	@if [ -n "$(TORCH_INDEX)" ]; then \
-	$(PY) -m pip install --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" --index-url "$(TORCH_INDEX)"; fi
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)" --index-url "$(TORCH_INDEX)"; fi
 	@if $(PY) -c 'import importlib.metadata as m, sys; sys.exit(tuple(map(int, m.version("torch").split(".")[:2])) < (2, 11))' \
 	2>/dev/null; then grep -vE '^(torch|triton)==' constraints.txt; else cat constraints.txt; fi > $(VENV)/constraints.txt
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]' -c $(VENV)/constraints.txt
+	$(INSTALL) --editable '.[$(EXTRAS)]' -c $(VENV)/constraints.txt
 	@touch $@
 
 clean: ## remove built pages and caches; reports, runs and the environment stay

@@ -1,6 +1,8 @@
 """What has to hold for the project as a whole: its floors, its files, its versions and its set-up."""
 
 import ast
+import json
+import os
 import re
 import stat
 import subprocess
@@ -402,6 +404,10 @@ def requirements(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+# All but other people's kernels, which are measured on a GPU alone.
+EXTRAS = sorted(set(PYPROJECT["project"]["optional-dependencies"]) - {"peers"})
+
+
 def bounds(specifier: str) -> set[str]:
     """A version specifier as a set of its bounds."""
     return {part.strip() for part in specifier.split(",") if part.strip()}
@@ -421,7 +427,7 @@ def test_environment_yml_agrees_with_pyproject() -> None:
     # The two names that differ between the package index and conda-forge, and what only conda has to name.
     expected = {
         {"torch": "pytorch"}.get(r.name, r.name): bounds(str(r.specifier))
-        for r in requirements("course", "dev", "hf")
+        for r in requirements("course", "book", "dev", "hf")
     }
     expected |= {"python": bounds(PYPROJECT["project"]["requires-python"]), "pip": set()}
     assert conda == expected
@@ -451,7 +457,7 @@ def normal(name: str) -> str:
 
 def test_constraints_fix_every_requirement_within_its_range() -> None:
     exact = pins()
-    for requirement in requirements("course", "dev", "teacher", "hf", "gpu", "browser"):
+    for requirement in requirements(*EXTRAS):
         version = exact.get(normal(requirement.name))
         assert version, f"constraints.txt does not fix {requirement.name}"
         assert requirement.specifier.contains(version), (
@@ -463,7 +469,7 @@ def test_constraints_fix_what_the_requirements_bring() -> None:
     from importlib.metadata import PackageNotFoundError, requires
 
     exact = pins()
-    queue = [normal(r.name) for r in requirements("course", "dev", "hf")]
+    queue = [normal(r.name) for r in requirements("course", "book", "dev", "hf")]
     seen: set[str] = set()
     loose: set[str] = set()
     while queue:
@@ -524,6 +530,73 @@ def test_each_target_makes_its_environment_once(target: str, tmp_path: Path) -> 
     environment.mkdir()
     Path(stamp[1]).touch()
     assert "pip install" not in planned(target, environment=environment)
+
+
+LEARN, REST = {"course", "hf", "gpu"}, {"dev", "book", "teacher", "browser"}
+
+
+def installed(plan: str) -> set[str]:
+    """The extras that a plan of make installs."""
+    return {extra for found in re.findall(r"'\.\[(.*)\]'", plan) for extra in found.split(",")}
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS - {"clean", "help"}))
+def test_a_target_installs_what_it_needs(target: str, tmp_path: Path) -> None:
+    """A learner's targets leave out what marks, tests and builds; another one adds that to the same environment."""
+    environment = tmp_path / "env"
+    first = planned(target, environment=environment)
+    learns = target in {"lab", "study", "train", "corpus"}
+    assert installed(first) == LEARN | (set() if learns else REST)
+    environment.mkdir()
+    stamp = re.search(r"touch (\S+)", first)
+    assert stamp
+    Path(stamp[1]).touch()
+    assert installed(planned("lab", environment=environment)) == set()
+    assert installed(planned("test", environment=environment)) == (
+        LEARN | REST if learns else set()
+    )
+    assert set(EXTRAS) == LEARN | REST
+
+
+def test_uv_installs_where_it_is_there_and_pip_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv, environment = tmp_path / "uv", tmp_path / "env"
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    pip = f"{environment}/bin/python -m pip"
+    for more, expected in (((), f"{uv} pip"), (("UV=",), pip)):
+        # torch, from TORCH_INDEX, and the rest
+        assert planned("lab", *more, environment=environment).count(f"{expected} install") == 2
+
+
+def test_lessons_and_exercises_import_what_a_learner_has() -> None:
+    """Beside Python and minimoe, what `make lab` installs: the packages that LEARN names, and what they bring."""
+    from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+    queue, has = [normal(r.name) for r in requirements(*LEARN)], set[str]()
+    while queue:
+        if (name := queue.pop()) in has:
+            continue
+        has.add(name)
+        try:
+            needed = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:
+            continue
+        queue += [
+            normal(r.name) for r in needed if not r.marker or r.marker.evaluate({"extra": ""})
+        ]
+    assert "nbgrader" not in has and "jupyter-book" not in has
+    at = {k: {normal(d) for d in names} for k, names in packages_distributions().items()}
+    for path in PROJECT_FILES:
+        if path.suffix != ".ipynb" or relative(path).startswith(("solutions", "tests")):
+            continue
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join(line for c in cells if c["cell_type"] == "code" for line in c["source"])
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE):
+            fine = name in {*sys.stdlib_module_names, "minimoe"} or at.get(name, set()) & has
+            assert fine, f"{relative(path)} imports {name}"
 
 
 def test_an_old_python_is_refused_with_the_reason(tmp_path: Path) -> None:
