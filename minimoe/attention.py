@@ -161,9 +161,7 @@ class Attention(CausalAttention):
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """x [B, S, D] -> (y [B, S, D], no routing)."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (
-            p(x).unflatten(-1, (-1, self.head_size)) for p in projections
-        )  # [B, S, heads, d]
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in projections)
         return self.o_proj(self.attend(q, k, v, place).flatten(2)), ()
 
 

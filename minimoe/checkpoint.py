@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -33,8 +33,10 @@ LAYOUTS = ("minimoe", "huggingface")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHARD_SIZE = 5 * 10**9
 PICKLES = ("*.bin", "*.pt", "*.pth")
+SCALES = "experts.gate_up_scale"  # which a model has alone whose experts are in int8
 GENERATION = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # the types that weights are stored in, by safetensors' names
@@ -303,14 +305,14 @@ def _load(
 
 def _write_folder(
     folder: Path,
-    objects: Mapping[str, dict[str, Any]],
+    texts: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype | None,
     max_shard_size: int,
     targets: Mapping[str, Tensor],
     family: Family | None,
 ) -> None:
-    """Write files of JSON, such as config.json, and the tensors in shards of at most `max_shard_size` bytes.
+    """Write texts, config.json among them, and the tensors in shards of at most `max_shard_size` bytes.
 
     Floating types become `dtype`, None: stay. All files are written beside their places, and the weights are read back
     from there before the first one moves, as the `targets` that they will be loaded into: on a full disk, and where
@@ -321,7 +323,7 @@ def _write_folder(
     shards, held = list[list[str]]([[]]), 0
     for name, value in tensors.items():
         # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
-        keeps = name.endswith(("e_score_correction_bias", "gate.edges"))
+        keeps = name.endswith(("e_score_correction_bias", "gate.edges", "_scale"))
         keeps = keeps or dtype is None or not value.is_floating_point()
         types[name] = value.dtype if keeps or dtype is None else dtype
         sizes[name] = value.numel() * types[name].itemsize
@@ -336,15 +338,15 @@ def _write_folder(
     if count > 1:
         where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        objects = {INDEX: index, **objects}
+        texts = {INDEX: _json(index), **texts}
     moving, written = False, dict[str, str]()
     try:
         # the stack unwinds from its end, so the shards move first, then config.json, then the index
         with contextlib.ExitStack() as stack:
-            for name, content in (*objects.items(), *zip(names, shards, strict=True)):
+            for name, content in (*texts.items(), *zip(names, shards, strict=True)):
                 temporary = stack.enter_context(atomic_write(folder / name))
-                if isinstance(content, dict):
-                    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                if isinstance(content, str):
+                    temporary.write_text(content, encoding="utf-8")
                     continue
                 written |= dict.fromkeys(content, temporary.name)
                 whole = {key: tensors[key].to(types[key]) for key in content}
@@ -400,18 +402,21 @@ def weights_fingerprint(folder: str | Path) -> str:
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
-    """The folder of a shipped model ('mini') or of a checkpoint on disk, which has config.json and safetensors.
+    """The folder of a shipped model ('mini'), of a checkpoint on disk, or of a local copy of one of the hub.
 
-    A CheckpointError says what else it is, and what to do.
+    It has config.json and safetensors; a CheckpointError says what else it is, and what to do.
     """
     path = WEIGHTS / str(name_or_path) if str(name_or_path) in SHIPPED else Path(name_or_path)
+    if HUB_ID.fullmatch(str(name_or_path)) and not path.exists() and not path.parent.is_dir():
+        from minimoe.hf.hub import fetched
+
+        path = fetched(str(name_or_path))
     refuse_gguf(path)
     pickles = sorted(p.name for kind in PICKLES for p in path.glob(kind))
     if not path.is_dir():
         fault = (
-            f"{str(name_or_path)!r} is neither a shipped model ({', '.join(SHIPPED)}) nor a folder; "
-            "give the folder that holds config.json and model.safetensors. A model of the Hugging Face hub is fetched "
-            "first: hf download OWNER/NAME --local-dir FOLDER"
+            f"{str(name_or_path)!r} is neither a shipped model ({', '.join(SHIPPED)}) nor a folder; give the folder "
+            "that holds config.json and model.safetensors, or a model of the Hugging Face hub as OWNER/NAME"
         )
     elif not (path / "config.json").is_file():
         fault = f"the folder {path} has no config.json; a checkpoint holds config.json and model.safetensors"
@@ -501,6 +506,7 @@ def save_model(
         raise ConfigError(f"max_shard_size is {max_shard_size} bytes; it must be positive")
     with torch.device("meta"):
         plain = type(model)(model.config)
+    plain = _in_int8(plain, model.state_dict() if layout == "minimoe" else ())
     for fault in _faults(model, plain):
         raise CheckpointError(fault)
     tensors, values, limit = model_tensors(model), model.config.to_dict(), max_shard_size
@@ -517,11 +523,28 @@ def save_model(
             for key, index in pieces_of(name, tuple(value.shape), family)
         }
         limit = limit or SHARD_SIZE
-    objects = {"config.json": values}
+    texts = {"config.json": _json(values)}
     if model.generation_config:
-        objects[GENERATION] = model.generation_config
+        texts[GENERATION] = _json(model.generation_config)
+    if any(name.endswith(SCALES) for name in tensors):
+        from minimoe.hf.lazy import int8_card
+
+        texts["README.md"] = int8_card(model, Path(path) / "README.md")
     size, targets = limit or sys.maxsize, model_tensors(plain)
-    _write_folder(Path(path), objects, tensors, dtype, size, targets, family)
+    _write_folder(Path(path), texts, tensors, dtype, size, targets, family)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _in_int8(model: MixtralModel, names: Iterable[str]) -> MixtralModel:
+    """The model, with its experts in int8 where the tensors of these names have theirs so."""
+    if not any(name.endswith(SCALES) for name in names):
+        return model
+    from minimoe.hf.lazy import quantize_experts
+
+    return quantize_experts(model)
 
 
 def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
@@ -530,7 +553,8 @@ def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
     if strange:
         yield (
             f"the model has other tensors than its configuration says ({', '.join(strange[:4])}) and could not be read "
-            "back: name a router of your own by router_type, and quantise or offload experts after loading"
+            "back: name a router of your own by router_type, offload experts after loading, and save experts in int8 "
+            "with layout='minimoe'"
         )
     empty = sorted(name for name, value in model.state_dict().items() if value.is_meta)
     if empty:
@@ -552,10 +576,11 @@ def load_model(
     device: torch.device | str = "cpu",
     cache_experts: int | None = None,
 ) -> MixtralModel:
-    """Load 'mini' (shipped with the library) or a folder, in eval mode.
+    """Load 'mini' (shipped with the library), a folder or a model of the Hugging Face hub ('owner/name'), in eval mode.
 
-    The folder is one that `save_pretrained` wrote, or one of transformers: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE,
-    and dense Mistral, Llama, Qwen2 and Qwen3. Weights are read one by one, straight into their place.
+    The folder is one that `save_pretrained` wrote, experts in int8 included, or one of transformers: Mixtral, OLMoE,
+    Qwen2-MoE, Qwen3-MoE, and dense Mistral, Llama, Qwen2 and Qwen3. A model of the hub needs huggingface_hub, which
+    fetches it into its own cache and reads it from there without a network. Weights go straight into their place.
 
     Args:
         dtype: of the weights; None: as stored.
@@ -578,6 +603,7 @@ def load_model(
             raise CheckpointError(
                 f"{files.source} names {', '.join(absent)}, not in the folder: fetch them too"
             )
+        model = _in_int8(model, files.shards)
         found = find(model_tensors(model), files, family)
         if cache_experts is not None:
             from minimoe.hf.lazy import offload_experts
@@ -614,9 +640,9 @@ def load_layer(
         raise CheckpointError(
             f"layer is {layer}, but the model in {folder} has layers 0 to {len(model.layers) - 1}"
         )
-    block = model.layers[layer]
-    assert isinstance(block, Block)
     with TensorFiles(folder) as files:
+        block = _in_int8(model, files.shards).layers[layer]
+        assert isinstance(block, Block)
         found = find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
         _load(block, found, files, dtype, device)
     return block.eval()

@@ -59,9 +59,7 @@ class ModelConfig:
     intermediate_size: int = 256  #: F of a dense MLP, and of an expert without a size of its own
     hidden_act: str = "silu"  #: activation of the gate half of every MLP
     num_hidden_layers: int = 4  #: L, the blocks
-    mlp_only_layers: tuple[
-        int, ...
-    ] = ()  #: indices (0-based) of layers with a dense MLP instead of experts
+    mlp_only_layers: tuple[int, ...] = ()  #: indices (0-based) of layers without experts: an MLP
     num_attention_heads: int = 4  #: H, the heads of queries
     num_key_value_heads: int = 2  #: heads of keys and values, which query heads share equally
     head_dim: int | None = None  #: width of one attention head (None: D / H)

@@ -51,12 +51,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = get_activation(hidden_act)
-        self.gate_up_proj = nn.Parameter(
-            torch.randn(2 * intermediate_size, hidden_size) * initializer_range
-        )
-        self.down_proj = nn.Parameter(
-            torch.randn(hidden_size, intermediate_size) * initializer_range
-        )
+        d, f = hidden_size, intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.randn(2 * f, d) * initializer_range)
+        self.down_proj = nn.Parameter(torch.randn(d, f) * initializer_range)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
@@ -125,12 +122,9 @@ class Experts(ExpertBank):
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__(num_experts, hidden_size, intermediate_size, hidden_act)
-        self.gate_up_proj = nn.Parameter(
-            torch.randn(num_experts, 2 * intermediate_size, hidden_size) * initializer_range
-        )
-        self.down_proj = nn.Parameter(
-            torch.randn(num_experts, hidden_size, intermediate_size) * initializer_range
-        )
+        e, d, f = num_experts, hidden_size, intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.randn(e, 2 * f, d) * initializer_range)
+        self.down_proj = nn.Parameter(torch.randn(e, d, f) * initializer_range)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -60,9 +60,7 @@ def make_router(config: ModelConfig) -> Router:
     A ConfigError for 'soft', which is a layer and no router, or for sizes that the router refuses.
     """
     if config.router_type == "soft":
-        raise ConfigError(
-            "router_type 'soft' is no router, but a layer: minimoe.zoo.soft.SoftMoELayer"
-        )
+        raise ConfigError("router_type 'soft' is a layer, no router: minimoe.zoo.soft.SoftMoELayer")
     if config.router_type not in ROUTERS:
         importlib.import_module("minimoe.zoo")  # its routers register themselves
     return ROUTERS[config.router_type].from_config(config)
@@ -99,7 +97,6 @@ class Router(nn.Module):
         hidden_size: int | None,
         num_experts: int,
         num_experts_per_tok: int = 1,
-        *,
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
@@ -126,13 +123,8 @@ class Router(nn.Module):
     def _widen(self, values: dict[str, Tensor | None]) -> None:
         """Give floating buffers that are shorter than float32 these values, in float32 at least."""
         for name, now in self._buffers.items():
-            value = values[name]
-            if (
-                now is not None
-                and value is not None
-                and now.is_floating_point()
-                and now.itemsize < 4
-            ):
+            value, short = values[name], now is not None and now.itemsize < 4
+            if now is not None and value is not None and short and now.is_floating_point():
                 self._buffers[name] = at_least_float32(value).to(now.device)
 
     @classmethod
@@ -269,9 +261,7 @@ class TopKRouter(Router):
         jitter_noise: float = 0.0,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__(
-            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
-        )
+        super().__init__(hidden_size, num_experts, num_experts_per_tok, initializer_range)
         self.norm_topk_prob = norm_topk_prob
         self.jitter_noise = jitter_noise
 
@@ -337,9 +327,7 @@ class NoisyTopKRouter(Router):
         *,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__(
-            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
-        )
+        super().__init__(hidden_size, num_experts, num_experts_per_tok, initializer_range)
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -398,9 +386,7 @@ class SigmoidRouter(Router):
         if not 1 <= topk_group <= n_group:
             raise ConfigError(f"topk_group is {topk_group}; expected 1 to n_group = {n_group}")
         check_choice(num_experts_per_tok, num_experts // n_group * topk_group)
-        super().__init__(
-            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
-        )
+        super().__init__(hidden_size, num_experts, num_experts_per_tok, initializer_range)
         self.norm_topk_prob = norm_topk_prob
         self.n_group, self.topk_group = n_group, topk_group
         self.routed_scaling_factor = routed_scaling_factor

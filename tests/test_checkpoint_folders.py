@@ -464,9 +464,50 @@ def test_a_gguf_file_gets_the_way_to_what_it_was_converted_from(
     MixtralModel.from_pretrained(tmp_path)
 
 
-def test_a_name_of_the_hub_gets_the_way_to_fetch_it() -> None:
-    with pytest.raises(CheckpointError, match="hf download OWNER/NAME --local-dir FOLDER"):
+HUB = "somebody/tiny"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub's cache of a machine without a network, as the download of one model leaves it."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache = tmp_path / "hub" / "models--somebody--tiny"
+    tiny_model().save_pretrained(cache / "snapshots" / ("a" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    return tmp_path
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache(hub: Path) -> None:
+    ids = random_ids(2, 6)
+    assert torch.equal(MixtralModel.from_pretrained(HUB)(ids).logits, tiny_model()(ids).logits)
+
+
+def test_a_folder_comes_before_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name, and where `somebody/` is a folder a name in it that is not there: nobody is asked."""
+    monkeypatch.chdir(hub)
+    tiny_model(seed=1).save_pretrained(HUB)
+    ids = random_ids(2, 6)
+    assert torch.equal(
+        MixtralModel.from_pretrained(HUB)(ids).logits, tiny_model(seed=1)(ids).logits
+    )
+    with pytest.raises(CheckpointError, match="neither a shipped model"):
+        MixtralModel.from_pretrained("somebody/small")
+
+
+def test_a_model_that_the_hub_cannot_give_gets_one_sentence(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        CheckpointError, match="could not be had from the Hugging Face hub"
+    ) as caught:
         MixtralModel.from_pretrained("mistralai/Mixtral-8x7B-v0.1")
+    assert "mistralai/Mixtral-8x7B-v0.1" in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+        MixtralModel.from_pretrained(HUB)
 
 
 # --- lean reading ------------------------------------------------------------------------------------

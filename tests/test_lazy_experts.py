@@ -5,6 +5,7 @@ Both run in every dispatcher, in whole models and in the shipped one.
 
 import copy
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimoe.checkpoint import TensorFiles
+from minimoe.checkpoint import TensorFiles, load_layer
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import ExpertBank, Experts
@@ -227,12 +228,65 @@ def test_the_shipped_model_hardly_changes() -> None:
         assert float((chosen[0] == chosen[1]).all(-1).float().mean()) > 0.95
 
 
-def test_a_quantised_model_is_not_saved_where_nothing_could_read_it(tmp_path: Path) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("size", [None, 20_000])
+def test_a_model_in_int8_is_saved_and_read_with_its_scales_beside(
+    tmp_path: Path, size: int | None
+) -> None:
+    """In another type too: weights and scales keep every bit, and the rest is rounded as in any model."""
+    small, ids = quantize_experts(tiny_model(n_shared_experts=1)), random_ids(2, 6)
+    small.save_pretrained(tmp_path, max_shard_size=size)
+    with TensorFiles(tmp_path) as stored:
+        kinds = {name.rpartition(".")[2]: stored.header(name)[1] for name in stored.shards}
+    assert kinds["gate_up_scale"] == torch.float32 and kinds["down_scale"] == torch.float32
+    again = MixtralModel.from_pretrained(tmp_path)
+    assert {*again.state_dict()} == {*small.state_dict()}
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in small.state_dict().items())
+    assert torch.equal(again(ids).logits, small(ids).logits)
+    assert held_bytes(again) == held_bytes(small)
+    block = load_layer(tmp_path, 1)
+    assert isinstance(block.mlp, MoELayer) and isinstance(block.mlp.experts, Int8Experts)
+    small.save_pretrained(tmp_path / "short", dtype=torch.bfloat16)
+    short = MixtralModel.from_pretrained(tmp_path / "short", dtype=None).state_dict()
+    for key, value in small.state_dict().items():
+        exact = ".mlp.experts." in key
+        assert torch.equal(short[key], value if exact else value.bfloat16()), key
+    with pytest.raises(ConfigError, match="in int8, which stay in memory"):
+        MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+
+
+def test_the_card_bounds_the_error_of_int8(tmp_path: Path) -> None:
+    """Of every weight, layer by layer; what the card says beside is kept, and a second saving changes nothing."""
     model = tiny_model()
-    for layout in ("minimoe", "huggingface"):
-        with pytest.raises(CheckpointError, match="quantise or offload experts after loading"):
-            quantize_experts(model).save_pretrained(tmp_path / layout, layout=layout)
-        assert not (tmp_path / layout).exists()
+    small = quantize_experts(model)
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n\nMade at home.\n")
+    for _ in range(2):
+        small.save_pretrained(tmp_path)
+    text = card.read_text()
+    assert text.startswith("# Mine\n\nMade at home.\n\n## Experts in int8\n")
+    assert text.count("## Experts in int8") == 1 and "scale · (1/2 + 2⁻¹⁶)" in text
+    rows = re.findall(r"^\| (layers\.\d\.mlp\.experts) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    assert len(rows) == TINY.num_hidden_layers
+    for name, *said in rows:
+        pair = [m.get_submodule(name) for m in (model, small)]
+        assert isinstance(pair[0], Experts) and isinstance(pair[1], Int8Experts)
+        for bound, a, b in zip(said, pair[0].stacked(), pair[1].stacked(), strict=True):
+            worst = float((a.detach().double() - b.double()).abs().max())
+            assert 0.7 * float(bound) < worst <= float(bound)
+
+
+def test_what_is_not_whole_int8_is_refused(tmp_path: Path) -> None:
+    small = quantize_experts(tiny_model())
+    with pytest.raises(CheckpointError, match="save experts in int8 with layout='minimoe'"):
+        small.save_pretrained(tmp_path / "theirs", layout="huggingface")
+    assert not (tmp_path / "theirs").exists()
+    small.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["layers.1.mlp.experts.gate_up_scale"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: layers\.1\.mlp\.experts\.gate_up_scale"):
+        MixtralModel.from_pretrained(tmp_path)
 
 
 # --- on disk ----------------------------------------------------------------------------------------

@@ -67,10 +67,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     finite is a MinimoeError.
     """
     w = weight.detach().float()
-    if not bool(torch.isfinite(w).all()):
-        raise MinimoeError(
-            "weights that are not finite cannot be quantised; look at the checkpoint"
-        )
+    if not w.is_meta and not bool(torch.isfinite(w).all()):
+        raise MinimoeError("weights that are not finite cannot be quantised: see the checkpoint")
     scale = (w.abs().amax(dim=-1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return (w / scale[..., None]).round().to(torch.int8), scale
 
@@ -116,7 +114,10 @@ class Int8Experts(LazyExperts):
         # .to(), .half(), … come through here: the new type is that of unpacked weights, and scales only move
         exact = self.gate_up_scale, self.down_scale
         super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType, reportPrivateUsage]
-        self.gate_up_scale, self.down_scale = (s.to(self.device) for s in exact)
+        self.gate_up_scale, self.down_scale = (
+            s.to(self.device) if not s.is_meta else torch.empty_like(s, device=self.device)
+            for s in exact
+        )
         return self
 
 
@@ -124,11 +125,26 @@ def quantize_experts(model: AnyModule) -> AnyModule:
     """A copy of the model (or layer) with its `Experts` in int8; the model itself is left as it is.
 
     Everything else is copied as it stands: attention, router, shared experts, embedding. What it saves:
-    `held_bytes(model)` before, and of the copy. `save_pretrained` refuses the copy: save the model itself, and quantise
-    after loading. A model without experts, or with quantised ones alone, is a ConfigError.
+    `held_bytes(model)` before, and of the copy, which `save_pretrained` writes as it is. A model without experts, or
+    with quantised ones alone, is a ConfigError.
     """
     nothing = "there is nothing to quantise, or it is done already"
     return replace_experts(model, lambda _, experts: Int8Experts(experts), nothing)
+
+
+def int8_card(model: nn.Module, path: Path) -> str:
+    """The card at `path` with a last section: how far experts in int8 can be from what was rounded, by layer."""
+    card = (
+        path.read_text(encoding="utf-8") if path.is_file() else "# A model with experts in int8\n"
+    )
+    banks = {n: m for n, m in model.named_modules() if isinstance(m, Int8Experts)}
+    step = 1.005 * (0.5 + 2**-16)  # printing rounds by less than the half per cent
+    rows = [
+        f"| {name} | {step * float(m.gate_up_scale.max()):.2e} | {step * float(m.down_scale.max()):.2e} |"
+        for name, m in banks.items()
+    ]
+    head, text = Path(__file__).with_name("int8.md").read_text(encoding="utf-8").split("\n", 1)
+    return "\n".join([card.split(head)[0].rstrip(), "", head, text.rstrip(), *rows, ""])
 
 
 def held_bytes(module: nn.Module) -> int:
@@ -309,4 +325,4 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
             options: Any = {"dtype": experts.dtype, "device": experts.device}
             return OffloadedExperts(source, cache_experts, hidden_act=experts.hidden_act, **options)
 
-        return replace_experts(model, bank, "there is nothing to offload")
+        return replace_experts(model, bank, "nothing to offload, or in int8, which stay in memory")

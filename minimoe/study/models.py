@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
 import json
-import logging
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from minimoe.checkpoint import (
+    HUB_ID,
     SHIPPED,
     pretrained_path,
     read_config,
@@ -30,24 +28,12 @@ from minimoe.checkpoint import (
     weights_fingerprint,
 )
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError, TraceError
+from minimoe.hf.hub import quiet_libraries
 from minimoe.io import read_object
 from minimoe.model import MixtralModel
 from minimoe.study.record import TransformersSource, source_of
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer, plain
 from minimoe.train.environment import resolve_device
-
-
-@contextlib.contextmanager
-def quiet_libraries(*names: str) -> Generator[None]:
-    """Only critical errors of these libraries, which retry and report at length, are logged inside."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 class Stages:
@@ -192,8 +178,6 @@ def _commit(name: str, revision: str | None) -> str:
 Device = torch.device | str
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -257,7 +241,7 @@ def kind_of(path_or_id: str | Path) -> str:
         return "minimoe"
     refuse_gguf(folder)
     if not folder.is_dir():
-        if _HUB_ID.fullmatch(name):
+        if HUB_ID.fullmatch(name):
             return "hub"
         raise CheckpointError(
             f"{name!r} is neither a folder, nor a shipped model ({', '.join(SHIPPED)}), nor an id of the Hugging Face "

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from minimoe.checkpoint import pretrained_path, weights_fingerprint
 from minimoe.errors import CorpusError, MinimoeError, TraceError
+from minimoe.hf.hub import quiet_libraries
 from minimoe.io import json_lines
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
 from minimoe.study.claims import told
 from minimoe.study.measurements import three_layers
-from minimoe.study.models import FoundModel, Stages, quiet_libraries, sha256
+from minimoe.study.models import FoundModel, Stages, sha256
 from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_documents
 from minimoe.text.corpus import Corpus, load_corpus

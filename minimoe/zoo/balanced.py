@@ -45,9 +45,7 @@ class SinkhornRouter(Router):
         iterations: int = 20,
         initializer_range: float = 0.02,
     ) -> None:
-        super().__init__(
-            hidden_size, num_experts, num_experts_per_tok, initializer_range=initializer_range
-        )
+        super().__init__(hidden_size, num_experts, num_experts_per_tok, initializer_range)
         if not temperature > 0 or iterations < 1:
             raise ConfigError(
                 f"temperature is {temperature} and iterations {iterations}; both must be positive"
