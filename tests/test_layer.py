@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,14 +313,30 @@ def test_a_layer_refuses_another_shape(shape: Any, mask: Any, message: str) -> N
         layer(torch.randn(shape), None if mask is None else torch.ones(mask))
 
 
-def test_the_page_for_other_models_runs() -> None:
-    """Its blocks, one after the other; each is short."""
-    page = (Path(__file__).parents[1] / "book/into_your_model.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+def run_page(name: str, most: int) -> dict[str, Any]:
+    """Run the blocks of a page one after the other, each of at most so many lines beside imports; what they name."""
+    page = (Path(__file__).parents[1] / f"book/{name}.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    for block in blocks:
-        lines = [line for line in block.splitlines() if line and "import" not in line]
-        assert len(lines) < 15
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        assert len([x for x in block.splitlines() if x and "import" not in x]) <= most
         exec(block, names)
+    return names
+
+
+def test_the_page_for_other_models_runs() -> None:
+    names = run_page("into_your_model", 14)
     assert [len(p.grad) for p in names["model"].model.layers[0].mlp.gate.parameters()] == [8]
     assert int(names["routing"].load().sum()) == 2 * 16
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_cookbook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder; the graph is compiled without making code, which takes as long as all the rest."""
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    names = run_page("cookbook", 10)
+    assert int(names["share"].sum()) == len(names["routings"])
+    assert names["losses"]["text"].nats_per_token < 5.5  # ln 512 is 6.2
+    made = {"load.png", "runs", "exported", "mini-int8", "study"}
+    assert made <= {path.name for path in tmp_path.iterdir()}
