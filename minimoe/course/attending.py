@@ -109,9 +109,7 @@ def train(
         else:
             ids = torch.randint(SYMBOLS, shape, generator=generator)
             scores, routings = model(ids)
-            lm_loss = F.cross_entropy(
-                scores.flatten(0, 2), answers(training.task, ids).flatten()
-            )
+            lm_loss = F.cross_entropy(scores.flatten(0, 2), answers(training.task, ids).flatten())
             mixed = len(routings) == 1  # SwitchHead has two and is not balanced
             loss = lm_loss + BALANCE * switch_loss(routings[0]) if mixed else lm_loss
         optimizer.zero_grad()
