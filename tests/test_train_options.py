@@ -40,6 +40,8 @@ MADE: list[tuple[str, dict[str, Any]]] = [
     ("--router switch --balance-coef 0.5", {"num_experts_per_tok": 1, "router_aux_loss_coef": 0.5}),
     ("--router sigmoid --balance none", {"router_bias_update_rate": 0.001, "router_aux_loss_type": "none"}),
     ("--dense --top-k 3 --expert-width 20", {"intermediate_size": 60, "mlp_only_layers": (0, 1)}),
+    ("--attention moa", {"attention_type": "moa"}),
+    ("--dense --attention switchhead", {"attention_type": "switchhead", "mlp_only_layers": (0, 1)}),
 ]  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def test_each_option_stands_in_the_help_with_the_values_of_the_presets(
         ("--seq-len 200", "seq_len is 200, but the model has positions for 128"),
         ("--from mini --experts 4", "--from and --experts exclude each other"),
         ("--from mini --dense", "--from and --dense exclude each other"),
+        ("--from mini --attention moa", "--from and --attention exclude each other"),
         ("--from nowhere", "'nowhere' is neither a shipped model"),
         ("--from mini --seq-len 300", "seq_len is 300, but the model has positions for 256"),
         ("--text . --domains help", "--text and --domains exclude each other"),

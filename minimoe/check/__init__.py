@@ -78,6 +78,12 @@ from minimoe.check.lesson14 import (
     settled_beyond_chance,
 )
 from minimoe.check.lesson15 import logical_load, paired_interval, subject_shift
+from minimoe.check.lesson16 import (
+    attention_cost,
+    moa_weights,
+    read_by_group,
+    switchhead_values,
+)
 from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
@@ -88,6 +94,7 @@ __all__ = [
     "Task",
     "account",
     "at_equal_time",
+    "attention_cost",
     "balance_of_layers",
     "balancedness",
     "batch_hits",
@@ -126,6 +133,7 @@ __all__ = [
     "logical_load",
     "mfu",
     "mixture_gradient",
+    "moa_weights",
     "noisy_router",
     "offset_in_the_weights",
     "paired_difference",
@@ -134,6 +142,7 @@ __all__ = [
     "positions",
     "progress",
     "quantise_rows",
+    "read_by_group",
     "redrawn_units",
     "repeats_by_chance",
     "rival_widths",
@@ -149,6 +158,7 @@ __all__ = [
     "subject_shift",
     "swiglu",
     "switch_loss",
+    "switchhead_values",
     "taught_weights",
     "tile_takes",
     "tiles_of",

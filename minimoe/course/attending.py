@@ -1,4 +1,4 @@
-"""What attention is asked to fetch, in two small tasks and in a text: the arms of lesson 16, one run, a plan of runs."""
+"""What attention has to fetch, in two small tasks and in a text: the arms of lesson 16, one run, a plan of runs."""
 
 from __future__ import annotations
 

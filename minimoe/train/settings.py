@@ -11,13 +11,15 @@ from minimoe.errors import ConfigError
 BALANCE_SCOPES = ("part", "step")
 COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
 
-# What `python -m minimoe train` may be told about experts, and the field of a ModelConfig that it sets.
+# What `python -m minimoe train` may be told about experts and attention, and the field of a ModelConfig that it sets.
 MODEL_OPTIONS = {
     "experts": "num_experts", "top_k": "num_experts_per_tok", "expert_width": "moe_intermediate_size",
     "shared_experts": "n_shared_experts", "capacity": "capacity_factor", "balance": "router_aux_loss_type",
     "balance_coef": "router_aux_loss_coef", "z_loss": "router_z_loss_coef",
+    "attention": "attention_type",
 }  # fmt: skip
-SHAPES = ("router", "dense", "experts", "expert_width", "shared_experts")  # change the weights
+# change the weights
+SHAPES = ("router", "dense", "experts", "expert_width", "shared_experts", "attention")
 
 
 @dataclass(frozen=True)
