@@ -77,6 +77,7 @@ from minimoe.check.lesson14 import (
     repeats_by_chance,
     settled_beyond_chance,
 )
+<<<<<<< HEAD
 from minimoe.check.lesson15 import logical_load, paired_interval, subject_shift
 from minimoe.check.lesson16 import (
     attention_cost,
@@ -84,6 +85,9 @@ from minimoe.check.lesson16 import (
     read_by_group,
     switchhead_values,
 )
+=======
+from minimoe.check.lesson15 import ablate, logical_load, paired_interval, replay, subject_shift
+>>>>>>> e66b1d9 (Exercises 15.2 and 15.3: experts off in their own layers, and a record replayed in a padded batch)
 from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
@@ -92,6 +96,7 @@ __all__ = [
     "TASKS",
     "CheckFailed",
     "Task",
+    "ablate",
     "account",
     "at_equal_time",
     "attention_cost",
@@ -145,6 +150,7 @@ __all__ = [
     "read_by_group",
     "redrawn_units",
     "repeats_by_chance",
+    "replay",
     "rival_widths",
     "rms_norm",
     "roofline",

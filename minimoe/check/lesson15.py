@@ -1,4 +1,4 @@
-"""Checks of lesson 15: counts of real models, and differences on one text."""
+"""Checks of lesson 15: counts of real models, experts off, routings replayed, and differences on one text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect
+from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_number, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.lesson12 import choices, counted, shares, summed, whole
+from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import generator
 
@@ -126,6 +128,265 @@ def subject_shift(function: Callable[[Tensor, int], Shift]) -> str:
 
     view = Parts(("the bits", "the shifts"), look)
     return judge(function, right_shift, WrongShift, cases, view, "15 §3")
+
+
+# --- shared by 15.2 and 15.3 ---------------------------------------------------------------------------
+Routed = tuple[Tensor, Tensor]
+
+
+def chosen(scores: Tensor, k: int, weigh: Tensor | None = None) -> Routed:
+    """The k largest of scores [..., E], and the softmax of their entries in `weigh` (None: in the scores)."""
+    best = scores.topk(k, dim=-1).indices
+    return (scores if weigh is None else weigh).gather(-1, best).softmax(-1), best
+
+
+def matrix(value: Any, shape: tuple[int, ...], num_experts: int) -> Tensor:
+    """(weights, experts) of this shape [..., K] as what they stand for, [..., E]."""
+    size = f"[{', '.join(map(str, shape))}]"
+    w, expert = expect_tuple(value, (f"weights {size}", f"experts {size}"))
+    w = expect_tensor(w, "weights", shape)
+    expert = expect_tensor(expert, "experts", shape, integer=True).long()
+    if int(expert.min()) < 0 or int(expert.max()) >= num_experts:
+        raise CheckFailed(
+            expected=f"expert ids from 0 to {num_experts - 1}",
+            came=f"ids from {int(expert.min())} to {int(expert.max())}",
+            cause="Some ids are those of no expert.", reread="15b §9",
+        )  # fmt: skip
+    dense = torch.zeros(*shape[:-1], num_experts, dtype=torch.float64)
+    return dense.scatter_add(-1, expert, w.double())
+
+
+# --- 15.2: experts that are off, each in its own layer ----------------------------------------------------
+def right_ablate(logits: Tensor, off: Tensor, k: int) -> Routed:
+    """Layer by layer, token by token."""
+    best = torch.zeros(*logits.shape[:2], k, dtype=torch.long)
+    for layer, rows in enumerate(logits):
+        on = [e for e in range(rows.shape[1]) if not off[layer, e]]
+        for t, row in enumerate(rows):
+            best[layer, t] = torch.tensor(sorted(on, key=lambda e: -float(row[e]))[:k])
+    return logits.gather(2, best).softmax(-1), best
+
+
+def spread(off: Tensor, logits: Tensor) -> Tensor:
+    """off [L, E] for each token, [L, T, E]."""
+    return off[:, None].expand_as(logits)
+
+
+class WrongAblate(Suspects):
+    @suspect("15b §10")
+    def unchanged(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """Nothing is off: these are the router's own choices."""
+        return chosen(logits, k)
+
+    @suspect("15b §10")
+    def no_substitute(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """An expert that is off gets weight 0, and nobody takes its place: a token's weights add up to less than 1.
+        That measures how large the expert's part is, not what the others can do."""
+        w, best = chosen(logits, k)
+        return w.masked_fill(spread(off, logits).gather(2, best), 0), best
+
+    @suspect("15b §10")
+    def fewer(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """The experts that are left share the weight, so a token has fewer than K. It should take its next best."""
+        w, best = chosen(logits, k)
+        w = w.masked_fill(spread(off, logits).gather(2, best), 0)
+        return w / w.sum(-1, keepdim=True).clamp_min(1e-9), best
+
+    @suspect("15b §10")
+    def over_all(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """The softmax runs over all experts, those that are off too, and is not renormalised over the K chosen."""
+        probs = logits.softmax(-1)
+        best = logits.masked_fill(spread(off, logits), -torch.inf).topk(k).indices
+        return probs.gather(2, best), best
+
+    @suspect("15b §10")
+    def over_others(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """The softmax runs over all experts that are on. The weights of the K chosen have to add up to 1."""
+        probs = logits.masked_fill(spread(off, logits), -torch.inf).softmax(-1)
+        return probs.topk(k)
+
+    @suspect("15b §10")
+    def everywhere(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """An expert that is off in one layer is off in all. Expert 3 of layer 1 and expert 3 of layer 2 have nothing
+        in common but the number."""
+        union = off.any(0).expand_as(off)
+        union = torch.where((~union).sum(1, keepdim=True) < k, off, union)
+        return chosen(logits.masked_fill(spread(union, logits), -torch.inf), k)
+
+    @suspect("15b §10")
+    def last_choice(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """Where an expert is off, the token's last choice goes in its place."""
+        order = logits.argsort(-1, descending=True)
+        hit = spread(off, logits).gather(2, order[..., :k]).any(-1, keepdim=True)
+        other = torch.cat([order[..., : k - 1], order[..., k : k + 1]], -1)
+        best = torch.where(hit, other, order[..., :k])
+        return logits.gather(2, best).softmax(-1), best
+
+    @suspect("15b §10")
+    def zero_score(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """The score of an expert that is off is put to 0, which can still be among the largest: use −∞."""
+        return chosen(logits.masked_fill(spread(off, logits), 0.0), k)
+
+    @suspect("15b §10")
+    def own_weights(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """The substitute inherits the weight of the expert that it stands in for. Its own score decides."""
+        best = logits.masked_fill(spread(off, logits), -torch.inf).topk(k).indices
+        return chosen(logits, k)[0], best
+
+    @suspect("15b §10")
+    def even(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """All weights are 1/K."""
+        best = logits.masked_fill(spread(off, logits), -torch.inf).topk(k).indices
+        return torch.full(best.shape, 1 / k), best
+
+    @suspect("15b §10")
+    def inverted(logits: Tensor, off: Tensor, k: int) -> Routed:
+        """Only the experts that are off are chosen: True in `off` is off."""
+        scores = logits.masked_fill(~spread(off, logits), -1e9)
+        return chosen(scores, k)
+
+
+@checks(CARDS["15.2"], WrongAblate)
+def ablate(function: Callable[[Tensor, Tensor, int], Any]) -> str:
+    """Check function(logits [L, T, E], off [L, E], k) -> (weights [L, T, K], experts [L, T, K])."""
+    cases: list[Case] = []
+    for i, (layers, t, e, k) in enumerate(
+        ((2, 6, 5, 2), (3, 12, 8, 2), (4, 10, 8, 3), (2, 8, 6, 1))
+    ):
+        logits = 1.5 * draw(i, layers, t, e)
+        order = torch.rand(layers, e, generator=generator(i + 10)).argsort(1)
+        off = order < torch.arange(layers)[:, None] % (e - k + 1)
+        off[0] = order[0] < 1
+        cases.append(case(logits=logits, off=off, k=k))
+    cases.append(case(logits=logits, off=order < e - k, k=k))  # no more than K are left
+
+    def view(value: Any, c: Case) -> Tensor:
+        return matrix(value, (*c["logits"].shape[:2], c["k"]), c["logits"].shape[2]).detach()
+
+    return judge(function, right_ablate, WrongAblate, cases, view, "15b §10", row="token")
+
+
+# --- 15.3: replay what an engine recorded, in a padded batch ---------------------------------------------
+def right_replay(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+    """Token by token."""
+    k = recorded.shape[1]
+    weight, expert = torch.zeros(*mask.shape, k), torch.zeros(*mask.shape, k, dtype=torch.long)
+    for row, (b, s) in enumerate(mask.nonzero().tolist()):
+        kept = recorded[row]
+        expert[b, s] = logits[b, s].topk(k).indices if int(kept[0]) < 0 else kept
+    weight = weight + logits.gather(2, expert).softmax(-1)
+    return weight * mask[..., None], expert
+
+
+def replay_(
+    logits: Tensor, recorded: Tensor, mask: Tensor, *, place: Tensor | None = None,
+    weigh: Callable[[Tensor, Tensor], Tensor] = lambda x, e: x.gather(2, e).softmax(-1),
+    missing: Callable[[Tensor], Tensor] = lambda own: own, padding: bool = False,
+) -> Routed:  # fmt: skip
+    """All tokens at once, with what can be done otherwise as an option."""
+    k, place = recorded.shape[1], mask if place is None else place
+    found = torch.full((*mask.shape, k), -1)
+    found[place] = recorded[: int(place.sum())]
+    own = logits.topk(k).indices
+    expert = torch.where(found < 0, missing(own), found)
+    weight = weigh(logits, expert)
+    return weight if padding else weight * mask[..., None], expert
+
+
+class WrongReplay(Suspects):
+    @suspect("15b §9")
+    def not_replayed(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """Nothing is replayed: every token has the choice of its present logits."""
+        return replay_(logits, torch.full_like(recorded, -1), mask)
+
+    @suspect("15b §9")
+    def shifted(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """Padding takes recorded choices, and shifts all that follow. The record has a row for each real token only."""
+        place = (torch.arange(mask.numel()) < len(recorded)).view_as(mask)
+        return replay_(logits, recorded, mask, place=place)
+
+    @suspect("15b §9")
+    def right_padded(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """You count on padding at the end of a row. The mask says where the tokens are."""
+        place = torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)
+        return replay_(logits, recorded, mask, place=place)
+
+    @suspect("15b §9")
+    def backwards(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """The record is read from its end."""
+        return replay_(logits, recorded.flip(0), mask)
+
+    @suspect("15b §9")
+    def even(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """All weights are 1/K. Only the choice is replayed; the weights come from the present logits."""
+        k = recorded.shape[1]
+        return replay_(logits, recorded, mask, weigh=lambda x, e: torch.full(e.shape, 1 / k))
+
+    @suspect("15b §9")
+    def over_all(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """The softmax runs over all experts, so a token's weights add up to less than 1: renormalise over the K."""
+        return replay_(logits, recorded, mask, weigh=lambda x, e: x.softmax(-1).gather(2, e))
+
+    @suspect("15b §9")
+    def own_weights(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """The weights are those of the K largest logits, handed to other experts. Weigh the replayed experts by
+        their own logits."""
+        k = recorded.shape[1]
+        return replay_(logits, recorded, mask, weigh=lambda x, e: x.topk(k).values.softmax(-1))
+
+    @suspect("15b §9")
+    def last_expert(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """A token without a record, −1, goes to the last expert: that is what −1 means as an index."""
+        last = logits.shape[2] - 1
+        return replay_(logits, recorded, mask, missing=lambda own: torch.full_like(own, last))
+
+    @suspect("15b §9")
+    def dropped(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """A token without a record gets no expert at all. It should choose for itself."""
+        known = mask.clone()
+        known[mask] = recorded[:, 0] >= 0
+        weight, expert = replay_(logits, recorded, mask)
+        return weight * known[..., None], expert
+
+    @suspect("15b §9")
+    def padded(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
+        """Padding gets weights, so experts work on it and a balancing loss counts it. Its weights are 0."""
+        return replay_(logits, recorded, mask, padding=True)
+
+
+@checks(CARDS["15.3"], WrongReplay)
+def replay(function: Callable[[Tensor, Tensor, Tensor], Any]) -> str:
+    """Check function(logits [B, S, E], recorded [n, K], mask [B, S]) -> (weights [B, S, K], experts [B, S, K])."""
+    cases: list[Case] = []
+    for i, (b, s, e, k) in enumerate(((2, 5, 4, 2), (3, 6, 8, 2), (4, 7, 8, 3))):
+        logits = 1.5 * draw(i, b, s, e)
+        before, after = whole(3, i + 10, b, 1), whole(2, i + 20, b, 1)
+        before[0], before[1] = 2, 1  # padding on the left, and on the right too
+        at = torch.arange(s)
+        mask = (at >= before) & (at < s - after)
+        recorded = draw(i + 30, int(mask.sum()), e).topk(k).indices
+        ends = mask.sum(1).cumsum(0) - 1  # the last token of a text, which the engine never ran
+        recorded[ends] = -1
+        cases.append(case(logits=logits, recorded=recorded, mask=mask))
+
+    def view(value: Any, c: Case) -> Tensor:
+        b, s, e = c["logits"].shape
+        return matrix(value, (b, s, c["recorded"].shape[1]), e)
+
+    def dense(answer: Callable[..., Any]) -> Callable[..., Tensor]:
+        return lambda *given: view(answer(*given), cases[0])
+
+    done = judge(
+        function,
+        right_replay,
+        WrongReplay,
+        cases,
+        lambda v, c: view(v, c).detach(),
+        "15b §9",
+        row="text",
+    )
+    expect_gradients(dense(function), dense(right_replay), cases[0], ("logits",), reread="15b §9")
+    return done
 
 
 # --- 15.4: the interval of a difference on one text ---------------------------------------------------

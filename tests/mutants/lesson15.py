@@ -83,3 +83,53 @@ class Logical(Any):
             for t in range(len(placement))
         ]
         return torch.stack(rows).mean(0)
+
+
+class Ablate(Any):
+    task = "15.2"
+
+    def right_by_sorting(logits, off, k):
+        scores = np.where(off.numpy()[:, None], -np.inf, logits.numpy())
+        best = np.argsort(-scores, axis=2, kind="stable")[..., :k]
+        odds = np.exp(np.take_along_axis(scores, best, 2))
+        return torch.from_numpy(odds / odds.sum(2, keepdims=True)).float(), torch.from_numpy(best)
+
+    def wrong_of_the_next_layer(logits, off, k):
+        """says: off.roll(1, 0)"""
+        return Ablate.right_by_sorting(logits, off.roll(1, 0), k)
+
+    def wrong_to_a_fixed_neighbour(logits, off, k):
+        """says: None of the common mistakes"""
+        best = logits.topk(k).indices
+        e = logits.shape[2]
+        gone = off[:, None].expand_as(logits).gather(2, best)
+        best = torch.where(gone, (best + 1) % e, best)
+        return logits.gather(2, best).softmax(-1), best
+
+
+class Replay(Any):
+    task = "15.3"
+
+    def right_by_one_hot(logits, recorded, mask):
+        k = recorded.shape[1]
+        table = torch.zeros(*mask.shape, k, dtype=torch.long).masked_scatter(
+            mask[..., None], recorded
+        )
+        expert = torch.where(table < 0, logits.argsort(-1, descending=True)[..., :k], table)
+        odds = (logits[..., None, :] * torch.nn.functional.one_hot(expert, logits.shape[2])).sum(-1)
+        odds = odds.exp() * mask[..., None]
+        return odds / odds.sum(-1, keepdim=True).clamp_min(1e-9), expert
+
+    def wrong_without_gradient(logits, recorded, mask):
+        """says: nothing can be learnt through logits"""
+        weight, expert = Replay.right_by_one_hot(logits, recorded, mask)
+        return weight.detach(), expert
+
+    def wrong_column_by_column(logits, recorded, mask):
+        """says: None of the common mistakes"""
+        order = mask.T.nonzero()
+        table = torch.full((*mask.shape, recorded.shape[1]), -1)
+        table[order[:, 1], order[:, 0]] = recorded
+        own = logits.topk(recorded.shape[1]).indices
+        expert = torch.where(table < 0, own, table)
+        return logits.gather(2, expert).softmax(-1) * mask[..., None], expert
