@@ -55,7 +55,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2437,
-    "check": 10920,
+    "check": 10916,
     "core": 3734,
     "cost": 830,
     "course": 806,

@@ -77,17 +77,13 @@ from minimoe.check.lesson14 import (
     repeats_by_chance,
     settled_beyond_chance,
 )
-<<<<<<< HEAD
-from minimoe.check.lesson15 import logical_load, paired_interval, subject_shift
+from minimoe.check.lesson15 import ablate, logical_load, paired_interval, replay, subject_shift
 from minimoe.check.lesson16 import (
     attention_cost,
     moa_weights,
     read_by_group,
     switchhead_values,
 )
-=======
-from minimoe.check.lesson15 import ablate, logical_load, paired_interval, replay, subject_shift
->>>>>>> e66b1d9 (Exercises 15.2 and 15.3: experts off in their own layers, and a record replayed in a padded batch)
 from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
