@@ -106,9 +106,11 @@ def place_explorables(app: Any) -> None:
 def load_explorables(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Let the pages that hold an explorable load the script that starts them."""
+    """Let the pages that hold an explorable, or the test, load the script that starts them."""
     if "minimoe-explorable" in context.get("body", ""):
         app.add_js_file("explorables.js", priority=900, loading_method="defer")  # after page.js
+    if 'class="questions"' in context.get("body", ""):
+        app.add_js_file("questions.js", loading_method="defer")
 
 
 # --- what others say of a page ---------------------------------------------------------------------

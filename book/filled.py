@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from book import first_cell
+from book.questions import questions
 from book.teaching import lessons
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -380,5 +381,6 @@ PARTS: dict[str, Callable[..., str]] = {
         lessons,
         explorable,
         front,
+        questions,
     )
 }

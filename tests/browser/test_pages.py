@@ -146,6 +146,20 @@ def test_the_search_field_opens_from_the_keyboard(seen: Seen) -> None:
     assert "q=sinkhorn" in seen.page.url
 
 
+def test_the_twenty_questions_are_marked_and_set_beside_those_before(seen: Seen) -> None:
+    seen.open("book/before_and_after.html")
+    for form, slips, said in (("a", range(10), "10 of 20"), ("b", [4], "you have learned 90 %")):
+        for i, question in enumerate(seen.page.locator(f"[data-form={form}] fieldset").all()):
+            kind = "[data-wrong]" if i in slips else ":not([data-wrong])"
+            question.locator(f"input{kind}").first.check()
+        seen.page.locator(f"[data-form={form}] button").click()
+        status = seen.page.locator(f"[data-form={form}] [role=status]")
+        assert said in status.inner_text() and status.locator("a").count() > 0
+        assert seen.page.locator(f"[data-form={form}] .told").count() == 20
+    reason = seen.page.locator("[data-form=b] fieldset").nth(4).locator(".told").inner_text()
+    assert reason.startswith("Not right. ") and len(reason) > 30
+
+
 def test_tab_goes_through_a_page_in_its_order(seen: Seen) -> None:
     """The first Tab offers to skip to the text; then every stop is visible, seen to be there, and further down."""
     seen.open("notebooks/03_routing.html")
