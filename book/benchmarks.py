@@ -169,6 +169,14 @@ def decode() -> str:
     return f"{tables.decode_table(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
 
 
+def compiled() -> str:
+    """Whole models, compiled and as they are."""
+    result = stored("compile.json")
+    return (
+        f"{tables.compile_table(result)}\n\n{tables.ran_on(result)} Made by `{result['command']}`."
+    )
+
+
 def serve() -> str:
     """Serving, beside dense models of equal work and of equal size."""
     result = stored("serve.json")
@@ -267,6 +275,6 @@ def _rates(result: Result, work: str) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
     for part in (
-        ran_on, goals, ratios, split, memory, cases, decode, serve, training, choices, gpu,
+        ran_on, goals, ratios, split, memory, cases, decode, compiled, serve, training, choices, gpu,
     )
 }  # fmt: skip

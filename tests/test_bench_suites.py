@@ -162,6 +162,31 @@ def test_decoding_dispatches_as_it_says_with_the_same_weights() -> None:
     assert all(a is b for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_models_compiled_and_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """The graph is made, and no code for it; calls of one round read the same ids, of another round others."""
+    result = suites.compile_suite(TINY)
+    assert json.loads(json.dumps(result)) == result
+    assert [(r["preset"], r["backward"]) for r in result["rows"]] == [
+        ("nano", False),
+        ("nano", True),
+    ]
+    for row in result["rows"]:
+        assert row["seconds"].keys() == {"eager", "compiled"}
+        assert row["first_call"] > row["seconds"]["compiled"]["median"] > 0
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+    assert "| nano | forward+backward |" in capsys.readouterr().out
+    model = MixtralModel(ModelConfig.preset("nano"))
+    models.reads(model, (2, 8), False)(0)()
+    assert model.embed_tokens.weight.grad is None
+    grads: list[torch.Tensor] = []
+    for i in (0, 0, 1):
+        model.zero_grad()
+        models.reads(model, (2, 8), True)(i)()
+        grads.append(torch.as_tensor(model.embed_tokens.weight.grad).clone())
+    assert torch.equal(grads[0], grads[1]) and not torch.equal(grads[0], grads[2])
+
+
 def test_serving_beside_two_dense_models(capsys: pytest.CaptureFixture[str]) -> None:
     result = suites.serve_suite(TINY)
     assert json.loads(json.dumps(result)) == result
@@ -252,7 +277,7 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(suites.timing, "load_average", lambda: [1.0])
     run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
-    assert ran == ["cpu", "train", "decode", "choices", "serve"]
+    assert ran == ["cpu", "train", "decode", "compile", "choices", "serve"]
     command = "python -m minimoe bench --suite"
     after = {"load_average_after": [1.0]}
     stored = [{"suite": n, "command": f"{command} {n}"} | after for n in ran]
@@ -260,7 +285,7 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads((tmp_path / "train_rate.json").read_text()) == stored[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run_and_write("all", Options())
-    assert ran[5:] == ["cpu", "train", "decode", "choices", "serve", "gpu"]
+    assert ran[6:] == ["cpu", "train", "decode", "compile", "choices", "serve", "gpu"]
     assert set(tables.FILES) == set(suites.SUITES)
 
 

@@ -19,7 +19,14 @@ from minimoe import cost
 from minimoe.attention import KVCache
 from minimoe.bench import timing
 from minimoe.bench.goals import make_goal
-from minimoe.bench.tables import decode_table, heading, serve_table, thread_count, train_text
+from minimoe.bench.tables import (
+    compile_table,
+    decode_table,
+    heading,
+    serve_table,
+    thread_count,
+    train_text,
+)
 from minimoe.bench.timing import Clock, Options, Setup, Setups, Work, paired, spread
 from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
@@ -42,6 +49,8 @@ SERVED = ModelConfig.preset("small").replace(
 )  # fmt: skip
 CONTEXT = 64  # tokens that each sequence has before a measured step
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+COMPILED = ("nano", "mini")  # presets, on a batch of
+COMPILED_BATCH = (4, 128)
 # how many, how long
 PROMPTS = (*((1, tokens) for tokens in (16, 32, 64, 128, 256, 512, 1024)), (16, 64))
 
@@ -86,6 +95,55 @@ def decode_suite(options: Options) -> dict[str, Any]:
         f"{said}{rounds} rounds, {thread_count(used)}\n{heading(result)}\n\n{decode_table(result)}"
     )
     return result
+
+
+def compile_suite(options: Options) -> dict[str, Any]:
+    """Whole models on a CPU as they are and compiled whole, forward and with the backward pass, in turns.
+
+    Each call reads other random ids, so that experts have other numbers of rows. The first call compiles.
+    """
+    rounds, batch = options.count(15, quick=5), (2, 8) if options.tiny else COMPILED_BATCH
+    rows: list[dict[str, Any]] = []
+    with timing.cpu_threads(options.threads), fast_cpu():
+        used, device = torch.get_num_threads(), torch.device("cpu")
+        result: dict[str, Any] = timing.environment(device, used)
+        result |= {"rounds": rounds, "batch": [*batch], "clock": timing.clock_name(device, used)}
+        for preset in COMPILED[: 1 if options.tiny else None]:
+            torch.manual_seed(0)
+            model = MixtralModel(ModelConfig.preset(preset)).train()
+            made = torch.compile(
+                model, fullgraph=True, backend="eager" if options.tiny else "inductor"
+            )
+            for backward in (False, True):
+                setups = {
+                    n: reads(m, batch, backward) for n, m in (("eager", model), ("compiled", made))
+                }
+                started = timing.make_clock(device)(setups["compiled"](0))
+                seconds = timing.in_turn(setups, timing.make_clock(device), rounds, used, warm_up=2)
+                row: dict[str, Any] = {"preset": preset, "backward": backward}
+                row |= {"first_call": timing.steady([started], used)[0]}
+                row |= {"seconds": {n: spread(v) for n, v in seconds.items()}}
+                rows.append(row | {"ratio": paired(seconds["compiled"], seconds["eager"])})
+    print(f"{heading(result)}\n\n{compile_table(result | {'rows': rows})}")
+    return result | {"rows": rows}
+
+
+def reads(model: Any, batch: tuple[int, int], backward: bool) -> Setup:
+    """A call on random ids of its own: forward, or with the gradients of the loss."""
+
+    def setup(i: int) -> Work:
+        generator = torch.Generator().manual_seed(i)
+        ids = torch.randint(model.config.vocab_size, batch, generator=generator)
+
+        def call() -> None:
+            with torch.set_grad_enabled(backward):
+                out = model(ids, labels=ids)
+            if backward:
+                out.loss.backward()
+
+        return call
+
+    return setup
 
 
 def dispatched(model: MixtralModel, dispatcher: str) -> MixtralModel:

@@ -33,7 +33,7 @@ from minimoe.bench import layer, tables, timing
 from minimoe.bench.choices import CPU_SHAPES, TINY_CPU, choices_suite, measure_split
 from minimoe.bench.goals import Goal, cpu_goals, gpu_goals
 from minimoe.bench.layer import ZIPF, LayerCase, Ready, Shape, make_experts, measure_case
-from minimoe.bench.models import decode_suite, serve_suite, train_suite
+from minimoe.bench.models import compile_suite, decode_suite, serve_suite, train_suite
 from minimoe.bench.peers import dispatcher, participants
 from minimoe.bench.tables import Result, duration
 from minimoe.bench.timing import Options, cpu_clock
@@ -287,8 +287,8 @@ def training_suite(options: Options) -> Result:
 SUITES: dict[str, Callable[[Options], Result]] = {
     suite.__name__.removesuffix("_suite"): suite
     for suite in (
-        cpu_suite, train_suite, decode_suite, choices_suite, serve_suite, gpu_suite, profile_suite,
-        training_suite,
+        cpu_suite, train_suite, decode_suite, compile_suite, choices_suite, serve_suite, gpu_suite,
+        profile_suite, training_suite,
     )
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from minimoe.io import read_object, write_text
 Result = dict[str, Any]
 
 # names of the files that `--out` writes, by suite
-NAMES = ("cpu", "train", "decode", "choices", "serve", "gpu", "profile", "training")
+NAMES = ("cpu", "train", "decode", "compile", "choices", "serve", "gpu", "profile", "training")
 FILES = {n: f"{n}.json" for n in NAMES} | {"train": "train_rate.json"}
 CASE_LINE = "{:32s} {:>10s} {:>19s} {:>8s} {:>8s} {:>8s} {:>8s} {:>8s}"
 CASE_HEADS = "implementation|median|quartiles|x floor|x dense|TFLOP/s|saved|peak"
@@ -161,6 +161,20 @@ def train_text(result: Result) -> str:
     ratio = "sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"])
     said = f"{what}, {thread_count(result['threads'])}\n{heading(result)}\n\n{table}\n\n{ratio}"
     return "\n".join([said, *map(goal_text, result["goals"])])
+
+
+def compile_table(result: Result) -> str:
+    """A row for each model and kind of call: as it is, compiled, their ratio, and what compiling took."""
+    rows = [
+        (
+            row["preset"], "forward" + "+backward" * row["backward"],
+            *(duration(row["seconds"][n]["median"]) for n in ("eager", "compiled")),
+            "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**row["ratio"]), duration(row["first_call"]),
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    heads = ("model", "call", "eager", "compiled", "compiled / eager (quartiles)", "first call")
+    return markdown_table(heads, rows)
 
 
 def goal_text(goal: Result) -> str:
