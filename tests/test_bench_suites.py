@@ -314,7 +314,7 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, choices, serve, compile, gpu, profile"),
+        (["--suite", "fast"], "unknown suite 'fast'; give cpu, train, decode, compile, choices, serve, gpu, profile"),
         (["--suite", "gpu"], "needs a CUDA device"),
         (["--suite", "gpu", "--device", "cpu"], "too large for a CPU"),
         (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
