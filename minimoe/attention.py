@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +78,22 @@ def make_place(
             position = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
             # a padded query sees itself, so that its softmax is not over nothing
             mask = mask & (padding[:, None, None, :] | (key == query[:, None]))
-    cos, sin = rotary(position, config.head_size, config.rope_theta)
+    cos, sin = rotary(position, config.head_size, config.rope_theta, *config.rope_stretch)
     return Place(cos, sin, mask, cache)
 
 
-def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32."""
+def rotary(
+    position: Tensor, head_size: int, theta: float,
+    factor: float = 1.0, low: float = 0.0, high: float = 0.0, length: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """cos and sin [B, 1, S, head size / 2] of the angles position · θ^(−2i/d) (Su et al. 2021, eq. 15); float32.
+
+    Of a factor they are divided; with a length less and less from `low` turns in it on, and not at all from `high` on.
+    """
     pair = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32)
-    angle = position[:, None, :, None].float() * theta ** -(pair / head_size)
+    rate = theta ** -(pair / head_size)
+    kept = ((length / (2 * math.pi) * rate - low) / (high - low)).clamp(0, 1) if length else 0
+    angle = position[:, None, :, None].float() * rate * (kept + (1 - kept) / factor)
     return angle.cos(), angle.sin()
 
 

@@ -68,6 +68,9 @@ class ModelConfig:
     qk_norm: str | None = None
     max_position_embeddings: int = 256  #: tokens that a sequence may have
     rope_theta: float = 10_000.0  #: base of the angles of rotary positions
+    #: for more positions than were trained: (factor,), all angles divided; or (factor, low, high, length), those that
+    #: make fewer than `low` turns in `length` tokens, and less and less up to `high` (Llama 3.1)
+    rope_stretch: tuple[float, ...] = ()
     rms_norm_eps: float = 1e-5  #: beside the mean square in each RMSNorm
     initializer_range: float = 0.02  #: standard deviation of the weights at the start
     tie_word_embeddings: bool = True  #: the output projection is the embedding
@@ -136,7 +139,7 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             _check_field(field.name, getattr(self, field.name), str(field.type))
         # a list (from JSON, or from a notebook) would make the configuration unhashable and unequal to its own copy
-        for name in ("mlp_only_layers", "layer_types", "state_layers"):
+        for name in ("mlp_only_layers", "layer_types", "state_layers", "rope_stretch"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for fault in self._faults():
             raise ConfigError(fault)
@@ -169,6 +172,11 @@ class ModelConfig:
                 f"the head size is {self.head_size}; rotary embeddings turn pairs of coordinates, so head_dim (or "
                 "hidden_size / num_attention_heads) must be even"
             )
+        if (stretch := self.rope_stretch) and not (
+            all(0 < x < math.inf for x in stretch)
+            and (len(stretch) == 1 or (len(stretch) == 4 and stretch[1] < stretch[2]))
+        ):
+            yield f"rope_stretch is {stretch!r:.60}; expected (factor,) or (factor, low, high, length), low < high"
         types, known = self.layer_types, ("full_attention", "sliding_attention")
         if types and len(types) != self.num_hidden_layers:
             yield f"layer_types names {len(types)} layers, but num_hidden_layers is {self.num_hidden_layers}"
@@ -308,7 +316,8 @@ def _check_field(name: str, value: object, annotation: str) -> None:
             least = "of at least 0" if off else "above 0"
             raise ConfigError(f"{name} is {value!r:.60}; it must be a finite number {least}")
     else:
-        item, items = (int, "integers") if kind == "tuple[int, ...]" else (str, "texts")
+        known: dict[str, Any] = {"int": (int, "integers"), "float": ((int, float), "numbers")}
+        item, items = known.get(kind[6:].split(",")[0], (str, "texts"))
         listed = cast("list[object]", value) if isinstance(value, (list, tuple)) else [None]
         if not all(isinstance(x, item) and not isinstance(x, bool) for x in listed):
             raise ConfigError(f"{name} is {value!r:.60}; it must be a list of {items}")

@@ -35,6 +35,34 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
     return {kind: (root / kind, saved(root / kind, kind)) for kind in (*SPARSE, *DENSE)}
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mixtral", "llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "angles",
+    [{"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}, LLAMA3],
+    ids=lambda angles: angles["rope_type"],
+)
+def test_angles_for_more_positions_are_stretched_as_theirs_are(
+    tmp_path: Path, kind: str, angles: dict[str, Any]
+) -> None:
+    """Read, and written again; plain angles, and those of another factor, are not close."""
+    size = {"head_dim": 16} if kind != "llama" else {"hidden_size": 64}
+    theirs = saved(tmp_path, kind, rope_parameters=angles, **size)
+    ours, ids = MixtralModel.from_pretrained(tmp_path), random_ids(2, 30)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, **CLOSE)
+    for stretch in ((), (3.0, *ours.config.rope_stretch[1:])):
+        other = MixtralModel(ours.config.replace(rope_stretch=stretch)).eval()
+        other.load_state_dict(ours.state_dict())
+        assert float((other(ids).logits - theirs(ids).logits).abs().max()) > 1e-3
+    ours.save_pretrained(tmp_path / "again", layout="huggingface")
+    again = library().AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    torch.testing.assert_close(again(ids).logits, ours(ids).logits, **CLOSE)
+
+
 def router_logits(output: Any) -> tuple[Tensor, ...]:
     return tuple(output.router_logits)
 

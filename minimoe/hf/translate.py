@@ -55,6 +55,11 @@ TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encod
 FAMILIES = {name: Family(**read_family(name)) for name in TABLES["built"]}
 FIELDS: dict[str, Any] = TABLES["fields"]  # by what they mean
 _ANGLES = ("rope_scaling", "rope_parameters")  # transformers 4 and 5: the newer one counts
+# the ways to stretch them for more positions, and what they say of it
+_STRETCH = {
+    "default": (), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
 _ONLY = {name: None if only == "none" else only for name, only in FIELDS["only"].items()}
 
 
@@ -78,12 +83,14 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(fault)
     places = [*(values.get(name) or {} for name in reversed(_ANGLES)), values]
     theta = next(filter(None, (place.get("rope_theta") for place in places)), None)
+    stretch = [[place.get(n) for n in _STRETCH[_way(place)]] for place in places[:-1]]
     both, (window, wide) = given.get("attention_bias", False), _window(given)
     every = tuple(range(given["num_hidden_layers"]))
     fields: dict[str, Any] = {name: given[name] for name in FIELDS["same"] if name in given} | {
         "hidden_act": FIELDS["activations"][given["hidden_act"]],
         "num_key_value_heads": given["num_key_value_heads"] or given["num_attention_heads"],
         "rope_theta": theta or family.defaults["rope_theta"],
+        "rope_stretch": next(filter(None, stretch), []),
         "attention_bias": both or given.get("qkv_bias", False),
         "attention_output_bias": both,
         "sliding_window": None if wide else window,
@@ -115,11 +122,15 @@ def _faults(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str
         group: Any = values.get(name) or {}
         if not isinstance(group, dict):
             yield f"{name} is {group!r:.60}; expected an object with rope_type and others"
-        group = {"rope_type": group.get("type"), **group}
-        for field, only in (("rope_type", "default"), ("partial_rotary_factor", 1.0)):
-            if group.get(field) not in (None, only):
-                what = f"{name} has {field} = {group[field]!r}"
-                yield f"{what}, which this model cannot have; only {only!r} is read"
+        known = [("rope_type", _way(group), (*_STRETCH,))]
+        known += [("partial_rotary_factor", group.get("partial_rotary_factor", 1.0), (None, 1.0))]
+        for field, value, only in known:
+            if value not in only:
+                what = f"{name} has {field} = {value!r:.60}"
+                yield f"{what}, which this model cannot have; only {only[-1]!r} is read"
+        for field in _STRETCH[_way(group)]:
+            if group.get(field) is None:
+                yield f"{name} has rope_type = {_way(group)!r} and no {field}: add it to config.json"
         nested = ", ".join(key for key, value in group.items() if isinstance(value, Mapping))
         if nested:
             yield f"{name} has angles of its own for {nested}; this model has the same in every layer"
@@ -136,6 +147,11 @@ def _faults(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str
             f"use_sliding_window is true with sliding_window = {window}, which this model cannot have: set it to false "
             f"and max_position_embeddings to {window}, within which the window cuts nothing"
         )
+
+
+def _way(group: Mapping[str, Any]) -> Any:
+    """How these angles are stretched, a key of `_STRETCH` where it is one that is known."""
+    return group.get("rope_type") or group.get("type") or "default"
 
 
 def _window(given: Mapping[str, Any]) -> tuple[int | None, bool]:
@@ -195,6 +211,9 @@ def _write(config: ModelConfig, kind: str, dtype: torch.dtype | None) -> dict[st
     """config.json of one family; what the family cannot say is lost."""
     family = FAMILIES[kind]
     names = {ours: theirs for theirs, ours in reversed(FIELDS["activations"].items())}
+    way = next(k for k, v in _STRETCH.items() if len(v) == len(config.rope_stretch))
+    angles = {"rope_type": way, "rope_theta": config.rope_theta}
+    angles |= zip(_STRETCH[way], config.rope_stretch, strict=True)
     every = _fields(config) | {
         "shared_expert_intermediate_size": config.shared_size or config.expert_size,
         "hidden_act": names[config.hidden_act],
@@ -215,7 +234,7 @@ def _write(config: ModelConfig, kind: str, dtype: torch.dtype | None) -> dict[st
         "model_type": kind,
         **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
         **fields,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": angles,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
 
