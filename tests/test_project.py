@@ -56,10 +56,10 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 BUDGETS: dict[str, int] = {
     "bench": 2509,
     "check": 10916,
-    "core": 3734,
+    "core": 3752,
     "cost": 830,
     "course": 806,
-    "hf": 997,
+    "hf": 1016,
     "kernels": 1144,
     "roof": 465,
     "study": 6764,
@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1502,
     "zoo": 1097,
 }
-TESTS = 31_753  # and lines of Python that the tests may have
+TESTS = 31_783  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
