@@ -68,8 +68,8 @@ class ModelConfig:
     qk_norm: str | None = None
     max_position_embeddings: int = 256  #: tokens that a sequence may have
     rope_theta: float = 10_000.0  #: base of the angles of rotary positions
-    #: for more positions than were trained: (factor,), all angles divided; or (factor, low, high, length), those that
-    #: make fewer than `low` turns in `length` tokens, and less and less up to `high` (Llama 3.1)
+    #: for more positions than were trained: (factor,), all angles are divided by it; (factor, low, high, length): those
+    #: that make fewer than `low` turns in `length` tokens, and less and less up to `high` turns (Llama 3.1)
     rope_stretch: tuple[float, ...] = ()
     rms_norm_eps: float = 1e-5  #: beside the mean square in each RMSNorm
     initializer_range: float = 0.02  #: standard deviation of the weights at the start
@@ -316,8 +316,8 @@ def _check_field(name: str, value: object, annotation: str) -> None:
             least = "of at least 0" if off else "above 0"
             raise ConfigError(f"{name} is {value!r:.60}; it must be a finite number {least}")
     else:
-        known: dict[str, Any] = {"int": (int, "integers"), "float": ((int, float), "numbers")}
-        item, items = known.get(kind[6:].split(",")[0], (str, "texts"))
+        kinds: dict[str, Any] = {"int": (int, "integers"), "float": ((int, float), "numbers")}
+        item, items = kinds.get(kind[6:].split(",")[0], (str, "texts"))
         listed = cast("list[object]", value) if isinstance(value, (list, tuple)) else [None]
         if not all(isinstance(x, item) and not isinstance(x, bool) for x in listed):
             raise ConfigError(f"{name} is {value!r:.60}; it must be a list of {items}")

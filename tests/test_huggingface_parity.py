@@ -50,7 +50,7 @@ def test_angles_for_more_positions_are_stretched_as_theirs_are(
     tmp_path: Path, kind: str, angles: dict[str, Any]
 ) -> None:
     """Read, and written again; plain angles, and those of another factor, are not close."""
-    size = {"head_dim": 16} if kind != "llama" else {"hidden_size": 64}
+    size: dict[str, Any] = {"head_dim": 16} if kind != "llama" else {"hidden_size": 64}
     theirs = saved(tmp_path, kind, rope_parameters=angles, **size)
     ours, ids = MixtralModel.from_pretrained(tmp_path), random_ids(2, 30)
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, **CLOSE)
