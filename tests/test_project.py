@@ -55,7 +55,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2509,
-    "check": 10916,
+    "check": 10917,
     "core": 3752,
     "cost": 830,
     "course": 806,

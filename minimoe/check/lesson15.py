@@ -258,7 +258,8 @@ def ablate(function: Callable[[Tensor, Tensor, int], Any]) -> str:
         off = order < torch.arange(layers)[:, None] % (e - k + 1)
         off[0] = order[0] < 1
         cases.append(case(logits=logits, off=off, k=k))
-    cases.append(case(logits=logits, off=order < e - k, k=k))  # no more than K are left
+        if i == 3:
+            cases.append(case(logits=logits, off=order < e - k, k=k))  # no more than K are left
 
     def view(value: Any, c: Case) -> Tensor:
         return matrix(value, (*c["logits"].shape[:2], c["k"]), c["logits"].shape[2]).detach()
