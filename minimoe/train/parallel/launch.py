@@ -32,7 +32,8 @@ class Ranks:
     """The processes of a mesh [dp, ep], and which one this is, as torchrun's variables say.
 
     Args:
-        dp, ep: None: what the other leaves.
+        dp: how many share the experts' rows among them; None: what `ep` leaves.
+        ep: how many the experts are dealt to; None: what `dp` leaves.
         patience: seconds for which one waits for another.
 
     Raises:
