@@ -352,6 +352,37 @@ def subjects(layer: int = 6) -> str:
     return f'<figure class="front-picture">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
+# --- many machines --------------------------------------------------------------------------------
+
+
+def wire() -> str:
+    """Time of the wire over that of the products, forward, with 2 bytes, 400 TFLOP/s and 50 GB/s."""
+    from minimoe.presets import PRESETS
+
+    shown = {
+        "Mixtral 8x7B": "mixtral-8x7b", "DeepSeek-V3": "deepseek-v3", "OLMoE": "olmoe-1b-7b",
+        "Qwen3-30B-A3B": "qwen3-30b-a3b",
+    }  # fmt: skip
+    rows: list[list[Any]] = []
+    for name, preset in shown.items():
+        width = PRESETS[preset].expert_size
+        shares = [2 * left / (3 * width) * 400e12 / 50e9 for left in (7 / 8, 1)]
+        rows.append([name, f"{width:,}", *(f"{share:.2g}" for share in shares)])
+    return table(["model", "F", "R = 8", "many ranks"], rows)
+
+
+def many_machines() -> str:
+    """Rates, and the bytes that crossed, of the stored run."""
+    result = json.loads((RESULTS / "many_machines.json").read_text(encoding="utf-8"))
+    rows = [[name, f"{rate:,.0f}"] for name, rate in result["tokens_per_second"].items()]
+    crossed, formula = result["bytes_crossed"]["ep 2"], result["bytes_by_formula"]
+    return (
+        f"{table(['', 'tokens per second'], rows)}\n\nMedians of {result['rounds']} rounds on {result['hardware']}, "
+        f"{result['date']}. In a step of `--ep 2`, {crossed:,.0f} bytes of experts' rows crossed between the ranks. "
+        f"The formula, for an even load, gives {formula:,.0f}."
+    )
+
+
 # --- explorables ----------------------------------------------------------------------------------
 
 
@@ -382,5 +413,7 @@ PARTS: dict[str, Callable[..., str]] = {
         explorable,
         front,
         questions,
+        wire,
+        many_machines,
     )
 }
