@@ -194,6 +194,7 @@ def atlas(part: str = "cells") -> str:
         named = [(f"**{r['model']}**, {r['labels']}", r) for r in stored.values()]
         return table(heads, [[name, *(made.written(r, c) for c in shown)] for name, r in named])
     rows: list[list[Any]] = []
+    missing: dict[tuple[str, str], list[str]] = {}
     for name, row in stored.items():
         files = [f"[row](results/atlas/{name}.json)"]
         if "counts" in row:
@@ -202,13 +203,16 @@ def atlas(part: str = "cells") -> str:
         source = row.get("source", "") or f"measured here, {row['date']}"
         if "commit" in row:
             source += f", commit {row['commit'][:8]}; {row['licence']}"
-        cannot = "; ".join(f"{c}: {why}" for c, why in row["cannot_be_told"].items())
+        reasons = dict(row["cannot_be_told"])
         if "no_interval" in row:
-            cannot = "; ".join([*filter(None, [cannot]), f"intervals: {row['no_interval']}"])
+            reasons["Intervals"] = row["no_interval"]
+        for what, why in reasons.items():
+            missing.setdefault((what, why), []).append(f"{row['model']}, {row['labels']}")
         text = f"{row['tokens']:,} tokens: {row['text']}"
-        rows.append([row["model"], text, shape, source, cannot, ", ".join(files)])
-    heads = ["model", "text", "experts", "source and licence", "cannot be told", "files"]
-    return table(heads, rows)
+        rows.append([row["model"], text, shape, source, ", ".join(files)])
+    heads = ["model", "text", "experts", "source and licence", "files"]
+    told = [f"- *{what}*, of {'; '.join(of)}: {why}." for (what, why), of in missing.items()]
+    return "\n".join([table(heads, rows), "", "What cannot be told, and why:", "", *told])
 
 
 def further(part: str) -> str:
