@@ -203,6 +203,8 @@ def atlas(part: str = "cells") -> str:
         source = row.get("source", "") or f"measured here, {row['date']}"
         if "commit" in row:
             source += f", commit {row['commit'][:8]}; {row['licence']}"
+        # long paths may break
+        source = re.sub(r"(?<=[/_])", "<wbr>", source.removeprefix("https://"))
         reasons = dict(row["cannot_be_told"])
         if "no_interval" in row:
             reasons["Intervals"] = row["no_interval"]
