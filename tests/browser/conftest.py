@@ -29,15 +29,19 @@ KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 # What depends on colours: all that can differ between light and dark.
 COLOURS = ["color-contrast", "link-in-text-block"]
-LOOK = """async ([theme, within, colours, standards]) => {
+LOOK = """async ([theme, within, colours, standards, known]) => {
   document.documentElement.dataset.theme = theme;
-  const kinds = {}, some = [];
+  const kinds = Object.fromEntries(known.map(kind => [kind, 2])), some = [];
   for (const e of document.querySelectorAll(`${within}, ${within} *`)) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length) continue;
     const papers = [], s = getComputedStyle(e);
-    for (let up = e; up; up = up.parentElement) papers.push(getComputedStyle(up).backgroundColor);
-    const kind = [e.tagName, e.className, s.color, s.fontSize, s.fontWeight, s.opacity,
-                  papers.filter(p => p !== 'rgba(0, 0, 0, 0)')].join();
+    for (let up = e; up; up = up.parentElement) {
+      const behind = getComputedStyle(up);
+      papers.push(behind.backgroundColor, behind.backgroundImage, behind.opacity);
+    }
+    const large = parseFloat(s.fontSize) >= (s.fontWeight >= 700 ? 18.66 : 24);
+    const kind = [e.tagName === 'A', s.color, large, s.textShadow,
+                  papers.filter(p => !['rgba(0, 0, 0, 0)', 'none', '1'].includes(p))].join();
     kinds[kind] = (kinds[kind] ?? 0) + 1;
     if (kinds[kind] <= 2) some.push(e);
   }
@@ -46,7 +50,9 @@ LOOK = """async ([theme, within, colours, standards]) => {
   if (theme === 'light')
     found.push(await axe.run(within, {runOnly: {type: 'tag', values: standards}, resultTypes: ['violations'],
                                       rules: Object.fromEntries(colours.map(c => [c, {enabled: false}]))}));
-  return found.flatMap(f => f.violations); }"""
+  return [found.flatMap(f => f.violations), Object.keys(kinds)]; }"""
+# The kinds of text whose colours were judged on the pages before, by theme: the pages of one book share most of them.
+JUDGED: dict[str, set[str]] = {"light": set(), "dark": set()}
 
 
 def need(there: bool, reason: str) -> None:
@@ -162,12 +168,16 @@ class Seen:
     def violations(self, theme: str, within: str = "html") -> list[str]:
         """What axe-core finds within an element in a theme, one line for each place.
 
-        Colours take nearly all of its time, so it judges them on two elements of each kind: a kind has one tag, class,
-        colour, size and weight, and the same papers behind it. All else is looked at in the light theme, everywhere.
+        Colours take nearly all of its time, so it judges them on two elements of each kind that no page before had: a
+        kind is a link or none, is large by WCAG's measure or not, and has one colour and the same papers behind it. All
+        else is looked at in the light theme, everywhere.
         """
         if self.page.evaluate("!window.axe"):
             self.page.evaluate(axe())
-        found = self.page.evaluate(LOOK, [theme, within, COLOURS, WCAG])
+        known = sorted(JUDGED[theme])
+        found, kinds = self.page.evaluate(LOOK, [theme, within, COLOURS, WCAG, known])
+        if not found:
+            JUDGED[theme].update(kinds)
         return [
             f"{theme}: {v['id']}: {node['target']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
             for v in found
