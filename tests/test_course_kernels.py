@@ -58,14 +58,16 @@ def test_triton_that_compiles_already_is_refused() -> None:
     assert said.startswith("ConfigError Triton was imported before TRITON_INTERPRET was 1")
 
 
-def test_what_the_lesson_imports_first_leaves_triton_alone() -> None:
+def test_what_lessons_import_leaves_triton_alone_and_brings_nothing_slow() -> None:
     said = says("""
         import sys
-        import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.experts
+        import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.check
+        import minimoe.study.report, minimoe.train.compare
         from minimoe.course import kernels, style
-        print("triton" in sys.modules)
+        slow = {"triton", "torch.distributed.tensor", "sympy", "scipy", "transformers", "pandas"}
+        print(sorted(slow & set(sys.modules)))
     """)
-    assert said.strip() == "False"
+    assert said.strip() == "[]"
 
 
 def test_a_kernel_that_is_interpreted_is_compiled_beside(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.distributed.tensor import DTensor
 
 from minimoe.checkpoint import model_tensors, read_tensors, write_tensors
 from minimoe.config import ModelConfig
@@ -243,8 +242,9 @@ def restore_state(
         if different := sorted(targets.keys() ^ tensors.keys()):
             raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
         for name, target in targets.items():
-            value, wrong = tensors[name], ""
-            if isinstance(value, DTensor):  # what this rank has of it
+            value: Any = tensors[name]
+            wrong = ""
+            if hasattr(value, "to_local"):  # a DTensor: what this rank has of it (its module takes a second)
                 target = value = value.to_local()
             if value.dtype != target.dtype:
                 wrong = f"is {value.dtype}, expected {target.dtype}"
