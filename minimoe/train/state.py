@@ -244,7 +244,8 @@ def restore_state(
         for name, target in targets.items():
             value: Any = tensors[name]
             wrong = ""
-            if hasattr(value, "to_local"):  # a DTensor: what this rank has of it (its module takes a second)
+            # a DTensor, whose module takes a second to import: what this rank has of it
+            if hasattr(value, "to_local"):
                 target = value = value.to_local()
             if value.dtype != target.dtype:
                 wrong = f"is {value.dtype}, expected {target.dtype}"
