@@ -20,10 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book.verdicts import as_object, below, mean  # noqa: E402
+from book.verdicts import about, as_object  # noqa: E402
 from minimoe.course.attending import run_plan  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
+from minimoe.study.chance import difference  # noqa: E402
+from minimoe.train.plan import stored  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "attention"
 RESULT = FOLDER.with_suffix(".json")
@@ -33,12 +35,6 @@ LABELS = {
     "switchhead": "SwitchHead, 1 head",
     "moa": "MoA, 2 of 4 heads",
 }
-
-
-def stage(name: str) -> list[dict[str, Any]]:
-    """The stored pieces of a stage."""
-    paths = sorted((FOLDER / name).glob("*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def row(piece: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +50,13 @@ def finding(rows: Sequence[dict[str, Any]]) -> say.Finding:
     losses = {arm: {r["seed"]: r["loss"] for r in rows if r["arm"] == arm} for arm in LABELS}
     dense, parts, short = losses["dense-4"], list[say.Part](), list[str]()
     for arm in ("switchhead", "moa", "dense-1"):
-        seeds = sorted(dense.keys() & losses[arm].keys())
-        band = mean([losses[arm][seed] - dense[seed] for seed in seeds])
+        band = difference(losses[arm], dense)
         said = f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}]"
         parts.append(
             say.Part(
                 f"{LABELS[arm]}, less the dense attention with four",
-                f"{said} nats per character, {len(seeds)} seeds",
-                below(band, margin),
+                f"{said} nats per character, {len(dense.keys() & losses[arm].keys())} seeds",
+                say.below(band, margin),
                 arm != "dense-1",
                 band,
             )
@@ -76,16 +71,12 @@ def main() -> None:
     if sys.argv[1:] != ["--stored"]:
         run_plan(FOLDER / "plan.toml")
     names = ("places", "commands", "tuning", "text")
-    pieces = {name: stage(name) for name in names}
+    pieces = {name: stored(FOLDER, name) for name in names}
     every = [piece for part in pieces.values() for piece in part]
     rows = {name: [row(piece) for piece in part] for name, part in pieces.items()}
     seeds = [sum(r["arm"] == arm for r in rows["text"]) for arm in LABELS]
     result = {
-        "date": max(p["date"] for p in every),
-        "hardware": "; ".join(sorted({p["hardware"] for p in every})),
-        "torch": every[0]["torch"],
-        "threads": every[0]["threads"],
-        "command": "python -m book.attending",
+        **about(every, "python -m book.attending"),
         "seconds": round(fmean(p["seconds"] for p in every) * len(every)),
         "findings": [as_object(finding(rows["text"]))] if min(seeds) >= 3 else [],
         "runs": rows,

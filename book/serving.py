@@ -17,13 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book import verdicts  # noqa: E402
-from book.verdicts import as_object, mean  # noqa: E402
+from book.verdicts import as_object  # noqa: E402
 from minimoe import MixtralModel  # noqa: E402
 from minimoe.bench.timing import environment  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band  # noqa: E402
+from minimoe.study.chance import Band, mean  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
 
 
@@ -43,7 +42,7 @@ def ratio(result: dict[str, Any], what: str, batch: float, tokens: float, to: st
 
 def below(what: str, band: Band, least: float, *, decides: bool = True) -> say.Part:
     """A part that agrees if an interval lies below `least`, and disagrees if it lies above."""
-    return say.Part(what, say.factor(band), verdicts.below(band, least), decides, band)
+    return say.Part(what, say.factor(band), say.below(band, least), decides, band)
 
 
 def _batches(result: dict[str, Any]) -> say.Finding:

@@ -5,12 +5,8 @@ python -m book.upcycling STAGE...    what these stages of book/results/upcycling
 
 import dataclasses
 import functools
-import json
 import sys
 import tempfile
-import time
-import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +22,8 @@ from minimoe.hf.upcycle import upcycle  # noqa: E402
 from minimoe.layers import MoELayer  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
-from minimoe.train.compare import Numbers, Piece, run_missing, stages  # noqa: E402
-from minimoe.train.environment import processor_name  # noqa: E402
 from minimoe.train.loop import Run  # noqa: E402
+from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing  # noqa: E402
 from minimoe.train.settings import TrainConfig  # noqa: E402
 from minimoe.train.state import read_log  # noqa: E402
 
@@ -51,8 +46,7 @@ def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
     An arm is its start and its balancing loss, as in 'scratch-sequence'; or 'base', the dense model from scratch, or
     'dense', which goes on with it, as does 'dense-flops' for more steps.
     """
-    plan = tomllib.loads(path.read_text(encoding="utf-8"))
-    text, model, training = (plan.pop(name) for name in ("text", "model", "training"))
+    stages, text, model, training = read_tables(path, "text", "model", "training")
 
     def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
         start, _, balance = arm.partition("-")
@@ -64,7 +58,7 @@ def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
             return of.replace(mlp_only_layers=every), Training(config, **base)
         return of.replace(router_aux_loss_type=balance), Training(config, **base)
 
-    return stages(path, plan, made), text
+    return read_pieces(path, stages, made), text
 
 
 def run_stages(names: list[str]) -> None:
@@ -75,14 +69,6 @@ def run_stages(names: list[str]) -> None:
     @functools.lru_cache
     def base(model: ModelConfig, training: TrainConfig) -> MixtralModel:
         return _trained(Piece(Path(), "base", model, Training(training)), corpus, None)[0]
-
-    def recipe(piece: Piece) -> Numbers:
-        given = {
-            "arm": piece.arm,
-            "model": piece.model.to_dict(),
-            "training": dataclasses.asdict(piece.training),
-        }
-        return json.loads(json.dumps(given | {"text": corpus.sha256}))
 
     def run(piece: Piece) -> Numbers:
         training: Training = piece.training
@@ -104,19 +90,10 @@ def run_stages(names: list[str]) -> None:
                 start = MixtralModel(piece.model)
                 start.load_state_dict(begun.state_dict())
             config = dataclasses.replace(config, seed=config.seed + 1000)  # other batches
-        started = time.process_time()
-        found = _trained(dataclasses.replace(piece, training=Training(config)), corpus, start)[1]
-        return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": processor_name(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "recipe": recipe(piece),
-            "process_seconds": round(time.process_time() - started, 1),
-            **found,
-        }
+        return _trained(dataclasses.replace(piece, training=Training(config)), corpus, start)[1]
 
-    run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
+    mine = [p for p in pieces if p.path.parent.name in names]
+    run_missing(mine, lambda piece: recipe(piece, text=corpus.sha256), run)
 
 
 def _trained(

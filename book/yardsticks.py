@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book.verdicts import as_object, below, mean  # noqa: E402
+from book.verdicts import about, as_object  # noqa: E402
 from minimoe.course.characters import Characters  # noqa: E402
 from minimoe.course.yardsticks import read_plan, reader, run_plan, sizes  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band  # noqa: E402
+from minimoe.study.chance import difference  # noqa: E402
+from minimoe.train.plan import stored  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "yardsticks"
 RESULT = FOLDER.with_suffix(".json")
@@ -40,21 +41,10 @@ LABELS = {
 }
 
 
-def stage(name: str) -> list[dict[str, Any]]:
-    """The stored pieces of the stages of these names, such as 'main*'."""
-    paths = sorted(FOLDER.glob(f"{name}/*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-
-
 def losses(pieces: Sequence[dict[str, Any]], arm: str) -> dict[int, float]:
     """The losses of an arm by seed."""
     mine = (p for p in pieces if p["recipe"]["arm"] == arm)
     return {p["recipe"]["training"]["seed"]: p["loss"] for p in mine}
-
-
-def difference(a: dict[int, float], b: dict[int, float]) -> Band:
-    """Mean of a less b over the seeds of both, with Student's interval of the pairs."""
-    return mean([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
@@ -73,7 +63,7 @@ def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
         )  # fmt: skip
 
     beside = [part(arm) for arm in LABELS if arm in bands and arm not in ("held", "work")]
-    first = [part("held", below, True), part("work", decides=True)]
+    first = [part("held", say.below, True), part("work", decides=True)]
     short = ", ".join(
         f"{bands[arm].value:+.3f} nats for the dense model of equal {name}"
         for arm, name in (("held", "size"), ("work", "work"), ("time", "time"))
@@ -93,7 +83,7 @@ def main() -> None:
     run_plan(plan)
     if len(sys.argv) > 1:
         return
-    pieces, text = stage("main*"), Characters.documentation()
+    pieces, text = stored(FOLDER, "main*"), Characters.documentation()
     if not pieces:
         return
     config = read_plan(plan, text)[0].model
@@ -116,11 +106,7 @@ def main() -> None:
         }
     found = finding({arm: losses(pieces, arm) for arm in LABELS})
     result = {
-        "date": max(p["date"] for p in pieces),
-        "hardware": "; ".join(sorted({p["hardware"] for p in pieces})),
-        "torch": pieces[0]["torch"],
-        "threads": pieces[0]["threads"],
-        "command": "python -m book.yardsticks",
+        **about(pieces, "python -m book.yardsticks"),
         "text": pieces[0]["recipe"]["text"],
         "findings": [as_object(found)],
         "arms": arms,

@@ -102,7 +102,7 @@ def test_a_plan_that_was_stopped_goes_on_bit_for_bit(
 
 
 def test_a_file_that_is_no_plan_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no plan of a comparison of attentions"):
+    with pytest.raises(ConfigError, match="no plan of a comparison"):
         read_plan(tmp_path / "none.toml", TEXT)
 
 

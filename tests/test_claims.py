@@ -313,7 +313,10 @@ def test_our_own_comparison_is_judged_by_pairs_of_seeds() -> None:
     assert [p.verdict for p in found.parts[:2]] == [say.DISAGREES] * 2 == [found.verdict] * 2
     # what is stored is what its pieces say
     stored = json.loads(yardsticks.RESULT.read_text(encoding="utf-8"))
-    every = {arm: yardsticks.losses(yardsticks.stage("main*"), arm) for arm in stored["arms"]}
+    every = {
+        arm: yardsticks.losses(yardsticks.stored(yardsticks.FOLDER, "main*"), arm)
+        for arm in stored["arms"]
+    }
     assert {len(x) for x in every.values()} == {8}
     for arm, seen in every.items():
         assert stored["arms"][arm]["losses"] == {str(seed): loss for seed, loss in seen.items()}

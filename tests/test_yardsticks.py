@@ -145,7 +145,7 @@ def test_a_result_of_another_plan_stays(plan: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[model", "no plan of a comparison of characters"),
+        ("[model", "no plan of a comparison"),
         ("[first]\narms = []", "'model'"),
         (PLAN.replace("seeds = [1, 2]", ""), "'seeds'"),
         (PLAN.replace("steps =", "step ="), "step"),

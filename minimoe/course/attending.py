@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-import tomllib
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,10 @@ from minimoe.attention import make_attention, make_place
 from minimoe.balance import switch_loss
 from minimoe.config import ModelConfig
 from minimoe.course.characters import Characters
-from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
 from minimoe.routers import Context
 from minimoe.routing import Routing
-from minimoe.train.compare import Numbers, Piece, run_missing, stages
-from minimoe.train.environment import processor_name
+from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 
 SYMBOLS, COMMANDS = 16, 4
 NEAR, FAR = 1, 3  # places back
@@ -142,17 +136,12 @@ def heldout(
 def read_plan(path: Path, text: Characters) -> list[Piece]:
     """The pieces of a plan, each with the model of its arm.
 
-    A plan is TOML: `model`, a table of ModelConfig that all arms share, `attention`, a table for each arm, and stages
-    as in `minimoe.train.compare`.
+    Its `model` is a table of ModelConfig that all arms share, `attention` has a table for each arm.
 
     Raises:
         ConfigError: the file is no such plan.
     """
-    try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        shared, arms = plan.pop("model"), plan.pop("attention")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is no plan of a comparison of attentions: {error}") from error
+    stages, shared, arms = read_tables(path, "model", "attention")
 
     def made(arm: str, own: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
         training = Training(**chosen)
@@ -165,7 +154,7 @@ def read_plan(path: Path, text: Characters) -> list[Piece]:
         }
         return ModelConfig(**sizes, **shared, **arms[arm], **own), training
 
-    return stages(path, plan, made)
+    return read_pieces(path, stages, made)
 
 
 def run_plan(path: Path) -> None:
@@ -175,26 +164,9 @@ def run_plan(path: Path) -> None:
         ConfigError: a file is of another model, training or text than the plan has; it stays.
     """
     text = Characters.documentation()
-
-    def recipe(piece: Piece) -> Numbers:
-        model = asdict(piece.model).items()
-        made = {
-            "arm": piece.arm,
-            "model": {k: v for k, v in model if v != getattr(ModelConfig, k, None)},
-            "training": asdict(piece.training),
-        }
-        if piece.training.task == "text":
-            made["text"] = hashlib.sha256(text.ids.numpy().tobytes()).hexdigest()[:16]
-        return json.loads(json.dumps(made))
-
-    def run(piece: Piece) -> Numbers:
-        return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": processor_name(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "recipe": recipe(piece),
-            **train(build(piece.model, piece.training), piece.training, text),
-        }
-
-    run_missing(read_plan(path, text), recipe, run)
+    text_of = ({}, {"text": text.sha256})  # of the small tasks none, and of text
+    run_missing(
+        read_plan(path, text),
+        lambda piece: recipe(piece, **text_of[piece.training.task == "text"]),
+        lambda piece: train(build(piece.model, piece.training), piece.training, text),
+    )

@@ -5,6 +5,7 @@ Nothing is fetched and nothing is tokenised: the text comes with every Python, s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ class Characters:
         from pydoc_data.topics import topics
 
         return cls.of("\n".join(topics[key] for key in sorted(topics)))
+
+    @property
+    def sha256(self) -> str:
+        """The beginning of a hash of the text."""
+        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()[:16]
 
     def batch(
         self, generator: torch.Generator, size: int, context: int = 8, *, heldout: bool = False

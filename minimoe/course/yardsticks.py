@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-import tomllib
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,11 @@ from torch import Tensor
 from minimoe.balance import Load, switch_loss
 from minimoe.config import ModelConfig
 from minimoe.course.characters import Characters, NextCharacter
-from minimoe.errors import ConfigError
 from minimoe.experts import MLP
 from minimoe.layers import MoELayer
 from minimoe.routing import Routing
-from minimoe.train.compare import Numbers, Piece, arm_config, run_missing, stages
-from minimoe.train.environment import processor_name
+from minimoe.train.compare import arm_config
+from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 
 BLOCK = 1000  # held-out characters whose losses are stored as one sum
 POINTS = 12  # of a curve
@@ -147,23 +142,20 @@ def one_run(config: ModelConfig, arm: str, training: Training, text: Characters)
 def read_plan(path: Path, text: Characters) -> list[Piece]:
     """The pieces of a plan, each with the sparse model of which its arm is made.
 
-    A plan is TOML: `model`, a table of ModelConfig, and stages as in `minimoe.train.compare`.
+    Its `model` is a table of ModelConfig.
 
     Raises:
         ConfigError: the file is no such plan.
     """
-    try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        given = {"vocab_size": len(text.letters), "num_hidden_layers": 1} | plan.pop("model")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is no plan of a comparison of characters: {error}") from error
+    stages, model = read_tables(path, "model")
+    given = {"vocab_size": len(text.letters), "num_hidden_layers": 1} | model
 
     def made(_: str, own: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
         own = given | own
         own["initializer_range"] = own["hidden_size"] ** -0.5
         return ModelConfig(**own), Training(**chosen)
 
-    return stages(path, plan, made)
+    return read_pieces(path, stages, made)
 
 
 def run_plan(path: Path) -> None:
@@ -173,25 +165,8 @@ def run_plan(path: Path) -> None:
         ConfigError: a file is of another model, training or text than the plan has; it stays.
     """
     text = Characters.documentation()
-
-    def recipe(piece: Piece) -> Numbers:
-        model = asdict(piece.model).items()
-        made = {
-            "arm": piece.arm,
-            "model": {k: v for k, v in model if v != getattr(ModelConfig, k, None)},
-            "training": asdict(piece.training),
-            "text": hashlib.sha256(text.ids.numpy().tobytes()).hexdigest()[:16],
-        }
-        return json.loads(json.dumps(made))
-
-    def run(piece: Piece) -> Numbers:
-        return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": processor_name(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "recipe": recipe(piece),
-            **one_run(piece.model, piece.arm, piece.training, text),
-        }
-
-    run_missing(read_plan(path, text), recipe, run)
+    run_missing(
+        read_plan(path, text),
+        lambda piece: recipe(piece, text=text.sha256),
+        lambda piece: one_run(piece.model, piece.arm, piece.training, text),
+    )

@@ -155,6 +155,11 @@ def above(band: Band, least: float) -> Verdict:
     return AGREES if band.low > least else DISAGREES if band.high < least else UNKNOWN
 
 
+def below(band: Band, most: float) -> Verdict:
+    """Whether an interval lies below `most`, above it, or holds it."""
+    return above(Band(-band.value, -band.high, -band.low), -most)
+
+
 def counted(made: Sequence[Finding]) -> str:
     """'3 agree, 2 disagree, 1 cannot be told, 1 describes the material'."""
     number = Counter(f.verdict for f in made)
