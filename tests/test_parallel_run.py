@@ -47,12 +47,25 @@ class Ended:
     seconds: float
 
 
+def keep_store(port: Any) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port.put(store.port)
+    signal.pause()
+
+
 def started(
     folder: Path, world: int, arguments: list[str], fault: Callable[[int], Any] | None = None
 ) -> list[Ended]:
-    """Run a command on forked ranks with the variables and the store that torchrun would give them."""
+    """Run a command on forked ranks with the variables and the store that torchrun would give them.
+
+    The store is a process of its own. Here its thread would look up the names of ranks that connect, and a rank that
+    is forked meanwhile finds the lock of that taken for ever.
+    """
     context = multiprocessing.get_context("fork")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = context.SimpleQueue()
+    keeper = context.Process(target=keep_store, args=(port,), daemon=True)
+    keeper.start()
+    store = str(port.get())
     said = [folder / f"said-{rank}" for rank in range(world)]
 
     def run(rank: int) -> None:
@@ -64,7 +77,7 @@ def started(
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             os.environ |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0",
-                "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store,
                 "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
             }  # fmt: skip
             if fault is not None:
@@ -80,13 +93,18 @@ def started(
     ranks = [context.Process(target=run, args=(rank,)) for rank in range(world)]
     for rank in ranks:
         rank.start()
-    while len(seconds) < world:
-        seconds |= {
-            i: time.monotonic() - begun
-            for i, rank in enumerate(ranks)
-            if i not in seconds and not rank.is_alive()
-        }
-        time.sleep(0.05)
+    try:
+        while len(seconds) < world:
+            assert time.monotonic() - begun < 200, [path.read_text() for path in said]
+            seconds |= {
+                i: time.monotonic() - begun
+                for i, rank in enumerate(ranks)
+                if i not in seconds and not rank.is_alive()
+            }
+            time.sleep(0.05)
+    finally:
+        for process in (keeper, *ranks):
+            process.kill()
     return [
         Ended(rank.exitcode or 0, said[i].read_text(), seconds[i]) for i, rank in enumerate(ranks)
     ]
@@ -105,6 +123,17 @@ def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Callable[[int], 
 
         if rank == on:
             ParallelRun._one_step = one_step
+
+    return fault
+
+
+def once(state: Path, what: Callable[[], Any]) -> Callable[[], None]:
+    """A fault that waits until a state, which is written meanwhile, is there."""
+
+    def fault() -> None:
+        while not state.exists():
+            time.sleep(0.02)
+        what()
 
     return fault
 
@@ -140,9 +169,8 @@ def broken(
 ) -> tuple[Path, list[Ended]]:
     """A run with its experts on two ranks, of which the second was killed in step 5; and how they ended."""
     out = tmp_path_factory.mktemp("broken") / "run"
-    return out, started(
-        out.parent, 2, [*command, "--out", str(out), "--ep", "2"], at_step(4, killed)
-    )
+    fault = at_step(4, once(out / "state-000004", killed))
+    return out, started(out.parent, 2, [*command, "--out", str(out), "--ep", "2"], fault)
 
 
 @pytest.fixture
@@ -232,7 +260,7 @@ def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
     command: list[str], tmp_path: Path
 ) -> None:
     out, disk = tmp_path / "run", contextlib.ExitStack()
-    fault = at_step(3, lambda: disk.enter_context(small_disk(20_000)))
+    fault = at_step(3, once(out / "state-000002", lambda: disk.enter_context(small_disk(20_000))))
     for ended in started(tmp_path, 2, [*command, "--out", str(out), "--dp", "2"], fault):
         one_sentence(ended, "rank 1 could not write")
         assert ended.seconds < 60
@@ -252,6 +280,22 @@ def test_a_rank_that_does_not_answer_is_named_and_ended(
     one_sentence(first, "rank 1 has not answered for 3 s")
     assert second.code == -signal.SIGKILL
     assert abs(first.seconds - second.seconds) < 30
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_from_two_from_a_stopped_rank_and_in_another_layout(
+    whole: Path, stopped: Path, command: list[str], tmp_path: Path
+) -> None:
+    again = [*command, "--out", str(stopped), "--patience", "5"]
+    fault = at_step(5, lambda: os.kill(os.getpid(), signal.SIGSTOP), on=2)
+    ranks = started(tmp_path, 4, [*again, "--dp", "2", "--ep", "2"], fault)
+    assert ranks.pop(2).code == -signal.SIGKILL
+    for ended in ranks:
+        one_sentence(ended, "rank 2 has not answered for 5 s")
+    assert [path.name for path in stopped.glob("state*")] == ["state-000004"]
+    for ended in started(tmp_path, 4, [*again, "--ep", "4", "--grad-checkpoint"]):
+        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    assert numbers(stopped) == pytest.approx(numbers(whole), rel=1e-5)
 
 
 def test_an_error_of_one_rank_is_told_by_all(command: list[str], tmp_path: Path) -> None:

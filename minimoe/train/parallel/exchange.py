@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
 from minimoe.dispatch import check_inputs, combine, get_dispatcher, plan
@@ -22,10 +21,8 @@ class AllToAll(torch.autograd.Function):
     """Rows to each rank of a group, in the order of the ranks; the gradient travels back the same way."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
-    ) -> Tensor:
-        """x [sum(send), D] -> [sum(receive), D]."""
+    def forward(ctx: Any, x: Tensor, send: Any, receive: Any, group: Any) -> Tensor:
+        """x [sum(send), D] -> [sum(receive), D]; `send` and `receive` are rows for and from each rank."""
         ctx.way_back = receive, send, group
         out = x.new_empty(sum(receive), *x.shape[1:])
         dist.all_to_all_single(out, x.contiguous(), [*receive], [*send], group=group)
@@ -45,16 +42,12 @@ class ShardedExperts(ExpertBank):
     """
 
     def __init__(self, experts: Experts, mesh: DeviceMesh) -> None:
-        super().__init__(
-            experts.num_experts,
-            experts.hidden_size,
-            experts.intermediate_size,
-            hidden_act=experts.hidden_act,
-        )
+        e = experts
+        super().__init__(e.num_experts, e.hidden_size, e.intermediate_size, e.hidden_act)
         self.group, self.ranks = mesh.get_group(), mesh.size()
         self.gate_up_proj, self.down_proj = (
             nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None))
-            for p in (experts.gate_up_proj, experts.down_proj)
+            for p in experts.stacked()
         )
 
     @property
@@ -67,20 +60,17 @@ class ShardedExperts(ExpertBank):
 
     def run(self, rows: Tensor, expert: Tensor) -> Tensor:
         """rows [N, D] through this rank's expert [N] int64 each, counted from 0 -> [N, D], not weighted."""
-        weights = [
-            w.to_local() for w in (self.gate_up_proj, self.down_proj) if isinstance(w, DTensor)
-        ]
-        mine = ExpertBank.__new__(Experts)
-        ExpertBank.__init__(
-            mine, len(weights[0]), self.hidden_size, self.intermediate_size, self.hidden_act
-        )
-        # not parameters: they are views of this step, and have a gradient to pass on
-        vars(mine).update(gate_up_proj=weights[0], down_proj=weights[1])
-        n = len(rows)
+        held: Any = self.gate_up_proj, self.down_proj
+        gate_up, down = (w.to_local() for w in held)
+        n, e = len(rows), len(gate_up)
         if not n:  # still a function of the weights: every rank has to have a gradient to reduce
-            return rows + 0 * torch.stack([w.sum() for w in weights]).sum().to(rows.dtype)
+            return rows + 0 * (gate_up.sum() + down.sum()).to(rows.dtype)
+        mine = ExpertBank.__new__(Experts)
+        ExpertBank.__init__(mine, e, self.hidden_size, self.intermediate_size, self.hidden_act)
+        # not parameters: they are views of this step, and have a gradient to pass on
+        vars(mine).update(gate_up_proj=gate_up, down_proj=down)
         each = torch.arange(n, device=rows.device), expert, rows.new_ones(n, dtype=torch.float32)
-        return get_dispatcher("auto")(rows, Routing(*each, (n, len(weights[0])), k=1), mine)
+        return get_dispatcher("auto")(rows, Routing(*each, (n, e), k=1), mine)
 
 
 @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]

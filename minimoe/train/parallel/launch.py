@@ -46,10 +46,11 @@ class Ranks:
         self.ep = ep or (max(1, self.world // dp) if dp else 1)
         self.dp, self.patience = dp or max(1, self.world // self.ep), timedelta(seconds=patience)
         if not here or self.dp * self.ep != self.world:
-            n, found = self.dp * self.ep, f"it started {self.world}" if here else "it did not"
+            n, options = self.dp * self.ep, f"--dp {self.dp} --ep {self.ep}"
+            did = f"started {self.world}" if here else "did not"
             raise ConfigError(
-                f"--dp {self.dp} --ep {self.ep} are {n} processes for torchrun to start, and {found}: torchrun "
-                f"--nproc-per-node {n} -m minimoe train --dp {self.dp} --ep {self.ep}"
+                f"{options} are {n} processes for torchrun to start, and it {did}: torchrun --nproc-per-node {n} "
+                f"-m minimoe train {options}"
             )
         self.rank, self.local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         self.store: Any = None
@@ -66,13 +67,13 @@ class Ranks:
 
     def device(self, device: torch.device) -> torch.device:
         """This rank's own: of GPUs, that of its number."""
-        if device.type == "cuda":
-            if self.local >= (there := torch.cuda.device_count()):
-                raise ConfigError(
-                    f"rank {self.rank} has no GPU, its machine has {there}: start as many processes"
-                )
-            torch.cuda.set_device(device := torch.device("cuda", self.local))
-        return device
+        if device.type != "cuda":
+            return device
+        if self.local >= (there := torch.cuda.device_count()):
+            fault = f"rank {self.rank} has no GPU, its machine has {there}"
+            raise ConfigError(f"{fault}: start as many processes")
+        torch.cuda.set_device(self.local)
+        return torch.device("cuda", self.local)
 
     @contextlib.contextmanager
     def together(self) -> Generator[None]:
@@ -83,21 +84,17 @@ class Ranks:
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
-        warnings.filterwarnings(
-            "ignore", "FSDP2-wrapped module"
-        )  # no block changes a view in place
+        # no block changes a view in place
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         store = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))[0]
-        attempt = os.environ.get(
-            "TORCHELASTIC_RESTART_COUNT", "0"
-        )  # torchrun keeps one store for all
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # one store serves them all
         self.store = PrefixStore(f"minimoe-{attempt}", store)
         self.store.set(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         try:
             yield
         except (MinimoeError, OSError, MemoryError, RuntimeError) as error:
-            signal.signal(
-                signal.SIGTERM, signal.SIG_IGN
-            )  # which torchrun sends the others meanwhile
+            # torchrun ends the others meanwhile
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             foreign = isinstance(error, RuntimeError) and not isinstance(error, MinimoeError)
             if foreign and ("gloo" in str(error) or isinstance(error, dist.DistError)):
                 raise TrainingError(self._culprit("Timed out" in str(error))) from error
@@ -110,20 +107,23 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _wait_for(self, *names: str) -> None:
+        while not self.store.check([*names]):
+            time.sleep(0.1)
+
     @contextlib.contextmanager
     def in_turn(self) -> Generator[None]:
         """Within first the first rank of each machine, then its others, which find what it has cached."""
         done = f"first/{os.environ.get('GROUP_RANK')}"
-        while self.local and not self.store.check([done]):
-            time.sleep(0.1)
+        if self.local:
+            self._wait_for(done)
         yield
         self.store.set(done, "")
 
     def run(self, *arguments: Any, device: torch.device, **options: Any) -> ParallelRun:
         """A `ParallelRun` once all ranks are here; from then on, one that waits in vain has an error."""
         self.store.set(f"here/{self.rank}", "")
-        while not self.store.check([f"here/{rank}" for rank in range(self.world)]):
-            time.sleep(0.1)
+        self._wait_for(*(f"here/{rank}" for rank in range(self.world)))
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         place: Any = {"store": self.store, "rank": self.rank, "world_size": self.world}
         dist.init_process_group(backend, timeout=self.patience, **place)
@@ -134,8 +134,7 @@ class Ranks:
 
     def _culprit(self, timed_out: bool) -> str:
         """The rank that does not wait as this one does; if it sleeps on this machine, it is ended."""
-        silent, end = [*range(self.world)], time.monotonic() + GRACE
-        gone: list[int] = []
+        silent, gone, end = [*range(self.world)], list[int](), time.monotonic() + GRACE
         try:
             self.store.set(f"waits/{self.rank}", "")
             while time.monotonic() < end and len(silent) > 1:

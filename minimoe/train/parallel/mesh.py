@@ -22,6 +22,10 @@ from minimoe.routers import Router
 from minimoe.train.parallel.exchange import ShardedExperts, ep
 
 DIMENSIONS = ("dp", "ep")
+ALONE = (
+    "is not trained on several ranks: it has sums over all tokens that are not exchanged; train it in one process, or "
+    "choose another"
+)
 
 
 def make_mesh(
@@ -29,44 +33,33 @@ def make_mesh(
 ) -> DeviceMesh:
     """The mesh [dp, ep] of all processes: rank r is at (r // ep, r % ep). Needs an initialised process group.
 
-    Whoever waits longer than `timeout` for another rank has an error; None: torch's half an hour.
+    A rank that waits longer than `timeout` for another has an error; None: torch's half an hour.
     """
     places = torch.arange(dp * ep).view(dp, ep)
-    groups: list[Any] = [
-        dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timeout)[
-            0
-        ]  # a mesh's own have no time of theirs
-        for lines in (places.T, places)
-    ]
+    split: Any = dist.new_subgroups_by_enumeration  # groups that a mesh makes have no timeout
+    groups = [split(lines.tolist(), timeout=timeout)[0] for lines in (places.T, places)]
     return DeviceMesh.from_group(groups, device, places, mesh_dim_names=DIMENSIONS)
 
 
 def check_layout(config: ModelConfig, dp: int, ep: int) -> None:
     """A ConfigError that says why a model of this configuration cannot be trained on dp · ep ranks."""
+    if not any(config.is_sparse(i) for i in range(config.num_hidden_layers)):
+        return
     e, d, f = config.num_experts, config.hidden_size, config.expert_size
-    sparse = any(config.is_sparse(i) for i in range(config.num_hidden_layers))
-    if sparse and ep > e:
-        raise ConfigError(f"ep is {ep}, but there are {e} experts: each rank needs one; lower ep")
-    if sparse and e % ep:
-        raise ConfigError(f"ep is {ep}, which does not divide num_experts = {e}: choose a divisor")
-    if sparse and (d % dp or 2 * f % dp):
-        raise ConfigError(
-            f"dp is {dp}; it has to divide the rows of an expert's tensors, hidden_size = {d} and twice its width "
-            f"{f}: choose a common divisor"
-        )
-    loss, router = config.router_aux_loss_type, config.router_type
-    wrong = {
-        f"router_type {router!r}": router in ("soft", "relu"),
-        f"router_aux_loss_type {loss!r}": loss.startswith("importance")
-        and config.router_aux_loss_coef > 0,
-        "attention_type 'moa'": config.attention_type == "moa",
+    kind, loss = config.router_type, config.router_aux_loss_type
+    lossy = loss.startswith("importance") and config.router_aux_loss_coef > 0
+    faults = {
+        f"ep is {ep}, but there are {e} experts: each rank needs one; lower ep": ep > e,
+        f"ep is {ep}, which does not divide num_experts = {e}: choose a divisor": e % ep,
+        f"dp is {dp}; it has to divide the rows of an expert's tensors, hidden_size = {d} and twice its width {f}: "
+        "choose a common divisor": d % dp or 2 * f % dp,
+        f"router_type {kind!r} {ALONE}": kind in ("soft", "relu"),
+        f"router_aux_loss_type {loss!r} {ALONE}": lossy,
+        f"attention_type 'moa' {ALONE}": config.attention_type == "moa",
     }
-    for what, refused in wrong.items():
-        if refused and sparse:
-            raise ConfigError(
-                f"{what} is not trained on several ranks: it has sums over all tokens that are not exchanged; "
-                "train it in one process, or choose another"
-            )
+    for fault, found in faults.items():
+        if found:
+            raise ConfigError(fault)
 
 
 def check_router(router: Router, kind: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
@@ -19,7 +20,7 @@ from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.parallel.exchange import SharedNoise
 from minimoe.train.parallel.mesh import clip_gradients, parallelise
-from minimoe.train.parallel.save import save_ranks
+from minimoe.train.parallel.save import Saving, save_ranks
 from minimoe.train.step import DomainLoss
 
 
@@ -27,43 +28,59 @@ class ParallelRun(Run):
     """A `Run` on a mesh ("dp", "ep"), which each rank makes alike; its steps are those of one process.
 
     A rank takes its rows of every batch. The state is a folder for each save, `state-000020`, which any layout reads,
-    one process too; a run that has one goes on from it.
+    one process too; a run that has one goes on from it. It is written while training goes on.
     """
 
     def __init__(self, mesh: DeviceMesh, out: str | Path, *arguments: Any, **options: Any) -> None:
         self.mesh, self.asked = mesh, 0  # the signal that this rank was sent
+        self.saving: Saving | None = None
+        self.writers = dist.new_group(backend="gloo")
         super().__init__(out, *arguments, **options)
 
     def train(self, **options: Any) -> dict[str, DomainLoss]:
         """As `Run.train`. A signal to any rank ends all of them after the step, with a checkpoint."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.handlers = {n: signal.signal(n, self._ask) for n in numbers}
+        handlers = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        losses: dict[str, DomainLoss] = {}
         try:
-            return super().train(**options)
+            with contextlib.suppress(KeyboardInterrupt):
+                losses = super().train(**options)
+            self._written()
         finally:
-            for number, handler in self.handlers.items():
+            if self.saving:
+                self.saving.join(3)  # after an error too: what is whole may still get its name
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self.asked:
+            signal.raise_signal(self.asked)
+        return losses
 
     def _ask(self, number: int, _: object) -> None:
         self.asked = number
+
+    def _most(self, *numbers: int) -> list[int]:
+        """The largest of each that a rank gives."""
+        found = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def _written(self) -> None:
+        """Wait until all ranks have written; one that fails or does not answer meanwhile is an error."""
+        while self._most(bool(self.saving and self.saving.is_alive()))[0]:
+            time.sleep(0.02)
+        if self.saving:
+            self.saving.end()
 
     def _make_model(self, config: ModelConfig, start: MixtralModel | None) -> MixtralModel:
         """Of a run that goes on, a rank only ever holds its shards; a new one is drawn whole, on the CPU."""
         self.leads = dist.get_rank() == 0
         self.recipe["environment"]["ranks"] = [*self.mesh.shape]
+        if not self._resumes(False):
+            return parallelise(start or MixtralModel(config), self.mesh)
         with torch.device("meta"):
             model = parallelise(MixtralModel(config), self.mesh)
         model.to_empty(device=self.device)
         if config.tie_word_embeddings:  # each was given memory of its own
             model.lm_head.weight = model.embed_tokens.weight
-        if not self._resumes(False):
-            values = (start or MixtralModel(config)).state_dict()
-            for name, target in model.state_dict().items():
-                value = values[name].to(self.device)
-                if isinstance(target, DTensor):
-                    where = target.device_mesh, target.placements
-                    value = distribute_tensor(value, *where, src_data_rank=None)
-                target.copy_(value)
         return model
 
     def _newest(self) -> int:
@@ -74,9 +91,7 @@ class ParallelRun(Run):
                 f"{self.out} holds a run of one process: go on with it without torchrun, or begin from its model with "
                 "--from in another --out"
             )
-        step = torch.tensor(int(path.name[6:]) if path else -1, device=self.device)
-        dist.broadcast(step, 0)
-        return int(step)
+        return self._most(int(path.name[6:]) if path and self.leads else -1)[0]
 
     def _resumes(self, asked: bool) -> bool:
         return self._newest() >= 0
@@ -96,20 +111,20 @@ class ParallelRun(Run):
     def _one_step(self) -> dict[str, Any]:
         with SharedNoise():
             record = super()._one_step()
-        asked = torch.tensor(self.asked, device=self.device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        if number := int(asked):
-            if callable(handler := self.handlers[signal.Signals(number)]):
-                handler(number, None)
+        self.asked, failed = self._most(self.asked, bool(self.saving and self.saving.error))
+        if failed:
+            self._written()
+        if self.asked:
             raise KeyboardInterrupt
         return record
 
     def save(self) -> None:
-        """Write the state of all ranks, unless it is there; the old one stays until the new one is complete."""
+        """Begin to write the state of all ranks, unless it is there; the old one stays until this is complete."""
         if self.saved != self.step:
+            self._written()
             tensors = state.state_tensors(self.model, self.optimizer)
             reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
-            save_ranks(self.out, tensors, self.recipe, reached)
+            self.saving = save_ranks(self.out, tensors, self.recipe, reached, self.writers)
             self.saved = self.step
 
     def _write_model(self) -> None:

@@ -1,13 +1,12 @@
-"""A state of many ranks: a folder for each step, safetensors and JSON, complete or not there."""
+"""A state of many ranks: a folder for each step, safetensors and JSON, complete or not there, written meanwhile."""
 
 from __future__ import annotations
 
-import shutil
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
@@ -19,53 +18,77 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from minimoe.balance import num_ranks
 from minimoe.errors import CheckpointError
-from minimoe.io import read_object, write_object
+from minimoe.io import read_object, remove_leftovers, write_object
 from minimoe.train import state
 
 
-def save_ranks(
-    out: Path, tensors: dict[str, Tensor], recipe: dict[str, Any], reached: state.Reached
-) -> None:
-    """Write a state of all ranks to `out`; a CheckpointError that names the rank leaves the state before.
+class StateWriter(HuggingFaceStorageWriter):
+    """The shards of all ranks in a folder that has its name once they are all there.
 
-    torch's own writer would put a pickle beside its tensors, and reading that runs what is in it.
+    torch's own metadata would be a pickle, and reading that runs what is in it.
     """
-    final = out / f"state-{reached.step:06d}"
-    unfinished, first = out / f".{final.name}.tmp", dist.get_rank() == 0
-    if first:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    dist.barrier()
-    if not unfinished.exists():
-        raise CheckpointError(
-            f"{out} is not the folder of rank 0: all machines have to share --out"
-        )
-    writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
-    try:
-        save(tensors, storage_writer=writer)
-    except CheckpointException as error:
-        for rank, (fault, _) in error.failures.items():
-            if "gloo" not in str(fault):  # of one that waited for another in vain
-                raise CheckpointError(
-                    f"rank {rank} could not write to {unfinished} ({fault}); the state before is as it was"
-                ) from error
-        raise RuntimeError(str(error)) from error
-    if first:
-        of = state.fingerprint(state.portable(recipe))
-        files = len([*unfinished.glob("*.safetensors")])
-        write_object(unfinished / state.REACHED, {"recipe": of, "files": files, **reached.texts()})
-        unfinished.rename(final)
-        for old in {*out.glob("state-*[0-9]")} - {final}:
-            shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+
+    def __init__(self, final: Path, told: dict[str, Any]) -> None:
+        self.final, self.told = final, told
+        super().__init__(str(final.with_name(f".{final.name}.tmp")), save_distributed=True)
+
+    def finish(self, metadata: Any, results: list[Any]) -> None:
+        """On rank 0, when every rank has written: what makes a state of the folder, and its name."""
+        folder, wrote = Path(self.path), sum(map(bool, results))
+        if (files := len([*folder.glob("*.safetensors")])) != wrote:
+            raise CheckpointError(f"it has {files} of {wrote} files: machines have to share --out")
+        write_object(folder / state.REACHED, self.told | {"files": files})
+        old = [path.name for path in self.final.parent.glob("state-*[0-9]")]
+        folder.rename(self.final)
+        for name in old:
+            remove_leftovers(self.final.parent, name)
+
+
+class Saving(threading.Thread):
+    """A state on its way to the disk, over a gloo group that nothing else uses."""
+
+    def __init__(self, group: Any, writer: StateWriter, tensors: dict[str, Tensor]) -> None:
+        super().__init__(daemon=True)
+        self.group, self.writer, self.error = group, writer, None
+        self.tensors = writer.stage(tensors)  # a copy: training goes on
+        self.start()
+
+    def run(self) -> None:
+        """Write, with all ranks."""
+        try:
+            save(self.tensors, storage_writer=self.writer, process_group=self.group)
+        except BaseException as error:  # what torch raises for a rank that fails is no Exception
+            self.error = error
+
+    def end(self) -> None:
+        """Wait for all of it; a CheckpointError names the rank that could not write, and the state before stays."""
+        self.join()
+        if isinstance(self.error, CheckpointException):
+            for rank, (fault, _) in self.error.failures.items():
+                if "gloo" not in str(fault):  # of one that waited for another in vain
+                    raise CheckpointError(
+                        f"rank {rank} could not write to {self.writer.path} ({fault}); the state before is as it was"
+                    ) from self.error
+        if self.error:
+            raise RuntimeError(str(self.error)) from self.error
+
+
+def save_ranks(
+    out: Path,
+    tensors: dict[str, Tensor],
+    recipe: dict[str, Any],
+    reached: state.Reached,
+    group: Any,
+) -> Saving:
+    """Begin to write a state of all ranks to `out`, and return what does so; `group` is a gloo group for it."""
+    told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
+    return Saving(group, StateWriter(out / f"state-{reached.step:06d}", told), tensors)
 
 
 def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fill tensors, whole or sharded, from a folder that ranks wrote; a CheckpointError where it is damaged."""
     told = read_object(path / state.REACHED, CheckpointError).get("files")
-    if told != (
-        held := len([*path.glob("*.safetensors")])
-    ):  # torch leaves what is missing as it is
+    if told != (held := len([*path.glob("*.safetensors")])):  # torch leaves as it is what is gone
         raise CheckpointError(f"{path} holds {held} of {told} files: restore them or start anew")
     try:
         with warnings.catch_warnings():
