@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,15 +24,19 @@ import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from minimoe.__main__ import main
+from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.train.export import export
 from minimoe.train.parallel.launch import Ranks
+from minimoe.train.parallel.mesh import make_mesh, parallelise
 from minimoe.train.parallel.run import ParallelRun
-from minimoe.train.parallel.save import read_shards
+from minimoe.train.parallel.save import StateWriter, read_shards
 from minimoe.train.settings import TRAIN_PRESETS
 from tests.small import small_disk
+from tests.test_parallel import LAYOUT, on_ranks
+from tests.test_parallel import whole as whole_of
 
 STEPS = 6
 NUMBERS = f"--steps {STEPS} --eval-every {STEPS} --save-every 2 --warmup 2 --batch-size 4 --seq-len 16 --threads 1"
@@ -127,15 +132,32 @@ def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Callable[[int], 
     return fault
 
 
-def once(state: Path, what: Callable[[], Any]) -> Callable[[], None]:
-    """A fault that waits until a state, which is written meanwhile, is there."""
+def at_write(name: str, what: Callable[[], Any], on: int = 1) -> Callable[[int], None]:
+    """A fault: rank `on` does something before it writes its part of the state of this name."""
 
-    def fault() -> None:
-        while not state.exists():
-            time.sleep(0.02)
-        what()
+    def fault(rank: int) -> None:
+        before = StateWriter.write_data
+
+        def write(self: StateWriter, plan: Any, planner: Any) -> Any:
+            if self.final.name == name:
+                what()
+            return before(self, plan, planner)
+
+        if rank == on:
+            StateWriter.write_data = write
 
     return fault
+
+
+def only_shards(_: int) -> None:
+    """Not a fault: a rank may make a model without weights only."""
+    make = MixtralModel.__init__
+
+    def on_meta(self: MixtralModel, config: ModelConfig) -> None:
+        assert torch.empty(0).is_meta
+        make(self, config)
+
+    MixtralModel.__init__ = on_meta
 
 
 def killed() -> None:
@@ -167,9 +189,9 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(
     command: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Ended]]:
-    """A run with its experts on two ranks, of which the second was killed in step 5; and how they ended."""
+    """A run with its experts on two ranks, the second killed when it was to write the second state; and their ends."""
     out = tmp_path_factory.mktemp("broken") / "run"
-    fault = at_step(4, once(out / "state-000004", killed))
+    fault = at_write("state-000004", killed)
     return out, started(out.parent, 2, [*command, "--out", str(out), "--ep", "2"], fault)
 
 
@@ -204,15 +226,19 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
     one_sentence(first, "rank 1 has ended; the same command goes on")
     assert "DeviceMesh((dp=1, ep=2), 'cpu'" in first.said
     assert first.seconds - second.seconds < 30
-    assert [path.name for path in out.glob("*state*")] == ["state-000004"]
+    assert {path.name for path in out.glob("*state*")} == {"state-000002", ".state-000004.tmp"}
     assert not [
-        p for p in out.rglob("*") if p.suffix not in (".json", ".jsonl", ".safetensors", "")
+        p
+        for p in out.rglob("*")
+        if p.is_file() and p.suffix not in (".json", ".jsonl", ".safetensors")
     ]
 
     alone = Path(shutil.copytree(out, tmp_path / "alone"))
     assert main([*command, "--out", str(alone), "--resume"]) == 0
-    for ended in started(tmp_path, 2, [*command, "--out", str(stopped), "--dp", "2"]):
-        assert (ended.code, "minimoe: " in ended.said) == (0, False)
+    again = [*command, "--out", str(stopped), "--dp", "2"]
+    for ended in started(tmp_path, 2, again, only_shards):
+        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    assert [path.name for path in stopped.glob("*state*")] == ["state-000006"]
     for other in (alone, stopped):
         assert numbers(other) == pytest.approx(numbers(whole), rel=1e-5)
     assert (alone / "model.safetensors").exists()
@@ -229,18 +255,41 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
         assert torch.allclose(value, model.state_dict()[name], atol=1e-5)
 
 
+def differing(path: Path, expected: dict[str, torch.Tensor], dp: int, experts: int) -> list[str]:
+    """The tensors that a model on a mesh reads otherwise than expected; it gives them back to no checkpoint."""
+    mesh = make_mesh(dp, experts)
+    with torch.device("meta"):
+        model = parallelise(MixtralModel(PRESETS["nano"]), mesh)
+    held = model.to_empty(device="cpu").state_dict()
+    read_shards(path, {f"model.{name}": held[name] for name in expected})
+    return [
+        name for name, value in expected.items() if not torch.equal(whole_of(held[name]), value)
+    ]
+
+
+@LAYOUT
 def test_a_state_is_the_same_bit_for_bit_in_one_process_and_on_ranks(
-    stopped: Path, tmp_path: Path
+    dp: int, experts: int, stopped: Path, tmp_path: Path
 ) -> None:
     export(stopped, tmp_path / "one", torch.float32)
-    model = MixtralModel.from_pretrained(tmp_path / "one")
-    stored = dict[str, torch.Tensor]()
-    for name, value in model.state_dict().items():
-        stored[f"model.{name}"] = torch.full_like(value, 7.0)
-    stored.pop("model.lm_head.weight")
-    read_shards(stopped / "state-000004", stored)
-    for name, value in stored.items():
-        assert torch.equal(value, model.state_dict()[name.removeprefix("model.")])
+    expected = MixtralModel.from_pretrained(tmp_path / "one").state_dict()
+    del expected["lm_head.weight"]  # that of the embedding
+    arguments = stopped / "state-000002", expected, dp, experts
+    assert on_ranks(dp * experts, tmp_path, differing, *arguments) == [[]] * dp * experts
+
+
+def test_training_goes_on_while_a_state_is_written(command: list[str], tmp_path: Path) -> None:
+    out, later = tmp_path / "run", threading.Event()
+
+    def slow(rank: int) -> None:
+        at_step(3, later.set)(rank)
+        at_write("state-000002", lambda: later.wait(100))(rank)
+
+    begun = time.monotonic()
+    for ended in started(tmp_path, 2, [*command, "--out", str(out), "--ep", "2"], slow):
+        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    assert time.monotonic() - begun < 100
+    assert [path.name for path in out.glob("*state*")] == ["state-000006"]
 
 
 def test_a_state_that_lost_a_file_or_is_of_another_model_is_refused(
@@ -248,7 +297,7 @@ def test_a_state_that_lost_a_file_or_is_of_another_model_is_refused(
 ) -> None:
     resume = [*command, "--out", str(stopped), "--resume"]
     assert "model.num_experts was 4, is 2" in refused(*resume, "--experts", "2")
-    shard = sorted((stopped / "state-000004").glob("*.safetensors"))[1]
+    shard = sorted((stopped / "state-000002").glob("*.safetensors"))[1]
     data = shard.read_bytes()
     shard.write_bytes(data[:-100])
     assert "is damaged" in refused(*resume)
@@ -260,7 +309,7 @@ def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
     command: list[str], tmp_path: Path
 ) -> None:
     out, disk = tmp_path / "run", contextlib.ExitStack()
-    fault = at_step(3, once(out / "state-000002", lambda: disk.enter_context(small_disk(20_000))))
+    fault = at_write("state-000004", lambda: disk.enter_context(small_disk(20_000)))
     for ended in started(tmp_path, 2, [*command, "--out", str(out), "--dp", "2"], fault):
         one_sentence(ended, "rank 1 could not write")
         assert ended.seconds < 60
@@ -367,54 +416,44 @@ def gone(pid: int) -> bool:
     return True
 
 
-def torchrun(out: Path, command: list[str], *options: str) -> subprocess.Popen[str]:
-    call = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        *options,
-        "-m",
-        "minimoe",
-    ]
-    return subprocess.Popen(
-        [*call, *command, "--out", str(out), "--ep", "2"], stderr=subprocess.PIPE, text=True
-    )
+def listening(pid: int) -> set[str]:
+    """The addresses, hexadecimal as the kernel tells them, on which a process waits for others."""
+    inodes = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    found = set[str]()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in inodes:
+                found.add(local.split(":")[0])
+    return found
 
 
-def wait_for(state: Path, process: subprocess.Popen[str]) -> None:
-    while not state.exists():
+def wait_until(true: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    while not true():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
 def test_torchrun_starts_again_what_was_killed_and_cleans_up_what_was_interrupted(
-    sent: signal.Signals, command: list[str], tmp_path: Path
+    command: list[str], tmp_path: Path
 ) -> None:
-    out, long = (
-        tmp_path / "run",
-        [*command, "--steps", "60", "--save-every", "5", "--eval-every", "60"],
-    )
-    process = torchrun(out, long, "--max-restarts", "1")
-    wait_for(out / "log.jsonl", process)
-    while not [*out.glob("state-*[0-9]")]:
-        time.sleep(0.05)
-    ranks = children(process.pid)
-    assert len(ranks) == 2
-    if sent == signal.SIGINT:  # as from a notebook's cell
-        process.send_signal(sent)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode != 0
-        assert "minimoe: " in said
-    else:
-        os.kill(ranks[1], sent)
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, said
-        assert "rank 1 has ended; the same command goes on" in said
-        assert [path.name for path in out.glob("state-*")] == ["state-000060"]
-    assert all(gone(rank) for rank in ranks)
+    out = tmp_path / "run"
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    call += ["--max-restarts", "1", "-m", "minimoe", *command, "--out", str(out), "--ep", "2"]
+    process = subprocess.Popen([*call, "--steps", "1000"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: [*out.glob("state-*[0-9]")], process)
+    first = children(process.pid)
+    assert [listening(rank) for rank in first] == [{"0100007F"}] * 2  # 127.0.0.1
+    os.kill(first[1], signal.SIGKILL)
+    wait_until(lambda: not {*children(process.pid)} & {*first}, process)
+    reached = {*out.glob("state-*[0-9]")}
+    wait_until(lambda: {*out.glob("state-*[0-9]")} - reached, process)
+    second = children(process.pid)
+    assert len(second) == 2
+    process.send_signal(signal.SIGINT)  # as a notebook's cell is interrupted
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "rank 1 has ended; the same command goes on" in said
+    assert "minimoe: interrupted" in said or "minimoe: terminated" in said
+    assert all(gone(rank) for rank in first + second)

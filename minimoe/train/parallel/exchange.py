@@ -34,7 +34,7 @@ class AllToAll(torch.autograd.Function):
         return AllToAll.apply(gradients[0], *ctx.way_back), None, None, None
 
 
-class ShardedExperts(ExpertBank):
+class ShardedExperts(Experts):
     """E experts of which this rank of `mesh` holds E/R: tensors [E, ...] in shards along their first dimension.
 
     Names and shapes are those of `Experts`, so checkpoints do not show how the experts lie. FSDP may shard each tensor
@@ -43,24 +43,16 @@ class ShardedExperts(ExpertBank):
 
     def __init__(self, experts: Experts, mesh: DeviceMesh) -> None:
         e = experts
-        super().__init__(e.num_experts, e.hidden_size, e.intermediate_size, e.hidden_act)
+        ExpertBank.__init__(self, e.num_experts, e.hidden_size, e.intermediate_size, e.hidden_act)
         self.group, self.ranks = mesh.get_group(), mesh.size()
         self.gate_up_proj, self.down_proj = (
             nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None))
             for p in experts.stacked()
         )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.gate_up_proj.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.gate_up_proj.device
-
     def run(self, rows: Tensor, expert: Tensor) -> Tensor:
         """rows [N, D] through this rank's expert [N] int64 each, counted from 0 -> [N, D], not weighted."""
-        held: Any = self.gate_up_proj, self.down_proj
+        held: Any = self.stacked()
         gate_up, down = (w.to_local() for w in held)
         n, e = len(rows), len(gate_up)
         if not n:  # still a function of the weights: every rank has to have a gradient to reduce
@@ -77,8 +69,8 @@ class ShardedExperts(ExpertBank):
 def ep(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]: equal to `loop` with all experts in one place. Every rank of the group has to call it.
 
-    T may differ by rank, and be 0. The sizes travel first and are read on the host, the only wait here; then rows
-    with an assignment that is taken, once for each, under autocast in its type. A compiled model leaves its graph here.
+    T may differ by rank, and be 0. The sizes travel first and are read on the host, the only wait here; then a row for
+    each assignment that is taken, under autocast in its type. A compiled model leaves its graph here.
     """
     check_inputs(x, routing, experts)
     if not isinstance(experts, ShardedExperts):
@@ -102,10 +94,9 @@ def ep(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
 
 
 class SharedNoise(TorchFunctionMode):
-    """Within, a router's noise is that of one process with the rows of all ranks, which must be equally many.
+    """Within, what routers draw is drawn for the rows of all ranks, equally many on each, and this rank's are taken.
 
-    What routers draw, by `randn_like` and `uniform_`, is drawn for the rows of all ranks, and this rank's are taken;
-    their generators have to be in the same state.
+    So it is the noise of one process, if the ranks' generators are in the same state.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -48,22 +48,19 @@ class Ranks:
         if not here or self.dp * self.ep != self.world:
             n, options = self.dp * self.ep, f"--dp {self.dp} --ep {self.ep}"
             did = f"started {self.world}" if here else "did not"
-            raise ConfigError(
-                f"{options} are {n} processes for torchrun to start, and it {did}: torchrun --nproc-per-node {n} "
-                f"-m minimoe train {options}"
-            )
+            fault = f"{options} are {n} processes for torchrun to start, and it {did}"
+            raise ConfigError(f"{fault}: torchrun --nproc-per-node {n} -m minimoe train {options}")
         self.rank, self.local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-        self.store: Any = None
 
     def check(self, model: ModelConfig, config: TrainConfig) -> None:
         """A ConfigError where the model or the batch cannot be divided so."""
         check_layout(model, self.dp, self.ep)
         rows = config.batch_size // config.accumulate
         if rows % self.world:
-            raise ConfigError(
-                f"{self.world} ranks cannot share {rows} sequences evenly: choose a --batch-size that "
-                f"{self.world * config.accumulate} divides"
+            fault = (
+                f"{self.world} ranks cannot share {rows} sequences evenly: choose a --batch-size"
             )
+            raise ConfigError(f"{fault} that {self.world * config.accumulate} divides")
 
     def device(self, device: torch.device) -> torch.device:
         """This rank's own: of GPUs, that of its number."""
@@ -88,7 +85,7 @@ class Ranks:
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         store = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))[0]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # one store serves them all
-        self.store = PrefixStore(f"minimoe-{attempt}", store)
+        self.store: Any = PrefixStore(f"minimoe-{attempt}", store)
         self.store.set(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         try:
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,18 +21,13 @@ from minimoe.routers import Router
 from minimoe.train.parallel.exchange import ShardedExperts, ep
 
 DIMENSIONS = ("dp", "ep")
-ALONE = (
-    "is not trained on several ranks: it has sums over all tokens that are not exchanged; train it in one process, or "
-    "choose another"
-)
+ALONE = "is not trained on several ranks: its sums over all tokens are not exchanged; train it in one process"
 
 
-def make_mesh(
-    dp: int, ep: int, device: str = "cpu", timeout: timedelta | None = None
-) -> DeviceMesh:
+def make_mesh(dp: int, ep: int, device: str = "cpu", timeout: Any = None) -> DeviceMesh:
     """The mesh [dp, ep] of all processes: rank r is at (r // ep, r % ep). Needs an initialised process group.
 
-    A rank that waits longer than `timeout` for another has an error; None: torch's half an hour.
+    A rank that waits for another longer than `timeout`, a timedelta, has an error; None: torch's half an hour.
     """
     places = torch.arange(dp * ep).view(dp, ep)
     split: Any = dist.new_subgroups_by_enumeration  # groups that a mesh makes have no timeout
@@ -57,30 +51,26 @@ def check_layout(config: ModelConfig, dp: int, ep: int) -> None:
         f"router_aux_loss_type {loss!r} {ALONE}": lossy,
         f"attention_type 'moa' {ALONE}": config.attention_type == "moa",
     }
-    for fault, found in faults.items():
-        if found:
-            raise ConfigError(fault)
+    if found := [fault for fault, wrong in faults.items() if wrong]:
+        raise ConfigError(found[0])
 
 
 def check_router(router: Router, kind: str) -> None:
     """A ConfigError for a router whose choice needs the tokens of all ranks; expert choice needs a sequence only."""
     alone = router.is_batch_invariant and (router.is_causal_in_training or kind == "expert_choice")
     if not alone or kind == "round_robin":
-        raise ConfigError(
-            f"router_type {kind!r} chooses by all tokens of a batch, and a rank sees its own only: train it in one "
-            "process, or choose another router"
+        fault = (
+            f"router_type {kind!r} chooses by all tokens of a batch, and a rank sees its own only"
         )
+        raise ConfigError(f"{fault}: train it in one process, or choose another router")
 
 
 def parallelise(model: MixtralModel, mesh: DeviceMesh) -> MixtralModel:
     """Shard a model over the mesh ("dp", "ep"), in place, and return it.
 
     Experts lie over `ep` by number and over `dp` by row; all else is sharded over all ranks by FSDP2. Gradients are
-    *sums* over ranks: divide the loss by the tokens of all of them. Every rank gives the same whole
-    model, or one on the meta device, which `to_empty` and a checkpoint then fill.
-
-    Raises:
-        ConfigError: another mesh, or a model that cannot be sharded so.
+    *sums* over ranks: divide the loss by the tokens of all of them. Every rank gives the same whole model, or one on
+    the meta device, which `to_empty` and a checkpoint then fill. What cannot be sharded so is a ConfigError.
     """
     if mesh.mesh_dim_names != DIMENSIONS:
         raise ConfigError(

@@ -20,15 +20,15 @@ from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.parallel.exchange import SharedNoise
 from minimoe.train.parallel.mesh import clip_gradients, parallelise
-from minimoe.train.parallel.save import Saving, save_ranks
+from minimoe.train.parallel.save import Saving
 from minimoe.train.step import DomainLoss
 
 
 class ParallelRun(Run):
     """A `Run` on a mesh ("dp", "ep"), which each rank makes alike; its steps are those of one process.
 
-    A rank takes its rows of every batch. The state is a folder for each save, `state-000020`, which any layout reads,
-    one process too; a run that has one goes on from it. It is written while training goes on.
+    A rank takes its rows of every batch. The state is a folder for each save, `state-000020`, written while training
+    goes on. Any layout reads it, one process too, and a run that has one goes on from it.
     """
 
     def __init__(self, mesh: DeviceMesh, out: str | Path, *arguments: Any, **options: Any) -> None:
@@ -87,10 +87,8 @@ class ParallelRun(Run):
         """The step of the state that rank 0 finds; -1: none."""
         path = state.newest(self.out)
         if path is not None and path.is_file():
-            raise ConfigError(
-                f"{self.out} holds a run of one process: go on with it without torchrun, or begin from its model with "
-                "--from in another --out"
-            )
+            fault = f"{self.out} holds a run of one process: go on with it without torchrun"
+            raise ConfigError(f"{fault}, or begin from its model with --from in another --out")
         return self._most(int(path.name[6:]) if path and self.leads else -1)[0]
 
     def _resumes(self, asked: bool) -> bool:
@@ -122,9 +120,9 @@ class ParallelRun(Run):
         """Begin to write the state of all ranks, unless it is there; the old one stays until this is complete."""
         if self.saved != self.step:
             self._written()
-            tensors = state.state_tensors(self.model, self.optimizer)
             reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
-            self.saving = save_ranks(self.out, tensors, self.recipe, reached, self.writers)
+            tensors = state.state_tensors(self.model, self.optimizer)
+            self.saving = Saving(self.out, tensors, self.recipe, reached, self.writers)
             self.saved = self.step
 
     def _write_model(self) -> None:

@@ -1,4 +1,5 @@
 """A state of many ranks: a folder for each step, safetensors and JSON, complete or not there, written meanwhile."""
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
@@ -7,14 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from minimoe.balance import num_ranks
 from minimoe.errors import CheckpointError
@@ -22,7 +18,7 @@ from minimoe.io import read_object, remove_leftovers, write_object
 from minimoe.train import state
 
 
-class StateWriter(HuggingFaceStorageWriter):
+class StateWriter(dcp.HuggingFaceStorageWriter):
     """The shards of all ranks in a folder that has its name once they are all there.
 
     torch's own metadata would be a pickle, and reading that runs what is in it.
@@ -45,18 +41,26 @@ class StateWriter(HuggingFaceStorageWriter):
 
 
 class Saving(threading.Thread):
-    """A state on its way to the disk, over a gloo group that nothing else uses."""
+    """A state of all ranks on its way to `out`, over a gloo group that nothing else uses. It begins when it is made."""
 
-    def __init__(self, group: Any, writer: StateWriter, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        tensors: dict[str, Tensor],
+        recipe: dict[str, Any],
+        reached: state.Reached,
+        group: Any,
+    ) -> None:
         super().__init__(daemon=True)
-        self.group, self.writer, self.error = group, writer, None
-        self.tensors = writer.stage(tensors)  # a copy: training goes on
+        told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
+        self.writer, self.group = StateWriter(out / f"state-{reached.step:06d}", told), group
+        self.tensors, self.error = self.writer.stage(tensors), None  # a copy: training goes on
         self.start()
 
     def run(self) -> None:
         """Write, with all ranks."""
         try:
-            save(self.tensors, storage_writer=self.writer, process_group=self.group)
+            dcp.save(self.tensors, storage_writer=self.writer, process_group=self.group)
         except BaseException as error:  # what torch raises for a rank that fails is no Exception
             self.error = error
 
@@ -73,18 +77,6 @@ class Saving(threading.Thread):
             raise RuntimeError(str(self.error)) from self.error
 
 
-def save_ranks(
-    out: Path,
-    tensors: dict[str, Tensor],
-    recipe: dict[str, Any],
-    reached: state.Reached,
-    group: Any,
-) -> Saving:
-    """Begin to write a state of all ranks to `out`, and return what does so; `group` is a gloo group for it."""
-    told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
-    return Saving(group, StateWriter(out / f"state-{reached.step:06d}", told), tensors)
-
-
 def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fill tensors, whole or sharded, from a folder that ranks wrote; a CheckpointError where it is damaged."""
     told = read_object(path / state.REACHED, CheckpointError).get("files")
@@ -93,8 +85,8 @@ def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there may be one process only
-            reader = HuggingFaceStorageReader(str(path))
-            load({**targets}, storage_reader=reader, no_dist=num_ranks() == 1)
+            reader = dcp.HuggingFaceStorageReader(str(path))
+            dcp.load({**targets}, storage_reader=reader, no_dist=num_ranks() == 1)
     except CheckpointException as error:
         fault = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{path} is damaged ({fault}): restore it or start anew") from error
