@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
+from torch.overrides import TorchFunctionMode
 
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteError
@@ -504,7 +505,7 @@ def save_model(
         raise ConfigError(f"layout is {layout!r}; known are {', '.join(LAYOUTS)}")
     if max_shard_size is not None and max_shard_size < 1:
         raise ConfigError(f"max_shard_size is {max_shard_size} bytes; it must be positive")
-    with torch.device("meta"):
+    with shapes_only():
         plain = type(model)(model.config)
     plain = _in_int8(plain, model.state_dict() if layout == "minimoe" else ())
     for fault in _faults(model, plain):
@@ -648,6 +649,25 @@ def load_layer(
     return block.eval()
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Random initial values are left out."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return (*args, *kwargs.values())[0]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Generator[None]:
+    """Modules made here are on the meta device. To draw values there would import torch's compiler: seconds."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
 def _empty_model(
     cls: type[MixtralModel], name_or_path: str | Path
 ) -> tuple[Path, Family | None, MixtralModel]:
@@ -655,7 +675,7 @@ def _empty_model(
     folder = pretrained_path(name_or_path)
     config, family = read_config(folder)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return folder, family, cls(config)
     except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error

@@ -52,8 +52,8 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = get_activation(hidden_act)
         d, f = hidden_size, intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.randn(2 * f, d) * initializer_range)
-        self.down_proj = nn.Parameter(torch.randn(d, f) * initializer_range)
+        self.gate_up_proj = nn.Parameter(torch.randn(2 * f, d).mul_(initializer_range))
+        self.down_proj = nn.Parameter(torch.randn(d, f).mul_(initializer_range))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
@@ -123,8 +123,8 @@ class Experts(ExpertBank):
     ) -> None:
         super().__init__(num_experts, hidden_size, intermediate_size, hidden_act)
         e, d, f = num_experts, hidden_size, intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.randn(e, 2 * f, d) * initializer_range)
-        self.down_proj = nn.Parameter(torch.randn(e, d, f) * initializer_range)
+        self.gate_up_proj = nn.Parameter(torch.randn(e, 2 * f, d).mul_(initializer_range))
+        self.down_proj = nn.Parameter(torch.randn(e, d, f).mul_(initializer_range))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -104,7 +104,9 @@ class Router(nn.Module):
         self.num_experts = num_experts
         self.k = num_experts_per_tok
         if hidden_size is not None:
-            self.weight = nn.Parameter(torch.randn(num_experts, hidden_size) * initializer_range)
+            self.weight = nn.Parameter(
+                torch.randn(num_experts, hidden_size).mul_(initializer_range)
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """What .to(), .half() and their kind call: casts weights, while floating buffers stay in float32 at least.

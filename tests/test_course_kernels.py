@@ -64,7 +64,8 @@ def test_what_lessons_import_leaves_triton_alone_and_brings_nothing_slow() -> No
         import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.check
         import minimoe.study.report, minimoe.train.compare
         from minimoe.course import kernels, style
-        slow = {"triton", "torch.distributed.tensor", "sympy", "scipy", "transformers", "pandas"}
+        minimoe.MixtralModel.from_pretrained("mini")  # and a model read brings no compiler
+        slow = {"triton", "torch._dynamo", "torch.distributed.tensor", "sympy", "scipy", "transformers", "pandas"}
         print(sorted(slow & set(sys.modules)))
     """)
     assert said.strip() == "[]"

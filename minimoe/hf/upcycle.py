@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from minimoe.checkpoint import shapes_only
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP, Experts
@@ -66,7 +67,7 @@ def upcycle(
     if not 0 <= drop <= 1:
         raise ConfigError(f"drop is {drop}; it must be a share of the hidden units, from 0 to 1")
     device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
-    with torch.device("meta"):
+    with shapes_only():
         model = MixtralModel(config)
     model.to(dtype).to_empty(device=device)
     model.generation_config = dict(dense.generation_config)

@@ -37,7 +37,9 @@ class SlotMixer(nn.Module):
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_slots, hidden_size) * initializer_range)  # Φᵀ
+        self.weight = nn.Parameter(
+            torch.randn(num_slots, hidden_size).mul_(initializer_range)
+        )  # Φᵀ
         self.scale = nn.Parameter(torch.ones(())) if normalise else None
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

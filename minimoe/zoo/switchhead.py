@@ -33,7 +33,7 @@ class ExpertProjection(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(
-            torch.randn(num_experts, out_features, in_features) * initializer_range
+            torch.randn(num_experts, out_features, in_features).mul_(initializer_range)
         )
         self.project = dense_projection if implementation == "loop" else grouped_projection
 
