@@ -56,19 +56,19 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 BUDGETS: dict[str, int] = {
     "bench": 2509,
     "check": 10917,
-    "core": 3752,
+    "core": 3775,
     "cost": 830,
     "course": 759,
-    "hf": 1016,
+    "hf": 1017,
     "kernels": 1144,
     "roof": 465,
     "study": 6782,
     "text": 1579,
     "train": 2280,
     "widgets": 1502,
-    "zoo": 1097,
+    "zoo": 1099,
 }
-TESTS = 31_882  # and lines of Python that the tests may have
+TESTS = 31_883  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
