@@ -65,7 +65,7 @@ def test_what_lessons_import_leaves_triton_alone_and_brings_nothing_slow() -> No
         import minimoe.study.report, minimoe.train.compare
         from minimoe.course import kernels, style
         minimoe.MixtralModel.from_pretrained("mini")  # and a model read brings no compiler
-        slow = {"triton", "torch._dynamo", "torch.distributed.tensor", "sympy", "scipy", "transformers", "pandas"}
+        slow = {"triton", "torch._dynamo", "torch.distributed.tensor", "scipy", "transformers", "pandas"}
         print(sorted(slow & set(sys.modules)))
     """)
     assert said.strip() == "[]"
