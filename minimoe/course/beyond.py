@@ -1,4 +1,4 @@
-"""Vectors in place of token ids: a small transformer with the library's sparse layer or a dense one, and its training."""
+"""Vectors in place of token ids: a small transformer with the sparse layer or a dense one, and its training."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Training:
 
 
 def fit(model: VectorModel, training: Training, batch: Batch, loss: Loss) -> list[list[float]]:
-    """Train on the spot; returns a dozen points of step, loss and the processor's seconds. Batches depend on the seed."""
+    """Train in place; returns a dozen points of step, loss, seconds of the processor. The seed fixes the batches."""
     generator = torch.Generator().manual_seed(training.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.lr, weight_decay=0.05, betas=(0.9, 0.95), fused=True
