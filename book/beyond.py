@@ -68,6 +68,7 @@ class Part:
     unit: Ints  #: [n]
     whole: dict[str, Ints]  #: labels [n] of whole documents
     each: dict[str, Ints]  #: labels [n, S] of tokens
+    titles: tuple[str, ...] = ()  #: of the units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +158,12 @@ def speech_field() -> Field:
                 sizes.append(size - AHEAD)
         all_rows, file = torch.stack(rows), np.array(files)
         valid = torch.arange(WINDOW) < torch.tensor(sizes)[:, None]
-        unit = np.unique(z["name"][file], return_inverse=True)[1]
+        titles, unit = np.unique(z["name"][file], return_inverse=True)
         loud = all_rows[:, :WINDOW].mean(-1).numpy()
         edges = np.quantile(loud[valid.numpy()], np.arange(1, 5) / 5)
         each, whole = {"loudness": np.digitize(loud, edges)}, {"language": z["language"][file]}
-        return Part(all_rows[:, :WINDOW], all_rows[:, AHEAD:], valid, file, unit, whole, each)
+        x_y = all_rows[:, :WINDOW], all_rows[:, AHEAD:]
+        return Part(*x_y, valid, file, unit, whole, each, tuple(map(str, titles)))
 
     def off(out: Tensor, p: Part) -> Tensor:
         one = (out - p.y).abs().mean(-1) * p.valid
@@ -252,6 +254,31 @@ def over_groups(value: npt.NDArray[Any], group: Ints, by: Ints | None = None) ->
     return [round(s, 7) for s in (sums * len(sums)).tolist()]
 
 
+def over(value: npt.NDArray[Any], group: Ints) -> list[float]:
+    """Mean of the values [n] of each group."""
+    return [round(x, 5) for x in (np.bincount(group, value) / np.bincount(group)).tolist()]
+
+
+def shown(field: str, part: Part) -> dict[str, npt.NDArray[Any]]:
+    """What the lesson needs of a part beside its choices: labels; of speech one phrase in five languages as sound
+    (sixteenths of a standard deviation), of series eight weeks of the road's traffic."""
+    labels = {k: v.astype(np.uint8) for k, v in (part.whole | part.each).items()}
+    document = np.unique(part.document, return_inverse=True)[1].astype(np.uint16)
+    kept = {"valid": part.valid.numpy(), "document": document, **labels}
+    if field == "digits":
+        kept["image"] = np.round(part.x.numpy() * 32).astype(np.int8)
+    if field == "speech":
+        rows = [np.flatnonzero(part.unit == u) for u in range(len(part.titles))]
+        sizes = part.valid.sum(1).numpy()
+        whole = [r for r in rows if len(r) == 5 and len(set(part.whole["language"][r])) == 5]
+        best = max(whole, key=lambda r: int(sizes[r].min()))
+        kept |= {"phrase": best, "title": np.array(part.titles[part.unit[best[0]]])}
+        kept["sound"] = np.clip(np.round(part.x[best].numpy() * 16), -127, 127).astype(np.int8)
+    if field == "series":
+        kept["hours"] = arrays("series")["road traffic"][-24 * 56 :]
+    return kept
+
+
 def information(label: Ints, expert: Ints, experts: int) -> float:
     """I(label; expert) in bits of [n] labels and [n, K] choices, each of the K counted alike."""
     table = np.zeros((label.max() + 1, experts))
@@ -332,12 +359,15 @@ def train(config: ModelConfig, training: Training, field: Field, final: bool) ->
         if field.pooled:
             found["capacity"] = at_capacity(model, part)
         if training.seed == 0:
-            whole = {k: v.astype(np.uint8) for k, v in part.whole.items()}
-            each = {k: v.astype(np.uint8) for k, v in part.each.items()}
-            document = np.unique(part.document, return_inverse=True)[1].astype(np.uint16)
-            labels = {"valid": part.valid.numpy(), "document": document, **whole, **each}
             path = FOLDER / f"choices-{training.field}.npz"
-            np.savez_compressed(path, expert=chosen, **labels)  # pyright: ignore[reportArgumentType]
+            np.savez_compressed(path, expert=chosen, **shown(training.field, part))  # pyright: ignore[reportArgumentType]
+    if final and not field.pooled:
+        ((label, of),) = part.whole.items()
+        found["by_label"] = {label: over(one, of)}
+        if by is not None:
+            ago = {"a day ago": 24 // HOURS, "a week ago": WEEK}
+            errors = {k: field.judge["mse"](part.x.roll(n - 1, 1), part) for k, n in ago.items()}
+            found["naive"] = {k: over(v.double().numpy(), by) for k, v in errors.items()}
     return found
 
 
