@@ -161,7 +161,10 @@ def speech_field() -> Field:
         titles, unit = np.unique(z["name"][file], return_inverse=True)
         loud = all_rows[:, :WINDOW].mean(-1).numpy()
         edges = np.quantile(loud[valid.numpy()], np.arange(1, 5) / 5)
-        each, whole = {"loudness": np.digitize(loud, edges)}, {"language": z["language"][file]}
+        each, whole = (
+            {"loudness": np.digitize(loud, edges)},
+            {"language": z["language"][file].astype(np.int64)},
+        )
         x_y = all_rows[:, :WINDOW], all_rows[:, AHEAD:]
         return Part(*x_y, valid, file, unit, whole, each, tuple(map(str, titles)))
 
@@ -211,7 +214,7 @@ def series_field() -> Field:
         day = np.concatenate(at) // 24
         block = np.unique(series * 10_000 + day // BLOCK, return_inverse=True)[1]
         patch = np.arange(WEEK)
-        weekday = (z["weekday"][series][:, None] + day[:, None] + patch // 4) % 7
+        weekday = (z["weekday"].astype(np.int64)[series][:, None] + day[:, None] + patch // 4) % 7
         quarter = np.tile(patch % 4, (len(day), 1))
         each = {"quarter of the day": quarter, "weekend": (weekday >= 5).astype(np.int64)}
         valid = torch.ones(len(rows), WEEK, dtype=torch.bool)
@@ -350,6 +353,7 @@ def train(config: ModelConfig, training: Training, field: Field, final: bool) ->
     out, chosen = answers(model, part)
     by = part.whole.get("series")
     found: dict[str, Any] = {"seconds": curve[-1][2], "curve": curve}
+    one = np.zeros(0)
     for name, judge in field.judge.items():
         one = judge(out, part).double().numpy()
         own = over_groups(one, part.unit, by)
