@@ -12,9 +12,7 @@ import itertools
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +28,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from book.beyond_data import SERIES, arrays  # noqa: E402
-from book.verdicts import as_object, below, mean  # noqa: E402
+from book.verdicts import about, as_object  # noqa: E402
 from minimoe.config import ModelConfig  # noqa: E402
 from minimoe.course.beyond import (  # noqa: E402
     Batch,
@@ -46,8 +44,16 @@ from minimoe.io import write_text  # noqa: E402
 from minimoe.routing import Routing  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
 from minimoe.study.chance import Band, mutual_information  # noqa: E402
-from minimoe.train.compare import Numbers, Piece, run_missing, stages  # noqa: E402
-from minimoe.train.environment import processor_name  # noqa: E402
+from minimoe.study.chance import difference as paired  # noqa: E402
+from minimoe.train.plan import (  # noqa: E402
+    Numbers,
+    Piece,
+    read_pieces,
+    read_tables,
+    recipe,
+    run_missing,
+    stored,
+)
 
 FOLDER = ROOT / "book" / "results" / "beyond"
 RESULT = FOLDER.with_suffix(".json")
@@ -377,49 +383,26 @@ def train(config: ModelConfig, training: Training, field: Field, final: bool) ->
 
 def read_plan(path: Path) -> list[Piece]:
     """The pieces of the plan."""
-    plan = tomllib.loads(path.read_text(encoding="utf-8"))
-    shared = plan.pop("model")
+    stages, shared = read_tables(path, "model")
 
     def made(arm: str, own: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
         dense = tuple(range(shared["num_hidden_layers"])) if arm == "dense" else ()
         return ModelConfig(vocab_size=1, mlp_only_layers=dense, **shared, **own), Training(**chosen)
 
-    return stages(path, plan, made)
+    return read_pieces(path, stages, made)
 
 
 def run_plan(path: Path) -> None:
     """Run the pieces that have no file yet."""
     fields: dict[str, Field] = {}
 
-    def recipe(piece: Piece) -> Numbers:
-        model = dataclasses.asdict(piece.model).items()
-        made = {
-            "arm": piece.arm,
-            "model": {k: v for k, v in model if v != getattr(ModelConfig, k, None)},
-            "training": dataclasses.asdict(piece.training),
-        }
-        return json.loads(json.dumps(made))
-
     def run(piece: Piece) -> Numbers:
         name = piece.training.field
         field = fields.get(name) or fields.setdefault(name, MAKERS[name]())
         final = not piece.path.parent.name.startswith("tuning")
-        return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": processor_name(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "recipe": recipe(piece),
-            **train(piece.model, piece.training, field, final),
-        }
+        return train(piece.model, piece.training, field, final)
 
     run_missing(read_plan(path), recipe, run)
-
-
-def stage(name: str) -> list[dict[str, Any]]:
-    """The stored pieces of a stage."""
-    paths = sorted((FOLDER / name).glob("*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def difference(pieces: Sequence[dict[str, Any]], measure: str) -> Band:
@@ -428,7 +411,7 @@ def difference(pieces: Sequence[dict[str, Any]], measure: str) -> Band:
     seeds = sorted({s for _, s in runs if all((arm, s) in runs for arm in ARMS)})
     if len(seeds) < 2:
         return Band(float("nan"))
-    over_seeds = mean([runs["moe", s][measure] - runs["dense", s][measure] for s in seeds])
+    over_seeds = paired(*({s: runs[arm, s][measure] for s in seeds} for arm in ("moe", "dense")))
     units = np.mean(
         [
             np.subtract(*(runs[arm, s][f"{measure}_by_unit"] for arm in ("moe", "dense")))
@@ -453,7 +436,7 @@ def finding(bands: dict[str, Band]) -> say.Finding:
     for field, what in FIELDS.items():
         band = bands[field]
         said = f"{band.value:+.4f} [{band.low:+.4f} to {band.high:+.4f}]"
-        parts.append(say.Part(f"{field}: {what}", said, below(band, margin), True, band))
+        parts.append(say.Part(f"{field}: {what}", said, say.below(band, margin), True, band))
         short.append(f"{said} for {field}")
     return say.finding("C18", parts, "sparse less dense: " + ", ".join(short))
 
@@ -465,8 +448,8 @@ def main() -> None:
     if sys.argv[1:] != ["--stored"]:
         run_plan(FOLDER / "plan.toml")
         print(f"{time.perf_counter() - started:.0f} s")
-    tuning = {f: [p for s in FOLDER.glob(f"tuning*-{f}*") for p in stage(s.name)] for f in FIELDS}
-    runs = {f: stage(f) for f in FIELDS}
+    tuning = {f: stored(FOLDER, f"tuning-{f}*") for f in FIELDS}
+    runs = {f: stored(FOLDER, f) for f in FIELDS}
     every = [piece for part in (*tuning.values(), *runs.values()) for piece in part]
 
     def row(piece: dict[str, Any]) -> dict[str, Any]:
@@ -485,11 +468,7 @@ def main() -> None:
         sum(p["recipe"]["arm"] == arm for p in runs[f]) >= 3 for f in FIELDS for arm in ARMS
     )
     result = {
-        "date": max(p["date"] for p in every),
-        "hardware": "; ".join(sorted({p["hardware"] for p in every})),
-        "torch": every[0]["torch"],
-        "threads": every[0]["threads"],
-        "command": "python -m book.beyond",
+        **about(every, "python -m book.beyond"),
         "seconds": round(sum(p["seconds"] for p in every)),
         "findings": [as_object(finding(bands))] if whole else [],
         "differences": {f: [b.value, b.low, b.high] for f, b in bands.items()},
