@@ -58,7 +58,7 @@ BUDGETS: dict[str, int] = {
     "check": 10917,
     "core": 3775,
     "cost": 830,
-    "course": 759,
+    "course": 932,
     "hf": 1017,
     "kernels": 1144,
     "roof": 465,
@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1502,
     "zoo": 1099,
 }
-TESTS = 31_883  # and lines of Python that the tests may have
+TESTS = 32_015  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
