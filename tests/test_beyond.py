@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from minimoe.course.beyond import VectorModel, digits, keep_first, patches, with
 from minimoe.routing import Routing
 from minimoe.study.claims import AGREES, DISAGREES, UNKNOWN, limits
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 1,
     "hidden_size": 8,
     "intermediate_size": 8,
