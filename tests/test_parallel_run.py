@@ -32,8 +32,9 @@ from minimoe.train.export import export
 from minimoe.train.parallel.launch import Ranks
 from minimoe.train.parallel.mesh import make_mesh, parallelise
 from minimoe.train.parallel.run import ParallelRun
-from minimoe.train.parallel.save import StateWriter, read_shards
+from minimoe.train.parallel.save import StateWriter, read_shards, save_ranks
 from minimoe.train.settings import TRAIN_PRESETS
+from minimoe.train.state import Reached
 from tests.small import small_disk
 from tests.test_parallel import LAYOUT, on_ranks
 from tests.test_parallel import whole as whole_of
@@ -255,13 +256,17 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
         assert torch.allclose(value, model.state_dict()[name], atol=1e-5)
 
 
-def differing(path: Path, expected: dict[str, torch.Tensor], dp: int, experts: int) -> list[str]:
-    """The tensors that a model on a mesh reads otherwise than expected; it gives them back to no checkpoint."""
+Tensors = dict[str, torch.Tensor]
+
+
+def differing(path: Path, again: Path, expected: Tensors, dp: int, experts: int) -> list[str]:
+    """The tensors of a state that a model on a mesh reads otherwise than expected; it then writes them to `again`."""
     mesh = make_mesh(dp, experts)
     with torch.device("meta"):
         model = parallelise(MixtralModel(PRESETS["nano"]), mesh)
     held = model.to_empty(device="cpu").state_dict()
-    read_shards(path, {f"model.{name}": held[name] for name in expected})
+    read = {f"model.{name}": held[name] for name in expected}
+    save_ranks(again, read_shards(path, read), {}, Reached(0, 0.0, None))
     return [
         name for name, value in expected.items() if not torch.equal(whole_of(held[name]), value)
     ]
@@ -274,8 +279,12 @@ def test_a_state_is_the_same_bit_for_bit_in_one_process_and_on_ranks(
     export(stopped, tmp_path / "one", torch.float32)
     expected = MixtralModel.from_pretrained(tmp_path / "one").state_dict()
     del expected["lm_head.weight"]  # that of the embedding
-    arguments = stopped / "state-000002", expected, dp, experts
+    arguments = stopped / "state-000002", tmp_path / "again", expected, dp, experts
     assert on_ranks(dp * experts, tmp_path, differing, *arguments) == [[]] * dp * experts
+    stored = {f"model.{name}": torch.full_like(value, 7.0) for name, value in expected.items()}
+    read_shards(tmp_path / "again" / "state-000000", stored)
+    for name, value in expected.items():
+        assert torch.equal(stored[f"model.{name}"], value)
 
 
 def test_training_goes_on_while_a_state_is_written(command: list[str], tmp_path: Path) -> None:

@@ -41,15 +41,10 @@ class StateWriter(dcp.HuggingFaceStorageWriter):
 
 
 class Saving(threading.Thread):
-    """A state of all ranks on its way to `out`, over a gloo group that nothing else uses. It begins when it is made."""
+    """A state of all ranks on its way to `out`, over a gloo group that nothing else uses; it starts by itself."""
 
     def __init__(
-        self,
-        out: Path,
-        tensors: dict[str, Tensor],
-        recipe: dict[str, Any],
-        reached: state.Reached,
-        group: Any,
+        self, out: Path, tensors: dict[str, Tensor], recipe: Any, reached: Any, group: Any
     ) -> None:
         super().__init__(daemon=True)
         told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
@@ -75,6 +70,13 @@ class Saving(threading.Thread):
                     ) from self.error
         if self.error:
             raise RuntimeError(str(self.error)) from self.error
+
+
+def save_ranks(
+    out: Path, tensors: dict[str, Tensor], recipe: dict[str, Any], reached: state.Reached
+) -> None:
+    """Write a state of all ranks to `out`, and wait for it; errors as of `Saving.end`."""
+    Saving(out, tensors, recipe, reached, None).end()
 
 
 def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
