@@ -64,11 +64,11 @@ BUDGETS: dict[str, int] = {
     "roof": 465,
     "study": 6782,
     "text": 1579,
-    "train": 2280,
+    "train": 2282,
     "widgets": 1502,
     "zoo": 1099,
 }
-TESTS = 32_016  # and lines of Python that the tests may have
+TESTS = 33_343  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
