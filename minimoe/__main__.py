@@ -261,8 +261,8 @@ def run_train(args: argparse.Namespace) -> None:
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
         say = print if run.leads else lambda *_, **__: None
         say(
-            f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens of "
-            f"{len(loaded.domains)} domains in {config.steps:,} steps on {device}; from step {run.step} -> {out}",
+            f"{name}: {held:,} parameters held, {used:,} used per token; {config.tokens:,} tokens "
+            f"(domains: {len(loaded.domains)}) in {config.steps:,} steps on {device}; from step {run.step} -> {out}",
             file=sys.stderr,
         )
         losses = run.train(progress=not args.quiet)
