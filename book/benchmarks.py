@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minimoe.bench import figures, tables
+from book import bench_figures as figures
+from minimoe.bench import tables
 from minimoe.bench.goals import BOTH, FORWARD, gpu_goals
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, duration, thread_count
@@ -156,7 +157,7 @@ def cases(result: Result | None = None) -> str:
     for case in (result or stored("cpu.json"))["cases"]:
         threads = "" if case["threads"] is None else f", {thread_count(case['threads'])}"
         title = f"{case['work']}, {case['case']}, {case['load']} load{threads}"
-        shown.append(f":::{{dropdown}} {title}\n\n{tables.case_markdown(case)}\n\n:::")
+        shown.append(f":::{{dropdown}} {title}\n\n{tables.case_table(case)}\n\n:::")
     return "\n\n".join(shown)
 
 
@@ -205,7 +206,7 @@ def training() -> str:
 def choices() -> str:
     """Every choice with what was expected of it, and a figure of the outcomes."""
     result = stored("choices.json")
-    shown = tables.choices_table(result, EXPECTED)
+    shown = figures.choices_table(result, EXPECTED)
     drawn = figure(
         "choices",
         lambda: figures.choices_figure(result),
@@ -219,9 +220,9 @@ def choices() -> str:
 
 def _seen(result: Result) -> str:
     questions = dict.fromkeys(c["question"] for c in result["choices"])
-    ratios = {question: tables.ways_not_taken(result, question) for question in questions}
+    ratios = {question: figures.ways_not_taken(result, question) for question in questions}
     return "; ".join(
-        f"{question}: {', '.join(f'{way} {tables.span(v)}' for way, v in ways.items())}"
+        f"{question}: {', '.join(f'{way} {figures.span(v)}' for way, v in ways.items())}"
         for question, ways in ratios.items()
     )
 

@@ -54,7 +54,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2509,
+    "bench": 2286,
     "check": 10917,
     "core": 3775,
     "cost": 830,
@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1502,
     "zoo": 1099,
 }
-TESTS = 32_043  # and lines of Python that the tests may have
+TESTS = 33_327  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

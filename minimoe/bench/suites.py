@@ -294,5 +294,6 @@ SUITES: dict[str, Callable[[Options], Result]] = {
 
 
 def _finished(result: Result, goals: list[Goal]) -> Result:
-    print("", *map(tables.goal_text, goals), sep="\n")
-    return result | {"goals": goals}
+    result["goals"] = goals
+    print(f"\n{tables.goals_table(result)}")
+    return result

@@ -16,8 +16,6 @@ Result = dict[str, Any]
 # names of the files that `--out` writes, by suite
 NAMES = ("cpu", "train", "decode", "compile", "choices", "serve", "gpu", "profile", "training")
 FILES = {n: f"{n}.json" for n in NAMES} | {"train": "train_rate.json"}
-CASE_LINE = "{:32s} {:>10s} {:>19s} {:>8s} {:>8s} {:>8s} {:>8s} {:>8s}"
-CASE_HEADS = "implementation|median|quartiles|x floor|x dense|TFLOP/s|saved|peak"
 
 
 def select(cases: Iterable[Result], **values: Any) -> list[Result]:
@@ -39,12 +37,6 @@ def duration(seconds: float) -> str:
 def megabytes(count: int | None) -> str:
     """Bytes in units of a million; empty where there are none."""
     return "" if count is None else f"{count / 1e6:.1f} MB"
-
-
-def span(values: Sequence[float]) -> str:
-    """Lowest to highest."""
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def five_digits(value: Any) -> Any:
@@ -72,7 +64,7 @@ def thread_count(number: int | str) -> str:
 
 
 def case_text(case: Result) -> str:
-    """One case: a line for each implementation, fastest first."""
+    """One case as the terminal shows it: what was measured, its table, and who is absent."""
     clock = {"cpu": "processor time", "wall": "wall time", "events": "device time"}[case["clock"]]
     threads = "" if case["threads"] is None else f", {thread_count(case['threads'])}"
     lines = [
@@ -80,28 +72,23 @@ def case_text(case: Result) -> str:
         f"{case['work']}, {case['case']}, {case['dtype']}, {case['load']} "
         f"(busiest expert {case['busiest_share']:.2f} x mean){threads}: {clock}, {case['rounds']} rounds",
         f"floor {duration(case['floor']['seconds'])} ({case['floor']['limit']}); {_rotation(case)}",
-        CASE_LINE.format(*CASE_HEADS.split("|")),
+        case_table(case),
     ]
+    return "\n".join([*lines, *(f"{name}: {reason}" for name, reason in case["absent"].items())])
+
+
+def case_table(case: Result) -> str:
+    """One case: a row for each implementation, fastest first."""
+    rows: list[tuple[str, ...]] = []
     for row in sorted(case["rows"], key=lambda row: row["seconds"]["median"]):
-        how = "" if row["how"] == "call" else f"  ({row['how']})"
-        lines.append(CASE_LINE.format(*_cells(row)) + how)
-    lines += [f"{name:32s} {reason}" for name, reason in case["absent"].items()]
-    return "\n".join(lines)
-
-
-def _cells(row: Result) -> list[str]:
-    """What stands under `CASE_HEADS`."""
-    seconds, dense = row["seconds"], row["to_dense"]
-    return [
-        row["implementation"],
-        duration(seconds["median"]),
-        f"{duration(seconds['q1'])}-{duration(seconds['q3'])}",
-        f"{row['to_floor']:.2f}",
-        f"{dense['median']:.3f}" if dense else "",
-        f"{row['flops_per_second'] / 1e12:.3g}",
-        megabytes(row["saved_bytes"]),
-        megabytes(row["peak_bytes"]),
-    ]
+        median, q1, q3 = (duration(row["seconds"][n]) for n in ("median", "q1", "q3"))
+        dense, rate = row["to_dense"], f"{row['flops_per_second'] / 1e12:.3g}"
+        name = row["implementation"] + (f" ({row['how']})" if row["how"] != "call" else "")
+        ratios = f"{row['to_floor']:.2f}", f"{dense['median']:.3f}" if dense else ""
+        sizes = (megabytes(row[n]) for n in ("saved_bytes", "peak_bytes"))
+        rows.append((name, median, f"{q1}–{q3}", *ratios, rate, *sizes))
+    heads = ("", "median", "quartiles", "× floor", "× dense", "TFLOP/s", "saved", "peak")
+    return markdown_table(heads, rows)
 
 
 def _rotation(case: Result) -> str:
@@ -113,22 +100,26 @@ def _rotation(case: Result) -> str:
 
 
 def split_text(split: Result) -> str:
-    """Where the time goes: a line for each part."""
-    lines = [f"{'of which':32s} {'median':>10s} {'x dense':>8s}"]
-    for row in split["rows"]:
-        numbers = f"{duration(row['seconds']['median']):>10s} {row['to_dense']['median']:8.3f}"
-        lines.append(f"{row['part']:32s} {numbers}")
-    return "\n".join(lines)
+    """Where the time goes: a row for each part."""
+    rows = [
+        (r["part"], duration(r["seconds"]["median"]), f"{r['to_dense']['median']:.3f}")
+        for r in split["rows"]
+    ]
+    return markdown_table(("of which", "median", "× dense"), rows)
 
 
 def choice_text(record: Result) -> str:
-    """One choice: a line for each way, a star at the one that was taken."""
-    lines = ["", f"{record['question']}, {record['case']}"]
-    for row in record["rows"]:
-        mark = "*" if row["way"] == record["taken"] else " "
-        ratio = "x {median:.3f} ({q1:.3f}-{q3:.3f})".format(**row["to_taken"])
-        lines.append(f"{mark} {row['way']:24s} {duration(row['seconds']['median']):>10s}  {ratio}")
-    return "\n".join(lines)
+    """One choice: a row for each way, a star at the one that was taken."""
+    rows = [
+        (
+            row["way"] + " *" * (row["way"] == record["taken"]),
+            duration(row["seconds"]["median"]),
+            "{median:.3f} ({q1:.3f}–{q3:.3f})".format(**row["to_taken"]),
+        )
+        for row in record["rows"]
+    ]
+    table = markdown_table(("", "median", "× taken (quartiles)"), rows)
+    return f"\n{record['question']}, {record['case']}\n{table}"
 
 
 def point_name(point: Result) -> str:
@@ -160,7 +151,7 @@ def train_text(result: Result) -> str:
     table = markdown_table(("", "held", "active", "tokens/s (lowest to highest)"), rows)
     ratio = "sparse / dense {median:.3f} ({low:.3f} to {high:.3f})".format(**result["ratio"])
     said = f"{what}, {thread_count(result['threads'])}\n{heading(result)}\n\n{table}\n\n{ratio}"
-    return "\n".join([said, *map(goal_text, result["goals"])])
+    return f"{said}\n\n{goals_table(result)}"
 
 
 def compile_table(result: Result) -> str:
@@ -175,24 +166,6 @@ def compile_table(result: Result) -> str:
     ]  # fmt: skip
     heads = ("model", "call", "eager", "compiled", "compiled / eager (quartiles)", "first call")
     return markdown_table(heads, rows)
-
-
-def goal_text(goal: Result) -> str:
-    """'goal <= 1.15 measured 1.08 ratio 0.94 met ...', from `Goal.record`."""
-    aim, what, measured, verdict = _words(goal, "goal <= ", "goal >= ", ".4g")
-    if goal["ratio"] is not None:
-        measured = f"measured {measured} ratio {goal['ratio']:.2f}"
-    return f"{aim:24s} {measured:31s} {verdict:6s} {what}"
-
-
-def _words(goal: Result, most: str, least: str, digits: str) -> tuple[str, str, str, str]:
-    """The aim, what is compared, the measurement and the verdict."""
-    unit, note = (f" {goal['unit']}" if goal["unit"] else ""), goal["note"]
-    aim = f"{most if goal['bound'] == 'at most' else least}{goal['limit']:g}{unit}"
-    what = goal["goal"] + (f" ({note})" if note else "")
-    if goal["met"] is None:
-        return aim, what, "not measured", ""
-    return aim, what, f"{goal['measured']:{digits}}{unit}", "met" if goal["met"] else "missed"
 
 
 def check_writable(path: Path) -> None:
@@ -223,60 +196,32 @@ def load_result(path: str | Path) -> Result | None:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
-    """A table in Markdown; all columns but the first are numbers, unless the ruler says otherwise."""
-    lines = [heads, ["---"] + [ruler] * (len(heads) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table in Markdown, for pages and for the terminal; all columns but the first are numbers, unless the ruler says
+    otherwise."""
+    lines = [heads, *rows]
+    first, *others = (max(3, *map(len, column)) for column in zip(*lines, strict=True))
+    pad = str.rjust if ruler == "---:" else str.ljust
+    texts = [[line[0].ljust(first), *map(pad, line[1:], others)] for line in lines]
+    texts.insert(
+        1, ["-" * first, *(ruler.replace("---", "-" * (n - len(ruler) + 3)) for n in others)]
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def goals_table(result: Result) -> str:
     """Every goal with its measurement."""
     rows: list[tuple[str, ...]] = []
     for goal in result["goals"]:
-        aim, what, measured, verdict = _words(
-            goal, "≤\N{NO-BREAK SPACE}", "≥\N{NO-BREAK SPACE}", ".3g"
-        )
-        ratio = "" if goal["ratio"] is None else f"{goal['ratio']:.2f}"
+        unit, note = (f" {goal['unit']}" if goal["unit"] else ""), goal["note"]
+        bound = "≤" if goal["bound"] == "at most" else "≥"
+        measured, ratio, verdict = "not measured", "", ""
+        if goal["met"] is not None:
+            measured, ratio = f"{goal['measured']:.3g}{unit}", f"{goal['ratio']:.2f}"
+            verdict = "met" if goal["met"] else "missed"
+        what = goal["goal"] + (f" ({note})" if note else "")
+        aim = f"{bound}\N{NO-BREAK SPACE}{goal['limit']:g}{unit}"
         rows.append((what, aim, measured, ratio, verdict))
     return markdown_table(("what", "goal", "measured", "ratio", ""), rows)
-
-
-def case_markdown(case: Result) -> str:
-    """One case, fastest first."""
-    cells = [_cells(row) for row in sorted(case["rows"], key=lambda row: row["seconds"]["median"])]
-    rows = [[row[i] for i in (0, 1, 3, 4, 6, 7)] for row in cells]
-    return markdown_table(("", "median", "× floor", "× dense", "saved", "peak"), rows)
-
-
-def ways_not_taken(result: Result, question: str) -> dict[str, list[float]]:
-    """The times of the other ways over that of the way taken, for each size."""
-    ratios: dict[str, list[float]] = {}
-    for record in result["choices"]:
-        for row in record["rows"]:
-            if record["question"] == question and row["way"] != record["taken"]:
-                ratios.setdefault(row["way"], []).append(row["to_taken"]["median"])
-    return ratios
-
-
-def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str:
-    """Every choice: the way taken, what was expected, the others' times over its own, and whether it came so.
-
-    `expected` holds, for each question, the expectation in words and the least ratio that it promises.
-    """
-    taken: dict[str, dict[str, None]] = {}  # by question, each way once
-    for record in result["choices"]:
-        taken.setdefault(record["question"], {})[record["taken"]] = None
-    rows: list[tuple[str, ...]] = []
-    for question, names in taken.items():
-        ratios = ways_not_taken(result, question)
-        measured = "; ".join(f"{way}: {span(values)}" for way, values in ratios.items())
-        words, least = expected.get(question, ("", 1.0))
-        lowest = min(value for values in ratios.values() for value in values)
-        outcome = "as expected"
-        if lowest < least:
-            outcome = "less than expected" if lowest >= 1 else "not everywhere"
-        rows.append((f"**{question}**: {', '.join(names)}", words, measured, outcome))
-    heads = ("what: the way taken", "expected", "measured, time of the others over it", "outcome")
-    return markdown_table(heads, rows, "---")
 
 
 def decode_table(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the benchmark page, drawn from the stored results and from nothing else."""
+"""Figures of the benchmark page, and its table of choices, made of the stored results and of nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe.bench import tables
 from minimoe.bench.goals import AIMS, BOTH
 from minimoe.bench.layer import DENSE
-from minimoe.bench.tables import Result, ways_not_taken
+from minimoe.bench.tables import Result, markdown_table
 from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import MinimoeError
@@ -130,6 +130,44 @@ def gpu_rates(result: Result, work: str) -> Figure:
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def span(values: Sequence[float]) -> str:
+    """Lowest to highest."""
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def ways_not_taken(result: Result, question: str) -> dict[str, list[float]]:
+    """The times of the other ways over that of the way taken, for each size."""
+    ratios: dict[str, list[float]] = {}
+    for record in result["choices"]:
+        for row in record["rows"]:
+            if record["question"] == question and row["way"] != record["taken"]:
+                ratios.setdefault(row["way"], []).append(row["to_taken"]["median"])
+    return ratios
+
+
+def choices_table(result: Result, expected: dict[str, tuple[str, float]]) -> str:
+    """Every choice: the way taken, what was expected, the others' times over its own, and whether it came so.
+
+    `expected` holds, for each question, the expectation in words and the least ratio that it promises.
+    """
+    taken: dict[str, dict[str, None]] = {}  # by question, each way once
+    for record in result["choices"]:
+        taken.setdefault(record["question"], {})[record["taken"]] = None
+    rows: list[tuple[str, ...]] = []
+    for question, names in taken.items():
+        ratios = ways_not_taken(result, question)
+        measured = "; ".join(f"{way}: {span(values)}" for way, values in ratios.items())
+        words, least = expected.get(question, ("", 1.0))
+        lowest = min(value for values in ratios.values() for value in values)
+        outcome = "as expected"
+        if lowest < least:
+            outcome = "less than expected" if lowest >= 1 else "not everywhere"
+        rows.append((f"**{question}**: {', '.join(names)}", words, measured, outcome))
+    heads = ("what: the way taken", "expected", "measured, time of the others over it", "outcome")
+    return markdown_table(heads, rows, "---")
 
 
 def select(result: Result, **values: Any) -> list[Result]:
