@@ -224,6 +224,8 @@ def run_train(args: argparse.Namespace) -> None:
     ranks = None
     started = "LOCAL_RANK" in os.environ and os.environ["WORLD_SIZE"] != "1"
     if args.dp or args.ep or started:
+        if args.compare is not None:
+            raise ConfigError("--compare trains in one process: leave torchrun, --dp and --ep out")
         from minimoe.train.parallel.launch import Ranks
 
         ranks = Ranks(args.dp, args.ep, args.patience)

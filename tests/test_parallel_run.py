@@ -341,6 +341,17 @@ def test_a_rank_that_does_not_answer_is_named_and_ended(
 
 
 @pytest.mark.slow
+def test_ranks_begin_from_a_model_as_one_process_does(
+    whole: Path, command: list[str], tmp_path: Path
+) -> None:
+    begin = [*command, "--from", str(whole), "--out"]
+    assert main([*begin, str(tmp_path / "one")]) == 0
+    for ended in started(tmp_path, 2, [*begin, str(tmp_path / "two"), "--ep", "2"]):
+        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    assert numbers(tmp_path / "two") == pytest.approx(numbers(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_four_ranks_go_on_from_two_from_a_stopped_rank_and_in_another_layout(
     whole: Path, stopped: Path, command: list[str], tmp_path: Path
 ) -> None:
@@ -382,6 +393,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(command: list[str], tmp_path: P
             "--dp 1 --ep 2",
             "are 2 processes for torchrun to start, and it did not",
         ),
+        ("--compare plan.toml --ep 2", "--compare trains in one process"),
         ("--tp 2", "--tp is tensor parallelism"),
         ("--pp 2", "--pp is pipeline parallelism"),
         ("--cp 2", "--cp is context parallelism"),

@@ -55,12 +55,10 @@ class Ranks:
     def check(self, model: ModelConfig, config: TrainConfig) -> None:
         """A ConfigError where the model or the batch cannot be divided so."""
         check_layout(model, self.dp, self.ep)
-        rows = config.batch_size // config.accumulate
+        rows, least = config.batch_size // config.accumulate, self.world * config.accumulate
         if rows % self.world:
-            fault = (
-                f"{self.world} ranks cannot share {rows} sequences evenly: choose a --batch-size"
-            )
-            raise ConfigError(f"{fault} that {self.world * config.accumulate} divides")
+            fault = f"{self.world} ranks cannot share {rows} sequences evenly"
+            raise ConfigError(f"{fault}: choose a --batch-size that {least} divides")
 
     def device(self, device: torch.device) -> torch.device:
         """This rank's own: of GPUs, that of its number."""
@@ -81,8 +79,7 @@ class Ranks:
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
-        # no block changes a view in place
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # no view is changed in place
         store = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))[0]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # one store serves them all
         self.store: Any = PrefixStore(f"minimoe-{attempt}", store)
@@ -90,8 +87,7 @@ class Ranks:
         try:
             yield
         except (MinimoeError, OSError, MemoryError, RuntimeError) as error:
-            # torchrun ends the others meanwhile
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends the others
             foreign = isinstance(error, RuntimeError) and not isinstance(error, MinimoeError)
             if foreign and ("gloo" in str(error) or isinstance(error, dist.DistError)):
                 raise TrainingError(self._culprit("Timed out" in str(error))) from error
