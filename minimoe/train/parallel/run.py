@@ -59,7 +59,7 @@ class ParallelRun(Run):
 
     def _most(self, *numbers: int) -> list[int]:
         """The largest of each that a rank gives."""
-        found = torch.tensor(numbers, device=self.device)
+        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
