@@ -93,14 +93,18 @@ def plans(expert: Ints, domain: Ints, even: Any, names: tuple[str, ...]) -> list
             one["unplaced"] = float(busiest(on_devices(test, devices)).mean())
             for what, load in loads.items():
                 made = [plan_replicas(row.tolist(), copies, devices) for row in load]
-                one[what] = float(np.mean([served(p, row) for p, row in zip(made, test, strict=True)]))
+                one[what] = float(
+                    np.mean([served(p, row) for p, row in zip(made, test, strict=True)])
+                )
             found.append(one)
     mix = counted(expert[even]), counted(expert[~even])
     for devices, copies in PLANS:
         made = [plan_replicas(row.tolist(), copies, devices) for row in mix[0]]
         one = {"domain": "all four", "devices": devices, "copies": copies}
         one["unplaced"] = float(busiest(on_devices(mix[1], devices)).mean())
-        one["the mix"] = float(np.mean([served(p, row) for p, row in zip(made, mix[1], strict=True)]))
+        one["the mix"] = float(
+            np.mean([served(p, row) for p, row in zip(made, mix[1], strict=True)])
+        )
         found.append(one)
     return found
 
@@ -130,11 +134,18 @@ def main(folder: Path) -> None:
     draw = np.random.default_rng(0)
     limits = {name: int(x) for name, x in say.limits("C16, its devices").items() if name != "more"}
     group = draw.permutation(len(trace.documents)) % limits["groups"]
-    dealt = [in_steps(expert[group[document] == g], limits["batch"], draw) for g in range(limits["groups"])]
+    dealt = [
+        in_steps(expert[group[document] == g], limits["batch"], draw)
+        for g in range(limits["groups"])
+    ]
     even_router = uniform(limits["batch"], draw)
     lost = [1 - 1 / busiest(on_devices(x, limits["devices"])) for x in dealt]
     result: dict[str, Any] = environment(torch.device("cpu"), 1) | SOURCE
-    result |= {"command": "python -m book.devices FOLDER", "tokens": len(trace), "domains": trace.domains}
+    result |= {
+        "command": "python -m book.devices FOLDER",
+        "tokens": len(trace),
+        "domains": trace.domains,
+    }
     result["lost"] = np.stack([x.mean(0) for x in lost], axis=1).round(4).tolist()
     alone = 1 - 1 / busiest(on_devices(even_router, limits["devices"]))
     result["uniform_lost"] = round(float(alone.mean()), 4)
@@ -159,7 +170,8 @@ def main(folder: Path) -> None:
     middle = (expert.shape[1] + 1) // 2 - 1
     texts = {"all four": domain >= 0} | {name: domain == d for d, name in enumerate(trace.domains)}
     result["steps"] = {
-        name: in_steps(expert[texts[name]], limits["batch"], draw)[:STEPS, middle].tolist() for name in SHOWN
+        name: in_steps(expert[texts[name]], limits["batch"], draw)[:STEPS, middle].tolist()
+        for name in SHOWN
     }
     result["findings"] = [as_object(judge(result))]
     write_object(OUT, result)

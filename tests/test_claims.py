@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from book import clark, mixtral, serving, yardsticks
+from book import clark, devices, mixtral, serving, yardsticks
 from book.verdicts import as_object
+from minimoe.cost.replicas import plan_replicas
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import vocabulary as words
@@ -337,6 +338,30 @@ def test_what_imbalance_costs_is_judged_beyond_chance(root: Path) -> None:
     assert found.parts[0].effect.high == pytest.approx(0.051 + 12.706 * 0.001, rel=1e-4)
     stored = json.loads((root / "book/results/imbalance.json").read_text(encoding="utf-8"))
     assert stored["findings"] == [json.loads(json.dumps(as_object(serving.imbalance(stored))))]
+
+
+def test_what_devices_lose_is_judged_beyond_chance(root: Path) -> None:
+    # by hand: experts with 1, 3, 2, 2 rows on two devices are even, on four the busiest has 3 of a mean of 2
+    rows = np.array([[1, 3, 2, 2]])
+    assert devices.busiest(devices.on_devices(rows, 2)).tolist() == [1]
+    assert devices.busiest(devices.on_devices(rows, 4)).tolist() == [1.5]
+    lost = [[0.2, 0.21, 0.19], [0.5, 0.51, 0.52], [0.1, 0.3, 0.5]]
+    found = devices.judge({"lost": lost, "uniform_lost": 0.15})
+    assert [p.verdict for p in found.parts] == [say.DISAGREES, say.AGREES, say.UNKNOWN]
+    stored = json.loads((root / "book/results/devices.json").read_text(encoding="utf-8"))
+    assert stored["findings"] == [json.loads(json.dumps(as_object(devices.judge(stored))))]
+
+
+def test_plans_and_layers_of_which_the_best_is_known() -> None:
+    # two halves of text: expert 1 is hot in one, 2 in the other; a plan for one is bad for the other
+    plan = plan_replicas([6.0, 1.0, 1.0], 4, 2)
+    assert devices.served(plan, np.array([6, 1, 1])) == pytest.approx(1)
+    assert devices.served(plan, np.array([1, 6, 1])) > 1.3
+    # the next layer's expert is this one's number times 9: a permutation that a placement follows exactly
+    first = np.arange(64).repeat(4)
+    expert = np.stack([first, first * 9 % 64], axis=1)[:, :, None]
+    found = devices.staying(expert, np.arange(256) % 2 == 0)
+    assert found["placed"] == 1 and found["by_number"] < 0.5
 
 
 def test_together_and_inside() -> None:
