@@ -85,6 +85,12 @@ from minimoe.check.lesson16 import (
     switchhead_values,
 )
 from minimoe.check.lesson17 import fair_steps, redrawn_units, slices_of_mlp, taught_weights
+from minimoe.check.lesson18 import (
+    copies_by_load,
+    gathered_gradient,
+    sends_by_device,
+    shared_gradients,
+)
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -111,6 +117,7 @@ __all__ = [
     "causality_test",
     "choose_then_weigh",
     "company_of_experts",
+    "copies_by_load",
     "corrected_list",
     "dealt_table",
     "dense_mixture",
@@ -126,6 +133,7 @@ __all__ = [
     "find",
     "first_tokens",
     "gate_gradient",
+    "gathered_gradient",
     "group_limited",
     "hint",
     "importance_and_load",
@@ -152,7 +160,9 @@ __all__ = [
     "roofline",
     "rotate_pairs",
     "same_documents_chance",
+    "sends_by_device",
     "settled_beyond_chance",
+    "shared_gradients",
     "slices_of_mlp",
     "slope_at",
     "slots_of_assignments",
