@@ -55,10 +55,10 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2286,
-    "check": 10917,
+    "check": 11245,
     "core": 3775,
     "cost": 830,
-    "course": 932,
+    "course": 1021,
     "hf": 1017,
     "kernels": 1144,
     "roof": 467,
@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1502,
     "zoo": 1099,
 }
-TESTS = 32_039  # and lines of Python that the tests may have
+TESTS = 32_218  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
