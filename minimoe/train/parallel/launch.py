@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Generator
 from datetime import timedelta
 from typing import Any
@@ -79,7 +78,6 @@ class Ranks:
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # no view is changed in place
         store = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))[0]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # one store serves them all
         self.store: Any = PrefixStore(f"minimoe-{attempt}", store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ def parallelise(model: MixtralModel, mesh: DeviceMesh) -> MixtralModel:
             "parallelism (TP, PP, CP) and replicated shards (HSDP) are not there"
         )
     check_layout(model.config, *mesh.shape)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # no view is changed in place
     everyone = init_device_mesh(mesh.device_type, (mesh.size(),))
     for block in model.layers:
         layer = block.mlp
