@@ -43,20 +43,24 @@ class Training:
 def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
     """The pieces, and what the plan says of the text.
 
-    An arm is its start and its balancing loss, as in 'scratch-sequence'; or 'base', the dense model from scratch, or
-    'dense', which goes on with it, as does 'dense-flops' for more steps.
+    An arm is its start and its balancing loss, as in 'scratch-sequence', and the sparse layers, counted from 1,
+    if not all are, as in 'upcycled-switch-24'; or 'base', the dense model from scratch, or 'dense', which goes on with
+    it, as does 'dense-flops' for more steps.
     """
     stages, text, model, training = read_tables(path, "text", "model", "training")
 
     def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, Training]:
-        start, _, balance = arm.partition("-")
+        start, balance, layers = (*arm.split("-"), "", "")[:3]
         base = {k: chosen.pop(k) for k in ("base_lr", "base_steps") if k in chosen}
         config = TrainConfig(**training | {"eval_every": 10**6, "save_every": 10**6} | chosen)
         of = ModelConfig(**model | sizes)
+        every = range(of.num_hidden_layers)
         if start in ("base", "dense"):
-            every = tuple(range(of.num_hidden_layers))
-            return of.replace(mlp_only_layers=every), Training(config, **base)
-        return of.replace(router_aux_loss_type=balance), Training(config, **base)
+            return of.replace(mlp_only_layers=tuple(every)), Training(config, **base)
+        kept = tuple(i for i in every if layers and str(i + 1) not in layers)
+        return of.replace(router_aux_loss_type=balance, mlp_only_layers=kept), Training(
+            config, **base
+        )
 
     return read_pieces(path, stages, made), text
 
@@ -74,20 +78,20 @@ def run_stages(names: list[str]) -> None:
         training: Training = piece.training
         config, start = training.run, None
         if training.base_steps:
-            layers = tuple(range(piece.model.num_hidden_layers))
+            of, layers = piece.model, range(piece.model.num_hidden_layers)
             early = dataclasses.replace(config, lr=training.base_lr, steps=training.base_steps)
-            start = base(
-                piece.model.replace(
-                    mlp_only_layers=layers, router_aux_loss_type="switch", router_aux_loss_coef=0.02
-                ),
-                early,
-            )
-            if not piece.model.mlp_only_layers:
+            dense = of.replace(  # one model for all arms, whose experts it has not
+                mlp_only_layers=tuple(layers), num_experts=8, moe_intermediate_size=None,
+                router_aux_loss_type="switch", router_aux_loss_coef=0.02,
+            )  # fmt: skip
+            start = base(dense, early)
+            if sparse := [i for i in layers if of.is_sparse(i)]:
                 begun = upcycle(
-                    start, num_experts=piece.model.num_experts, seed=config.seed,
+                    start, num_experts=of.num_experts, layers=sparse, seed=config.seed,
+                    granularity=of.intermediate_size // of.expert_size,
                     drop=0.5 if piece.arm.startswith("drop") else 0.0,
                 )  # fmt: skip
-                start = MixtralModel(piece.model)
+                start = MixtralModel(of)
                 start.load_state_dict(begun.state_dict())
             config = dataclasses.replace(config, seed=config.seed + 1000)  # other batches
         return _trained(dataclasses.replace(piece, training=Training(config)), corpus, start)[1]
