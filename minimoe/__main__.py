@@ -220,6 +220,7 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.train.compare import compare
     from minimoe.train.environment import resolve_device
     from minimoe.train.loop import Run
+    from minimoe.train.step import freeze
 
     ranks = None
     started = "LOCAL_RANK" in os.environ and os.environ["WORLD_SIZE"] != "1"
@@ -247,6 +248,11 @@ def run_train(args: argparse.Namespace) -> None:
             require_fit(model, config)
             if ranks is not None:
                 ranks.check(model, config)
+        if frozen := split_names(args.freeze) or []:
+            if ranks is not None:
+                raise ConfigError("--freeze is of one process: leave it or --dp and --ep out")
+            with torch.device("meta"):
+                freeze(MixtralModel(model), frozen)  # refuses, before any text is read
         text = args.text and args.text.resolve().stem
         name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
         out = args.out or Path("runs") / name
@@ -258,6 +264,7 @@ def run_train(args: argparse.Namespace) -> None:
         whole = args.whole or loaded.heldout.tokens.size <= config.tokens
         options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
         options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
+        options |= {"frozen": frozen} if frozen else {}
         make = ranks.run if ranks else Run
         run = make(out, model, config, loaded, **options)
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)

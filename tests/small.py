@@ -163,7 +163,9 @@ def tiny_run(
 ) -> Run:
     """A run of TRAIN on a tiny model whose router draws noise, so that the noise must be resumed too."""
     config = TINY.replace(**{"vocab_size": 300, "router_jitter_noise": 0.1} | (model or {}))
-    own: Any = {k: options.pop(k) for k in ("start", "whole", "recompute") if k in options}
+    own: Any = {
+        k: options.pop(k) for k in ("start", "frozen", "whole", "recompute") if k in options
+    }
     training = dataclasses.replace(TRAIN, **options)
     return Run(out, config, training, corpus, resume=resume, name="tiny", **own)
 

@@ -16,7 +16,7 @@ import torch
 
 from minimoe.__main__ import build_parser, main
 from minimoe.config import ModelConfig
-from minimoe.errors import CorpusError
+from minimoe.errors import CheckpointError, CorpusError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.text.own import own_corpus
@@ -91,6 +91,8 @@ def test_each_option_stands_in_the_help_with_the_values_of_the_presets(
         ("--from mini --experts 4", "--from and --experts exclude each other"),
         ("--from mini --dense", "--from and --dense exclude each other"),
         ("--from mini --attention moa", "--from and --attention exclude each other"),
+        ("--freeze embed", "no parameter is named 'embed'; did you mean embed_tokens.weight? give"),
+        ("--freeze *", "* is all of the model: leave something to train"),
         ("--from nowhere", "'nowhere' is neither a shipped model"),
         ("--from mini --seq-len 300", "seq_len is 300, but the model has positions for 256"),
         ("--text . --domains help", "--text and --domains exclude each other"),
@@ -223,7 +225,8 @@ def test_a_model_of_own_text_from_the_command_line_and_on_from_there(
         == 0
     )
     # the second run begins with the weights and the tokenizer of the first, and resumes as any other
-    on, onward = tmp_path / "on", [*NANO, *more, "--from", str(out), "--out"]
+    own = ["--from", str(out), "--freeze", "embed_tokens", "--out"]
+    on, onward = tmp_path / "on", [*NANO, *more, *own]
     assert main([*onward, str(on), "--lr", "1e-9"]) == 0
     assert (on / "tokenizer.json").read_text() == (out / "tokenizer.json").read_text()
     losses = [[r["lm_loss"] for r in log_of(f) if "lm_loss" in r] for f in (out, on)]
@@ -241,6 +244,32 @@ def test_a_start_of_other_weights_is_another_run(corpus: Corpus, tmp_path: Path)
     start = tiny_model(3, vocab_size=300, router_jitter_noise=0.1)
     run = tiny_run(tmp_path, corpus, start=start)
     assert state.digest(run.model) == state.digest(start) == run.recipe["start"]
+
+
+def test_what_is_frozen_stays_and_the_run_goes_on_bit_for_bit(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    frozen = ("embed_tokens", "layers.1", "layers.*.gate.weight")
+    start = tiny_model(3, vocab_size=300, router_jitter_noise=0.1)
+    options: Any = {"frozen": frozen, "start": start, "steps": 4, "eval_every": 9}
+    run = tiny_run(tmp_path / "one", corpus, **options)
+    assert run.recipe["freeze"] == list(frozen)
+    run.train(progress=False)
+    kept = {n for n, p in run.model.named_parameters() if not p.requires_grad}
+    assert {n for n in kept if not n.startswith("layers.1.")} == {
+        "embed_tokens.weight",
+        "layers.0.mlp.gate.weight",
+    }
+    began = dict(start.named_parameters())
+    for name, p in run.model.named_parameters():  # not by weight decay either
+        assert torch.equal(p, began[name]) == (name in kept), name
+    tiny_run(tmp_path / "two", corpus, **options).train(progress=False, stop_after=2)
+    again = tiny_run(tmp_path / "two", corpus, resume=True, **options)
+    again.train(progress=False)
+    assert state.digest(again.model) == state.digest(run.model)
+    with pytest.raises(CheckpointError, match="freeze was"):
+        tiny_run(tmp_path / "two", corpus, resume=True, **options | {"frozen": ()})
+    assert "--freeze 'embed_tokens,layers.1,layers.*.gate.weight'" in command(run.recipe)
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from minimoe.train.step import (
     DomainLoss,
     accumulate_gradients,
     evaluate,
+    freeze,
     learning_rate,
     make_optimizer,
     probe,
@@ -56,6 +58,7 @@ class Run:
         out: the folder.
         resume: go on with the run in it.
         start: begin with the weights of this model, which has the same shapes; None: with random ones.
+        frozen: names of parameters or of modules, or patterns of them, that stay as they begin (see `step.freeze`).
         whole: read all held-out text at the end, not a sample as in the validations before.
         recompute: keep no activations inside of blocks for the backward pass, but compute them again: the same step
             in less memory, for a third more work.
@@ -76,6 +79,7 @@ class Run:
         resume: bool = False,
         name: str = "custom",
         start: MixtralModel | None = None,
+        frozen: Sequence[str] = (),
         whole: bool = True,
         recompute: bool = False,
     ) -> None:
@@ -92,12 +96,15 @@ class Run:
         self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
         if start is not None:
             self.recipe["start"] = state.digest(start)
+        if frozen:
+            self.recipe["freeze"] = list(frozen)
         self.batches = Batches(corpus.train, corpus.domains, config)
         for domain in corpus.domains:
             require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
         self.leads = True  # this process writes; of several that train together, one
         self.model = self._make_model(model_config, start).train()
+        freeze(self.model, frozen)
         for block in self.model.layers if recompute else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -190,6 +191,8 @@ def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
 def command(recipe: dict[str, Any]) -> str:
     """The options of `python -m minimoe train` that say how the model of a recipe was made."""
     model, words = ModelConfig.from_dict(recipe["model"]), f"--preset {recipe['preset']}"
+    if "freeze" in recipe:
+        words += f" --freeze {shlex.quote(','.join(recipe['freeze']))}"
     if "start" in recipe or recipe["preset"] not in TRAIN_PRESETS:
         return words + " --from MODEL" * ("start" in recipe)
     base, dense = ModelConfig.preset(recipe["preset"]), bool(model.mlp_only_layers)

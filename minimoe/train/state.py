@@ -230,7 +230,8 @@ def restore_state(
         for name, number in numbers.items():
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number}, expected a finite number from 0 on")
-        for p in model.parameters() if step > 0 else ():  # before, there are no moments
+        trained = (p for p in model.parameters() if p.requires_grad and step > 0)
+        for p in trained:  # before the first step there are no moments
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
             # fused AdamW keeps its step counts beside the parameters
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.balance import BiasController, GlobalLoad, Load, num_ranks, sum_over_ranks
-from minimoe.errors import ConfigError, MinimoeError, TrainingError
+from minimoe.errors import ConfigError, MinimoeError, TrainingError, did_you_mean
 from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, ModelOutput
@@ -204,11 +205,33 @@ def require_finite(step: Step, norm: Tensor) -> None:
         raise MinimoeError("the gradient is not finite")
 
 
+def freeze(model: MixtralModel, patterns: Sequence[str]) -> None:
+    """Keep parameters as they are: those whose name, or that of a module around them, fits a pattern of `fnmatch`.
+
+    The selection bias of a sigmoid router is a buffer and moves on. A ConfigError where a pattern fits nothing, or
+    nothing is left to train.
+    """
+    left = dict(model.named_parameters())
+    for pattern in patterns:
+        fits = [n for n in left if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
+        if not fits:
+            near = did_you_mean(pattern, left, cutoff=0.4)
+            raise ConfigError(
+                f"no parameter is named {pattern!r}; {near}give such as {next(iter(left))}, 'layers.0' or "
+                "'layers.*.self_attn', where layer 0 is the first"
+            )
+        for name in fits:
+            left[name].requires_grad_(False)
+    if not any(p.requires_grad for p in left.values()):
+        raise ConfigError(f"{', '.join(patterns)} is all of the model: leave something to train")
+
+
 def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; norms (vectors) are not decayed."""
+    """AdamW of what is not frozen; norms (vectors) are not decayed."""
     kinds: dict[tuple[bool, Any], list[nn.Parameter]] = {}
     for p in model.parameters():  # of several meshes: one update takes tensors of one
-        kinds.setdefault((p.ndim > 1, getattr(p, "device_mesh", None)), []).append(p)
+        if p.requires_grad:
+            kinds.setdefault((p.ndim > 1, getattr(p, "device_mesh", None)), []).append(p)
     groups: list[dict[str, Any]] = [
         {"params": of, "weight_decay": config.weight_decay if matrix else 0.0}
         for (matrix, _), of in kinds.items()
