@@ -1,10 +1,12 @@
-"""The comparison of lesson 17: models from scratch and upcycled ones, balanced over the batch or within sequences.
+"""The comparisons of lesson 17: from scratch or upcycled, how balanced, in which layers, beside dense continuations.
 
-python -m book.upcycling STAGE...    what these stages of book/results/upcycling/plan.toml have left to run
+python -m book.upcycling STAGE...    what these stages of book/results/upcycling/plan.toml have left to run, then
+                                     book/results/upcycling.json, which has the verdict of claim C17
 """
 
 import dataclasses
 import functools
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -16,14 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.verdicts import about, as_object  # noqa: E402
 from minimoe.config import ModelConfig  # noqa: E402
 from minimoe.generate import evaluating  # noqa: E402
 from minimoe.hf.upcycle import upcycle  # noqa: E402
+from minimoe.io import write_object  # noqa: E402
 from minimoe.layers import MoELayer  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
+from minimoe.study import claims as say  # noqa: E402
+from minimoe.study.chance import Band, difference  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
 from minimoe.train.loop import Run  # noqa: E402
-from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing  # noqa: E402
+from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing, stored  # noqa: E402
 from minimoe.train.settings import TrainConfig  # noqa: E402
 from minimoe.train.state import read_log  # noqa: E402
 
@@ -45,7 +51,7 @@ def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
 
     An arm is its start and its balancing loss, as in 'scratch-sequence', and the sparse layers, counted from 1,
     if not all are, as in 'upcycled-switch-24'; or 'base', the dense model from scratch, or 'dense', which goes on with
-    it, as does 'dense-flops' for more steps.
+    it, as does 'dense-flops' for more steps; 'kept' compares its copies with it and trains none.
     """
     stages, text, model, training = read_tables(path, "text", "model", "training")
 
@@ -55,7 +61,7 @@ def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
         config = TrainConfig(**training | {"eval_every": 10**6, "save_every": 10**6} | chosen)
         of = ModelConfig(**model | sizes)
         every = range(of.num_hidden_layers)
-        if start in ("base", "dense"):
+        if start in ("base", "dense", "kept"):
             return of.replace(mlp_only_layers=tuple(every)), Training(config, **base)
         kept = tuple(i for i in every if layers and str(i + 1) not in layers)
         return of.replace(router_aux_loss_type=balance, mlp_only_layers=kept), Training(
@@ -85,6 +91,8 @@ def run_stages(names: list[str]) -> None:
                 router_aux_loss_type="switch", router_aux_loss_coef=0.02,
             )  # fmt: skip
             start = base(dense, early)
+            if piece.arm == "kept":
+                return {"kept": kept(start, corpus)}
             if sparse := [i for i in layers if of.is_sparse(i)]:
                 begun = upcycle(
                     start, num_experts=of.num_experts, layers=sparse, seed=config.seed,
@@ -98,6 +106,70 @@ def run_stages(names: list[str]) -> None:
 
     mine = [p for p in pieces if p.path.parent.name in names]
     run_missing(mine, lambda piece: recipe(piece, text=corpus.sha256), run)
+
+
+@torch.no_grad()
+def kept(dense: MixtralModel, corpus: Corpus) -> dict[str, float]:
+    """The largest difference of a logit between a dense model and its copy, for every choice of layers (from 1)."""
+    count, found = dense.config.num_hidden_layers, dict[str, float]()
+    ids = torch.from_numpy(corpus.heldout.tokens[: 16 * 64].reshape(16, 64).astype(np.int64))
+    with evaluating(dense):
+        expected = dense(ids).logits
+        for n in range(1, count + 1):
+            for layers in itertools.combinations(range(count), n):
+                experts = (8 * count - 2 * (count - n)) // n  # equation (6) of the lesson
+                copy = upcycle(dense, num_experts=experts, layers=layers, granularity=2)
+                gap = float((copy(ids).logits - expected).abs().max())
+                found["".join(str(i + 1) for i in layers)] = gap
+    return found
+
+
+def losses(stage: str) -> dict[str, dict[int, float]]:
+    """The held-out loss of each arm and seed of a stage."""
+    found: dict[str, dict[int, float]] = {}
+    for piece in stored(FOLDER, stage):
+        run = piece["recipe"]["training"]["run"]
+        found.setdefault(piece["recipe"]["arm"], {})[run["seed"]] = piece["loss"]
+    return found
+
+
+def finding(gaps: dict[str, float], found: dict[str, dict[int, float]]) -> say.Finding:
+    """The verdict of C17, from the differences of logits by choice of layers, and losses by arm and seed."""
+    most, limits = max(gaps.values()), say.limits("C17")
+    verdict = say.AGREES if most <= limits["kept"] else say.DISAGREES
+    parts = [
+        say.Part(
+            f"function kept, {len(gaps)} choices of layers",
+            f"at most {most:.1e} in a logit",
+            verdict,
+        )
+    ]
+    short = [f"copies differ by at most {most:.0e} in a logit"]
+    for layers in ("24", "34", "12", "234", ""):
+        runs = found.get(f"upcycled-switch-{layers}".rstrip("-"), {})
+        pairs = len(runs.keys() & found.get("dense", {}).keys())
+        band = difference(runs, found["dense"]) if pairs > 1 else Band(float("nan"))
+        where = f"layers {say.listed(layers)}" if layers else "all layers"
+        said = (
+            f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}] nats per token, {pairs} seeds"
+        )
+        said = said if pairs > 1 else "not run yet"
+        served = say.below(band, limits["margin"])
+        parts.append(say.Part(f"experts in {where}, less dense", said, served, bool(layers), band))
+        if pairs > 1:
+            short.append(f"{band.value:+.3f} nats with experts in {where}")
+    return say.finding("C17", parts, ", ".join(short))
+
+
+def store() -> None:
+    """Write upcycling.json, of the pieces that are there."""
+    (gaps,) = (piece["kept"] for piece in stored(FOLDER, "kept"))
+    every = stored(FOLDER)
+    write_object(
+        FOLDER.with_suffix(".json"),
+        about(every, "python -m book.upcycling kept tuning-3 continued tuning-4 layers")
+        | {"findings": [as_object(finding(gaps, losses("layers")))]},
+    )
 
 
 def _trained(
@@ -159,3 +231,4 @@ def look(model: MixtralModel, corpus: Corpus, seq_len: int, windows: int) -> Num
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run_stages(sys.argv[1:])
+    store()

@@ -20,6 +20,7 @@ from minimoe.config import ROUTER_TYPES, ModelConfig
 from minimoe.cost import (
     DEVICES,
     Device,
+    attention_matrices,
     count_parameters,
     crossover_tokens,
     decode_floor,
@@ -334,6 +335,34 @@ def test_forward_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> N
     # the written-out attention computes all S² scores and masks those above the diagonal
     expected = s * (sum(found.values()) + scores * 2 * s / (s + 1))
     assert counted(model, ids) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_type": "switchhead", "num_attention_heads": 2},
+        {"attention_type": "moa", "attention_num_experts": 4, "attention_num_experts_per_tok": 3},
+    ],
+)
+def test_matrices_and_cache_are_those_that_a_model_makes_and_keeps(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, s, shapes = SMALL.replace(**changes), 9, list[tuple[int, ...]]()
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(q: torch.Tensor, k: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        shapes.append((q.shape[1], q.shape[2], k.shape[2]))
+        return plain(q, k, *more, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    model, cache = MixtralModel(config).eval(), KVCache(config.num_hidden_layers)
+    with torch.no_grad():
+        model(torch.randint(config.vocab_size, (1, s)), cache=cache)
+    assert {shape[1:] for shape in shapes} == {(s, s)}
+    assert sum(heads for heads, _, _ in shapes) == attention_matrices(config)
+    kept = sum(x.numel() for x in (*cache.keys, *cache.values) if x is not None)
+    assert 2 * kept == kv_cache_bytes(config, s)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "router_type": "sigmoid"}])

@@ -22,6 +22,7 @@ from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.config import ModelConfig
 from minimoe.cost import (
     DEVICES,
+    attention_matrices,
     count_parameters,
     decode_flops,
     forward_flops,
@@ -421,7 +422,7 @@ BUDGET: dict[str, Any] = {"tokens": 2e12, "utilisation": 0.35, "gpus": 512}
 CHIP = DEVICES["a100"]
 NUMBERS = (
     "({parameters: m.parameters(c), forward: m.flops(c, S), last: m.flops(c, S, {decode: true}), "
-    "cache: m.cacheBytes(c, S), training: m.training(c, given.budget)})"
+    "cache: m.cacheBytes(c, S), matrices: m.matrices(c), training: m.training(c, given.budget)})"
 )
 MIXTRAL = PRESETS["mixtral-8x7b"]
 
@@ -442,6 +443,7 @@ def agree(got: dict[str, Any], c: ModelConfig, context: int) -> None:
     assert got["forward"] == pytest.approx(forward_flops(c, context), **EXACT)
     assert got["last"] == pytest.approx(decode_flops(c, context), **EXACT)
     assert got["cache"] == kv_cache_bytes(c, context)
+    assert got["matrices"] == attention_matrices(c)
     run = training(c, BUDGET["tokens"], CHIP, gpus=512, utilisation=0.35)
     expected = {"flops": run.flops, "hours": run.gpu_hours, "days": run.days}
     assert got["training"] == pytest.approx(expected, **EXACT)
@@ -493,7 +495,9 @@ def test_whatever_the_sliders_say_is_a_model_with_the_library_s_numbers(
         assert kept
         sizes = (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_experts_per_tok)
         assert sizes == (said["D"], said["L"], said["heads"], min(said["K"], said["E"]))
-        assert c.head_size == before.head_size
+        own = said["attention"] == "own"
+        assert c.attention_type == (before.attention_type if own else said["attention"])
+        assert c.head_size == said["d"]
         if types := before.layer_types:
             assert c.layer_types == tuple(types[i % len(types)] for i in range(said["L"]))
         if len(before.mlp_only_layers) < before.num_hidden_layers:
@@ -507,7 +511,7 @@ def test_whatever_the_sliders_say_is_a_model_with_the_library_s_numbers(
     ("change", "message"),
     [
         ({"router_type": "soft"}, "no arithmetic for the router soft"),
-        ({"attention_type": "moa"}, "no arithmetic for attention of type moa"),
+        ({"attention_type": "new"}, "no arithmetic for attention of type new"),
     ],
 )
 def test_what_it_has_no_arithmetic_for_is_said(change: dict[str, str], message: str) -> None:

@@ -396,6 +396,15 @@ def weight_bytes(
     return size * bytes_per_parameter
 
 
+def attention_matrices(config: ModelConfig) -> int:
+    """Matrices of attention weights [S, S] that a sequence has: one for each head that a token computes, in all layers.
+
+    SwitchHead's experts add none, MoA's are K · (key/value heads) of its heads. Programs that compute the softmax block
+    by block never have a whole one in memory; what FLOPs and cache follow is the number of heads times their size.
+    """
+    return config.num_attention_heads * len(_keys(config, 1))
+
+
 def kv_cache_bytes(config: ModelConfig, context: int) -> float:
     """Bytes that one sequence of `context` tokens keeps, 2 for each of these numbers:
 

@@ -22,6 +22,8 @@ function attentionWeights(c) {
   let matrix = d * (heads + 2 * kv) * size + heads * size * d;
   let bias = (heads + 2 * kv) * size;
   let norm = { head: 2 * size, full: (heads + kv) * size }[c.qk_norm] ?? 0;
+  const [copies, used] = [c.attention_num_experts, c.attention_num_experts_per_tok];
+  let experts = [];
   if (c.attention_type === "mla") {
     const [rank, nope, rope, value] = [c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim];
     const [down, queries] = [c.q_lora_rank, heads * (nope + rope)];
@@ -29,11 +31,18 @@ function attentionWeights(c) {
     matrix += d * (rank + rope) + rank * heads * (nope + value) + heads * value * d;
     bias = (down ?? 0) + rank + rope;
     norm = (down ?? 0) + rank;
+  } else if (c.attention_type === "switchhead") {
+    matrix = (heads + kv) * (d * size + copies * d); // queries, keys and gates; an expert makes values or outputs
+    experts = [kind("attention", "matrix", d * size, { copies, used, layers: layers * (heads + kv) })];
+  } else if (c.attention_type === "moa") {
+    matrix = 2 * d * kv * size + copies * d; // keys, values and gate; an expert is kv heads, their queries and outputs
+    experts = [kind("attention", "matrix", 2 * d * kv * size, { copies, used, layers })];
   } else if (c.attention_type !== "gqa") throw new Error(`it has no arithmetic for attention of type ${c.attention_type}`);
   const vector = (c.attention_bias ? bias : 0) + (c.attention_output_bias ? d : 0) + (c.attention_sinks ? heads : 0);
   return [
     kind("attention", "matrix", matrix, { layers }),
     kind("attention", "vector", vector, { layers }),
+    ...experts,
     kind("norms", "vector", norm, { layers }),
   ];
 }
@@ -100,6 +109,9 @@ export function flops(c, context, { decode = false } = {}) {
   found.attention_scores = keys * 2 * c.num_attention_heads * width;
   return found;
 }
+
+// Matrices of attention weights, S by S each: one for each head that a token computes, in all layers.
+export const matrices = (c) => c.num_attention_heads * c.num_hidden_layers;
 
 // Bytes that one sequence of S tokens keeps in the key/value cache.
 export function cacheBytes(c, context, bytes = 2) {

@@ -11,37 +11,55 @@ export const REACH = {
   L: [1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 61, 64, 80, 96, 128],
   heads: [2, 4, 6, 8, 16, 32, 48, 64, 96, 128],
   kv: [1, 2, 4, 6, 8, 16, 32, 48, 64, 96, 128],
+  attention: ["own", "switchhead", "moa"],
+  d: [16, 22, 28, 32, 48, 56, 64, 80, 96, 128, 192, 256],
+  aE: [1, 2, 4, 5, 8, 12, 16, 24, 32, 48, 64, 96, 128],
+  aK: [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128],
   S: [1, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 40960, 65536, 131072, 163840],
 };
 
 const isDense = (c) => sparseLayers(c) === 0;
+const mixes = (c) => ["switchhead", "moa"].includes(c.attention_type);
 
 // The sizes of a configuration, as the sliders say them.
 export function sizes(c) {
   return {
     E: isDense(c) ? 1 : c.num_experts, K: isDense(c) ? 1 : c.num_experts_per_tok, F: expertSize(c),
-    D: c.hidden_size, L: c.num_hidden_layers, heads: c.num_attention_heads, kv: c.num_key_value_heads,
+    D: c.hidden_size, L: c.num_hidden_layers, heads: c.num_attention_heads, kv: c.num_key_value_heads, d: headSize(c),
+    attention: mixes(c) ? c.attention_type : "own", aE: c.attention_num_experts, aK: c.attention_num_experts_per_tok,
   };
 }
 
 // A preset with other sizes, made possible: no more choices than experts, key/value heads that divide the heads (one
-// for each under MLA), heads as wide as they were. A dense model gets experts in all its layers where E is above 1.
-export function changed(preset, { E, K, F, D, L, heads, kv }) {
+// for each under MLA). A dense model gets experts in all its layers where E is above 1. Attention with experts has no
+// biases and sinks; in MoA a token has heads / kv experts of kv heads each, and no norm over all of them.
+export function changed(preset, { E, K, F, D, L, heads, kv, d, attention, aE, aK }) {
   const layers = Array.from({ length: L }, (_, i) => i);
   const dense = isDense(preset);
   const fits = REACH.kv.filter((n) => n <= kv && heads % n === 0);
+  const own = attention === "own";
+  const type = own ? preset.attention_type : attention;
+  const groups = type === "mla" ? heads : fits.at(-1);
+  const used = type === "moa" ? heads / groups : aK;
   return {
     ...preset,
     num_experts: E,
     num_experts_per_tok: Math.min(K, E),
     [preset.moe_intermediate_size === null ? "intermediate_size" : "moe_intermediate_size"]: F,
     hidden_size: D,
-    head_dim: headSize(preset),
+    head_dim: d,
     num_hidden_layers: L,
     mlp_only_layers: dense ? (E > 1 ? [] : layers) : preset.mlp_only_layers.filter((layer) => layer < L),
     layer_types: preset.layer_types.length ? layers.map((i) => preset.layer_types[i % preset.layer_types.length]) : [],
     num_attention_heads: heads,
-    num_key_value_heads: preset.attention_type === "mla" ? heads : fits.at(-1),
+    num_key_value_heads: groups,
+    attention_type: type,
+    attention_num_experts: REACH.aE.find((n) => n >= Math.max(aE, used)),
+    attention_num_experts_per_tok: used,
+    attention_bias: own && preset.attention_bias,
+    attention_output_bias: own && preset.attention_output_bias,
+    attention_sinks: own && preset.attention_sinks,
+    qk_norm: type === "moa" && preset.qk_norm === "full" ? "head" : preset.qk_norm,
   };
 }
 
@@ -60,6 +78,15 @@ const powerOfTen = (number) => {
   return `${digits} · 10${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
 };
 const [BAR, ROW] = [26, 52];
+
+// What attention costs a token: projections, scores, matrices, cache.
+function ofAttention(c, S) {
+  const [forward, count] = [flops(c, S), matrices(c)];
+  return (
+    `${si(forward.attention, "FLOP")} projections, ${si(forward.attention_scores, "FLOP")} scores a token; ` +
+    `${whole(count)} matrices, ${si(2 * count * S * S, "B")} if written out; ${si(cacheBytes(c, 1), "B")} of cache a token`
+  );
+}
 
 // Three stacked bars, [title, {component: size}, size of the full width] each.
 function stacked(rows, width) {
@@ -95,9 +122,14 @@ export default explorable(({ data, stage, width, reset }) => {
   for (const [key, label] of [
     ["E", "E, experts"], ["K", "K of them per token"], ["F", "F, expert width"], ["D", "D, model width"],
     ["L", "L, layers"], ["heads", "heads"], ["kv", "key/value heads"],
+    ["d", "d, head size"], ["aE", "experts in attention"], ["aK", "of these per token"],
   ]) {
     shaped[key] = slider({ label, values: REACH[key], value: own[key], show: (v) => (v === undefined ? "" : whole(v)), oninput: () => show(key) });
   }
+  shaped.attention = select({
+    label: "attention", options: [["own", "as published"], ["switchhead", "SwitchHead"], ["moa", "MoA"]], value: "own",
+    oninput: () => show(),
+  });
   const context = slider({ label: "S, context", values: REACH.S, value: data.context, show: whole, oninput: () => show() });
   const tokens = slider({
     label: "tokens to train on", values: [9, 10, 11, 12, 13].flatMap((power) => [1, 2, 5].map((n) => Number(`${n}e${power}`))),
@@ -113,7 +145,6 @@ export default explorable(({ data, stage, width, reset }) => {
     for (const [key, value] of Object.entries(sizes(preset))) shaped[key].set(value);
     context.input.max = REACH.S.findLastIndex((s) => s <= preset.max_position_embeddings);
     context.set(Math.min(data.context, preset.max_position_embeddings));
-    shaped.kv.input.disabled = preset.attention_type === "mla";
     show();
   }
 
@@ -125,6 +156,9 @@ export default explorable(({ data, stage, width, reset }) => {
     if (said.kv > said.heads && turned === "kv") said.heads = REACH.heads.find((n) => n % said.kv === 0);
     const c = changed(preset, said);
     for (const [key, value] of Object.entries(sizes(c))) if (shaped[key].value !== value) shaped[key].set(value);
+    shaped.kv.input.disabled = shaped.d.input.disabled = c.attention_type === "mla";
+    shaped.aE.input.disabled = !mixes(c);
+    shaped.aK.input.disabled = c.attention_type !== "switchhead"; // in MoA it is heads / kv
 
     const S = context.value;
     const count = parameters(c);
@@ -157,6 +191,8 @@ export default explorable(({ data, stage, width, reset }) => {
       ...[
         ["weights", [16, 8, 4].map((bits) => `${si((count.total * bits) / 8, "B")} in ${bits} bit`).join(", ")],
         ["key/value cache", `${si(cacheBytes(c, 1), "B")} a token, ${si(cacheBytes(c, S), "B")} for ${whole(S)}`],
+        ["attention", ofAttention(c, S)],
+        ...(mixes(c) ? [["the published one", ofAttention(preset, S)]] : []),
         ["compute per token", `${si(all, "FLOP")} forward, ${si(2 * all, "FLOP")} backward`],
         ["writing the last one", `${si(last, "FLOP")}, after ${whole(S - 1)} others`],
         ["training", `6 · used · tokens = ${powerOfTen(cost.flops)} FLOP`],
@@ -165,7 +201,7 @@ export default explorable(({ data, stage, width, reset }) => {
     );
 
     const experts = count.parts.experts?.total ?? 0;
-    const same = ["E", "K", "F", "D", "L", "heads", "kv"].every((key) => shaped[key].value === sizes(preset)[key]);
+    const same = Object.entries(sizes(preset)).every(([key, size]) => shaped[key].value === size);
     const text =
       `${choice.value}${same ? "" : ", changed,"} holds ${billions(count.total)} parameters and uses ${billions(count.active)} for a token, ${percent(share)}. ` +
       (experts
@@ -188,7 +224,8 @@ export default explorable(({ data, stage, width, reset }) => {
     h("div", { class: "mm-controls" }, [choice, shaped.E, shaped.K, shaped.F].map((control) => control.element)),
     picture.element,
     words.element,
-    h("div", { class: "mm-controls" }, [shaped.D, shaped.L, shaped.heads, shaped.kv, context].map((control) => control.element)),
+    h("div", { class: "mm-controls" }, [shaped.D, shaped.L, shaped.heads, shaped.kv, shaped.d, context].map((control) => control.element)),
+    h("div", { class: "mm-controls" }, [shaped.attention, shaped.aE, shaped.aK].map((control) => control.element)),
     h("div", { class: "mm-buttons" }, button("Published sizes", restore), reset),
     h("details", { class: "mm-table" }, h("summary", {}, "Where did they go?"), answer),
     h("div", { class: "mm-scroll mm-table", tabindex: 0, role: "region", "aria-label": "By component" },
