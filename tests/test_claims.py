@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from book import clark, devices, mixtral, serving, yardsticks
+from book import clark, devices, mixtral, serving, upcycling, yardsticks
 from book.verdicts import as_object
 from minimoe.cost.replicas import plan_replicas
 from minimoe.study import chance as ch
@@ -324,6 +324,30 @@ def test_our_own_comparison_is_judged_by_pairs_of_seeds() -> None:
     again, (old,) = yardsticks.finding(every), stored["findings"]
     assert (again.verdict, again.short, again.rule) == (old["verdict"], old["short"], old["rule"])
     assert [p.found for p in again.parts] == [p["found"] for p in old["parts"]]
+
+
+def test_experts_in_some_layers_are_judged_by_function_and_by_loss(root: Path) -> None:
+    sets = ("24", "34", "12", "234", "")
+    dense = {seed: 4.0 for seed in range(4)}
+
+    def judged(gap: float, moved: float, spread: float = 0.0) -> say.Finding:
+        made = {seed: 4.0 + moved + spread * (seed - 1.5) for seed in dense}
+        runs = {f"upcycled-switch-{layers}".rstrip("-"): made for layers in sets}
+        return upcycling.finding({"1": 0.0, "12": gap}, runs | {"dense": dense})
+
+    assert judged(1e-6, 0.0).verdict == say.AGREES
+    assert judged(1e-3, 0.0).verdict == say.DISAGREES == judged(1e-6, 0.1).verdict
+    assert judged(1e-6, 0.0, spread=0.1).verdict == say.UNKNOWN
+    nothing = upcycling.finding({"1": 1e-6}, {})  # the function alone does not decide
+    assert nothing.verdict == say.UNKNOWN and nothing.parts[1].found == "not run yet"
+    # by hand: steps of .01 have a deviation of .0129 over four seeds, t = 3.182 for three degrees
+    band = judged(1e-6, 0.0, spread=0.01).parts[1].effect
+    assert band.high == pytest.approx(3.182 * 0.012910 / 2, rel=1e-3)
+    (piece,) = upcycling.stored(upcycling.FOLDER, "kept")
+    assert len(piece["kept"]) == 2**4 - 1
+    again = as_object(upcycling.finding(piece["kept"], upcycling.losses("layers")))
+    kept = json.loads((root / "book/results/upcycling.json").read_text(encoding="utf-8"))
+    assert kept["findings"] == [json.loads(json.dumps(again))]
 
 
 def test_what_imbalance_costs_is_judged_beyond_chance(root: Path) -> None:
