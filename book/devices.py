@@ -16,12 +16,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from book.v2_lite import SOURCE, E, K, read
-from book.verdicts import as_object, mean
+from book.verdicts import as_object
 from minimoe.bench.timing import environment
 from minimoe.cost.replicas import ReplicaPlan, plan_replicas
 from minimoe.io import write_object
 from minimoe.study import claims as say
-from minimoe.study.chance import Band, Ints
+from minimoe.study.chance import Band, Ints, mean
 
 OUT = Path(__file__).parent / "results/devices.json"
 DEVICES = (4, 8, 16, 32, 64)
