@@ -9,7 +9,7 @@ from minimoe.bench import tables
 from minimoe.bench.goals import AIMS, BOTH
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, markdown_table
-from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION
+from minimoe.course.style import BLACK, BLUE, CHANCE, LINE, MARKERS, SERIES, VERMILLION, panels
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import MinimoeError
 
@@ -187,10 +187,7 @@ def _order(cases: Sequence[Result]) -> list[str]:
 
 def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
     """A figure 7 inches wide of so many panels, and their axes row by row."""
-    import matplotlib.pyplot as plt
-
-    options |= {"figsize": (7.0, height), "sharey": True, "squeeze": False, "layout": "constrained"}
-    return plt.subplots(rows, columns, **options)
+    return panels(rows, columns, height=height, sharey=True, squeeze=False, **options)
 
 
 def _name_rows(axes: Any, names: list[str]) -> None:

@@ -6,7 +6,10 @@ other colours tell series apart, always with a label or a marker beside them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), safe for the common kinds of colour blindness.
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -42,6 +45,13 @@ def use() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats("retina")
+
+
+def panels(rows: int = 1, columns: int = 1, *, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure of the course's width with so many axes; `height` in inches, `options` as those of `plt.subplots`."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(7.0, height), layout="constrained", **options)
 
 
 def source(*objects: Any) -> None:

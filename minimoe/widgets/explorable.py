@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minimoe.course import style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -32,10 +34,10 @@ def module(name: str) -> str:
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in HERE.glob("*/widget.js")))
         raise ValueError(f"there is no explorable {name!r}; there are {known}")
-    style = json.dumps((HERE / "common.css").read_text(encoding="utf-8"))
+    rules = json.dumps((HERE / "common.css").read_text(encoding="utf-8"))
     others = sorted(other for other in path.parent.glob("*.js") if other != path)
     parts = [part.read_text(encoding="utf-8") for part in (HERE / "common.js", *others, path)]
-    return "\n".join([f"const STYLE = {style};", *parts])
+    return "\n".join([f"const STYLE = {rules};", *parts])
 
 
 def script(name: str) -> str:
@@ -64,7 +66,7 @@ class Explorable:
     Attributes:
         name: folder in minimoe/widgets whose widget.js draws it.
         data: what the JavaScript reads, as JSON.
-        draw: makes the static figure, on matplotlib.
+        draw: makes the static figure; matplotlib's settings are then those of the course.
         alt: what the static figure shows, in words.
         files: larger pieces by name, made when asked for; a page loads them as scripts, JupyterLab over the kernel.
     """
@@ -80,11 +82,11 @@ class Explorable:
         """The static figure as HTML; its picture lies inside."""
         import matplotlib.pyplot as plt
 
-        drawn = self.draw()
+        with plt.rc_context(style.RC):
+            drawn = self.draw()
         out = io.BytesIO()
-        with plt.rc_context(
-            {"svg.fonttype": "none", "svg.hashsalt": self.name}
-        ):  # the same bytes each time
+        same: Any = {"svg.fonttype": "none", "svg.hashsalt": self.name}
+        with plt.rc_context(same):  # the same bytes each time
             drawn.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(drawn)
         return (

@@ -112,32 +112,29 @@ def panels() -> list[tuple[str, list[int], Tensor]]:
 
 def draw() -> Figure:
     """Films as heat maps, expert by step."""
-    import matplotlib.pyplot as plt
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     films = panels()
-    with plt.rc_context(style.RC):
-        figure, grid = plt.subplots(
-            len(films) // 2, 2, figsize=(7.0, 1.7 * (len(films) // 2)), layout="constrained"
-        )
-        axes: list[Axes] = list(grid.flat)
-        colours = Normalize(0, FULL)
-        for axis, (title, steps, counts) in zip(axes, films, strict=True):
-            share = counts / counts.sum(dim=1, keepdim=True)
-            experts = share.shape[1]
-            axis.imshow(
-                (share.T * experts).numpy(), aspect="auto", cmap="Blues", norm=colours, interpolation="nearest",
-                extent=(0, steps[-1], experts + 0.5, 0.5),
-            )  # fmt: skip
-            axis.set(title=title, xlabel="training step", ylabel="expert", yticks=range(1, experts + 1, 2))  # fmt: skip
-        figure.colorbar(
-            ScalarMappable(colours, "Blues"),
-            ax=axes,
-            label="times the fair share",
-            ticks=range(FULL + 1),
-            shrink=0.8,
-        )
+    rows = len(films) // 2
+    figure, grid = style.panels(rows, 2, height=1.7 * rows)
+    axes: list[Axes] = list(grid.flat)
+    colours = Normalize(0, FULL)
+    for axis, (title, steps, counts) in zip(axes, films, strict=True):
+        share = counts / counts.sum(dim=1, keepdim=True)
+        experts = share.shape[1]
+        axis.imshow(
+            (share.T * experts).numpy(), aspect="auto", cmap="Blues", norm=colours, interpolation="nearest",
+            extent=(0, steps[-1], experts + 0.5, 0.5),
+        )  # fmt: skip
+        axis.set(title=title, xlabel="training step", ylabel="expert", yticks=range(1, experts + 1, 2))  # fmt: skip
+    figure.colorbar(
+        ScalarMappable(colours, "Blues"),
+        ax=axes,
+        label="times the fair share",
+        ticks=range(FULL + 1),
+        shrink=0.8,
+    )
     return figure
 
 

@@ -37,32 +37,20 @@ def loss(parameters: float, read: float) -> float:
 
 def draw() -> Figure:
     """The line of the budget with a sparse model and the dense one of equal size on it."""
-    import matplotlib.pyplot as plt
-
     count = count_parameters(PRESETS[PRESET])
     flops = DEVICES[DEVICE].flops_per_second * UTILISATION * GPUS * DAYS * 86_400
-    with plt.rc_context(style.RC):
-        figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-        sizes = np.geomspace(1e8, 1e12, 50)
-        axis.loglog(
-            sizes, tokens(1, flops) / sizes, color=style.LINE, label="what the budget pays for"
-        )
-        axis.loglog(
-            sizes, 20 * sizes, "--", color=style.CHANCE, label="20 tokens for each parameter"
-        )
-        for size, marker, name in (
-            (count.active, "o", PRESET),
-            (count.total, "s", "dense, equal size"),
-        ):
-            axis.plot(
-                size,
-                tokens(size, flops),
-                marker,
-                color=style.BLUE if marker == "o" else style.VERMILLION,
-            )
-            axis.annotate(name, (size, tokens(size, flops)), (6, 6), textcoords="offset points")
-        axis.set(xlabel="parameters that a token uses", ylabel="tokens")
-        axis.legend()
+    figure, axis = style.panels(height=3)
+    sizes = np.geomspace(1e8, 1e12, 50)
+    axis.loglog(sizes, tokens(1, flops) / sizes, color=style.LINE, label="what the budget pays for")
+    axis.loglog(sizes, 20 * sizes, "--", color=style.CHANCE, label="20 tokens for each parameter")
+    for size, marker, colour, name in (
+        (count.active, "o", style.BLUE, PRESET),
+        (count.total, "s", style.VERMILLION, "dense, equal size"),
+    ):
+        axis.plot(size, tokens(size, flops), marker, color=colour)
+        axis.annotate(name, (size, tokens(size, flops)), (6, 6), textcoords="offset points")
+    axis.set(xlabel="parameters that a token uses", ylabel="tokens")
+    axis.legend()
     return figure
 
 

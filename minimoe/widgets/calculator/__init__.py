@@ -43,32 +43,30 @@ def bars() -> list[tuple[str, dict[str, float]]]:
 
 def draw() -> Figure:
     """What Mixtral 8x7B holds, uses and computes, by component; the first two bars have one scale."""
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    with plt.rc_context(style.RC):
-        figure, axes = plt.subplots(3, 1, figsize=(7.0, 3.0), layout="constrained")
-        held = sum(bars()[0][1].values())
-        for axis, (title, parts), scale in zip(axes, bars(), (held, held, 0), strict=True):
-            scale, left = scale or sum(parts.values()), 0.0
-            for name in (n for n in COLOURS if n in parts):
-                size = parts[name]
-                axis.barh(0, size, left=left, color=COLOURS[name], edgecolor="white")
-                if size > 0.1 * scale:
-                    axis.text(left + size / 2, 0, name, ha="center", va="center", color="white")
-                left += size
-            axis.set(title=title, xlim=(0, scale))
-            axis.axis("off")
-        figure.legend(
-            [Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()],
-            [name.replace("_", " ") for name in COLOURS],
-            loc="outside lower left",
-            ncols=7,
-            frameon=False,
-            handlelength=1,
-            handleheight=1,
-            columnspacing=1.2,
-        )
+    figure, axes = style.panels(3, 1, height=3.0)
+    held = sum(bars()[0][1].values())
+    for axis, (title, parts), scale in zip(axes, bars(), (held, held, 0), strict=True):
+        scale, left = scale or sum(parts.values()), 0.0
+        for name in (n for n in COLOURS if n in parts):
+            size = parts[name]
+            axis.barh(0, size, left=left, color=COLOURS[name], edgecolor="white")
+            if size > 0.1 * scale:
+                axis.text(left + size / 2, 0, name, ha="center", va="center", color="white")
+            left += size
+        axis.set(title=title, xlim=(0, scale))
+        axis.axis("off")
+    figure.legend(
+        [Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()],
+        [name.replace("_", " ") for name in COLOURS],
+        loc="outside lower left",
+        ncols=7,
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.2,
+    )
     return figure  # fmt: skip
 
 

@@ -45,29 +45,26 @@ def limited(factor: float) -> tuple[int, list[int], DropStats]:
 
 def draw() -> Figure:
     """The queues of the experts at three capacity factors: kept, dropped, empty."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(style.RC):
-        figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.6), sharey=True, layout="constrained")
-        experts = range(1, EXPERTS + 1)
-        for axis, factor in zip(axes, FACTORS, strict=True):
-            places, kept, drops = limited(factor)
-            outline = {"edgecolor": style.LINE, "linewidth": 0.8, "width": 0.8}
-            axis.bar(experts, places, facecolor="none", label="empty place", **outline)
-            axis.bar(experts, kept, facecolor=style.BLUE, label="kept", **outline)
-            over = [e for e in experts if drops.by_expert[e - 1]]
-            axis.bar(
-                over, [drops.by_expert[e - 1] for e in over], bottom=places, facecolor="white", hatch="////",
-                edgecolor=style.VERMILLION, width=0.8, label="dropped",
-            )  # fmt: skip
-            axis.axhline(places, color=style.BLACK, linewidth=1.2)
-            empty = 1 - sum(kept) / (EXPERTS * places)
-            axis.set(
-                title=f"c = {factor:g}: {places} places each,\n{drops.share:.0%} dropped, {empty:.0%} empty",
-                xlabel="expert", xticks=experts,
-            )  # fmt: skip
-        axes[0].set_ylabel("assignments")
-        axes[0].legend(frameon=False, fontsize=8)
+    figure, axes = style.panels(1, 3, height=2.6, sharey=True)
+    experts = range(1, EXPERTS + 1)
+    for axis, factor in zip(axes, FACTORS, strict=True):
+        places, kept, drops = limited(factor)
+        outline = {"edgecolor": style.LINE, "linewidth": 0.8, "width": 0.8}
+        axis.bar(experts, places, facecolor="none", label="empty place", **outline)
+        axis.bar(experts, kept, facecolor=style.BLUE, label="kept", **outline)
+        over = [e for e in experts if drops.by_expert[e - 1]]
+        axis.bar(
+            over, [drops.by_expert[e - 1] for e in over], bottom=places, facecolor="white", hatch="////",
+            edgecolor=style.VERMILLION, width=0.8, label="dropped",
+        )  # fmt: skip
+        axis.axhline(places, color=style.BLACK, linewidth=1.2)
+        empty = 1 - sum(kept) / (EXPERTS * places)
+        axis.set(
+            title=f"c = {factor:g}: {places} places each,\n{drops.share:.0%} dropped, {empty:.0%} empty",
+            xlabel="expert", xticks=experts,
+        )  # fmt: skip
+    axes[0].set_ylabel("assignments")
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -61,25 +61,22 @@ def film() -> tuple[Tensor, Tensor, int]:
 
 def draw() -> Figure:
     """The film of loads above the loss."""
-    import matplotlib.pyplot as plt
-
     share, losses, turn = film()
     frame, experts = SIZES["frame"], share.shape[1]
     end = frame * len(share)
-    with plt.rc_context(style.RC):
-        figure, (top, low) = plt.subplots(2, 1, figsize=(7, 3.4), sharex=True, layout="constrained")
-        image = top.imshow(
-            share.T.numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest",
-            extent=(0, end, experts + 0.5, 0.5),
-        )  # fmt: skip
-        top.set(ylabel="expert", yticks=range(1, experts + 1))
-        balanced = f"a Switch loss of weight {RESCUED['alpha']} from step {frame * turn}"
-        top.set_title(f"nothing balances; then {balanced}")
-        figure.colorbar(image, ax=top, label="share of tokens")
-        low.plot(range(frame, end + 1, frame), losses.numpy(), color=style.BLUE, linewidth=1.2)
-        low.set(xlabel="training step", ylabel="loss, nats\nper character")
-        for axis in (top, low):
-            axis.axvline(frame * turn, color=style.VERMILLION, linestyle="--")
+    figure, (top, low) = style.panels(2, 1, height=3.4, sharex=True)
+    image = top.imshow(
+        share.T.numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest",
+        extent=(0, end, experts + 0.5, 0.5),
+    )  # fmt: skip
+    top.set(ylabel="expert", yticks=range(1, experts + 1))
+    balanced = f"a Switch loss of weight {RESCUED['alpha']} from step {frame * turn}"
+    top.set_title(f"nothing balances; then {balanced}")
+    figure.colorbar(image, ax=top, label="share of tokens")
+    low.plot(range(frame, end + 1, frame), losses.numpy(), color=style.BLUE, linewidth=1.2)
+    low.set(xlabel="training step", ylabel="loss, nats\nper character")
+    for axis in (top, low):
+        axis.axvline(frame * turn, color=style.VERMILLION, linestyle="--")
     return figure
 
 

@@ -24,29 +24,26 @@ def sizes(name: str) -> tuple[int, int, int, int]:
 
 def draw() -> Figure:
     """Time for reading and for computing one layer of Mixtral 8x7B on an H200, by tokens."""
-    import matplotlib.pyplot as plt
-
     (d, f, e, k), chip = sizes(FIRST), DEVICES[DEVICE]
     tokens = [2**i for i in range(16)]
     memory = [1e6 * layer_bytes(t, d, f, e, k) / chip.bytes_per_second for t in tokens]
     compute = [1e6 * layer_flops(t, d, f, k) / chip.flops_per_second for t in tokens]
     floor = [1e6 * layer_floor(chip, t, d, f, e, k).seconds for t in tokens]
     bend = crossover_tokens(chip, e, k)
-    with plt.rc_context(style.RC):
-        figure, axis = plt.subplots(figsize=(7.0, 3.2), layout="constrained")
-        axis.loglog(tokens, floor, color=style.CHANCE, linewidth=6)
-        axis.loglog(tokens, memory, color=style.BLUE)
-        axis.loglog(tokens, compute, "--", color=style.VERMILLION)
-        axis.axvline(bend, color=style.LINE, linewidth=0.8, linestyle=":")
-        beside: Any = {"textcoords": "offset points", "xytext": (0, 6)}
-        below: Any = {"textcoords": "offset points", "xytext": (0, -14)}
-        axis.annotate("memory", (tokens[13], memory[13]), ha="center", **below)
-        axis.annotate("arithmetic", (tokens[5], compute[5]), ha="right", **beside)
-        axis.annotate("floor: the longer of the two", (tokens[8], floor[8]), ha="right", **beside)
-        axis.annotate(f"T* = {bend:,.0f}", (bend, compute[0]), (4, 0), textcoords="offset points")
-        axis.set(xlabel="tokens T", ylabel="least time, µs", xlim=(1, MOST))
-        axis.set_xticks(tokens[::3], [f"{t:,}" for t in tokens[::3]])
-        axis.minorticks_off()
+    figure, axis = style.panels(height=3.2)
+    axis.loglog(tokens, floor, color=style.CHANCE, linewidth=6)
+    axis.loglog(tokens, memory, color=style.BLUE)
+    axis.loglog(tokens, compute, "--", color=style.VERMILLION)
+    axis.axvline(bend, color=style.LINE, linewidth=0.8, linestyle=":")
+    beside: Any = {"textcoords": "offset points", "xytext": (0, 6)}
+    below: Any = {"textcoords": "offset points", "xytext": (0, -14)}
+    axis.annotate("memory", (tokens[13], memory[13]), ha="center", **below)
+    axis.annotate("arithmetic", (tokens[5], compute[5]), ha="right", **beside)
+    axis.annotate("floor: the longer of the two", (tokens[8], floor[8]), ha="right", **beside)
+    axis.annotate(f"T* = {bend:,.0f}", (bend, compute[0]), (4, 0), textcoords="offset points")
+    axis.set(xlabel="tokens T", ylabel="least time, µs", xlim=(1, MOST))
+    axis.set_xticks(tokens[::3], [f"{t:,}" for t in tokens[::3]])
+    axis.minorticks_off()
     return figure
 
 

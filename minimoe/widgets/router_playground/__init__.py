@@ -30,22 +30,19 @@ def weights(temperature: float, k: int = 2) -> list[float]:
 
 def draw() -> Figure:
     """Weights of the same logits at three temperatures."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(style.RC):
-        figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.2), sharey=True, layout="constrained")
-        experts = range(1, len(LOGITS) + 1)
-        above: Any = {"textcoords": "offset points", "ha": "center"}
-        for axis, temperature in zip(axes, TEMPERATURES, strict=True):
-            heights = weights(temperature)
-            axis.bar(experts, heights, color=style.BLUE, width=0.6)
-            for e, height in zip(experts, heights, strict=True):
-                if height:
-                    axis.annotate(f"{height:.2f}", (e, height), (0, 2), **above)
-            axis.set(
-                title=f"temperature {temperature}", xlabel="expert", ylim=(0, 1.12), xticks=experts
-            )
-        axes[0].set_ylabel("weight, K = 2")
+    figure, axes = style.panels(1, 3, height=2.2, sharey=True)
+    experts = range(1, len(LOGITS) + 1)
+    above: Any = {"textcoords": "offset points", "ha": "center"}
+    for axis, temperature in zip(axes, TEMPERATURES, strict=True):
+        heights = weights(temperature)
+        axis.bar(experts, heights, color=style.BLUE, width=0.6)
+        for e, height in zip(experts, heights, strict=True):
+            if height:
+                axis.annotate(f"{height:.2f}", (e, height), (0, 2), **above)
+        axis.set(
+            title=f"temperature {temperature}", xlabel="expert", ylim=(0, 1.12), xticks=experts
+        )
+    axes[0].set_ylabel("weight, K = 2")
     return figure  # fmt: skip
 
 

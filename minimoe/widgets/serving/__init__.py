@@ -57,18 +57,15 @@ def lengths_of(mean: float, count: int = REQUESTS) -> list[int]:
 
 def draw() -> Figure:
     """The first steps of both schedules."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(style.RC):
-        figure, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained")
-        for axis, continuous in zip(axes, (False, True), strict=True):
-            for i, (place, start, end) in enumerate(schedule(lengths_of(MEAN), PLACES, continuous)):
-                look: Any = {"color": style.SERIES[i % len(style.SERIES)], "edgecolor": "white"}
-                axis.barh(place + 1, end - start, left=start, height=0.85, **look)
-            title = "a place that becomes free is taken at once" if continuous else "batch by batch"
-            axis.set(title=title, ylabel="place", xlim=(0, 300))
-            axis.invert_yaxis()
-        axes[1].set_xlabel("steps")
+    figure, axes = style.panels(2, 1, height=4, sharex=True)
+    for axis, continuous in zip(axes, (False, True), strict=True):
+        for i, (place, start, end) in enumerate(schedule(lengths_of(MEAN), PLACES, continuous)):
+            look: Any = {"color": style.SERIES[i % len(style.SERIES)], "edgecolor": "white"}
+            axis.barh(place + 1, end - start, left=start, height=0.85, **look)
+        title = "a place that becomes free is taken at once" if continuous else "batch by batch"
+        axis.set(title=title, ylabel="place", xlim=(0, 300))
+        axis.invert_yaxis()
+    axes[1].set_xlabel("steps")
     return figure
 
 

@@ -71,25 +71,18 @@ def counts() -> list[int]:
 
 def draw() -> Figure:
     """Rows and filling by expert; when each expert is done, and when the pool is."""
-    import matplotlib.pyplot as plt
-
     needed = counts()
     tiling, experts = Tiling.of(needed, ROWS, COLUMNS), range(1, EXPERTS + 1)
-    with plt.rc_context(style.RC):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.0), layout="constrained")
-        left.bar(experts, [t * ROWS for t in tiling.tiles], color=style.CHANCE, label="filling")
-        left.bar(experts, needed, color=style.BLUE, label="rows of tokens")
-        left.set(
-            xlabel="expert", ylabel="rows", title=f"{tiling.filling:.0%} of the rows are filling"
-        )
-        left.legend(frameon=False, fontsize=8)
-        right.barh(experts, tiling.finish, color=style.BLUE, height=0.9)
-        right.axvline(tiling.pool, color=style.VERMILLION)
-        right.annotate(
-            "one pool", (tiling.pool, 60), (3, 0), textcoords="offset points", fontsize=8
-        )
-        right.invert_yaxis()
-        right.set(xlabel="time, in programs", ylabel="expert", title="done, each on its own share")
+    figure, (left, right) = style.panels(1, 2, height=3.0)
+    left.bar(experts, [t * ROWS for t in tiling.tiles], color=style.CHANCE, label="filling")
+    left.bar(experts, needed, color=style.BLUE, label="rows of tokens")
+    left.set(xlabel="expert", ylabel="rows", title=f"{tiling.filling:.0%} of the rows are filling")
+    left.legend(frameon=False, fontsize=8)
+    right.barh(experts, tiling.finish, color=style.BLUE, height=0.9)
+    right.axvline(tiling.pool, color=style.VERMILLION)
+    right.annotate("one pool", (tiling.pool, 60), (3, 0), textcoords="offset points", fontsize=8)
+    right.invert_yaxis()
+    right.set(xlabel="time, in programs", ylabel="expert", title="done, each on its own share")
     return figure
 
 

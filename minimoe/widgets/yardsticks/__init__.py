@@ -70,39 +70,29 @@ def standing(
 
 def draw() -> Figure:
     """All five axes."""
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, LogLocator
 
     stored = arms()
-    with plt.rc_context(style.RC):
-        figure, axes = plt.subplots(2, 3, figsize=(7, 4.4), sharey=True, layout="constrained")
-        for panel, (axis, title) in zip(axes.flat, AXES.items(), strict=False):
-            for i, arm in enumerate(stored.values()):
-                x, last = places(arm, axis), len(arm["loss"]) - 1
-                y = arm["loss"][last:] if axis in SIZES else arm["loss"]
-                panel.semilogx(
-                    x,
-                    y,
-                    marker=style.MARKERS[i],
-                    markersize=4,
-                    color=style.SERIES[i],
-                    label=arm["label"],
-                )
-            panel.minorticks_off()
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            if axis in SIZES:  # the sizes themselves, the lowest and the highest
-                shown = [arm[axis] for arm in stored.values()]
-                panel.set_xticks(
-                    [min(shown), max(shown)], [f"{n:,}" for n in (min(shown), max(shown))]
-                )
-                panel.margins(x=0.3)
-            panel.set_xlabel(title)
-        for panel in axes[:, 0]:
-            panel.set_ylabel("nats per character,\n8,000 held out")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        axes.flat[5].axis("off")
-        axes.flat[5].legend(handles, labels, fontsize=8, loc="center")
+    figure, axes = style.panels(2, 3, height=4.4, sharey=True)
+    for panel, (axis, title) in zip(axes.flat, AXES.items(), strict=False):
+        for i, arm in enumerate(stored.values()):
+            x, last = places(arm, axis), len(arm["loss"]) - 1
+            y = arm["loss"][last:] if axis in SIZES else arm["loss"]
+            look: Any = {"marker": style.MARKERS[i], "markersize": 4, "color": style.SERIES[i]}
+            panel.semilogx(x, y, label=arm["label"], **look)
+        panel.minorticks_off()
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if axis in SIZES:  # the sizes themselves, the lowest and the highest
+            shown = [arm[axis] for arm in stored.values()]
+            panel.set_xticks([min(shown), max(shown)], [f"{n:,}" for n in (min(shown), max(shown))])
+            panel.margins(x=0.3)
+        panel.set_xlabel(title)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("nats per character,\n8,000 held out")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[5].axis("off")
+    axes.flat[5].legend(handles, labels, fontsize=8, loc="center")
     return figure
 
 
