@@ -102,7 +102,7 @@ def name_of(function: Any) -> str:
 class Suspect:
     """A known mistake: what would come out if it were made, its cause, and where to reread.
 
-    Written as the wrong function itself, whose docstring is the cause, under the decorator `suspect`.
+    Written as the wrong function itself, whose docstring is the cause, under the decorator `suspect`; or by `varied`.
 
     Attributes:
         cause: one or two sentences, said to the learner.
@@ -138,6 +138,16 @@ def suspect(reread: str) -> Callable[[Callable[..., Any]], Suspect]:
         return Suspect(cause, reread, variant)
 
     return make
+
+
+def varied(reread: str, function: Callable[..., Any], **options: Any) -> Callable[[str], Suspect]:
+    """The same for a mistake that is another option of a function, called with what the learner is told:
+
+    not_renormalised = varied("03 §2", route, renormalise=False)(
+        "The weights of a token do not sum to 1: the division of equation (2) is missing."
+    )
+    """
+    return lambda cause: Suspect(cause, reread, functools.partial(function, **options))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Suspects, case, extreme, judge, suspect, varied
 from minimoe.check.failure import CheckFailed, numbers
 from minimoe.check.forms import draw, like, of_numbers
 from minimoe.check.slope import expect_gradients
@@ -134,28 +134,21 @@ def variant(
 
 
 class WrongBlockCost(Suspects):
-    @suspect("01 §2")
-    def two_matrices(tokens: int, hidden_size: int, width: int) -> Counts:
-        """You count two matrices. SwiGLU has three: W1 and W3 up, W2 down."""
-        return variant(tokens, hidden_size, width, matrices=2)
-
-    @suspect("01 What could go wrong")
-    def multiply_adds(tokens: int, hidden_size: int, width: int) -> Counts:
-        """Your operations are half of those expected: a multiplication and an addition are two operations (FLOPs). You
-        count multiply-adds (MACs)."""
-        return variant(tokens, hidden_size, width, each=1)
-
-    @suspect("01 §3")
-    def backward_alone(tokens: int, hidden_size: int, width: int) -> Counts:
-        """The last number is twice the forward pass. That is the backward pass alone; a training step is forward and
-        backward, three times the forward pass."""
-        return variant(tokens, hidden_size, width, step=2)
-
-    @suspect("01 §3")
-    def backward_like_forward(tokens: int, hidden_size: int, width: int) -> Counts:
-        """The training step is four times the forward pass. Backward costs twice the forward pass, and with the forward
-        pass that makes three times."""
-        return variant(tokens, hidden_size, width, step=4)
+    two_matrices = varied("01 §2", variant, matrices=2)(
+        "You count two matrices. SwiGLU has three: W1 and W3 up, W2 down."
+    )
+    multiply_adds = varied("01 What could go wrong", variant, each=1)(
+        "Your operations are half of those expected: a multiplication and an addition are two operations "
+        "(FLOPs). You count multiply-adds (MACs)."
+    )
+    backward_alone = varied("01 §3", variant, step=2)(
+        "The last number is twice the forward pass. That is the backward pass alone; a training step is "
+        "forward and backward, three times the forward pass."
+    )
+    backward_like_forward = varied("01 §3", variant, step=4)(
+        "The training step is four times the forward pass. Backward costs twice the forward pass, and with "
+        "the forward pass that makes three times."
+    )
 
     @suspect("01 §3")
     def one_token(tokens: int, hidden_size: int, width: int) -> Counts:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect, varied
 from minimoe.check.failure import CheckFailed, shape
 from minimoe.check.forms import draw, expect_routing, expect_tensor, scalar
 from minimoe.check.lesson03 import over_sum
@@ -215,17 +215,14 @@ class WrongExpertChoice(Suspects):
         out = choose(together, weight, c, lengths.sum()[None])[0]
         return torch.zeros_like(out).index_copy(0, order, out).view(*x.shape[:2], -1)
 
-    @suspect("05 §2")
-    def over_tokens(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
-        """The softmax runs over the tokens. It runs over the experts, as in every router so far; only the choice runs
-        along the tokens."""
-        return choose(x, weight, c, lengths, squash=lambda s: s.softmax(1))
-
-    @suspect("05 §2")
-    def by_logits(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
-        """Tokens are chosen by their logits. Within a row the softmax keeps the order, but down a column it does not: a
-        token with large logits for all experts is not one that wants this one most."""
-        return choose(x, weight, c, lengths, want=lambda s, p: s)
+    over_tokens = varied("05 §2", choose, squash=lambda s: s.softmax(1))(
+        "The softmax runs over the tokens. It runs over the experts, as in every router so far; only the "
+        "choice runs along the tokens."
+    )
+    by_logits = varied("05 §2", choose, want=lambda s, p: s)(
+        "Tokens are chosen by their logits. Within a row the softmax keeps the order, but down a column it "
+        "does not: a token with large logits for all experts is not one that wants this one most."
+    )
 
     @suspect("05 §2")
     def renormalised(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
@@ -246,10 +243,9 @@ class WrongExpertChoice(Suspects):
         tokens."""
         return choose(x, weight, c, lengths, places=lambda n, e, c: max(1, int(c)))
 
-    @suspect("05 §2")
-    def logits_as_weights(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
-        """The weights are logits: the softmax is missing."""
-        return choose(x, weight, c, lengths, squash=lambda s: s)
+    logits_as_weights = varied("05 §2", choose, squash=lambda s: s)(
+        "The weights are logits: the softmax is missing."
+    )
 
     @suspect("05 §2")
     def without_c(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
@@ -261,10 +257,9 @@ class WrongExpertChoice(Suspects):
         """An expert takes c·T tokens. The places of all experts together are about c·T; each has C = ⌈c·T/E⌉."""
         return choose(x, weight, c, lengths, places=lambda n, e, c: math.ceil(c * n))
 
-    @suspect("05 §2")
-    def least_wanted(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
-        """Every expert takes the tokens that want it least: sort and argsort are ascending unless told otherwise."""
-        return choose(x, weight, c, lengths, want=lambda s, p: -p)
+    least_wanted = varied("05 §2", choose, want=lambda s, p: -p)(
+        "Every expert takes the tokens that want it least: sort and argsort are ascending unless told otherwise."
+    )
 
     @suspect("05 §2")
     def columns_renormalised(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
@@ -272,10 +267,9 @@ class WrongExpertChoice(Suspects):
         out = right_expert_choice(x, weight, c, lengths)
         return out / out.sum(1, keepdim=True).clamp_min(1e-9)
 
-    @suspect("05 §4")
-    def sigmoid(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
-        """The probabilities are sigmoids. In equation (3) they are a softmax over the experts."""
-        return choose(x, weight, c, lengths, squash=torch.sigmoid)
+    sigmoid = varied("05 §4", choose, squash=torch.sigmoid)(
+        "The probabilities are sigmoids. In equation (3) they are a softmax over the experts."
+    )
 
     @suspect("05 §2")
     def threshold(x: Tensor, weight: Tensor, c: float, lengths: Tensor) -> Tensor:
@@ -372,11 +366,10 @@ def scaled(plan: Tensor, capacity: float, iterations: int) -> Tensor:
 
 
 class WrongTransportPlan(Suspects):
-    @suspect("05 §3")
-    def filled(z: Tensor, capacity: float, iterations: int) -> Tensor:
-        """Every column is brought to the capacity, also those that would have less. A column below its limit needs
-        nothing: v is 0 there, and never above 0."""
-        return alternate(z, capacity, iterations, filled=True)
+    filled = varied("05 §3", alternate, filled=True)(
+        "Every column is brought to the capacity, also those that would have less. A column below its limit "
+        "needs nothing: v is 0 there, and never above 0."
+    )
 
     @suspect("05 §3")
     def even(z: Tensor, capacity: float, iterations: int) -> Tensor:
@@ -389,22 +382,20 @@ class WrongTransportPlan(Suspects):
         rows no longer sum to 1."""
         return alternate(z, capacity, 1)
 
-    @suspect("05 §3")
-    def rows_last(z: Tensor, capacity: float, iterations: int) -> Tensor:
-        """Columns come first and rows last. It ends at the same plan, but stopped early it is the rows that are exact,
-        and a column, the load, can be above its limit."""
-        return alternate(z, capacity, iterations, columns_last=False)
+    rows_last = varied("05 §3", alternate, columns_last=False)(
+        "Columns come first and rows last. It ends at the same plan, but stopped early it is the rows that "
+        "are exact, and a column, the load, can be above its limit."
+    )
 
     @suspect("05 §3")
     def rows_alone(z: Tensor, capacity: float, iterations: int) -> Tensor:
         """Only rows are normalised: this is a softmax, and it limits nothing."""
         return z.softmax(1)
 
-    @suspect("05 §3")
-    def both_from_the_old(z: Tensor, capacity: float, iterations: int) -> Tensor:
-        """Both halves of an iteration start from the old values. The second has to use what the first has just found,
-        or they correct the same error twice."""
-        return alternate(z, capacity, iterations, from_old=True)
+    both_from_the_old = varied("05 §3", alternate, from_old=True)(
+        "Both halves of an iteration start from the old values. The second has to use what the first has "
+        "just found, or they correct the same error twice."
+    )
 
     @suspect("05 §3")
     def one_too_few(z: Tensor, capacity: float, iterations: int) -> Tensor:
@@ -714,44 +705,34 @@ def right_group_limited(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group:
 
 
 class WrongGroupLimited(Suspects):
-    @suspect("05 What could go wrong")
-    def as_on_view(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Nothing is fixed yet: forbidden experts are set to 0, and a group scores its best expert alone."""
-        return route(z, b, k, group, topk_group, outside=0.0, best=1)
-
-    @suspect("05 What could go wrong")
-    def zero_mask(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Forbidden experts are still set to 0. With a negative bias p + b is below that, so the forbidden ones win:
-        −∞."""
-        return route(z, b, k, group, topk_group, outside=0.0)
-
-    @suspect("05 What could go wrong")
-    def minus_one(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Forbidden experts are set to −1. That is low enough for a small bias and not for a large one; only −∞ is
-        always low enough."""
-        return route(z, b, k, group, topk_group, outside=-1.0)
-
-    @suspect("05 §4")
-    def best_alone(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """The mask is fixed. But a group still scores its best expert alone, as DeepSeek-V2 has it; equation (5) adds
-        the two best p + b."""
-        return route(z, b, k, group, topk_group, best=1)
+    as_on_view = varied("05 What could go wrong", route, outside=0.0, best=1)(
+        "Nothing is fixed yet: forbidden experts are set to 0, and a group scores its best expert alone."
+    )
+    zero_mask = varied("05 What could go wrong", route, outside=0.0)(
+        "Forbidden experts are still set to 0. With a negative bias p + b is below that, so the forbidden "
+        "ones win: −∞."
+    )
+    minus_one = varied("05 What could go wrong", route, outside=-1.0)(
+        "Forbidden experts are set to −1. That is low enough for a small bias and not for a large one; only "
+        "−∞ is always low enough."
+    )
+    best_alone = varied("05 §4", route, best=1)(
+        "The mask is fixed. But a group still scores its best expert alone, as DeepSeek-V2 has it; equation "
+        "(5) adds the two best p + b."
+    )
 
     @suspect("05 §4")
     def all_of_group(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
         """A group scores the sum of all its experts. Equation (5) adds the two best."""
         return route(z, b, k, group, topk_group, best=z.shape[1])
 
-    @suspect("05 §4")
-    def without_bias(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """The bias is gone from the choice: then nothing is below 0, and nothing balances the experts either. The bias
-        belongs into it; the mask has to be lower."""
-        return route(z, b, k, group, topk_group, score_with_bias=False, choose_with_bias=False)
-
-    @suspect("05 §4")
-    def groups_without_bias(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Groups are scored without the bias, experts with it. Both choices are made by p + b."""
-        return route(z, b, k, group, topk_group, score_with_bias=False)
+    without_bias = varied("05 §4", route, score_with_bias=False, choose_with_bias=False)(
+        "The bias is gone from the choice: then nothing is below 0, and nothing balances the experts "
+        "either. The bias belongs into it; the mask has to be lower."
+    )
+    groups_without_bias = varied("05 §4", route, score_with_bias=False)(
+        "Groups are scored without the bias, experts with it. Both choices are made by p + b."
+    )
 
     @suspect("05 §4")
     def bias_not_negative(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
@@ -759,26 +740,22 @@ class WrongGroupLimited(Suspects):
         has a negative bias so that it gets fewer."""
         return route(z, b.clamp_min(0), k, group, topk_group)
 
-    @suspect("05 §4")
-    def bias_in_weights(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """The experts are right and the weights have the bias in them. It decides who is chosen and says nothing about
-        what the chosen are worth: weigh by p."""
-        return route(z, b, k, group, topk_group, weigh_with_bias=True)
-
-    @suspect("05 §4")
-    def not_normalised(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """The weights of a token do not sum to 1: the division of equation (5) is gone."""
-        return route(z, b, k, group, topk_group, normalise=False)
+    bias_in_weights = varied("05 §4", route, weigh_with_bias=True)(
+        "The experts are right and the weights have the bias in them. It decides who is chosen and says "
+        "nothing about what the chosen are worth: weigh by p."
+    )
+    not_normalised = varied("05 §4", route, normalise=False)(
+        "The weights of a token do not sum to 1: the division of equation (5) is gone."
+    )
 
     @suspect("05 §4")
     def no_groups(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
         """There are no groups any more: every expert may be chosen."""
         return route(z, b, k, torch.zeros_like(group), 1)
 
-    @suspect("05 §4")
-    def chosen_without_bias(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Experts are chosen without the bias, groups with it. Both choices are made by p + b."""
-        return route(z, b, k, group, topk_group, choose_with_bias=False)
+    chosen_without_bias = varied("05 §4", route, choose_with_bias=False)(
+        "Experts are chosen without the bias, groups with it. Both choices are made by p + b."
+    )
 
     @suspect("05 §4")
     def softmaxed(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
@@ -813,11 +790,10 @@ class WrongGroupLimited(Suspects):
         s = z.softmax(-1)
         return route((s / (1 - s)).log(), b, k, group, topk_group)
 
-    @suspect("05 What could go wrong")
-    def nothing_by_nothing(z: Tensor, b: Tensor, k: int, group: Tensor, topk_group: int) -> Pair:
-        """Right as long as a score is left. Where all sigmoids underflow the weights are 0/0: keep the tiny number in
-        the denominator."""
-        return route(z, b, k, group, topk_group, tiny=0.0)
+    nothing_by_nothing = varied("05 What could go wrong", route, tiny=0.0)(
+        "Right as long as a score is left. Where all sigmoids underflow the weights are 0/0: keep the tiny "
+        "number in the denominator."
+    )
 
 
 @checks(CARDS["05.5"], WrongGroupLimited)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspect, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspect, Suspects, case, judge, suspect, varied
 from minimoe.check.failure import CheckFailed, shape
 from minimoe.check.forms import expect_tensor, expect_tuple, of_numbers
 from minimoe.check.task import CARDS, checks
@@ -92,11 +92,10 @@ class WrongTiles(Suspects):
         """Dropped assignments count for the first expert. They have no row."""
         return right_tiles(expert.clamp_min(0), num_experts, block)
 
-    @suspect("07 §4")
-    def owner_of_the_edge(expert: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor]:
-        """A tile that begins where an expert ends is given to that expert. It belongs to the next one with rows:
-        count the experts that end at or before the tile's first row (searchsorted with right=True)."""
-        return tiles(expert, num_experts, block, right=False)
+    owner_of_the_edge = varied("07 §4", tiles, right=False)(
+        "A tile that begins where an expert ends is given to that expert. It belongs to the next one with "
+        "rows: count the experts that end at or before the tile's first row (searchsorted with right=True)."
+    )
 
     @suspect("07 §4")
     def owner_of_the_unused(expert: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect, varied
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import (
     Refused,
@@ -141,16 +141,13 @@ def right_rotate_pairs(x: Tensor, position: Tensor, theta: float) -> Tensor:
 
 
 class WrongRotatePairs(Suspects):
-    @suspect("08 §3")
-    def halves(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """The pairs are (i, i + d/2), those of the files for transformers. Here neighbours are turned together."""
-        return turned(x, position, theta, neighbours=False)
-
-    @suspect("08 §3")
-    def backwards(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """The pairs are turned the other way: a sign of the sine. Distances still count alone, so that a model trained
-        so would be as good; with weights of another it is another function."""
-        return turned(x, position, theta, way=-1)
+    halves = varied("08 §3", turned, neighbours=False)(
+        "The pairs are (i, i + d/2), those of the files for transformers. Here neighbours are turned together."
+    )
+    backwards = varied("08 §3", turned, way=-1)(
+        "The pairs are turned the other way: a sign of the sine. Distances still count alone, so that a "
+        "model trained so would be as good; with weights of another it is another function."
+    )
 
     @suspect("08 §3")
     def places(x: Tensor, position: Tensor, theta: float) -> Tensor:
@@ -163,25 +160,18 @@ class WrongRotatePairs(Suspects):
         """All sequences have the positions of the first. Each has its own row of `position`."""
         return turned(x, position[:1].expand_as(position), theta)
 
-    @suspect("08 §3")
-    def one_angle(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """All pairs turn at the same rate. Pair i turns by θ^(−2i/d) of a full radian for each position."""
-        return turned(x, position, theta, power=lambda i, d: 0 * i)
-
-    @suspect("08 §3")
-    def half_exponent(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """The exponent is −i/d, half of that of equation (3): −2i/d with i counting pairs."""
-        return turned(x, position, theta, power=lambda i, d: -i / d)
-
-    @suspect("08 §3")
-    def double_exponent(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """The exponent is −4i/d, twice that of equation (3): d counts coordinates, and there are half as many pairs."""
-        return turned(x, position, theta, power=lambda i, d: -4 * i / d)
-
-    @suspect("08 §3")
-    def from_one(x: Tensor, position: Tensor, theta: float) -> Tensor:
-        """The pairs are counted from 1, so that none turns by a full radian for each position."""
-        return turned(x, position, theta, power=lambda i, d: -2 * (i + 1) / d)
+    one_angle = varied("08 §3", turned, power=lambda i, d: 0 * i)(
+        "All pairs turn at the same rate. Pair i turns by θ^(−2i/d) of a full radian for each position."
+    )
+    half_exponent = varied("08 §3", turned, power=lambda i, d: -i / d)(
+        "The exponent is −i/d, half of that of equation (3): −2i/d with i counting pairs."
+    )
+    double_exponent = varied("08 §3", turned, power=lambda i, d: -4 * i / d)(
+        "The exponent is −4i/d, twice that of equation (3): d counts coordinates, and there are half as many pairs."
+    )
+    from_one = varied("08 §3", turned, power=lambda i, d: -2 * (i + 1) / d)(
+        "The pairs are counted from 1, so that none turns by a full radian for each position."
+    )
 
     @suspect("08 §3")
     def sorted_by_kind(x: Tensor, position: Tensor, theta: float) -> Tensor:
@@ -255,20 +245,15 @@ class WrongAccount(Suspects):
         held, _ = counts(c)
         return held, held
 
-    @suspect("08 §1")
-    def without_router(c: Config) -> tuple[int, int]:
-        """The routers are missing: a matrix of E × D in each sparse layer, all of it used."""
-        return counts(c, router=0)
-
-    @suspect("08 §1")
-    def tied_twice(c: Config) -> tuple[int, int]:
-        """Embedding and output matrix are counted twice where they are tied. tie_word_embeddings means one matrix."""
-        return counts(c, tie_word_embeddings=False)
-
-    @suspect("08 §1")
-    def head_missing(c: Config) -> tuple[int, int]:
-        """The output matrix is missing where it is not tied to the embedding."""
-        return counts(c, head=0)
+    without_router = varied("08 §1", counts, router=0)(
+        "The routers are missing: a matrix of E × D in each sparse layer, all of it used."
+    )
+    tied_twice = varied("08 §1", counts, tie_word_embeddings=False)(
+        "Embedding and output matrix are counted twice where they are tied. tie_word_embeddings means one matrix."
+    )
+    head_missing = varied("08 §1", counts, head=0)(
+        "The output matrix is missing where it is not tied to the embedding."
+    )
 
     @suspect("08 §1")
     def head_size_guessed(c: Config) -> tuple[int, int]:
@@ -280,30 +265,24 @@ class WrongAccount(Suspects):
         """Keys and values are counted for all heads of the queries. There are num_key_value_heads of them."""
         return counts(c, num_key_value_heads=c["num_attention_heads"])
 
-    @suspect("08 §1")
-    def shared_missing(c: Config) -> tuple[int, int]:
-        """The shared experts are missing. They are held besides the others, and every token uses them."""
-        return counts(c, n_shared_experts=0)
+    shared_missing = varied("08 §1", counts, n_shared_experts=0)(
+        "The shared experts are missing. They are held besides the others, and every token uses them."
+    )
 
     @suspect("08 §1")
     def shared_not_used(c: Config) -> tuple[int, int]:
         """Shared experts are counted as held and not as used. Every token goes through them."""
         return counts(c)[0], counts(c, n_shared_experts=0)[1]
 
-    @suspect("08 §1")
-    def no_norms(c: Config) -> tuple[int, int]:
-        """The norms are missing: 2·D in each layer and D at the end."""
-        return counts(c, every_norm=0)
-
-    @suspect("08 §1")
-    def every_layer_sparse(c: Config) -> tuple[int, int]:
-        """The first layers are dense (first_k_dense_replace), and here they have experts as well."""
-        return counts(c, first_k_dense_replace=0)
-
-    @suspect("08 §1")
-    def dense_missing(c: Config) -> tuple[int, int]:
-        """The MLPs of the dense layers are missing."""
-        return counts(c, dense_size=0)
+    no_norms = varied("08 §1", counts, every_norm=0)(
+        "The norms are missing: 2·D in each layer and D at the end."
+    )
+    every_layer_sparse = varied("08 §1", counts, first_k_dense_replace=0)(
+        "The first layers are dense (first_k_dense_replace), and here they have experts as well."
+    )
+    dense_missing = varied("08 §1", counts, dense_size=0)(
+        "The MLPs of the dense layers are missing."
+    )
 
     @suspect("08 §1")
     def dense_like_experts(c: Config) -> tuple[int, int]:
@@ -368,16 +347,13 @@ def found_in(w: Tensors, layer: int) -> list[int]:
 
 
 class WrongToFused(Suspects):
-    @suspect("08 What could go wrong")
-    def up_first(w: Tensors, layer: int) -> Fused:
-        """Up stands before gate. Nothing fails and the logits look plausible: section 6 shows what becomes of them.
-        w1 is the gate and comes first, then w3."""
-        return fuse(w, layer, first=3, second=1)
-
-    @suspect("08 §4")
-    def gate_twice(w: Tensors, layer: int) -> Fused:
-        """Both halves are the gate, w1. The second is up, w3."""
-        return fuse(w, layer, second=1)
+    up_first = varied("08 What could go wrong", fuse, first=3, second=1)(
+        "Up stands before gate. Nothing fails and the logits look plausible: section 6 shows what becomes "
+        "of them. w1 is the gate and comes first, then w3."
+    )
+    gate_twice = varied("08 §4", fuse, second=1)(
+        "Both halves are the gate, w1. The second is up, w3."
+    )
 
     @suspect("08 §5")
     def by_letters(w: Tensors, layer: int) -> Fused:

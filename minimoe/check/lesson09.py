@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, judge, suspect, varied
 from minimoe.check.forms import draw, like, of_numbers
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
@@ -45,11 +45,10 @@ def right_rival_widths(experts: int, k: int, width: int, shared: int, matrices: 
 
 
 class WrongRivalWidths(Suspects):
-    @suspect("09 §1")
-    def without_router(*v: int) -> Pair:
-        """The router is left out. It is a matrix of E × D that each token multiplies, so both rivals have to make up
-        for it."""
-        return widths(*v, router=0)
+    without_router = varied("09 §1", widths, router=0)(
+        "The router is left out. It is a matrix of E × D that each token multiplies, so both rivals have to "
+        "make up for it."
+    )
 
     @suspect("09 §1")
     def three_matrices(*v: int) -> Pair:
@@ -62,10 +61,9 @@ class WrongRivalWidths(Suspects):
         down."""
         return widths(*v, gated=v[4])
 
-    @suspect("09 §1")
-    def two_matrices(*v: int) -> Pair:
-        """The experts are counted with two matrices. They are gated, and have three: gate, up and down."""
-        return widths(*v, gated=2)
+    two_matrices = varied("09 §1", widths, gated=2)(
+        "The experts are counted with two matrices. They are gated, and have three: gate, up and down."
+    )
 
     @suspect("09 §1")
     def used_rows(e: int, k: int, *v: int) -> Pair:
@@ -97,21 +95,16 @@ class WrongRivalWidths(Suspects):
         """Equal work has the width of one expert. A token passes through K."""
         return widths(e, 1, *v)[0], widths(e, k, *v)[1]
 
-    @suspect("09 §1")
-    def rounded_down(*v: int) -> Pair:
-        """The widths are rounded down, so that the rivals have fewer parameters than the sparse layer."""
-        return widths(*v, whole=math.floor)
-
-    @suspect("09 §1")
-    def nearest(*v: int) -> Pair:
-        """The widths are rounded to the nearest number, so that a rival may have fewer parameters than the sparse
-        layer: round up."""
-        return widths(*v, whole=round)
-
-    @suspect("09 §1")
-    def one_more(*v: int) -> Pair:
-        """The widths are rounded down, and 1 is added. Where the division leaves no remainder this is one too many."""
-        return widths(*v, whole=lambda x: math.floor(x) + 1)
+    rounded_down = varied("09 §1", widths, whole=math.floor)(
+        "The widths are rounded down, so that the rivals have fewer parameters than the sparse layer."
+    )
+    nearest = varied("09 §1", widths, whole=round)(
+        "The widths are rounded to the nearest number, so that a rival may have fewer parameters than the "
+        "sparse layer: round up."
+    )
+    one_more = varied("09 §1", widths, whole=lambda x: math.floor(x) + 1)(
+        "The widths are rounded down, and 1 is added. Where the division leaves no remainder this is one too many."
+    )
 
     @suspect("09 §1")
     def swapped(*v: int) -> Pair:
@@ -155,15 +148,10 @@ def right_bits_per_byte(nats: Sequence[float], tokens: Sequence[int], size: Sequ
 
 
 class WrongBitsPerByte(Suspects):
-    @suspect("09 §3")
-    def in_nats(*v: Any) -> Pair:
-        """These are nats. A bit is ln 2 nats: divide by it."""
-        return both(*v, per_bit=1)
-
-    @suspect("09 §3")
-    def times_ln2(*v: Any) -> Pair:
-        """You multiply by ln 2. A bit is ln 2 nats, so there are more bits than nats: divide."""
-        return both(*v, per_bit=1 / math.log(2))
+    in_nats = varied("09 §3", both, per_bit=1)("These are nats. A bit is ln 2 nats: divide by it.")
+    times_ln2 = varied("09 §3", both, per_bit=1 / math.log(2))(
+        "You multiply by ln 2. A bit is ln 2 nats, so there are more bits than nats: divide."
+    )
 
     @suspect("09 §3")
     def per_token(nats: Any, tokens: Any, size: Any) -> Pair:
@@ -267,37 +255,29 @@ def right_paired(a: Losses, b: Losses, t: Callable[[int], float]) -> tuple[float
 
 
 class WrongPaired(Suspects):
-    @suspect("09 §5")
-    def unpaired(*v: Any) -> tuple[float, ...]:
-        """The variances of both are added. Runs of one seed read the same batches: take the differences of the pairs
-        first, and their variance."""
-        return spread(*v, paired=False)
+    unpaired = varied("09 §5", spread, paired=False)(
+        "The variances of both are added. Runs of one seed read the same batches: take the differences of "
+        "the pairs first, and their variance."
+    )
 
     @suspect("09 §6")
     def normal(a: Losses, b: Losses, t: Any) -> tuple[float, ...]:
         """The factor is 1.96. With few seeds the standard deviation is uncertain too: t(n − 1)."""
         return spread(a, b, lambda _: 1.96)
 
-    @suspect("09 §5")
-    def all_degrees(*v: Any) -> tuple[float, ...]:
-        """t is asked for n degrees of freedom. The mean takes one: n − 1."""
-        return spread(*v, degrees=0)
-
-    @suspect("09 §5")
-    def population(*v: Any) -> tuple[float, ...]:
-        """The variance divides by n. The mean is estimated from the same pairs: divide by n − 1."""
-        return spread(*v, ddof=0)
-
-    @suspect("09 §5")
-    def without_root(*v: Any) -> tuple[float, ...]:
-        """The interval of the mean divides by n. It is the variance that falls as 1/n; the standard deviation falls
-        as 1/√n."""
-        return spread(*v, root=False)
-
-    @suspect("09 §6")
-    def mean_for_new(*v: Any) -> tuple[float, ...]:
-        """The interval of a new pair is that of the mean. A new pair has the spread of a pair besides: √(1 + 1/n)."""
-        return spread(*v, new=0)
+    all_degrees = varied("09 §5", spread, degrees=0)(
+        "t is asked for n degrees of freedom. The mean takes one: n − 1."
+    )
+    population = varied("09 §5", spread, ddof=0)(
+        "The variance divides by n. The mean is estimated from the same pairs: divide by n − 1."
+    )
+    without_root = varied("09 §5", spread, root=False)(
+        "The interval of the mean divides by n. It is the variance that falls as 1/n; the standard "
+        "deviation falls as 1/√n."
+    )
+    mean_for_new = varied("09 §6", spread, new=0)(
+        "The interval of a new pair is that of the mean. A new pair has the spread of a pair besides: √(1 + 1/n)."
+    )
 
     @suspect("09 §6")
     def spread_alone(*v: Any) -> tuple[float, ...]:
@@ -306,10 +286,9 @@ class WrongPaired(Suspects):
         n = len(v[0].keys() & v[1].keys())
         return mean, half, new / (1 + 1 / n) ** 0.5
 
-    @suspect("09 §6")
-    def other_way(*v: Any) -> tuple[float, ...]:
-        """The difference is b less a. Asked for is a less b."""
-        return spread(*v, sign=-1)
+    other_way = varied("09 §6", spread, sign=-1)(
+        "The difference is b less a. Asked for is a less b."
+    )
 
     @suspect("09 §5")
     def all_runs(a: Losses, b: Losses, t: Any) -> tuple[float, ...]:
@@ -317,10 +296,9 @@ class WrongPaired(Suspects):
         x, y = (float(np.mean(list(losses.values()))) for losses in (a, b))
         return x - y, *spread(a, b, t)[1:]
 
-    @suspect("09 §5")
-    def count_of_a(*v: Any) -> tuple[float, ...]:
-        """n is the number of runs of a. It is the number of pairs: a seed counts only if both have it."""
-        return spread(*v, alone=True)
+    count_of_a = varied("09 §5", spread, alone=True)(
+        "n is the number of runs of a. It is the number of pairs: a seed counts only if both have it."
+    )
 
     @suspect("09 §5")
     def by_place(a: Losses, b: Losses, t: Any) -> tuple[float, ...]:
@@ -377,26 +355,22 @@ def right_at_equal_time(a: Curve, b: Curve) -> Pair:
 
 
 class WrongAtEqualTime(Suspects):
-    @suspect("09 §6")
-    def straight(*v: Any) -> Pair:
-        """You interpolate over the seconds. A loss is nearly straight over ln t, as in (4): interpolate there."""
-        return at_time(*v, scale=lambda x: x)
+    straight = varied("09 §6", at_time, scale=lambda x: x)(
+        "You interpolate over the seconds. A loss is nearly straight over ln t, as in (4): interpolate there."
+    )
 
     @suspect("09 §6")
     def last_losses(a: Curve, b: Curve) -> Pair:
         """The last losses are compared. One of the two has trained longer: go back to where the other one ended."""
         return at_time(a, b)[0], a["loss"][-1] - b["loss"][-1]
 
-    @suspect("09 §6")
-    def beyond(*v: Any) -> Pair:
-        """The time is the longer of the two. There the other curve has no loss, and np.interp repeats its last one in
-        silence."""
-        return at_time(*v, of=max)
-
-    @suspect("09 §6")
-    def other_way(*v: Any) -> Pair:
-        """The difference is b less a. Asked for is a less b."""
-        return at_time(*v, sign=-1)
+    beyond = varied("09 §6", at_time, of=max)(
+        "The time is the longer of the two. There the other curve has no loss, and np.interp repeats its "
+        "last one in silence."
+    )
+    other_way = varied("09 §6", at_time, sign=-1)(
+        "The difference is b less a. Asked for is a less b."
+    )
 
     @suspect("09 §6")
     def same_point(a: Curve, b: Curve) -> Pair:
@@ -485,41 +459,28 @@ def right_sparse_block(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> T
 
 
 class WrongSparseBlock(Suspects):
-    @suspect("09 What could go wrong")
-    def as_it_was(*v: Any) -> Tensor:
-        """The bug is still there: GELU without a gate, and weights of standard deviation 0.02."""
-        return block(*v, act=F.gelu, gated=False, stds=lambda *_: (0.02, 0.02))
-
-    @suspect("09 What could go wrong")
-    def gelu_gate(*v: Any) -> Tensor:
-        """There is a gate now, but its activation is GELU. The dense block has SiLU."""
-        return block(*v, act=F.gelu)
-
-    @suspect("09 What could go wrong")
-    def without_gate(*v: Any) -> Tensor:
-        """SiLU is there, but the gate multiplies nothing. In the dense block silu(gate·x) is multiplied by up·x."""
-        return block(*v, gated=False)
-
-    @suspect("09 What could go wrong")
-    def old_stds(*v: Any) -> Tensor:
-        """The activation is the dense block's, the initial weights are not: all have standard deviation 0.02."""
-        return block(*v, stds=lambda *_: (0.02, 0.02))
-
-    @suspect("09 What could go wrong")
-    def one_std(*v: Any) -> Tensor:
-        """All three matrices are divided by √D. The second product adds up F numbers: down is divided by √F."""
-        return block(*v, stds=lambda d, *_: (d**-0.5, d**-0.5))
-
-    @suspect("09 §2")
-    def less_for_each(*v: Any) -> Tensor:
-        """The weights are divided by E. A weighted sum has the size of one expert's output already."""
-        return block(*v, weights=lambda best, e: best.softmax(-1) / e)
-
-    @suspect("09 §2")
-    def std_over_experts(*v: Any) -> Tensor:
-        """The second product is divided by √(E·F). A token passes through K experts of F, with weights that add up
-        to 1: each expert is drawn as the dense block is."""
-        return block(*v, stds=lambda d, f, e: (d**-0.5, (e * f) ** -0.5))
+    as_it_was = varied(
+        "09 What could go wrong", block, act=F.gelu, gated=False, stds=lambda *_: (0.02, 0.02)
+    )("The bug is still there: GELU without a gate, and weights of standard deviation 0.02.")
+    gelu_gate = varied("09 What could go wrong", block, act=F.gelu)(
+        "There is a gate now, but its activation is GELU. The dense block has SiLU."
+    )
+    without_gate = varied("09 What could go wrong", block, gated=False)(
+        "SiLU is there, but the gate multiplies nothing. In the dense block silu(gate·x) is multiplied by up·x."
+    )
+    old_stds = varied("09 What could go wrong", block, stds=lambda *_: (0.02, 0.02))(
+        "The activation is the dense block's, the initial weights are not: all have standard deviation 0.02."
+    )
+    one_std = varied("09 What could go wrong", block, stds=lambda d, *_: (d**-0.5, d**-0.5))(
+        "All three matrices are divided by √D. The second product adds up F numbers: down is divided by √F."
+    )
+    less_for_each = varied("09 §2", block, weights=lambda best, e: best.softmax(-1) / e)(
+        "The weights are divided by E. A weighted sum has the size of one expert's output already."
+    )
+    std_over_experts = varied("09 §2", block, stds=lambda d, f, e: (d**-0.5, (e * f) ** -0.5))(
+        "The second product is divided by √(E·F). A token passes through K experts of F, with weights that "
+        "add up to 1: each expert is drawn as the dense block is."
+    )
 
     @suspect("09 §2")
     def over_all(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> Tensor:
@@ -528,10 +489,9 @@ class WrongSparseBlock(Suspects):
         whole = scores.logsumexp(-1, keepdim=True)
         return block(x, numbers, scores, k, weights=lambda best, _: (best - whole).exp())
 
-    @suspect("09 §2")
-    def even(*v: Any) -> Tensor:
-        """The chosen experts count the same. Their weights are the softmax of their scores."""
-        return block(*v, weights=lambda best, _: torch.full_like(best, 1 / best.shape[-1]))
+    even = varied(
+        "09 §2", block, weights=lambda best, _: torch.full_like(best, 1 / best.shape[-1])
+    )("The chosen experts count the same. Their weights are the softmax of their scores.")
 
     @suspect("09 What could go wrong")
     def exchanged(x: Tensor, numbers: Weights, scores: Tensor, k: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, judge, suspect, varied
 from minimoe.check.forms import draw, expect_tensor, of_numbers
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import generator, near
@@ -41,63 +41,40 @@ class WrongBill(Suspects):
         """The parameters that are held are counted. A token is multiplied with those that it uses."""
         return paid(held, held, *given)
 
-    @suspect("10 §5")
-    def forward_alone(*given: Any) -> tuple[float, float]:
-        """Two FLOPs for each parameter are the forward pass. The backward pass takes twice as many: six in all."""
-        return paid(*given, products=2)
-
-    @suspect("10 §5")
-    def forward_in_both(*given: Any) -> tuple[float, float]:
-        """Parameters and scores are counted for the forward pass alone. With the backward pass it is three times as
-        much."""
-        return paid(*given, products=2, scores=2)
-
-    @suspect("10 §5")
-    def without_scores(*given: Any) -> tuple[float, float]:
-        """The scores of attention are missing. They are products too, though no parameter takes part in them."""
-        return paid(*given, scores=0)
-
-    @suspect("10 §5")
-    def whole_square(*given: Any) -> tuple[float, float]:
-        """The scores are counted for all pairs of tokens. A token looks at itself and those before it: half of them."""
-        return paid(*given, scores=12)
-
-    @suspect("10 §5")
-    def scores_once(*given: Any) -> tuple[float, float]:
-        """The scores are counted for the forward pass alone. They go backward too, which makes three times as much."""
-        return paid(*given, scores=2)
-
-    @suspect("10 §5")
-    def not_recomputed(*given: Any) -> tuple[float, float]:
-        """The second forward pass takes no time. It is work for the devices, though it is not useful: the days pay for
-        four thirds of the model's FLOPs."""
-        return paid(*given, again=1)
-
-    @suspect("10 §5")
-    def all_again(*given: Any) -> tuple[float, float]:
-        """Forward and backward pass are both counted twice. Recomputation repeats the forward pass, a third of them."""
-        return paid(*given, again=2)
-
-    @suspect("10 §5")
-    def useless_counts(*given: Any) -> tuple[float, float]:
-        """The MFU is the share that the devices reach. It counts the model's FLOPs alone, not those of the second
-        forward pass."""
-        return paid(*given, useful=1)
-
-    @suspect("10 §5")
-    def wrong_way(*given: Any) -> tuple[float, float]:
-        """The MFU is larger than the share that the devices reach. Of four FLOPs of theirs, three are the model's."""
-        return paid(*given, useful=4 / 3)
-
-    @suspect("10 §5")
-    def hours(*given: Any) -> tuple[float, float]:
-        """These are hours. Days are asked for."""
-        return paid(*given, hours=1)
-
-    @suspect("10 §5")
-    def one_device(*given: Any) -> tuple[float, float]:
-        """These are days of one device. All of them work at the same time."""
-        return paid(*given, alone=True)
+    forward_alone = varied("10 §5", paid, products=2)(
+        "Two FLOPs for each parameter are the forward pass. The backward pass takes twice as many: six in all."
+    )
+    forward_in_both = varied("10 §5", paid, products=2, scores=2)(
+        "Parameters and scores are counted for the forward pass alone. With the backward pass it is three "
+        "times as much."
+    )
+    without_scores = varied("10 §5", paid, scores=0)(
+        "The scores of attention are missing. They are products too, though no parameter takes part in them."
+    )
+    whole_square = varied("10 §5", paid, scores=12)(
+        "The scores are counted for all pairs of tokens. A token looks at itself and those before it: half of them."
+    )
+    scores_once = varied("10 §5", paid, scores=2)(
+        "The scores are counted for the forward pass alone. They go backward too, which makes three times as much."
+    )
+    not_recomputed = varied("10 §5", paid, again=1)(
+        "The second forward pass takes no time. It is work for the devices, though it is not useful: the "
+        "days pay for four thirds of the model's FLOPs."
+    )
+    all_again = varied("10 §5", paid, again=2)(
+        "Forward and backward pass are both counted twice. Recomputation repeats the forward pass, a third of them."
+    )
+    useless_counts = varied("10 §5", paid, useful=1)(
+        "The MFU is the share that the devices reach. It counts the model's FLOPs alone, not those of the "
+        "second forward pass."
+    )
+    wrong_way = varied("10 §5", paid, useful=4 / 3)(
+        "The MFU is larger than the share that the devices reach. Of four FLOPs of theirs, three are the model's."
+    )
+    hours = varied("10 §5", paid, hours=1)("These are hours. Days are asked for.")
+    one_device = varied("10 §5", paid, alone=True)(
+        "These are days of one device. All of them work at the same time."
+    )
 
 
 @checks(CARDS["10.1"], WrongBill)
@@ -151,41 +128,28 @@ def right_worth(size: Tensor, loss: Tensor, routed: Tensor) -> Tensor:
 
 
 class WrongWorth(Suspects):
-    @suspect("10 §2")
-    def straight_sizes(*given: Tensor) -> Tensor:
-        """The sizes are interpolated as they are. Equation (1) is a line in the logarithm of the size."""
-        return interpolated(*given, logs=(False, True))
-
-    @suspect("10 §2")
-    def straight_losses(*given: Tensor) -> Tensor:
-        """The losses are interpolated as they are. Equation (1) is a line in the logarithm of the loss."""
-        return interpolated(*given, logs=(True, False))
-
-    @suspect("10 §2")
-    def straight(*given: Tensor) -> Tensor:
-        """Sizes and losses are interpolated as they are. Take logarithms of both, and the exponential at the end."""
-        return interpolated(*given, logs=(False, False))
-
-    @suspect("10 §2")
-    def clamped(*given: Tensor) -> Tensor:
-        """A model that beats all dense ones gets the size of the largest. That is a bound, not its size: it cannot be
-        told, so NaN (np.interp has left and right for this)."""
-        return interpolated(*given, outside="clamp")
-
-    @suspect("10 §2")
-    def extrapolated(*given: Tensor) -> Tensor:
-        """The line is drawn on beyond the dense models. Nobody trained models there: NaN."""
-        return interpolated(*given, outside="on")
-
-    @suspect("10 §2")
-    def zero_outside(*given: Tensor) -> Tensor:
-        """What cannot be told is 0 here. A 0 goes on into means and counts; NaN does not."""
-        return interpolated(*given, outside="zero")
-
-    @suspect("10 §2")
-    def first_of_repeated(*given: Tensor) -> Tensor:
-        """Of several runs of one size the first is taken. They are seeds of one model: take their mean."""
-        return interpolated(*given, first=True)
+    straight_sizes = varied("10 §2", interpolated, logs=(False, True))(
+        "The sizes are interpolated as they are. Equation (1) is a line in the logarithm of the size."
+    )
+    straight_losses = varied("10 §2", interpolated, logs=(True, False))(
+        "The losses are interpolated as they are. Equation (1) is a line in the logarithm of the loss."
+    )
+    straight = varied("10 §2", interpolated, logs=(False, False))(
+        "Sizes and losses are interpolated as they are. Take logarithms of both, and the exponential at the end."
+    )
+    clamped = varied("10 §2", interpolated, outside="clamp")(
+        "A model that beats all dense ones gets the size of the largest. That is a bound, not its size: it "
+        "cannot be told, so NaN (np.interp has left and right for this)."
+    )
+    extrapolated = varied("10 §2", interpolated, outside="on")(
+        "The line is drawn on beyond the dense models. Nobody trained models there: NaN."
+    )
+    zero_outside = varied("10 §2", interpolated, outside="zero")(
+        "What cannot be told is 0 here. A 0 goes on into means and counts; NaN does not."
+    )
+    first_of_repeated = varied("10 §2", interpolated, first=True)(
+        "Of several runs of one size the first is taken. They are seeds of one model: take their mean."
+    )
 
     @suspect("10 §2")
     def fitted(size: Tensor, loss: Tensor, routed: Tensor) -> Tensor:
@@ -248,42 +212,29 @@ def right_slope_at(*given: Any) -> tuple[float, float]:
 
 
 class WrongSlopeAt(Suspects):
-    @suspect("10 §3")
-    def without_product(*given: Any) -> tuple[float, float]:
-        """The product of the two logarithms is missing in the fit, so that the slope is the same at every size."""
-        return sloped(*given, terms=(0, 1, 3))
-
-    @suspect("10 §3")
-    def without_constant(*given: Any) -> tuple[float, float]:
-        """The constant d is missing: a column of ones."""
-        return sloped(*given, terms=(0, 1, 2))
-
-    @suspect("10 §3")
-    def unweighted(*given: Any) -> tuple[float, float]:
-        """All runs count alike. A run whose loss is known badly should count less: its weight is 1/error²."""
-        return sloped(*given, power=0)
-
-    @suspect("10 §3")
-    def weighted_once(*given: Any) -> tuple[float, float]:
-        """The weights are 1/error where 1/error² is meant. (Rows of X and of y are divided by the error itself, if you
-        leave the rest to lstsq.)"""
-        return sloped(*given, power=1)
-
-    @suspect("10 §3")
-    def at_one(*given: Any) -> tuple[float, float]:
-        """This is b, the slope of a model of one parameter. At a size it is b + c log N: (4)."""
-        return sloped(*given, only=True)
-
-    @suspect("10 What could go wrong")
-    def natural(*given: Any) -> tuple[float, float]:
-        """The size has a natural logarithm and the fit one of base 10. Take the same everywhere."""
-        return sloped(*given, log=math.log)
-
-    @suspect("10 §3")
-    def without_covariance(*given: Any) -> tuple[float, float]:
-        """The errors of b and of c log N are added as if they were independent. They are nearly opposite: the variance
-        is g C gᵀ with the whole matrix C, and much smaller."""
-        return sloped(*given, mixed=False)
+    without_product = varied("10 §3", sloped, terms=(0, 1, 3))(
+        "The product of the two logarithms is missing in the fit, so that the slope is the same at every size."
+    )
+    without_constant = varied("10 §3", sloped, terms=(0, 1, 2))(
+        "The constant d is missing: a column of ones."
+    )
+    unweighted = varied("10 §3", sloped, power=0)(
+        "All runs count alike. A run whose loss is known badly should count less: its weight is 1/error²."
+    )
+    weighted_once = varied("10 §3", sloped, power=1)(
+        "The weights are 1/error where 1/error² is meant. (Rows of X and of y are divided by the error "
+        "itself, if you leave the rest to lstsq.)"
+    )
+    at_one = varied("10 §3", sloped, only=True)(
+        "This is b, the slope of a model of one parameter. At a size it is b + c log N: (4)."
+    )
+    natural = varied("10 What could go wrong", sloped, log=math.log)(
+        "The size has a natural logarithm and the fit one of base 10. Take the same everywhere."
+    )
+    without_covariance = varied("10 §3", sloped, mixed=False)(
+        "The errors of b and of c log N are added as if they were independent. They are nearly opposite: "
+        "the variance is g C gᵀ with the whole matrix C, and much smaller."
+    )
 
     @suspect("10 §3")
     def variance(*given: Any) -> tuple[float, float]:
@@ -291,10 +242,9 @@ class WrongSlopeAt(Suspects):
         slope, error = sloped(*given)
         return slope, error**2
 
-    @suspect("10 §3")
-    def from_the_rest(*given: Any) -> tuple[float, float]:
-        """The error is scaled by what the fit leaves over. Here the errors of the losses are given: use these."""
-        return sloped(*given, scaled=True)
+    from_the_rest = varied("10 §3", sloped, scaled=True)(
+        "The error is scaled by what the fit leaves over. Here the errors of the losses are given: use these."
+    )
 
 
 @checks(CARDS["10.3"], WrongSlopeAt)
@@ -350,15 +300,12 @@ class WrongMfu(Suspects):
         """All experts are counted. A token is multiplied with K of them."""
         return reached(c, *given, routed=c["num_local_experts"])
 
-    @suspect("10 What could go wrong")
-    def one_expert(*given: Any) -> float:
-        """One routed expert is counted for each token. There are K."""
-        return reached(*given, routed=1)
-
-    @suspect("10 What could go wrong")
-    def shared_missing(*given: Any) -> float:
-        """The shared experts are missing. Every token is multiplied with them, besides its K."""
-        return reached(*given, shared=0)
+    one_expert = varied("10 What could go wrong", reached, routed=1)(
+        "One routed expert is counted for each token. There are K."
+    )
+    shared_missing = varied("10 What could go wrong", reached, shared=0)(
+        "The shared experts are missing. Every token is multiplied with them, besides its K."
+    )
 
     @suspect("10 What could go wrong")
     def shared_as_routed(c: Config, *given: Any) -> float:
@@ -367,36 +314,28 @@ class WrongMfu(Suspects):
             c, *given, shared=c["n_shared_experts"] * c["num_experts_per_tok"] / c["num_local_experts"]
         )  # fmt: skip
 
-    @suspect("10 What could go wrong")
-    def without_router(*given: Any) -> float:
-        """The routers are missing: every token is scored for every expert, a product with E × D numbers."""
-        return reached(*given, router=0)
+    without_router = varied("10 What could go wrong", reached, router=0)(
+        "The routers are missing: every token is scored for every expert, a product with E × D numbers."
+    )
 
     @suspect("10 What could go wrong")
     def router_of_chosen(c: Config, *given: Any) -> float:
         """The router is counted for the chosen experts. It scores all E before it chooses."""
         return reached(c, *given, router=c["num_experts_per_tok"])
 
-    @suspect("10 What could go wrong")
-    def without_head(*given: Any) -> float:
-        """The output matrix is missing. Every token is scored for the whole vocabulary."""
-        return reached(*given, head=0)
-
-    @suspect("10 What could go wrong")
-    def with_embedding(*given: Any) -> float:
-        """The embedding is counted. A row of it is looked up; nothing is multiplied."""
-        return reached(*given, embedding=1)
-
-    @suspect("10 What could go wrong")
-    def with_norms(*given: Any) -> float:
-        """The norms are counted. Their weights are no matrices: a few multiplications, which the usual count leaves
-        out."""
-        return reached(*given, norms=1)
-
-    @suspect("10 §5")
-    def forward_alone(*given: Any) -> float:
-        """Two FLOPs for each parameter are the forward pass. Training takes six."""
-        return reached(*given, flops=2)
+    without_head = varied("10 What could go wrong", reached, head=0)(
+        "The output matrix is missing. Every token is scored for the whole vocabulary."
+    )
+    with_embedding = varied("10 What could go wrong", reached, embedding=1)(
+        "The embedding is counted. A row of it is looked up; nothing is multiplied."
+    )
+    with_norms = varied("10 What could go wrong", reached, norms=1)(
+        "The norms are counted. Their weights are no matrices: a few multiplications, which the usual count "
+        "leaves out."
+    )
+    forward_alone = varied("10 §5", reached, flops=2)(
+        "Two FLOPs for each parameter are the forward pass. Training takes six."
+    )
 
     @suspect("10 §5")
     def one_device(c: Config, rate: float, devices: int, peak: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, extreme, judge, suspect, varied
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import (
     Refused,
@@ -54,48 +54,38 @@ def right_bytes_of_step(c: Config, batch: int, context: int, bits: int) -> tuple
 
 
 class WrongBytesOfStep(Suspects):
-    @suspect("11 §2")
-    def all_experts(*given: Any) -> tuple[Any, ...]:
-        """All experts are read. A step reads those that one of its tokens chose: Ê(B) of them are expected."""
-        return read(*given, touched=lambda e, k, b: e)
-
-    @suspect("11 §2")
-    def without_overlap(*given: Any) -> tuple[Any, ...]:
-        """K experts are read for each of the B tokens. Tokens that share an expert share the reading of it."""
-        return read(*given, touched=lambda e, k, b: k * b)
-
-    @suspect("11 §2")
-    def at_most_all(*given: Any) -> tuple[Any, ...]:
-        """B·K experts are read, and E from there on. Tokens choose the same experts before all are in use: Ê(B) is
-        an expected number, and lies below both."""
-        return read(*given, touched=lambda e, k, b: min(e, k * b))
-
-    @suspect("11 §2")
-    def of_one_token(*given: Any) -> tuple[Any, ...]:
-        """K experts are read however many tokens there are. The tokens of a batch choose different ones."""
-        return read(*given, touched=lambda e, k, b: k)
-
-    @suspect("11 §2")
-    def twice_the_same(*given: Any) -> tuple[Any, ...]:
-        """An expert is spared with probability (1 − 1/E)^(KB), as if a token could choose the same one twice. Its K are
-        different: (1 − K/E)^B."""
-        return read(*given, touched=lambda e, k, b: e * (1 - (1 - 1 / e) ** (k * b)))
+    all_experts = varied("11 §2", read, touched=lambda e, k, b: e)(
+        "All experts are read. A step reads those that one of its tokens chose: Ê(B) of them are expected."
+    )
+    without_overlap = varied("11 §2", read, touched=lambda e, k, b: k * b)(
+        "K experts are read for each of the B tokens. Tokens that share an expert share the reading of it."
+    )
+    at_most_all = varied("11 §2", read, touched=lambda e, k, b: min(e, k * b))(
+        "B·K experts are read, and E from there on. Tokens choose the same experts before all are in use: "
+        "Ê(B) is an expected number, and lies below both."
+    )
+    of_one_token = varied("11 §2", read, touched=lambda e, k, b: k)(
+        "K experts are read however many tokens there are. The tokens of a batch choose different ones."
+    )
+    twice_the_same = varied(
+        "11 §2", read, touched=lambda e, k, b: e * (1 - (1 - 1 / e) ** (k * b))
+    )(
+        "An expert is spared with probability (1 − 1/E)^(KB), as if a token could choose the same one "
+        "twice. Its K are different: (1 − K/E)^B."
+    )
 
     @suspect("11 §6")
     def bits_as_bytes(*given: Any) -> tuple[Any, ...]:
         """The bits of a weight are counted as bytes. A byte has eight bits."""
         return read(*given, weight=given[3])
 
-    @suspect("11 §6")
-    def two_bytes(*given: Any) -> tuple[Any, ...]:
-        """The experts' weights are counted with two bytes each. They have `bits` bits; the other weights have two
-        bytes."""
-        return read(*given, weight=2)
-
-    @suspect("11 §6")
-    def without_scales(*given: Any) -> tuple[Any, ...]:
-        """The scales of the experts' rows are missing: four bytes for each row of gate, up and down, 2F + D of them."""
-        return read(*given, scale=0)
+    two_bytes = varied("11 §6", read, weight=2)(
+        "The experts' weights are counted with two bytes each. They have `bits` bits; the other weights "
+        "have two bytes."
+    )
+    without_scales = varied("11 §6", read, scale=0)(
+        "The scales of the experts' rows are missing: four bytes for each row of gate, up and down, 2F + D of them."
+    )
 
     @suspect("11 §6")
     def columns(*given: Any) -> tuple[Any, ...]:
@@ -108,45 +98,30 @@ class WrongBytesOfStep(Suspects):
         """The whole embedding is read. A token looks up one row of it, so that a step reads B rows."""
         return read(*given, rows=given[0]["vocab_size"])
 
-    @suspect("11 §2")
-    def one_row(*given: Any) -> tuple[Any, ...]:
-        """One row of the embedding is read. Each of the B tokens looks up its own."""
-        return read(*given, rows=1)
-
-    @suspect("11 §2")
-    def without_embedding(*given: Any) -> tuple[Any, ...]:
-        """The rows of the embedding are missing: one for each token of the step."""
-        return read(*given, rows=0)
-
-    @suspect("11 §2")
-    def without_head(*given: Any) -> tuple[Any, ...]:
-        """The output matrix is missing. Every token is scored against the whole vocabulary."""
-        return read(*given, head=0)
-
-    @suspect("11 §2")
-    def without_router(*given: Any) -> tuple[Any, ...]:
-        """The routers are missing: a matrix of E × D in each layer, all of it read."""
-        return read(*given, router=0)
-
-    @suspect("11 §2")
-    def without_norms(*given: Any) -> tuple[Any, ...]:
-        """The norms are missing: 2·D in each layer and D at the end."""
-        return read(*given, norms=0)
-
-    @suspect("11 §2")
-    def without_cache(*given: Any) -> tuple[Any, ...]:
-        """The cache is not read. Each new token looks at the keys and values of all its sequence: (1) and (2)."""
-        return read(*given, sequences=0)
-
-    @suspect("11 §2")
-    def one_cache(*given: Any) -> tuple[Any, ...]:
-        """The cache of one sequence is counted. Weights are shared by the batch, caches are not: each has its own."""
-        return read(*given, sequences=1)
-
-    @suspect("11 §2")
-    def keys_alone(*given: Any) -> tuple[Any, ...]:
-        """Keys or values are missing: the cache keeps both, so that there is a factor of 2 besides the two bytes."""
-        return read(*given, kinds=1)
+    one_row = varied("11 §2", read, rows=1)(
+        "One row of the embedding is read. Each of the B tokens looks up its own."
+    )
+    without_embedding = varied("11 §2", read, rows=0)(
+        "The rows of the embedding are missing: one for each token of the step."
+    )
+    without_head = varied("11 §2", read, head=0)(
+        "The output matrix is missing. Every token is scored against the whole vocabulary."
+    )
+    without_router = varied("11 §2", read, router=0)(
+        "The routers are missing: a matrix of E × D in each layer, all of it read."
+    )
+    without_norms = varied("11 §2", read, norms=0)(
+        "The norms are missing: 2·D in each layer and D at the end."
+    )
+    without_cache = varied("11 §2", read, sequences=0)(
+        "The cache is not read. Each new token looks at the keys and values of all its sequence: (1) and (2)."
+    )
+    one_cache = varied("11 §2", read, sequences=1)(
+        "The cache of one sequence is counted. Weights are shared by the batch, caches are not: each has its own."
+    )
+    keys_alone = varied("11 §2", read, kinds=1)(
+        "Keys or values are missing: the cache keeps both, so that there is a factor of 2 besides the two bytes."
+    )
 
     @suspect("11 §2")
     def cache_of_all_heads(*given: Any) -> tuple[Any, ...]:
@@ -225,20 +200,15 @@ def right_cached_step(
 
 
 class WrongCachedStep(Suspects):
-    @suspect("11 §1")
-    def from_zero(*given: Any) -> Step:
-        """The new tokens have the positions 0, 1, 2. S tokens are in the cache, so that the first new one is at S."""
-        return step(*given, behind=0)
-
-    @suspect("11 §1")
-    def one_further(*given: Any) -> Step:
-        """The positions are one too large. Those in the cache are 0 to S − 1, and the first new token is at S."""
-        return step(*given, further=1)
-
-    @suspect("11 §1")
-    def not_turned(*given: Any) -> Step:
-        """The new queries and keys are not turned. Those in the cache have been, each by its own position."""
-        return step(*given, turn=False)
+    from_zero = varied("11 §1", step, behind=0)(
+        "The new tokens have the positions 0, 1, 2. S tokens are in the cache, so that the first new one is at S."
+    )
+    one_further = varied("11 §1", step, further=1)(
+        "The positions are one too large. Those in the cache are 0 to S − 1, and the first new token is at S."
+    )
+    not_turned = varied("11 §1", step, turn=False)(
+        "The new queries and keys are not turned. Those in the cache have been, each by its own position."
+    )
 
     @suspect("11 §1")
     def turned_twice(*given: Any) -> Step:
@@ -259,11 +229,10 @@ class WrongCachedStep(Suspects):
         It stands behind S tokens and sees them all."""
         return step(*given, shift=-given[3].shape[1])
 
-    @suspect("11 §1")
-    def not_itself(*given: Any) -> Step:
-        """A new token does not see itself: the mask is one place too narrow, or the cache is read before it is
-        extended."""
-        return step(*given, shift=-1)
+    not_itself = varied("11 §1", step, shift=-1)(
+        "A new token does not see itself: the mask is one place too narrow, or the cache is read before it "
+        "is extended."
+    )
 
     @suspect("11 §1")
     def cache_alone(*given: Any) -> Step:
@@ -285,16 +254,11 @@ class WrongCachedStep(Suspects):
         y, _, values = step(*given)
         return y, torch.cat([given[3], given[1]], 1), values
 
-    @suspect("11 §1")
-    def not_scaled(*given: Any) -> Step:
-        """The scores are not divided by √d."""
-        return step(*given, scale=False)
-
-    @suspect("11 §1")
-    def heads_in_turn(*given: Any) -> Step:
-        """Query heads meet the key heads in turn. Neighbours share one: query head h meets h // (H / H_kv), which is
-        repeat_interleave and not repeat."""
-        return step(*given, repeat=True)
+    not_scaled = varied("11 §1", step, scale=False)("The scores are not divided by √d.")
+    heads_in_turn = varied("11 §1", step, repeat=True)(
+        "Query heads meet the key heads in turn. Neighbours share one: query head h meets h // (H / H_kv), "
+        "which is repeat_interleave and not repeat."
+    )
 
 
 @checks(CARDS["11.2"], WrongCachedStep)
@@ -358,16 +322,13 @@ class WrongQuantiseRows(Suspects):
         off. Take the magnitude first, w.abs().amax(-1)."""
         return in_bits(w, x, bits, largest=w.double().amax(-1).abs())
 
-    @suspect("11 §6")
-    def cut_off(w: Tensor, x: Tensor, bits: int) -> Step:
-        """The digits behind the point are cut off, which .to(torch.int8) does by itself. Round first: else the error is
-        up to a whole scale, and always towards 0."""
-        return in_bits(w, x, bits, whole=torch.trunc)
-
-    @suspect("11 §6")
-    def rounded_down(w: Tensor, x: Tensor, bits: int) -> Step:
-        """The quotients are rounded down. Round to the nearest: else the error is up to a whole scale."""
-        return in_bits(w, x, bits, whole=torch.floor)
+    cut_off = varied("11 §6", in_bits, whole=torch.trunc)(
+        "The digits behind the point are cut off, which .to(torch.int8) does by itself. Round first: else "
+        "the error is up to a whole scale, and always towards 0."
+    )
+    rounded_down = varied("11 §6", in_bits, whole=torch.floor)(
+        "The quotients are rounded down. Round to the nearest: else the error is up to a whole scale."
+    )
 
     @suspect("11 §6")
     def range_of_the_row(w: Tensor, x: Tensor, bits: int) -> Step:
@@ -377,10 +338,9 @@ class WrongQuantiseRows(Suspects):
         q = 2 ** (bits - 1) - 1
         return in_bits(w, x, bits, largest=(wide.amax(-1) - wide.amin(-1)) * q / (2 * q + 1))
 
-    @suspect("11 §6")
-    def eight_bits(w: Tensor, x: Tensor, bits: int) -> Step:
-        """The numbers are those of eight bits for every `bits`."""
-        return in_bits(w, x, bits, q=127)
+    eight_bits = varied("11 §6", in_bits, q=127)(
+        "The numbers are those of eight bits for every `bits`."
+    )
 
     @suspect("11 §6")
     def in_its_type(w: Tensor, x: Tensor, bits: int) -> Step:
@@ -400,11 +360,10 @@ class WrongQuantiseRows(Suspects):
         scale = scale.masked_fill(zero, 1.0)
         return q, scale, scale / 2 * x.abs().sum()
 
-    @suspect("11 §6")
-    def bound_of_a_weight(w: Tensor, x: Tensor, bits: int) -> Step:
-        """The bound is that of one weight, half a scale. A product adds one error for each entry of x, times its
-        magnitude."""
-        return in_bits(w, x, bits, bound=lambda scale, x: scale / 2)
+    bound_of_a_weight = varied("11 §6", in_bits, bound=lambda scale, x: scale / 2)(
+        "The bound is that of one weight, half a scale. A product adds one error for each entry of x, times "
+        "its magnitude."
+    )
 
     @suspect("11 §6")
     def whole_scale(w: Tensor, x: Tensor, bits: int) -> Step:
@@ -505,17 +464,14 @@ def right_batch_hits(asked: Tensor, places: int) -> Hits:
 
 
 class WrongBatchHits(Suspects):
-    @suspect("11 §7")
-    def every_choice(asked: Tensor, places: int) -> Hits:
-        """Every choice is counted as a request, as in the lesson's cell. In a step an expert is fetched once for all
-        sequences that chose it: the second of them is no hit."""
-        return shared(asked, places, order=lambda x: x)
-
-    @suspect("11 §7")
-    def by_numbers_of_sequences(asked: Tensor, places: int) -> Hits:
-        """The experts of a step run in the order in which the sequences name them. The layer runs them in ascending
-        order, and with too few places this decides what is dropped."""
-        return shared(asked, places, order=dict.fromkeys)
+    every_choice = varied("11 §7", shared, order=lambda x: x)(
+        "Every choice is counted as a request, as in the lesson's cell. In a step an expert is fetched once "
+        "for all sequences that chose it: the second of them is no hit."
+    )
+    by_numbers_of_sequences = varied("11 §7", shared, order=dict.fromkeys)(
+        "The experts of a step run in the order in which the sequences name them. The layer runs them in "
+        "ascending order, and with too few places this decides what is dropped."
+    )
 
     @suspect("11 §7")
     def a_cache_each(asked: Tensor, places: int) -> Hits:
@@ -524,37 +480,30 @@ class WrongBatchHits(Suspects):
         each = [shared(asked[:, i : i + 1], places) for i in range(asked.shape[1])]
         return sum(h for h, _ in each), sum(m for _, m in each)
 
-    @suspect("11 §7")
-    def first_in_first_out(asked: Tensor, places: int) -> Hits:
-        """The expert that was *read* longest ago is dropped. A hit makes an expert the one that was used last: move it
-        to the end."""
-        return shared(asked, places, drop=lambda held: min(held, key=lambda e: held[e][0]))
-
-    @suspect("11 §7")
-    def newest_dropped(asked: Tensor, places: int) -> Hits:
-        """The expert that was used *last* is dropped. It should be the one whose last use is longest ago."""
-        return shared(asked, places, drop=lambda held: max(held, key=lambda e: held[e][1]))
-
-    @suspect("11 §7")
-    def least_often(asked: Tensor, places: int) -> Hits:
-        """The expert that was used least often is dropped. The cache asks when it was used last, not how often."""
-        return shared(asked, places, drop=lambda held: min(held, key=lambda e: (held[e][2], held[e][1])))  # fmt: skip
-
-    @suspect("11 §7")
-    def one_place_more(asked: Tensor, places: int) -> Hits:
-        """The cache holds one expert more than it has places. Drop one before the new one is put in, or when there are
-        more than `places`."""
-        return shared(asked, places, room=1)
-
-    @suspect("11 §7")
-    def one_place_less(asked: Tensor, places: int) -> Hits:
-        """The cache holds one expert less than it has places."""
-        return shared(asked, places, room=-1)
-
-    @suspect("11 §7")
-    def ended_ones_ask(asked: Tensor, places: int) -> Hits:
-        """−1 is taken for an expert. It stands where a sequence has ended, and asks for nothing."""
-        return shared(asked, places, done=True)
+    first_in_first_out = varied(
+        "11 §7", shared, drop=lambda held: min(held, key=lambda e: held[e][0])
+    )(
+        "The expert that was *read* longest ago is dropped. A hit makes an expert the one that was used "
+        "last: move it to the end."
+    )
+    newest_dropped = varied("11 §7", shared, drop=lambda held: max(held, key=lambda e: held[e][1]))(
+        "The expert that was used *last* is dropped. It should be the one whose last use is longest ago."
+    )
+    least_often = varied(
+        "11 §7", shared, drop=lambda held: min(held, key=lambda e: (held[e][2], held[e][1]))
+    )(
+        "The expert that was used least often is dropped. The cache asks when it was used last, not how often."
+    )
+    one_place_more = varied("11 §7", shared, room=1)(
+        "The cache holds one expert more than it has places. Drop one before the new one is put in, or when "
+        "there are more than `places`."
+    )
+    one_place_less = varied("11 §7", shared, room=-1)(
+        "The cache holds one expert less than it has places."
+    )
+    ended_ones_ask = varied("11 §7", shared, done=True)(
+        "−1 is taken for an expert. It stands where a sequence has ended, and asks for nothing."
+    )
 
     @suspect("11 §7")
     def first_reads_left_out(asked: Tensor, places: int) -> Hits:
@@ -569,10 +518,9 @@ class WrongBatchHits(Suspects):
         hits, misses = shared(asked, places)
         return hits, hits + misses
 
-    @suspect("11 §7")
-    def forgotten(asked: Tensor, places: int) -> Hits:
-        """The cache is empty again at each step. It lives as long as the batch does."""
-        return shared(asked, places, emptied=True, order=lambda x: x)
+    forgotten = varied("11 §7", shared, emptied=True, order=lambda x: x)(
+        "The cache is empty again at each step. It lives as long as the batch does."
+    )
 
 
 def counted_or_refused(value: Any, c: Case) -> Tensor:

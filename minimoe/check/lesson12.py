@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, View, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, View, case, judge, suspect, varied
 from minimoe.check.forms import draw, of_numbers
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import generator, near
@@ -169,28 +169,21 @@ def both(
 
 
 class WrongImportance(Suspects):
-    @suspect("12 What could go wrong")
-    def padded(*v: Any) -> Pair:
-        """Padding is counted. Only the first lengths[b] tokens of sequence b are there; what stands behind them has
-        experts and weights too."""
-        return both(*v, padding=(True, True))
-
-    @suspect("12 What could go wrong")
-    def weightless(*v: Any) -> Pair:
-        """Padding is counted in the load, not in the importance. A weight of 0 keeps it out of the one, not out of the
-        other."""
-        return both(*v, padding=(False, True))
-
-    @suspect("12 §3")
-    def idle(*v: Any) -> Pair:
-        """Experts that no token chose are missing from the mean. They have a load of 0: bincount(…, minlength=E)."""
-        return both(*v, of=lambda n: squared_cv(n[n > 0]))
-
-    @suspect("12 §3")
-    def sample(*v: Any) -> Pair:
-        """You divide by E − 1. In (4) the mean is over E experts: they are all that there are, not a sample. (torch's
-        var divides by E − 1 unless told otherwise.)"""
-        return both(*v, of=lambda n: squared_cv(n) * len(n) / (len(n) - 1))
+    padded = varied("12 What could go wrong", both, padding=(True, True))(
+        "Padding is counted. Only the first lengths[b] tokens of sequence b are there; what stands behind "
+        "them has experts and weights too."
+    )
+    weightless = varied("12 What could go wrong", both, padding=(False, True))(
+        "Padding is counted in the load, not in the importance. A weight of 0 keeps it out of the one, not "
+        "out of the other."
+    )
+    idle = varied("12 §3", both, of=lambda n: squared_cv(n[n > 0]))(
+        "Experts that no token chose are missing from the mean. They have a load of 0: bincount(…, minlength=E)."
+    )
+    sample = varied("12 §3", both, of=lambda n: squared_cv(n) * len(n) / (len(n) - 1))(
+        "You divide by E − 1. In (4) the mean is over E experts: they are all that there are, not a sample. "
+        "(torch's var divides by E − 1 unless told otherwise.)"
+    )
 
     @suspect("12 What could go wrong")
     def padded_sample(*v: Any) -> Pair:
@@ -199,10 +192,9 @@ class WrongImportance(Suspects):
         more = lambda n: squared_cv(n) * len(n) / (len(n) - 1)  # noqa: E731
         return both(*v, of=more, padding=(True, True))
 
-    @suspect("12 §3")
-    def root(*v: Any) -> Pair:
-        """This is CV. Its square is asked for."""
-        return both(*v, of=lambda n: math.sqrt(squared_cv(n)))
+    root = varied("12 §3", both, of=lambda n: math.sqrt(squared_cv(n)))(
+        "This is CV. Its square is asked for."
+    )
 
     @suspect("12 §3")
     def mean_weight(weight: Tensor, expert: Tensor, lengths: Tensor, e: int) -> Pair:
@@ -265,46 +257,34 @@ def left_out(
 
 
 class WrongWorksLeftOut(Suspects):
-    @suspect("12b §6")
-    def documents(*v: Any) -> Pair:
-        """You leave out documents. Scenes of one play are alike, so each that you leave out has its like among the
-        others, and the error comes out too small: sum the documents of a work first."""
-        return left_out(*v, unit=lambda counts, _: counts.double())
-
-    @suspect("12b §6")
-    def as_sample(*v: Any) -> Pair:
-        """The error is the standard deviation of the numbers without one work. They hardly differ, because most works
-        stay the same: the factor before the sum of squares is (U − 1)/U, not 1/(U − 1)."""
-        return left_out(*v, error=lambda s, u: math.sqrt(s / (u - 1)))
-
-    @suspect("12b §6")
-    def of_a_mean(*v: Any) -> Pair:
-        """You divide by √U as for a mean of independent numbers. The numbers without one work are nothing of the kind:
-        any two of them share all works but two."""
-        return left_out(*v, error=lambda s, u: math.sqrt(s / (u - 1) / u))
-
-    @suspect("12b §6")
-    def variance(*v: Any) -> Pair:
-        """The second number is the variance. The standard error is its root."""
-        return left_out(*v, error=lambda s, u: (u - 1) / u * s)
-
-    @suspect("12b §6")
-    def biased(*v: Any) -> Pair:
-        """The value still has its bias: it is to be Uθ − (U − 1) times the mean of the numbers
-        without one work."""
-        return left_out(*v, bias=0.0)
-
-    @suspect("12b §6")
-    def wrong_way(*v: Any) -> Pair:
-        """The bias is added where it is to be subtracted. Fewer works, more noise, a larger CV²: the value without bias
-        is smaller than θ."""
-        return left_out(*v, bias=-1.0)
-
-    @suspect("12b §6")
-    def equal_works(*v: Any) -> Pair:
-        """Every work counts as much as any other: you average shares. The load of all works is the sum of their
-        counts, in which a long work weighs more."""
-        return left_out(*v, unit=lambda counts, work: shares(summed(counts, work)))
+    documents = varied("12b §6", left_out, unit=lambda counts, _: counts.double())(
+        "You leave out documents. Scenes of one play are alike, so each that you leave out has its like "
+        "among the others, and the error comes out too small: sum the documents of a work first."
+    )
+    as_sample = varied("12b §6", left_out, error=lambda s, u: math.sqrt(s / (u - 1)))(
+        "The error is the standard deviation of the numbers without one work. They hardly differ, because "
+        "most works stay the same: the factor before the sum of squares is (U − 1)/U, not 1/(U − 1)."
+    )
+    of_a_mean = varied("12b §6", left_out, error=lambda s, u: math.sqrt(s / (u - 1) / u))(
+        "You divide by √U as for a mean of independent numbers. The numbers without one work are nothing of "
+        "the kind: any two of them share all works but two."
+    )
+    variance = varied("12b §6", left_out, error=lambda s, u: (u - 1) / u * s)(
+        "The second number is the variance. The standard error is its root."
+    )
+    biased = varied("12b §6", left_out, bias=0.0)(
+        "The value still has its bias: it is to be Uθ − (U − 1) times the mean of the numbers without one work."
+    )
+    wrong_way = varied("12b §6", left_out, bias=-1.0)(
+        "The bias is added where it is to be subtracted. Fewer works, more noise, a larger CV²: the value "
+        "without bias is smaller than θ."
+    )
+    equal_works = varied(
+        "12b §6", left_out, unit=lambda counts, work: shares(summed(counts, work))
+    )(
+        "Every work counts as much as any other: you average shares. The load of all works is the sum of "
+        "their counts, in which a long work weighs more."
+    )
 
 
 @checks(CARDS["12.3"], WrongWorksLeftOut)
@@ -375,33 +355,24 @@ def leading(
 
 
 class WrongFirstTokens(Suspects):
-    @suspect("12b §6")
-    def across(*v: Any) -> Pair:
-        """The first tokens are drawn from all documents together. Then a document that is unlike the others can have
-        none or many among them: within each document the same number is to play the first."""
-        return leading(*v, across=True)
-
-    @suspect("13 §2")
-    def no_one(*v: Any) -> Pair:
-        """The observed order is not counted among the draws. It is as likely as each of them, so it counts:
-        p = (1 + …)/(1 + R), which is never 0."""
-        return leading(*v, p=functools.partial(tail, extra=0))
-
-    @suspect("13 §2")
-    def strictly(*v: Any) -> Pair:
-        """Draws that are exactly as large as the observed distance are not all counted. Count 'at least as large', with
-        the 0.000001 that the task allows for rounding."""
-        return leading(*v, p=functools.partial(tail, slack=-1e-6))
-
-    @suspect("13 §2")
-    def against_all(*v: Any) -> Pair:
-        """The first tokens are compared with all tokens, themselves among them. Compare with the rest."""
-        return leading(*v, against_all=True)
-
-    @suspect("13 §2")
-    def short(*v: Any) -> Pair:
-        """Documents of at most `first` tokens are kept. They have no rest to be compared with: leave them out."""
-        return leading(*v, keep_short=True)
+    across = varied("12b §6", leading, across=True)(
+        "The first tokens are drawn from all documents together. Then a document that is unlike the others "
+        "can have none or many among them: within each document the same number is to play the first."
+    )
+    no_one = varied("13 §2", leading, p=functools.partial(tail, extra=0))(
+        "The observed order is not counted among the draws. It is as likely as each of them, so it counts: "
+        "p = (1 + …)/(1 + R), which is never 0."
+    )
+    strictly = varied("13 §2", leading, p=functools.partial(tail, slack=-1e-6))(
+        "Draws that are exactly as large as the observed distance are not all counted. Count 'at least as "
+        "large', with the 0.000001 that the task allows for rounding."
+    )
+    against_all = varied("13 §2", leading, against_all=True)(
+        "The first tokens are compared with all tokens, themselves among them. Compare with the rest."
+    )
+    short = varied("13 §2", leading, keep_short=True)(
+        "Documents of at most `first` tokens are kept. They have no rest to be compared with: leave them out."
+    )
 
     @suspect("13 §2")
     def not_halved(*v: Any) -> Pair:
@@ -409,10 +380,9 @@ class WrongFirstTokens(Suspects):
         tv, p = leading(*v)
         return 2 * tv, p
 
-    @suspect("12b §6")
-    def equal(*v: Any) -> Pair:
-        """You average the shares of the documents. The load is that of all tokens together: sum the counts first."""
-        return leading(*v, equal=True)
+    equal = varied("12b §6", leading, equal=True)(
+        "You average the shares of the documents. The load is that of all tokens together: sum the counts first."
+    )
 
 
 @checks(CARDS["12.4"], WrongFirstTokens)
@@ -480,39 +450,30 @@ def over_layers(load: Tensor) -> Tensor:
 
 
 class WrongBalancedness(Suspects):
-    @suspect("12 What could go wrong")
-    def on_view(*v: Any) -> float:
-        """Nothing is fixed yet: mean and maximum are taken over the layers, and padding is counted."""
-        return meter(*v, of=over_layers, padding=True)
-
-    @suspect("12 What could go wrong")
-    def layers(*v: Any) -> float:
-        """Padding is left out. But mean and maximum are still taken over the layers (dim=0 of [L, devices]), so a
-        device that is overloaded in every layer is not noticed."""
-        return meter(*v, of=over_layers)
-
-    @suspect("12 What could go wrong")
-    def padded(*v: Any) -> float:
-        """The dimension is right, and padding is still counted: only the first `num_tokens` rows of a layer are
-        tokens."""
-        return meter(*v, of=lambda load: level(load).mean(), padding=True)
-
-    @suspect("12 What could go wrong")
-    def pooled(*v: Any) -> float:
-        """You add up the layers before you compare devices. What is uneven in one layer is evened out by another, but
-        every layer waits for its own busiest device."""
-        return meter(*v, of=lambda load: level(load.sum(0)))
-
-    @suspect("12b §9")
-    def of_sums(*v: Any) -> float:
-        """You divide the sum of the means by the sum of the maxima. The mean of the layers' own quotients is asked
-        for: compute per layer, then average."""
-        return meter(*v, of=lambda load: load.mean(-1).sum() / load.amax(-1).sum())
-
-    @suspect("12b §9")
-    def upside_down(*v: Any) -> float:
-        """This is maximum over mean. Balancedness is mean over maximum: 1 for even load, and never more."""
-        return meter(*v, of=lambda load: (1 / level(load)).mean())
+    on_view = varied("12 What could go wrong", meter, of=over_layers, padding=True)(
+        "Nothing is fixed yet: mean and maximum are taken over the layers, and padding is counted."
+    )
+    layers = varied("12 What could go wrong", meter, of=over_layers)(
+        "Padding is left out. But mean and maximum are still taken over the layers (dim=0 of [L, devices]), "
+        "so a device that is overloaded in every layer is not noticed."
+    )
+    padded = varied(
+        "12 What could go wrong", meter, of=lambda load: level(load).mean(), padding=True
+    )(
+        "The dimension is right, and padding is still counted: only the first `num_tokens` rows of a layer "
+        "are tokens."
+    )
+    pooled = varied("12 What could go wrong", meter, of=lambda load: level(load.sum(0)))(
+        "You add up the layers before you compare devices. What is uneven in one layer is evened out by "
+        "another, but every layer waits for its own busiest device."
+    )
+    of_sums = varied("12b §9", meter, of=lambda load: load.mean(-1).sum() / load.amax(-1).sum())(
+        "You divide the sum of the means by the sum of the maxima. The mean of the layers' own quotients is "
+        "asked for: compute per layer, then average."
+    )
+    upside_down = varied("12b §9", meter, of=lambda load: (1 / level(load)).mean())(
+        "This is maximum over mean. Balancedness is mean over maximum: 1 for even load, and never more."
+    )
 
     @suspect("12b §9")
     def experts(expert: Tensor, num_tokens: int, device: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect, varied
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.lesson12 import Pair, choices, counted, shares, summed, tail, whole
@@ -55,28 +55,21 @@ def entries(
 
 
 class WrongEntries(Suspects):
-    @suspect("13 §2")
-    def equal(*v: Any) -> int:
-        """You average shares, so a short entry counts as much as a long one. The load of a set is the sum of its
-        assignments, equation (1)."""
-        return entries(*v, equal=True)
-
-    @suspect("13 §2")
-    def above_one(*v: Any) -> int:
-        """You compare with `factor` itself. The pool is uneven already: a ratio is remarkable above `factor` times that
-        of all entries."""
-        return entries(*v, line=lambda pool, factor: factor)
-
-    @suspect("13 §2")
-    def first(*v: Any) -> int:
-        """You stop at the first number for which few draws reach the ratio. For some larger ones too many do again:
-        all larger sets have to hold."""
-        return entries(*v, first=True)
-
-    @suspect("13 §2")
-    def no_one(*v: Any) -> int:
-        """p is never 0: the observed set counts among the draws, p = (1 + …)/(1 + R)."""
-        return entries(*v, extra=0)
+    equal = varied("13 §2", entries, equal=True)(
+        "You average shares, so a short entry counts as much as a long one. The load of a set is the sum of "
+        "its assignments, equation (1)."
+    )
+    above_one = varied("13 §2", entries, line=lambda pool, factor: factor)(
+        "You compare with `factor` itself. The pool is uneven already: a ratio is remarkable above `factor` "
+        "times that of all entries."
+    )
+    first = varied("13 §2", entries, first=True)(
+        "You stop at the first number for which few draws reach the ratio. For some larger ones too many do "
+        "again: all larger sets have to hold."
+    )
+    no_one = varied("13 §2", entries, extra=0)(
+        "p is never 0: the observed set counts among the draws, p = (1 + …)/(1 + R)."
+    )
 
     @suspect("13b §6")
     def same_experts(counts: Tensor, *rest: Any) -> int:
@@ -162,27 +155,20 @@ class WrongFlipped(Suspects):
         pool = shares(counts[topic != d].sum(0).double())
         return flipped(counts, work, topic, d, signs, pool=pool)
 
-    @suspect("13 §2")
-    def equal(*v: Any) -> Pair:
-        """You average the shares of documents, so a short one weighs as much as a long one. Residuals are
-        assignments, and they are added."""
-        return flipped(*v, equal=True)
-
-    @suspect("13 §2")
-    def no_one(*v: Any) -> Pair:
-        """The observed signs are not counted among the draws: p = (1 + …)/(1 + R), which is never 0."""
-        return flipped(*v, p=functools.partial(tail, extra=0))
-
-    @suspect("13 §2")
-    def strictly(*v: Any) -> Pair:
-        """Draws that are exactly as large are not all counted. All signs up and all signs down give the same TV: count
-        'at least as large', with the 0.000001 that the task allows for rounding."""
-        return flipped(*v, p=functools.partial(tail, slack=-1e-6))
-
-    @suspect("13 §2")
-    def not_halved(*v: Any) -> Pair:
-        """The distance is twice the total variation: the factor ½ of equation (2) is missing."""
-        return flipped(*v, factor=1.0)
+    equal = varied("13 §2", flipped, equal=True)(
+        "You average the shares of documents, so a short one weighs as much as a long one. Residuals are "
+        "assignments, and they are added."
+    )
+    no_one = varied("13 §2", flipped, p=functools.partial(tail, extra=0))(
+        "The observed signs are not counted among the draws: p = (1 + …)/(1 + R), which is never 0."
+    )
+    strictly = varied("13 §2", flipped, p=functools.partial(tail, slack=-1e-6))(
+        "Draws that are exactly as large are not all counted. All signs up and all signs down give the same "
+        "TV: count 'at least as large', with the 0.000001 that the task allows for rounding."
+    )
+    not_halved = varied("13 §2", flipped, factor=1.0)(
+        "The distance is twice the total variation: the factor ½ of equation (2) is missing."
+    )
 
 
 @checks(CARDS["13.2"], WrongFlipped)
@@ -245,34 +231,27 @@ def beyond(
 
 
 class WrongBeyond(Suspects):
-    @suspect("13 §3")
-    def plug_in(*v: Any) -> float:
-        """The bias is not subtracted. Most pairs occur once, and what occurs once looks certain: these are mostly bits
-        of noise."""
-        return beyond(*v, less=0.0)
-
-    @suspect("13 §3")
-    def added(*v: Any) -> float:
-        """The bias is added. Plug-in information is too large: subtract."""
-        return beyond(*v, less=-1.0)
-
-    @suspect("13 §3")
-    def every_expert(*v: Any) -> float:
-        """You take every kind for seen with all E experts, as in (6). Rare pairs are seen with few, so that subtracts
-        too much: equation (7)."""
-        return beyond(*v, spare=lambda n, k: torch.tensor(len(n) * (n.shape[1] - k)))
-
-    @suspect("13 §3")
-    def one_choice(*v: Any) -> float:
-        """You subtract S − 1 for each kind, as for one choice per token. The K experts of a token are distinct, so a
-        kind that is seen once has S = K and no bias: S − K."""
-        return beyond(*v, spare=lambda n, k: ((n > 0).sum(1) - 1).sum())
-
-    @suspect("13 §3")
-    def pair_alone_corrected(*v: Any) -> float:
-        """The bias of the pair's information is subtracted; that of the token's own has to be as well, because it was
-        taken away with it."""
-        return beyond(*v, of_token=0.0)
+    plug_in = varied("13 §3", beyond, less=0.0)(
+        "The bias is not subtracted. Most pairs occur once, and what occurs once looks certain: these are "
+        "mostly bits of noise."
+    )
+    added = varied("13 §3", beyond, less=-1.0)(
+        "The bias is added. Plug-in information is too large: subtract."
+    )
+    every_expert = varied(
+        "13 §3", beyond, spare=lambda n, k: torch.tensor(len(n) * (n.shape[1] - k))
+    )(
+        "You take every kind for seen with all E experts, as in (6). Rare pairs are seen with few, so that "
+        "subtracts too much: equation (7)."
+    )
+    one_choice = varied("13 §3", beyond, spare=lambda n, k: ((n > 0).sum(1) - 1).sum())(
+        "You subtract S − 1 for each kind, as for one choice per token. The K experts of a token are "
+        "distinct, so a kind that is seen once has S = K and no bias: S − K."
+    )
+    pair_alone_corrected = varied("13 §3", beyond, of_token=0.0)(
+        "The bias of the pair's information is subtracted; that of the token's own has to be as well, "
+        "because it was taken away with it."
+    )
 
     @suspect("13 §4")
     def before_alone(before: Tensor, token: Tensor, *rest: Any) -> float:
@@ -331,35 +310,26 @@ def same_documents(
 
 
 class WrongSameDocuments(Suspects):
-    @suspect("13b §6")
-    def all_tokens(*v: Any) -> Two:
-        """The chance is that of all other tokens. A token lives in some documents and not in others: take the tokens of
-        the same documents."""
-        return same_documents(*v, pool=True)
-
-    @suspect("13b §6")
-    def as_in_the_lesson(*v: Any) -> Two:
-        """This is the lesson's chance, and its flaw: the token's own occurrences are among the tokens that it is
-        compared with. Leave them out, and documents that hold nothing else."""
-        return same_documents(*v, own=True, lone=True)
-
-    @suspect("13b §6")
-    def own_among_them(*v: Any) -> Two:
-        """The token's own occurrences are among the tokens that it is compared with. That pulls the chance towards what
-        was observed, most of all in short documents: leave them out."""
-        return same_documents(*v, own=True)
-
-    @suspect("13b §6")
-    def documents_equal(*v: Any) -> Two:
-        """Every document weighs the same. Chance is that of the occurrences: a document with three of them weighs three
-        times as much as one with one."""
-        return same_documents(*v, weigh=lambda times: times > 0)
-
-    @suspect("13b §6")
-    def one_bag(*v: Any) -> Two:
-        """You throw the tokens of these documents into one bag, in which a long document weighs most. Each occurrence
-        asks for the load of its own document: weigh by occurrences."""
-        return same_documents(*v, bag=True)
+    all_tokens = varied("13b §6", same_documents, pool=True)(
+        "The chance is that of all other tokens. A token lives in some documents and not in others: take "
+        "the tokens of the same documents."
+    )
+    as_in_the_lesson = varied("13b §6", same_documents, own=True, lone=True)(
+        "This is the lesson's chance, and its flaw: the token's own occurrences are among the tokens that "
+        "it is compared with. Leave them out, and documents that hold nothing else."
+    )
+    own_among_them = varied("13b §6", same_documents, own=True)(
+        "The token's own occurrences are among the tokens that it is compared with. That pulls the chance "
+        "towards what was observed, most of all in short documents: leave them out."
+    )
+    documents_equal = varied("13b §6", same_documents, weigh=lambda times: times > 0)(
+        "Every document weighs the same. Chance is that of the occurrences: a document with three of them "
+        "weighs three times as much as one with one."
+    )
+    one_bag = varied("13b §6", same_documents, bag=True)(
+        "You throw the tokens of these documents into one bag, in which a long document weighs most. Each "
+        "occurrence asks for the load of its own document: weigh by occurrences."
+    )
 
     @suspect("13b §6")
     def unequal_parts(token: Tensor, document: Tensor, expert: Tensor, *rest: Any) -> Two:
@@ -368,11 +338,10 @@ class WrongSameDocuments(Suspects):
         share, chance = same_documents(token, document, expert, *rest)
         return share, chance / expert.shape[1]
 
-    @suspect("13b §6")
-    def lone(*v: Any) -> Two:
-        """The chance is right, and the observed share counts occurrences in documents that hold no other token. They
-        have nothing to be compared with: leave them out of both."""
-        return same_documents(*v, lone=True)
+    lone = varied("13b §6", same_documents, lone=True)(
+        "The chance is right, and the observed share counts occurrences in documents that hold no other "
+        "token. They have nothing to be compared with: leave them out of both."
+    )
 
 
 @checks(CARDS["13.4"], WrongSameDocuments)
@@ -442,51 +411,35 @@ def corrected(
 
 
 class WrongCorrected(Suspects):
-    @suspect("13 §2")
-    def on_view(*v: Any) -> Tensor:
-        """Nothing is fixed yet: p can be 0, corrected values fall again, and topics that cannot be tested are
-        counted."""
-        return corrected(*v, one=0, monotone=False, count_all=True, cap=math.inf)
-
-    @suspect("13 §2")
-    def no_one(*v: Any) -> Tensor:
-        """p can still be 0, and 0 times anything is 0. The observed deal counts among the draws: (1 + hits)/(1 + R)."""
-        return corrected(*v, one=0)
-
-    @suspect("13 §2")
-    def one_alone(*v: Any) -> Tensor:
-        """p is never 0 now, which was the symptom. Two things are left: a larger p can end up below a smaller one, and
-        topics of too few works are counted as tests."""
-        return corrected(*v, monotone=False, count_all=True)
-
-    @suspect("13 §2")
-    def falls_again(*v: Any) -> Tensor:
-        """The p are right, and a larger one can end up below a smaller one. No result may fall below the one before
-        it."""
-        return corrected(*v, monotone=False)
-
-    @suspect("13 §2")
-    def bonferroni(*v: Any) -> Tensor:
-        """This is Bonferroni's correction, every p times the number of tests. Holm's multiplies the smallest by it, the
-        next by one less, and so on."""
-        return corrected(*v, by=lambda rank: torch.full_like(rank, len(rank)))
-
-    @suspect("13 §2")
-    def backwards(*v: Any) -> Tensor:
-        """The smallest p is multiplied by 1 and the largest by the number of tests. It is the other way round."""
-        return corrected(*v, by=lambda rank: rank + 1)
-
-    @suspect("13 §2")
-    def counted_untested(*v: Any) -> Tensor:
-        """Topics of too few works are corrected and counted with the others. They cannot be told from the pool whatever
-        they show: their result is 1, and the other p are multiplied by less."""
-        return corrected(*v, count_all=True)
-
-    @suspect("13 §2")
-    def false_discoveries(*v: Any) -> Tensor:
-        """p is multiplied by the number of tests over its rank, as in the method of Benjamini and Hochberg. That limits
-        the share of false findings; Holm's keeps the chance of any."""
-        return corrected(*v, by=lambda rank: len(rank) / (rank + 1))
+    on_view = varied("13 §2", corrected, one=0, monotone=False, count_all=True, cap=math.inf)(
+        "Nothing is fixed yet: p can be 0, corrected values fall again, and topics that cannot be tested are counted."
+    )
+    no_one = varied("13 §2", corrected, one=0)(
+        "p can still be 0, and 0 times anything is 0. The observed deal counts among the draws: (1 + hits)/(1 + R)."
+    )
+    one_alone = varied("13 §2", corrected, monotone=False, count_all=True)(
+        "p is never 0 now, which was the symptom. Two things are left: a larger p can end up below a "
+        "smaller one, and topics of too few works are counted as tests."
+    )
+    falls_again = varied("13 §2", corrected, monotone=False)(
+        "The p are right, and a larger one can end up below a smaller one. No result may fall below the one "
+        "before it."
+    )
+    bonferroni = varied("13 §2", corrected, by=lambda rank: torch.full_like(rank, len(rank)))(
+        "This is Bonferroni's correction, every p times the number of tests. Holm's multiplies the smallest "
+        "by it, the next by one less, and so on."
+    )
+    backwards = varied("13 §2", corrected, by=lambda rank: rank + 1)(
+        "The smallest p is multiplied by 1 and the largest by the number of tests. It is the other way round."
+    )
+    counted_untested = varied("13 §2", corrected, count_all=True)(
+        "Topics of too few works are corrected and counted with the others. They cannot be told from the "
+        "pool whatever they show: their result is 1, and the other p are multiplied by less."
+    )
+    false_discoveries = varied("13 §2", corrected, by=lambda rank: len(rank) / (rank + 1))(
+        "p is multiplied by the number of tests over its rank, as in the method of Benjamini and Hochberg. "
+        "That limits the share of false findings; Holm's keeps the chance of any."
+    )
 
 
 @checks(CARDS["13.5"], WrongCorrected)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, judge, suspect, varied
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_tensor, of_numbers
 from minimoe.check.lesson12 import Pair, choices, counted, summed, whole
@@ -156,46 +156,33 @@ def repeats(
 
 
 class WrongRepeats(Suspects):
-    @suspect("14 §5")
-    def borders(*v: Any) -> Pair:
-        """The last token of a document and the first of the next are a pair with you. They are no neighbours."""
-        return repeats(*v, borders=True)
-
-    @suspect("14 §5")
-    def gaps(*v: Any) -> Pair:
-        """Rows that follow each other count as neighbours even where tokens between them were not kept. Neighbours
-        are one position apart."""
-        return repeats(*v, gaps=True)
-
-    @suspect("14 §5")
-    def pooled_loads(*v: Any) -> Pair:
-        """Your chance is Σ p² of all tokens together, the loads as they are. The shuffled document keeps each
-        document's own loads."""
-        return repeats(*v, itself=True, pool=True)
-
-    @suspect("14 §5")
-    def all_shuffled(*v: Any) -> Pair:
-        """Your chance shuffles tokens across documents. A token stays in its document: what that is about is
-        part of the null."""
-        return repeats(*v, pool=True)
-
-    @suspect("14 §5")
-    def itself(*v: Any) -> Pair:
-        """Your chance is Σ p² of each document, which pairs a token with itself. Two neighbours are two tokens:
-        n_e (n_e − 1) of n (n − 1)."""
-        return repeats(*v, itself=True)
-
-    @suspect("14 §5")
-    def documents_equal(*v: Any) -> Pair:
-        """Every document weighs the same in your chance. The rate counts pairs of neighbours, so a document weighs
-        as many as it has."""
-        return repeats(*v, weigh=lambda near, n: near > 0)
-
-    @suspect("14 §5")
-    def by_tokens(*v: Any) -> Pair:
-        """Documents weigh by their tokens in your chance. The rate counts pairs of neighbours, and a document with
-        gaps has fewer of these."""
-        return repeats(*v, weigh=lambda near, n: n)
+    borders = varied("14 §5", repeats, borders=True)(
+        "The last token of a document and the first of the next are a pair with you. They are no neighbours."
+    )
+    gaps = varied("14 §5", repeats, gaps=True)(
+        "Rows that follow each other count as neighbours even where tokens between them were not kept. "
+        "Neighbours are one position apart."
+    )
+    pooled_loads = varied("14 §5", repeats, itself=True, pool=True)(
+        "Your chance is Σ p² of all tokens together, the loads as they are. The shuffled document keeps "
+        "each document's own loads."
+    )
+    all_shuffled = varied("14 §5", repeats, pool=True)(
+        "Your chance shuffles tokens across documents. A token stays in its document: what that is about is "
+        "part of the null."
+    )
+    itself = varied("14 §5", repeats, itself=True)(
+        "Your chance is Σ p² of each document, which pairs a token with itself. Two neighbours are two "
+        "tokens: n_e (n_e − 1) of n (n − 1)."
+    )
+    documents_equal = varied("14 §5", repeats, weigh=lambda near, n: near > 0)(
+        "Every document weighs the same in your chance. The rate counts pairs of neighbours, so a document "
+        "weighs as many as it has."
+    )
+    by_tokens = varied("14 §5", repeats, weigh=lambda near, n: n)(
+        "Documents weigh by their tokens in your chance. The rate counts pairs of neighbours, and a "
+        "document with gaps has fewer of these."
+    )
 
 
 @checks(CARDS["14.2"], WrongRepeats)
@@ -252,21 +239,16 @@ def settled(
 
 
 class WrongSettled(Suspects):
-    @suspect("14 §7")
-    def raw(*v: Any) -> Tensor:
-        """This is s of equation (6). Without its chance level an uneven layer looks settled: equation (7)."""
-        return settled(*v, beyond=lambda s, c: s)
-
-    @suspect("14 §7")
-    def not_divided(*v: Any) -> Tensor:
-        """You subtract the chance and leave it at that. Divide by what there was to win, 1 − c."""
-        return settled(*v, beyond=lambda s, c: s - c)
-
-    @suspect("14 §7")
-    def ranked(*v: Any) -> Tensor:
-        """You compare column by column. A token that keeps its experts in another order of weights has kept
-        them: compare sets."""
-        return settled(*v, ranked=True)
+    raw = varied("14 §7", settled, beyond=lambda s, c: s)(
+        "This is s of equation (6). Without its chance level an uneven layer looks settled: equation (7)."
+    )
+    not_divided = varied("14 §7", settled, beyond=lambda s, c: s - c)(
+        "You subtract the chance and leave it at that. Divide by what there was to win, 1 − c."
+    )
+    ranked = varied("14 §7", settled, ranked=True)(
+        "You compare column by column. A token that keeps its experts in another order of weights has kept "
+        "them: compare sets."
+    )
 
     @suspect("14 §7")
     def even(expert: Tensor, window: Tensor, num_experts: int) -> Tensor:
@@ -280,16 +262,13 @@ class WrongSettled(Suspects):
         more often: take q in each window."""
         return settled(expert, torch.zeros_like(window), num_experts)
 
-    @suspect("14 §7")
-    def equal(*v: Any) -> Tensor:
-        """Every window weighs the same in your chance. In s a long window weighs more, so c needs that as well."""
-        return settled(*v, equal=True)
-
-    @suspect("14 §7")
-    def following(*v: Any) -> Tensor:
-        """You compare with the next validation. That measures how fast choices change, and with it the learning
-        rate: saturation compares with the last."""
-        return settled(*v, following=True)
+    equal = varied("14 §7", settled, equal=True)(
+        "Every window weighs the same in your chance. In s a long window weighs more, so c needs that as well."
+    )
+    following = varied("14 §7", settled, following=True)(
+        "You compare with the next validation. That measures how fast choices change, and with it the "
+        "learning rate: saturation compares with the last."
+    )
 
     @suspect("14 §7")
     def chance_of_one(*v: Any) -> Tensor:
@@ -362,32 +341,23 @@ class WrongCompany(Suspects):
                 both.index_put_(pair, ones, accumulate=True)
         return both / n[:, None].clamp_min(1)
 
-    @suspect("14 §6")
-    def last_one(*v: Any) -> Tensor:
-        """A choice that was dropped, −1, is counted for the last expert: that is what −1 means as an index."""
-        return company(*v, dropped=True)
-
-    @suspect("14 §6")
-    def diagonal(*v: Any) -> Tensor:
-        """An expert is its own company: leave the diagonal 0."""
-        return company(*v, diagonal=True)
-
-    @suspect("14 §6")
-    def by_pairs(*v: Any) -> Tensor:
-        """You divide by the pairs of an expert, so a row adds up to 1. N_i counts tokens: a row adds up to the
-        number of companions that a token of expert i has on average."""
-        return company(*v, below=lambda both, n: both.sum(1, keepdim=True))
-
-    @suspect("14 §6")
-    def transposed(*v: Any) -> Tensor:
-        """Row and column are exchanged: in row i you divide by N_j. Equation (5) is P(j | i), so row i has N_i."""
-        return company(*v, below=lambda both, n: n[None])
-
-    @suspect("14 §6")
-    def either(*v: Any) -> Tensor:
-        """You divide by the tokens that chose i or j, which makes the matrix symmetric. P(j | i) has N_i below the
-        line."""
-        return company(*v, below=lambda both, n: n[:, None] + n - both)
+    last_one = varied("14 §6", company, dropped=True)(
+        "A choice that was dropped, −1, is counted for the last expert: that is what −1 means as an index."
+    )
+    diagonal = varied("14 §6", company, diagonal=True)(
+        "An expert is its own company: leave the diagonal 0."
+    )
+    by_pairs = varied("14 §6", company, below=lambda both, n: both.sum(1, keepdim=True))(
+        "You divide by the pairs of an expert, so a row adds up to 1. N_i counts tokens: a row adds up to "
+        "the number of companions that a token of expert i has on average."
+    )
+    transposed = varied("14 §6", company, below=lambda both, n: n[None])(
+        "Row and column are exchanged: in row i you divide by N_j. Equation (5) is P(j | i), so row i has N_i."
+    )
+    either = varied("14 §6", company, below=lambda both, n: n[:, None] + n - both)(
+        "You divide by the tokens that chose i or j, which makes the matrix symmetric. P(j | i) has N_i "
+        "below the line."
+    )
 
     @suspect("14 §6")
     def of_all(expert: Tensor, num_experts: int) -> Tensor:

@@ -133,20 +133,6 @@ def overruled(model: MixtralModel, changes: Mapping[int, Change]) -> Generator[N
 
 
 @torch.no_grad()
-def exchange_experts(model: MixtralModel, layer: int, a: int, b: int) -> None:
-    """Exchange two experts (from 0) of a layer with their rows of the router: what the model computes stays the same.
-
-    Every counterfactual needs this control; a result that moves under it measures the numbering.
-    """
-    mlp = model.get_submodule(f"layers.{layer - 1}.mlp")
-    order = torch.arange(model.config.num_experts)
-    order[[a, b]] = order[[b, a]]
-    for parameter in mlp.parameters():
-        if len(parameter) == len(order):
-            parameter.copy_(parameter[order.to(parameter.device)])
-
-
-@torch.no_grad()
 def token_losses(model: MixtralModel, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Nats [B, S − 1] of the next tokens of ids [B, S], read at once, and the experts [B·S, K] of each sparse layer."""
     with evaluating(model):
