@@ -91,6 +91,18 @@ def test_recording_changes_neither_outputs_nor_mode() -> None:
         recorder.pop()
 
 
+def test_the_last_layers_experts_are_not_asked_and_work_again_afterwards() -> None:
+    model, (documents, tokens) = tiny_model(), texts(6, 9)
+    last: Any = model.get_submodule("layers.1.mlp")
+    ids, own = random_ids(1, 8), last.dispatch
+    before = model(ids).logits
+    last.dispatch = lambda *_: pytest.fail("the last layer's experts were asked")
+    recorded = record_documents(model, documents, tokens)
+    last.dispatch = own
+    assert (record_documents(model, documents, tokens).expert == recorded.expert).all()
+    assert last.dispatch is own and torch.equal(model(ids).logits, before)
+
+
 def test_padding_is_marked() -> None:
     model = tiny_model()
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])

@@ -188,6 +188,8 @@ class MinimoeSource:
         self.max_length = config.max_position_embeddings
         self._columns = [every.index(layer) for layer in self.layers]
         self._mlp = {n: model.get_submodule(f"layers.{n - 1}.mlp") for n in self.layers}
+        # a stand-in where the last layer is not recorded
+        self._last: Any = self._mlp.get(config.num_hidden_layers, nn.Module())
         self._random = None if control is None else RandomRouters(control, self._mlp, e)
 
     def open(self) -> list[RemovableHandle]:
@@ -208,10 +210,15 @@ class MinimoeSource:
         return self._random.beside(recording) if self._random else recording
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """One forward pass."""
-        device = next(self.model.parameters()).device
+        """One forward pass without the experts of the last layer, whose results no router reads."""
+        device, last = next(self.model.parameters()).device, self._last
         mask = attention_mask if attention_mask is None else attention_mask.to(device)
-        self.model(input_ids.to(device), attention_mask=mask, logits_to_keep=1)
+        dispatch = getattr(last, "dispatch", None)
+        last.dispatch = lambda x, *_: x
+        try:
+            self.model(input_ids.to(device), attention_mask=mask, logits_to_keep=1)
+        finally:
+            last.dispatch = dispatch
 
 
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
