@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from book.counterfactuals import texts_of
+from book.counterfactuals import SIZE, texts_of
 from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
 from minimoe.experts import MLP
@@ -79,11 +79,13 @@ def classes_of(pieces: list[str]) -> dict[str, Any]:
     return found
 
 
-def read_texts(corpus: Corpus, tokenizer: Any, each: int) -> Texts:
-    """The beginnings of `each` long documents of every domain but the questions."""
+def read_texts(corpus: Corpus, tokenizer: Any, each: int, size: int = SIZE) -> Texts:
+    """The beginnings of `each` long documents of every domain but the questions, in pieces of `size` tokens."""
     domains = [d for d in corpus.domains if d != "questions"]
     begin = begin_of_text_id(tokenizer, own=True)
     ids, works = texts_of(corpus.heldout, domains, begin, 0, each)
+    ids = ids.view(-1, size)
+    works = [work for work in works for _ in range(SIZE // size)]
     rows = [classes_of([tokenizer.decode([i]) for i in row.tolist()]) for row in ids]
     number = {work: i for i, work in enumerate(dict.fromkeys(works))}
     unit = np.array([number[w] for w in works])
@@ -423,7 +425,7 @@ def run_stages(names: list[str]) -> None:
     """Run the pieces of the named stages that are not there yet."""
     pieces, text = read_plan(FOLDER / "plan.toml")
     corpus = load_corpus(**text)
-    texts = read_texts(corpus, corpus.tokenizer, EACH)
+    texts = read_texts(corpus, corpus.tokenizer, EACH, pieces[0].training.seq_len)
 
     def recipe(piece: Piece) -> Numbers:
         given = {
