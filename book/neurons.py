@@ -1,6 +1,6 @@
-"""What an expert's update says, and what single neurons tell, in experts and in a dense layer of equal work.
+"""What single neurons tell, in experts and in a dense layer of equal work.
 
-    python -m book.neurons STAGE...     stages of book/results/neurons/plan.toml, and `mini`, the shipped model
+    python -m book.neurons STAGE...     what these stages of book/results/neurons/plan.toml have left to run
 
 Texts are beginnings of held-out documents. Works are divided in two halves: a neuron and its threshold
 are chosen on the first, and measured on the second.
@@ -23,37 +23,21 @@ import torch
 from torch import Tensor
 
 from book.counterfactuals import SIZE, texts_of
-from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
 from minimoe.experts import MLP
-from minimoe.io import write_object
 from minimoe.model import MixtralModel
 from minimoe.study import chance as ch
 from minimoe.study import further as fu
 from minimoe.text.corpus import Corpus, load_corpus
-from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer
+from minimoe.text.tokenizer import begin_of_text_id
 from minimoe.train.compare import Numbers, Piece, arm_config, run_missing, stages
 from minimoe.train.environment import processor_name
 from minimoe.train.loop import Run
 from minimoe.train.settings import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent / "results" / "neurons"
-EACH, SUBSETS, DRAWS, RANDOM, OFF, SETS, NEAR = 12, 20, 400, 200, 8, 8, 32
+EACH, SUBSETS, DRAWS, OFF, SETS, NEAR = 12, 20, 400, 8, 8, 32
 
-# Written down before any model was read or trained.
-RULES = {
-    "lens": "In a layer of mini the mean update of an expert names what comes next if the mean over the "
-    "eight experts of equation (11), with the next token, lies above 0 with its 95 % interval over works "
-    "and above 97.5 % of random directions.",
-    "experts": "The best neuron of experts detects a class better than the best of a dense layer of equal "
-    "work if, with as many candidates in both, F1 differs by more than 0 with its 95 % interval over works, "
-    "in the mean over three classes and three seeds, and has this sign in every seed.",
-    "neurons": "That is owed to the neurons, and not to the router before them, if the same holds after the "
-    "F1 of random directions is subtracted on both sides (with the trained router on the experts' side).",
-    "decide": "Eight neurons decide a class in a model if switching them off costs the next tokens of the "
-    "class more than switching off as many others that write as much (95 % interval of the difference to "
-    "the mean of eight such sets above 0), and more than five times what it costs other tokens.",
-}
 NAMES = r"(?<=[\w,;] )[A-Z][a-z]+"  # inside a sentence
 CLASSES = {"digits": r"\d", "brackets": r"[()\[\]{}<>]", "names": NAMES}
 
@@ -312,65 +296,6 @@ def verdict(*intervals: Any) -> str:
     return "disagrees" if any(high < 0 for _, high in intervals) else "cannot be told"
 
 
-@torch.no_grad()
-def lens(model: MixtralModel, texts: Texts, seed: int = 0) -> list[Numbers]:
-    """Layer by layer: how well the mean updates of the experts, read as logits, name the next and the read token."""
-    rng, s = torch.Generator().manual_seed(seed), texts.ids.shape[1]
-    x, weight = inputs(model, texts.ids)
-    vectors = model.lm_head.weight * model.norm.weight
-    half = np.repeat(texts.second, s).reshape(-1, s)
-    half[:, -1] = False  # no next token
-    second, first = (
-        torch.from_numpy(h.flatten()) for h in (half, ~np.repeat(texts.second, s).reshape(-1, s))
-    )
-    each = torch.from_numpy(np.repeat(texts.weights, s, axis=1)).float()[:, second]
-    ids = {"next": texts.ids.roll(-1, 1).flatten()[second], "read": texts.ids.flatten()[second]}
-    found = []
-    for block, x_, w in zip(model.layers, x, weight, strict=True):
-        assert w is not None
-        gate_up, down = weights_of(block.mlp)
-        act = block.mlp.experts.activation
-
-        def updates(
-            w: Tensor,
-            x_: Tensor = x_,
-            gate_up: Tensor = gate_up,
-            down: Tensor = down,
-            act: Any = act,
-        ) -> Tensor:
-            h = activations(x_[first], gate_up, w[first], act).view(int(first.sum()), len(down), -1)
-            u = torch.einsum("tef,edf->ed", h, down) / (w[first] > 0).sum(0)[:, None]
-            return u - u.mean(0)
-
-        chosen = (w[second] > 0).float()  # [T, E]
-
-        def gain(
-            u: Tensor, y: Tensor, weights: Tensor | None = None, chosen: Tensor = chosen
-        ) -> Tensor:
-            """Equation (11), mean over experts: of u [E, D] for the tokens y [T]."""
-            score = (vectors @ u.T)[y]  # [T, E]
-            score = (score - score.mean(0)) / score.std(0)
-            weights = torch.ones(1, len(y)) if weights is None else weights
-            inside = (weights @ (score * chosen)) / (weights @ chosen)
-            return (inside - (weights @ score) / weights.sum(1, keepdim=True)).mean(1)
-
-        u, row = updates(w), {}
-        elsewhere = updates(w[torch.randperm(len(w), generator=rng)])
-        for kind, y in ids.items():
-            null = [float(gain(torch.randn(u.shape, generator=rng), y)) for _ in range(RANDOM)]
-            row[kind] = {
-                **band(float(gain(u, y)), gain(u, y, each).numpy()),
-                "random_directions": [round(float(q), 4) for q in ch.percentile(np.array(null))],
-                "random_router": round(float(gain(elsewhere, y)), 4),
-            }
-        own = row["next"]
-        found.append(
-            row
-            | {"verdict": verdict((own["low"], 0), (own["value"] - own["random_directions"][1], 0))}
-        )
-    return found
-
-
 def contrasts(pieces: list[Mapping[str, Any]]) -> Numbers:
     """What the rules 'experts' and 'neurons' say of all seeds, from the pieces of a stage."""
     by = {(p["recipe"]["arm"], p["recipe"]["training"]["seed"]): p["probe"] for p in pieces}
@@ -405,6 +330,7 @@ def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
     """The pieces, and what the plan says of the text."""
     plan = tomllib.loads(path.read_text(encoding="utf-8"))
     text, model, training = (plan.pop(name) for name in ("text", "model", "training"))
+    del plan["rules"]
 
     def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, TrainConfig]:
         config = TrainConfig(**training | {"eval_every": 10**6, "save_every": 10**6} | chosen)
@@ -452,29 +378,6 @@ def run_stages(names: list[str]) -> None:
     run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
 
 
-def run_mini() -> None:
-    """The shipped model, which has no dense twin."""
-    started, folder = time.process_time(), pretrained_path("mini")
-    model, tokenizer = MixtralModel.from_pretrained("mini").eval(), load_tokenizer(folder)
-    texts = read_texts(load_corpus(tokenizer=tokenizer), tokenizer, EACH)
-    width = model.config.num_experts_per_tok * model.config.expert_size
-    found = {
-        "lens": lens(model, texts), "probe": probe(model, texts, width), "decide": decide(model, texts),
-        "texts": [len(texts.ids), int(texts.second.sum())],
-    }  # fmt: skip
-    write_object(
-        FOLDER / "mini.json", {"command": "python -m book.neurons mini", **around(started), **found}
-    )
-
-
-def main(names: list[str]) -> None:
-    """Run what is named."""
-    torch.set_num_threads(1)
-    if stages_ := [n for n in names if n != "mini"]:
-        run_stages(stages_)
-    if "mini" in names:
-        run_mini()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    torch.set_num_threads(1)
+    run_stages(sys.argv[1:])
