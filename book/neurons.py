@@ -1,12 +1,15 @@
 """What single neurons tell, in experts and in a dense layer of equal work.
 
-    python -m book.neurons STAGE...     what these stages of book/results/neurons/plan.toml have left to run
+    python -m book.neurons STAGE...           what these stages of book/results/neurons/plan.toml have left to run
+    python -m book.neurons published FOLDER   what others' probes found: github.com/jerryy33/MoE_analysis
 
 Texts are beginnings of held-out documents. Works are divided in two halves: a neuron and its threshold
 are chosen on the first, and measured on the second.
 """
 
+import csv
 import dataclasses
+import gzip
 import json
 import re
 import sys
@@ -24,10 +27,12 @@ from torch import Tensor
 
 from book.counterfactuals import SIZE, texts_of
 from minimoe.config import ModelConfig
-from minimoe.experts import MLP
+from minimoe.experts import MLP, get_activation
+from minimoe.io import write_object
 from minimoe.model import MixtralModel
 from minimoe.study import chance as ch
 from minimoe.study import further as fu
+from minimoe.study.report import rounded
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.tokenizer import begin_of_text_id
 from minimoe.train.compare import Numbers, Piece, arm_config, run_missing, stages
@@ -38,6 +43,11 @@ from minimoe.train.settings import TrainConfig
 FOLDER = Path(__file__).resolve().parent / "results" / "neurons"
 EACH, SUBSETS, DRAWS, OFF, SETS, NEAR = 12, 20, 400, 8, 8, 32
 
+PUBLISHED = (
+    "Mixtral-8x7B-v0.1", "OLMo-1B-0724-hf", "OLMo-7B-0724-hf", "Llama-3.2-3B", "Ministral-3-3B-Base-2512",
+    "Qwen3-4B-Base", "pythia-12b",
+)  # fmt: skip
+COMMIT = "2e716c7c1306c3cfbaed31c440c342dcb69a392c"
 NAMES = r"(?<=[\w,;] )[A-Z][a-z]+"  # inside a sentence
 CLASSES = {"digits": r"\d", "brackets": r"[()\[\]{}<>]", "names": NAMES}
 
@@ -176,11 +186,7 @@ def probe(model: MixtralModel, texts: Texts, candidates: int | None, seed: int =
     """F1 of the best neuron, and of what is left of it without trained neurons, router or experts."""
     rng = torch.Generator().manual_seed(seed)
     x, weight = inputs(model, texts.ids)
-    act = (
-        model.layers[0].mlp.activation
-        if weight[0] is None
-        else model.layers[0].mlp.experts.activation
-    )
+    act = get_activation(model.config.hidden_act)
     mlps = [block.mlp for block in model.layers]
 
     def under(change: str) -> list[Tensor]:
@@ -214,10 +220,9 @@ def decide(model: MixtralModel, texts: Texts, seed: int = 0) -> Numbers:
     rng, (b, s) = np.random.default_rng(seed), texts.ids.shape
     x, weight = inputs(model, texts.ids)
     mlps = [block.mlp for block in model.layers]
-    acts, writes, sizes = [], [], []
+    acts, writes, sizes, act = [], [], [], get_activation(model.config.hidden_act)
     for mlp, x_, w in zip(mlps, x, weight, strict=True):
         gate_up, down = weights_of(mlp)
-        act = mlp.activation if w is None else mlp.experts.activation
         acts.append(activations(x_, gate_up, w, act).view(b, s, -1)[:, :-1])
         writes.append(down.transpose(1, 2).flatten(0, 1))  # [N, D]
         sizes.append(acts[-1].abs().mean((0, 1)) * writes[-1].norm(dim=1))
@@ -378,6 +383,50 @@ def run_stages(names: list[str]) -> None:
     run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
 
 
+def published(folder: Path) -> Numbers:
+    """Of Herbst et al.'s probes of one neuron: means over concepts, as they are and put on an equal footing.
+
+    `share`: of the class where the best probe is; F1 depends on it. `balanced`: the best F1 if the class had
+    half of the tokens everywhere, from recall and false alarms; `as_many`: the same where one expert a layer
+    is looked at, drawn at random, so that a layer has one place in every model.
+    """
+    rng, found = np.random.default_rng(0), Numbers()
+    for name in PUBLISHED:
+        with gzip.open(
+            folder / "data" / "probing" / f"{name}.csv.gz", "rt", encoding="utf-8"
+        ) as file:
+            rows = [r for r in csv.DictReader(file) if r["k"] == "1" and r["f1"][0] in "01"]
+        places: dict[str, dict[str, list[Any]]] = {}
+        for r in rows:
+            f1, recall, precision, yes, no = (
+                float(r[k]) for k in ("f1", "recall", "precision", "num_positive", "num_negative")
+            )
+            if precision > 0:
+                alarms = recall * yes * (1 / precision - 1) / no
+                equal = 2 * recall / (1 + recall + alarms)
+                layer = places.setdefault(r["concept"], {}).setdefault(r["layer"], [])
+                layer.append((f1, yes / (yes + no), equal))
+        best = [max(p for layer in x.values() for p in layer) for x in places.values()]
+        some = [
+            np.mean([max(rng.choice([p[2] for p in y]) for y in x.values()) for _ in range(50)])
+            for x in places.values()
+        ]
+        found[name] = {
+            "concepts": len(best), "places": round(len(rows) / len(best)),
+            "f1": np.mean([b[0] for b in best]), "share": np.mean([b[1] for b in best]),
+            "balanced": np.mean([max(p[2] for layer in x.values() for p in layer) for x in places.values()]),
+            "as_many": np.mean(some),
+        }  # fmt: skip
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_stages(sys.argv[1:])
+    if sys.argv[1] == "published":
+        about = {
+            "source": "https://github.com/jerryy33/MoE_analysis", "licence": "MIT", "commit": COMMIT,
+            "files": "data/probing/*.csv.gz", "models": published(Path(sys.argv[2])),
+        }  # fmt: skip
+        write_object(FOLDER / "published.json", rounded(about))
+    else:
+        run_stages(sys.argv[1:])
