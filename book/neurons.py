@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -299,36 +298,6 @@ def verdict(*intervals: Any) -> str:
     if all(low > 0 for low, _ in intervals):
         return "agrees"
     return "disagrees" if any(high < 0 for _, high in intervals) else "cannot be told"
-
-
-def contrasts(pieces: list[Mapping[str, Any]]) -> Numbers:
-    """What the rules 'experts' and 'neurons' say of all seeds, from the pieces of a stage."""
-    by = {(p["recipe"]["arm"], p["recipe"]["training"]["seed"]): p["probe"] for p in pieces}
-    seeds, found = sorted({s for _, s in by}), {}
-
-    def of(arm: str, seed: int, condition: str, key: str) -> Any:
-        return np.mean([np.array(x[key]) for x in by[arm, seed][condition].values()], axis=0)
-
-    for rule in ("experts", "neurons"):
-
-        def gap(seed: int, key: str, rule: str = rule) -> Any:
-            both = [of(arm, seed, "trained", key) for arm in ("moe", "work")]
-            if rule == "neurons":
-                both = [
-                    b - of(arm, seed, "random directions", key)
-                    for b, arm in zip(both, ("moe", "work"), strict=True)
-                ]
-            return both[0] - both[1]
-
-        single = [float(gap(seed, "f1")) for seed in seeds]
-        mean = band(float(np.mean(single)), np.mean([gap(seed, "draws") for seed in seeds], axis=0))
-        ends, sign = (mean["low"], mean["high"]), {x > 0 for x in single}
-        found[rule] = {
-            "seeds": single,
-            **mean,
-            "verdict": verdict(ends) if len(sign) == 1 else "cannot be told",
-        }
-    return found
 
 
 def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
