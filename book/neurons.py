@@ -10,13 +10,9 @@ are chosen on the first, and measured on the second.
 import csv
 import dataclasses
 import gzip
-import json
 import re
 import sys
 import tempfile
-import time
-import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +30,9 @@ from minimoe.study import further as fu
 from minimoe.study.report import rounded
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.tokenizer import begin_of_text_id
-from minimoe.train.compare import Numbers, Piece, arm_config, run_missing, stages
-from minimoe.train.environment import processor_name
+from minimoe.train.compare import arm_config
 from minimoe.train.loop import Run
+from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 from minimoe.train.settings import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent / "results" / "neurons"
@@ -302,23 +298,13 @@ def verdict(*intervals: Any) -> str:
 
 def read_plan(path: Path) -> tuple[list[Piece], Numbers]:
     """The pieces, and what the plan says of the text."""
-    plan = tomllib.loads(path.read_text(encoding="utf-8"))
-    text, model, training = (plan.pop(name) for name in ("text", "model", "training"))
-    del plan["rules"]
+    stages, _, text, model, training = read_tables(path, "rules", "text", "model", "training")
 
     def made(arm: str, sizes: Numbers, chosen: Numbers) -> tuple[ModelConfig, TrainConfig]:
         config = TrainConfig(**training | {"eval_every": 10**6, "save_every": 10**6} | chosen)
         return arm_config(ModelConfig(**model | sizes), arm), config
 
-    return stages(path, plan, made), text
-
-
-def around(started: float) -> Numbers:
-    """When and where it was computed."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(), "hardware": processor_name(), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "process_seconds": round(time.process_time() - started, 1),
-    }  # fmt: skip
+    return read_pieces(path, stages, made), text
 
 
 def run_stages(names: list[str]) -> None:
@@ -327,29 +313,21 @@ def run_stages(names: list[str]) -> None:
     corpus = load_corpus(**text)
     texts = read_texts(corpus, corpus.tokenizer, EACH, pieces[0].training.seq_len)
 
-    def recipe(piece: Piece) -> Numbers:
-        given = {
-            "arm": piece.arm,
-            "model": piece.model.to_dict(),
-            "training": dataclasses.asdict(piece.training),
-        }
-        return json.loads(json.dumps(given | {"text": corpus.sha256}))
-
     def run(piece: Piece) -> Numbers:
-        started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             training = Run(folder, piece.model, piece.training, corpus, name=piece.arm, whole=False)
             training.train(progress=False)
         model = training.model.eval()
         nats = fu.token_losses(model, texts.ids)[0]
-        found: Numbers = {"recipe": recipe(piece), "nats": round(float(nats.mean()), 4)}
+        found: Numbers = {"nats": round(float(nats.mean()), 4)}
         if "tuning" not in piece.path.parent.name:
             width = piece.model.num_experts_per_tok * piece.model.expert_size
             narrow = None if piece.arm == "work" else width
             found |= {"probe": probe(model, texts, narrow), "decide": decide(model, texts)}
-        return found | around(started)
+        return found
 
-    run_missing([p for p in pieces if p.path.parent.name in names], recipe, run)
+    mine = [p for p in pieces if p.path.parent.name in names]
+    run_missing(mine, lambda piece: recipe(piece, text=corpus.sha256), run)
 
 
 def published(folder: Path) -> Numbers:
