@@ -18,7 +18,7 @@ from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.text.documents import drop_exact_copies, in_order
 from minimoe.text.sources import read_cooking
-from minimoe.text.tokenizer import TokenSplit, Tokenizer, encode
+from minimoe.text.tokenizer import Tokenizer, TokenSplit, encode
 
 Ids = npt.NDArray[np.int64]
 PARTS = ("all", "no router", "experts", "set", "drawn", "no experts", "router")
