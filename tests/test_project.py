@@ -58,7 +58,7 @@ BUDGETS: dict[str, int] = {
     "check": 10930,
     "core": 3775,
     "cost": 839,
-    "course": 1031,
+    "course": 1198,
     "hf": 1017,
     "kernels": 1144,
     "roof": 474,
