@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -39,6 +40,7 @@ from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
 from minimoe.widgets.serving import clock, lengths_of, schedule
+from minimoe.widgets.straggler import by_number, held, steps, waits
 from minimoe.widgets.tile_layout import MULTIPROCESSORS, Tiling
 from minimoe.widgets.tile_layout import counts as tiled_rows
 from minimoe.widgets.yardsticks import AXES as yardstick_axes
@@ -278,6 +280,56 @@ def test_the_words_of_the_static_figure_are_the_library_s(made: dict[str, Explor
         assert drops.share < previous
         previous = drops.share
     assert all(len(example) == 3 for example in EXAMPLES)
+
+
+# --- straggler ------------------------------------------------------------------------------------
+
+
+def test_plans_and_waiting_are_those_of_python() -> None:
+    given: list[Any] = []
+    for text, rows in steps().items():
+        for devices, copies in ((4, 64), (8, 96), (16, 96), (32, 128)):
+            given.append((text, rows.tolist(), devices, copies, 1.25 if devices == 8 else 0))
+    got = in_node(
+        "straggler",
+        """given.map(([, steps, devices, copies, limit]) => {
+             const load = steps[0].map((_, e) => steps.reduce((n, one) => n + one[e], 0));
+             const held = m.plan(load, copies, devices);
+             const plain = m.byNumber(64, devices);
+             return { held, plain, now: m.waits(steps, held, limit), before: m.waits(steps, plain) };
+           })""",
+        given,
+    )
+    for (text, _, devices, copies, limit), answer in zip(given, got, strict=True):
+        rows = steps()[text]
+        placed = held(rows.sum(0), devices, copies)
+        assert answer["held"] == placed and answer["plain"] == by_number(devices)
+        assert {e for experts in placed for e in experts} == {*range(64)}
+        for said, right in (
+            (answer["now"], waits(rows, placed, limit)),
+            (answer["before"], waits(rows, by_number(devices))),
+        ):
+            assert said["idle"] == pytest.approx(right.idle, abs=1e-12)
+            assert said["dropped"] == pytest.approx(right.dropped, abs=1e-12)
+            assert np.array(said["rows"]) == pytest.approx(right.rows)
+        assert answer["now"]["idle"] < answer["before"]["idle"]
+    assert any(answer["now"]["dropped"] > 0.0 for answer in got[1::4])
+
+
+def test_drawn_steps_repeat_and_waiting_by_hand() -> None:
+    small = {"skew": 0.0, "steps": 2, "tokens": 50, "experts": 8, "k": 2}
+    one, again, skewed = in_node(
+        "straggler", "[{}, {}, {skew: 1.5}].map((o) => m.drawn({...given, ...o}))", small
+    )
+    assert one == again and [sum(step) for step in one + skewed] == [100] * 4
+    assert max(skewed[0]) > max(one[0])
+    # two devices with 3 rows and 1: of 6 row times 2 are idle; with room for 2, one of four rows is dropped
+    load = np.zeros((1, 64))
+    load[0, 0], load[0, 63] = 3, 1
+    assert waits(load, by_number(2)).idle == pytest.approx(1 / 3)
+    limited_to_mean = waits(load, by_number(2), 1.0)
+    assert limited_to_mean.dropped == pytest.approx(1 / 4)
+    assert limited_to_mean.idle == pytest.approx(1 / 4)
 
 
 # --- tiles ----------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from minimoe.widgets.rescue_router import rescue_router
 from minimoe.widgets.roofline import roofline
 from minimoe.widgets.router_playground import router_playground
 from minimoe.widgets.serving import serving
+from minimoe.widgets.straggler import straggler
 from minimoe.widgets.tile_layout import tile_layout
 from minimoe.widgets.yardsticks import yardsticks
 
 MADE_BY = (
     router_playground, calculator, roofline, balance_film, capacity_drops, tile_layout, yardsticks,
-    live_router, serving, budget, rescue_router,
+    live_router, serving, budget, rescue_router, straggler,
 )  # fmt: skip
 EXPLORABLES: dict[str, Callable[[], Explorable]] = {made.__name__: made for made in MADE_BY}
 
@@ -36,6 +37,7 @@ __all__ = [
     "roofline",
     "router_playground",
     "serving",
+    "straggler",
     "tile_layout",
     "yardsticks",
 ]
