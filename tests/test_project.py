@@ -55,7 +55,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2286,
-    "check": 10930,
+    "check": 10855,
     "core": 3775,
     "cost": 839,
     "course": 1198,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Parts, Suspects, case, judge, suspect, varied
 from minimoe.check.failure import CheckFailed
 from minimoe.check.forms import draw, expect_number, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.lesson12 import choices, counted, shares, summed, whole
@@ -62,38 +62,26 @@ def shifted(
 
 
 class WrongShift(Suspects):
-    @suspect("15 §3")
-    def own(counts: Tensor, k: int) -> Shift:
-        """The pool holds the subject itself, as in equation (3) of the lesson. Here it is the mean load of the
-        others."""
-        return shifted(counts, k, own=True)
-
-    @suspect("15 §3")
-    def no_half(counts: Tensor, k: int) -> Shift:
-        """The shifts are twice too large: an assignment that moves leaves one expert and reaches another, so half of
-        the sum is the share that moves."""
-        return shifted(counts, k, half=1)
-
-    @suspect("15 §1")
-    def pooled(counts: Tensor, k: int) -> Shift:
-        """The others are added up as counts, so the subject with most tokens is most of them. Give each the weight
-        1/(S − 1): take shares first, then their mean."""
-        return shifted(counts, k, pooled=True)
-
-    @suspect("15 §1")
-    def by_tokens(counts: Tensor, k: int) -> Shift:
-        """In your bits a subject weighs as many as it has tokens: w_s = n_s/n of equation (1). Here each weighs 1/S."""
-        return shifted(counts, k, by_tokens=True)
-
-    @suspect("15 §5")
-    def plug_in(counts: Tensor, k: int) -> Shift:
-        """The bias is still in your bits. Counts of few tokens look more certain than they are."""
-        return shifted(counts, k, bias=lambda *_: 0)
-
-    @suspect("15 §5")
-    def nats(counts: Tensor, k: int) -> Shift:
-        """Your information is in nats, from which a bias in bits is taken: use logarithms to base 2."""
-        return shifted(counts, k, unit=1)
+    own = varied("15 §3", shifted, own=True)(
+        "The pool holds the subject itself, as in equation (3) of the lesson. Here it is the mean load of the others."
+    )
+    no_half = varied("15 §3", shifted, half=1)(
+        "The shifts are twice too large: an assignment that moves leaves one expert and reaches another, so "
+        "half of the sum is the share that moves."
+    )
+    pooled = varied("15 §1", shifted, pooled=True)(
+        "The others are added up as counts, so the subject with most tokens is most of them. Give each the "
+        "weight 1/(S − 1): take shares first, then their mean."
+    )
+    by_tokens = varied("15 §1", shifted, by_tokens=True)(
+        "In your bits a subject weighs as many as it has tokens: w_s = n_s/n of equation (1). Here each weighs 1/S."
+    )
+    plug_in = varied("15 §5", shifted, bias=lambda *_: 0)(
+        "The bias is still in your bits. Counts of few tokens look more certain than they are."
+    )
+    nats = varied("15 §5", shifted, unit=1)(
+        "Your information is in nats, from which a bias in bits is taken: use logarithms to base 2."
+    )
 
     @suspect("15 §5")
     def assignments(counts: Tensor, k: int) -> Shift:
@@ -102,13 +90,16 @@ class WrongShift(Suspects):
             (e - k) * (len(n) - 1) / (2 * k * len(n) ** 2 * math.log(2)) * (1 / (k * n)).sum()
         ))  # fmt: skip
 
-    @suspect("15 §5")
-    def one_choice(counts: Tensor, k: int) -> Shift:
-        """Your bias is that of one expert a token, E − 1 in the place of (E − K)/K: with K distinct ones the choices
-        of a token are not independent."""
-        return shifted(counts, k, bias=lambda n, e, k: (
+    one_choice = varied(
+        "15 §5",
+        shifted,
+        bias=lambda n, e, k: (
             (e - 1) * (len(n) - 1) / (2 * len(n) ** 2 * math.log(2)) * (1 / n).sum()
-        ))  # fmt: skip
+        ),
+    )(
+        "Your bias is that of one expert a token, E − 1 in the place of (E − K)/K: with K distinct ones the "
+        "choices of a token are not independent."
+    )
 
 
 @checks(CARDS["15.1"], WrongShift)
@@ -323,10 +314,9 @@ class WrongReplay(Suspects):
         k = recorded.shape[1]
         return replay_(logits, recorded, mask, weigh=lambda x, e: torch.full(e.shape, 1 / k))
 
-    @suspect("15b §9")
-    def over_all(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
-        """The softmax runs over all experts, so a token's weights add up to less than 1: renormalise over the K."""
-        return replay_(logits, recorded, mask, weigh=lambda x, e: x.softmax(-1).gather(2, e))
+    over_all = varied("15b §9", replay_, weigh=lambda x, e: x.softmax(-1).gather(2, e))(
+        "The softmax runs over all experts, so a token's weights add up to less than 1: renormalise over the K."
+    )
 
     @suspect("15b §9")
     def own_weights(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
@@ -349,10 +339,9 @@ class WrongReplay(Suspects):
         weight, expert = replay_(logits, recorded, mask)
         return weight * known[..., None], expert
 
-    @suspect("15b §9")
-    def padded(logits: Tensor, recorded: Tensor, mask: Tensor) -> Routed:
-        """Padding gets weights, so experts work on it and a balancing loss counts it. Its weights are 0."""
-        return replay_(logits, recorded, mask, padding=True)
+    padded = varied("15b §9", replay_, padding=True)(
+        "Padding gets weights, so experts work on it and a balancing loss counts it. Its weights are 0."
+    )
 
 
 @checks(CARDS["15.3"], WrongReplay)
@@ -499,10 +488,9 @@ def logical(
 
 
 class WrongLogical(Suspects):
-    @suspect("15 §6")
-    def places(*v: Any) -> Tensor:
-        """Nothing is fixed yet: the places are taken for experts, and those beyond E are lost."""
-        return logical(*v, name=lambda at, then: at)
+    places = varied("15 §6", logical, name=lambda at, then: at)(
+        "Nothing is fixed yet: the places are taken for experts, and those beyond E are lost."
+    )
 
     @suspect("15 §6")
     def modulo(*v: Any) -> Tensor:
@@ -519,10 +507,9 @@ class WrongLogical(Suspects):
         """One table is used for all tokens, the first. Experts move: each token needs the table of its time."""
         return logical(expert, placement, torch.zeros_like(when), num_experts)
 
-    @suspect("15 §6")
-    def first_place(*v: Any) -> Tensor:
-        """Only the first place of each expert is counted. A replica is the same expert: add all its places."""
-        return logical(*v, first=True)
+    first_place = varied("15 §6", logical, first=True)(
+        "Only the first place of each expert is counted. A replica is the same expert: add all its places."
+    )
 
     @suspect("15 §6")
     def inverse(*v: Any) -> Tensor:
@@ -532,10 +519,9 @@ class WrongLogical(Suspects):
             *v, name=lambda at, then: (then[:, None] == (at % v[3])[..., None]).int().argmax(-1)
         )
 
-    @suspect("15 §6")
-    def unrecorded(*v: Any) -> Tensor:
-        """A choice that was not recorded, −1, is counted, for whatever the index leads to. Leave it out."""
-        return logical(*v, unseen=False)
+    unrecorded = varied("15 §6", logical, unseen=False)(
+        "A choice that was not recorded, −1, is counted, for whatever the index leads to. Leave it out."
+    )
 
 
 @checks(CARDS["15.5"], WrongLogical)

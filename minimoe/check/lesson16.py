@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, judge, suspect, varied
 from minimoe.check.forms import draw, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.task import CARDS, checks
 from minimoe.check.variation import near
@@ -53,10 +53,9 @@ def costs(
 
 
 class WrongCost(Suspects):
-    @suspect("16 §2")
-    def no_gates(*v: Any) -> Bill:
-        """The gates are left out. They are matrices that every token meets: E rows of D for each head that chooses."""
-        return costs(*v, gates=False)
+    no_gates = varied("16 §2", costs, gates=False)(
+        "The gates are left out. They are matrices that every token meets: E rows of D for each head that chooses."
+    )
 
     @suspect("16 §2")
     def scored_by_experts(*v: Any) -> Bill:
@@ -73,25 +72,18 @@ class WrongCost(Suspects):
         """Your cache holds a key and a value for each query head. It holds those of the G key/value heads."""
         return (*costs(*v)[:2], float(2 * v[1] * v[3] * v[7]))
 
-    @suspect("16 §2")
-    def all_experts(*v: Any) -> Bill:
-        """You count all E experts. A token is multiplied by the K that it chose."""
-        return costs(*v, held=True)
-
-    @suspect("16 §2")
-    def no_groups(*v: Any) -> Bill:
-        """In MoA an expert is a group of G heads, one for each key/value head. You count one head for each choice."""
-        return costs(*v, group=False)
-
-    @suspect("16 §2")
-    def whole_square(*v: Any) -> Bill:
-        """Every token reads all S tokens in your scores. Token t (from 1) reads t of them: S (S + 1)/2 in all."""
-        return costs(*v, seen=lambda s: s * s)
-
-    @suspect("16 §2")
-    def half_square(*v: Any) -> Bill:
-        """Your tokens read S/2 tokens on average. A token reads itself as well: (S + 1)/2."""
-        return costs(*v, seen=lambda s: s * s / 2)
+    all_experts = varied("16 §2", costs, held=True)(
+        "You count all E experts. A token is multiplied by the K that it chose."
+    )
+    no_groups = varied("16 §2", costs, group=False)(
+        "In MoA an expert is a group of G heads, one for each key/value head. You count one head for each choice."
+    )
+    whole_square = varied("16 §2", costs, seen=lambda s: s * s)(
+        "Every token reads all S tokens in your scores. Token t (from 1) reads t of them: S (S + 1)/2 in all."
+    )
+    half_square = varied("16 §2", costs, seen=lambda s: s * s / 2)(
+        "Your tokens read S/2 tokens on average. A token reads itself as well: (S + 1)/2."
+    )
 
     @suspect("16 §2")
     def half_scores(*v: Any) -> Bill:
@@ -148,45 +140,33 @@ def values(
 
 
 class WrongValues(Suspects):
-    @suspect("16 §3")
-    def competing(*v: Any) -> Tensor:
-        """The scores are a softmax over the experts of a head. In SwitchHead they do not compete: a sigmoid each."""
-        return values(*v, weigh=lambda z: z.softmax(-1))
-
-    @suspect("16 §3")
-    def renormalised(*v: Any) -> Tensor:
-        """The K weights of a head sum to 1 with you. They are kept as they are."""
-        return values(*v, after=lambda w: w / w.sum(-1, keepdim=True))
-
-    @suspect("16 §3")
-    def of_chosen(*v: Any) -> Tensor:
-        """The weights are a softmax over the chosen scores. They are sigmoids, and not renormalised."""
-        return values(*v, weigh=torch.exp, after=lambda w: w / w.sum(-1, keepdim=True))
-
-    @suspect("16 §3")
-    def over_heads(*v: Any) -> Tensor:
-        """The K · H largest scores of a token are taken over all heads together. Each head chooses K of its own."""
-        return values(*v, together=True)
-
-    @suspect("16 §3")
-    def unweighted(*v: Any) -> Tensor:
-        """The chosen experts' values are added up without their scores. Then no gradient reaches the gate."""
-        return values(*v, weigh=torch.ones_like)
+    competing = varied("16 §3", values, weigh=lambda z: z.softmax(-1))(
+        "The scores are a softmax over the experts of a head. In SwitchHead they do not compete: a sigmoid each."
+    )
+    renormalised = varied("16 §3", values, after=lambda w: w / w.sum(-1, keepdim=True))(
+        "The K weights of a head sum to 1 with you. They are kept as they are."
+    )
+    of_chosen = varied(
+        "16 §3", values, weigh=torch.exp, after=lambda w: w / w.sum(-1, keepdim=True)
+    )("The weights are a softmax over the chosen scores. They are sigmoids, and not renormalised.")
+    over_heads = varied("16 §3", values, together=True)(
+        "The K · H largest scores of a token are taken over all heads together. Each head chooses K of its own."
+    )
+    unweighted = varied("16 §3", values, weigh=torch.ones_like)(
+        "The chosen experts' values are added up without their scores. Then no gradient reaches the gate."
+    )
 
     @suspect("16 §3")
     def all_of_them(x: Tensor, gate: Tensor, value: Tensor, k: int, valid: Tensor) -> Tensor:
         """All E experts are mixed. A token keeps the K with the largest scores."""
         return values(x, gate, value, gate.shape[1], valid)
 
-    @suspect("16 §3")
-    def raw(*v: Any) -> Tensor:
-        """The weights are the raw scores x W. They go through a sigmoid first."""
-        return values(*v, weigh=lambda z: z)
-
-    @suspect("16 §3")
-    def padding(*v: Any) -> Tensor:
-        """Padding has values with you. The task wants 0 where `valid` is 0."""
-        return values(*v, masked=False)
+    raw = varied("16 §3", values, weigh=lambda z: z)(
+        "The weights are the raw scores x W. They go through a sigmoid first."
+    )
+    padding = varied("16 §3", values, masked=False)(
+        "Padding has values with you. The task wants 0 where `valid` is 0."
+    )
 
 
 @checks(CARDS["16.2"], WrongValues)
@@ -236,20 +216,15 @@ def weights(
 
 
 class WrongWeights(Suspects):
-    @suspect("16 §4")
-    def plain(*v: Any) -> Pair:
-        """The weights are right. The slope is that of p / Σ p, whose sum is not detached: with K = 1 it is 0."""
-        return weights(*v, slope=lambda w, p, u: w * (u - (u * w).sum(-1, keepdim=True)))
-
-    @suspect("16 §4")
-    def constant(*v: Any) -> Pair:
-        """The weights are right, and the slope is 0. Only the sum below the line is detached, not the p above it."""
-        return weights(*v, slope=lambda w, p, u: 0 * w)
-
-    @suspect("16 §4")
-    def not_divided(*v: Any) -> Pair:
-        """The weights are p of the chosen heads. Equation (5) divides them by their sum."""
-        return weights(*v, divide=False)
+    plain = varied("16 §4", weights, slope=lambda w, p, u: w * (u - (u * w).sum(-1, keepdim=True)))(
+        "The weights are right. The slope is that of p / Σ p, whose sum is not detached: with K = 1 it is 0."
+    )
+    constant = varied("16 §4", weights, slope=lambda w, p, u: 0 * w)(
+        "The weights are right, and the slope is 0. Only the sum below the line is detached, not the p above it."
+    )
+    not_divided = varied("16 §4", weights, divide=False)(
+        "The weights are p of the chosen heads. Equation (5) divides them by their sum."
+    )
 
     @suspect("16 §4")
     def chosen_alone(*v: Any) -> Pair:
@@ -261,20 +236,18 @@ class WrongWeights(Suspects):
 
         return weights(*v, slope=slope)
 
-    @suspect("16 §4")
-    def by_itself(*v: Any) -> Pair:
-        """Only the slope of a weight by its own logit is there, u w (1 − p). A logit moves the other weights, too."""
-        return weights(*v, slope=lambda w, p, u: u * w * (1 - p))
+    by_itself = varied("16 §4", weights, slope=lambda w, p, u: u * w * (1 - p))(
+        "Only the slope of a weight by its own logit is there, u w (1 − p). A logit moves the other weights, too."
+    )
 
     @suspect("16 §4")
     def times_p(*v: Any) -> Pair:
         """The slope is that of p itself. The constant below the line divides the slope as well."""
         return weights(*v)[0], weights(*v, divide=False)[1]
 
-    @suspect("16 §4")
-    def over_tokens(*v: Any) -> Pair:
-        """The sum below the line runs over tokens. It is the sum over the K heads of one token."""
-        return weights(*v, over=0)
+    over_tokens = varied("16 §4", weights, over=0)(
+        "The sum below the line runs over tokens. It is the sum over the K heads of one token."
+    )
 
 
 @checks(CARDS["16.3"], WrongWeights)
@@ -327,42 +300,27 @@ def read(
 
 
 class WrongRead(Suspects):
-    @suspect("16 §4")
-    def interleaved(*v: Any) -> Tensor:
-        """Nothing is fixed yet: key 1 stands beside key 1, for queries of which neighbours belong to different
-        key/value heads. Row h of the queries is head h % G of its expert."""
-        return read(*v, keys="each", vals="each")
-
-    @suspect("16 §4")
-    def keys_alone(*v: Any) -> Tensor:
-        """The keys are in order now, and the values are not: they need the same pattern."""
-        return read(*v, vals="each")
-
-    @suspect("16 §4")
-    def values_alone(*v: Any) -> Tensor:
-        """The values are in order now, and the keys are not: they need the same pattern."""
-        return read(*v, keys="each")
-
-    @suspect("16 §4")
-    def results_mixed(*v: Any) -> Tensor:
-        """Heads meet their keys, but the result is not in the order [K, G] that the task names: you regrouped
-        the queries, so undo that at the end."""
-        return read(*v, keys="each", vals="each", by_choice=True)
-
-    @suspect("16 §1")
-    def later_ones(*v: Any) -> Tensor:
-        """Tokens read later tokens as well. A token reads itself and what came before."""
-        return read(*v, causal=None)
-
-    @suspect("16 §1")
-    def not_scaled(*v: Any) -> Tensor:
-        """The scores are not divided by √d."""
-        return read(*v, size=1.0)
-
-    @suspect("16 §1")
-    def one_later(*v: Any) -> Tensor:
-        """Tokens read one later token. The diagonal is the last that is seen."""
-        return read(*v, causal=1)
+    interleaved = varied("16 §4", read, keys="each", vals="each")(
+        "Nothing is fixed yet: key 1 stands beside key 1, for queries of which neighbours belong to "
+        "different key/value heads. Row h of the queries is head h % G of its expert."
+    )
+    keys_alone = varied("16 §4", read, vals="each")(
+        "The keys are in order now, and the values are not: they need the same pattern."
+    )
+    values_alone = varied("16 §4", read, keys="each")(
+        "The values are in order now, and the keys are not: they need the same pattern."
+    )
+    results_mixed = varied("16 §4", read, keys="each", vals="each", by_choice=True)(
+        "Heads meet their keys, but the result is not in the order [K, G] that the task names: you "
+        "regrouped the queries, so undo that at the end."
+    )
+    later_ones = varied("16 §1", read, causal=None)(
+        "Tokens read later tokens as well. A token reads itself and what came before."
+    )
+    not_scaled = varied("16 §1", read, size=1.0)("The scores are not divided by √d.")
+    one_later = varied("16 §1", read, causal=1)(
+        "Tokens read one later token. The diagonal is the last that is seen."
+    )
 
 
 @checks(CARDS["16.4"], WrongRead)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.check.compare import Case, Suspects, case, judge, suspect
+from minimoe.check.compare import Case, Suspects, case, judge, suspect, varied
 from minimoe.check.forms import draw, expect_tensor, expect_tuple, of_numbers
 from minimoe.check.slope import expect_gradients
 from minimoe.check.task import CARDS, checks
@@ -131,42 +131,29 @@ def right_redrawn(gate: Tensor, up: Tensor, down: Tensor, units: Tensor, noise: 
 
 
 class WrongRedrawn(Suspects):
-    @suspect("17 §6")
-    def without_mean(*given: Tensor) -> Three:
-        """The new weights have mean 0. They are to have the mean of their matrix as well as its deviation."""
-        return redraw(*given, mean=False)
-
-    @suspect("17 §6")
-    def pooled(*given: Tensor) -> Three:
-        """Mean and deviation of gate and up are taken over both matrices together. Each matrix has its own."""
-        return redraw(*given, pool=True)
-
-    @suspect("17 §6")
-    def same_units(*given: Tensor) -> Three:
-        """All experts redraw the units of the first. Then they keep the same units too, and stay alike in them: expert
-        e redraws units[e]."""
-        return redraw(*given, first=True)
-
-    @suspect("17 §6")
-    def other_units(*given: Tensor) -> Three:
-        """Gate, up and down redraw different units. A unit works only if all three of its vectors are kept, so fewer
-        than you think survive: use the same units in the three matrices."""
-        return redraw(*given, own=True)
-
-    @suspect("17 §6")
-    def added(*given: Tensor) -> Three:
-        """The new weights are added to the old ones, which is upcycling with noise. Here they replace them."""
-        return redraw(*given, add=True)
-
-    @suspect("17 §6")
-    def variance(*given: Tensor) -> Three:
-        """The noise is multiplied by the variance. The deviation is its square root."""
-        return redraw(*given, spread=torch.var)
-
-    @suspect("17 §6")
-    def standard(*given: Tensor) -> Three:
-        """The noise is taken as it is, with deviation 1. Multiply it by the deviation of the matrix."""
-        return redraw(*given, spread=lambda _: torch.ones(()))
+    without_mean = varied("17 §6", redraw, mean=False)(
+        "The new weights have mean 0. They are to have the mean of their matrix as well as its deviation."
+    )
+    pooled = varied("17 §6", redraw, pool=True)(
+        "Mean and deviation of gate and up are taken over both matrices together. Each matrix has its own."
+    )
+    same_units = varied("17 §6", redraw, first=True)(
+        "All experts redraw the units of the first. Then they keep the same units too, and stay alike in "
+        "them: expert e redraws units[e]."
+    )
+    other_units = varied("17 §6", redraw, own=True)(
+        "Gate, up and down redraw different units. A unit works only if all three of its vectors are kept, "
+        "so fewer than you think survive: use the same units in the three matrices."
+    )
+    added = varied("17 §6", redraw, add=True)(
+        "The new weights are added to the old ones, which is upcycling with noise. Here they replace them."
+    )
+    variance = varied("17 §6", redraw, spread=torch.var)(
+        "The noise is multiplied by the variance. The deviation is its square root."
+    )
+    standard = varied("17 §6", redraw, spread=lambda _: torch.ones(()))(
+        "The noise is taken as it is, with deviation 1. Multiply it by the deviation of the matrix."
+    )
 
 
 @checks(CARDS["17.2"], WrongRedrawn)
@@ -233,30 +220,24 @@ class WrongFair(Suspects):
         """All E experts are counted. A token is multiplied with K of them: FLOPs follow what it uses."""
         return used(*given, copies=given[-3])
 
-    @suspect("17 §1")
-    def no_attention(*given: int) -> float:
-        """Attention is missing. It costs as much in both models, so it brings their ratio closer to 1."""
-        return used(*given, with_attention=False)
-
-    @suspect("17 §1")
-    def no_head(*given: int) -> float:
-        """The output layer is missing. It multiplies every token with V times D parameters, in both models."""
-        return used(*given, head=False)
-
-    @suspect("17 §1")
-    def no_router(*given: int) -> float:
-        """The router is missing, a product with D times E parameters in every sparse layer."""
-        return used(*given, router=False)
+    no_attention = varied("17 §1", used, with_attention=False)(
+        "Attention is missing. It costs as much in both models, so it brings their ratio closer to 1."
+    )
+    no_head = varied("17 §1", used, head=False)(
+        "The output layer is missing. It multiplies every token with V times D parameters, in both models."
+    )
+    no_router = varied("17 §1", used, router=False)(
+        "The router is missing, a product with D times E parameters in every sparse layer."
+    )
 
     @suspect("17 §7")
     def every_layer(hidden: int, width: int, layers: int, sparse: int, *given: int) -> float:
         """All layers are counted as sparse. Only some are: the MLPs of the others stay as they were."""
         return used(hidden, width, layers, layers, *given)
 
-    @suspect("17 §7")
-    def sparse_alone(*given: int) -> float:
-        """The MLPs of the layers that stay dense are missing. They cost as much in both models."""
-        return used(*given, only=True)
+    sparse_alone = varied("17 §7", used, only=True)(
+        "The MLPs of the layers that stay dense are missing. They cost as much in both models."
+    )
 
     @suspect("17 §1")
     def wrong_way(*given: int) -> float:
