@@ -11,6 +11,7 @@ from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
 from minimoe.routing import limit_capacity
 from minimoe.study.record import (
+    AttentionSource,
     RoutingRecorder,
     record_documents,
     record_routings,
@@ -109,6 +110,32 @@ def test_padding_is_marked() -> None:
     with torch.no_grad(), RoutingRecorder(model) as recorder:
         model(random_ids(2, 5), attention_mask=mask)
     assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"), [("switchhead", "value"), ("switchhead", "output"), ("moa", "output")]
+)
+def test_what_attention_chooses_is_recorded(kind: str, side: str) -> None:
+    model = tiny_model(attention_type=kind, num_attention_heads=4, num_key_value_heads=2).eval()
+    documents, tokens = texts(20, 7)
+    source = AttentionSource(model, side, layers=[2])
+    trace = record_documents(source, documents, tokens)
+    made = {"value": 2, "output": 4 if kind == "switchhead" else 1}[side]  # heads that choose
+    assert trace.layers == (2,) and trace.num_experts == made * model.config.attention_num_experts
+    for number, of in enumerate(tokens):  # each document by itself, behind an end-of-text
+        with torch.no_grad():
+            sides = model(torch.tensor([[0, *of.tolist()]])).attention_routings[1]
+        expected = sides[0 if side == "value" or kind == "moa" else 1]
+        mine = trace.document == number
+        assert (trace.expert[mine, 0] == expected.expert.view(len(of) + 1, -1)[1:].numpy()).all()
+        weight = expected.weight.view(len(of) + 1, -1)[1:]
+        np.testing.assert_allclose(trace.weight[mine, 0], weight, atol=1e-6)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    with torch.no_grad(), RoutingRecorder(source) as recorder:
+        model(random_ids(2, 5), attention_mask=mask)
+    assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
+    with pytest.raises(TraceError, match="'gqa' chooses nothing"):
+        AttentionSource(tiny_model(), "output")
 
 
 def test_routers_without_k_choices_are_refused() -> None:

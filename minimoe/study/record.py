@@ -221,6 +221,41 @@ class MinimoeSource:
             last.dispatch = dispatch
 
 
+class AttentionSource(MinimoeSource):
+    """The choices of a minimoe model's attention, to be given in the model's place.
+
+    SwitchHead has two sides, 'value' and 'output', whose experts are numbered h·E + e over the heads (see
+    `SwitchHeadRouting`); MoA has 'output' alone. A TraceError where there is no such side.
+    """
+
+    def __init__(self, model: MixtralModel, side: str = "output", layers: Layers = None) -> None:
+        c = model.config
+        heads = {
+            "switchhead": {"value": c.num_key_value_heads, "output": c.num_attention_heads},
+            "moa": {"output": 1},
+        }.get(c.attention_type, {})
+        if side not in heads:
+            has = f"chooses on the sides {', '.join(heads)}" if heads else "chooses nothing"
+            raise TraceError(f"side is {side!r}, but attention of type {c.attention_type!r} {has}")
+        self.model: nn.Module = model
+        self._side = list(heads).index(side)
+        self.layers = chosen_layers(range(1, c.num_hidden_layers + 1), layers)
+        self.num_experts = heads[side] * c.attention_num_experts
+        self.max_length = c.max_position_embeddings
+
+    def open(self) -> list[RemovableHandle]:
+        """No hook is needed."""
+        return []
+
+    def recording(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
+    ) -> Recording:
+        """Pack the routings of one side."""
+        ids: Tensor = args[0] if args else kwargs["input_ids"]
+        chosen = [output.attention_routings[layer - 1][self._side] for layer in self.layers]
+        return record_routings(ids, chosen)
+
+
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
     """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
 
