@@ -239,6 +239,7 @@ class AttentionSource(MinimoeSource):
             raise TraceError(f"side is {side!r}, but attention of type {c.attention_type!r} {has}")
         self.model: nn.Module = model
         self._side = list(heads).index(side)
+        self._last: Any = nn.Module()  # `read` leaves no MLP out
         self.layers = chosen_layers(range(1, c.num_hidden_layers + 1), layers)
         self.num_experts = heads[side] * c.attention_num_experts
         self.max_length = c.max_position_embeddings
