@@ -91,6 +91,7 @@ from minimoe.check.lesson18 import (
     sends_by_device,
     shared_gradients,
 )
+from minimoe.check.lesson19 import bits_beyond_units, moving_mean, priority_kept, seasonal_split
 from minimoe.check.record import hint, progress
 from minimoe.check.task import TASKS, Task, find
 
@@ -109,6 +110,7 @@ __all__ = [
     "bias_step",
     "bill",
     "bits_beyond",
+    "bits_beyond_units",
     "bits_per_byte",
     "bits_remembered",
     "block_cost",
@@ -143,12 +145,14 @@ __all__ = [
     "mfu",
     "mixture_gradient",
     "moa_weights",
+    "moving_mean",
     "noisy_router",
     "offset_in_the_weights",
     "paired_difference",
     "paired_interval",
     "plan_of_dispatch",
     "positions",
+    "priority_kept",
     "progress",
     "quantise_rows",
     "read_by_group",
@@ -160,6 +164,7 @@ __all__ = [
     "roofline",
     "rotate_pairs",
     "same_documents_chance",
+    "seasonal_split",
     "sends_by_device",
     "settled_beyond_chance",
     "shared_gradients",
