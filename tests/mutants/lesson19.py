@@ -49,7 +49,7 @@ class Bits(Any):
         return shared(label) - shared(label[order])
 
     def wrong_sign(label, unit, expert, order):
-        """says: the bits"""
+        """says: -1 times the right ones"""
         return -Bits.right_by_entropies(label, unit, expert, order)
 
 
@@ -85,6 +85,6 @@ class Window(Any):
         return padded.unfold(0, k, 1).mean(-1)
 
     def wrong_medians(x, k):
-        """says: None of the common mistakes"""
+        """says: only the cases with"""
         padded = torch.cat([x[:1].expand(k // 2, -1), x, x[-1:].expand(k - 1 - k // 2, -1)])
         return padded.unfold(0, k, 1).median(-1).values
