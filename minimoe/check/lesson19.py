@@ -215,7 +215,8 @@ class WrongSplit(Suspects):
     @suspect("19 §5")
     def swapped(*v: Any) -> Pair:
         """Rest and trend have traded places. The rest, x less the trend, comes first."""
-        return right_split(*v)[::-1]
+        rest, trend = right_split(*v)
+        return trend, rest
 
     @suspect("19 §5")
     def zeros(*v: Any) -> Pair:
