@@ -454,8 +454,8 @@ def main() -> None:
 
     def row(piece: dict[str, Any]) -> dict[str, Any]:
         training = piece["recipe"]["training"]
-        kept = ("nats", "wrong", "l1", "mse", "seconds", "information", "capacity")
-        own = {name: piece[name] for name in kept if name in piece}
+        extra = ("nats", "wrong", "l1", "mse", "seconds", "information", "capacity")
+        own = {name: piece[name] for name in (*extra, "by_label", "naive") if name in piece}
         return {
             "arm": piece["recipe"]["arm"],
             "lr": training["lr"],
