@@ -55,7 +55,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2286,
-    "check": 10855,
+    "check": 11184,
     "core": 3775,
     "cost": 839,
     "course": 1198,
@@ -68,7 +68,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1573,
     "zoo": 1099,
 }
-TESTS = 32_486  # and lines of Python that the tests may have
+TESTS = 32_576  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
