@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any, cast
 
-from minimoe.errors import ConfigError, did_you_mean
+from minimoe.errors import ConfigError, choose, did_you_mean
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
 # Each kind of router, and how many experts it gives a token: K ("k"), one, all, or as many as it happens ("any").
@@ -274,10 +274,7 @@ class ModelConfig:
         """One of `minimoe.presets.PRESETS`; a ConfigError where there is none of this name."""
         from minimoe.presets import PRESETS
 
-        if name not in PRESETS:
-            hint = did_you_mean(name, PRESETS)
-            raise ConfigError(f"unknown preset {name!r}; {hint}known are {', '.join(PRESETS)}")
-        return PRESETS[name]
+        return choose("preset", name, PRESETS)
 
 
 def check_count(name: str, value: object, least: int, *, optional: bool = False) -> None:

@@ -95,6 +95,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def weighted_sum(rows: Tensor, place: Tensor, weight: Tensor | None) -> Tensor:
+    """y[m] = Σ_k weight[m, k] · rows[place[m, k]], gathered and summed in one pass, in float32 at least.
+
+    rows [P, D], place [M, K] int64, weight [M, K] (None: 1) -> [M, D].
+    """
+    total = torch.promote_types(rows.dtype, torch.float32)
+    weight = None if weight is None else weight.to(total)
+    return F.embedding_bag(place, rows.to(total), mode="sum", per_sample_weights=weight)
+
+
 class Linear(nn.Linear):
     """A linear map, without bias unless asked for one; weight [out, in]."""
 
@@ -202,7 +212,7 @@ class _FusedExperts(torch.autograd.Function):
                 outs.append(multiply(silu * up if trains else silu.mul_(up), w2))
         # row P, of what is not taken: a product with the weight 0 would let NaN and infinity through
         outs.append(x.new_zeros(1, x.shape[1]))
-        y = _combine(outs, blocks.row, k, weight)
+        y = weighted_sum(torch.cat(outs), blocks.row.view(-1, k), weight.view(-1, k))
         ctx.save_for_backward(weight, gate_up_proj, down_proj, *saved)
         ctx.blocks, ctx.k = blocks, k
         return y
@@ -252,12 +262,5 @@ class _FusedExperts(torch.autograd.Function):
             d_gate_up[e] = multiply((rows * w).t(), dh.t()).t()
             d_rows.append(multiply(dh, gate_up_proj[e].t()))
         d_rows.append(dy.new_zeros(1, dy.shape[1]))
-        dx = _combine(d_rows, row, ctx.k, weight)
+        dx = weighted_sum(torch.cat(d_rows), row.view(-1, ctx.k), weight.view(-1, ctx.k))
         return dx, d_row_weight[row], d_gate_up, d_down, None, None, None
-
-
-def _combine(parts: list[Tensor], row: Tensor, k: int, weight: Tensor) -> Tensor:
-    """y[t] = Σ over the K assignments of t of weight · row; P rows in parts [·, D], row and weight [N] -> [T, D]."""
-    return F.embedding_bag(
-        row.view(-1, k), torch.cat(parts), mode="sum", per_sample_weights=weight.view(-1, k)
-    )

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.cpu import float32_on_cpu, fused_grouped, linear
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.cpu import float32_on_cpu, fused_grouped, linear, weighted_sum
+from minimoe.errors import MinimoeError, choose
 from minimoe.experts import ExpertBank, Experts
 from minimoe.routing import Routing, places
 
@@ -225,11 +224,8 @@ for _operator, _backward in ((products, _products_backward), (outer_products, _o
 def combine(rows: Tensor, place: Tensor, weight: Tensor, x: Tensor, routing: Routing) -> Tensor:
     """y[t] = Σ weight[n] · rows[place[n]] over the assignments n of token t, summed in float32, in x's type."""
     if routing.k is not None and routing.num_assignments:
-        # token-major with K rows a token: a weighted gather-sum, which embedding_bag does in one pass
-        place, weight = place.view(-1, routing.k), weight.view(-1, routing.k)
-        total = torch.promote_types(rows.dtype, torch.float32)
-        weight = weight.to(total)
-        y = F.embedding_bag(place, rows.to(total), mode="sum", per_sample_weights=weight)
+        # token-major with K rows a token
+        y = weighted_sum(rows, place.view(-1, routing.k), weight.view(-1, routing.k))
     else:
         gathered = rows.index_select(0, place) * weight[:, None]  # [N, D]
         y = torch.zeros(x.shape, dtype=gathered.dtype, device=x.device)
@@ -288,7 +284,4 @@ DISPATCHERS: dict[str, Dispatcher] = {f.__name__: f for f in (loop, capacity, gr
 
 def get_dispatcher(name: str) -> Dispatcher:
     """The dispatcher of this name, or a ConfigError; 'auto' takes the fastest one that can run it, call by call."""
-    known = {"auto": auto, **DISPATCHERS}
-    if name not in known:
-        raise ConfigError(f"unknown dispatcher {name!r}; known are {', '.join(known)}")
-    return known[name]
+    return choose("dispatcher", name, {"auto": auto, **DISPATCHERS})

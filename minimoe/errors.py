@@ -5,7 +5,10 @@ it as one line. Each class also derives from the built-in error that a Python re
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class MinimoeError(Exception):
@@ -51,3 +54,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def choose(what: str, name: str, known: Mapping[str, T]) -> T:
+    """known[name]; where it is not there, a ConfigError with the nearest name and all others."""
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise ConfigError(f"unknown {what} {name!r}; {near}known are {', '.join(known)}")
+    return known[name]

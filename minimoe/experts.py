@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.cpu import linear
-from minimoe.errors import ConfigError
+from minimoe.errors import choose
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -20,13 +20,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
-
-
-def get_activation(name: str) -> Activation:
-    """The activation of this name; a ConfigError where there is none."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"hidden_act is {name!r}; known are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 def glu(x: Tensor, gate_up: Tensor, down: Tensor, activation: Activation = F.silu) -> Tensor:
@@ -50,7 +43,7 @@ class MLP(nn.Module):
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
-        self.activation = get_activation(hidden_act)
+        self.activation = choose("hidden_act", hidden_act, ACTIVATIONS)
         d, f = hidden_size, intermediate_size
         self.gate_up_proj = nn.Parameter(torch.randn(2 * f, d).mul_(initializer_range))
         self.down_proj = nn.Parameter(torch.randn(d, f).mul_(initializer_range))
@@ -63,23 +56,26 @@ class MLP(nn.Module):
 class ExpertBank(nn.Module):
     """E gated MLPs of one shape, wherever and in whatever type their weights lie; a dispatcher runs them."""
 
+    gate_up_proj: nn.Parameter
+    down_proj: nn.Parameter
+
     def __init__(
         self, num_experts: int, hidden_size: int, intermediate_size: int, hidden_act: str = "silu"
     ) -> None:
         super().__init__()
         self.num_experts, self.hidden_size = num_experts, hidden_size
         self.intermediate_size, self.hidden_act = intermediate_size, hidden_act
-        self.activation = get_activation(hidden_act)
+        self.activation = choose("hidden_act", hidden_act, ACTIVATIONS)
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights as they are multiplied with, and so of what goes in."""
-        raise NotImplementedError
+        return self.gate_up_proj.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the weights as they are multiplied with."""
-        raise NotImplementedError
+        return self.gate_up_proj.device
 
     @property
     def num_parameters(self) -> int:
@@ -125,14 +121,6 @@ class Experts(ExpertBank):
         e, d, f = num_experts, hidden_size, intermediate_size
         self.gate_up_proj = nn.Parameter(torch.randn(e, 2 * f, d).mul_(initializer_range))
         self.down_proj = nn.Parameter(torch.randn(e, d, f).mul_(initializer_range))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.gate_up_proj.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.gate_up_proj.device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [2F, D] and down [D, F] of one expert."""

@@ -138,13 +138,8 @@ def _faults(
 def _broken(model: MixtralModel, out: ModelOutput, ids: Tensor, start: int) -> str:
     """What is not finite in a pass over ids [B, S], whose first column has position `start`; by layer and token."""
     why = "its weights are damaged, or too large for their type (float16 ends at 65,504)"
-    attention, sparse = iter(out.attention_routings), iter(out.routings)
-    for i in range(model.config.num_hidden_layers):
-        # as a token meets them: one spoils what comes after it
-        met = [(f"the attention of layer {i + 1}", r) for r in next(attention, ())]
-        if model.config.is_sparse(i) and (routing := next(sparse, None)):
-            met.append((f"layer {i + 1}", routing))
-        for name, routing in met:
+    for name, routings in model.by_layer(out).items():
+        for routing in routings:
             if routing.logits is None:
                 continue
             broken = ~routing.logits.isfinite().all(dim=1)

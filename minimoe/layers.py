@@ -81,17 +81,14 @@ class MoELayer(nn.Module):
         *,
         hidden: int | None = None,
         expert: int | None = None,
-        num_experts: int = 8,
-        top_k: int = 2,
-        router: str = "top_k",
         **fields: Any,
     ) -> None:
         super().__init__()
         if config is None:
-            sizes = {"hidden_size": hidden, "intermediate_size": expert, "num_experts": num_experts}
-            chosen = {"num_experts_per_tok": top_k, "router_type": router}
             # the width of a head is of no concern here, but would have to divide D
-            config = ModelConfig.from_dict({"head_dim": 2, **sizes, **chosen, **fields})
+            sizes = {"hidden_size": hidden, "intermediate_size": expert, "head_dim": 2}
+            short = {"top_k": "num_experts_per_tok", "router": "router_type"}
+            config = ModelConfig.from_dict(sizes | {short.get(k, k): v for k, v in fields.items()})
         elif hidden or expert or fields:
             raise ConfigError("MoELayer is made of a ModelConfig or of sizes, not of both")
         d, act, init = config.hidden_size, config.hidden_act, config.initializer_range

@@ -222,6 +222,17 @@ class MixtralModel(nn.Module):
             loss = loss + config.router_z_loss_coef * z
         return replace(output, loss=loss, lm_loss=lm_loss, aux_loss=aux, z_loss=z)
 
+    def by_layer(self, output: ModelOutput) -> dict[str, tuple[Routing, ...]]:
+        """The routings of a pass by the name of their layer (from 1), as a token meets them: one spoils the next."""
+        attention, sparse = iter(output.attention_routings), iter(output.routings)
+        named: dict[str, tuple[Routing, ...]] = {}
+        for i, block in enumerate(self.layers):
+            if heads := next(attention, ()):
+                named[f"the attention of layer {i + 1}"] = heads
+            if isinstance(block.mlp, MoELayer):  # soft MoE has layers and no routing
+                named[f"layer {i + 1}"] = (next(sparse),)
+        return named
+
     def num_parameters(self, *, active: bool = False) -> int:
         """Parameters held, or (`active`) used by one token: K of E experts in each sparse layer, attention included.
 

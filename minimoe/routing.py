@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from minimoe.errors import ConfigError, MinimoeError
+
+N = TypeVar("N", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -214,15 +217,15 @@ def expert_capacity(
     if num_tokens < 0 or num_experts < 1 or k < 1 or minimum < 0:
         sizes = f"{num_tokens} tokens, {num_experts} experts, K = {k}, minimum {minimum}"
         raise ConfigError(f"capacity of {sizes}: sizes must be positive")
-    top, bottom = capacity_ratio(num_experts, k, factor)
-    return max(minimum, -((-num_tokens * top) // bottom))
+    return max(minimum, fair_share(num_tokens, num_experts, k, factor))
 
 
-def capacity_ratio(num_experts: int, k: int, factor: float) -> tuple[int, int]:
-    """factor · K / E as two integers: places per token, exactly."""
+def fair_share(num_tokens: N, num_experts: int, k: int, factor: float) -> N:
+    """⌈factor · T · K / E⌉, exactly, of one T or of a tensor of them."""
     if not 0 < factor < float("inf"):
         raise ConfigError(f"the capacity factor is {factor}; it must be positive, 1 is fair")
-    return (Fraction(str(factor)) * k / num_experts).as_integer_ratio()
+    top, bottom = (Fraction(str(factor)) * k / num_experts).as_integer_ratio()
+    return -((-num_tokens * top) // bottom)
 
 
 def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
@@ -235,8 +238,8 @@ def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
         raise ConfigError("a capacity factor is for routers that give every token K experts")
     if routing.valid is None:
         return expert_capacity(routing.num_tokens, routing.num_experts, routing.k, factor)
-    top, bottom = capacity_ratio(routing.num_experts, routing.k, factor)
-    return (-((-routing.valid.sum() * top) // bottom)).clamp_min(1)
+    tokens = routing.valid.sum()
+    return fair_share(tokens, routing.num_experts, routing.k, factor).clamp_min(1)
 
 
 def places(expert: Tensor, takes: Tensor, num_experts: int) -> Tensor:

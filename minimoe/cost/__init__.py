@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from minimoe.config import OWN_ROUTERS, ModelConfig, check_count
-from minimoe.errors import ConfigError, did_you_mean
+from minimoe.errors import ConfigError, choose
 
 
 class Floor(NamedTuple):
@@ -66,10 +66,7 @@ DEVICES: dict[str, Device] = {
 
 def get_device(name: str) -> Device:
     """The device of this name in `DEVICES`; another name is a ConfigError."""
-    if name not in DEVICES:
-        near = did_you_mean(name, DEVICES)
-        raise ConfigError(f"unknown device {name!r}; {near}known are {', '.join(DEVICES)}")
-    return DEVICES[name]
+    return choose("device", name, DEVICES)
 
 
 # --- one layer, without its router: the floors that a dispatcher is measured against

@@ -90,8 +90,6 @@ class Int8Experts(LazyExperts):
         experts: they are read and rounded one by one, see `quantize`.
     """
 
-    gate_up_proj: nn.Parameter
-    down_proj: nn.Parameter
     gate_up_scale: Tensor
     down_scale: Tensor
 

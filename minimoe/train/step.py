@@ -176,14 +176,8 @@ def count_experts(model: MixtralModel, parts: Sequence[Tensor]) -> list[Tensor]:
 
 def finite_logits(model: MixtralModel, out: ModelOutput) -> dict[str, Tensor]:
     """For each layer whose routers have logits, whether all of these are numbers; see `Step.finite`."""
-    routings, named = iter(out.routings), dict[str, Sequence[Routing]]()
-    for i, block in enumerate(model.layers):
-        if out.attention_routings:
-            named[f"the attention of layer {i + 1}"] = out.attention_routings[i]
-        if isinstance(block.mlp, MoELayer):  # soft MoE has layers and no routing
-            named[f"layer {i + 1}"] = [next(routings)]
     flags: dict[str, Tensor] = {}
-    for name, of in named.items():
+    for name, of in model.by_layer(out).items():
         if known := [r.logits.detach().isfinite().all() for r in of if r.logits is not None]:
             flags[name] = torch.stack(known).all()
     return flags

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimoe.errors import ConfigError
 from minimoe.routers import Context, Router, batch_shape, router_type, scores
-from minimoe.routing import Routing, capacity_ratio, expert_capacity
+from minimoe.routing import Routing, expert_capacity, fair_share
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
@@ -86,9 +86,10 @@ class ExpertChoiceRouter(Router):
         expert = torch.arange(e, device=x.device)[:, None].expand(b, e, c).reshape(-1)
         kept = None
         if valid is not None and t:
-            top, bottom = capacity_ratio(e, 1, self.capacity_factor)
             present = valid.view(b, s).sum(dim=1)  # [B]
-            limit = -((-present * top) // bottom)  # C of the valid tokens; they come first
+            limit = fair_share(
+                present, e, 1, self.capacity_factor
+            )  # C of the valid tokens; they come first
             limit = torch.minimum(limit.clamp_min(1), present)
             kept = torch.arange(c, device=x.device) < limit[:, None, None]
             kept = kept.expand(b, e, c).reshape(-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minimoe.attention import CausalAttention, Place
 from minimoe.config import ModelConfig
-from minimoe.cpu import Linear
+from minimoe.cpu import Linear, weighted_sum
 from minimoe.dispatch import by_expert
 from minimoe.routers import Context, Router, check_choice, scores, share
 from minimoe.routing import Routing
@@ -77,13 +77,8 @@ def grouped_projection(
     out = torch.cat([F.linear(part, matrix) for part, matrix in parts])
     if weight is None and k == 1:
         return out.index_select(0, plan.inverse)
-    # a bag of K sorted rows for each y: gathered and summed in one pass
-    total = torch.promote_types(out.dtype, torch.float32)
-    y = F.embedding_bag(
-        plan.inverse.view(expert.shape), out.to(total), mode="sum",
-        per_sample_weights=None if weight is None else weight.to(total),
-    )  # fmt: skip
-    return y.to(out.dtype)
+    # a bag of K sorted rows for each y
+    return weighted_sum(out, plan.inverse.view(expert.shape), weight).to(out.dtype)
 
 
 def _combine(out: Tensor, weight: Tensor | None) -> Tensor:
