@@ -23,12 +23,6 @@ from minimoe.errors import ConfigError, MinimoeError, did_you_mean
 # What needs torch is imported by the command that computes: help and wrong arguments answer at once.
 
 
-ABSENT = {
-    "tp": "tensor parallelism (TP)", "pp": "pipeline parallelism (PP)", "cp": "context parallelism (CP)",
-    "hsdp": "a mesh of replicated shards (HSDP)",
-}  # fmt: skip
-
-
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: everything ends as after Ctrl-C, with a checkpoint and without half-written files."""
 
@@ -56,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, value in vars(args).items():
                 if value == [] and name != "peer":  # what argparse makes of '--domains=--'
                     raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
+            told = {k for k, v in vars(args).items() if v is not None and v is not False}
+            for one, others, text in args.excludes:
+                for other in others if one in told else ():
+                    if other in told:
+                        raise ConfigError(text.format(other=other.replace("_", "-")))
             args.run(args)
             print(end="", flush=True)
     except MinimoeError as error:
@@ -112,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     numbers, shared = table.pop("numbers"), table.pop("shared")
     for name, command in table.items():
         one = commands.add_parser(name, help=command["help"])
-        one.set_defaults(run=globals()[f"run_{name}"])
+        one.set_defaults(run=globals()[f"run_{name}"], excludes=command.get("excludes", ()))
         groups = [*command.get("groups", ()), *map(shared.get, command.get("shared", ()))]
         for part in (command, *groups):
             group = one.add_argument_group(part["title"], part["help"]) if "title" in part else one
@@ -124,7 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
                 elif kind == "list":
                     more |= {"action": "append", "default": []}
                 else:
-                    more |= {"type": _parse(option, kind, numbers), "default": default or None}
+                    parse = _parse(option, kind, numbers, text)
+                    more |= {"type": parse, "default": default or None}
                 optional = not option.startswith("-") and (default or kind == "path")
                 more |= {"nargs": "?"} if optional else {}
                 group.add_argument(option, **more)
@@ -137,15 +137,13 @@ def _defaults(option: re.Match[str]) -> str:
     from minimoe.train.settings import MODEL_OPTIONS, TRAIN_PRESETS
 
     field = MODEL_OPTIONS.get(option[1], option[1]).replace("moe_intermediate", "expert")
-    held = {
-        n: PRESETS[n] if option[1] in MODEL_OPTIONS else TRAIN_PRESETS[n] for n in TRAIN_PRESETS
-    }
-    values = {n: str(getattr(c, field)) for n, c in held.items()}
+    table = PRESETS if option[1] in MODEL_OPTIONS else TRAIN_PRESETS
+    values = {name: str(getattr(table[name], field)) for name in TRAIN_PRESETS}
     one = len({*values.values()}) == 1
     return f"(default: {values['nano'] if one else ', '.join(map(' '.join, values.items()))})"
 
 
-def _parse(option: str, kind: str, numbers: dict[str, Any]) -> Callable[[str], Any]:
+def _parse(option: str, kind: str, numbers: dict[str, Any], help: str) -> Callable[[str], Any]:
     """What argparse calls with the text of an option; an error of minimoe passes through it and is one line."""
     if kind in ("text", "path"):
         return Path if kind == "path" else str
@@ -153,6 +151,8 @@ def _parse(option: str, kind: str, numbers: dict[str, Any]) -> Callable[[str], A
     of = type(low)
 
     def parse(text: str) -> Any:
+        if kind == "absent":
+            raise MinimoeError(f"{option} is {help}")
         value = of(text)
         if of is str and not re.fullmatch(kind, text):
             *words, last = re.sub(r"\(.*\)\?", "", kind).split("|")
@@ -190,7 +190,7 @@ def run_train(args: argparse.Namespace) -> None:
     """Train; resumes with --resume. With --compare, run what a plan has left."""
     from minimoe.presets import PRESETS
     from minimoe.text.domains import resolve
-    from minimoe.train.settings import SHAPES, TRAIN_PRESETS, require_fit, with_options
+    from minimoe.train.settings import TRAIN_PRESETS, require_fit, with_options
 
     if args.preset not in TRAIN_PRESETS:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
@@ -198,11 +198,6 @@ def run_train(args: argparse.Namespace) -> None:
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
     given = {k: v for k, v in vars(args).items() if v is not None and v is not False}
     source = given.get("from")
-    for one, others in {"from": (*SHAPES, "tokenizer"), "text": ("domains",)}.items():
-        for other in (name.replace("_", "-") for name in others if one in given and name in given):
-            raise ConfigError(f"--{one} and --{other} exclude each other: leave one of the two out")
-    for name in ABSENT.keys() & given.keys():
-        raise ConfigError(f"--{name} is {ABSENT[name]}, which is not there: use --dp and --ep")
     resolve(domains := split_names(args.domains))
     config = TRAIN_PRESETS[args.preset]
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
@@ -241,6 +236,11 @@ def run_train(args: argparse.Namespace) -> None:
     with ranks.together() if ranks else contextlib.nullcontext():
         if source is not None:
             start = MixtralModel.from_pretrained(source)
+            if not all(weight.is_floating_point() for weight in start.parameters()):
+                raise ConfigError(
+                    f"--from is {source}, whose experts are in int8, which no step can move: give the folder of the "
+                    "model that was rounded"
+                )
             model = with_options(start.config, given)
             if args.seq_len is None:
                 most = min(config.seq_len, model.max_position_embeddings)
@@ -332,8 +332,6 @@ def run_study(args: argparse.Namespace) -> None:
         return print(further(args.model, args.further, seed=args.seed))
     names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.questions is not None and args.domains is not None:
-        raise ConfigError("--questions and --domains are two experiments: leave one of them out")
     if args.train and args.model != "mini":
         raise ConfigError(
             f"--train trains a model to study, and --model is {args.model}: leave one out"
@@ -350,15 +348,8 @@ def run_study(args: argparse.Namespace) -> None:
             fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
             raise ConfigError(fault) from error
     if args.recorded is not None:
-        wanted = {**given, "train": args.train, "domains": args.domains, "server": args.server}
-        for name in (n for n, value in wanted.items() if value):
-            raise ConfigError(
-                f"--{name} belongs to a study that records: leave it or {args.recorded} out"
-            )
         given["recorded"] = args.recorded
     if args.server is not None:
-        if args.domains is not None or args.train:
-            raise ConfigError("--server is asked questions: leave --domains and --train out")
         given["server"] = _server(args)
         given.setdefault("questions", "mmlu")
     from minimoe.study import report

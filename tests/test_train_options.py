@@ -17,7 +17,9 @@ import torch
 from minimoe.__main__ import build_parser, main
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError
+from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
+from minimoe.presets import PRESETS
 from minimoe.text.corpus import Corpus
 from minimoe.text.own import own_corpus
 from minimoe.train import state
@@ -107,6 +109,14 @@ def test_what_cannot_be_is_refused_before_any_text_is_read(
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", never)
     monkeypatch.setattr("minimoe.text.own.own_corpus", never)
     assert named in refused(*NANO, *shlex.split(options))
+
+
+def test_a_model_with_experts_in_int8_is_not_gone_on_with(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    quantize_experts(MixtralModel(PRESETS["nano"])).save_pretrained(tmp_path)
+    said = refused(*NANO, "--from", str(tmp_path))
+    assert f"--from is {tmp_path}, whose experts are in int8" in said and "was rounded" in said
 
 
 # --- own text -------------------------------------------------------------------------------------

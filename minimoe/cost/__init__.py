@@ -8,7 +8,9 @@ norms, activations, softmax and rotations are left out, as is usual.
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from minimoe.config import OWN_ROUTERS, ModelConfig, check_count
@@ -47,21 +49,8 @@ class Device:
         )
 
 
-# 'h200' is what a large matrix product and a large copy reach on the card, so a floor from it can be met. All others
-# are dense peaks of the makers' data sheets, which programs stay below: the H200 by 20 % of FLOP/s, 10 % of bytes/s.
-# NVIDIA's sheets for H200 and H100 say 1,979 TFLOP/s with sparsity, half of it without; the T4 has no bf16; the RTX
-# 4090 is from the GeForce Ada architecture paper, bf16 with float32 accumulation.
-DEVICES: dict[str, Device] = {
-    "h200": Device("H200 (reachable)", 790e12, 4.3e12, 141e9),
-    "h200-peak": Device("H200 SXM (data sheet)", 989.5e12, 4.8e12, 141e9),
-    "h100": Device("H100 SXM (data sheet)", 989.5e12, 3.35e12, 80e9),
-    "a100": Device("A100 SXM 80 GB (data sheet)", 312e12, 2.039e12, 80e9),
-    "a100-40gb": Device("A100 SXM 40 GB (data sheet)", 312e12, 1.555e12, 40e9),
-    "l4": Device("L4 (data sheet)", 121e12, 0.3e12, 24e9),
-    "t4": Device("T4 (data sheet, fp16)", 65e12, 0.32e12, 16e9),
-    "rtx4090": Device("RTX 4090 (data sheet)", 165.2e12, 1.008e12, 24e9),
-    "mi300x": Device("MI300X (data sheet)", 1307.4e12, 5.3e12, 192e9),
-}
+_TABLE = Path(__file__).with_name("devices.toml").read_text(encoding="utf-8")
+DEVICES = {name: Device(*numbers) for name, numbers in tomllib.loads(_TABLE).items()}
 
 
 def get_device(name: str) -> Device:

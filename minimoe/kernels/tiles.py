@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,30 +63,11 @@ def hardware() -> Hardware:
     return _hardware(_driver().get_current_device())
 
 
-# By kernel and rows of a tile. In 16 bits on Hopper: 128 x 128 with two sums (`up`), or 256 columns with one, fill the
-# registers of 8 warps. With few rows the weights are all the traffic: deep stages keep them coming.
-HOPPER = {
-    ("up", 128): Tile(128, 64, 8, 4), ("up", 64): Tile(128, 64, 4, 4),
-    ("up", 32): Tile(64, 128, 4, 4), ("up", 16): Tile(64, 128, 4, 4),
-    ("rows", 128): Tile(256, 64, 8, 3), ("rows", 64): Tile(128, 64, 4, 4),
-    ("rows", 32): Tile(128, 128, 4, 4), ("rows", 16): Tile(128, 128, 4, 4),
-    ("hidden", 128): Tile(128, 64, 8, 4), ("hidden", 64): Tile(128, 64, 4, 4),
-    ("hidden", 32): Tile(64, 128, 4, 4), ("hidden", 16): Tile(64, 128, 4, 4),
-    ("weight", 128): Tile(128, 64, 8, 6), ("weight", 64): Tile(128, 64, 8, 6),
-    ("weight", 32): Tile(128, 32, 8, 6), ("weight", 16): Tile(128, 16, 8, 6),
-}  # fmt: skip
-
-# In 16 bits before Hopper, where operands pass through registers.
-AMPERE = {
-    ("up", 128): Tile(64, 32, 8, 4), ("up", 64): Tile(64, 32, 4, 4),
-    ("up", 32): Tile(64, 64, 4, 4), ("up", 16): Tile(64, 64, 4, 4),
-    ("rows", 128): Tile(128, 32, 8, 4), ("rows", 64): Tile(128, 32, 4, 4),
-    ("rows", 32): Tile(64, 64, 4, 4), ("rows", 16): Tile(64, 64, 4, 4),
-    ("hidden", 128): Tile(128, 32, 8, 4), ("hidden", 64): Tile(64, 32, 4, 4),
-    ("hidden", 32): Tile(64, 64, 4, 4), ("hidden", 16): Tile(64, 64, 4, 4),
-    ("weight", 128): Tile(64, 32, 8, 5), ("weight", 64): Tile(64, 32, 8, 5),
-    ("weight", 32): Tile(64, 32, 8, 5), ("weight", 16): Tile(64, 16, 8, 5),
-}  # fmt: skip
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+HOPPER, AMPERE = (
+    {(kernel, int(rows)): Tile(*tile) for kernel, of in table.items() for rows, tile in of.items()}
+    for table in (_TABLES["hopper"], _TABLES["ampere"])
+)
 
 # In float32, where each product is made outside the tensor cores unless torch allows tf32.
 FLOAT32 = {

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,23 +49,7 @@ PACKAGES: dict[str, Package] = {
         Path(__file__).with_name("packages.txt").read_text(encoding="utf-8"),
     )
 }
-
-# What pip says -> what it means. The first that fits counts: without a network, pip says 'from versions: none' too.
-_REASONS = (
-    (r"DO NOT MATCH THE HASHES", "the index offers a file with another sha256 than the pinned one"),
-    (
-        r"NewConnectionError|ConnectTimeoutError|Connection to |Connection refused|Failed to establish|"
-        r"Max retries exceeded|name resolution|getaddrinfo|Network is unreachable|ProxyError|ReadTimeout|"
-        r"Read timed out|SSLError",
-        "no network, or the package index cannot be reached",
-    ),
-    (
-        r"\(from versions: none\)",
-        "no index offers this package: it was withdrawn, or no index was reached",
-    ),
-    (r"No matching distribution found", "the index does not offer this version any more"),
-    (r"No space left|Errno 28", "the disk is full"),
-)
+_MEANINGS = tomllib.loads(Path(__file__).with_name("pip.toml").read_text(encoding="utf-8"))
 
 
 def print_to_stderr(line: str) -> None:
@@ -139,7 +124,7 @@ def run_pip(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _reason(output: str) -> str:
     """One line for what pip said."""
-    for sign, reason in _REASONS:
+    for sign, reason in _MEANINGS.items():
         if re.search(sign, output):
             return reason
     errors = [line for line in output.splitlines() if line.startswith("ERROR")]

@@ -1,9 +1,11 @@
-"""What a training run is told: its numbers, and the presets."""
+"""What a training run is told: its numbers, and the presets, of settings.toml."""
 
 from __future__ import annotations
 
 import shlex
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from minimoe.config import ModelConfig, check_count
@@ -12,15 +14,8 @@ from minimoe.errors import ConfigError
 BALANCE_SCOPES = ("part", "step")
 COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
 
-# What `python -m minimoe train` may be told about experts and attention, and the field of a ModelConfig that it sets.
-MODEL_OPTIONS = {
-    "experts": "num_experts", "top_k": "num_experts_per_tok", "expert_width": "moe_intermediate_size",
-    "shared_experts": "n_shared_experts", "capacity": "capacity_factor", "balance": "router_aux_loss_type",
-    "balance_coef": "router_aux_loss_coef", "z_loss": "router_z_loss_coef",
-    "attention": "attention_type",
-}  # fmt: skip
-# change the weights
-SHAPES = ("router", "dense", "experts", "expert_width", "shared_experts", "attention")
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+MODEL_OPTIONS: dict[str, str] = _TABLES["options"]
 
 
 @dataclass(frozen=True)
@@ -104,19 +99,6 @@ def require_fit(model: ModelConfig, config: TrainConfig) -> None:
         )
 
 
-# How each router is trained in its paper. Where K is not given, it is that of the preset.
-ROUTER_OPTIONS: dict[str, dict[str, Any]] = {
-    "top_k": {},
-    "noisy_top_k": {"router_aux_loss_type": "importance_load", "router_aux_loss_coef": 0.1},
-    "switch": {"num_experts_per_tok": 1, "router_aux_loss_coef": 0.01},
-    "sigmoid": {
-        "router_bias_update_rate": 0.001, "router_aux_loss_type": "sequence", "router_aux_loss_coef": 1e-4
-    },
-    "base": {"num_experts_per_tok": 1, "router_aux_loss_type": "none"},
-    "relu": {"router_aux_loss_type": "l1", "router_aux_loss_coef": 1e-8},
-}  # fmt: skip
-
-
 def with_router(config: ModelConfig, router_type: str, **changes: Any) -> ModelConfig:
     """The same architecture with another router, balanced as its paper does where `changes` do not say otherwise.
 
@@ -127,7 +109,7 @@ def with_router(config: ModelConfig, router_type: str, **changes: Any) -> ModelC
     Raises:
         ConfigError: no router of this name.
     """
-    options = ROUTER_OPTIONS.get(router_type, {"router_aux_loss_type": "none"})
+    options = _TABLES["routers"].get(router_type, {"router_aux_loss_type": "none"})
     if router_type in ("dense", "average"):
         options = options | {"num_experts_per_tok": changes.get("num_experts", config.num_experts)}
     return config.replace(router_type=router_type, **options | changes)
@@ -153,38 +135,31 @@ def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
     """The model that the command line describes: `router`, `dense` and MODEL_OPTIONS, where they were given.
 
     Raises:
-        ConfigError: options that exclude each other, or that the model has no use for.
+        ConfigError: options that the model has no use for.
     """
     changes = {field: given[name] for name, field in MODEL_OPTIONS.items() if name in given}
     if "dense" in given:
-        for name in ("router", "capacity", "balance", "balance_coef", "z_loss"):
-            if name in given:
-                said = f"--{name.replace('_', '-')} is of experts, and --dense has none"
-                raise ConfigError(f"{said}: leave one of the two out")
         return dense_twin(config.replace(**changes), "work")
     made = with_router(config, given["router"], **changes) if "router" in given else config
     made = made.replace(**changes)
     if "balance_coef" in given and made.router_aux_loss_type == "none":
-        fault = (
-            f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh"
+        raise ConfigError(
+            f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh: give --balance too, "
+            "or leave it out"
         )
-        raise ConfigError(f"{fault}: give --balance too, or leave it out")
     if given.get("balance", "none") != "none" or given.get("z_loss"):
         import torch
 
         from minimoe.model import MixtralModel
 
-        ids = torch.arange(8)[
-            None
-        ]  # a small model of the kind shows what its router can be taught by
+        # a small model of the kind shows what its router can be taught by
         small = made.replace(vocab_size=8, num_hidden_layers=1, mlp_only_layers=())
-        out = MixtralModel(small)(ids, ids)
+        out = MixtralModel(small)(ids := torch.arange(8)[None], ids)
         for name, loss in (("balance", out.aux_loss), ("z_loss", out.z_loss)):
             if name in given and loss is None:
-                fault = f"--{name.replace('_', '-')} is {given[name]}, but nothing in the {made.router_type!r} router"
-                raise ConfigError(
-                    f"{fault} can be taught by it: leave it out, or choose another router"
-                )
+                what = f"--{name.replace('_', '-')} is {given[name]}, but nothing in the {made.router_type!r} router"
+                cure = "leave it out, or choose another router"
+                raise ConfigError(f"{what} can be taught by it: {cure}")
     return made
 
 
@@ -208,10 +183,4 @@ def command(recipe: dict[str, Any]) -> str:
     return words
 
 
-TRAIN_PRESETS: dict[str, TrainConfig] = {
-    "nano": TrainConfig(
-        steps=60, batch_size=8, seq_len=64, lr=5e-3, warmup=10, eval_every=30, save_every=20
-    ),
-    "mini": TrainConfig(steps=7500, batch_size=16, seq_len=256),
-    "small": TrainConfig(steps=6000, batch_size=64, seq_len=512, lr=1e-3, warmup=200),
-}
+TRAIN_PRESETS = {name: TrainConfig(**numbers) for name, numbers in _TABLES["presets"].items()}
