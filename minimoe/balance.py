@@ -133,10 +133,8 @@ def sequence_loss(routing: Routing) -> Tensor:
 
     For every sequence E · Σ_e f_e P_e, with f and P over its own valid tokens, then the mean over sequences that have
     any. Even routing gives 1. Without `routing.sequence` the whole batch is one sequence. f counts the experts that
-    were chosen, with the bias; eq. 18 counts the K best scores without it. Finds the number of sequences on the host.
-
-    Raises:
-        MinimoeError: the router has no probabilities.
+    were chosen, with the bias; eq. 18 counts the K best scores without it. Finds the number of sequences on the host. A
+    router without probabilities is a MinimoeError.
     """
     probs, e = _probs(routing, "sequence_loss"), routing.num_experts
     if routing.num_tokens == 0:
@@ -184,10 +182,8 @@ def selection_probability(routing: Routing) -> Tensor:
         P(t, e) = Φ((clean[t, e] − the K-th largest noisy logit of t without e) / noise_std[t, e])
 
     It is differentiable where the choice itself is not. Noise of less than `LEAST_NOISE` counts as so much: where
-    softplus underflows, the quotient and its gradient would not be finite.
-
-    Raises:
-        MinimoeError: the routing was made without noise (another router, or outside training).
+    softplus underflows, the quotient and its gradient would not be finite. A routing that was made without noise
+    (another router, or outside training) is a MinimoeError.
     """
     if not isinstance(routing, NoisyRouting) or routing.clean is None or routing.noise_std is None:
         raise MinimoeError(

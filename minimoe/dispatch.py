@@ -49,10 +49,7 @@ def check_inputs(x: Tensor, routing: Routing, experts: ExpertBank) -> None:
 
     Looks at shapes, types and devices, which costs no wait. With MINIMOE_CHECK=1 in the environment it looks at the
     values as well (`Routing.check`: ids out of range, NaN), and waits for the device. Under autocast x may have another
-    type than the experts.
-
-    Raises:
-        MinimoeError: names both sides of what does not fit.
+    type than the experts. A MinimoeError names both sides of what does not fit.
     """
     expected = (routing.num_tokens, experts.hidden_size)
     if tuple(x.shape) != expected:

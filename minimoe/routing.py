@@ -176,10 +176,7 @@ def zero_or_one(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A mask [B, S] of tokens (1) and padding (0) as bool.
 
     Other numbers mean something that a cast to bool would hide: the numbers of packed samples, or what is added to
-    scores (0 and −∞).
-
-    Raises:
-        MinimoeError: another shape, or a value that is neither 0 nor 1.
+    scores (0 and −∞). Another shape, or a value that is neither 0 nor 1, is a MinimoeError.
     """
     if tuple(mask.shape) != shape:
         raise MinimoeError(f"attention_mask has shape {tuple(mask.shape)}; expected {shape}")
@@ -207,12 +204,10 @@ def expert_capacity(
 ) -> int:
     """C = max(minimum, ⌈factor · T · K / E⌉), the places of one expert (Fedus et al. 2021, eq. 3, for K >= 1).
 
-    Rounded up, never down: one token must find a place wherever it goes. The factor counts as the decimal number
-    that is written, so that 1.1 · 100 gives 110 places and not the 111 of its binary neighbour. T counts valid tokens;
-    with padding in it the capacity would depend on how far a batch is padded.
-
-    Raises:
-        ConfigError: the factor is not positive, or a size is negative.
+    Rounded up, never down: one token must find a place wherever it goes. The factor counts as the decimal number that
+    is written, so that 1.1 · 100 gives 110 places and not the 111 of its binary neighbour. T counts valid tokens; with
+    padding in it the capacity would depend on how far a batch is padded. A factor that is not positive, or a negative
+    size, is a ConfigError.
     """
     if num_tokens < 0 or num_experts < 1 or k < 1 or minimum < 0:
         sizes = f"{num_tokens} tokens, {num_experts} experts, K = {k}, minimum {minimum}"
@@ -231,8 +226,7 @@ def fair_share(num_tokens: N, num_experts: int, k: int, factor: float) -> N:
 def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
     """C of a routing of token choice: `expert_capacity` of its valid tokens. On the device where there is padding.
 
-    Raises:
-        ConfigError: the routing does not give every token K experts, so that C does not follow from T.
+    A ConfigError where the routing does not give every token K experts, so that C does not follow from T.
     """
     if routing.k is None:
         raise ConfigError("a capacity factor is for routers that give every token K experts")

@@ -33,10 +33,7 @@ def cost_report(
         run: `gpus` and `utilisation`, as `training` takes them.
 
     'decode' entries are None where the router looks at whole sequences, 'devices_needed' where the device's memory is
-    not known.
-
-    Raises:
-        ConfigError: a number out of range, or more context than the model has positions for.
+    not known. A number out of range, and more context than the model has positions for, are a ConfigError.
     """
     if context is None:
         context = min(4096, config.max_position_embeddings)

@@ -67,10 +67,8 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     """The configuration that a config.json of transformers means.
 
     `router_aux_loss_coef` keeps its number, though transformers' loss is K at even routing and pools the layers, where
-    the one here is 1 and averages them; the router z-loss, which transformers has not, gets the coefficient 0.
-
-    Raises:
-        ConfigError: an unknown `model_type`; a field that says what the model here cannot have; the message names it.
+    the one here is 1 and averages them; the router z-loss, which transformers has not, gets the coefficient 0. An
+    unknown `model_type`, and a field that says what the model here cannot have, are a ConfigError that names it.
     """
     kind = values.get("model_type")
     if kind not in (*FAMILIES,):  # in a tuple, where a list may be looked for

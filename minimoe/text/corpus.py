@@ -72,8 +72,7 @@ class Corpus:
 def save_corpus(path: Path, corpus: Corpus, recipe: Mapping[str, object]) -> None:
     """One npz, written beside `path` and moved into place: arrays, and everything else as JSON in bytes.
 
-    Raises:
-        OSError: the folder cannot be written or the disk is full; an older file is then what it was.
+    An OSError where the folder cannot be written or the disk is full; an older file is then what it was.
     """
     side = {
         "recipe": recipe,
@@ -93,11 +92,7 @@ def save_corpus(path: Path, corpus: Corpus, recipe: Mapping[str, object]) -> Non
 
 
 def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
-    """Read what `save_corpus` wrote.
-
-    Raises:
-        CorpusError: the file is damaged, foreign or of an older layout.
-    """
+    """Read what `save_corpus` wrote. A CorpusError where the file is damaged, foreign or of an older layout."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             side = json.loads(arrays["side"].tobytes())

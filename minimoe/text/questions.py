@@ -166,8 +166,7 @@ def read_mmlu() -> list[Document]:
 def mmlu_dev_questions(log: Log | None = None) -> list[Document]:
     """The MMLU development questions, fetched if need be; domain 'mmlu', topic the subject, no answers.
 
-    Raises:
-        CorpusError: the package cannot be fetched.
+    A CorpusError where the package cannot be fetched.
     """
     report = fetch_packages(["lm-eval"], log)
     if report.failed:

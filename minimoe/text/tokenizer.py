@@ -51,8 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer from a tokenizer.json or a folder that holds one, as `plain` leaves it.
 
-    Raises:
-        CorpusError: there is no such file, or it is not a tokenizer.
+    A CorpusError where there is no such file, or it is not a tokenizer.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -76,8 +75,7 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, nothing before it and nothing after it; `tokenizer` as `plain` returns it.
 
-    Raises:
-        CorpusError: the tokenizer has no token for a part of a text.
+    A CorpusError where the tokenizer has no token for a part of a text.
     """
     try:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

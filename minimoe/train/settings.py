@@ -104,10 +104,8 @@ def with_router(config: ModelConfig, router_type: str, **changes: Any) -> ModelC
 
     Noisy top-k: importance and load, 0.1 each (Shazeer et al. 2017). Switch: K = 1, 0.01 (Fedus et al. 2021). Sigmoid:
     a bias moved by 0.001 a step and 1e-4 on each sequence (DeepSeek-V3). ReLU: the L1 loss, from 1e-8 on (ReMoE). BASE
-    has K = 1, the dense ones K = E. Routers that are balanced by construction, or learn nothing, have no such loss.
-
-    Raises:
-        ConfigError: no router of this name.
+    has K = 1, the dense ones K = E. Routers that are balanced by construction, or learn nothing, have no such loss. A
+    ConfigError where there is no router of this name.
     """
     options = _TABLES["routers"].get(router_type, {"router_aux_loss_type": "none"})
     if router_type in ("dense", "average"):
@@ -134,8 +132,7 @@ def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConf
 def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
     """The model that the command line describes: `router`, `dense` and MODEL_OPTIONS, where they were given.
 
-    Raises:
-        ConfigError: options that the model has no use for.
+    Options that the model has no use for are a ConfigError.
     """
     changes = {field: given[name] for name, field in MODEL_OPTIONS.items() if name in given}
     if "dense" in given:

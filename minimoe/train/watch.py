@@ -14,10 +14,8 @@ from minimoe.train.state import LOG, read_log
 def draw_log(run: str | Path) -> Any:
     """A matplotlib figure of a run's log: the losses on the left, MaxVio of each sparse layer on the right.
 
-    Held-out losses are means over domains, with bars of two standard errors where a sample was read.
-
-    Raises:
-        CheckpointError: no log in the folder, or a damaged one.
+    Held-out losses are means over domains, with bars of two standard errors where a sample was read. No log in the
+    folder, or a damaged one, is a CheckpointError.
     """
     from matplotlib.figure import Figure
 

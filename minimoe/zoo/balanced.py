@@ -145,11 +145,9 @@ def balanced_assignment(scores: Tensor, tolerance: float) -> Tensor:
     """Expert [T] int64 of each token, at most ⌈T/E⌉ tokens each, nearly maximising Σ_t scores[t, expert[t]].
 
     An auction (Bertsekas 1992, section 2): experts with free places bid for the tokens that they want most at present
-    prices, each token goes to the highest bidder, and prices only rise, by ε at least. When every token is sold
-    the total is within T · ε of the best; ε = tolerance · (max − min of the scores).
-
-    Raises:
-        MinimoeError: scores that are not finite have no best assignment.
+    prices, each token goes to the highest bidder, and prices only rise, by ε at least. When every token is sold the
+    total is within T · ε of the best; ε = tolerance · (max − min of the scores). Scores that are not finite have no
+    best assignment: a MinimoeError.
     """
     num_tokens, num_experts = scores.shape
     device = scores.device

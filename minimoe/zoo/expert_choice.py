@@ -67,11 +67,7 @@ class ExpertChoiceRouter(Router):
         self.is_batch_invariant = per_sequence
 
     def route(self, x: Tensor, context: Context) -> Routing:
-        """x [T, D] -> its routing.
-
-        Raises:
-            MinimoeError: `per_sequence` with sequences of different length.
-        """
+        """x [T, D] -> its routing. With `per_sequence`, sequences of different length are a MinimoeError."""
         t, e, valid = x.shape[0], self.num_experts, context.valid
         b, s = batch_shape(context.sequence if self.per_sequence else None, t)
         c = min(s, expert_capacity(s, e, 1, self.capacity_factor))

@@ -29,9 +29,7 @@ class UniformRouter(Router):
 
     A random choice looks at no other token, so it is causal; but the same row draws other experts in other company.
     'round_robin' has to see a sequence from its first token on, so it is not incremental: decoding cannot use a cache.
-
-    Raises:
-        ConfigError: K > E, or an unknown order.
+    K > E or an unknown order is a ConfigError.
     """
 
     @classmethod
@@ -101,8 +99,7 @@ class MeanBinningRouter(Router):
     def fit(self, x: Tensor) -> None:
         """Set the edges to the quantiles of the means of x [T, D], so that its tokens fill the bins evenly.
 
-        Raises:
-            MinimoeError: x has no tokens.
+        An x without tokens is a MinimoeError.
         """
         if x.shape[0] == 0:
             raise MinimoeError("MeanBinningRouter.fit needs tokens; x has none")
@@ -171,10 +168,8 @@ class HashRouter(Router):
         counts: [V] how often each id occurs; needed by 'balanced'.
         seed: of the random table.
 
-    The table [V, K] is a buffer and is saved with the weights. Raises at routing when `token_ids` are missing.
-
-    Raises:
-        ConfigError: K > E, an unknown kind of table, or counts missing or not of length V.
+    The table [V, K] is a buffer and is saved with the weights. Raises at routing when `token_ids` are missing. K > E,
+    an unknown kind of table, and counts that are missing or not of length V, are a ConfigError.
     """
 
     table: Tensor
@@ -206,11 +201,7 @@ class HashRouter(Router):
         self.register_buffer("table", values)  # [V, K]
 
     def route(self, x: Tensor, context: Context) -> Routing:
-        """Route x [T, D] by `context.token_ids` [T].
-
-        Raises:
-            MinimoeError: token_ids are missing or not one per token.
-        """
+        """Route x [T, D] by `context.token_ids` [T]. A MinimoeError where they are missing or not one per token."""
         token_ids = context.token_ids
         if token_ids is None or tuple(token_ids.shape) != (x.shape[0],):
             given = None if token_ids is None else tuple(token_ids.shape)

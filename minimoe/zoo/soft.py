@@ -114,8 +114,7 @@ class SoftMoELayer(nn.Module):
     ) -> tuple[Tensor, Routing | None]:
         """x [T, D] -> (y [T, D], None); sequences of equal length one after the other, each mixed by itself.
 
-        Raises:
-            MinimoeError: sequences of different length.
+        Sequences of different length are a MinimoeError.
         """
         del token_ids
         b, s = batch_shape(sequence, x.shape[0])
