@@ -22,7 +22,7 @@ from torch import Tensor
 
 from book.counterfactuals import SIZE, texts_of
 from minimoe.config import ModelConfig
-from minimoe.experts import MLP, get_activation
+from minimoe.experts import ACTIVATIONS, MLP
 from minimoe.io import write_object
 from minimoe.model import MixtralModel
 from minimoe.study import chance as ch
@@ -181,7 +181,7 @@ def probe(model: MixtralModel, texts: Texts, candidates: int | None, seed: int =
     """F1 of the best neuron, and of what is left of it without trained neurons, router or experts."""
     rng = torch.Generator().manual_seed(seed)
     x, weight = inputs(model, texts.ids)
-    act = get_activation(model.config.hidden_act)
+    act = ACTIVATIONS[model.config.hidden_act]
     mlps = [block.mlp for block in model.layers]
 
     def under(change: str) -> list[Tensor]:
@@ -215,7 +215,7 @@ def decide(model: MixtralModel, texts: Texts, seed: int = 0) -> Numbers:
     rng, (b, s) = np.random.default_rng(seed), texts.ids.shape
     x, weight = inputs(model, texts.ids)
     mlps = [block.mlp for block in model.layers]
-    acts, writes, sizes, act = [], [], [], get_activation(model.config.hidden_act)
+    acts, writes, sizes, act = [], [], [], ACTIVATIONS[model.config.hidden_act]
     for mlp, x_, w in zip(mlps, x, weight, strict=True):
         gate_up, down = weights_of(mlp)
         acts.append(activations(x_, gate_up, w, act).view(b, s, -1)[:, :-1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from book import neurons
-from minimoe.experts import MLP, get_activation
+from minimoe.experts import ACTIVATIONS, MLP
 from minimoe.model import MixtralModel
 from tests.small import random_ids, tiny_model
 
@@ -24,7 +24,7 @@ def test_neurons_times_their_columns_are_what_the_layer_adds(dense: tuple[int, .
     read, weights = neurons.inputs(model, ids)
     for block, x, w, y in zip(model.layers, read, weights, after, strict=True):
         gate_up, down = neurons.weights_of(block.get_submodule("mlp"))
-        a = neurons.activations(x, gate_up, w, get_activation(model.config.hidden_act))
+        a = neurons.activations(x, gate_up, w, ACTIVATIONS[model.config.hidden_act])
         columns = down.transpose(1, 2).flatten(0, 1)
         torch.testing.assert_close(a @ columns, y, atol=1e-5, rtol=1e-4)
 
