@@ -83,9 +83,8 @@ class ExpertChoiceRouter(Router):
         kept = None
         if valid is not None and t:
             present = valid.view(b, s).sum(dim=1)  # [B]
-            limit = fair_share(
-                present, e, 1, self.capacity_factor
-            )  # C of the valid tokens; they come first
+            # C of the valid tokens; they come first
+            limit = fair_share(present, e, 1, self.capacity_factor)
             limit = torch.minimum(limit.clamp_min(1), present)
             kept = torch.arange(c, device=x.device) < limit[:, None, None]
             kept = kept.expand(b, e, c).reshape(-1)
