@@ -125,6 +125,7 @@ def main() -> None:
         "command": "python -m book.finetuning",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": processor_name(),
+        "threads": 1,
         "torch": torch.__version__,
         "rules": "\n\n".join((__doc__ or "").strip().split("\n\n")[3:]),
         "sizes": SIZES | {"p": P, "sample": SAMPLE, "old_windows": OLD, "factor": FACTOR},
