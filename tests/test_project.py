@@ -55,10 +55,10 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
     "bench": 2286,
-    "check": 11184,
+    "check": 11183,
     "core": 3760,
     "cost": 822,
-    "course": 1198,
+    "course": 1201,
     "hf": 1013,
     "kernels": 1127,
     "roof": 465,

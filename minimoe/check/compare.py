@@ -141,11 +141,10 @@ def suspect(reread: str) -> Callable[[Callable[..., Any]], Suspect]:
 
 
 def varied(reread: str, function: Callable[..., Any], **options: Any) -> Callable[[str], Suspect]:
-    """The same for a mistake that is another option of a function, called with what the learner is told:
+    """The same for a mistake that is another option of a function, called with what the learner is told.
 
-    not_renormalised = varied("03 §2", route, renormalise=False)(
-        "The weights of a token do not sum to 1: the division of equation (2) is missing."
-    )
+    Example:
+        >>> too_even = varied("03 §2", torch.softmax, dim=0)("The weights of a token do not sum to 1.")
     """
     return lambda cause: Suspect(cause, reread, functools.partial(function, **options))
 

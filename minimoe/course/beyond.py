@@ -58,7 +58,10 @@ class VectorModel(nn.Module):
     """Blocks between a linear map of `inputs` numbers and one to `outputs`; places are learned.
 
     Args:
+        inputs: numbers of a token.
+        outputs: numbers that are predicted for it.
         length: most tokens of a sequence.
+        causal: a token attends to itself and earlier ones only.
         pooled: one output for a sequence, from the mean of its tokens; else one for each token.
     """
 
