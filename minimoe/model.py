@@ -223,7 +223,11 @@ class MixtralModel(nn.Module):
         return replace(output, loss=loss, lm_loss=lm_loss, aux_loss=aux, z_loss=z)
 
     def by_layer(self, output: ModelOutput) -> dict[str, tuple[Routing, ...]]:
-        """The routings of a pass by the name of their layer (from 1), as a token meets them: one spoils the next."""
+        """The routings of a pass by the name of their layer (from 1), as a token meets them: one spoils the next.
+
+        Args:
+            output: what `forward` returned.
+        """
         attention, sparse = iter(output.attention_routings), iter(output.routings)
         named: dict[str, tuple[Routing, ...]] = {}
         for i, block in enumerate(self.layers):
