@@ -1,4 +1,4 @@
-"""What of a mixture to train on text of a new kind (lesson 20): mini, which never read German, reads German recipes.
+"""What of a mixture to train on text of a new kind (lesson 20b): mini, which never read German, reads German recipes.
 
 python -m book.finetuning    what book/results/finetuning.json has left to run; about 40 minutes on one busy core
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a mixture on text of a kind that it never read (lesson 20): German recipes, and what of it is trained."""
+"""Fine-tuning a mixture on text of a kind that it never read (lesson 20b): German recipes, what is trained."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def shares(expert: Tensor, num_experts: int) -> Tensor:
 def expert_set(share: Tensor, p: float) -> Tensor:
     """[layers, E] bool: of each layer the busiest experts, until their shares add up to p (Wang et al. 2024, eq. 8)."""
     ordered, order = share.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered  # what those ahead of it add up to
+    before = F.pad(ordered.cumsum(1)[:, :-1], (1, 0))  # what those ahead of it add up to
     return torch.zeros_like(share, dtype=torch.bool).scatter(1, order, before < p)
 
 
