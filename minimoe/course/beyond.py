@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 WARMUP = 50  # steps
 
 
-class Block(nn.Module):
+class VectorBlock(nn.Module):
     """Attention, then the sparse layer of the configuration, or an MLP of the same work where that is dense."""
 
     def __init__(self, config: ModelConfig, causal: bool) -> None:
@@ -79,7 +79,7 @@ class VectorModel(nn.Module):
         d = config.hidden_size
         self.read, self.write = nn.Linear(inputs, d), nn.Linear(d, outputs)
         self.place = nn.Parameter(torch.randn(length, d) * config.initializer_range)
-        blocks = (Block(config, causal) for _ in range(config.num_hidden_layers))
+        blocks = (VectorBlock(config, causal) for _ in range(config.num_hidden_layers))
         self.blocks, self.norm, self.pooled = nn.ModuleList(blocks), RMSNorm(d), pooled
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:
@@ -166,7 +166,7 @@ def with_capacity(
         size = expert_capacity(routing.num_tokens, routing.num_experts, routing.k, factor)
         return keep_first(routing, size, order(routing))
 
-    layers = (block.layer for block in model.blocks if isinstance(block, Block))
+    layers = (block.layer for block in model.blocks if isinstance(block, VectorBlock))
     gates = (layer.gate for layer in layers if isinstance(layer, MoELayer))
     hooks = [gate.register_forward_hook(limited) for gate in gates]
     try:
