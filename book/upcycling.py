@@ -167,7 +167,10 @@ def store() -> None:
     every = stored(FOLDER)
     write_object(
         FOLDER.with_suffix(".json"),
-        about(every, "python -m book.upcycling kept tuning-3 continued tuning-4 layers")
+        about(
+            every,
+            "python -m book.upcycling kept tuning-3 continued continued-scratch tuning-4 tuning-4-more layers",
+        )
         | {"findings": [as_object(finding(gaps, losses("layers")))]},
     )
 
