@@ -161,7 +161,7 @@ export default explorable(({ data, stage, width, reset }) => {
   stage.append(
     h("p", { class: "mm-title" }, "Straggler"),
     h("p", {}, "A step is done when its last device is. Is it always the same one? Make a plan for all four domains and read law: how much of the gain is left? And what does a limit cost that keeps anyone from waiting long?"),
-    h("div", { class: "mm-controls" }, text.element, skew.element, devices.element, placement.element, copies.element, capacity.element),
+    h("div", { class: "mm-controls" }, text.element, devices.element, placement.element, copies.element, capacity.element, skew.element),
     picture.element,
     h("div", { class: "mm-buttons" }, reset),
     words.element,
