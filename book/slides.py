@@ -79,7 +79,7 @@ function fit() {
   const section = document.querySelector(".slides section.present section.present")
     || document.querySelector(".slides section.present:not(.stack)");
   if (!section) return;
-  const over = () => section.scrollHeight > HEIGHT || section.scrollWidth > WIDTH;
+  const over = () => section.scrollHeight > HEIGHT - 12 || section.scrollWidth > WIDTH;  // some room below
   for (let size = 28; over() && size > 14; size--) section.style.fontSize = size + "px";
 }
 document.addEventListener("ready", fit);
