@@ -135,7 +135,7 @@ def list_pages_quickly(
 ) -> None:
     """Have the theme make its list from the titles alone: it copies every section of every page, for each page.
 
-    The list stays as it was, for its template asks for titles only; half the time of a build goes.
+    The list stays as it was, for its template asks for titles only; a third of the time of a build goes.
     """
     env, make = app.env, context["toctree"]
     if not hasattr(app, "minimoe_titles"):
