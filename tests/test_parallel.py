@@ -55,7 +55,7 @@ def on_ranks(world: int, folder: Path, work: Callable[..., Any], *arguments: Any
         try:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-                timeout=timedelta(seconds=30),
+                timeout=timedelta(seconds=120),
             )  # fmt: skip
             results.put((rank, work(*arguments), ""))
             dist.destroy_process_group()

@@ -46,11 +46,10 @@ LOGGED = ("lm_loss", "aux_loss", "norm", "nats_per_token", "tokens")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: exit code (below 0: by a signal), what it said on standard error, after how many seconds."""
+    """How a rank ended: exit code (below 0: by a signal), and what it said on standard error."""
 
     code: int
     said: str
-    seconds: float
 
 
 def keep_store(port: Any) -> None:
@@ -95,25 +94,18 @@ def started(
             sys.stderr.flush()
             os._exit(code)
 
-    begun, seconds = time.monotonic(), dict[int, float]()
+    end = time.monotonic() + 600  # whatever hangs
     ranks = [context.Process(target=run, args=(rank,)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     try:
-        while len(seconds) < world:
-            assert time.monotonic() - begun < 200, [path.read_text() for path in said]
-            seconds |= {
-                i: time.monotonic() - begun
-                for i, rank in enumerate(ranks)
-                if i not in seconds and not rank.is_alive()
-            }
+        while any(rank.is_alive() for rank in ranks):
+            assert time.monotonic() < end, [path.read_text() for path in said]
             time.sleep(0.05)
     finally:
         for process in (keeper, *ranks):
             process.kill()
-    return [
-        Ended(rank.exitcode or 0, said[i].read_text(), seconds[i]) for i, rank in enumerate(ranks)
-    ]
+    return [Ended(rank.exitcode or 0, said[i].read_text()) for i, rank in enumerate(ranks)]
 
 
 def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Callable[[int], None]:
@@ -226,7 +218,6 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
     assert second.code == -signal.SIGKILL
     one_sentence(first, "rank 1 has ended; the same command goes on")
     assert "DeviceMesh((dp=1, ep=2), 'cpu'" in first.said
-    assert first.seconds - second.seconds < 30
     assert {path.name for path in out.glob("*state*")} == {"state-000002", ".state-000004.tmp"}
     assert not [
         p
@@ -288,16 +279,15 @@ def test_a_state_is_the_same_bit_for_bit_in_one_process_and_on_ranks(
 
 
 def test_training_goes_on_while_a_state_is_written(command: list[str], tmp_path: Path) -> None:
-    out, later = tmp_path / "run", threading.Event()
+    out, blocked, later = tmp_path / "run", tmp_path / "blocked", threading.Event()
 
     def slow(rank: int) -> None:
         at_step(3, later.set)(rank)
-        at_write("state-000002", lambda: later.wait(100))(rank)
+        at_write("state-000002", lambda: later.wait(100) or blocked.touch())(rank)
 
-    begun = time.monotonic()
     for ended in started(tmp_path, 2, [*command, "--out", str(out), "--ep", "2"], slow):
         assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
-    assert time.monotonic() - begun < 100
+    assert not blocked.exists()
     assert [path.name for path in out.glob("*state*")] == ["state-000006"]
 
 
@@ -321,7 +311,6 @@ def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
     fault = at_write("state-000004", lambda: disk.enter_context(small_disk(20_000)))
     for ended in started(tmp_path, 2, [*command, "--out", str(out), "--dp", "2"], fault):
         one_sentence(ended, "rank 1 could not write")
-        assert ended.seconds < 60
     assert [path.name for path in out.glob("state*")] == ["state-000002"]
 
 
@@ -330,14 +319,13 @@ def test_a_rank_that_does_not_answer_is_named_and_ended(
     how: str, command: list[str], tmp_path: Path
 ) -> None:
     what = {
-        "sleeps": lambda: time.sleep(100),
+        "sleeps": lambda: time.sleep(1000),
         "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     }[how]
     arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "3"]
     first, second = started(tmp_path, 2, arguments, at_step(1, what))
     one_sentence(first, "rank 1 has not answered for 3 s")
     assert second.code == -signal.SIGKILL
-    assert abs(first.seconds - second.seconds) < 30
 
 
 @pytest.mark.slow

@@ -26,16 +26,16 @@ def test_ranks_answer_in_order_and_on_loopback() -> None:
     assert on_ranks(2, work, torch.ones(2)) == [(0, 6.0, "lo"), (1, 6.0, "lo")]
 
 
-def test_the_rank_at_fault_is_named_and_the_others_end() -> None:
+def test_the_rank_at_fault_is_named_and_the_others_end(tmp_path: Path) -> None:
     def work() -> None:
         if dist.get_rank() == 1:
             raise ValueError("no tokens")
-        dist.barrier()
+        time.sleep(120)
+        (tmp_path / "has slept").touch()
 
-    begun = time.monotonic()
     with pytest.raises(MinimoeError, match="rank 1: ValueError: no tokens"):
         on_ranks(2, work)
-    assert time.monotonic() - begun < 20
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_rank_that_does_not_come_is_not_waited_for_for_ever() -> None:
@@ -60,7 +60,7 @@ from pathlib import Path
 from minimoe.course.ranks import on_ranks
 def work():
     Path(sys.argv[1], str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(600)
 try:
     on_ranks(2, work)
 except KeyboardInterrupt:
@@ -72,11 +72,11 @@ def test_no_process_is_left_after_an_interrupt(tmp_path: Path) -> None:
     started = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while len(found := [*tmp_path.iterdir()]) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
-    assert started.communicate(timeout=30)[0] == "interrupted\n"
+    assert started.communicate(timeout=180)[0] == "interrupted\n"
     assert len(found) == 2
     for path in found:
         with pytest.raises(ProcessLookupError):

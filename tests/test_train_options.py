@@ -383,7 +383,7 @@ def test_the_log_is_drawn_and_watched_as_it_grows(corpus: Corpus, tmp_path: Path
     log = log_of(tmp_path)
     assert left.lines[0].get_ydata().tolist() == [r["lm_loss"] for r in log if "lm_loss" in r]
     assert len(right.lines) == 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not view.value and time.monotonic() < deadline:
         time.sleep(0.05)
     assert bytes(view.value).startswith(b"\x89PNG")

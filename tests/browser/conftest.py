@@ -20,6 +20,8 @@ BOOK = Path(os.environ.get("MINIMOE_BOOK", ROOT / "_build" / "html"))
 # Pictures of what was looked at, for people, are kept in this folder if it is named.
 SCREENSHOTS = os.environ.get("MINIMOE_SCREENSHOTS")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+# Milliseconds after which what does not come is given up: many times what a loaded machine takes.
+PATIENCE = 90_000
 # There is no network but the machine itself.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
@@ -84,7 +86,7 @@ def picture(of: Any, name: str) -> None:
         of.screenshot(path=str(Path(SCREENSHOTS) / f"{name}.png"))
 
 
-def wait(page: Any, expression: str, arg: Any = None, timeout: float = 20_000) -> None:
+def wait(page: Any, expression: str, arg: Any = None, timeout: float = PATIENCE) -> None:
     """Wait until JavaScript says so, asking ten times per second: to ask at every frame has every frame drawn."""
     page.wait_for_function(expression, arg=arg, timeout=timeout, polling=100)
 
@@ -189,6 +191,7 @@ class Seen:
 def context(browser: Any) -> Iterator[Any]:
     """What the windows on the book have in common: a cache, so that scripts are read and compiled once."""
     made = browser.new_context(color_scheme="light")
+    made.set_default_timeout(PATIENCE)
     yield made
     made.close()
 

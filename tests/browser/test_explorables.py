@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import BOOK, Seen, picture, press_end, wait
+from minimoe.widgets.rescue_router import SIZES
+from tests.browser.conftest import BOOK, PATIENCE, Seen, picture, press_end, wait
 
 pytestmark = pytest.mark.browser
 
@@ -24,7 +25,7 @@ def started(seen: Seen, name: str) -> Any:
     seen.open(PAGE)
     element = seen.page.wait_for_selector(place(name))
     element.scroll_into_view_if_needed()
-    seen.page.wait_for_selector(f"{place(name)}[data-state]", timeout=20_000)
+    seen.page.wait_for_selector(f"{place(name)}[data-state]")
     assert element.get_attribute("data-state") == "ready", element.inner_text()
     return element
 
@@ -218,9 +219,9 @@ def test_plays_to_the_end(seen: Seen, name: str) -> None:
     (element, slider), play = film(seen, name), f"{place(name)} button:has-text('{PLAYS[name]}')"
     end = int(slider.get_attribute("max"))
     to(slider, end - 10)
-    seen.page.click(play)
-    assert element.query_selector("button:has-text('Pause')") is not None
-    seen.page.wait_for_selector(play, timeout=20_000)
+    # asked in one breath: the rest of the film is short
+    assert seen.page.locator(play).evaluate("e => { e.click(); return e.textContent; }") == "Pause"
+    seen.page.wait_for_selector(play)
     assert value(slider) == end
     # at the end it begins anew; a key on the slider stops it
     seen.page.click(play)
@@ -292,15 +293,25 @@ REFUSED = """window.Worker = class {
     setTimeout(() => this.onerror(new Event("error", {cancelable: true})));
   }
 }"""
+# Whoever works on the page in slices looks at the clock between its steps. How often in one turn of the event loop, at
+# most, is the measure of a page that lives, on any machine: each look costs a millisecond more than it takes.
 WATCH = """() => {
-  let last = performance.now();
-  window.longest = 0;
-  setInterval(() => {
-    const now = performance.now();
-    window.longest = Math.max(window.longest, now - last);
-    last = now;
-  }, 10);
+  const [clock, turn] = [performance.now.bind(performance), new MessageChannel()];
+  let looks = 0, these = 0;
+  window.most = 0;
+  turn.port1.onmessage = () => { these = 0; };
+  performance.now = () => {
+    if (!these) turn.port2.postMessage("the turn is over");
+    window.most = Math.max(window.most, these += 1);
+    return clock() + (looks += 1);
+  };
 }"""
+
+
+def lived(seen: Seen, worker: str) -> None:
+    """The page's own work, where it does any, was done in slices: a text has 256 steps, a training 1600."""
+    most = seen.page.evaluate("window.most")
+    assert most < 50 and (most > 1 or worker == "worker"), most
 
 
 ROUTER = place("live_router")
@@ -397,7 +408,7 @@ def test_live_router_takes_any_text_and_the_page_lives(seen: Seen, worker: str) 
     seen.page.wait_for_timeout(250)
     write(seen, "Done", "2 tokens")
     assert tokens(seen) == ["D", "one"]
-    assert seen.page.evaluate("window.longest") < 1000
+    lived(seen, worker)
     assert seen.problems() == []
 
 
@@ -413,7 +424,7 @@ def test_live_router_says_when_its_worker_is_lost(seen: Seen) -> None:
     # a worker that is ended from outside says nothing
     seen.page.evaluate("window.worker.terminate()")
     seen.page.fill(f"{ROUTER} textarea", "It rains again.")
-    seen.page.click(f"{ROUTER} button:has-text('Start again')", timeout=10_000)
+    seen.page.click(f"{ROUTER} button:has-text('Start again')")
     says(seen, ".mm-status", "5 tokens", "startsWith")
     assert tokens(seen) == ["It", "ra", "ins", "again", "."]
     assert "no longer answers" not in element.inner_text()
@@ -535,7 +546,18 @@ STEP = f"() => Number(/step (\\d+)/.exec(document.querySelector('{RESCUE} svg').
 
 def trained(seen: Seen, steps: int) -> None:
     """Wait until the training has come so far."""
-    wait(seen.page, f"({STEP})() >= {steps}", timeout=120_000)
+    wait(seen.page, f"({STEP})() >= {steps}", timeout=600_000)
+
+
+def waits(seen: Seen) -> int:
+    """The step at which the training waits: once what was under way has come, no other does."""
+    last, same = 0, 0
+    while same < 10:
+        seen.page.wait_for_timeout(100)
+        now = seen.page.evaluate(STEP)
+        last, same = now, same + 1 if now == last else 0
+    assert 0 < last < SIZES["steps"]
+    return last
 
 
 @pytest.mark.parametrize("worker", ["worker", "no worker", "worker refused"])
@@ -559,10 +581,8 @@ def test_a_router_collapses_and_is_rescued(seen: Seen, worker: str) -> None:
     trained(seen, 240)  # by now the film has been halved
     element.query_selector("button:has-text('Pause')").click()
     seen.until("([e]) => !e.querySelector('.mm-status').textContent.includes('collapsed')", element)
-    assert seen.page.evaluate("window.longest") < 1000
-    here = seen.page.evaluate(STEP)
-    seen.page.wait_for_timeout(500)
-    assert seen.page.evaluate(STEP) - here <= 2  # what was under way
+    lived(seen, worker)
+    waits(seen)
     # another start is another training
     element.query_selector("select").select_option(label="random start 2")
     wait(seen.page, f"({STEP})() === 0")
@@ -574,10 +594,7 @@ def test_training_waits_out_of_sight(seen: Seen) -> None:
     element.query_selector("button:has-text('Train')").click()
     trained(seen, 4)
     seen.page.evaluate("window.scrollTo(0, 0)")
-    seen.page.wait_for_timeout(300)
-    here = seen.page.evaluate(STEP)
-    seen.page.wait_for_timeout(1000)
-    assert seen.page.evaluate(STEP) - here <= 2
+    here = waits(seen)
     element.scroll_into_view_if_needed()
     trained(seen, here + 6)
 
@@ -586,6 +603,7 @@ def test_training_waits_out_of_sight(seen: Seen) -> None:
 def opened(browser: Any, book: str) -> Iterator[Seen]:
     """A browser window that reads the built book from its folder, without a server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE)
     yield Seen(context.new_page(), BOOK.as_uri())
     context.close()
 
@@ -604,7 +622,7 @@ def test_explorables_work_where_a_page_is_opened_as_a_file(
     opened.open(page)
     for name in names:
         opened.page.query_selector(place(name)).scroll_into_view_if_needed()
-        element = opened.page.wait_for_selector(f"{place(name)}[data-state]", timeout=20_000)
+        element = opened.page.wait_for_selector(f"{place(name)}[data-state]")
         assert element.get_attribute("data-state") == "ready", element.inner_text()
         control = element.query_selector("input[type=range]")
         moved(opened, name, lambda control=control: press_end(opened, control))

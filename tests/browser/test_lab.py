@@ -17,7 +17,7 @@ from pybtex.database import parse_file
 
 from book.lessons import KERNELSPEC
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import ROOT, picture, wait
+from tests.browser.conftest import PATIENCE, ROOT, picture, wait
 
 pytestmark = pytest.mark.browser
 
@@ -68,7 +68,7 @@ def lab(home: Path) -> Iterator[str]:
            "JUPYTERLAB_WORKSPACES_DIR": str(home / "spaces"),
            "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython")}  # fmt: skip
     server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
-    address, deadline = None, time.monotonic() + 60
+    address, deadline = None, time.monotonic() + 300
     while address is None and server.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
         said = (home / "lab.log").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def lab(home: Path) -> Iterator[str]:
         yield address[0]
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
         log.close()
 
 
@@ -87,6 +87,7 @@ def page(browser: Any, home: Path) -> Iterator[Any]:
     """A browser window, for which nothing was open in JupyterLab before; its kernels end with it."""
     shutil.rmtree(home / "spaces", ignore_errors=True)
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(PATIENCE)
     made = context.new_page()
     yield made
     made.evaluate("window.jupyterapp?.serviceManager.sessions.shutdownAll().then(() => null)")
@@ -100,18 +101,14 @@ CELLS = f"{NOTEBOOK}.content.model.sharedModel.cells.filter(c => c.cell_type ===
 def run_all(page: Any, address: str) -> None:
     """Open a notebook and run its cells; none fails."""
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     # Ready is when the kernel has said so, not when the page shows an idle one.
     page.evaluate(f"{NOTEBOOK}.context.sessionContext.ready.then(() => null)")
-    wait(
-        page,
-        f"{NOTEBOOK}.context.sessionContext.session?.kernel?.status === 'idle'",
-        timeout=60_000,
-    )
+    wait(page, f"{NOTEBOOK}.context.sessionContext.session?.kernel?.status === 'idle'")
     page.evaluate(
         "() => { window.jupyterapp.commands.execute('notebook:run-all-cells').then(r => { window.ran = [r]; }); }"
     )
-    wait(page, "window.ran", timeout=170_000)
+    wait(page, "window.ran", timeout=600_000)
     broken = f"{CELLS}.filter(c => c.outputs.some(o => o.output_type === 'error'))"
     assert page.evaluate(f"() => {CELLS}.every(c => c.execution_count !== null)")
     assert page.evaluate(f"() => {broken}.map(c => c.source.slice(0, 80))") == []
@@ -145,13 +142,12 @@ def whole(home: Path) -> Iterator[None]:
 def open_whole(page: Any, address: str) -> None:
     """Open a notebook and wait until all of its Markdown is shown."""
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell")
     wait(
         page,
         f"""() => {NOTEBOOK}.content.widgets.every(w => w.node.isConnected && (w.model.type !== 'markdown'
              || w.node.querySelector('.jp-RenderedMarkdown img')?.naturalWidth
              || w.node.querySelector('.jp-RenderedMarkdown')?.innerText.trim()))""",
-        timeout=60_000,
     )
     page.wait_for_selector(".jp-Notebook mjx-container")
 
@@ -188,7 +184,6 @@ def test_a_lesson_reads_as_it_is_meant(page: Any, lab: str, lesson: str) -> None
             """place => [...document.querySelectorAll(`.jp-MarkdownViewer [data-jupyter-id='${place}']`)].some(e => {
                  const y = e.getBoundingClientRect().top; return 0 < y && y < innerHeight; })""",
             place,
-            timeout=60_000,
         )
 
 
@@ -201,7 +196,7 @@ def test_every_explorable_is_alive(page: Any, lab: str) -> None:
                  n.activeCellIndex = {index}; n.scrollToItem({index}, 'start'); }}"""
         )
         here = f".jp-CodeCell[data-windowed-list-index='{index}'] .mm-explorable"
-        page.wait_for_selector(here, timeout=30_000)
+        page.wait_for_selector(here)
         shown = f"document.querySelector(`{here}`).innerHTML.replace(/<input[^>]*>/g, '')"
         before = page.evaluate(shown)
         control = page.locator(f"{here} input[type=range]").first
@@ -230,6 +225,5 @@ def test_lesson_03_runs_and_its_slider_moves_the_figure(page: Any, lab: str) -> 
         page,
         "([where, old]) => { const now = document.querySelector(where); return now && now.src && now.src !== old; }",
         [figure, before],
-        timeout=30_000,
     )
     picture(page, "jupyterlab-03")

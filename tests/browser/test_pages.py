@@ -278,7 +278,7 @@ def test_the_first_screen(seen: Seen, size: tuple[int, int]) -> None:
     assert len(router.query_selector_all(".lr-token")) == 24
     assert router.query_selector("textarea").is_hidden()
     begun.click()
-    page.wait_for_selector(".bd-article textarea:visible", timeout=20_000)
+    page.wait_for_selector(".bd-article textarea:visible")
     page.wait_for_selector(".lr-live:has-text('Live:')")
     assert any("safetensors" in url for url in seen.asked)
     page.fill(".bd-article textarea", "It rains.")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from book import npm, slides
-from tests.browser.conftest import ROOT, need, picture
+from tests.browser.conftest import PATIENCE, ROOT, need, picture
 
 pytestmark = pytest.mark.browser
 
@@ -41,6 +41,7 @@ def test_nothing_on_a_slide_overflows(browser: Any, tmp_path: Path, name: str) -
         need(False, str(error))
         raise
     context = browser.new_context(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(deck.as_uri())
     page.wait_for_selector(".reveal.ready")
