@@ -197,13 +197,19 @@ def context(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def seen(context: Any, book: str) -> Iterator[Seen]:
-    """A new window, which knows nothing of those before it."""
-    page = context.new_page()
-    page.set_viewport_size({"width": 1280, "height": 900})
-    yield Seen(page, book)
-    page.evaluate("localStorage.clear()")
-    page.close()
+def window(context: Any) -> Iterator[Any]:
+    """A new window."""
+    made = context.new_page()
+    made.set_viewport_size({"width": 1280, "height": 900})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def seen(window: Any, book: str) -> Iterator[Seen]:
+    """A new window on the book, which knows nothing of those before it."""
+    yield Seen(window, book)
+    window.evaluate("localStorage.clear()")
 
 
 def press_end(seen: Seen, control: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from book import npm, slides
-from tests.browser.conftest import PATIENCE, ROOT, need, picture
+from tests.browser.conftest import ROOT, need, picture
 
 pytestmark = pytest.mark.browser
 
@@ -34,15 +34,14 @@ MEASURED = """() => {
 
 
 @pytest.mark.parametrize("name", [p.stem for p in LESSONS])
-def test_nothing_on_a_slide_overflows(browser: Any, tmp_path: Path, name: str) -> None:
+def test_nothing_on_a_slide_overflows(window: Any, tmp_path: Path, name: str) -> None:
     try:
         deck = slides.make(ROOT / f"notebooks/{name}.ipynb", tmp_path)
     except npm.NpmError as error:
         need(False, str(error))
         raise
-    context = browser.new_context(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
+    page = window
+    page.set_viewport_size({"width": slides.WIDTH, "height": slides.HEIGHT})
     page.goto(deck.as_uri())
     page.wait_for_selector(".reveal.ready")
     page.evaluate("new Promise(done => MathJax.Hub.Queue(done))")
@@ -60,6 +59,4 @@ def test_nothing_on_a_slide_overflows(browser: Any, tmp_path: Path, name: str) -
             assert number > 10
             break
         page.keyboard.press("Space")
-
     assert problems == []
-    context.close()
