@@ -48,7 +48,7 @@ TYPES = {
 
 
 @contextlib.contextmanager
-def _complete(path: Path) -> Generator[None]:
+def complete(path: Path) -> Generator[None]:
     """Within, what safetensors says of a file that it cannot read becomes an error that names the file."""
     try:
         yield
@@ -61,7 +61,7 @@ def _complete(path: Path) -> Generator[None]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file; a CheckpointError if it is missing, truncated or another format."""
-    with _complete(path):
+    with complete(path):
         return load_file(path)
 
 
@@ -136,7 +136,7 @@ class TensorFiles:
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU. It may be a view of the file: copy it if it is to outlive this object."""
         self._header(name)  # which says it where the file lacks the tensor
-        with _complete(self.path(name)):
+        with complete(self.path(name)):
             return self._file(self.shards[name]).get_tensor(name)
 
     def path(self, name: str) -> Path:
@@ -167,7 +167,7 @@ class TensorFiles:
                 raise CheckpointError(
                     f"{self.source} names {shard}, which is not in the folder: fetch it too"
                 )
-            with _complete(path):
+            with complete(path):
                 self._open[shard] = safe_open(path, "pt").__enter__()  # pyright: ignore
         return self._open[shard]
 

@@ -217,22 +217,6 @@ def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
     return lengths.shape[0], low
 
 
-def positions(
-    num_tokens: int, sequence: Tensor | None, valid: Tensor | None, device: torch.device
-) -> Tensor:
-    """Place [T] int64 of each valid token in its sequence, from 0; padding is passed over (and gets any place)."""
-    counted = torch.ones(num_tokens, device=device) if valid is None else valid
-    if sequence is None:
-        sequence = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-    ordered, order = sequence.sort(stable=True)
-    mine = counted[order].long()
-    running = mine.cumsum(0)
-    first = torch.searchsorted(ordered, ordered)  # where each sequence begins
-    position = torch.empty_like(running)
-    position[order] = (running - running[first] + mine[first] - 1).clamp_min(0)
-    return position
-
-
 @router_type("top_k")
 class TopKRouter(Router):
     """Softmax top-k, the router of Mixtral (Jiang et al. 2024, section 2.1; Shazeer et al. 2017, eq. 3-5).

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -199,28 +199,22 @@ def insist(fine: Tensor, message: str) -> None:
         raise MinimoeError(message)
 
 
-def expert_capacity(
-    num_tokens: int, num_experts: int, k: int, factor: float, minimum: int = 1
-) -> int:
-    """C = max(minimum, ⌈factor · T · K / E⌉), the places of one expert (Fedus et al. 2021, eq. 3, for K >= 1).
+def expert_capacity(num_tokens: N, num_experts: int, k: int, factor: float) -> N:
+    """C = max(1, ⌈factor · T · K / E⌉), the places of one expert (Fedus et al. 2021, eq. 3), of one T or a tensor.
 
     Rounded up, never down: one token must find a place wherever it goes. The factor counts as the decimal number that
     is written, so that 1.1 · 100 gives 110 places and not the 111 of its binary neighbour. T counts valid tokens; with
     padding in it the capacity would depend on how far a batch is padded. A factor that is not positive, or a negative
     size, is a ConfigError.
     """
-    if num_tokens < 0 or num_experts < 1 or k < 1 or minimum < 0:
-        sizes = f"{num_tokens} tokens, {num_experts} experts, K = {k}, minimum {minimum}"
+    if num_experts < 1 or k < 1 or (isinstance(num_tokens, int) and num_tokens < 0):
+        sizes = f"{num_tokens} tokens, {num_experts} experts, K = {k}"
         raise ConfigError(f"capacity of {sizes}: sizes must be positive")
-    return max(minimum, fair_share(num_tokens, num_experts, k, factor))
-
-
-def fair_share(num_tokens: N, num_experts: int, k: int, factor: float) -> N:
-    """⌈factor · T · K / E⌉, exactly, of one T or of a tensor of them."""
     if not 0 < factor < float("inf"):
         raise ConfigError(f"the capacity factor is {factor}; it must be positive, 1 is fair")
     top, bottom = (Fraction(str(factor)) * k / num_experts).as_integer_ratio()
-    return -((-num_tokens * top) // bottom)
+    share = -((-num_tokens * top) // bottom)
+    return share.clamp_min(1) if isinstance(share, Tensor) else max(1, share)
 
 
 def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
@@ -230,10 +224,8 @@ def routing_capacity(routing: Routing, factor: float) -> int | Tensor:
     """
     if routing.k is None:
         raise ConfigError("a capacity factor is for routers that give every token K experts")
-    if routing.valid is None:
-        return expert_capacity(routing.num_tokens, routing.num_experts, routing.k, factor)
-    tokens = routing.valid.sum()
-    return fair_share(tokens, routing.num_experts, routing.k, factor).clamp_min(1)
+    tokens: Any = routing.num_tokens if routing.valid is None else routing.valid.sum()
+    return expert_capacity(tokens, routing.num_experts, routing.k, factor)
 
 
 def places(expert: Tensor, takes: Tensor, num_experts: int) -> Tensor:

@@ -17,19 +17,18 @@ from tests.zoo import D, E, big_experts
 
 
 @pytest.mark.parametrize(
-    ("tokens", "experts", "k", "factor", "minimum", "expected"),
+    ("tokens", "experts", "k", "factor", "expected"),
     [
-        (1, 8, 1, 1.0, 1, 1),  # int() would give 0, and drop the only token
-        (0, 8, 2, 1.0, 1, 1),
-        (0, 8, 2, 1.0, 0, 0),
-        (10, 8, 2, 1.0, 4, 4),
-        (100, 1, 1, 1.1, 1, 110),  # 1.1 · 100 is 110.00000000000001 in binary
+        (1, 8, 1, 1.0, 1),  # int() would give 0, and drop the only token
+        (0, 8, 2, 1.0, 1),
+        (100, 1, 1, 1.1, 110),  # 1.1 · 100 is 110.00000000000001 in binary
     ],
 )
 def test_trap_13_capacity_is_rounded_up(
-    tokens: int, experts: int, k: int, factor: float, minimum: int, expected: int
+    tokens: int, experts: int, k: int, factor: float, expected: int
 ) -> None:
-    assert expert_capacity(tokens, experts, k, factor, minimum) == expected
+    assert expert_capacity(tokens, experts, k, factor) == expected
+    assert int(expert_capacity(torch.tensor(tokens), experts, k, factor)) == expected
 
 
 @settings(deadline=None)
@@ -37,7 +36,7 @@ def test_trap_13_capacity_is_rounded_up(
 def test_capacity_holds_an_even_load_and_not_a_place_more(
     t: int, e: int, k: int, hundredths: int
 ) -> None:
-    c = expert_capacity(t, e, k, hundredths / 100, minimum=0)
+    c = expert_capacity(t, e, k, hundredths / 100)
     assert (c - 1) * e * 100 < hundredths * t * k <= c * e * 100
 
 

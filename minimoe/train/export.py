@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from minimoe.checkpoint import model_tensors, read_tensors
+from minimoe.checkpoint import model_tensors
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.io import read_object, write_text
@@ -28,15 +28,10 @@ def export(run: Path, out: Path, dtype: torch.dtype) -> None:
     model, tokenizer = MixtralModel(ModelConfig.from_dict(recipe["model"])), load_tokenizer(run)
     model.generation_config = {"eos_token_id": end_of_text_id(tokenizer)}
     targets = {f"model.{name}": value for name, value in model_tensors(model).items()}
-    if path.is_dir():
-        from minimoe.train.parallel.save import read_shards  # takes seconds
-
-        read_shards(path, targets)
-    else:
-        stored = read_tensors(path)
-        if missing := sorted(targets.keys() - stored.keys()):
-            raise CheckpointError(f"{path} does not hold {missing[0]}: it is damaged")
-        for name, target in targets.items():
-            target.copy_(stored[name])
+    stored = state.stored(path, targets)
+    if missing := sorted(targets.keys() - stored.keys()):
+        raise CheckpointError(f"{path} does not hold {missing[0]}: it is damaged")
+    for name, target in targets.items():
+        target.copy_(stored[name])
     model.save_pretrained(out, dtype=dtype, layout="huggingface")
     write_text(out / "tokenizer.json", tokenizer.to_str())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minimoe.checkpoint import model_tensors, read_tensors, write_tensors
+from minimoe.checkpoint import complete, model_tensors, read_tensors, write_tensors
 from minimoe.config import ModelConfig
 from minimoe.cpu import cpu_backend
 from minimoe.errors import CheckpointError, MinimoeError
@@ -178,6 +178,15 @@ def state_tensors(model: MixtralModel, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
+def stored(path: Path, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state: all of a file, or `targets`, filled from a folder of ranks."""
+    if path.is_file():
+        return read_tensors(path)
+    from minimoe.train.parallel.save import read_shards  # takes seconds
+
+    return read_shards(path, targets)
+
+
 def save_state(
     path: Path,
     model: MixtralModel,
@@ -203,13 +212,10 @@ def restore_state(
     """
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
-    ranks = path.is_dir()
-    tensors: dict[str, torch.Tensor] = {}
-    if ranks:
+    if ranks := path.is_dir():
         metadata = read_object(path / REACHED, CheckpointError)
     else:
-        tensors = read_tensors(path)
-        with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        with complete(path), safe_open(path, "pt") as file:  # pyright: ignore
             metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
@@ -236,10 +242,7 @@ def restore_state(
             # fused AdamW keeps its step counts beside the parameters
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
         targets = state_tensors(model, optimizer)
-        if ranks:
-            from minimoe.train.parallel.save import read_shards  # takes seconds
-
-            tensors = read_shards(path, targets)
+        tensors = stored(path, targets)
         if different := sorted(targets.keys() ^ tensors.keys()):
             raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
         for name, target in targets.items():

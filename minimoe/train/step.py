@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.balance import BiasController, GlobalLoad, Load, num_ranks, sum_over_ranks
+from minimoe.balance import BiasController, Load, num_ranks, sum_over_ranks
 from minimoe.errors import ConfigError, MinimoeError, TrainingError, did_you_mean
 from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
@@ -140,7 +140,7 @@ def accumulate_gradients(
     balancing.begin()
     coef, losses = balancing.aux_loss_coef, dict[str, Tensor]()
     share = len(parts) * num_ranks()
-    loads: list[Tensor] = []
+    loads: list[list[Tensor]] = []
     finite: dict[str, Tensor] = {}
     for ids in parts:
         with autocast(ids.device):
@@ -153,25 +153,25 @@ def accumulate_gradients(
         for key in ("lm_loss", "aux_loss", "z_loss"):
             if (value := getattr(out, key)) is not None:
                 losses[key] = losses.get(key, 0) + sum_over_ranks(value.detach() / share)
-        loads = [a + b for a, b in zip(loads, seen, strict=True)] if loads else seen
+        loads.append(seen)
         for layer, fine in finite_logits(model, out).items():
             finite[layer] = fine & finite.get(layer, True)
-    return Step(losses, loads, finite)
+    return Step(losses, added(loads), finite)
 
 
 @torch.no_grad()
 def count_experts(model: MixtralModel, parts: Sequence[Tensor]) -> list[Tensor]:
     """Assignments per expert [E] of each sparse layer over all parts of a batch, and over ranks where there are any."""
-    loads: list[GlobalLoad] = []
+    each: list[list[Tensor]] = []
     for ids in parts:
         with autocast(ids.device):
-            routings = model(ids, logits_to_keep=1).routings
-        loads = loads or [GlobalLoad(r.num_experts, device=r.expert.device) for r in routings]
-        for load, routing in zip(loads, routings, strict=True):
-            load.add(routing)
-    for load in loads:
-        load.all_reduce()
-    return [load.counts for load in loads]
+            each.append([r.load() for r in model(ids, logits_to_keep=1).routings])
+    return [sum_over_ranks(counts) for counts in added(each)]
+
+
+def added(each: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The sum of equally many tensors of each pass, place by place."""
+    return [torch.stack(of).sum(0) for of in zip(*each, strict=True)]
 
 
 def finite_logits(model: MixtralModel, out: ModelOutput) -> dict[str, Tensor]:
@@ -276,35 +276,31 @@ def evaluate(
     """
     device = next(model.parameters()).device
     losses: dict[str, DomainLoss] = {}
-    counts: list[Tensor] = []
+    loads: list[list[Tensor]] = []
     with evaluating(model):
         for name in domains:
-            stream = split.tokens[split.domain_slice(name)]
-            documents = split.document[split.domain_slice(name)]
-            require_heldout(name, len(stream))
-            s = min(seq_len, len(stream))
-            starts = list(range(0, len(stream) - s + 1, s))
-            every = len(starts)
-            if max_windows is not None and len(starts) > max_windows:
-                # spread over the whole stream, so that few windows still see many documents
-                starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
+            there = split.domain_slice(name)
+            length = there.stop - there.start
+            require_heldout(name, length)
+            s = min(seq_len, length)
+            every = length // s
+            # spread over the whole stream, so that few windows still see many documents
+            count = min(every, max_windows or every)
+            starts = there.start + np.arange(count) * every // count * s
             nats, tokens, means = 0.0, 0, list[float]()
-            for i in range(0, len(starts), batch_size):
-                windows = [stream[a : a + s] for a in starts[i : i + batch_size]]
-                x = torch.from_numpy(np.stack(windows).astype(np.int64)).to(device)
+            for first in np.split(starts, range(batch_size, count, batch_size)):
+                at = first[:, None] + np.arange(s)
+                x = torch.from_numpy(split.tokens[at].astype(np.int64)).to(device)
                 with autocast(device):
                     out = model(x)
                 rows = out.logits[:, :-1].flatten(0, 1).float()
                 each = F.cross_entropy(rows, x[:, 1:].flatten(), reduction="none").double().cpu()
                 nats, tokens = nats + float(each.sum()), tokens + len(each)
-                means += each.view(len(windows), -1).mean(1).tolist()
+                means += each.view(len(x), -1).mean(1).tolist()
                 if sums is not None:
-                    of = np.concatenate(
-                        [documents[a + 1 : a + s] for a in starts[i : i + batch_size]]
-                    )
+                    of = split.document[at[:, 1:]].ravel()
                     np.add.at(sums, of, np.stack([each.numpy(), np.ones(len(of))], axis=1))
-                loads = [routing.load() for routing in out.routings]
-                counts = [a + b for a, b in zip(counts, loads, strict=True)] if counts else loads
+                loads.append([routing.load() for routing in out.routings])
             size, per_token = split.size(name), nats / tokens
             if not math.isfinite(per_token):
                 raise TrainingError(
@@ -316,7 +312,7 @@ def evaluate(
             if unread and len(means) > 1:
                 error = math.sqrt(statistics.variance(means) / len(means) * unread)
             losses[name] = DomainLoss(per_token, per_byte, tokens, error)
-    return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in counts)
+    return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in added(loads))
 
 
 def require_heldout(domain: str, tokens: int) -> None:

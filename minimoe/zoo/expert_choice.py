@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimoe.errors import ConfigError
 from minimoe.routers import Context, Router, batch_shape, router_type, scores
-from minimoe.routing import Routing, expert_capacity, fair_share
+from minimoe.routing import Routing, expert_capacity
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
@@ -84,8 +84,7 @@ class ExpertChoiceRouter(Router):
         if valid is not None and t:
             present = valid.view(b, s).sum(dim=1)  # [B]
             # C of the valid tokens; they come first
-            limit = fair_share(present, e, 1, self.capacity_factor)
-            limit = torch.minimum(limit.clamp_min(1), present)
+            limit = torch.minimum(expert_capacity(present, e, 1, self.capacity_factor), present)
             kept = torch.arange(c, device=x.device) < limit[:, None, None]
             kept = kept.expand(b, e, c).reshape(-1)
             # a place that is left over is nobody's request: it names a padding token, which is not counted

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from minimoe.errors import ConfigError, MinimoeError
-from minimoe.routers import Context, Router, at_least_float32, positions, router_type, scores
-from minimoe.routing import Routing
+from minimoe.routers import Context, Router, at_least_float32, router_type, scores
+from minimoe.routing import Routing, places
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
@@ -58,7 +58,10 @@ class UniformRouter(Router):
         if self.order == "random":
             expert = torch.rand(num_tokens, self.num_experts, device=x.device).topk(self.k).indices
         else:
-            start = positions(num_tokens, context.sequence, context.valid, x.device) * self.k
+            zero = torch.zeros(num_tokens, dtype=torch.int64, device=x.device)
+            sequence = zero if context.sequence is None else context.sequence
+            valid = zero == 0 if context.valid is None else context.valid
+            start = places(sequence, valid, torch.iinfo(torch.int64).max) * self.k
             expert = (start[:, None] + torch.arange(self.k, device=x.device)) % self.num_experts
         return self.token_choice(expert)
 
@@ -114,8 +117,7 @@ class MeanBinningRouter(Router):
         bins = torch.arange(self.num_experts, device=x.device)
         # a quarter breaks the tie between the bin below and the bin above
         distance = (bins - own[:, None] - 0.25).abs()  # [T, E]
-        expert = distance.topk(self.k, dim=-1, largest=False).indices
-        return self.token_choice(expert)
+        return self.token_choice(distance.topk(self.k, dim=-1, largest=False).indices)
 
 
 @router_type("dense", "average")
@@ -208,8 +210,7 @@ class HashRouter(Router):
             raise MinimoeError(
                 f"HashRouter routes by token id: token_ids are {given}, expected {(x.shape[0],)}"
             )
-        expert = self.table[token_ids]
-        return self.token_choice(expert)
+        return self.token_choice(self.table[token_ids])
 
 
 def _deal(counts: Tensor, num_experts: int, k: int) -> Tensor:
