@@ -197,17 +197,21 @@ def run_train(args: argparse.Namespace) -> None:
         hint = did_you_mean(args.preset, TRAIN_PRESETS)
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
     given = {k: v for k, v in vars(args).items() if v is not None and v is not False}
-    source = given.get("from")
     resolve(domains := split_names(args.domains))
     config = TRAIN_PRESETS[args.preset]
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
-    model, start = PRESETS[args.preset], None
-    if source is None:
-        require_fit(model := with_options(model, given), config)
+    model, source, start = PRESETS[args.preset], None, None
+    if "from" in given:
+        from minimoe.checkpoint import pretrained_path, read_config
+
+        model = read_config(source := pretrained_path(given["from"]))[0]
+        if args.seq_len is None:
+            most = min(config.seq_len, model.max_position_embeddings)
+            config = dataclasses.replace(config, seq_len=most)
+    require_fit(model := with_options(model, given), config)
 
     import torch
 
-    from minimoe.checkpoint import pretrained_path
     from minimoe.model import MixtralModel
     from minimoe.text.corpus import load_corpus
     from minimoe.text.own import own_corpus
@@ -225,8 +229,7 @@ def run_train(args: argparse.Namespace) -> None:
         from minimoe.train.parallel.launch import Ranks
 
         ranks = Ranks(args.dp, args.ep, args.patience)
-        if source is None:
-            ranks.check(model, config)
+        ranks.check(model, config)
     device = resolve_device(args.device)
     device = ranks.device(device) if ranks else device
     if args.compare is not None:
@@ -238,16 +241,9 @@ def run_train(args: argparse.Namespace) -> None:
             start = MixtralModel.from_pretrained(source)
             if not all(weight.is_floating_point() for weight in start.parameters()):
                 raise ConfigError(
-                    f"--from is {source}, whose experts are in int8, which no step can move: give the folder of the "
-                    "model that was rounded"
+                    f"--from is {given['from']}, whose experts are in int8, which no step can move: give the folder of "
+                    "the model that was rounded"
                 )
-            model = with_options(start.config, given)
-            if args.seq_len is None:
-                most = min(config.seq_len, model.max_position_embeddings)
-                config = dataclasses.replace(config, seq_len=most)
-            require_fit(model, config)
-            if ranks is not None:
-                ranks.check(model, config)
         if frozen := split_names(args.freeze) or []:
             if ranks is not None:
                 raise ConfigError("--freeze is of one process: leave it or --dp and --ep out")
@@ -257,14 +253,14 @@ def run_train(args: argparse.Namespace) -> None:
         name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
         out = args.out or Path("runs") / name
         again = args.resume and (out / "tokenizer.json").exists()
-        tokenizer = args.tokenizer or (out if again else source and pretrained_path(source))
+        tokenizer = args.tokenizer or (out if again else source)
         read: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": model.vocab_size}
         with ranks.in_turn() if ranks else contextlib.nullcontext():
             loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
         whole = args.whole or loaded.heldout.tokens.size <= config.tokens
         options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
         options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
-        options |= {"frozen": frozen} if frozen else {}
+        options["frozen"] = frozen
         make = ranks.run if ranks else Run
         run = make(out, model, config, loaded, **options)
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)

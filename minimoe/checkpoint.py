@@ -242,8 +242,7 @@ def find(
     """
     names, used = {*files.shards}, set[str]()
     found: dict[str, list[Piece]] = {}
-    kinds = ("missing", "unexpected", "wrong shape", "wrong type")
-    wrong: dict[str, list[str]] = {kind: [] for kind in kinds}
+    wrong = {kind: list[str]() for kind in ("missing", "unexpected", "wrong shape", "wrong type")}
     for name, target in targets.items():
         fused = pieces_of(prefix + name, tuple(target.shape), family, fused=True)
         split = pieces_of(prefix + name, tuple(target.shape), family)

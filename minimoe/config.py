@@ -296,25 +296,26 @@ def _check_field(name: str, value: object, annotation: str) -> None:
             own = ". A router of your own is known once the module that registers it with @router_type is imported"
             more = own if name == "router_type" else ""
             raise ConfigError(f"{name} is {value!r}; known are {', '.join(map(str, known))}{more}")
-    elif value is None and kind != annotation:
         return
-    elif kind == "int":
+    if value is None and kind != annotation:
+        return
+    if kind == "int":
         least = 0 if name in _FROM_ZERO else 1
-        check_count(name, value, least, optional=kind != annotation)
-    elif kind == "bool":
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r:.60}; it must be true or false")
+        return check_count(name, value, least, optional=kind != annotation)
+    if kind == "bool":
+        fine, expected = isinstance(value, bool), "true or false"
     elif kind == "float":
         # nan is in no range, and an integer may be too large for a float
         off = name.startswith("router_")  # a coefficient, which may be 0
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
         number: Any = value if real else math.nan
-        if not (0 < number <= sys.float_info.max or (number == 0 and off)):
-            least = "of at least 0" if off else "above 0"
-            raise ConfigError(f"{name} is {value!r:.60}; it must be a finite number {least}")
+        fine = 0 < number <= sys.float_info.max or (number == 0 and off)
+        expected = f"a finite number {'of at least 0' if off else 'above 0'}"
     else:
         kinds: dict[str, Any] = {"int": (int, "integers"), "float": ((int, float), "numbers")}
         item, items = kinds.get(kind[6:].split(",")[0], (str, "texts"))
         listed = cast("list[object]", value) if isinstance(value, (list, tuple)) else [None]
-        if not all(isinstance(x, item) and not isinstance(x, bool) for x in listed):
-            raise ConfigError(f"{name} is {value!r:.60}; it must be a list of {items}")
+        fine = all(isinstance(x, item) and not isinstance(x, bool) for x in listed)
+        expected = f"a list of {items}"
+    if not fine:
+        raise ConfigError(f"{name} is {value!r:.60}; it must be {expected}")

@@ -159,7 +159,8 @@ class Run:
                         if used := [x for x in record["max_vio"] if x is not None]:
                             shown["MaxVio"] = f"{max(used):.2f}"
                         bar.set_postfix(shown, refresh=False)
-                        self._append(record)
+                        if self.leads:
+                            state.append_record(self.log, record)
                     if self._validation_due():
                         losses = self._validate()
                         mean = sum(x.nats_per_token for x in losses.values()) / len(losses)
@@ -265,12 +266,9 @@ class Run:
             "full": full,
             "load": [load and list(load.share) for load in loads],
         }
-        self._append(record)
-        return losses
-
-    def _append(self, record: dict[str, Any]) -> None:
         if self.leads:
             state.append_record(self.log, record)
+        return losses
 
     def save(self) -> None:
         """Write the state and the model, each file atomically: a full disk, a CheckpointError, leaves the old ones."""

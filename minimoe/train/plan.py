@@ -17,7 +17,6 @@ import json
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def run_missing(
         started = time.process_time()
         found = run(piece)
         about = {
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "hardware": processor_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
