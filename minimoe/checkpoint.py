@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -95,7 +95,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | 
         raise OSError(str(error)) from error
 
 
-class TensorFiles:
+class TensorFiles(contextlib.ExitStack):
     """The tensors of a folder: of model.safetensors, or of the shards that model.safetensors.index.json names.
 
     Opening reads names only; a shard is opened when one of its tensors is asked for, so that others may be absent. A
@@ -113,6 +113,7 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, shards: Mapping[str, str] | None = None) -> None:
+        super().__init__()
         self.folder = folder
         self._open: dict[str, Any] = {}
         if shards is not None:
@@ -143,14 +144,6 @@ class TensorFiles:
         """The file that a tensor is in."""
         return self.folder / self.shards[name]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.__exit__(None, None, None)
-        self._open.clear()
-
     def _header(self, name: str) -> Any:
         shard = self.shards[name]
         try:
@@ -168,7 +161,7 @@ class TensorFiles:
                     f"{self.source} names {shard}, which is not in the folder: fetch it too"
                 )
             with complete(path):
-                self._open[shard] = safe_open(path, "pt").__enter__()  # pyright: ignore
+                self._open[shard] = self.enter_context(safe_open(path, "pt"))  # pyright: ignore
         return self._open[shard]
 
 

@@ -124,15 +124,13 @@ class Routing:
     def _faults(self) -> Iterator[str]:
         """What is wrong, a sentence each: first what the host knows, then what has to be fetched from the device."""
         (t, e), n, device = self.shape, self.token.shape[0], self.token.device
-        shapes = {
-            "token": (n,), "expert": (n,), "weight": (n,), "kept": (n,), "valid": (t,), "sequence": (t,),
-            "logits": (t, e), "probs": (t, e),
+        real, ids, flags = (torch.float32, torch.float64), (torch.int64,), (torch.bool,)
+        fields = {
+            "token": ((n,), ids), "expert": ((n,), ids), "weight": ((n,), real), "kept": ((n,), flags),
+            "valid": ((t,), flags), "sequence": ((t,), ids), "logits": ((t, e), real), "probs": ((t, e), real),
         }  # fmt: skip
-        kinds = dict.fromkeys(shapes, (torch.float32, torch.float64))
-        kinds |= dict.fromkeys(("token", "expert", "sequence"), (torch.int64,))
-        kinds |= dict.fromkeys(("kept", "valid"), (torch.bool,))
-        for name, shape in shapes.items():
-            value, types = getattr(self, name), kinds[name]
+        for name, (shape, types) in fields.items():
+            value = getattr(self, name)
             if value is None:
                 continue
             if tuple(value.shape) != shape:

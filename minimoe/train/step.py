@@ -71,9 +71,8 @@ class Balancing:
         sigmoid = [g for g in gates if isinstance(g, SigmoidRouter) and rate > 0]
         self.biases = [BiasController(gate, rate) for gate in sigmoid]
         pressed = (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
-        self.sparsity: SparsityController | None = None
-        if gates and coef > 0 and pressed:
-            self.sparsity = SparsityController(config.num_experts_per_tok, coefficient=coef)
+        wanted, moves = config.num_experts_per_tok, bool(gates) and coef > 0 and pressed
+        self.sparsity = SparsityController(wanted, coefficient=coef) if moves else None
         self.controllers = [*self.biases, *([self.sparsity] if self.sparsity else [])]
 
     @property
