@@ -120,6 +120,32 @@ def test_lesson_is_stored_as_it_ran_in_normal_form_and_its_figures_are_described
     assert lessons.is_normal(path), "run `make notebooks`"
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.name)
+def test_source_that_a_lesson_shows_is_the_library_s(path: Path) -> None:
+    """Every function that a cell shows with `source(...)` stands in the package as the stored output has it."""
+
+    def bare(text: str) -> str:
+        return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+    package = bare("\n".join(p.read_text("utf-8") for p in (ROOT / "minimoe").rglob("*.py")))
+    shown = [
+        "".join(output["data"].get("text/markdown", ""))
+        for cell in code_cells(read(path))
+        for output in cell["outputs"]
+        if "source(" in "".join(cell["source"]) and "data" in output
+    ]
+    parts = [
+        part
+        for text in shown
+        for block in re.findall(r"(?s)```python\n(.*?)```", text)
+        for part in re.split(r"(?m)^(?=@|class |def )", block)
+    ]
+    stale = [part for part in parts if bare(part) not in package]
+    assert not stale, (
+        f"run `make notebooks LESSONS={path.name[:2]}`: the library has changed\n{stale[0]}"
+    )
+
+
 def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
     path = ROOT / "book/start_here.ipynb"
     links = set(re.findall(r"\]\(\.\./([^)]+)\)", path.read_text(encoding="utf-8")))
