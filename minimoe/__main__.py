@@ -363,7 +363,7 @@ def run_study(args: argparse.Namespace) -> None:
 
 def run_record(args: argparse.Namespace) -> None:
     """Record texts, or read a trainer's traces."""
-    from minimoe.study.recorded import record
+    from minimoe.study.questions import record
 
     names = ("texts", "traces", "batches", "seed", "batch_tokens", "chunk_tokens")
     given = {name: getattr(args, name) for name in names} | {"kind": getattr(args, "from")}

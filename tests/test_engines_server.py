@@ -22,8 +22,8 @@ from minimoe.study.engines.files import read_megatron
 from minimoe.study.engines.replies import Shape, checks
 from minimoe.study.engines.server import ServedModel, Server
 from minimoe.study.models import FoundModel
+from minimoe.study.questions import reopened
 from minimoe.study.record import record_stream
-from minimoe.study.recorded import reopened
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from tests.small import bytes_tokenizer, same_trace
 from tests.test_engines import MEGATRON, batches

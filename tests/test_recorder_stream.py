@@ -147,15 +147,6 @@ def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.Mon
     assert stream(tmp_path).tokens == sum(LENGTHS)
 
 
-def test_some_layers_can_be_read_alone(tmp_path: Path) -> None:
-    stream(tmp_path)
-    one = TraceWriter.read(tmp_path, layers=[2])
-    assert one.layers == (2,)
-    assert (one.layer(2) == TraceWriter.read(tmp_path).layer(2)).all()
-    with pytest.raises(TraceError, match="layer 3 is not in the trace"):
-        TraceWriter.read(tmp_path, layers=[3])
-
-
 def test_a_token_takes_a_few_bytes(tmp_path: Path) -> None:
     model = tiny_model(max_position_embeddings=256)
     ids = [random_ids(1, 4000, seed=i)[0].numpy() for i in range(5)]

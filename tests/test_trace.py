@@ -63,7 +63,6 @@ def test_select_renumbers_documents() -> None:
     assert law.documents == (DOCUMENTS[0], DOCUMENTS[2])
     assert law.document.tolist() == [0, 0, 0, 1, 1]
     assert law.token.tolist() == [7, 8, 7, 7, -1]
-    assert small_trace().select(topics=["land"]).token.tolist() == [7, -1]
     assert small_trace().select(
         domains=["law"], documents=np.array([True, True, False])
     ).documents == (DOCUMENTS[0],)
@@ -74,7 +73,6 @@ def test_select_renumbers_documents() -> None:
     ("arguments", "message"),
     [
         ({"domains": ["law", "cookery"]}, "unknown domain cookery; the trace has: law, drama"),
-        ({"topics": ["sea"]}, "unknown topic sea; the trace has: tax, land"),
         ({"documents": [0, 1, 2]}, "boolean mask of 3 documents"),
         ({"documents": [True, False]}, "boolean mask of 3 documents"),
     ],

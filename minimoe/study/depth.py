@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -190,41 +189,48 @@ def held_out_gain(
     def of_tokens(counts: Ints) -> Ints:
         return np.add.reduceat(counts, starts, axis=0)
 
-    def by_token(counts: Ints, weak: float) -> Floats:
-        """[tokens, E] p(e | token) backed off to p(e)."""
-        overall = ch.shares(counts.sum(axis=0) + 1.0)
-        return (counts + weak * overall) / (counts.sum(axis=1, keepdims=True) + weak)
+    def predictor(counts: Ints, at: tuple[Ints, ...]) -> Callable[..., Floats]:
+        """log2 of p(e | token), for one strength, or of p(e | token, label), for two, at some cells and experts: shares
+        in `counts`, backed off to p(e) and to p(e | token)."""
+        (row, expert), tokens = at, of_tokens(counts)
+        overall = ch.shares(tokens.sum(axis=0) + 1.0)[expert]
+        token = of_token[row]
+        own, size = tokens[token, expert], tokens.sum(axis=1)[token]
+        mine, held = counts[at], counts.sum(axis=1)[row]
 
-    def by_cell(weak: float, counts: Ints, strong: float) -> Floats:
-        """[cells, E] p(e | token, label) backed off to p(e | token)."""
-        base = by_token(of_tokens(counts), weak)[of_token]
-        return (counts + strong * base) / (counts.sum(axis=1, keepdims=True) + strong)
+        def predicted(weak: float, strong: float | None = None) -> Floats:
+            base = (own + weak * overall) / (size + weak)
+            return np.log2(base if strong is None else (mine + strong * base) / (held + strong))
 
-    def best(one: Ints, other: Ints, predicted: Callable[[Ints, float], Floats]) -> float:
-        """The strength that predicts each fold best from the other; the half to be predicted is not looked at."""
-        pairs = (one, other), (other, one)
-        losses = [-sum((b * np.log2(predicted(a, s))).sum() for a, b in pairs) for s in _STRENGTHS]
-        return _STRENGTHS[int(np.argmin(losses))]
+        return predicted
 
-    folds, strengths = np.array([*parts(group % 4, 4)]), list[tuple[float, float]]()
-    for one, other in (folds[:2], folds[2:]):
-        # that of the token comes first: were p(e | token) smoothed too much, the domain would seem to help only because
-        # it brings the token's own counts back in
-        weak = best(of_tokens(one), of_tokens(other), by_token)
-        strengths.append((weak, best(one, other, partial(by_cell, weak))))
-
-    def gained(half: int, counts: Ints) -> Floats:
-        """[cells, E] bits that the label gains where `counts` of this half predict the other."""
-        weak, strong = strengths[half]
-        return np.log2(by_cell(weak, counts, strong) / by_token(of_tokens(counts), weak)[of_token])
+    folds, strengths = np.array([*parts(group % 4, 4)]), list[tuple[float, ...]]()
+    for half in (folds[:2], folds[2:]):
+        # each fold is predicted from the other; the half to be predicted is not looked at. The strength of the token
+        # comes first: were p(e | token) smoothed too much, the domain would seem to help only because it brings the
+        # token's own counts back in
+        chosen, places = tuple[float, ...](), [np.nonzero(fold) for fold in half]
+        sides = [(half[i][at], predictor(half[1 - i], at)) for i, at in enumerate(places)]
+        for _ in range(2):
+            losses = [-sum((b * p(*chosen, s)).sum() for b, p in sides) for s in _STRENGTHS]
+            chosen = (*chosen, _STRENGTHS[int(np.argmin(losses))])
+        strengths.append(chosen)
 
     halves, without = (folds[:2].sum(axis=0), folds[2:].sum(axis=0)), list[float]()
+    places = [np.nonzero(half) for half in halves[::-1]]  # what a half predicts
+
+    def gained(half: int, counts: Ints) -> Floats:
+        """Bits that the label gains where `counts` of this half predict the other."""
+        predicted, (weak, strong) = predictor(counts, places[half]), strengths[half]
+        return predicted(weak, strong) - predicted(weak)
+
     fits = [gained(i, counts) for i, counts in enumerate(halves)]
-    won, total = [(fits[i] * halves[1 - i]).sum() for i in (0, 1)], folds.sum(axis=0)
+    won = [(fits[i] * halves[1 - i][places[i]]).sum() for i in (0, 1)]
+    total = folds.sum(axis=0)
     for i, part in enumerate(parts(group, int(group.max()) + 1) if enough else ()):
         own = i % 4 // 2  # the half of this group, which fits the other and is predicted by it
-        refit = (gained(own, halves[own] - part) * halves[1 - own]).sum()
-        rest = won[1 - own] - (fits[1 - own] * part).sum()
+        refit = (gained(own, halves[own] - part) * halves[1 - own][places[own]]).sum()
+        rest = won[1 - own] - (fits[1 - own] * part[places[1 - own]]).sum()
         without.append((refit + rest) / (total.sum() - part.sum()))
     value, given = float(sum(won) / total.sum()), _told(total) - _told(of_tokens(total))
     middle, low, high = ch.jackknife(value, without)

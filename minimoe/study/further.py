@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimoe.checkpoint import pretrained_path, read_tensors
 from minimoe.errors import TraceError
@@ -66,8 +66,10 @@ def own_choice(routing: Routing) -> Tensor:
     return routing.expert.view(-1, routing.k)
 
 
-def ranked(score: Callable[[Tensor], Tensor], first: int = 1, even: bool = False) -> Change:
-    """Each token's K experts of rank `first` on (from 1; negative: the last ones) by a `score` [T, E] of its logits."""
+def by_rank(
+    first: int = 1, even: bool = False, score: Callable[[Tensor], Tensor] = Tensor.detach
+) -> Change:
+    """Each token's K experts of rank `first` on (1: the best; negative: the last) by a `score` [T, E] of its logits."""
 
     def change(routing: Routing) -> Routing:
         k, logits = own_choice(routing).shape[1], routing.logits
@@ -78,15 +80,10 @@ def ranked(score: Callable[[Tensor], Tensor], first: int = 1, even: bool = False
     return change
 
 
-def by_rank(first: int, even: bool = False) -> Change:
-    """Other ranks of the router's own logits in place of its best."""
-    return ranked(lambda logits: logits, first, even)
-
-
 def at_random(seed: int = 0) -> Change:
     """K experts drawn anew for each token."""
     generator = torch.Generator().manual_seed(seed)
-    return ranked(lambda x: -torch.rand(x.shape, generator=generator).to(x.device))
+    return by_rank(score=lambda x: -torch.rand(x.shape, generator=generator).to(x.device))
 
 
 def renumbered(routing: Routing) -> Routing:
@@ -97,7 +94,7 @@ def renumbered(routing: Routing) -> Routing:
 
 def without(expert: int) -> Change:
     """One expert (from 0) is off: each of its tokens takes its next best, and weights are renormalised."""
-    return ranked(lambda x: x.index_fill(1, torch.tensor([expert], device=x.device), -torch.inf))
+    return by_rank(score=lambda x: x.index_fill(1, x.new_tensor([expert]).long(), -torch.inf))
 
 
 def refused(choices: Tensor) -> Change:
@@ -106,7 +103,7 @@ def refused(choices: Tensor) -> Change:
     def change(routing: Routing) -> Routing:
         off = torch.zeros(routing.shape, dtype=torch.bool, device=choices.device)
         off.scatter_(1, own_choice(routing), choices)
-        return ranked(lambda x: x.masked_fill(off, -torch.inf))(routing)
+        return by_rank(score=lambda x: x.masked_fill(off, -torch.inf))(routing)
 
     return change
 
@@ -121,14 +118,9 @@ def overruled(model: MixtralModel, changes: Mapping[int, Change]) -> Generator[N
     """Inside, the routings of these layers (from 1) are changed before any expert sees a token."""
     with contextlib.ExitStack() as stack:
         for layer, change in changes.items():
-
-            def hook(
-                _: nn.Module, args: object, routing: Routing, change: Change = change
-            ) -> Routing:
-                return change(routing)
-
             gate = model.get_submodule(f"layers.{layer - 1}.mlp.gate")
-            stack.callback(gate.register_forward_hook(hook).remove)
+            handle = gate.register_forward_hook(lambda *given, change=change: change(given[-1]))
+            stack.callback(handle.remove)
         yield
 
 
@@ -249,10 +241,10 @@ def saturation(step: Experts, expert: Experts, windows: int, num_experts: int) -
     of_window = member.reshape(p, windows, t // windows, layers, num_experts).mean(axis=2)
     overlap = np.einsum("ptle,tle->pl", member, member[-1]) / (t * k)
     chance = np.einsum("pwle,wle->pl", of_window, of_window[-1]) / (windows * k)
-    following = np.einsum("ptle,ptle->pl", member[:-1], member[1:]) / (t * k)
-    following = np.concatenate([following, np.full((1, layers), np.nan)])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        beyond = np.where(chance < 1, (overlap - chance) / (1 - chance), np.nan)
+    following = np.full((p, layers), np.nan)
+    following[:-1] = np.einsum("ptle,ptle->pl", member[:-1], member[1:]) / (t * k)
+    less = np.full_like(chance, np.nan)
+    beyond = np.divide(overlap - chance, 1 - chance, out=less, where=chance < 1)
     return Saturation(np.asarray(step, np.int64), overlap, chance, beyond, following)
 
 
@@ -435,10 +427,8 @@ def windows_of(
     for domain in domains:
         texts_of = zip(*documents_of(split, (domain,)), strict=True)
         long = [((domain, d.work or d.id), x[:size]) for d, x in texts_of if len(x) >= size]
-        if len(long) < texts:
-            raise TraceError(
-                f"{domain} holds out {len(long)} texts of {size} tokens; {texts} are needed"
-            )
+        if (there := len(long)) < texts:
+            raise TraceError(f"{domain} holds out {there} texts of {size} tokens; {texts} needed")
         chosen.append([ids for _, ids in long[:texts]])
         numbers.append([works.setdefault(work, len(works)) for work, _ in long[:texts]])
         others += [ids for work, ids in long[texts : 4 * texts] if work not in works]

@@ -1,4 +1,4 @@
-"""What a study reads: held-out text, or questions by subject as documents whose topic is the subject.
+"""What a study reads: held-out text, or questions by subject as documents whose topic is the subject; and its record.
 
 Questions come from three sources behind one interface: all of MMLU (Hendrycks et al. 2021, arXiv:2009.03300) through
 the optional package `datasets`; its 282 development questions out of a package that the corpus fetches; questions made
@@ -20,16 +20,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minimoe.checkpoint import pretrained_path, weights_fingerprint
-from minimoe.errors import CorpusError, MinimoeError, TraceError
+from minimoe.errors import ConfigError, CorpusError, MinimoeError, TraceError
 from minimoe.hf.hub import quiet_libraries
-from minimoe.io import json_lines
+from minimoe.io import json_lines, read_object, write_object, write_text
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
 from minimoe.study.claims import told
+from minimoe.study.engines.files import read_megatron, read_replay
+from minimoe.study.engines.replies import Shape
+from minimoe.study.engines.server import Server, served
 from minimoe.study.measurements import three_layers
-from minimoe.study.models import FoundModel, Stages, sha256
+from minimoe.study.models import FoundModel, Stages, find_model, sha256
 from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_documents
 from minimoe.text.corpus import Corpus, load_corpus
@@ -258,13 +262,27 @@ def asked_questions(
     return replace(read, title=asked.title, control=control, left_out=left_out)
 
 
-def layers_to_record(found: FoundModel, wanted: Sequence[int] | str | None) -> tuple[int, ...]:
-    """Numbers, counted from 1; None: first, middle and last of those with experts; 'all': all of them."""
-    if wanted is None:
-        return three_layers(found.layers)
-    if isinstance(wanted, str) and wanted != "all":
-        raise TraceError(f"layers are {wanted!r}; give numbers counted from 1, or 'all'")
-    return chosen_layers(found.layers, None if isinstance(wanted, str) else wanted)
+def found_and_asked(
+    model: str | Path,
+    questions: str | Path,
+    layers: Sequence[int] | str | None,
+    max_tokens: int | None = None,
+    *,
+    server: Server | None = None,
+    seed: int = 0,
+    **find: Any,
+) -> tuple[FoundModel, Reading]:
+    """A model, here or as a server has it, and questions for it; `find` are options of `find_model`.
+
+    `layers` are numbers, counted from 1; None: first, middle and last of those with experts; 'all': all of them.
+    """
+    asked, found = question_set(questions), find_model(model, weights=server is None, **find)
+    found = found if server is None else served(found, server)
+    if isinstance(layers, str) and layers != "all":
+        raise TraceError(f"layers are {layers!r}; give numbers counted from 1, or 'all'")
+    wanted = three_layers(found.layers) if layers is None else layers
+    chosen = chosen_layers(found.layers, None if isinstance(wanted, str) else wanted)
+    return found, asked_questions(asked, found, chosen, max_tokens, None if server else seed)
 
 
 def recorded(
@@ -320,3 +338,100 @@ def recorded(
         ) from error
     del model
     return TraceWriter.read(folder)
+
+
+# --- a record by itself ---------------------------------------------------------------------------
+
+#: beside the chunks, so that neither the model nor the text is needed again
+ABOUT, TOKENIZER = "about.json", "tokenizer.json"
+MODEL = ("name", "begin", "layers", "num_layers", "num_experts", "vocab_size", "parameters")
+
+
+def record(
+    model: str | Path,
+    out: Path,
+    *,
+    texts: Path | None = None,
+    kind: str | None = None,
+    traces: Path | None = None,
+    batches: Path | None = None,
+    server: Server | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **sizes: int,
+) -> str:
+    """Record into the folder `out`, in all layers, and say what is there.
+
+    Args:
+        model: see `find_model`; its weights are read only where nobody else has them.
+        texts: see `question_set`, as a file; what was recorded of them before is gone on with.
+        kind: 'megatron' or 'replay': what to read instead.
+        traces: a folder of Megatron's, see `read_megatron`, or a file of routing replay, see `read_replay`.
+        batches: the ids that Megatron read.
+        server: asks it; without, the model reads the texts here, and random routers beside it.
+        sizes: batch_tokens and chunk_tokens.
+
+    Raises MinimoeError: an option without its other half, another trace in `out`, or what the parts raise.
+    """
+    for name, given, wanted in (
+        ("--texts, or --from with its traces", (texts is None) != (kind is None), True),
+        ("traces", traces is not None, kind is not None),
+        ("--batches", batches is not None, kind == "megatron"),
+    ):
+        if given != wanted:
+            how = "needs" if wanted else "takes no"
+            raise ConfigError(f"record{f' --from {kind}' if kind else ''} {how} {name}")
+    stage = Stages(not progress)
+    stage("finding the model")
+    if texts is not None:
+        found, read = found_and_asked(model, texts, "all", server=server, seed=seed)
+        trace = recorded(found, read, out, stage, **sizes)
+    else:
+        found = find_model(model, weights=False)
+        paths = [p for p in (traces, batches) if p is not None]
+        shape, reader = Shape.of(found), read_megatron if kind == "megatron" else read_replay
+        trace = reader(*paths, shape)  # pyright: ignore[reportCallIssue]
+        read = _foreign(found, trace, str(kind), paths)
+        writer = TraceWriter(out, read.identity)
+        if not writer.chunks:
+            writer.append(trace)
+    about = {name: getattr(found, name) for name in MODEL}
+    text = {name: getattr(read, name) for name in ("form", "title", "facts", "left_out")}
+    write_text(out / TOKENIZER, found.tokenizer.to_str())
+    write_object(out / ABOUT, {"model": about, "identity": found.identity, "text": text})
+    said = told("read.there", tokens=len(trace), documents=len(trace.documents), out=out)
+    return f"{said}, which python -m minimoe study {out} studies"
+
+
+def _foreign(found: FoundModel, trace: RoutingTrace, kind: str, paths: list[Path]) -> Reading:
+    """What a trainer's trace is recognised by."""
+    total = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            total.update(file.read_bytes())
+    identity = {"model": found.name, **found.identity, "from": f"{kind}: {paths[0].name}"}
+    identity["traces_sha256"] = total.hexdigest()
+    form, title = told("read.foreign", kind=kind), f"texts of {paths[0].name}"
+    return Reading(trace.documents, [], trace.layers, identity, identity, form, title)
+
+
+def reopened(folder: Path) -> tuple[FoundModel, Reading, RoutingTrace]:
+    """What `record` left in a folder; texts of several domains are compared by domain, those of one by topic.
+
+    Raises TraceError: no such trace, or one that is damaged.
+    """
+    trace, about = TraceWriter.read(folder), read_object(folder / ABOUT, TraceError)
+    try:
+        model, text = about["model"], about["text"]
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        nothing: Any = None
+        model |= {"layers": tuple(model["layers"]), "configuration": {}, "load": nothing}
+        found = FoundModel(tokenizer=tokenizer, identity=about["identity"], **model)
+        read = Reading(trace.documents, [], trace.layers, {}, **text)
+    except Exception as error:  # the library's own has no class of its own
+        raise TraceError(f"{folder} holds no whole record of a model ({error})") from error
+    if len(trace.domains) > 1:
+        titles = {name: name for name in trace.domains}
+        form = f"{read.form} {told('read.several')}"
+        read = replace(read, title=TEXT, form=form, titles=titles)
+    return found, read, trace

@@ -120,16 +120,13 @@ UNKNOWN = (
 
 def unheard(model: nn.Module, otherwise: str) -> TraceError:
     """Why a recorder heard nothing: torch.compile took the place of a call of the model or of its parts, or else."""
-    compiled = (
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-    return TraceError(
-        "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder sets "
-        "afterwards: record the model as it was before, or load it again"
-        if any(compiled)
-        else otherwise
-    )
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            otherwise = (
+                "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder "
+                "sets afterwards: record the model as it was before, or load it again"
+            )
+    return TraceError(otherwise)
 
 
 class RoutingSource(Protocol):
@@ -148,9 +145,7 @@ class RoutingSource(Protocol):
 
     def open(self) -> list[RemovableHandle]: ...
 
-    def recording(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Recording: ...
+    def recording(self, args: Any, kwargs: dict[str, Any], output: Any) -> Recording: ...
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None: ...
 
@@ -201,13 +196,14 @@ class MinimoeSource:
         if self._random:  # without K the recording is refused
             self._random.choose(layer, args[0], output[1].k or 1)
 
-    def recording(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
-    ) -> Recording:
+    def recording(self, args: Any, kwargs: dict[str, Any], output: ModelOutput) -> Recording:
         """Pack the output's routings."""
         ids: Tensor = args[0] if args else kwargs["input_ids"]
-        recording = record_routings(ids, [output.routings[column] for column in self._columns])
+        recording = record_routings(ids, self._routings(output))
         return self._random.beside(recording) if self._random else recording
+
+    def _routings(self, output: ModelOutput) -> list[Routing]:
+        return [output.routings[column] for column in self._columns]
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """One forward pass without the experts of the last layer, whose results no router reads."""
@@ -238,23 +234,14 @@ class AttentionSource(MinimoeSource):
             has = f"chooses on the sides {', '.join(heads)}" if heads else "chooses nothing"
             raise TraceError(f"side is {side!r}, but attention of type {c.attention_type!r} {has}")
         self.model: nn.Module = model
-        self._side = list(heads).index(side)
+        self._side, self._random = list(heads).index(side), None
         self._last: Any = nn.Module()  # `read` leaves no MLP out
         self.layers = chosen_layers(range(1, c.num_hidden_layers + 1), layers)
         self.num_experts = heads[side] * c.attention_num_experts
         self.max_length = c.max_position_embeddings
 
-    def open(self) -> list[RemovableHandle]:
-        """No hook is needed."""
-        return []
-
-    def recording(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: ModelOutput
-    ) -> Recording:
-        """Pack the routings of one side."""
-        ids: Tensor = args[0] if args else kwargs["input_ids"]
-        chosen = [output.attention_routings[layer - 1][self._side] for layer in self.layers]
-        return record_routings(ids, chosen)
+    def _routings(self, output: ModelOutput) -> list[Routing]:
+        return [output.attention_routings[layer - 1][self._side] for layer in self.layers]
 
 
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
@@ -403,7 +390,7 @@ class TransformersSource:
             )
         self._tested.add(layer)
 
-    def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
+    def recording(self, args: Any, kwargs: dict[str, Any], output: Any) -> Recording:
         """Pack what the layers' experts were called with."""
         given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         ids = given.get("input_ids")
@@ -415,15 +402,14 @@ class TransformersSource:
                 f"the experts of layers {missing} were not called; a fused kernel must have taken the place of the "
                 "sparse layer: load the model with use_kernels=False",
             )
-        kept = [self._kept[layer] for layer in self.layers]
-        shapes = [[tuple(expert.shape) for expert, _ in calls] for calls in kept]
-        if any(s != [(ids.numel(), shapes[0][0][1])] for s in shapes):
+        shapes = {n: [tuple(expert.shape) for expert, _ in self._kept[n]] for n in self.layers}
+        k = next(iter(shapes.values()))[0][1]
+        if any(s != [(ids.numel(), k)] for s in shapes.values()):
             raise TraceError(
-                f"the experts of {self.name} were called with choices of shapes "
-                f"{dict(zip(self.layers, shapes, strict=True))}; expected one call a layer with the same number of "
-                f"choices for each of {ids.numel()} tokens"
+                f"the experts of {self.name} were called with choices of shapes {shapes}; expected one call a layer "
+                f"with the same number of choices for each of {ids.numel()} tokens"
             )
-        expert, weight = zip(*(calls[0] for calls in kept), strict=True)
+        expert, weight = zip(*(self._kept[layer][0] for layer in self.layers), strict=True)
         packed = pack(ids, _valid(ids, given.get("attention_mask")), expert, weight)
         return self._random.beside(packed) if self._random else packed
 
@@ -637,10 +623,8 @@ def record_documents(
     if isinstance(source, ForeignSource):
         rows, about = source.ask(every, documents, progress)
     else:
-        rows, about = (
-            _read(source, list(batches(every, batch_tokens)), end_of_text or 0, progress),
-            {},
-        )
+        read = progress(list(batches(every, batch_tokens)))
+        rows, about = list(_read(source, read, end_of_text or 0)), {}
     trace = joined(rows, documents, source, {**about, **(meta or {})})
     return trace if layers is None else trace.of_layers(layers)
 
@@ -657,12 +641,9 @@ def windows(tokens: Sequence[npt.NDArray[Any]], size: int, end_of_text: int | No
     return every
 
 
-def _read(
-    source: RoutingSource, every: list[list[Window]], padding: int, progress: Progress
-) -> list[Row]:
-    rows: list[Row] = []
+def _read(source: RoutingSource, every: Iterable[list[Window]], padding: int) -> Iterator[Row]:
     with torch.no_grad(), evaluating(source.model), RoutingRecorder(source) as recorder:
-        for batch in progress(every):
+        for batch in every:
             read = [torch.from_numpy(w.tokens) for w in batch]
             ids = pad_sequence(read, batch_first=True, padding_value=padding)
             width = ids.shape[1]
@@ -674,8 +655,7 @@ def _read(
                 position = w.start + np.arange(own.stop - own.start)
                 control = None if r.control is None else r.control[own]
                 chosen = (r.expert[own], r.weight[own], control)
-                rows.append(Row(w.document, position, w.tokens[w.context :], *chosen))
-    return rows
+                yield Row(w.document, position, w.tokens[w.context :], *chosen)
 
 
 def joined(
@@ -685,9 +665,8 @@ def joined(
     meta: Mapping[str, str],
 ) -> RoutingTrace:
     """The trace of rows in any order, of layers and experts as `source` has them; rows without a token are left out."""
-    held = sorted(
-        (row for row in rows if len(row.token)), key=lambda r: (r.document, r.position[0])
-    )
+    some = (row for row in rows if len(row.token))
+    held = sorted(some, key=lambda row: (row.document, row.position[0]))
     document, *columns = zip(*held, strict=True)
     number = np.repeat(np.array(document, np.int32), [len(row.token) for row in held])
     position, token, expert, weight, control = (
@@ -755,20 +734,17 @@ def record_stream(
 
     Raises TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
     """
-    if len(documents) != len(tokens) or any(not len(ids) for ids in tokens):
+    if len(documents) != len(tokens) or not all(map(len, tokens)):
         raise TraceError("every document needs its token ids, at least one")
-    own = isinstance(model, ForeignSource)
-    source = model if own else source_of(model, layers, control)
+    source = model if isinstance(model, ForeignSource) else source_of(model, layers, control)
     writer = TraceWriter(folder, identity)
     reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
     done = writer.check(documents, tokens, layers or source.layers, **reading)
+    options |= {"layers": layers, **reading}
     for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
         part = slice(done + rows.start, done + rows.stop)
         options["meta"] = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
-        wanted = layers if own else None
-        chunk = record_documents(
-            source, documents[part], tokens[part], layers=wanted, **reading, **options
-        )
+        chunk = record_documents(source, documents[part], tokens[part], **options)
         half = chunk.weight.astype(np.float16).astype(np.float32)
         writer.append(dataclasses.replace(chunk, weight=half))
     return writer

@@ -27,30 +27,20 @@ from minimoe import __version__
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
+from minimoe.study import claims as say
 from minimoe.study import domains, load, paths, vocabulary
 from minimoe.study import measurements as ms
 from minimoe.study import questions as qs
 from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, document_labels
-from minimoe.study.claims import (
-    Finding,
-    Part,
-    at_layers,
-    beside,
-    claims,
-    counted,
-    of_layers,
-    times,
-    told,
-)
+from minimoe.study.claims import Finding, Part, told
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
 from minimoe.study.drawing import Figure, require_matplotlib
 from minimoe.study.engines.replies import checks
-from minimoe.study.engines.server import Server, served
+from minimoe.study.engines.server import Server
 from minimoe.study.measurements import Measurements
-from minimoe.study.models import FoundModel, Stages, find_minimoe, find_model, kind_of
+from minimoe.study.models import FoundModel, Stages, find_minimoe, kind_of
 from minimoe.study.record import record_documents, spans
-from minimoe.study.recorded import reopened
 from minimoe.study.trace import RoutingTrace
 from minimoe.train.environment import processor_name
 
@@ -102,7 +92,7 @@ def run_study(
     if recorded is not None:
         writable(out)
         stage("reading the trace")
-        found, read, trace = reopened(recorded)
+        found, read, trace = qs.reopened(recorded)
     else:
         # a name that leads nowhere is found before any text is
         theirs, of_text = kind_of(model) != "minimoe", questions is None
@@ -121,12 +111,9 @@ def run_study(
             read = qs.heldout_text(model, found, domains, max_tokens)
         else:
             stage("finding the questions and the model")
-            asked = qs.question_set(questions)
             find: Any = {"device": device, "dtype": dtype, "revision": revision}
-            found = find_model(model, weights=server is None, **find)
-            found = found if server is None else served(found, server)
-            chosen = qs.layers_to_record(found, layers)
-            read = qs.asked_questions(asked, found, chosen, max_tokens, None if server else seed)
+            find |= {"server": server, "seed": seed}
+            found, read = qs.found_and_asked(model, questions, layers, max_tokens, **find)
             why = "not read with models of transformers" if of_text else "questions were asked for"
             said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
             read = dataclasses.replace(read, left_out=[said, *read.left_out])
@@ -164,9 +151,9 @@ def run_study(
     titles = read.titles or {d.topic or "": spell(d.topic or "") for d in trace.documents}
     made = findings(m, titles, untrained, f"Random {kind}")
     if untrained is None:
-        learnt = [f.claim for f in made if claims()[f.claim].get("learnt")]
+        learnt = [f.claim for f in made if say.claims()[f.claim].get("learnt")]
         left_out.append(told("uncontrolled.study", claims=learnt))
-        made = beside(made, None)
+        made = say.beside(made, None)
     itself = mixtral_itself(made, m)
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
@@ -293,7 +280,7 @@ def page(made: Sequence[Finding], drawn: Mapping[str, Figure], **words: Any) -> 
     environment = jinja2.Environment(loader=jinja2.PackageLoader("minimoe.study"), **strict)
     environment.filters["written"] = lambda text: Markup(written(text))
     words |= {"findings": made, "figures": drawn, "figure": figure, "shown": shown}
-    text = environment.get_template("report.html").render(counted=counted(made), **words)
+    text = environment.get_template("report.html").render(counted=say.counted(made), **words)
     return text.lstrip() + "\n"
 
 
@@ -315,7 +302,7 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
     own = {x: ms.three_layers(table.layers)[i] for x, i in zip(m.layers, places, strict=True)}
 
     def cell(f: Finding, part: Part) -> str:
-        layer = next((x for x in m.layers if of_layers(x, m.num_layers) in part.what), last)
+        layer = next((x for x in m.layers if say.of_layers(x, m.num_layers) in part.what), last)
         kinds = {"fivefold": "five", "all ": "all", "": "moved"}
         kind = next(kinds[start] for start in kinds if part.what.startswith(start))
         if f.claim == "C12":
@@ -329,7 +316,7 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
         fill |= {"pooled": table.load(own[layer]).value, "less": table.less_even(own[layer])}
         return told("published.cell", layer=own[layer], told=told(f"published.{kind}", **fill))
 
-    ratios = ", ".join(times(table.load(x).value) for x in own.values())
+    ratios = ", ".join(say.times(table.load(x).value) for x in own.values())
     fill = {"ratios": ratios, "less": table.less_even(own[last]), "labels": len(table.domains)}
     source = told("published.source", tokens=int(table.num_tokens.sum()), about=table.about)
 
@@ -348,7 +335,7 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
         {MMLU: "the real MMLU questions"},
     )
     drawn = [
-        load.draw_load(at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **depth)
+        load.draw_load(say.at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **depth)
         for k in m.load
     ]
     drawn.append(load.draw_load_by_depth(m.load))
@@ -422,4 +409,4 @@ def findings(
         load.judge_imbalance(m),
     )
     made = tuple(f for f in made if f.parts)
-    return made if untrained is None else beside(made, findings(untrained, titles), control)
+    return made if untrained is None else say.beside(made, findings(untrained, titles), control)

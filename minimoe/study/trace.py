@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,14 +97,13 @@ class RoutingTrace:
         ends: dict[str, int] = {"document": len(self.documents), "expert": e, "control": e}
         for name, values in self.arrays().items():
             array, (dtype, low) = np.asarray(values), ARRAYS[name]
-            end: int = ends.get(name, np.iinfo(np.int32).max)
-            chosen = name in ("expert", "weight", "control")
+            end, real = ends.get(name, int(np.iinfo(np.int32).max)), name == "weight"
+            chosen = real or name in ("expert", "control")
             shape = (n, len(self.layers), max(k, 1)) if chosen else (n,)
             if array.shape != shape:
                 raise TraceError(f"{name} has shape {array.shape}, expected {shape}")
-            real = name == "weight"
-            if array.size and not np.issubdtype(array.dtype, np.floating if real else np.integer):
-                expected = "floating point" if real else "integers"
+            kind, expected = (np.floating, "floating point") if real else (np.integer, "integers")
+            if array.size and not np.issubdtype(array.dtype, kind):
                 raise TraceError(f"{name} is {array.dtype}, expected {expected}")
             if real and not np.isfinite(array).all():
                 raise TraceError(
@@ -175,23 +174,16 @@ class RoutingTrace:
         return replace(self, **wide, layers=tuple(self.layers[column] for column in columns))
 
     def select(
-        self,
-        domains: Iterable[str] | None = None,
-        topics: Iterable[str] | None = None,
-        documents: npt.ArrayLike | None = None,
+        self, domains: Iterable[str] | None = None, documents: npt.ArrayLike | None = None
     ) -> RoutingTrace:
-        """The part in these domains, of these topics and in this [G] mask of documents; a TraceError if unknown."""
-        keep = np.ones(len(self.documents), dtype=bool)
-        asked = {"domain": domains, "topic": topics}
-        for label, wanted in ((label, x) for label, x in asked.items() if x is not None):
-            names = {wanted} if isinstance(wanted, str) else set(wanted)
-            present = [getattr(d, label) for d in self.documents]
-            known = [name for name in dict.fromkeys(present) if name is not None]
-            if unknown := names.difference(known):
-                raise TraceError(
-                    f"unknown {label} {', '.join(sorted(unknown))}; the trace has: {', '.join(known) or 'none'}"
-                )
-            keep &= np.array([name in names for name in present], dtype=bool)
+        """The part in these domains and in this [G] mask of documents; a TraceError if a domain is unknown."""
+        wanted = self.domains if domains is None else domains
+        names = {wanted} if isinstance(wanted, str) else set(wanted)
+        if unknown := names.difference(self.domains):
+            raise TraceError(
+                f"unknown domain {', '.join(sorted(unknown))}; the trace has: {', '.join(self.domains)}"
+            )
+        keep = np.array([d.domain in names for d in self.documents], dtype=bool)
         if documents is not None:
             mask = np.asarray(documents)
             if mask.dtype != np.bool_ or mask.shape != keep.shape:
@@ -202,8 +194,7 @@ class RoutingTrace:
         rows = keep[self.document]
         taken = {name: array[rows] for name, array in self.arrays().items()}
         taken["document"] = (np.cumsum(keep) - 1)[taken["document"]]
-        kept = tuple(d for d, wanted in zip(self.documents, keep, strict=True) if wanted)
-        return replace(self, **taken, documents=kept)
+        return replace(self, **taken, documents=tuple(compress(self.documents, keep)))
 
     def untrained(self) -> RoutingTrace:
         """The trace of the random routers, if any were recorded, as far as choices go: their weights are 1/K."""
@@ -404,17 +395,15 @@ class TraceWriter:
             path.unlink(missing_ok=True)
 
     @staticmethod
-    def read(folder: str | Path, layers: Sequence[int] | None = None) -> RoutingTrace:
-        """All chunks of `folder` as one trace, or those of its `layers`; needs the memory of the result and one chunk.
+    def read(folder: str | Path) -> RoutingTrace:
+        """All chunks of `folder` as one trace; needs the memory of the result and one chunk.
 
-        Raises TraceError: no chunk there, one missing in between, one that cannot be read, or a layer that is absent.
+        Raises TraceError: no chunk there, one missing in between, or one that cannot be read.
         """
         if not (paths := _chunks(Path(folder))):
             raise TraceError(f"{folder}: holds no chunk of a routing trace")
         tokens = sum(RoutingTrace.peek(path).tokens for path in paths)
-        chunks = map(RoutingTrace.load, paths)
-        wanted = chunks if layers is None else (chunk.of_layers(layers) for chunk in chunks)
-        return RoutingTrace.concat(wanted, tokens)
+        return RoutingTrace.concat(map(RoutingTrace.load, paths), tokens)
 
 
 def made_of(tokens: Sequence[npt.NDArray[Any]], **options: Any) -> str:
