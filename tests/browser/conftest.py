@@ -33,25 +33,30 @@ WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 COLOURS = ["color-contrast", "link-in-text-block"]
 LOOK = """async ([theme, within, colours, standards, known]) => {
   document.documentElement.dataset.theme = theme;
-  const kinds = Object.fromEntries(known.map(kind => [kind, 2])), some = [];
+  const kinds = Object.fromEntries(known.map(kind => [kind, 2])), some = [], papers = new Map([[null, []]]);
+  const own = s => [s.backgroundColor, s.backgroundImage, s.opacity];
+  const seen = p => !['rgba(0, 0, 0, 0)', 'none', '1'].includes(p);
+  const behind = e => papers.get(e)
+    ?? papers.set(e, [...own(getComputedStyle(e)).filter(seen), ...behind(e.parentElement)]).get(e);
   for (const e of document.querySelectorAll(`${within}, ${within} *`)) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length) continue;
-    const papers = [], s = getComputedStyle(e);
-    for (let up = e; up; up = up.parentElement) {
-      const behind = getComputedStyle(up);
-      papers.push(behind.backgroundColor, behind.backgroundImage, behind.opacity);
-    }
+    const s = getComputedStyle(e);
     const large = parseFloat(s.fontSize) >= (s.fontWeight >= 700 ? 18.66 : 24);
-    const kind = [e.tagName === 'A', s.color, large, s.textShadow,
-                  papers.filter(p => !['rgba(0, 0, 0, 0)', 'none', '1'].includes(p))].join();
+    const kind = [e.tagName === 'A', s.color, large, s.textShadow, behind(e)].join();
     kinds[kind] = (kinds[kind] ?? 0) + 1;
     if (kinds[kind] <= 2) some.push(e);
   }
+  const alike = ['pre', 'span.math mjx-container'].flatMap(q => [...document.querySelectorAll(q)].slice(1)).filter(
+    box => !some.some(e => box.contains(e)) && (box.tagName !== 'PRE' || [...box.querySelectorAll('*')].every(
+      e => e.tagName === 'SPAN' && [...e.attributes].every(a => a.name === 'class'))));
+  const inside = alike.map(box => [...box.childNodes]);
+  alike.forEach(box => box.replaceChildren(box.textContent));
   const found = some.length ? [await axe.run({include: some}, {runOnly: {type: 'rule', values: colours},
                                                                resultTypes: ['violations']})] : [];
   if (theme === 'light')
     found.push(await axe.run(within, {runOnly: {type: 'tag', values: standards}, resultTypes: ['violations'],
                                       rules: Object.fromEntries(colours.map(c => [c, {enabled: false}]))}));
+  alike.forEach((box, i) => box.replaceChildren(...inside[i]));
   return [found.flatMap(f => f.violations), Object.keys(kinds)]; }"""
 # The kinds of text whose colours were judged on the pages before, by theme: the pages of one book share most of them.
 JUDGED: dict[str, set[str]] = {"light": set(), "dark": set()}
@@ -172,7 +177,8 @@ class Seen:
 
         Colours take nearly all of its time, so it judges them on two elements of each kind that no page before had: a
         kind is a link or none, is large by WCAG's measure or not, and has one colour and the same papers behind it. All
-        else is looked at in the light theme, everywhere.
+        else is looked at in the light theme, everywhere. Inside formulas in a line and code of plain spans, which are
+        made alike, it sees the first of a page, and those with a kind of text that is new.
         """
         if self.page.evaluate("!window.axe"):
             self.page.evaluate(axe())

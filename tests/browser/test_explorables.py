@@ -275,11 +275,7 @@ def test_the_film_of_balance_is_dragged_through(seen: Seen) -> None:
     press = (box["x"] + box["width"] * 0.4, box["y"] + (44 + 2.5 * 20) * box["width"] / WIDE)
     seen.page.mouse.click(*press)
     assert element.query_selector_all("select")[4].input_value() == "2"
-    wait(
-        seen.page,
-        "e => e.querySelector('.mm-status').textContent.includes('Expert 3 has')",
-        element,
-    )
+    says(seen, ".mm-status", "Expert 3 has", within=place("balance_film"))
     assert "times the fair share" in element.query_selector(".mm-status").inner_text()
     labels = [x.inner_text() for x in element.query_selector_all("label") if x.is_visible()]
     assert labels[:4] == ["run", "layer", "tokens", "show"]
@@ -317,10 +313,10 @@ def lived(seen: Seen, worker: str) -> None:
 ROUTER = place("live_router")
 
 
-def says(seen: Seen, where: str, words: str, how: str = "includes") -> None:
-    """Wait until a part of the live router has these words."""
+def says(seen: Seen, where: str, words: str, how: str = "includes", within: str = ROUTER) -> None:
+    """Wait until a part of the live router, or of another, has these words."""
     said = f"([where, words]) => document.querySelector(where).textContent.{how}(words)"
-    seen.until(said, f"{ROUTER} {where}", words)
+    seen.until(said, f"{within} {where}", words)
 
 
 def live_router(seen: Seen) -> Any:
@@ -561,9 +557,7 @@ def test_a_router_collapses_and_is_rescued(seen: Seen, worker: str) -> None:
     seen.page.evaluate(WATCH)
     element.query_selector("button:has-text('Train')").click()
     trained(seen, 80)
-    seen.until(
-        "([e]) => e.querySelector('.mm-status').textContent.includes('has collapsed')", element
-    )
+    says(seen, ".mm-status", "has collapsed", within=RESCUE)
     # with the keys, while it trains
     slider = element.query_selector("input[type=range]")
     slider.focus()
