@@ -174,7 +174,7 @@ def run_corpus(args: argparse.Namespace) -> None:
 
     domains = split_names(args.domains)
     if args.action == "pack":
-        corpus.save_corpus(args.out, packed := corpus.load_corpus(domains), {})
+        corpus.save_corpus(args.out, packed := corpus.load_corpus(domains))
         print(f"{args.out}: {packed.train.tokens.size + packed.heldout.tokens.size:,} tokens")
         return
     if args.action == "list":

@@ -88,10 +88,10 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
 def json_lines(path: Path, error: type[MinimoeError]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects in a file of JSON lines, each with its place ('FILE, line 3'); an `error` names the first fault."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"{path} cannot be read as text ({reason})") from reason
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not at U+2028, which JSON may hold
         if line.strip():
             place, row = f"{path}, line {number}", None
             with contextlib.suppress(ValueError):

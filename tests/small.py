@@ -20,7 +20,7 @@ from minimoe.routing import Routing
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
-from minimoe.text.tokenizer import digest, encode, train_tokenizer
+from minimoe.text.tokenizer import encode, train_tokenizer
 from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.settings import TrainConfig
@@ -135,7 +135,7 @@ def text_corpus(
             side.append(Document(name, f"{name}{i}", " ".join(words)))
     tokenizer = train_tokenizer((d.text for d in train), vocab_size)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
-    return Corpus(domains, tokenizer, *splits, digest(*splits), {})
+    return Corpus(domains, tokenizer, *splits, {})
 
 
 def bytes_tokenizer(template: str | None = None) -> Tokenizer:

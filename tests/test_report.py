@@ -63,9 +63,7 @@ def tokenizer():
 def corpus(tokenizer) -> Corpus:
     heldout = encode(tokenizer, TEXTS)
     names = ("law", "drama", "wiki_en", "questions")
-    return Corpus(
-        names, tokenizer, heldout, heldout, "0" * 64, {"math": "the package was withdrawn"}
-    )
+    return Corpus(names, tokenizer, heldout, heldout, {"math": "the package was withdrawn"})
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +159,13 @@ def test_the_page_says_what_it_must(studied):
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
 
 
-def test_summary_is_plain_json(studied):
+def test_summary_is_plain_json(studied, corpus):
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} in summary.json")
 
     text = (studied.parent / "summary.json").read_text(encoding="utf-8")
     summary = json.loads(text, parse_constant=refuse)
-    assert len(summary["checkpoint_sha256"]) == 64 and summary["data_sha256"] == "0" * 64
+    assert len(summary["checkpoint_sha256"]) == 64 and summary["data_sha256"] == corpus.sha256
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", summary["date"])
     assert summary["hardware"] and summary["torch"]
     assert {f["claim"] for f in summary["findings"]} >= {"C10", "C12", "C13", "C15", "C16"}

@@ -185,8 +185,8 @@ def test_own_text_is_split_by_document(texts: Path, tmp_path: Path) -> None:
         ("empty.txt", b"  \n", "holds no text"),
         ("short.txt", b"one sentence", "holds too little text to hold a part of it out"),
         ("latin.txt", "café".encode("latin-1"), "latin.txt is not UTF-8 text"),
-        ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl, line 2 is no JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]', "document 2 has no 'text' that is a text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl, line 2: expected a JSON object, got"),
+        ("a.jsonl", b'{"text": "a"}\n{"b": 1}', "document 2 has no 'text' that is a text"),
         ("a.parquet", b"PAR1", "a.parquet is"),
     ],
 )

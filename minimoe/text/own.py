@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minimoe.errors import CorpusError
+from minimoe.io import json_lines
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import (
     MAX_HELDOUT_CHARACTERS,
@@ -20,7 +20,7 @@ from minimoe.text.documents import (
     is_held_out,
     sample,
 )
-from minimoe.text.tokenizer import digest, encode, load_tokenizer, train_tokenizer
+from minimoe.text.tokenizer import encode, load_tokenizer, train_tokenizer
 
 DOMAIN = "text"  # the one domain of such a corpus
 PLAIN, LINES, TABLES = (".txt", ".text", ".md", ".rst"), (".jsonl", ".ndjson"), (".parquet",)
@@ -63,18 +63,20 @@ def own_corpus(
     share = sum(is_held_out(DOMAIN, work) for work in works)
     held = {*works[: min(max(share, 1), len(works) - 1)]}
     train, heldout = ([d for d in documents if (d.work in held) == side] for side in (False, True))
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer)
     if tokenizer is None:
         read = sample(train, MAX_TOKENIZER_BYTES) or train[:1]
         tokenizer = train_tokenizer((d.text for d in read), vocab_size)
+    tokenizer = load_tokenizer(tokenizer)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
-    return Corpus((DOMAIN,), tokenizer, *splits, digest(*splits), {})
+    return Corpus((DOMAIN,), tokenizer, *splits, {})
 
 
 def _texts(file: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Name and text of each document of a file."""
-    name, rows = file.relative_to(root).as_posix() if root.is_dir() else file.name, list[Any]()
+    name, rows = (
+        file.relative_to(root).as_posix() if root.is_dir() else file.name,
+        list[dict[str, Any]](),
+    )
     if file.suffix.lower() in TABLES:
         try:
             from datasets import Dataset  # pyright: ignore
@@ -86,22 +88,15 @@ def _texts(file: Path, root: Path) -> Iterator[tuple[str, str]]:
             rows = list(Dataset.from_parquet(str(file)))  # pyright: ignore
         except Exception as error:  # whatever its parts raise
             raise CorpusError(f"{file} is no Parquet table: {error}") from error
+    elif file.suffix.lower() in LINES:
+        rows = [row for _, row in json_lines(file, CorpusError)]
     else:
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            yield name, file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise CorpusError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
-        if file.suffix.lower() not in LINES:
-            yield name, text
-            return
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise CorpusError(f"{file}, line {number} is no JSON: {error}") from error
     for number, row in enumerate(rows, 1):
-        text = row.get("text") if isinstance(row, dict) else None  # pyright: ignore
-        if not isinstance(text, str):
+        if not isinstance(text := row.get("text"), str):
             raise CorpusError(f"{file}: document {number} has no 'text' that is a text")
         yield f"{name}:{number}", text
 

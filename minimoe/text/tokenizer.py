@@ -17,8 +17,8 @@ from minimoe.text.documents import Document, DocumentInfo
 
 END_OF_TEXT = "<|eot|>"
 
-# What other tokenizers call the end of a text, for studies with their models.
-_OTHER_ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+# and what other tokenizers call it, for studies with their models
+_ENDS = (END_OF_TEXT, "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
 _BATCH = 256
 
@@ -48,11 +48,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer from a tokenizer.json or a folder that holds one, as `plain` leaves it.
+def load_tokenizer(path: str | Path | Tokenizer) -> Tokenizer:
+    """A tokenizer, or the one in a tokenizer.json or a folder that holds one, as `plain` leaves it.
 
     A CorpusError where there is no such file, or it is not a tokenizer.
     """
+    if isinstance(path, Tokenizer):
+        return plain(path)
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -99,12 +101,10 @@ def begin_of_text_id(tokenizer: Tokenizer, *, own: bool) -> int | None:
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
     """The id that ends every document: 0 for minimoe's own tokenizers."""
-    for name in (END_OF_TEXT, *_OTHER_ENDS):
+    for name in _ENDS:
         if (number := tokenizer.token_to_id(name)) is not None:
             return int(number)
-    raise CorpusError(
-        f"the tokenizer has no end-of-text token; looked for {', '.join((END_OF_TEXT, *_OTHER_ENDS))}"
-    )
+    raise CorpusError(f"the tokenizer has no end-of-text token; looked for {', '.join(_ENDS)}")
 
 
 @dataclass(frozen=True)
