@@ -23,8 +23,8 @@ import pytest  # noqa: E402
 from tests.text_cache import in_ci, missing_text  # noqa: E402
 
 # Files whose tests take long, one by one: begun first, so that no worker still has one to do when the others are done.
-LONG = ("test_triton_interpreter.py", "test_marking.py", "test_exercises.py", "test_statistics_simulated.py",
-        "test_report.py", "test_bench.py", "test_compile.py")  # fmt: skip
+LONG = ("test_judge.py", "test_triton_interpreter.py", "test_parallel_run.py", "test_exercises.py", "test_marking.py",
+        "test_statistics_simulated.py", "test_layer.py", "test_report.py", "test_compile.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

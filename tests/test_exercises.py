@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from minimoe import check
+from minimoe.check import compare
 from minimoe.check.forms import draw
 from minimoe.check.task import TASKS
 from minimoe.check.variation import near, seed_of, shuffled, varied
@@ -151,6 +152,12 @@ def verdict(task: str, answer: Callable[..., Any]) -> check.CheckFailed | None:
     return None
 
 
+@pytest.fixture
+def verdicts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the search for what a wrong answer is like, which takes longest and decides nothing."""
+    monkeypatch.setattr(compare.Suspect, "explains", lambda *_: True)
+
+
 @answers("right_")
 def test_a_right_answer_is_accepted(task: str, name: str) -> None:
     assert verdict(task, STORED[task][name]) is None
@@ -206,6 +213,7 @@ OWN = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("verdicts_alone")
 @pytest.mark.parametrize("task", OWN)
 def test_the_lessons_own_code_is_no_answer(task: str) -> None:
     space: dict[str, Any] = {"E": 8, "K": 2}  # read where functions of lesson 12 are defined
@@ -328,6 +336,7 @@ class Recorded:
         return lambda *values: next(rest)
 
 
+@pytest.mark.usefixtures("verdicts_alone")
 @of_each_task
 def test_no_table_and_no_order_of_calls_passes(task: str) -> None:
     recorded = Recorded(RIGHT[task])
@@ -338,6 +347,7 @@ def test_no_table_and_no_order_of_calls_passes(task: str) -> None:
                 assert not vetting.passes(task, cheat()), cheat.__name__
 
 
+@pytest.mark.usefixtures("verdicts_alone")
 def test_what_the_test_above_rejects_passes_without_a_secret() -> None:
     """Where nothing is learnt through the answer, so that numbers without a graph will do."""
     for task in ("01.2", "02.4", "03.1", "05.4", "06.2"):
@@ -347,6 +357,7 @@ def test_what_the_test_above_rejects_passes_without_a_secret() -> None:
         assert task == "05.4" or vetting.passes(task, recorded.table())
 
 
+@pytest.mark.usefixtures("verdicts_alone")
 @of_each_exercise
 def test_every_answer_is_judged_as_it_should_be_with_a_secret(path: Path) -> None:
     assert vetting.misjudged(path.stem[:2], nbformat.read(path, as_version=4), SECRETS[0]) == ""

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from book import judge
+from book import judge, sandbox
 from book.sandbox import Sandboxes
 from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
@@ -182,8 +182,11 @@ def asked_sandbox() -> bool | None:
 def rooms(request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
     """Processes for students' code: in a sandbox where one can be had, unless it is to be without."""
     boxed = getattr(request, "param", "sandbox") == "sandbox"
-    with Sandboxes(asked_sandbox() if boxed else False) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        # a start is seconds of work, and the last ones are for nobody
+        patch.setattr(sandbox, "AHEAD", 1)
+        with Sandboxes(asked_sandbox() if boxed else False) as found:
+            yield found
 
 
 # What a sandbox changes; all else is tried in one, if there is one.
@@ -381,6 +384,9 @@ def test_every_exercise_can_be_judged_from_outside(rooms: Sandboxes) -> None:
     whole = judge.Exam(secret=5)
     for path in sorted((ROOT / "solutions").glob("*.ipynb")):
         solution: Any = nbformat.read(path, as_version=4)
+        # the texts of 05.4, of which every prefix is a call there and back
+        for cell in solution.cells:
+            cell.source = cell.source.replace("for _ in range(8):", "for _ in range(1):")
         exam = judge.Exam.of(solution)
         for part in ("checks", "given", "space", "wanted"):
             getattr(whole, part).update(getattr(exam, part))
