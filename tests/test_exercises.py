@@ -433,9 +433,7 @@ def test_a_task_says_what_a_learner_wants_to_know() -> None:
         assert len(task.hints) >= 2 and len(set(task.hints)) == len(task.hints)
         assert task.sections and task.objective.endswith(".")
         assert all(before in TASKS or re.fullmatch(r"lesson \d\d", before) for before in task.after)
-        assert hasattr(check, TASKS[task.id].check.__name__), (
-            "minimoe/check/__init__.py does not export it"
-        )
+        assert hasattr(check, TASKS[task.id].check.__name__), "check/__init__.py does not export it"
 
 
 def test_the_sections_to_reread_exist() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from book import judge, sandbox
+from book import judge
 from book.sandbox import Sandboxes
 from book.sandboxed import wire
 from book.sandboxed.wire import Lost, Nonsense, Peer, Remote
@@ -182,11 +182,8 @@ def asked_sandbox() -> bool | None:
 def rooms(request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
     """Processes for students' code: in a sandbox where one can be had, unless it is to be without."""
     boxed = getattr(request, "param", "sandbox") == "sandbox"
-    with pytest.MonkeyPatch.context() as patch:
-        # a start is seconds of work, and the last ones are for nobody
-        patch.setattr(sandbox, "AHEAD", 1)
-        with Sandboxes(asked_sandbox() if boxed else False) as found:
-            yield found
+    with Sandboxes(asked_sandbox() if boxed else False, ahead=1) as found:
+        yield found
 
 
 # What a sandbox changes; all else is tried in one, if there is one.
@@ -345,9 +342,7 @@ def test_limits_hold(rooms: Sandboxes) -> None:
         "    import os, time\n"
         "    for _ in range(100):\n"
         "        if os.fork() == 0: time.sleep(100)",
-        "",
-        "",
-        "",
+        *3 * [""],
         checks=("f()", "g('large')", "g('/dev/shm/large')", "h()")[: 4 if rooms.boxed else 2],
     )
     found = errors(judge.run(student, exam, rooms, 20))

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +258,8 @@ def test_a_layer_by_keyword_is_that_of_the_configuration() -> None:
     assert {k: v.tolist() for k, v in layer.state_dict().items()} == {
         k: v.tolist() for k, v in expected.items()
     }
-    assert (
-        type(MoELayer(hidden=9, expert=4, num_experts=3, top_k=1, router="switch").gate)
-        is SwitchRouter
-    )
+    switch = MoELayer(hidden=9, expert=4, num_experts=3, top_k=1, router="switch")
+    assert type(switch.gate) is SwitchRouter
 
 
 @pytest.mark.parametrize(
@@ -329,12 +326,11 @@ def test_the_page_for_other_models_runs() -> None:
     assert int(names["routing"].load().sum()) == 2 * 16
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_the_cookbook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder; the graph is compiled without making code, which takes as long as all the rest."""
+    """In an empty folder; nothing is compiled, which test_compile.py does with the same model."""
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     names = run_page("cookbook", 10)
     assert int(names["share"].sum()) == len(names["routings"])
     assert names["losses"]["text"].nats_per_token < 5.5  # ln 512 is 6.2

@@ -256,9 +256,8 @@ def test_intervals_of_paths_and_layers_cover(runs: int, store: Any) -> None:
     told, route = list[ch.Band](), {"first choices": list[ch.Band](), "sets": list[ch.Band]()}
     alarms = 0
     for seed in range(runs):
-        alone = simulate(
-            seed, layers=2, concentration=5.0
-        )  # layers that know nothing of each other
+        # layers that know nothing of each other
+        alone = simulate(seed, layers=2, concentration=5.0)
         alarms += layer_dependence(alone, seed=seed).told(0, 1).low > 0
         trace = simulate(seed, layers=3, follow=1 / 3)
         told.append(layer_dependence(trace, layers=[1, 2], seed=seed).told(0, 1))

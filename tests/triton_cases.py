@@ -138,10 +138,11 @@ def compare_strides(t: int, d: int, f: int, dtype: torch.dtype, device: str = "c
     """Inputs, and gradients of the output, that are transposed, thinned out or expanded."""
     _, routing, experts = make_case(random_choice(t, 4, 2), 4, d, f, dtype, device)
     wide = torch.randn(t, 2 * d, generator=generator(0)).to(device, dtype)
-    for x in (wide[:, :d].t().contiguous().t(), wide[:, ::2], wide[:1, :d].expand(t, d)):
+    expanded, even = wide[:1, :d].expand(t, d), wide[:, ::2]
+    sums = Tensor.sum, lambda y: y.t().contiguous().float().pow(2).sum(), Tensor.sum
+    for x, upstream in zip((wide[:, :d].t().contiguous().t(), even, expanded), sums, strict=True):
         assert not x.is_contiguous()
-        compare(x, routing, experts, Tensor.sum)
-        compare(x, routing, experts, lambda y: y.t().contiguous().float().pow(2).sum())
+        compare(x, routing, experts, upstream)
 
 
 def compare_dropped(x: Tensor, routing: Routing, experts: Experts, capacity: int) -> Routing:

@@ -55,7 +55,7 @@ def any_routing(t: int, e: int, n: int, seed: int, drop: bool) -> Routing:
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(0, 99), st.booleans(),
     st.sampled_from([16, 32, 128]),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_plan_in_one_program(t: int, e: int, n: int, seed: int, drop: bool, rows: int) -> None:
     poison()
     routing = any_routing(t, e, n, seed, drop)
@@ -63,7 +63,7 @@ def test_plan_in_one_program(t: int, e: int, n: int, seed: int, drop: bool, rows
 
 
 @given(st.integers(1, 40), st.integers(33, 150), st.integers(0, 99), st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_plan_in_three_passes(e: int, n: int, seed: int, drop: bool) -> None:
     routing = any_routing(7, e, n, seed, drop)
     with pytest.MonkeyPatch.context() as patch:
@@ -224,8 +224,7 @@ def test_weight_gradient(made: Made, dtype: torch.dtype, transpose: bool) -> Non
     near(got, weight_gradient_spec(rows, x, plan, transpose), dtype)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(("weighted", "listed"), [(True, False), (False, True)])
 def test_combine(made: Made, dtype: torch.dtype, weighted: bool, listed: bool) -> None:
     x, _, _, routing, plan, _ = made
     if listed:  # the same assignments in another order, without k
@@ -240,8 +239,8 @@ def test_combine(made: Made, dtype: torch.dtype, weighted: bool, listed: bool) -
     near(got, combine_spec(y, weight, plan, routing.num_tokens), dtype)
 
 
-@pytest.mark.parametrize("t", [1, 2])
-def test_decode(dtype: torch.dtype, t: int) -> None:
+def test_decode(dtype: torch.dtype) -> None:
+    t = {torch.float32: 1, torch.float16: 2}[dtype]
     x, routing, experts = make_case(random_choice(t, 7, 3), 7, 48, 32, dtype)
     for kept in (None, torch.arange(3 * t) % 3 != 1):
         routing = dataclasses.replace(routing, kept=kept)

@@ -36,14 +36,16 @@ TYPES = (torch.float32, torch.float16)
 types = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
 
-@types
-@pytest.mark.parametrize("case", CASES)
+# each shape in one of the types: each kernel by itself is tried in both, and on a GPU everything is
+@pytest.mark.parametrize(("case", "dtype"), [*zip(CASES, TYPES * 6, strict=False)], ids=str)
 def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
     compare_case(case, D, F, dtype)
 
 
-@types
-@pytest.mark.parametrize(("d", "f"), [(48, 64), (80, 16), (64, 112)])
+@pytest.mark.parametrize(
+    ("d", "f", "dtype"),
+    [(48, 64, torch.float16), (80, 16, torch.float32), (64, 112, torch.float16)],
+)
 def test_trap_17_widths_with_few_factors_of_two(d: int, f: int, dtype: torch.dtype) -> None:
     compare(*make_case(random_choice(3, 2, 1), 2, d, f, dtype))
 
@@ -56,17 +58,18 @@ def test_float16_without_the_copy_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     compare(x, routing, experts)
 
 
-@types
-@pytest.mark.parametrize("rows", [32, 64, 128])
-def test_trap_17_tiles_of_every_height(rows: int, dtype: torch.dtype) -> None:
-    t, e = {32: (50, 2), 64: (40, 1), 128: (130, 1)}[rows]
+@pytest.mark.parametrize(
+    ("rows", "t", "e", "dtype"),
+    [(32, 36, 2, torch.float16), (64, 40, 1, torch.float32), (128, 130, 1, torch.float16)],
+)
+def test_trap_17_tiles_of_every_height(rows: int, t: int, e: int, dtype: torch.dtype) -> None:
     assert tiles.block_m(t, e) == rows
     compare(*make_case(random_choice(t, e, 1, skew=0.3), e, 16, 16, dtype))
 
 
 @types
 def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
-    compare_strides(10, D, F, dtype)
+    compare_strides(5, D, F, dtype)
 
 
 def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
@@ -82,9 +85,8 @@ def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
     assert torch.equal(triton(x, routing, experts), expected)
 
 
-@types
-def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) -> None:
-    x, routing, experts = make_case(random_choice(12, 4, 2), 4, D, F, dtype)
+def test_trap_14_what_is_dropped_gives_zero_and_no_gradient() -> None:
+    x, routing, experts = make_case(random_choice(12, 4, 2), 4, D, F, torch.float16)
     for capacity in (0, 3):
         limited = compare_dropped(x, routing, experts, capacity)
     assert limited.kept is not None
@@ -104,7 +106,7 @@ def test_trap_14_dropped_assignments_in_the_decode_path() -> None:
 
 
 @given(st.sampled_from(TYPES), st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_trap_17_any_routing(dtype: torch.dtype, data: st.DataObject) -> None:
     """Assignments in any order, any number per token, the same pair twice, some dropped."""
     t, e, n = (data.draw(st.integers(*r)) for r in ((1, 6), (1, 5), (0, 12)))
@@ -258,14 +260,13 @@ def test_ids_out_of_range_are_dropped_or_with_the_check_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, routing, experts = make_case(random_choice(6, 4, 2), 4, D, F, torch.float32)
+    dropped = triton(x, dataclasses.replace(routing, kept=torch.arange(12) != 3), experts)
     for wrong in (-1, 4, 2**40):
         expert = routing.expert.clone()
         expert[3] = wrong
         bad = dataclasses.replace(routing, expert=expert)
-        kept = torch.arange(12) != 3
-        dropped = dataclasses.replace(routing, kept=kept)
         poison()
-        assert torch.equal(triton(x, bad, experts), triton(x, dropped, experts))
+        assert torch.equal(triton(x, bad, experts), dropped)
         with monkeypatch.context() as patch:
             patch.setenv("MINIMOE_CHECK", "1")
             with pytest.raises(MinimoeError, match=r"routing.expert holds ids .* expected 0 to 3"):
