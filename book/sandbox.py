@@ -28,6 +28,7 @@ from book.sandboxed.wire import Lost, Peer
 HERE = Path(__file__).resolve().parent / "sandboxed"
 INSIDE = "/child"  # where HERE is in the sandbox
 START = 120.0  # seconds that a start may take
+AHEAD = 2  # processes that get ready, each on a core of its own
 TMP, SHM = 200 << 20, 64 << 20  # bytes of /tmp and of /dev/shm
 NOBODY = "65534"
 OPEN = (
@@ -163,18 +164,16 @@ class Child:
 
 
 class Sandboxes:
-    """Starts processes for students' code, some ahead, and leaves nothing of them. A context manager.
+    """Starts processes for students' code, two ahead, and leaves nothing of them. A context manager.
 
     Args:
         boxed: True for a sandbox or nothing, False for none, None for one if it can be had.
-        ahead: processes that get ready, each on a core of its own.
 
     Raises:
         ValueError: there is no sandbox, and it has to be one.
     """
 
-    def __init__(self, boxed: bool | None = None, ahead: int = 2) -> None:
-        self.ahead = ahead
+    def __init__(self, boxed: bool | None = None) -> None:
         self.why = "switched off"
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans come here, not to init
@@ -213,7 +212,7 @@ class Sandboxes:
             raise RuntimeError(f"no process for students' code could be started: {lost}") from None
         # the next ones get ready meanwhile, which takes longer than most notebooks; outside a sandbox they would
         # be within reach
-        while self.boxed and len(self.spares) < self.ahead:
+        while self.boxed and len(self.spares) < AHEAD:
             self.spares.append(Child(boxed=True))
         return child
 

@@ -182,7 +182,7 @@ def asked_sandbox() -> bool | None:
 def rooms(request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
     """Processes for students' code: in a sandbox where one can be had, unless it is to be without."""
     boxed = getattr(request, "param", "sandbox") == "sandbox"
-    with Sandboxes(asked_sandbox() if boxed else False, ahead=1) as found:
+    with Sandboxes(asked_sandbox() if boxed else False) as found:
         yield found
 
 
