@@ -21,6 +21,9 @@ STUDY_ARGS ?=
 TRAIN_ARGS ?=
 TEST_ARGS ?=
 
+# Hundreds of processes are started here. Without compiled modules each would compile torch and matplotlib anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

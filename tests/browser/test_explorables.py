@@ -248,7 +248,8 @@ def test_tokens_fall_unless_less_motion_is_asked_for(seen: Seen) -> None:
         )
         seen.page.click(f"{place('capacity_drops')} button:has-text('Let them fall')")
         wait(seen.page, "e => Number(e.value) > 0", slider)
-        seen.page.wait_for_timeout(300)
+        seen.until(f"() => window.most >= {expected}")
+        seen.page.wait_for_timeout(300)  # no more than these
         assert seen.page.evaluate("window.most") == expected, motion
         # calmly: a tenth of the tokens at once
         assert value(slider) == (3 if motion == "reduce" else value(slider))
@@ -475,8 +476,9 @@ def test_live_router_goes_without_an_expert_writes_on_and_begins_anew(seen: Seen
     # all as at first
     element.query_selector("button:has-text('As at first')").click()
     wait(seen.page, "document.querySelectorAll('.lr-token').length === 24")
-    seen.page.wait_for_timeout(400)
-    assert element.evaluate(shown) == before
+    seen.until(
+        f"([e, old]) => JSON.stringify(({shown})(e)) === JSON.stringify(old)", element, before
+    )
     assert seen.problems() == []
 
 
