@@ -40,12 +40,7 @@ from minimoe.course.beyond import (  # noqa: E402
     patches,
     with_capacity,
 )
-from minimoe.io import write_text  # noqa: E402
-from minimoe.routing import Routing  # noqa: E402
-from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band, mutual_information  # noqa: E402
-from minimoe.study.chance import difference as paired  # noqa: E402
-from minimoe.train.plan import (  # noqa: E402
+from minimoe.course.plan import (  # noqa: E402
     Numbers,
     Piece,
     read_pieces,
@@ -54,6 +49,11 @@ from minimoe.train.plan import (  # noqa: E402
     run_missing,
     stored,
 )
+from minimoe.io import write_text  # noqa: E402
+from minimoe.routing import Routing  # noqa: E402
+from minimoe.study import claims as say  # noqa: E402
+from minimoe.study.chance import Band, mutual_information  # noqa: E402
+from minimoe.study.chance import difference as paired  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "beyond"
 RESULT = FOLDER.with_suffix(".json")

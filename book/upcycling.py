@@ -20,6 +20,15 @@ if str(ROOT) not in sys.path:
 
 from book.verdicts import about, as_object  # noqa: E402
 from minimoe.config import ModelConfig  # noqa: E402
+from minimoe.course.plan import (  # noqa: E402
+    Numbers,
+    Piece,
+    read_pieces,
+    read_tables,
+    recipe,
+    run_missing,
+    stored,
+)
 from minimoe.generate import evaluating  # noqa: E402
 from minimoe.hf.upcycle import upcycle  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
@@ -29,7 +38,6 @@ from minimoe.study import claims as say  # noqa: E402
 from minimoe.study.chance import Band, difference  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
 from minimoe.train.loop import Run  # noqa: E402
-from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing, stored  # noqa: E402
 from minimoe.train.settings import TrainConfig  # noqa: E402
 from minimoe.train.state import read_log  # noqa: E402
 

@@ -216,7 +216,6 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.text.corpus import load_corpus
     from minimoe.text.own import own_corpus
     from minimoe.train.card import write_card
-    from minimoe.train.compare import compare
     from minimoe.train.environment import resolve_device
     from minimoe.train.loop import Run
     from minimoe.train.step import freeze
@@ -233,6 +232,8 @@ def run_train(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     device = ranks.device(device) if ranks else device
     if args.compare is not None:
+        from minimoe.course.compare import compare
+
         return compare(args.compare, device, threads=args.threads, progress=not args.quiet)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

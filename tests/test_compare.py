@@ -8,11 +8,12 @@ import torch
 
 from minimoe.config import ModelConfig
 from minimoe.cost import count_parameters
+from minimoe.course import compare
+from minimoe.course.compare import arm_config, read_plan
 from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
-from minimoe.train import compare
-from minimoe.train.compare import arm_config, dense_twin, read_plan
+from minimoe.train.settings import dense_twin
 from tests.small import TINY, random_ids
 
 CPU = torch.device("cpu")

@@ -62,7 +62,7 @@ def test_what_lessons_import_leaves_triton_alone_and_brings_nothing_slow() -> No
     said = says("""
         import sys
         import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.check
-        import minimoe.study.report, minimoe.train.compare
+        import minimoe.study.report, minimoe.course.compare
         from minimoe.course import kernels, style
         minimoe.MixtralModel.from_pretrained("mini")  # and a model read brings no compiler
         slow = {"triton", "torch._dynamo", "torch.distributed.tensor", "scipy", "transformers", "pandas"}

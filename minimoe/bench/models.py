@@ -34,9 +34,8 @@ from minimoe.dispatch import DISPATCHERS
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.text.tokenizer import load_tokenizer
-from minimoe.train.compare import dense_twin
 from minimoe.train.environment import fast_cpu, resolve_device
-from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin
 from minimoe.train.step import make_optimizer
 
 PROMPT = 32  # tokens

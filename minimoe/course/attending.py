@@ -15,10 +15,10 @@ from minimoe.attention import make_attention, make_place
 from minimoe.balance import switch_loss
 from minimoe.config import ModelConfig
 from minimoe.course.characters import Characters
+from minimoe.course.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 from minimoe.model import MixtralModel
 from minimoe.routers import Context
 from minimoe.routing import Routing
-from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 
 SYMBOLS, COMMANDS = 16, 4
 NEAR, FAR = 1, 3  # places back

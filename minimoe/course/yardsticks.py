@@ -14,11 +14,11 @@ from torch import Tensor
 from minimoe.balance import Load, switch_loss
 from minimoe.config import ModelConfig
 from minimoe.course.characters import Characters, NextCharacter
+from minimoe.course.compare import arm_config
+from minimoe.course.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 from minimoe.experts import MLP
 from minimoe.layers import MoELayer
 from minimoe.routing import Routing
-from minimoe.train.compare import arm_config
-from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 
 BLOCK = 1000  # held-out characters whose losses are stored as one sum
 POINTS = 12  # of a curve
@@ -63,7 +63,7 @@ class Reader(NextCharacter):
 
 
 def reader(config: ModelConfig, arm: str) -> Reader:
-    """The model of an arm: those of `minimoe.train.compare`, and 'hash-2', which is told the last character but one."""
+    """The model of an arm: as in `course.compare`, and 'hash-2', which is told the last character but one."""
     name, _, told = arm.partition("-")
     return Reader(arm_config(config, name), int(told or 1))
 

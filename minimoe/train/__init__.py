@@ -1,1 +1,1 @@
-"""Text by domain, tokens, batches and the training loop."""
+"""The training loop and all that a run keeps."""

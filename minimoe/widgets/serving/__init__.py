@@ -10,7 +10,7 @@ import numpy as np
 from minimoe.cost import DEVICES, decode_floor, prefill_floor
 from minimoe.course import style
 from minimoe.presets import PRESETS
-from minimoe.train.compare import dense_twin
+from minimoe.train.settings import dense_twin
 from minimoe.widgets.explorable import Explorable
 
 if TYPE_CHECKING:

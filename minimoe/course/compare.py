@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from minimoe.config import ModelConfig
+from minimoe.course.plan import Numbers, Piece, read_pieces, read_tables, run_missing
 from minimoe.errors import ConfigError
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.train import state
 from minimoe.train.loop import Run
-from minimoe.train.plan import Numbers, Piece, read_pieces, read_tables, run_missing
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin, with_router
 
 

@@ -26,7 +26,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.io import read_object, write_object
 from minimoe.train import state
-from minimoe.train.environment import processor_name
+from minimoe.train.environment import processor_name, today
 
 Numbers = dict[str, Any]
 DEFAULTS = ModelConfig().to_dict()
@@ -124,7 +124,7 @@ def run_missing(
         started = time.process_time()
         found = run(piece)
         about = {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "date": today(),
             "hardware": processor_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
