@@ -25,9 +25,10 @@ from minimoe.study import chance as ch
 from minimoe.study import further as fu
 from minimoe.study.claims import AGREES, UNKNOWN, above
 from minimoe.study.record import documents_of
-from minimoe.study.report import rounded, surroundings, today
+from minimoe.study.report import rounded, surroundings
 from minimoe.text.corpus import load_corpus
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer
+from minimoe.train.environment import today
 
 RESULT = Path(__file__).resolve().parent / "results" / "counterfactuals.json"
 TEXTS, SIZE, ELSEWHERE, SKIPPED = 8, 128, 32, 12

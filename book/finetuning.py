@@ -16,7 +16,6 @@ if the 95 % interval of its mean over windows (bootstrap of the windows, both se
   balance   a balancing loss hinders: 'all, balanced' has the higher German loss than 'all'
 """
 
-import datetime
 import json
 import sys
 import time
@@ -34,7 +33,7 @@ from minimoe.course import finetuning as ft  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.text.corpus import load_corpus, load_tokenizer  # noqa: E402
-from minimoe.train.environment import processor_name  # noqa: E402
+from minimoe.train.environment import processor_name, today  # noqa: E402
 
 OUT = ROOT / "book" / "results" / "finetuning.json"
 SIZES = {"steps": 30, "rows": 8, "length": 128}
@@ -123,7 +122,7 @@ def main() -> None:
     bench = Bench()
     told: dict[str, Any] = {
         "command": "python -m book.finetuning",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "hardware": processor_name(),
         "threads": 1,
         "torch": torch.__version__,

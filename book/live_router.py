@@ -23,9 +23,10 @@ from minimoe.io import write_text  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.study.questions import EQUAL_TOKENS, identity_of  # noqa: E402
 from minimoe.study.record import record_split  # noqa: E402
-from minimoe.study.report import rounded, surroundings, today  # noqa: E402
+from minimoe.study.report import rounded, surroundings  # noqa: E402
 from minimoe.text.corpus import load_corpus  # noqa: E402
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer  # noqa: E402
+from minimoe.train.environment import today  # noqa: E402
 from minimoe.widgets.explorable import Explorable, file_script, script  # noqa: E402
 from minimoe.widgets.live_router import live_router  # noqa: E402
 

@@ -15,7 +15,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minimoe.io import write_text  # noqa: E402
-from minimoe.study.report import rounded, surroundings, today  # noqa: E402
+from minimoe.study.report import rounded, surroundings  # noqa: E402
+from minimoe.train.environment import today  # noqa: E402
 from minimoe.widgets.explorable import module  # noqa: E402
 from minimoe.widgets.rescue_router import FIRST, RESCUED, RESULT, SEEDS, SIZES, text  # noqa: E402
 

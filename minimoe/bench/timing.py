@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import datetime
 import importlib.metadata
 import math
 import os
@@ -23,7 +22,7 @@ from minimoe.cost import DEVICES, Device
 from minimoe.cpu import cpu_backend, linear, onednn_available
 from minimoe.experts import Experts
 from minimoe.routing import Routing
-from minimoe.train.environment import processor_name
+from minimoe.train.environment import processor_name, today
 
 Work = Callable[[], Any]
 # What is timed in round i; what is done before it returns is not timed.
@@ -272,7 +271,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "hardware": hardware_name(device),
         "device": device.type,
         "threads": threads,

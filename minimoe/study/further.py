@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from minimoe.study.record import documents_of, record_documents
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.tokenizer import TokenSplit
-from minimoe.train.environment import processor_name
+from minimoe.train.environment import processor_name, today
 
 Experts = npt.NDArray[np.integer[Any]]
 Tokens = list[npt.NDArray[Any]]
@@ -450,7 +449,7 @@ def further(
     ids, work, other = windows_of(corpus.heldout, domains, size, texts)
     result: dict[str, Any] = {
         "command": f"python -m minimoe study --model {model} --further {out}",
-        "date": datetime.now(UTC).date().isoformat(), "hardware": processor_name(),
+        "date": today(), "hardware": processor_name(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "texts": {"domains": domains, "each": texts, "tokens": size, "other": len(other)},
     }  # fmt: skip

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from minimoe.study.measurements import Measurements
 from minimoe.study.models import FoundModel, Stages, find_minimoe, kind_of
 from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
-from minimoe.train.environment import processor_name
+from minimoe.train.environment import processor_name, today
 
 
 def run_study(
@@ -227,11 +226,6 @@ def material(trace: RoutingTrace, read: qs.Reading) -> list[dict[str, Any]]:
         row = {"title": spell(name) if read.of_questions else read.titles.get(name, name)}
         rows.append({**row, "documents": documents, "tokens": count, "note": few})
     return sorted(rows, key=lambda row: row["title"]) if read.of_questions else rows
-
-
-def today() -> str:
-    """The date in UTC, as 2026-01-31."""
-    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def surroundings() -> dict[str, str]:

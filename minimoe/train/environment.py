@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import mmap
 import os
 import platform
@@ -80,6 +81,11 @@ def unbroken() -> Generator[None]:
             signal.signal(number, handler)
     if held:
         handlers[signal.Signals(held[0][0])](*held[0])
+
+
+def today() -> str:
+    """The date in UTC, as 2026-01-31."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def processor_name() -> str:
