@@ -54,21 +54,21 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2286,
+    "bench": 2284,
     "check": 11183,
     "core": 3731,
     "cost": 822,
-    "course": 1201,
+    "course": 1426,
     "hf": 1013,
     "kernels": 1127,
-    "roof": 461,
-    "study": 6756,
+    "roof": 462,
+    "study": 6749,
     "text": 1464,
-    "train": 2220,
+    "train": 2001,
     "widgets": 1573,
     "zoo": 1078,
 }
-TESTS = 32_697  # and lines of Python that the tests may have
+TESTS = 32_698  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
