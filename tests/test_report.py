@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from minimoe.checkpoint import save_model
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.model import MixtralModel
+from minimoe.study import chance, measurements, report
 from minimoe.study import claims as judged
-from minimoe.study import measurements
 from minimoe.study import questions as sets
 from minimoe.study import record as record_module
 from minimoe.study.chance import TEXT
@@ -301,20 +302,78 @@ def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
     assert found[-1] == found[-2]
 
 
-def test_without_mmlu_the_page_says_why(checkpoint, offline, monkeypatch, tmp_path, capsys):
+# A statistic as somebody adds it: one file with what is computed, drawn and judged, and its words in claims.toml.
+FILE = """
+from dataclasses import dataclass
+import numpy as np
+from minimoe.study import chance, claims, drawing
+
+@dataclass(frozen=True, eq=False)
+class InUse(chance.Result):
+    layer: int
+    experts: int  # of which some token makes use
+
+def in_use(trace, layer, *, seed):
+    return InUse(layer, len(np.unique(chance.choices(trace, layer).expert)))
+
+def draw(m):
+    canvas, ((ax,),) = drawing.panels(1, 1, height=2)
+    ax.plot([x.layer for x in m.own["in-use"]], [x.experts for x in m.own["in-use"]])
+    return drawing.figure("in-use", canvas, "in-use", ["all"])
+
+def judge(m):
+    parts = [
+        claims.Part(claims.where(m, x), f"{x.experts} experts", claims.AGREES)
+        for x in m.own["in-use"]
+    ]
+    return claims.finding("C99", parts, "every expert is used")
+
+chance.STATISTICS["in-use"] = chance.Statistic(in_use, "experts in use", draw, judge)
+"""
+WORDS_OF_IT = """
+[C99]
+title = "Every expert has its use"
+article = "-"
+words = "-"
+original = "-"
+published = "-"
+measure = "Experts that some token chooses."
+confirms = "Agrees if these are all."
+refutes = "Disagrees if not."
+figures = ["in-use"]
+[figures.in-use]
+caption = "Experts in use."
+alt = "A line: {said}."
+"""
+
+
+def test_without_mmlu_the_page_says_why_and_a_statistic_is_one_file_and_its_words(
+    checkpoint, offline, monkeypatch, tmp_path, capsys
+):
     def missing():
         raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")
 
     monkeypatch.setattr(sets, "mmlu_dev_questions", missing)
-    path = run_study(checkpoint, tmp_path, max_tokens=600)
-    assert (
-        "The real MMLU questions are left out: the MMLU questions need lm-eval"
-        in path.read_text(encoding="utf-8")
-    )
+    monkeypatch.setattr(chance, "STATISTICS", dict(chance.STATISTICS))
+    monkeypatch.setattr(report, "STATISTICS", chance.STATISTICS)
+    words = tomllib.loads(WORDS_OF_IT)
+    monkeypatch.setitem(judged.claims(), "C99", words["C99"])
+    monkeypatch.setitem(judged.claims()["figures"], "in-use", words["figures"]["in-use"])
+    exec(FILE, {"__name__": "in_use"})
+    page = run_study(checkpoint, tmp_path, max_tokens=600).read_text(encoding="utf-8")
+    assert "The real MMLU questions are left out: the MMLU questions need lm-eval" in page
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     stages = [line for line in lines if line.startswith("[")]
     bar = [line for line in lines if "tok" in line and "|" in line]  # of the recording
     assert len(stages) >= 8 and not set(lines) - set(stages) - set(bar)
+
+    assert page.count('id="in-use"') == 1 and page.index('id="C99"') > page.index('id="C16"')
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (finding,) = [f for f in summary["findings"] if f["claim"] == "C99"]
+    assert finding["verdict"] == "agrees"
+    assert [x["layer"] for x in summary["measurements"]["in-use"]] == [1, 2]
+    assert {x["experts"] for x in summary["measurements"]["in-use"]} <= {3, 4}
+    assert len(summary["control"]["in-use"]) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +75,23 @@ class Band(Result):
 
 
 NOTHING = (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of each layer of the text that a study reads, with its figure and its verdict: see `STATISTICS`."""
+
+    compute: Callable[..., Any]  #: (trace, layer, *, seed) to a `Result`
+    what: str  #: its name in the sentence that a text is too small for it
+    draw: Callable[[Any], Any] | None = None  #: all measurements to a `Figure`
+    judge: Callable[[Any], Any] | None = (
+        None  #: all measurements to a `Finding`; without, no control computes it
+    )
+    every: bool = True  #: of every layer, not of the three that are shown
+
+
+#: By name; the file of a subject, or a module of your own, enters what it computes. claims.toml has the words.
+STATISTICS: dict[str, Statistic] = {}
 
 
 # --- measures -------------------------------------------------------------------------------------

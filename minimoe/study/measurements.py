@@ -54,17 +54,22 @@ class Measurements(chance.Result):
     #: of the text halved once, twice, ..., at each of `layers`: whether it depends on how much was read
     information_halved: tuple[depth.Information, ...]
     information_topics: tuple[depth.Information, ...]  #: the same with topics
-    repeats: tuple[routes.Repeats, ...]  #: same expert as the token before; every layer
-    preferred: tuple[vocabulary.PreferredExperts, ...]  #: of the tokens of text; every layer
+    own: dict[
+        str, tuple[Any, ...]
+    ]  #: of the text, by the names of `chance.STATISTICS`; JSON has them among the others
     tokens: tuple[vocabulary.StudiedToken, ...]  #: the article's, as this model has them
     shares: tuple[vocabulary.TokenShares, ...]  #: of these tokens on natural text
     apart: tuple[vocabulary.TokenShares, ...]  #: of these tokens on generated questions
     frequent: tuple[vocabulary.ExpertTokens, ...]  #: tokens most often sent to each expert
     characteristic: tuple[vocabulary.ExpertTokens, ...]  #: tokens that set an expert apart
-    coactivation: tuple[routes.CoActivation, ...]  #: experts chosen together
     paths: tuple[routes.Paths, ...]  #: of first choices, then of sets
     dependence: depth.LayerDependence  #: between the first choices of layers
     text: str = TEXT  #: what is not said to be of another kind is of this, a key of `load`
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        values = super().to_dict()
+        return values | values.pop("own")
 
     @property
     def of_questions(self) -> bool:
@@ -134,6 +139,10 @@ def measure(
             left_out.append(told("left_out.analysis", what=what, error=error))
             return ()
 
+    def of_own(one: chance.Statistic) -> tuple[Any, ...]:
+        numbers = (every if one.every else layers) if one.judge or not judged else ()
+        return at(numbers, one.compute, text, what=one.what)
+
     asked, mmlu, read = title != TEXT, None, trace
     if others:
         own = np.arange(len(trace.documents)) < len(trace.documents) - others
@@ -176,8 +185,6 @@ def measure(
     tokens = vocabulary.studied_tokens(natural, generated, tokenizer)
     some, ids = layers if tokens else (), [t.token for t in tokens]
     apart_ids = list(dict.fromkeys(t.apart_token for t in tokens))
-    what = "the preferred experts of all tokens"
-    preferred = at(every, vocabulary.preferred_experts, text, min_count=10, what=what)
     say("neighbours, co-activation and paths")
     left_out += [told(f"left_out.{x}") for x in ["paths"] * (not whole) + ["compared"] * asked]
     kinds = ("first", "set") if text.ranked else ("set",)
@@ -198,14 +205,12 @@ def measure(
         information=about,
         information_halved=halves,
         information_topics=within,
-        repeats=at(every if drawn else (), routes.repeats, text, what="neighbouring tokens"),
-        preferred=preferred,
+        own={name: of_own(one) for name, one in chance.STATISTICS.items()},
         tokens=tokens,
         shares=at(some, vocabulary.token_shares, natural, ids),
         apart=at(some if drawn else (), vocabulary.token_shares, generated, apart_ids),
         frequent=tuple(vocabulary.frequent_tokens(text, x) for x in layers),
         characteristic=at(drawn, vocabulary.characteristic_tokens, text),
-        coactivation=at(drawn, routes.coactivation, text, what="co-activation"),
         paths=tuple(routes.paths(text, kind=k, seed=seed) for k in kinds if whole),
         dependence=dependence,
         text=title,

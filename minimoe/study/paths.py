@@ -465,3 +465,14 @@ def judge_paths(m: say.Measurements) -> say.Finding:
         parts.append(say.Part(what, found, verdict, decides, one.repeated, said))
     short = say.told("C10.short", sets=m.paths[-1]) if m.paths else ""
     return say.finding("C10", parts, short)
+
+
+ch.STATISTICS["repeats"] = ch.Statistic(
+    repeats, "neighbouring tokens", lambda m: draw_repeats(m.own["repeats"])
+)
+ch.STATISTICS["coactivation"] = ch.Statistic(
+    coactivation,
+    "co-activation",
+    lambda m: draw_coactivation(m.own["coactivation"], num_layers=m.num_layers),
+    every=False,
+)

@@ -30,7 +30,7 @@ from minimoe.study import claims as say
 from minimoe.study import domains, load, paths, vocabulary
 from minimoe.study import measurements as ms
 from minimoe.study import questions as qs
-from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, document_labels
+from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, STATISTICS, document_labels
 from minimoe.study.claims import Finding, Part, told
 from minimoe.study.counts import published
 from minimoe.study.depth import draw_information
@@ -353,8 +353,7 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
     drawn += [vocabulary.draw_token(m.shares, t, m.apart, **depth) for t in m.tokens]
     what = "subject" if m.of_questions else "domain"
     drawn.append(draw_information(m.information, within=m.information_topics, what=what))
-    drawn += [paths.draw_repeats(m.repeats)] if m.repeats else []
-    drawn += [paths.draw_coactivation(m.coactivation, **depth)] if m.coactivation else []
+    drawn += [s.draw(m) for name, s in STATISTICS.items() if s.draw and m.own.get(name)]
     drawn += [paths.draw_paths(m.paths)] if m.paths else []
     return {figure.name: figure for figure in drawn}
 
@@ -392,15 +391,15 @@ def findings(
     untrained: Measurements | None = None,
     control: str = "",
 ) -> tuple[Finding, ...]:
-    """C10 to C16 in order, beside a `control` on the same text; `titles` spells out the names of domains."""
+    """C10 to C16 and others in order, beside a `control` on the same text; `titles` spells out the names of domains."""
     made = (
+        *(one.judge(m) for one in STATISTICS.values() if one.judge),
         paths.judge_paths(m),
         load.judge_material(m),
         load.judge_balance(m),
         domains.judge_subjects(m, titles or {}),
         vocabulary.judge_frequent(m),
-        vocabulary.judge_preferred(m),
         load.judge_imbalance(m),
     )
-    made = tuple(f for f in made if f.parts)
+    made = tuple(sorted((f for f in made if f.parts), key=lambda f: f.claim))
     return made if untrained is None else say.beside(made, findings(untrained, titles), control)

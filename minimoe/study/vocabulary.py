@@ -415,7 +415,7 @@ def judge_preferred(m: say.Measurements) -> say.Finding:
         for token in m.tokens
         for x in m.shares
     ]
-    every = [p for p in m.preferred if p.layer in m.layers]
+    every = [p for p in m.own["preferred"] if p.layer in m.layers]
     for p in every:
         found = say.told("C15.every", p=p, tokens=len(p.token), size=p.expert.shape[1])
         said = say.told("C15.mean", p=p)
@@ -461,3 +461,8 @@ def _token_part(where: str, one: TokenShares, i: int, decides: bool) -> say.Part
     found = say.told("C15.token", most=most, times=one.occurrences[i], **fill)
     said = f"{say.percent(share.value, 0)} against {say.percent(chance, 0)}"
     return say.Part(where, found, preference(effect), decides, effect, said)
+
+
+ch.STATISTICS["preferred"] = ch.Statistic(
+    preferred_experts, "the preferred experts of all tokens", judge=judge_preferred
+)
