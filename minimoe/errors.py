@@ -4,9 +4,10 @@ Each message names what was given, what was expected and what to do, so that the
 it as one line. Each class also derives from the built-in error that a Python reader would expect.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -39,12 +40,25 @@ class WriteError(MinimoeError, OSError):
     """A file that could not be written: the disk is full, or the folder is read-only. An older file is what it was."""
 
     def __init__(self, path: object, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        super().__init__(error.errno, reason)
-        self._text = f"{path} could not be written ({reason}); what was there before is unchanged"
+        super().__init__(error.errno, error.strerror or str(error), str(path))
 
     def __str__(self) -> str:
-        return self._text
+        return f"{self.filename} could not be written ({self.strerror}); what was there before is unchanged"
+
+
+@contextlib.contextmanager
+def explained(
+    kind: type[Exception], text: str | Callable[[Any], str], *errors: type[Exception]
+) -> Generator[None]:
+    """Within, an error of the classes `errors` (none named: OSError) becomes the cause of one of `kind`.
+
+    `text` is the message of that, or makes it of the error.
+    """
+    errors = errors or (OSError,)
+    try:
+        yield
+    except errors as error:
+        raise kind(text if isinstance(text, str) else text(error)) from error
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

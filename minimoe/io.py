@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import MinimoeError, WriteError
+from minimoe.errors import MinimoeError, WriteError, explained
 
 
 @contextlib.contextmanager
@@ -67,19 +68,15 @@ def write_object(path: str | Path, values: dict[str, Any]) -> None:
 
 def parse_json(text: str | bytes) -> Any:
     """json.loads; nesting that is too deep for it is a ValueError too, as is everything else that is no JSON."""
-    try:
+    with explained(ValueError, "it is nested too deeply", RecursionError):
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[str, Any]:
     """The object in a JSON file; where there is none, an `error` that names the file and the reason."""
-    try:
+    unread, kinds = f"{path} cannot be read as JSON", (OSError, ValueError)
+    with explained(error, lambda e: f"{unread}: {getattr(e, 'strerror', None) or e}", *kinds):
         values: Any = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
-        why = getattr(reason, "strerror", None) or reason
-        raise error(f"{path} cannot be read as JSON: {why}") from reason
     if not isinstance(values, dict):
         raise error(f"{path} holds {type(values).__name__}, expected an object: {{...}}")
     return values
@@ -87,10 +84,9 @@ def read_object(path: Path, error: type[MinimoeError] = MinimoeError) -> dict[st
 
 def json_lines(path: Path, error: type[MinimoeError]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects in a file of JSON lines, each with its place ('FILE, line 3'); an `error` names the first fault."""
-    try:
+    unread, kinds = f"{path} cannot be read as text", (OSError, UnicodeDecodeError)
+    with explained(error, lambda e: f"{unread} ({e})", *kinds):
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as reason:
-        raise error(f"{path} cannot be read as text ({reason})") from reason
     for number, line in enumerate(text.split("\n"), 1):  # not at U+2028, which JSON may hold
         if line.strip():
             place, row = f"{path}, line {number}", None
@@ -99,6 +95,12 @@ def json_lines(path: Path, error: type[MinimoeError]) -> Iterator[tuple[str, dic
             if not isinstance(row, dict):
                 raise error(f"{place}: expected a JSON object, got {line[:60]}")
             yield place, row
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ def in_ci() -> bool:
 def missing_text() -> str | None:
     """Why tests that read the fetched text cannot run; None if they can."""
     # Imported here: it imports torch, which most of this project's own tests do not need.
-    from minimoe.text.fetch import PACKAGES, cache_dir, has_package
+    from minimoe.text.fetch import PACKAGES, cache_dir, wheel_path
 
-    missing = [name for name, package in PACKAGES.items() if not has_package(package)]
+    missing = [name for name, package in PACKAGES.items() if not wheel_path(package).is_file()]
     if not missing:
         return None
     return (

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Generator
 from pathlib import Path
 
-from minimoe.errors import CheckpointError
+from minimoe.errors import CheckpointError, explained
 
 
 @contextlib.contextmanager
@@ -28,18 +28,16 @@ def fetched(name: str) -> Path:
 
     Where it can be neither, one sentence as a CheckpointError.
     """
-    try:
+    fault = f"{name!r} is no folder here, and"
+    needs = "a model of the Hugging Face hub needs: pip install huggingface_hub"
+    with explained(CheckpointError, f"{fault} {needs}", ImportError):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name!r} is no folder here, and a model of the Hugging Face hub needs: pip install huggingface_hub"
-        ) from error
-    try:
-        with quiet_libraries("huggingface_hub"):
-            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub, its cache and the network have no common base
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{name!r} is no folder here, and could not be had from the Hugging Face hub or its cache "
-            f"({type(error).__name__}: {reason:.120})"
-        ) from error
+
+    def unreached(error: Exception) -> str:
+        said, kind = str(error).strip().split("\n")[0], type(error).__name__
+        where = "the Hugging Face hub or its cache"
+        return f"{fault} could not be had from {where} ({kind}: {said:.120})"
+
+    # the hub, its cache and the network have no common base
+    with explained(CheckpointError, unreached, Exception), quiet_libraries("huggingface_hub"):
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minimoe.checkpoint import Piece, TensorFiles, find, pretrained_path, read_config
-from minimoe.errors import CheckpointError, ConfigError, MinimoeError
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, explained
 from minimoe.experts import ExpertBank, Experts
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -205,23 +205,19 @@ class ExpertFiles:
             raise CheckpointError(
                 f"{path} has changed while a model reads its experts from it: load the model again"
             )
-        try:
-            with safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-                return file.get_slice(key)[expert] if row else file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"expert {expert} cannot be read from {path} ({error}): fetch or save it again"
-            ) from error
+        fault, kinds = f"expert {expert} cannot be read from {path}", (OSError, SafetensorError)
+        told = explained(
+            CheckpointError, lambda e: f"{fault} ({e}): fetch or save it again", *kinds
+        )
+        with told, safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            return file.get_slice(key)[expert] if row else file.get_tensor(key)
 
 
 def _signature(path: Path) -> tuple[int, int]:
     """Length and time of the last change of a file."""
-    try:
+    why = "experts are read from it while the model runs"
+    with explained(CheckpointError, lambda e: f"{path} cannot be found ({e}); {why}"):
         state = path.stat()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be found ({error}); experts are read from it while the model runs"
-        ) from error
     return state.st_size, state.st_mtime_ns
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from minimoe.errors import CorpusError
+from minimoe.errors import CorpusError, explained
 from minimoe.io import atomic_write, write_text
 from minimoe.text.documents import (
     HELD_OUT_SHARE,
@@ -89,7 +89,8 @@ def save_corpus(path: Path, corpus: Corpus) -> None:
 
 def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
     """Read what `save_corpus` wrote. A CorpusError where the file is damaged, foreign or of an older layout."""
-    try:
+    # zip, zlib, JSON and tokenizer errors have no common base
+    with explained(CorpusError, lambda e: f"{type(e).__name__}: {e}", Exception):
         with np.load(path, allow_pickle=False) as arrays:
             side = json.loads(arrays["side"].tobytes())
             train, heldout = (
@@ -99,8 +100,6 @@ def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
         tokenizer = load_tokenizer(Tokenizer.from_str(side["tokenizer"]))
         corpus = Corpus(tuple(side["domains"]), tokenizer, train, heldout, skipped)
         same = corpus.sha256 == side["sha256"]
-    except Exception as error:  # zip, zlib, JSON and tokenizer errors have no common base
-        raise CorpusError(f"{type(error).__name__}: {error}") from error
     if not same:
         raise CorpusError("its tokens do not match their sha256")
     return corpus
@@ -247,10 +246,9 @@ def load_corpus(
 
 
 def _packed(path: Path, wanted: Sequence[str] | None, tokenizer: Tokenizer | None) -> Corpus:
-    try:
+    fault = f"MINIMOE_CORPUS is {path}, which holds no corpus: "
+    with explained(CorpusError, lambda e: f"{fault}{e}", CorpusError):
         corpus = open_corpus(path, {})
-    except CorpusError as error:
-        raise CorpusError(f"MINIMOE_CORPUS is {path}, which holds no corpus: {error}") from error
     if wanted is not None and set(wanted) != set(corpus.domains):
         held = ", ".join(corpus.domains)
         raise CorpusError(f"MINIMOE_CORPUS is {path}; it holds {held}, not {', '.join(wanted)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from minimoe.errors import CorpusError, did_you_mean
+from minimoe.errors import CorpusError, did_you_mean, explained
 from minimoe.text import sources
 from minimoe.text.documents import ALWAYS_HELD_OUT, Document, drop_exact_copies, drop_near_copies
 from minimoe.text.fetch import PACKAGES
@@ -85,12 +85,12 @@ def read_domain(name: str) -> list[Document]:
     A CorpusError where the domain is unknown, or its package is not in the cache or is not the pinned one.
     """
     domain = DOMAINS[resolve([name])[0]]
-    try:
+    fault, kinds = (
+        f"cannot read the domain {name!r}",
+        (KeyError, ValueError, OSError, sqlite3.Error),
+    )
+    with explained(CorpusError, lambda e: f"{fault}: {type(e).__name__}: {e}", *kinds):
         documents = domain.read()
-    except (KeyError, ValueError, OSError, sqlite3.Error) as error:
-        raise CorpusError(
-            f"cannot read the domain {name!r}: {type(error).__name__}: {error}"
-        ) from error
     if name not in ALWAYS_HELD_OUT:  # a published set of questions stays as it was published
         documents = drop_exact_copies(documents)
     if domain.max_overlap is not None:

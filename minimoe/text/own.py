@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from minimoe.errors import CorpusError
+from minimoe.errors import CorpusError, explained
 from minimoe.io import json_lines
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import (
@@ -73,28 +73,21 @@ def own_corpus(
 
 def _texts(file: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Name and text of each document of a file."""
-    name, rows = (
-        file.relative_to(root).as_posix() if root.is_dir() else file.name,
-        list[dict[str, Any]](),
-    )
+    name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+    rows: list[dict[str, Any]] = []
     if file.suffix.lower() in TABLES:
-        try:
+        missing = f"{file} is read by the package datasets: pip install datasets"
+        with explained(CorpusError, missing, ImportError):
             from datasets import Dataset  # pyright: ignore
-        except ImportError as error:
-            raise CorpusError(
-                f"{file} is read by the package datasets: pip install datasets"
-            ) from error
-        try:
+        # whatever its parts raise
+        with explained(CorpusError, lambda e: f"{file} is no Parquet table: {e}", Exception):
             rows = list(Dataset.from_parquet(str(file)))  # pyright: ignore
-        except Exception as error:  # whatever its parts raise
-            raise CorpusError(f"{file} is no Parquet table: {error}") from error
     elif file.suffix.lower() in LINES:
         rows = [row for _, row in json_lines(file, CorpusError)]
     else:
-        try:
+        kind, fault = UnicodeDecodeError, f"{file} is not UTF-8 text"
+        with explained(CorpusError, lambda e: f"{fault} ({e.reason}); convert it", kind):
             yield name, file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(text := row.get("text"), str):
             raise CorpusError(f"{file}: document {number} has no 'text' that is a text")

@@ -20,9 +20,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import CorpusError
+from minimoe.errors import CorpusError, explained
+from minimoe.io import sha256_of
 from minimoe.text.documents import Document, clean
-from minimoe.text.fetch import open_package, sha256_of
+from minimoe.text.fetch import open_package
 
 MIN_CHARACTERS = 300
 
@@ -199,10 +200,8 @@ def _topics_file() -> Path:
 
 def read_help() -> list[Document]:
     """Topics of Python's own help system."""
-    try:
+    with explained(CorpusError, "this Python installation has no pydoc_data/topics.py"):
         tree = ast.parse(_topics_file().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CorpusError("this Python installation has no pydoc_data/topics.py") from error
     topics: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minimoe.errors import CorpusError
+from minimoe.errors import CorpusError, explained
 from minimoe.text.documents import Document, DocumentInfo
 
 END_OF_TEXT = "<|eot|>"
@@ -59,10 +59,9 @@ def load_tokenizer(path: str | Path | Tokenizer) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise CorpusError(f"no tokenizer at {file}")
-    try:
+    # the library raises a bare Exception for a malformed file
+    with explained(CorpusError, lambda e: f"{file} is not a tokenizer.json: {e}", Exception):
         return plain(Tokenizer.from_file(str(file)))
-    except Exception as error:  # the library raises a bare Exception for a malformed file
-        raise CorpusError(f"{file} is not a tokenizer.json: {error}") from error
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
@@ -79,10 +78,9 @@ def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
     A CorpusError where the tokenizer has no token for a part of a text.
     """
-    try:
+    # the library raises a bare Exception
+    with explained(CorpusError, lambda e: f"the tokenizer cannot encode a text: {e}", Exception):
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    except Exception as error:  # the library raises a bare Exception
-        raise CorpusError(f"the tokenizer cannot encode a text: {error}") from error
     return [encoding.ids for encoding in encodings]
 
 
