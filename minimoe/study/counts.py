@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minimoe.errors import TraceError
-from minimoe.io import parse_json, write_text
+from minimoe.io import json_lines, parse_json, write_text
 from minimoe.study import chance as ch
 from minimoe.study.chance import Ints
 from minimoe.study.claims import bits, claims
@@ -279,17 +279,14 @@ def read_trace(path: str | Path) -> RoutingTrace:
 def _from_lines(path: Path) -> dict[str, Any]:
     """What an npz file would hold, and the ids of the documents."""
     rows: list[tuple[Any, ...]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, (place, row) in enumerate(json_lines(path, TraceError), 1):
         try:
-            row: dict[str, Any] = json.loads(line)
             token, expert = (np.array(row[key], np.int64) for key in ("input_ids", "exp_ids"))
             if expert.ndim != 3 or len(token) != len(expert):
                 raise ValueError(f"exp_ids of shape {expert.shape} for {len(token)} input_ids")
         except (ValueError, KeyError, TypeError) as error:
             raise TraceError(
-                f"{path}, line {number}: expected input_ids [n] and exp_ids [n][layers][K] ({error})"
+                f"{place}: expected input_ids [n] and exp_ids [n][layers][K] ({error})"
             ) from error
         said = row.get("domain", "text"), row.get("id", number), row.get("num_experts", 0)
         rows.append((token, expert, len(token), *said))

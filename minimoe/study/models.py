@@ -84,6 +84,8 @@ def _find_transformers(
             "save it with a tokenizer.json"
         )
     held = "of the server"
+    if weights:
+        held = weights_fingerprint(path) if local else "of the hub"
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
     options: dict[str, Any] = {"dtype": dtype or "auto", "revision": commit}
     return FoundModel(
@@ -97,11 +99,7 @@ def _find_transformers(
         parameters=sum(p.numel() for p in shape.parameters()),
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
-            "weights": held
-            if not weights
-            else weights_fingerprint(path)
-            if local
-            else "of the hub",
+            "weights": held,
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
             "dtype": dtype_name(dtype) if dtype else f"as stored ({dtype_name(config.dtype)})",
