@@ -23,9 +23,9 @@ if str(ROOT) not in sys.path:
 from book.verdicts import about, as_object  # noqa: E402
 from minimoe.course.attending import run_plan  # noqa: E402
 from minimoe.course.plan import stored  # noqa: E402
+from minimoe.course.seeds import difference  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import difference  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "attention"
 RESULT = FOLDER.with_suffix(".json")

@@ -49,6 +49,7 @@ from minimoe.course.plan import (  # noqa: E402
     run_missing,
     stored,
 )
+from minimoe.course.seeds import difference as paired  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.routing import Routing  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402

@@ -19,9 +19,10 @@ from book.v2_lite import SOURCE, E, K, read
 from book.verdicts import as_object
 from minimoe.bench.timing import environment
 from minimoe.cost.replicas import ReplicaPlan, plan_replicas
+from minimoe.course.seeds import mean
 from minimoe.io import write_object
 from minimoe.study import claims as say
-from minimoe.study.chance import Band, Ints, mean
+from minimoe.study.chance import Band, Ints
 
 OUT = Path(__file__).parent / "results/devices.json"
 DEVICES = (4, 8, 16, 32, 64)

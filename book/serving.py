@@ -20,9 +20,10 @@ if str(ROOT) not in sys.path:
 from book.verdicts import as_object  # noqa: E402
 from minimoe import MixtralModel  # noqa: E402
 from minimoe.bench.timing import environment  # noqa: E402
+from minimoe.course.seeds import mean  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band, mean  # noqa: E402
+from minimoe.study.chance import Band  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
 
 

@@ -29,13 +29,14 @@ from minimoe.course.plan import (  # noqa: E402
     run_missing,
     stored,
 )
+from minimoe.course.seeds import difference  # noqa: E402
 from minimoe.generate import evaluating  # noqa: E402
 from minimoe.hf.upcycle import upcycle  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
 from minimoe.layers import MoELayer  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import Band, difference  # noqa: E402
+from minimoe.study.chance import Band  # noqa: E402
 from minimoe.text.corpus import Corpus, load_corpus  # noqa: E402
 from minimoe.train.loop import Run  # noqa: E402
 from minimoe.train.settings import TrainConfig  # noqa: E402

@@ -23,10 +23,10 @@ if str(ROOT) not in sys.path:
 from book.verdicts import about, as_object  # noqa: E402
 from minimoe.course.characters import Characters  # noqa: E402
 from minimoe.course.plan import stored  # noqa: E402
+from minimoe.course.seeds import difference  # noqa: E402
 from minimoe.course.yardsticks import read_plan, reader, run_plan, sizes  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
-from minimoe.study.chance import difference  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "yardsticks"
 RESULT = FOLDER.with_suffix(".json")

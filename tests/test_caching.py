@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from minimoe.course.caching import best_hits, cache_use, lru_hits
 from minimoe.errors import TraceError
-from minimoe.study.caching import best_hits, cache_use, lru_hits
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
 RNG = np.random.default_rng(0)

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from minimoe.course.attending import AttentionSource
 from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
 from minimoe.routing import limit_capacity
 from minimoe.study.record import (
-    AttentionSource,
     RoutingRecorder,
     record_documents,
     record_routings,

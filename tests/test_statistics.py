@@ -18,7 +18,7 @@ from minimoe.study import chance as ch
 from minimoe.study import depth
 from minimoe.study import vocabulary as words
 from minimoe.study.domains import domain_load
-from minimoe.study.load import equal_load_ratios, expert_load
+from minimoe.study.load import equal_counts, equal_load_ratios, expert_load
 from minimoe.study.paths import coactivation, pair_probabilities, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from tests.small import even_trace
@@ -510,11 +510,8 @@ def test_chance_of_a_preference_is_that_of_the_same_documents() -> None:
 @pytest.mark.parametrize(("n", "mean"), [(10, 0.47), (50, 0.35), (1000, 0.269)])
 def test_largest_share_by_chance(n: int, mean: float) -> None:
     """The design's .47 and .35 for 2 of 8; at 1,000, K/E + 1.42 normal deviations (the expected largest of eight)."""
-    assert words.maximum_share_null(n, 8, 2).value == pytest.approx(mean, abs=0.006)
-
-
-def test_largest_share_of_one_occurrence_is_one() -> None:
-    assert words.maximum_share_null(1, 8, 2).value == 1
+    largest = equal_counts(n, 8, 2, draws=2000).max(axis=1) / n
+    assert largest.mean() == pytest.approx(mean, abs=0.006)
 
 
 # -- vocabulary ----------------------------------------------------------------------------------------------------

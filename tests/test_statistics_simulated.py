@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minimoe.course.caching import cache_use
 from minimoe.study import chance as ch
 from minimoe.study import depth
-from minimoe.study.caching import cache_use
 from minimoe.study.depth import information, layer_dependence, plug_in_bias, token_bias
 from minimoe.study.domains import domain_load
 from minimoe.study.further import parallel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -344,19 +344,6 @@ def chi_squared_bits(moved: Floats, size: Floats, pool: Floats) -> Floats:
     """[...] bits that shares less the pool's, [..., D, E], tell of the label: I(label; e) to second order."""
     terms = np.divide(moved**2, pool, out=np.zeros(moved.shape), where=pool > 0).sum(axis=-1)
     return (terms * size / size.sum()).sum(axis=-1) / (2 * math.log(2))
-
-
-def mean(values: npt.ArrayLike) -> Band:
-    """The mean of values [n] and Student's 95 % interval."""
-    array = np.asarray(values)
-    reach = float(student(len(array) - 1)) * array.std(ddof=1) / len(array) ** 0.5
-    middle = float(array.mean())
-    return Band(middle, middle - reach, middle + reach)
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Band:
-    """Mean of `a` less `b`, values by seed, over the seeds of both, with Student's interval of the pairs."""
-    return mean([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def random_groups(strata: Ints, groups: int, rng: Rng) -> Ints:

@@ -217,33 +217,6 @@ class MinimoeSource:
             last.dispatch = dispatch
 
 
-class AttentionSource(MinimoeSource):
-    """The choices of a minimoe model's attention, to be given in the model's place.
-
-    SwitchHead has two sides, 'value' and 'output', whose experts are numbered h·E + e over the heads (see
-    `SwitchHeadRouting`); MoA has 'output' alone. A TraceError where there is no such side.
-    """
-
-    def __init__(self, model: MixtralModel, side: str = "output", layers: Layers = None) -> None:
-        c = model.config
-        heads = {
-            "switchhead": {"value": c.num_key_value_heads, "output": c.num_attention_heads},
-            "moa": {"output": 1},
-        }.get(c.attention_type, {})
-        if side not in heads:
-            has = f"chooses on the sides {', '.join(heads)}" if heads else "chooses nothing"
-            raise TraceError(f"side is {side!r}, but attention of type {c.attention_type!r} {has}")
-        self.model: nn.Module = model
-        self._side, self._random = list(heads).index(side), None
-        self._last: Any = nn.Module()  # `read` leaves no MLP out
-        self.layers = chosen_layers(range(1, c.num_hidden_layers + 1), layers)
-        self.num_experts = heads[side] * c.attention_num_experts
-        self.max_length = c.max_position_embeddings
-
-    def _routings(self, output: ModelOutput) -> list[Routing]:
-        return [output.attention_routings[layer - 1][self._side] for layer in self.layers]
-
-
 def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
     """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
 

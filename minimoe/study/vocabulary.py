@@ -18,7 +18,6 @@ from minimoe.study import claims as say
 from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.depth import Information
-from minimoe.study.load import equal_counts
 from minimoe.study.trace import RoutingTrace
 
 _DRAWS, _LISTED = 300, 5  # of a null; documents that hold a characteristic token
@@ -220,14 +219,6 @@ def token_shares(
     documents = _documents(c, token, document, count)
     preferred = preferred_experts(trace, layer, token_ids=ids, seed=seed)
     return TokenShares(layer, ids, occurrences, documents, share, chance, preferred)
-
-
-def maximum_share_null(
-    n: int, num_experts: int, k: int, *, draws: int = 2000, seed: int = 0
-) -> Band:
-    """Largest N(x, e)/N(x) of a token that occurs n times and prefers nobody, equal loads: mean and central 95 %."""
-    largest = equal_counts(n, num_experts, k, draws=draws, seed=seed).max(axis=1) / n
-    return Band(largest.mean(), *ch.percentile(largest))
 
 
 def _places(c: ch.Choices, token_ids: Tokens) -> tuple[Ints, Ints]:

@@ -180,7 +180,7 @@ class BatchHits(Any):
 
     def wrong_code_of_the_library(asked, places):
         """says: Look at what your function returns"""
-        from minimoe.study.caching import lru_hits
+        from minimoe.course.caching import lru_hits
 
         return lru_hits(asked.numpy(), places)
 
