@@ -54,7 +54,6 @@ from minimoe.io import write_text  # noqa: E402
 from minimoe.routing import Routing  # noqa: E402
 from minimoe.study import claims as say  # noqa: E402
 from minimoe.study.chance import Band, mutual_information  # noqa: E402
-from minimoe.study.chance import difference as paired  # noqa: E402
 
 FOLDER = ROOT / "book" / "results" / "beyond"
 RESULT = FOLDER.with_suffix(".json")
