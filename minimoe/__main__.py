@@ -225,6 +225,8 @@ def run_train(args: argparse.Namespace) -> None:
     if args.dp or args.ep or started:
         if args.compare is not None:
             raise ConfigError("--compare trains in one process: leave torchrun, --dp and --ep out")
+        if args.freeze is not None:
+            raise ConfigError("--freeze is of one process: leave it or --dp and --ep out")
         from minimoe.train.parallel.launch import Ranks
 
         ranks = Ranks(args.dp, args.ep, args.patience)
@@ -239,15 +241,14 @@ def run_train(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     with ranks.together() if ranks else contextlib.nullcontext():
         if source is not None:
-            start = MixtralModel.from_pretrained(source)
+            # each rank reads its shards later
+            start = MixtralModel.from_pretrained(source, device="meta" if ranks else "cpu")
             if not all(weight.is_floating_point() for weight in start.parameters()):
                 raise ConfigError(
                     f"--from is {given['from']}, whose experts are in int8, which no step can move: give the folder of "
                     "the model that was rounded"
                 )
         if frozen := split_names(args.freeze) or []:
-            if ranks is not None:
-                raise ConfigError("--freeze is of one process: leave it or --dp and --ep out")
             with torch.device("meta"):
                 freeze(MixtralModel(model), frozen)  # refuses, before any text is read
         text = args.text and args.text.resolve().stem
@@ -260,8 +261,8 @@ def run_train(args: argparse.Namespace) -> None:
             loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
         whole = args.whole or loaded.heldout.tokens.size <= config.tokens
         options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
-        options |= {"start": start, "whole": whole, "recompute": args.grad_checkpoint}
-        options["frozen"] = frozen
+        options |= {"start": source if ranks else start, "whole": whole, "frozen": frozen}
+        options["recompute"] = args.grad_checkpoint
         make = ranks.run if ranks else Run
         run = make(out, model, config, loaded, **options)
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)

@@ -621,8 +621,8 @@ def load_layer(
     return block.eval()
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Random initial values are left out."""
+class NothingDrawn(TorchFunctionMode):
+    """Random initial values are left out: what is made within has memory and no values."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -637,7 +637,7 @@ class _NothingDrawn(TorchFunctionMode):
 @contextlib.contextmanager
 def shapes_only() -> Generator[None]:
     """Modules made here are on the meta device. To draw values there would import torch's compiler: seconds."""
-    with torch.device("meta"), _NothingDrawn():
+    with torch.device("meta"), NothingDrawn():
         yield
 
 

@@ -17,8 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minimoe.balance import sum_over_ranks
+from minimoe.checkpoint import NothingDrawn
 from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, next_token_loss
@@ -31,7 +35,9 @@ from minimoe.train.parallel.mesh import (
     make_mesh,
     parallelise,
 )
+from minimoe.train.parallel.save import read_pretrained
 from minimoe.train.settings import TrainConfig
+from minimoe.train.state import digest
 from minimoe.train.step import Balancing, accumulate_gradients, make_optimizer, require_finite
 from tests.small import TINY, random_ids
 
@@ -289,6 +295,71 @@ def test_only_an_epsilon_of_adam_parts_two_layers_in_float32_from_one_process(
         for found in on_ranks(2, tmp_path, steps, 1, 2, changes, 2, 20, torch.float32, epsilon):
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-6, abs=near)
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors on the CPU have held at once within, of those that torch's operations made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.most = dict[Any, tuple[StorageWeakRef, int]](), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            value = value._local_tensor if isinstance(value, DTensor) else value
+            if isinstance(value, Tensor) and not value.is_meta:
+                storage = value.untyped_storage()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: one for key, one in self.held.items() if not one[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.held.values()))
+        return out
+
+
+def made_in_shards(dp: int, experts: int, changes: dict[str, Any], folder: Path) -> Any:
+    """Tensors unlike those of one process, of a model that is drawn and one that is read; the most bytes held."""
+    config, mesh = CONFIG.replace(**changes), make_mesh(dp, experts)
+    unlike, most = list[str](), list[int]()
+    for read in (False, True):
+        torch.manual_seed(0)
+        with Alive() as alive, NothingDrawn() if read else contextlib.nullcontext():
+            model = parallelise(config, mesh)
+            if read:
+                read_pretrained(model, folder)
+        most.append(alive.most)
+        torch.manual_seed(0)
+        one = MixtralModel.from_pretrained(folder) if read else MixtralModel(config)
+        state = model.state_dict()
+        unlike += [
+            name for name, v in one.state_dict().items() if not torch.equal(v, whole(state[name]))
+        ]
+        assert digest(model) == digest(one)
+    return unlike, most
+
+
+@pytest.mark.parametrize(
+    ("dp", "experts", "changes"),
+    [
+        (1, 2, {"num_experts": 8, "num_hidden_layers": 4}),
+        (2, 1, {"router_type": "hash", "tie_word_embeddings": True, "num_hidden_layers": 6}),
+    ],
+)
+def test_a_rank_makes_its_shards_and_never_the_whole_model(
+    tmp_path: Path, dp: int, experts: int, changes: dict[str, Any]
+) -> None:
+    model = new_model(torch.float32, **changes)
+    model.save_pretrained(
+        tmp_path / "model", layout="minimoe" if changes.get("router_type") else "huggingface"
+    )
+    everything = sum(value.nbytes for value in model.parameters())
+    ends = sum(p.nbytes for p in {model.embed_tokens.weight, model.lm_head.weight})
+    block = sum(value.nbytes for value in model.layers[0].parameters())
+    for unlike, most in on_ranks(
+        2, tmp_path, made_in_shards, dp, experts, changes, tmp_path / "model"
+    ):
+        assert unlike == []
+        # its half, a block and the vocabulary whole, and tables of a few kilobytes
+        assert max(most) < everything / 2 + block + ends + 20_000 < everything
 
 
 def compiled() -> float:

@@ -29,6 +29,7 @@ from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.train.export import export
+from minimoe.train.parallel import run as module
 from minimoe.train.parallel.launch import Ranks
 from minimoe.train.parallel.mesh import make_mesh, parallelise
 from minimoe.train.parallel.run import ParallelRun
@@ -99,7 +100,7 @@ def started(
     for rank in ranks:
         rank.start()
     try:
-        while any(rank.is_alive() for rank in ranks):
+        while any([rank.is_alive() for rank in ranks]):  # of each: it collects what has ended
             assert time.monotonic() < end, [path.read_text() for path in said]
             time.sleep(0.05)
     finally:
@@ -143,14 +144,20 @@ def at_write(name: str, what: Callable[[], Any], on: int = 1) -> Callable[[int],
 
 
 def only_shards(_: int) -> None:
-    """Not a fault: a rank may make a model without weights only."""
-    make = MixtralModel.__init__
+    """Not a fault: a rank may shard a model as it makes it only, never one that is there."""
+    shard = parallelise
 
-    def on_meta(self: MixtralModel, config: ModelConfig) -> None:
-        assert torch.empty(0).is_meta
-        make(self, config)
+    def of_a_configuration(config: Any, mesh: Any) -> MixtralModel:
+        assert isinstance(config, ModelConfig)
+        return shard(config, mesh)
 
-    MixtralModel.__init__ = on_meta
+    module.parallelise = of_a_configuration
+
+
+SILENT: dict[str, Callable[..., Any]] = {
+    "sleeps": lambda *_, **__: time.sleep(1000),
+    "is stopped": lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP),
+}
 
 
 def killed() -> None:
@@ -318,13 +325,59 @@ def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
 def test_a_rank_that_does_not_answer_is_named_and_ended(
     how: str, command: list[str], tmp_path: Path
 ) -> None:
-    what = {
-        "sleeps": lambda: time.sleep(1000),
-        "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    }[how]
     arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "3"]
-    first, second = started(tmp_path, 2, arguments, at_step(1, what))
+    first, second = started(tmp_path, 2, arguments, at_step(1, SILENT[how]))
     one_sentence(first, "rank 1 has not answered for 3 s")
+    assert second.code == -signal.SIGKILL
+
+
+def before(owner: Any, name: str, what: Callable[..., Any], on: int = 1) -> Callable[[int], None]:
+    """A fault: rank `on` does something before it calls a function of this name."""
+
+    def fault(rank: int) -> None:
+        call = getattr(owner, name)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            what(*arguments)
+            return call(*arguments, **options)
+
+        if rank == on:
+            setattr(owner, name, called)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        (Ranks, "in_turn"),
+        pytest.param((torch.distributed, "init_process_group"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_is_stopped_before_it_has_come_is_named_and_ended(
+    where: tuple[Any, str], command: list[str], tmp_path: Path
+) -> None:
+    arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "5"]
+    first, second = started(tmp_path, 2, arguments, before(*where, SILENT["is stopped"]))
+    one_sentence(first, "rank 1 has not answered for 5 s")
+    assert second.code == -signal.SIGKILL
+
+
+def test_a_rank_that_is_killed_before_it_has_come_is_named(
+    command: list[str], tmp_path: Path
+) -> None:
+    def as_torchrun(ranks: Ranks, *_: str) -> None:
+        while not ranks._gone([1], 0):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def fault(rank: int) -> None:
+        before(Ranks, "in_turn", lambda _: killed())(rank)
+        before(Ranks, "_wait_for", as_torchrun, on=0)(rank)
+
+    arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2"]
+    first, second = started(tmp_path, 2, arguments, fault)
+    one_sentence(first, "rank 1 has ended; the same command goes on")
     assert second.code == -signal.SIGKILL
 
 
@@ -382,6 +435,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(command: list[str], tmp_path: P
             "are 2 processes for torchrun to start, and it did not",
         ),
         ("--compare plan.toml --ep 2", "--compare trains in one process"),
+        ("--freeze embed_tokens --ep 2", "--freeze is of one process"),
         ("--tp 2", "--tp is tensor parallelism"),
         ("--pp 2", "--pp is pipeline parallelism"),
         ("--cp 2", "--cp is context parallelism"),

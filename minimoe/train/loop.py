@@ -94,8 +94,6 @@ class Run:
                 "use the tokenizer that belongs to the model"
             )
         self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
-        if start is not None:
-            self.recipe["start"] = state.digest(start)
         if frozen:
             self.recipe["freeze"] = list(frozen)
         self.batches = Batches(corpus.train, corpus.domains, config)
@@ -174,9 +172,10 @@ class Run:
             raise
         return losses
 
-    def _make_model(self, config: ModelConfig, start: MixtralModel | None) -> MixtralModel:
+    def _make_model(self, config: ModelConfig, start: Any) -> MixtralModel:
         model = MixtralModel(config).to(self.device)
         if start is not None:
+            self.recipe["start"] = state.digest(start)
             model.load_state_dict(start.state_dict())
         return model
 

@@ -116,9 +116,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def digest(model: torch.nn.Module) -> str:
-    """sha256 of the weights, bit for bit."""
+    """sha256 of the weights, bit for bit; one that is sharded is put together for it."""
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
         total.update(name.encode())
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Generator
 from datetime import timedelta
@@ -50,6 +51,8 @@ class Ranks:
             fault = f"{options} are {n} processes for torchrun to start, and it {did}"
             raise ConfigError(f"{fault}: torchrun --nproc-per-node {n} -m minimoe train {options}")
         self.rank, self.local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        self.silent = [*range(self.world)]  # who may be at fault
+        self.ready = threading.Event()  # from then on, collectives know who is missing
 
     def check(self, model: ModelConfig, config: TrainConfig) -> None:
         """A ConfigError where the model or the batch cannot be divided so."""
@@ -61,13 +64,12 @@ class Ranks:
 
     def device(self, device: torch.device) -> torch.device:
         """This rank's own: of GPUs, that of its number."""
-        if device.type != "cuda":
-            return device
-        if self.local >= (there := torch.cuda.device_count()):
-            fault = f"rank {self.rank} has no GPU, its machine has {there}"
-            raise ConfigError(f"{fault}: start as many processes")
-        torch.cuda.set_device(self.local)
-        return torch.device("cuda", self.local)
+        if device.type == "cuda":
+            if self.local >= (there := torch.cuda.device_count()):
+                fault = f"rank {self.rank} has no GPU, its machine has {there}"
+                raise ConfigError(f"{fault}: start as many processes")
+            torch.cuda.set_device(device := torch.device("cuda", self.local))
+        return device
 
     @contextlib.contextmanager
     def together(self) -> Generator[None]:
@@ -82,25 +84,48 @@ class Ranks:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # one store serves them all
         self.store: Any = PrefixStore(f"minimoe-{attempt}", store)
         self.store.set(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+        threading.Thread(target=self._beat, daemon=True).start()
         try:
             yield
-        except (MinimoeError, OSError, MemoryError, RuntimeError) as error:
+        except (KeyboardInterrupt, MinimoeError, OSError, MemoryError, RuntimeError) as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends the others
+            fault = str(error)
             foreign = isinstance(error, RuntimeError) and not isinstance(error, MinimoeError)
-            if foreign and ("gloo" in str(error) or isinstance(error, dist.DistError)):
-                raise TrainingError(self._culprit("Timed out" in str(error))) from error
-            fault = str(error) or type(error).__name__
+            if interrupted := isinstance(error, KeyboardInterrupt):
+                self.silent = self._gone(self.silent, 0)
+                if self.ready.is_set() or not self.silent:
+                    raise
+            lost = foreign and ("gloo" in fault or isinstance(error, dist.DistError))
+            if interrupted or lost:
+                timed_out = "imed out" in fault or "timeout" in fault
+                raise TrainingError(self._culprit(timed_out)) from error
+            fault = fault or type(error).__name__
             with contextlib.suppress(RuntimeError):
-                self.store.set(f"fault/{self.rank}", fault)
+                self.store.set(f"end/{self.rank}", fault)
             if foreign and "allocate" not in fault:
                 raise  # an error of the program, with its traceback
             raise TrainingError(f"rank {self.rank}: {fault}") from error
+        finally:
+            self.ready.set()
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _beat(self) -> None:
+        """Count on the store until all are ready: a rank that is stopped, or gone, no longer counts."""
+        with contextlib.suppress(RuntimeError):  # torchrun is gone
+            while not self.ready.wait(1):
+                self.store.add(f"beat/{self.rank}", 1)
+
     def _wait_for(self, *names: str) -> None:
+        """Until these are set; a rank that has not counted for longer than the patience is at fault."""
+        seen = dict[tuple[int, int], float]()  # rank and number: since when
         while not self.store.check([*names]):
-            time.sleep(0.1)
+            now, ranks = time.monotonic(), range(self.world)
+            since = [seen.setdefault((r, self.store.add(f"beat/{r}", 0)), now) for r in ranks]
+            if now - min(since) > self.patience.total_seconds():
+                self.silent = [since.index(min(since))]
+                raise dist.DistStoreError("Timed out")
+            time.sleep(0.05 * self.world)
 
     @contextlib.contextmanager
     def in_turn(self) -> Generator[None]:
@@ -121,28 +146,39 @@ class Ranks:
         mesh = make_mesh(self.dp, self.ep, device.type, self.patience)
         if self.rank == 0:
             print(f"{mesh}, {backend}", file=sys.stderr)
-        return ParallelRun(mesh, *arguments, device=device, **options)
+        run = ParallelRun(mesh, *arguments, device=device, **options)
+        self.ready.set()
+        return run
 
     def _culprit(self, timed_out: bool) -> str:
         """The rank that does not wait as this one does; if it sleeps on this machine, it is ended."""
-        silent, gone, end = [*range(self.world)], list[int](), time.monotonic() + GRACE
+        silent, end = self.silent, time.monotonic() + GRACE
         try:
-            self.store.set(f"waits/{self.rank}", "")
-            while time.monotonic() < end and len(silent) > 1:
-                silent = [r for r in silent if not self.store.check([f"waits/{r}"])]
-                for rank in silent:
-                    if self.store.check([f"fault/{rank}"]):
-                        return f"rank {rank} has failed: {self.store.get(f'fault/{rank}').decode()}"
+            self.store.set(f"end/{self.rank}", "")
+            while time.monotonic() < end:
+                told = [r for r in range(self.world) if self.store.check([f"end/{r}"])]
+                for rank in told:
+                    if fault := self.store.get(f"end/{rank}").decode():
+                        return f"rank {rank} has failed: {fault}"
+                if len(silent := [r for r in self.silent if r not in told]) < 2:
+                    break
                 time.sleep(0.2)
-            for rank in silent:
-                host, number = self.store.get(f"process/{rank}").decode().split()
-                try:
-                    if host == socket.gethostname():
-                        os.kill(int(number), signal.SIGKILL if timed_out else 0)
-                except ProcessLookupError:
-                    gone.append(rank)
+            gone = self._gone(silent, signal.SIGKILL if timed_out else 0)
         except RuntimeError:
             return f"rank {self.rank} has lost torchrun; {AGAIN}"
         names = " and ".join(map(str, gone or silent)) or f"unknown to rank {self.rank}"
         how = f"not answered for {self.patience.seconds} s" if timed_out else "ended"
         return f"rank {names} has {how}; {AGAIN}"
+
+    def _gone(self, ranks: list[int], number: int) -> list[int]:
+        """Those that this machine no longer has; its others are sent a signal (0: none)."""
+        gone = list[int]()
+        for rank in ranks:
+            if self.store.check([f"process/{rank}"]):
+                host, process = self.store.get(f"process/{rank}").decode().split()
+                try:
+                    if host == socket.gethostname():
+                        os.kill(int(process), number)
+                except ProcessLookupError:
+                    gone.append(rank)
+        return gone

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from minimoe.balance import sum_over_ranks
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts
 from minimoe.layers import MoELayer
-from minimoe.model import MixtralModel
+from minimoe.model import Block, MixtralModel
 from minimoe.routers import Router
 from minimoe.train.parallel.exchange import ShardedExperts, ep
 
@@ -66,30 +67,43 @@ def check_router(router: Router, kind: str) -> None:
         raise ConfigError(f"{fault}: train it in one process, or choose another router")
 
 
-def parallelise(model: MixtralModel, mesh: DeviceMesh) -> MixtralModel:
+def parallelise(model: MixtralModel | ModelConfig, mesh: DeviceMesh) -> MixtralModel:
     """Shard a model over the mesh ("dp", "ep"), in place, and return it.
 
     Experts lie over `ep` by number and over `dp` by row; all else is sharded over all ranks by FSDP2. Gradients are
-    *sums* over ranks: divide the loss by the tokens of all of them. Every rank gives the same whole model, or one on
-    the meta device, which `to_empty` and a checkpoint then fill. What cannot be sharded so is a ConfigError.
+    *sums* over ranks: divide the loss by the tokens of all of them. Every rank gives the same model: a whole one, one
+    on the meta device, which `to_empty` and a checkpoint then fill, or a configuration. Of that a model is made that no
+    rank ever holds whole: each block is sharded before the next is drawn. With one seed on all ranks it begins as in
+    one process. What cannot be sharded so is a ConfigError.
     """
     if mesh.mesh_dim_names != DIMENSIONS:
         raise ConfigError(
             f"the mesh has the dimensions {mesh.mesh_dim_names}; known are {DIMENSIONS}: tensor, pipeline and context "
             "parallelism (TP, PP, CP) and replicated shards (HSDP) are not there"
         )
-    check_layout(model.config, *mesh.shape)
+    config = model if isinstance(model, ModelConfig) else model.config
+    check_layout(config, *mesh.shape)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # no view is changed in place
     everyone = init_device_mesh(mesh.device_type, (mesh.size(),))
-    for block in model.layers:
+
+    def shard(_: object, __: object, block: Any) -> None:
+        if not isinstance(block, Block):
+            return
         layer = block.mlp
         if isinstance(layer, MoELayer):
             assert isinstance(layer.gate, Router) and isinstance(layer.experts, Experts)
-            check_router(layer.gate, model.config.router_type)
+            check_router(layer.gate, config.router_type)
             layer.experts, layer.dispatch = ShardedExperts(layer.experts, mesh["ep"]), ep
             _shard(layer.experts, mesh["dp"], 1)
             register_fsdp_forward_method(layer.experts, "run")
         _shard(block, everyone, 0)
+
+    if isinstance(model, ModelConfig):  # the hook is called with each block that is made
+        with register_module_module_registration_hook(shard):
+            model = MixtralModel(model)
+    else:
+        for block in model.layers:
+            shard(None, None, block)
     _shard(model, everyone, 0)
     return model
 
@@ -108,11 +122,8 @@ def clip_gradients(model: nn.Module, most: float) -> Tensor:
 
     Each number of a gradient lies on exactly one rank, so the squares of what ranks hold add up to the whole.
     """
-    held = [p.grad for p in model.parameters() if p.grad is not None]
+    held: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in held]
-    squares = torch.stack([g.double().square().sum() for g in local]).sum()
-    norm = sum_over_ranks(squares).sqrt()
-    scale = (most / (norm + 1e-6)).clamp_max(1)
-    for gradient in local:
-        gradient.mul_(scale.to(gradient.dtype))
+    norm = sum_over_ranks(torch.stack([g.double().square().sum() for g in local]).sum()).sqrt()
+    nn.utils.clip_grads_with_norm_(model.parameters(), most, norm, foreach=False)
     return norm

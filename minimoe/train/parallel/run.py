@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.device_mesh import DeviceMesh
 
+from minimoe.checkpoint import NothingDrawn
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
@@ -20,7 +23,7 @@ from minimoe.train import state
 from minimoe.train.loop import Run
 from minimoe.train.parallel.exchange import SharedNoise
 from minimoe.train.parallel.mesh import clip_gradients, parallelise
-from minimoe.train.parallel.save import Saving
+from minimoe.train.parallel.save import read_pretrained, save_ranks
 from minimoe.train.step import DomainLoss
 
 
@@ -33,8 +36,8 @@ class ParallelRun(Run):
 
     def __init__(self, mesh: DeviceMesh, out: str | Path, *arguments: Any, **options: Any) -> None:
         self.mesh, self.asked = mesh, 0  # the signal that this rank was sent
-        self.saving: Saving | None = None
-        self.writers = dist.new_group(backend="gloo")
+        self.saving: AsyncResult[None] | None = None
+        self.writer, self.writers = ThreadPool(1), dist.new_group(backend="gloo")
         super().__init__(out, *arguments, **options)
 
     def train(self, **options: Any) -> dict[str, DomainLoss]:
@@ -47,7 +50,7 @@ class ParallelRun(Run):
             self._written()
         finally:
             if self.saving:
-                self.saving.join(3)  # after an error too: what is whole may still get its name
+                self.saving.wait(3)  # after an error too: what is whole may still get its name
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.asked:
@@ -65,22 +68,21 @@ class ParallelRun(Run):
 
     def _written(self) -> None:
         """Wait until all ranks have written; one that fails or does not answer meanwhile is an error."""
-        while self._most(bool(self.saving and self.saving.is_alive()))[0]:
+        while self._most(bool(self.saving and not self.saving.ready()))[0]:
             time.sleep(0.02)
         if self.saving:
-            self.saving.end()
+            self.saving.get()
 
-    def _make_model(self, config: ModelConfig, start: MixtralModel | None) -> MixtralModel:
-        """Of a run that goes on, a rank only ever holds its shards; a new one is drawn whole, on the CPU."""
+    def _make_model(self, config: ModelConfig, start: Any) -> MixtralModel:
+        """In shards from the beginning. `start` is the folder of a model, whose weights go straight into them."""
         self.leads = dist.get_rank() == 0
         self.recipe["environment"]["ranks"] = [*self.mesh.shape]
-        if not self._resumes(False):
-            return parallelise(start or MixtralModel(config), self.mesh)
-        with torch.device("meta"):
-            model = parallelise(MixtralModel(config), self.mesh)
-        model.to_empty(device=self.device)
-        if config.tie_word_embeddings:  # each was given memory of its own
-            model.lm_head.weight = model.embed_tokens.weight
+        filled = start is not None or self._resumes(False)
+        with NothingDrawn() if filled else contextlib.nullcontext():
+            model = parallelise(config, self.mesh)
+        if start is not None:
+            read_pretrained(model, start)
+            self.recipe["start"] = state.digest(model)
         return model
 
     def _newest(self) -> int:
@@ -109,7 +111,8 @@ class ParallelRun(Run):
     def _one_step(self) -> dict[str, Any]:
         with SharedNoise():
             record = super()._one_step()
-        self.asked, failed = self._most(self.asked, bool(self.saving and self.saving.error))
+        wrong = self.saving and self.saving.ready() and not self.saving.successful()
+        self.asked, failed = self._most(self.asked, bool(wrong))
         if failed:
             self._written()
         if self.asked:
@@ -121,8 +124,9 @@ class ParallelRun(Run):
         if self.saved != self.step:
             self._written()
             reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
-            tensors = state.state_tensors(self.model, self.optimizer)
-            self.saving = Saving(self.out, tensors, self.recipe, reached, self.writers)
+            copy = BlockingAsyncStager().stage(state.state_tensors(self.model, self.optimizer))
+            arguments = self.out, copy, self.recipe, reached, self.writers
+            self.saving = self.writer.apply_async(save_ranks, arguments)
             self.saved = self.step
 
     def _write_model(self) -> None:

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minimoe import checkpoint
 from minimoe.balance import num_ranks
 from minimoe.errors import CheckpointError
 from minimoe.io import read_object, remove_leftovers, write_object
+from minimoe.model import MixtralModel
 from minimoe.train import state
 
 
@@ -40,43 +43,25 @@ class StateWriter(dcp.HuggingFaceStorageWriter):
             remove_leftovers(self.final.parent, name)
 
 
-class Saving(threading.Thread):
-    """A state of all ranks on its way to `out`, over a gloo group that nothing else uses; it starts by itself."""
-
-    def __init__(
-        self, out: Path, tensors: dict[str, Tensor], recipe: Any, reached: Any, group: Any
-    ) -> None:
-        super().__init__(daemon=True)
-        told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
-        self.writer, self.group = StateWriter(out / f"state-{reached.step:06d}", told), group
-        self.tensors, self.error = self.writer.stage(tensors), None  # a copy: training goes on
-        self.start()
-
-    def run(self) -> None:
-        """Write, with all ranks."""
-        try:
-            dcp.save(self.tensors, storage_writer=self.writer, process_group=self.group)
-        except BaseException as error:  # what torch raises for a rank that fails is no Exception
-            self.error = error
-
-    def end(self) -> None:
-        """Wait for all of it; a CheckpointError names the rank that could not write, and the state before stays."""
-        self.join()
-        if isinstance(self.error, CheckpointException):
-            for rank, (fault, _) in self.error.failures.items():
-                if "gloo" not in str(fault):  # of one that waited for another in vain
-                    raise CheckpointError(
-                        f"rank {rank} could not write to {self.writer.path} ({fault}); the state before is as it was"
-                    ) from self.error
-        if self.error:
-            raise RuntimeError(str(self.error)) from self.error
-
-
 def save_ranks(
-    out: Path, tensors: dict[str, Tensor], recipe: dict[str, Any], reached: state.Reached
+    out: Path,
+    tensors: dict[str, Tensor],
+    recipe: dict[str, Any],
+    reached: state.Reached,
+    group: Any = None,
 ) -> None:
-    """Write a state of all ranks to `out`, and wait for it; errors as of `Saving.end`."""
-    Saving(out, tensors, recipe, reached, None).end()
+    """Write a state of all ranks to `out`; a CheckpointError names the rank that could not, and the old one stays."""
+    told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
+    writer = StateWriter(out / f"state-{reached.step:06d}", told)
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # which is no Exception
+        for rank, (fault, _) in error.failures.items():
+            if "gloo" not in str(fault):  # of one that waited for another in vain
+                raise CheckpointError(
+                    f"rank {rank} could not write to {writer.path} ({fault}); the state before is as it was"
+                ) from error
+        raise RuntimeError(str(error)) from error
 
 
 def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,3 +78,21 @@ def read_shards(path: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         fault = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{path} is damaged ({fault}): restore it or start anew") from error
     return targets
+
+
+@torch.no_grad()
+def read_pretrained(model: MixtralModel, folder: str | Path) -> None:
+    """Fill a sharded model from a folder that `from_pretrained` can read, one whole tensor at a time."""
+    with checkpoint.shapes_only():
+        shapes = checkpoint.model_tensors(MixtralModel(model.config))
+    family, targets = checkpoint.read_config(Path(folder))[1], model.state_dict()
+    with checkpoint.TensorFiles(Path(folder)) as files:
+        for name, pieces in checkpoint.find(shapes, files, family).items():
+            target, value = targets[name], torch.empty_like(shapes[name], device="cpu")
+            for key, index in pieces:
+                value[index].copy_(files.read(key))
+            if isinstance(target, DTensor):  # nothing is sent: each takes what is its own
+                place = target.device_mesh, target.placements
+                value = distribute_tensor(value, *place, src_data_rank=None)
+            target.copy_(value)
+            del value  # before there is another
