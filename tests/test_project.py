@@ -64,11 +64,11 @@ BUDGETS: dict[str, int] = {
     "roof": 462,
     "study": 6633,
     "text": 1435,
-    "train": 2001,
+    "train": 2055,
     "widgets": 1573,
     "zoo": 1078,
 }
-TESTS = 32_754  # and lines of Python that the tests may have
+TESTS = 32_879  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
