@@ -241,7 +241,6 @@ def run_train(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     with ranks.together() if ranks else contextlib.nullcontext():
         if source is not None:
-            # each rank reads its shards later
             start = MixtralModel.from_pretrained(source, device="meta" if ranks else "cpu")
             if not all(weight.is_floating_point() for weight in start.parameters()):
                 raise ConfigError(
