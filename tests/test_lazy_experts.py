@@ -216,7 +216,7 @@ def test_the_shipped_model_hardly_changes() -> None:
             pairs = zip(full.experts.stacked(), rough.experts.stacked(), strict=True)
             gate_up, down = (float((a - b).norm() / a.norm()) ** 2 for a, b in pairs)
             squares += 2 * gate_up + down
-    ids = model.generate(torch.arange(4, 12)[:, None], 95, seed=0)  # text as the model writes it
+    ids = model.generate(torch.arange(4, 12)[:, None], 47, seed=0)  # text as the model writes it
     a, b = model(ids), small(ids)
     centred = [out.logits - out.logits.mean(-1, keepdim=True) for out in (a, b)]
     relative = (centred[0] - centred[1]).norm(dim=-1) / centred[0].norm(dim=-1)
@@ -307,8 +307,7 @@ def bank(folder: Path, cache: int, **options: Any) -> OffloadedExperts:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("cache", [1, 2, E, 3 * E])
-@pytest.mark.parametrize("tokens", [0, 1, 11])
+@pytest.mark.parametrize(("cache", "tokens"), [(1, 11), (2, 0), (E, 1), (3 * E, 11)])
 def test_every_dispatcher_gives_the_same_bits(
     name: str, cache: int, tokens: int, tmp_path: Path
 ) -> None:
@@ -448,8 +447,7 @@ def test_a_cache_without_a_place_is_refused(tmp_path: Path) -> None:
         bank(tmp_path, 0)
 
 
-@pytest.mark.parametrize("implementation", NAMES)
-@pytest.mark.parametrize("cache", [1, 3])
+@pytest.mark.parametrize(("implementation", "cache"), zip(NAMES, (1, 3, 3), strict=True))
 def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_path: Path) -> None:
     model = tiny_model(experts_implementation=implementation)
     model.save_pretrained(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,12 @@ OWN = FAST | SLOW
 
 
 def build(family: str) -> Any:
+    """A copy of the tiny model of a family."""
+    return copy.deepcopy(made(family))
+
+
+@functools.cache
+def made(family: str) -> Any:
     """A tiny model in eval mode; biases that steer who is chosen, which begin as zeros, are random."""
     if family not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {family}")

@@ -354,6 +354,7 @@ def test_without_mmlu_the_page_says_why_and_a_statistic_is_one_file_and_its_word
         raise CorpusError("the MMLU questions need lm-eval 0.4.13: no network")
 
     monkeypatch.setattr(sets, "mmlu_dev_questions", missing)
+    monkeypatch.setattr(Figure, "png", lambda self, dpi=0: b"")  # pictures are rendered above
     monkeypatch.setattr(chance, "STATISTICS", dict(chance.STATISTICS))
     monkeypatch.setattr(report, "STATISTICS", chance.STATISTICS)
     words = tomllib.loads(WORDS_OF_IT)

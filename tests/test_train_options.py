@@ -250,12 +250,6 @@ def test_a_model_of_own_text_from_the_command_line_and_on_from_there(
     assert "start was '" in capsys.readouterr().err
 
 
-def test_a_start_of_other_weights_is_another_run(corpus: Corpus, tmp_path: Path) -> None:
-    start = tiny_model(3, vocab_size=300, router_jitter_noise=0.1)
-    run = tiny_run(tmp_path, corpus, start=start)
-    assert state.digest(run.model) == state.digest(start) == run.recipe["start"]
-
-
 def test_what_is_frozen_stays_and_the_run_goes_on_bit_for_bit(
     corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -173,33 +173,6 @@ def test_trap_2_alike_experts_teach_the_router_nothing() -> None:
     assert largest[1] > 1e-4
 
 
-@pytest.mark.parametrize("granularity", [1, 2])
-def test_training_goes_on_and_the_experts_part(granularity: int) -> None:
-    ids = random_ids(4, 24)
-    dense = dense_model().train()
-    fit(dense, ids, steps=10)
-    sparse = upcycle(dense, num_experts=4, granularity=granularity)
-    before = fit(dense, ids, steps=1)
-    losses = fit(sparse, ids, steps=20)
-    assert losses[0] == pytest.approx(before[0], rel=1e-4)
-    assert losses[-1] < 0.7 * losses[0]
-    stacked = moe(sparse, 0).experts.stacked()[0].detach()
-    assert float((stacked[0] - stacked[granularity]).abs().max()) > 1e-3
-
-
-def fit(model: MixtralModel, ids: torch.Tensor, steps: int) -> list[float]:
-    """lm_loss before each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses: list[float] = []
-    for _ in range(steps):
-        out = model(ids, labels=ids)
-        losses.append(float(out.lm_loss.detach()))
-        out.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
-
-
 @torch.no_grad()
 def test_a_dense_checkpoint_becomes_a_mixtral_folder(tmp_path: Path) -> None:
     """From a folder of a dense model to one that transformers reads as Mixtral, and computes the same."""

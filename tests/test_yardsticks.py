@@ -130,18 +130,6 @@ def test_a_stage_may_have_a_model_of_its_own(root: Path, plan: Path) -> None:
         assert used["moe"] - used["work"] == piece.model.num_experts * piece.model.hidden_size
 
 
-def test_a_result_of_another_plan_stays(plan: Path) -> None:
-    run_plan(plan)
-    file = plan.parent / "first" / "work-0.01-1.json"
-    before = file.read_text()
-    plan.write_text(PLAN.replace("intermediate_size = 4", "intermediate_size = 8"))
-    with pytest.raises(
-        ConfigError, match=r"work-0\.01-1\.json .*model\.intermediate_size was 4, is 8\. Move"
-    ):
-        run_plan(plan)
-    assert file.read_text() == before
-
-
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
