@@ -101,13 +101,6 @@ def test_trap_22_no_zero_over_zero() -> None:
     )  # one expert: no deviation, where a sample variance has none
 
 
-def test_aux_loss_is_absent_without_sparse_layers() -> None:
-    ids = random_ids(1, 6)
-    out = tiny_model(mlp_only_layers=(0, 1)).train()(ids, labels=ids)
-    assert (out.aux_loss, out.z_loss, out.routings) == (None, None, ())
-    assert torch.equal(out.loss, out.lm_loss)
-
-
 @pytest.mark.parametrize("dense", [0, 1])
 def test_a_dense_layer_has_no_part_in_the_balancing_loss(dense: int) -> None:
     ids = random_ids(2, 12)

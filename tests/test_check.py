@@ -123,83 +123,40 @@ LIKE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("answer", "fact"),
-    [
-        (
-            lambda x, k, flag: 3 * twice(x, k, flag),
-            "Your numbers are 3 times the right ones, in every case.",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) + 4,
-            "Your numbers are 4 more than the right ones, in every case.",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) / len(x),
-            "Your numbers are right / x.shape[0] in every case, if right",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) ** 2,
-            "Your numbers are right ** 2 in every case, if right stands",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) + x,
-            "Your numbers are right + x in every case, if right stands",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) * x.norm(),
-            "In each case your numbers are the right ones times one",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag).softmax(-1).log(),
-            "In each row your numbers are the right ones plus one",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) * x.norm(dim=0),
-            "In each column your numbers are the right ones times",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag).flip(1),
-            "In each row the right numbers stand in another order.",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag).flip(0, 1),
-            "In each case the right numbers stand in another order.",
-        ),
-        (
-            lambda x, k, flag: twice(x, 7, flag),
-            "Your numbers do not depend on k: ",
-        ),
-        (lambda x, k, flag: twice(x, k + 1, flag), "Your numbers would be right if k were k + 1."),
-        (
-            lambda x, k, flag: twice(x.softmax(1), k, flag),
-            "Your numbers would be right if x were x.softmax(1).",
-        ),
-        (lambda x, k, flag: twice(x, k, flag).abs() ** 0.9, ""),
-        (lambda x, k, flag: twice(x, k, flag).clamp_min(0).sqrt(), ""),
-        (
-            lambda x, k, flag: twice(x, k, flag) + (twice(x, k, flag) > 0),
-            "All that is wrong stands where right > 0,",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) + flag * x.sin(),
-            "Only the cases with flag == True are wrong; the",
-        ),
-        (
-            lambda x, k, flag: twice(x, k, flag) + (k == 1) * x.sin(),
-            "Only the cases with k == 1 are wrong; the",
-        ),
-    ],
-)
+# what an answer makes of the right one, and what it is told
+FACTS = {
+    "3 * right": "Your numbers are 3 times the right ones, in every case.",
+    "right + 4": "Your numbers are 4 more than the right ones, in every case.",
+    "right / len(x)": "Your numbers are right / x.shape[0] in every case, if right",
+    "right ** 2": "Your numbers are right ** 2 in every case, if right stands",
+    "right + x": "Your numbers are right + x in every case, if right stands",
+    "right * x.norm()": "In each case your numbers are the right ones times one",
+    "right.softmax(-1).log()": "In each row your numbers are the right ones plus one",
+    "right * x.norm(dim=0)": "In each column your numbers are the right ones times",
+    "right.flip(1)": "In each row the right numbers stand in another order.",
+    "right.flip(0, 1)": "In each case the right numbers stand in another order.",
+    "twice(x, 7, flag)": "Your numbers do not depend on k: ",
+    "twice(x, k + 1, flag)": "Your numbers would be right if k were k + 1.",
+    "twice(x.softmax(1), k, flag)": "Your numbers would be right if x were x.softmax(1).",
+    "right.abs() ** 0.9": "None of the common mistakes gives these numbers; every case differs.",
+    "right.clamp_min(0).sqrt()": "None of the common mistakes gives these numbers; every case differs.",
+    "right + (right > 0)": "All that is wrong stands where right > 0,",
+    "right + flag * x.sin()": "Only the cases with flag == True are wrong; the",
+    "right + (k == 1) * x.sin()": "Only the cases with k == 1 are wrong; the",
+}
+
+
+@pytest.mark.parametrize(("answer", "fact"), FACTS.items())
 def test_an_unknown_mistake_is_told_what_it_has_in_common_with_the_right_answer(
-    answer: Any, fact: str
+    answer: str, fact: str
 ) -> None:
-    view = forms.like("x", "the result")
+    def given(x: Tensor, k: int, flag: bool) -> Any:
+        known = {"x": x, "k": k, "flag": flag, "twice": twice, "right": twice(x, k, flag)}
+        return eval(answer, known)
+
     with pytest.raises(CheckFailed) as failed:
-        judge(answer, twice, Suspects, LIKE, view, "00 §9")
-    assert failed.value.cause.startswith(
-        fact or "None of the common mistakes gives these numbers; every case differs."
-    )
+        judge(given, twice, Suspects, LIKE, forms.like("x", "the result"), "00 §9")
+    assert failed.value.cause.startswith(fact)
 
 
 def test_an_answer_that_changes_where_the_right_one_does_not_is_told_so() -> None:

@@ -3,8 +3,8 @@
 Works differ in length, between domains as well, and each has its own loads, drawn about those of its domain
 (Dirichlet), so tokens of one work are alike and there are far fewer independent observations than tokens. A test must
 reject at its nominal 5 % when the domains are the same, an interval must hold the truth in at least 90 % of the runs,
-and effects of a stated size must be found. Two hundred runs by default, with bands of 3.3 binomial errors (a false
-alarm in a thousand); a thousand runs (`slow`) hold the bounds as they are stated, and their rates are stored for the
+and effects of a stated size must be found. A hundred runs by default, from fixed seeds, with bands of 3.3 binomial
+errors of two hundred; a thousand runs (`slow`) hold the bounds as they are stated, and their rates are stored for the
 page 'How far to trust these numbers'.
 """
 
@@ -30,7 +30,7 @@ from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.study.vocabulary import characteristic_tokens, preferred_experts, token_shares
 
 E, K = 8, 2
-RUNS = [pytest.param(200), pytest.param(1000, marks=pytest.mark.slow)]
+RUNS = [pytest.param(100), pytest.param(1000, marks=pytest.mark.slow)]
 EVEN = np.full(E, 1 / E)
 
 
@@ -103,7 +103,7 @@ def simulate(
 
 
 def tolerance(rate: float, runs: int) -> float:
-    return 3.3 * math.sqrt(rate * (1 - rate) / runs)
+    return 3.3 * math.sqrt(rate * (1 - rate) / max(runs, 200))
 
 
 def holds(band: ch.Band, truth: float) -> bool:
@@ -290,10 +290,10 @@ def test_the_interval_of_parallel_texts_covers(runs: int, store: Any) -> None:
 @pytest.mark.parametrize("runs", RUNS)
 def test_intervals_within_domains_cover(runs: int, store: Any) -> None:
     for effect in (0.0, 0.5):
-        truth = domain_load(simulate(999, works=10_000, effect=effect), 1, resamples=9)
-        values = [truth.share.value, truth.tv.value, truth.ratio.value]
-        if not effect:
-            values = [np.full((4, E), 1 / E), np.zeros(4), np.ones(4)]
+        values = [np.full((4, E), 1 / E), np.zeros(4), np.ones(4)]
+        if effect:
+            truth = domain_load(simulate(999, works=10_000, effect=effect), 1, resamples=9)
+            values = [truth.share.value, truth.tv.value, truth.ratio.value]
         inside = np.zeros(3)
         for seed in range(runs):
             one = domain_load(simulate(seed, works=240, effect=effect), 1, resamples=99, seed=seed)
