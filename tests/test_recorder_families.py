@@ -105,19 +105,19 @@ CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 OWN = FAST | SLOW
 
 
-def build(family: str) -> Any:
+def build(family: str, **changes: Any) -> Any:
     """A copy of the tiny model of a family."""
-    return copy.deepcopy(made(family))
+    return copy.deepcopy(made(family, **changes))
 
 
 @functools.cache
-def made(family: str) -> Any:
+def made(family: str, **changes: Any) -> Any:
     """A tiny model in eval mode; biases that steer who is chosen, which begin as zeros, are random."""
     if family not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {family}")
     default = transformers.AutoConfig.for_model(family)
     known = {*default.to_dict(), *default.attribute_map}
-    sizes = {k: v for k, v in SIZES.items() if k in known} | OWN[family]
+    sizes = {k: v for k, v in SIZES.items() if k in known} | OWN[family] | changes
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

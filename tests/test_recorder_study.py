@@ -35,7 +35,8 @@ from minimoe.study.trace import TraceWriter
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import train_tokenizer
 from tests.small import same_trace, tiny_model
-from tests.test_recorder_transformers import SIZES, untrained
+from tests.test_recorder_families import build
+from tests.test_recorder_transformers import SMALL
 
 transformers = pytest.importorskip("transformers")
 
@@ -66,19 +67,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models of random weights with a tokenizer, as transformers saves them, and one as minimoe does."""
     root = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer([q["text"] for q in questions(60)], VOCABULARY)
-    before = dict(SIZES)
-    SIZES.update(vocab_size=VOCABULARY, eos_token_id=0)
-    try:
-        for family in ("mixtral", "gpt_oss", "deepseek_v3"):
-            torch.manual_seed(0)
-            folder = root / f"tiny-{family}"
-            untrained(family).save_pretrained(folder)
-            _wrapped(tokenizer, begin=family == "mixtral").save_pretrained(folder)
-        torch.manual_seed(0)
-        llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
-    finally:
-        SIZES.clear()
-        SIZES.update(before)
+    for family in ("mixtral", "gpt_oss", "deepseek_v3"):
+        folder = root / f"tiny-{family}"
+        build(family, vocab_size=VOCABULARY, eos_token_id=0).save_pretrained(folder)
+        _wrapped(tokenizer, begin=family == "mixtral").save_pretrained(folder)
+    sizes = SMALL | {"vocab_size": VOCABULARY, "eos_token_id": 0}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
     llama.save_pretrained(root / "dense")
     _wrapped(tokenizer, begin=False).save_pretrained(root / "dense")
     save_model(tiny_model(vocab_size=VOCABULARY), root / "own")
@@ -277,7 +271,7 @@ def test_gpt_oss_in_bfloat16_on_the_default_layers(
         folders["tiny-gpt_oss"], tmp_path, questions=quiz, dtype="bfloat16", max_tokens=300, progress=False
     )  # fmt: skip
     trace = TraceWriter.read(tmp_path / "trace")
-    assert trace.layers == (1, 2, 3) and trace.experts_per_token == 3
+    assert trace.layers == (1, 2, 3) and trace.experts_per_token == 2
     assert {d.topic for d in trace.documents} == set(SUBJECTS)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["dtype"] == "bfloat16"
@@ -366,7 +360,7 @@ def test_trap_harness_4063_a_model_of_the_hub_is_known_by_its_commit_or_refused(
     (cache / "refs" / "main").write_text(commits[0])
     found = find_model("somebody/tiny", device="cpu")
     assert found.name == "somebody/tiny" and found.identity["revision"] == commits[0]
-    assert found.num_experts == 5 and next(found.load().parameters()).device.type == "cpu"
+    assert found.num_experts == 6 and next(found.load().parameters()).device.type == "cpu"
     other = find_model("somebody/tiny", device="cpu", revision=commits[1])
     assert other.identity["revision"] == commits[1]
     assert type(other.load()).__name__ == "GptOssForCausalLM"

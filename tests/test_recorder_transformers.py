@@ -7,6 +7,7 @@ with a bias of the router. Every family is in test_recorder_families.py.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,51 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.config import ModelConfig
 from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
 from minimoe.study.record import Recording, RoutingRecorder, record_documents, source_of, spans
 from minimoe.study.trace import TraceDocument
+from tests.huggingface import saved
+from tests.test_recorder_families import V, build
 
 transformers = pytest.importorskip("transformers")
 
-V = 64
-SIZES: dict[str, Any] = {
+FAMILIES = ("mixtral", "deepseek_v3", "gpt_oss")
+SMALL: dict[str, Any] = {
     "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {
-    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
-    "deepseek_v3": {
-        "num_key_value_heads": 4, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_routed_experts": 8,
-        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "routed_scaling_factor": 2.5,
-        "norm_topk_prob": True, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
-        "v_head_dim": 4,
-    },
-    "gpt_oss": {
-        "num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 8, "sliding_window": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    },
-}  # fmt: skip
-
-
-def untrained(family: str) -> Any:
-    """A model of random weights; the biases that choose experts are random too."""
-    config = transformers.AutoConfig.for_model(family, **SIZES | FAMILIES[family])
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for block in model.model.layers:
-        if family == "gpt_oss":
-            nn.init.normal_(block.mlp.router.bias)
-        elif hasattr(getattr(block.mlp, "gate", None), "e_score_correction_bias"):
-            # a bias that changes who is chosen, not the weights
-            block.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.4, 0.4, 8).flip(0))
-    return model
-
-
-def make(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return untrained(family).eval().to(dtype)
 
 
 class RouterLogits:
@@ -91,13 +60,13 @@ class RouterLogits:
         return logits
 
 
-def selector(family: str, logits: Tensor) -> Tensor:
+def selector(family: str, gate: Any, logits: Tensor) -> Tensor:
     """[T, E] what the K experts are the largest of, computed from the logits alone."""
     if family != "deepseek_v3":
         return logits.double()
-    s = logits.double().sigmoid() + torch.linspace(-0.4, 0.4, 8).flip(0)
+    s = logits.double().sigmoid() + gate.e_score_correction_bias
     allowed = torch.full_like(s, -torch.inf)
-    for row, groups in enumerate(s.view(-1, 4, 2)):
+    for row, groups in enumerate(s.view(-1, 3, 2)):
         for g in groups.sum(dim=1).argsort(descending=True)[:2].tolist():
             allowed[row, 2 * g : 2 * g + 2] = s[row, 2 * g : 2 * g + 2]
     return allowed
@@ -112,15 +81,16 @@ def weights(family: str, logits: Tensor, expert: Tensor) -> Tensor:
     return z.gather(1, expert).softmax(dim=1)
 
 
-def agrees(family: str, recording: Recording, logits: list[Tensor], atol: float) -> None:
+def agrees(family: str, recording: Recording, logits: RouterLogits, atol: float) -> None:
     """Every choice against the router logits; a tie may fall either way."""
-    assert recording.expert.shape[:2] == (len(logits[0]), len(logits))
-    for column, z in enumerate(logits):
+    routed = logits()
+    assert recording.expert.shape[:2] == (len(routed[0]), len(routed))
+    for column, (gate, z) in enumerate(zip(logits.gates, routed, strict=True)):
         expert = torch.from_numpy(recording.expert[:, column].astype(np.int64))
         weight = torch.from_numpy(recording.weight[:, column])
         k = expert.shape[1]
         assert all(len(set(row)) == k for row in expert.tolist())
-        score = selector(family, z)
+        score = selector(family, gate, z)
         best = score.sort(dim=1, descending=True).values[:, :k]
         assert torch.equal(score.gather(1, expert).sort(dim=1, descending=True).values, best)
         assert (weight.diff(dim=1) <= 0).all()  # the first choice first
@@ -154,7 +124,7 @@ def hooks(model: nn.Module) -> list[int]:
 def test_choices_are_those_of_the_router_logits(
     family: str, padding: str, dtype: torch.dtype
 ) -> None:
-    model = make(family, dtype)
+    model = build(family).to(dtype)
     ids, mask = ids_and_mask(3, 9, padding)
     with RouterLogits(model) as logits, RoutingRecorder(model) as recorder:
         out = model(ids, attention_mask=mask, output_router_logits=True)
@@ -169,13 +139,13 @@ def test_choices_are_those_of_the_router_logits(
     assert recording.input_ids.tolist() == ids.flatten().tolist()
     valid = torch.ones_like(ids) if mask is None else mask
     assert recording.valid.tolist() == valid.bool().flatten().tolist()
-    agrees(family, recording, routed, 1e-5 if dtype == torch.float32 else 8e-3)
+    agrees(family, recording, logits, 1e-5 if dtype == torch.float32 else 8e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_outputs_are_bit_equal_and_no_hook_is_left(family: str) -> None:
-    model = make(family, torch.bfloat16)
+    model = build(family).to(torch.bfloat16)
     ids, mask = ids_and_mask(3, 9, "left")
     for reader in (model, model.model):
         plain = reader(ids, mask)[0]
@@ -197,7 +167,7 @@ def test_outputs_are_bit_equal_and_no_hook_is_left(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_passes_are_recorded_and_gradients_are_the_same(family: str) -> None:
-    model = make(family).train()
+    model = build(family).train()
     ids, _ = ids_and_mask(2, 6, "none")
     gradients: list[Tensor] = []
     for record in (False, True):
@@ -217,7 +187,7 @@ def test_training_passes_are_recorded_and_gradients_are_the_same(family: str) ->
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: str) -> None:
-    model = make(family)
+    model = build(family)
     ids, mask = ids_and_mask(3, 9, padding)
     with RoutingRecorder(model) as recorder:
         model(ids, attention_mask=mask)
@@ -247,7 +217,7 @@ def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: 
 
 @torch.no_grad()
 def test_generation_is_recorded_step_by_step() -> None:
-    model = make("mixtral")
+    model = build("mixtral")
     ids, mask = ids_and_mask(2, 5, "left")
     with RoutingRecorder(model) as recorder:
         out = model.generate(ids, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False)  # fmt: skip
@@ -260,7 +230,7 @@ def test_generation_is_recorded_step_by_step() -> None:
 @torch.no_grad()
 def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
     """A static cache makes masks of four dimensions, which do not say which tokens are padding."""
-    model = make("mixtral")
+    model = build("mixtral")
     ids, _ = ids_and_mask(1, 9, "none")
     options: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with RoutingRecorder(model), pytest.raises(TraceError, match="attention_mask is"):
@@ -273,7 +243,7 @@ def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
 
 @torch.no_grad()
 def test_a_text_may_begin_without_context() -> None:
-    model = make("mixtral")
+    model = build("mixtral")
     text = np.arange(3, 20)
     trace = record_documents(
         model, [TraceDocument("a", "0")], [text], end_of_text=None, max_length=10
@@ -287,16 +257,9 @@ def test_a_text_may_begin_without_context() -> None:
 
 
 @torch.no_grad()
-def test_both_libraries_give_one_recording_of_the_same_weights() -> None:
-    theirs = make("mixtral")
-    config = ModelConfig(
-        **{k: v for k, v in SIZES.items() if k in ModelConfig.__dataclass_fields__},
-        num_experts=5, num_experts_per_tok=2, tie_word_embeddings=False,
-        rope_theta=theirs.config.rope_parameters["rope_theta"],
-    )  # fmt: skip
-    ours = MixtralModel(config).eval()
-    state = {k.removeprefix("model."): v for k, v in theirs.state_dict().items()}
-    ours.load_state_dict(state)
+def test_both_libraries_give_one_recording_of_the_same_weights(tmp_path: Path) -> None:
+    theirs = saved(tmp_path, "mixtral")
+    ours = MixtralModel.from_pretrained(tmp_path)
     ids, mask = ids_and_mask(3, 9, "left")
     assert mask is not None
     with RoutingRecorder(theirs) as one, RoutingRecorder(ours) as other:
@@ -310,7 +273,7 @@ def test_both_libraries_give_one_recording_of_the_same_weights() -> None:
 
 @torch.no_grad()
 def test_layers_are_chosen_by_their_numbers() -> None:
-    model = make("deepseek_v3")
+    model = build("deepseek_v3")
     ids, _ = ids_and_mask(2, 5, "none")
     with RoutingRecorder(model) as every, RoutingRecorder(model, layers=[3]) as one:
         model(ids)
@@ -325,7 +288,7 @@ def test_layers_are_chosen_by_their_numbers() -> None:
 
 @torch.no_grad()
 def test_after_an_error_nothing_is_left() -> None:
-    model = make("mixtral")
+    model = build("mixtral")
     ids, _ = ids_and_mask(2, 5, "none")
     before = hooks(model)
     broken = copy.deepcopy(model)
@@ -347,7 +310,7 @@ def test_after_an_error_nothing_is_left() -> None:
 
 @torch.no_grad()
 def test_what_cannot_be_recorded_is_said() -> None:
-    model = make("mixtral")
+    model = build("mixtral")
     ids, _ = ids_and_mask(2, 5, "none")
     with RoutingRecorder(model):
         with pytest.raises(TraceError, match="without input_ids"):
@@ -367,7 +330,7 @@ def test_what_cannot_be_recorded_is_said() -> None:
 
 
 def test_an_unknown_class_names_those_that_are_known() -> None:
-    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
     for model in (llama, nn.Linear(2, 2), object()):
         with pytest.raises(TraceError, match=type(model).__name__) as caught:
             RoutingRecorder(model)  # type: ignore[arg-type]
@@ -375,7 +338,7 @@ def test_an_unknown_class_names_those_that_are_known() -> None:
             assert name in str(caught.value)
         assert "RoutingSource" in str(caught.value)
     dense = transformers.Qwen3MoeForCausalLM(
-        transformers.Qwen3MoeConfig(**SIZES, num_experts=4, mlp_only_layers=[0, 1, 2])
+        transformers.Qwen3MoeConfig(**SMALL, num_experts=4, mlp_only_layers=[0, 1, 2])
     )
     with pytest.raises(TraceError, match="no sparse layer"):
         RoutingRecorder(dense)
@@ -422,7 +385,7 @@ def test_another_library_is_recorded_through_a_source_of_ones_own() -> None:
 
 
 def test_compiled_code_is_not_taken_for_a_kernel() -> None:
-    model = untrained("mixtral").eval()
+    model = build("mixtral")
     ids = torch.arange(9)[None]
     model.compile(backend="eager")
     model(ids)
@@ -435,7 +398,7 @@ def test_compiled_code_is_not_taken_for_a_kernel() -> None:
 
 
 def test_a_broken_model_is_not_recorded_and_each_module_is_in_its_own_mode_afterwards() -> None:
-    model = untrained("mixtral").train()
+    model = build("mixtral").train()
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
     record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)

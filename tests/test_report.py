@@ -97,13 +97,14 @@ def rendered() -> list[str]:
 
 @pytest.fixture(scope="module")
 def studied(checkpoint, corpus, rendered, tmp_path_factory):
-    """One run, read by several tests."""
+    """One run, read by several tests; its figures are rendered with few dots."""
     png = Figure.png
 
     def counted(self, dpi=DPI):
         if dpi not in self.rendered:
             rendered.append(self.name)
-        return png(self, dpi)
+            self.rendered[dpi] = png(self, 40)
+        return self.rendered[dpi]
 
     with pytest.MonkeyPatch.context() as patch:
         small(patch, corpus)
