@@ -97,17 +97,6 @@ def test_grouped_projection_equals_its_definition(
         torch.testing.assert_close(results[1][0][i], sum(terms, start=torch.zeros(3).double()))
 
 
-@pytest.mark.parametrize("m", [2, 9])  # fewer products than experts, and more
-def test_gradients_of_the_projections(m: int) -> None:
-    row, expert, weight = assignments(6, m, 2, 5, seed=1)
-    x, experts = torch.randn(6, 3).double(), torch.randn(5, 4, 3).double()
-    inputs = [t.requires_grad_() for t in (x, weight.double(), experts)]
-    for project in (dense_projection, grouped_projection):
-        assert torch.autograd.gradcheck(
-            lambda x, w, experts, project=project: project(x, row, expert, w, experts), inputs
-        )
-
-
 @pytest.mark.parametrize("m", [2, 9])
 def test_only_chosen_experts_are_computed(m: int) -> None:
     row, expert, weight = assignments(6, m, 2, 5, seed=2)
@@ -295,32 +284,6 @@ def test_mixture_of_attention_heads_is_its_equation(
     assert routing.k == k
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("g", [1, 2])
-def test_all_heads_with_equal_weights_are_dense_attention(g: int) -> None:
-    """K = E and a router that cannot tell heads apart: weights 1/E, made good by outputs E times as large."""
-    e, d = 4, 4
-    config = TINY.replace(num_attention_heads=e * g, num_key_value_heads=g, head_dim=d)
-    dense, x = Attention(config), torch.randn(2, 7, 16)
-    attention = make_attention(
-        config.replace(
-            attention_type="moa", attention_num_experts=e, attention_num_experts_per_tok=e
-        )
-    )
-    assert isinstance(attention, MixtureOfAttentionHeads)
-    attention.gate.weight.zero_()
-    attention.k_proj.weight.copy_(dense.k_proj.weight)
-    attention.v_proj.weight.copy_(dense.v_proj.weight)
-    # dense attention has the E heads of a key/value head side by side; an expert has one head of each
-    query = dense.q_proj.weight.view(g, e, d, 16).transpose(0, 1).reshape(e, g * d, 16)
-    output = dense.o_proj.weight.view(16, g, e, d).permute(2, 0, 1, 3).reshape(e, 16, g * d)
-    attention.q_proj.weight.copy_(query)
-    attention.o_proj.weight.copy_(e * output)
-    y, routings = run(attention, x)
-    torch.testing.assert_close(y, run(dense, x)[0])
-    assert bool((routings[0].weight == 1 / e).all())
-
-
 def test_trap_2_the_head_router_learns_with_one_head() -> None:
     """The weight is 1, and its gradient that of p / c with c held at p: dw_i/dl_j = δ_ij − p_j."""
     torch.manual_seed(0)
@@ -334,17 +297,6 @@ def test_trap_2_the_head_router_learns_with_one_head() -> None:
     assert router.weight.grad is not None
     torch.testing.assert_close(router.weight.grad, (value[:, None] * slope).T @ x)
     assert float(router.weight.grad.abs().max()) > 1e-2
-
-
-def test_weights_of_the_head_router() -> None:
-    torch.manual_seed(0)
-    router, x = HeadRouter(8, 6, 3, initializer_range=1.0), torch.randn(12, 8)
-    best = (x @ router.weight.T).topk(3).values
-    torch.testing.assert_close(router(x).weight.view(12, 3), best.softmax(-1))
-    plain = HeadRouter(8, 6, 3, norm_topk_prob=False)
-    plain.load_state_dict(router.state_dict())
-    probs = (x @ router.weight.T).softmax(-1)
-    torch.testing.assert_close(plain(x).weight.view(12, 3), probs.topk(3).values)
 
 
 # Both

@@ -12,13 +12,13 @@ import torch
 
 from minimoe.__main__ import main
 from minimoe.checkpoint import read_config
-from minimoe.config import ROUTER_TYPES, ModelConfig
+from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.hf.translate import FAMILIES, from_huggingface, to_huggingface
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from tests.huggingface import COMMON, OWN, library, published, saved
-from tests.small import TINY, random_ids, tiny_model
+from tests.small import random_ids, tiny_model
 
 BUILT = ("mixtral-8x7b", "mixtral-8x22b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b")
 
@@ -343,13 +343,6 @@ def test_what_no_family_can_have_is_refused_by_name(
     message = str(caught.value)
     assert f"the closest is {kind!r}, which cannot have {', '.join(fields)}: save it" in message
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("router", [r for r in ROUTER_TYPES if r != "top_k"])
-def test_no_other_router_is_passed_off_as_theirs(router: str) -> None:
-    k = {"switch": 1, "base": 1, "dense": 5, "average": 5}.get(router, 2)
-    with pytest.raises(ConfigError, match=f"router_type = '{router}'"):
-        to_huggingface(TINY.replace(router_type=router, num_experts_per_tok=k))
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b"])

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -589,36 +585,3 @@ def test_the_real_questions_and_those_made_from_articles() -> None:
     made = question_set("generated")
     assert len(made.subjects) == 11 and 500 < len(made.questions) < 1500
     assert all(re.search(r"\nAnswer: [A-D]$", q.text) for q in made.questions)
-
-
-# Killed
-
-
-@pytest.mark.slow
-def test_killed_and_run_again_it_is_the_same(
-    folders: dict[str, Path], quiz: Path, tmp_path: Path
-) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        small = ("--batch-tokens", "16", "--chunk-tokens", "150")
-        arguments = command(folders["tiny-mixtral"], quiz, out, *small)
-        return subprocess.Popen(
-            [sys.executable, "-m", "minimoe", *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    assert start(tmp_path / "whole").wait(300) == 0
-    kills = 0
-    for wanted in (1, 4, 9):
-        process = start(tmp_path / "killed")
-        chunk = tmp_path / "killed" / "trace" / f"chunk-{wanted:06d}.npz"
-        while process.poll() is None and not chunk.exists():
-            time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-    assert kills == 3
-    assert start(tmp_path / "killed").wait(300) == 0
-    assert same(tmp_path / "killed", tmp_path / "whole")
-    chunks = [{p.name for p in (tmp_path / n / "trace").glob("*.*")} for n in ("killed", "whole")]
-    assert {x for x in chunks[0] if x[0] != "."} == chunks[1]
-    assert (tmp_path / "killed" / "report.html").exists()

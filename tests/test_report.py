@@ -247,27 +247,6 @@ def test_mixtral_itself_stands_beside_its_claims(studied):
     assert page.count("<th>Mixtral itself</th>") == 3  # the overview, C12 and C13
 
 
-@pytest.mark.slow
-def test_a_report_that_a_kill_left_half_written_is_finished_by_a_second_run(
-    studied, checkpoint, offline, tmp_path, recorded
-):
-    """What a kill leaves while report.html is written: all the rest, and a part of the page beside its place."""
-    out = tmp_path / "study"
-    shutil.copytree(studied.parent, out)
-    page = (out / "report.html").read_text(encoding="utf-8")
-    (out / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
-    (out / "report.html").unlink()
-    (out / "load.png").unlink()
-    path = run_study(checkpoint, out, max_tokens=2000, progress=False)
-    assert recorded == [], "the trace is whole and used as it is"
-    names = [sorted(p.name for p in folder.iterdir()) for folder in (out, studied.parent)]
-    assert names[0] == names[1]
-    assert path.read_text(encoding="utf-8").endswith(page[-100:])
-    summaries = [json.loads((d / "summary.json").read_text()) for d in (out, studied.parent)]
-    assert summaries[0]["measurements"] == summaries[1]["measurements"]
-    assert summaries[0]["findings"] == summaries[1]["findings"]
-
-
 def test_trap_harness_4063_a_trace_is_known_by_all_that_can_change_it(
     checkpoint, tmp_path, monkeypatch
 ):
