@@ -287,7 +287,7 @@ def test_few_questions_still_make_a_report(
     path.write_text("\n".join(json.dumps(q) for q in given))
     report = run_study(folders["own"], tmp_path / "out", questions=path, progress=False)
     page = report.read_text(encoding="utf-8")
-    assert ("fewer than 50" in page) == bool(count)
+    assert not count or "fewer than 50" in page
     assert ("Left out: neighbouring tokens" in page) == (not count)
     assert "generated questions: questions were asked for." in page
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
