@@ -147,6 +147,7 @@ def draw_skew(
     titles: Titles | None = None,
     num_layers: int | None = None,
     name: str = "skew",
+    note: str = "",
 ) -> d.Figure:
     """Total variation to the pooled load, and max/min, of every label at a few layers, with each label's own null."""
     last, titles = loads[-1], titles or {}
@@ -183,8 +184,8 @@ def draw_skew(
     moved = {titles.get(n, n): last.tv[_index(last, n)] for n in names}
     each = ", ".join(say.told("figures.skew.each", label=n, moved=x) for n, x in moved.items())
     return d.figure(
-        name, canvas, "skew", [each], labels=len(names), beyond=len(last.beyond),
-        layer=say.of_layers(last.layer, num_layers), ratio=last.ratio[worst],
+        name, canvas, "skew", [each], note=f" {note}" if note else "", labels=len(names),
+        layer=say.of_layers(last.layer, num_layers), beyond=len(last.beyond), ratio=last.ratio[worst],
         worst=titles.get(last.names[worst], last.names[worst]),
     )  # fmt: skip
 
