@@ -62,7 +62,7 @@ FAST: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "longcat_flash": MLA,
     "minimax": {},
-    "mixtral": {},
+    "mixtral": {"sliding_window": None},
     "nemotron_h": {},
     "olmoe": {},
     "phimoe": {},
