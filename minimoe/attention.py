@@ -108,8 +108,11 @@ class CausalAttention(nn.Module):
 
     `qk_norm` normalises queries and keys before the rotation: 'head' each head of size d by itself with one weight [d]
     (Qwen3), 'full' all heads side by side with a weight as long as they are (OLMoE). Each attention's `forward` takes x
-    [B, S, D] and gives y [B, S, D] and the routings of its experts, of T = B·S tokens each.
+    [B, S, D] and gives y [B, S, D] and the routings of its experts, of T = B·S tokens each. `idle_parameters` are those
+    that one token does not use.
     """
+
+    idle_parameters: int = 0
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -139,11 +142,6 @@ class CausalAttention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=place.mask, is_causal=causal, enable_gqa=shared
         ).transpose(1, 2)
-
-    @property
-    def idle_parameters(self) -> int:
-        """Parameters that one token does not use."""
-        return 0
 
 
 class Attention(CausalAttention):

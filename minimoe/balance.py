@@ -57,45 +57,6 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     return value
 
 
-class GlobalLoad:
-    """Counts the assignments of a global batch: over the steps of gradient accumulation and over ranks.
-
-    The counts of a batch are complete only after its last forward pass, but its first backward pass needs them. So
-    either go over the batch twice (counting without gradients, then training with the total), or use the counts of
-    the batch before. Both are this object; which one it is, the training loop decides by when it reads `counts`:
-
-        load = GlobalLoad(E)
-        for batch in batches: load.add(routing_of(batch))      # under no_grad
-        load.all_reduce()
-        for batch in batches: switch_loss(routing_of(batch), load.counts).backward()
-        load.reset()
-
-    A recomputed forward pass (activation checkpointing) counts nothing, since counting is a call and not a side effect.
-
-    Attributes:
-        counts: [E] int64, valid assignments so far, before any drop.
-    """
-
-    def __init__(self, num_experts: int, *, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(num_experts, dtype=torch.int64, device=device)
-
-    def add(self, routing: Routing) -> None:
-        """Count one routing; a MinimoeError if it has another number of experts."""
-        e, known = routing.num_experts, len(self.counts)
-        if e != known:
-            raise MinimoeError(f"the routing has {e} experts; counted are {known}")
-        # not in place: a loss may still hold the counts read before
-        self.counts = self.counts + routing.load().to(self.counts.device)
-
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Sum the counts over the ranks of a process group; does nothing where none is initialised."""
-        self.counts = sum_over_ranks(self.counts, group)
-
-    def reset(self) -> None:
-        """Begin the next batch."""
-        self.counts = torch.zeros_like(self.counts)
-
-
 LEAST_NOISE = 1e-2  # tensor2tensor, the authors' own code, adds as much to every deviation
 
 
@@ -110,7 +71,7 @@ def switch_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     the K choices report K times this value.
 
     Args:
-        counts: [E] assignments per expert over the global batch, from `GlobalLoad` (Qiu et al. 2025); None: those of
+        counts: [E] assignments per expert over the global batch, its steps and ranks (Qiu et al. 2025); None: those of
             this routing. The loss is linear in P, so the mean of these losses over ranks and steps of equally many
             tokens is exactly the loss of the global batch, which the mean of losses with local counts is not.
 
@@ -326,16 +287,18 @@ class BiasController:
         if not rate > 0:
             raise ConfigError(f"the rate of the bias controller is {rate}; it must be positive")
         self.router, self.rate = router, rate
-        self.load = GlobalLoad(router.num_experts, device=router.e_score_correction_bias.device)
+        self.reset()
 
     def observe(self, routing: Routing) -> None:
         """Count one forward pass of the current step; ignored while the router is in eval mode."""
         if self.router.training:
-            self.load.add(routing)
+            if (e := routing.num_experts) != (known := len(self.counts)):
+                raise MinimoeError(f"the routing has {e} experts; counted are {known}")
+            self.counts += routing.load().to(self.counts.device)
 
     def reset(self) -> None:
         """Forget what was observed since the last step."""
-        self.load.reset()
+        self.counts = torch.zeros_like(self.router.e_score_correction_bias, dtype=torch.int64)
 
     @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> None:
@@ -347,9 +310,8 @@ class BiasController:
         if bias.dtype not in (torch.float32, torch.float64):
             fault = f"e_score_correction_bias is {bias.dtype}, too coarse for steps of {self.rate}"
             raise MinimoeError(f"{fault}: keep it in float32")
-        self.load.all_reduce(group)
-        counts = self.load.counts.to(bias.device)
+        counts = sum_over_ranks(self.counts, group).to(bias.device)
         # mean − count in whole numbers: E · count against the total
         direction = (counts.sum() - counts.shape[0] * counts).sign()
         bias.add_(direction.to(bias.dtype), alpha=self.rate)
-        self.load.reset()
+        self.reset()

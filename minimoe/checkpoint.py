@@ -51,8 +51,7 @@ def complete(path: Path) -> contextlib.AbstractContextManager[None]:
     """Within, what safetensors says of a file that it cannot read becomes an error that names the file."""
     why = "it may be truncated or of another format: fetch or save it again"
     text = f"{path} is not a complete safetensors file"
-    kinds = SafetensorError, OSError
-    return explained(CheckpointError, lambda e: f"{text} ({e}); {why}", *kinds)
+    return explained(CheckpointError, lambda e: f"{text} ({e}); {why}", SafetensorError, OSError)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -304,18 +303,17 @@ def _write_folder(
     for name, value in tensors.items():
         # a short type would lose the steps of a selection bias, and merge edges of bins: see Router._apply
         keeps = name.endswith(("e_score_correction_bias", "gate.edges", "_scale"))
-        keeps = keeps or dtype is None or not value.is_floating_point()
-        types[name] = value.dtype if keeps or dtype is None else dtype
+        rounds = value.is_floating_point() and not keeps
+        types[name] = dtype if dtype is not None and rounds else value.dtype
         sizes[name] = value.numel() * types[name].itemsize
         if shards[-1] and held + sizes[name] > max_shard_size:  # a larger one has its own
             shards.append([])
             held = 0
         shards[-1].append(name)
         held += sizes[name]
-    count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    names = names if count > 1 else [SINGLE]
+    names, count = [SINGLE], len(shards)
     if count > 1:
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
         where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         texts = {INDEX: _json(index), **texts}
@@ -522,15 +520,13 @@ def _in_int8(model: MixtralModel, names: Iterable[str]) -> MixtralModel:
 
 def _faults(model: MixtralModel, plain: MixtralModel) -> Iterator[str]:
     """Why a model could not be read back; `plain` is one of its configuration."""
-    strange = sorted({*plain.state_dict()} ^ {*model.state_dict()})
-    if strange:
+    if strange := sorted({*plain.state_dict()} ^ {*model.state_dict()}):
         yield (
             f"the model has other tensors than its configuration says ({', '.join(strange[:4])}) and could not be read "
             "back: name a router of your own by router_type, offload experts after loading, and save experts in int8 "
             "with layout='minimoe'"
         )
-    empty = sorted(name for name, value in model.state_dict().items() if value.is_meta)
-    if empty:
+    if empty := sorted(name for name, value in model.state_dict().items() if value.is_meta):
         yield f"{', '.join(empty[:4])} have no values yet, being on the meta device: load weights before saving"
     head, embedding = model.lm_head.weight, model.embed_tokens.weight
     own = head is not embedding and not torch.equal(head, embedding)
@@ -571,8 +567,7 @@ def load_model(
     if (folder / GENERATION).is_file():
         model.generation_config |= read_object(folder / GENERATION, CheckpointError)
     with TensorFiles(folder) as files:
-        absent = sorted(x for x in {*files.shards.values()} if not (folder / x).is_file())
-        if absent:
+        if absent := sorted(x for x in {*files.shards.values()} if not (folder / x).is_file()):
             raise CheckpointError(
                 f"{files.source} names {', '.join(absent)}, not in the folder: fetch them too"
             )
@@ -593,7 +588,6 @@ def load_layer(
     layer: int,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
 ) -> Block:
     """One block of the model in a folder, in eval mode; the rest is not read, and shards without it may be absent.
 
@@ -617,7 +611,7 @@ def load_layer(
         block = _in_int8(model, files.shards).layers[layer]
         assert isinstance(block, Block)
         found = find(block.state_dict(), files, family, prefix=f"layers.{layer}.")
-        _load(block, found, files, dtype, device)
+        _load(block, found, files, dtype, "cpu")
     return block.eval()
 
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from minimoe.errors import ConfigError, choose, did_you_mean
 
-EXPERTS_IMPLEMENTATIONS = ("auto", "loop", "capacity", "grouped", "triton")
 # Each kind of router, and how many experts it gives a token: K ("k"), one, all, or as many as it happens ("any").
 # A router of the reader's own adds itself and its class (`minimoe.routers.router_type`).
 OWN_ROUTERS: dict[str, Any] = {}
@@ -21,16 +20,12 @@ ROUTER_TYPES: dict[str, str] = {
     "base": "one", "relu": "any", "dense": "all", "average": "all", "uniform": "k", "round_robin": "k",
     "mean_binning": "k", "hash": "k", "soft": "k",
 }  # fmt: skip
-BALANCE_TYPES = ("switch", "sequence", "importance", "importance_load", "l1", "none")
-ATTENTION_TYPES = ("gqa", "switchhead", "moa", "mla")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-
-# Of each name its choices, and the counts that may be 0.
-_CHOICES = {
-    "experts_implementation": EXPERTS_IMPLEMENTATIONS,
-    "router_aux_loss_type": BALANCE_TYPES,
-    "attention_type": ATTENTION_TYPES,
-    "hidden_act": ACTIVATIONS,
+# Of other names their choices, and the counts that may be 0.
+CHOICES = {
+    "experts_implementation": ("auto", "loop", "capacity", "grouped", "triton"),
+    "router_aux_loss_type": ("switch", "sequence", "importance", "importance_load", "l1", "none"),
+    "attention_type": ("gqa", "switchhead", "moa", "mla"),
+    "hidden_act": ("silu", "gelu", "gelu_tanh", "relu"),
     "qk_norm": (None, "head", "full"),
 }
 _FROM_ZERO = ("n_shared_experts", "layer_norms", "state_matrix", "state_vector", "state_size")
@@ -101,7 +96,7 @@ class ModelConfig:
     #: make the weights of chosen attention experts sum to 1; None: as the paper has it (SwitchHead no, MoA yes)
     attention_norm_topk_prob: bool | None = None
     # training
-    router_aux_loss_type: str = "switch"  #: which balancing loss, one of `BALANCE_TYPES`
+    router_aux_loss_type: str = "switch"  #: which balancing loss, see `CHOICES`
     #: weight of the balancing loss, averaged over layers (Fedus et al. 2021, eq. 4). Of the ReLU router with 'l1' it is
     #: where the weight begins; the training loop moves it
     router_aux_loss_coef: float = 0.01
@@ -151,8 +146,7 @@ class ModelConfig:
             if k > e:
                 yield f"{kind}_per_tok is {k} but {kind} is {e}; lower the first or raise the second"
         for name in ("mlp_only_layers", "state_layers"):
-            bad = [i for i in getattr(self, name) if not 0 <= i < self.num_hidden_layers]
-            if bad:
+            if bad := [i for i in getattr(self, name) if not 0 <= i < self.num_hidden_layers]:
                 yield f"{name} names layers {bad}, but the model has layers 0 to {self.num_hidden_layers - 1}"
         yield from self._faults_of_attention()
         yield from self._faults_of_routing()
@@ -290,7 +284,7 @@ def check_count(name: str, value: object, least: int, *, optional: bool = False)
 def _check_field(name: str, value: object, annotation: str) -> None:
     """Raise where a value is none that its field can have, whatever the others are."""
     kind = annotation.removesuffix(" | None")
-    choices = _CHOICES | {"router_type": tuple(ROUTER_TYPES)}  # which may grow
+    choices = CHOICES | {"router_type": tuple(ROUTER_TYPES)}  # which may grow
     if name in choices:
         if value not in (known := choices[name]):
             own = ". A router of your own is known once the module that registers it with @router_type is imported"

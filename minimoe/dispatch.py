@@ -110,8 +110,7 @@ def capacity(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     t, e = routing.shape
     expert, taken = routing.index(), routing.taken()
     place = places(expert, taken, e)  # [N]
-    c = int(torch.where(taken, place + 1, 0).max()) if routing.num_assignments else 0
-    c = max(c, 1)
+    c = max(int(torch.where(taken, place + 1, 0).max()), 1) if routing.num_assignments else 1
     # Which token fills which place; T stands for none and is a row of zeros. The dump column C takes what has no place.
     column = torch.where(taken, place, c)
     source = torch.full((e, c + 1), t, dtype=torch.int64, device=x.device)
@@ -245,26 +244,22 @@ def one_by_one(x: Tensor, weight: Tensor, routing: Routing, experts: ExpertBank)
     return y.index_add_(0, routing.token, out).to(x.dtype)
 
 
+_warn_once = functools.cache(warnings.warn)
+
+
 def auto(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
     """x [T, D] -> y [T, D]: `triton` on a GPU, `grouped` elsewhere.
 
     Where the kernels cannot run on the GPU (no Triton, a GPU too old, a type, size or activation that they do not
     have), `grouped` does the work, and one warning says why.
     """
-    if not x.is_cuda:
-        return grouped(x, routing, experts)
-    from minimoe.kernels.function import unsupported
+    if x.is_cuda:
+        from minimoe.kernels.function import unsupported
 
-    reason = unsupported(x, experts)
-    if reason is None:
-        return triton(x, routing, experts)
-    _say_once(reason)
+        if (reason := unsupported(x, experts)) is None:
+            return triton(x, routing, experts)
+        _warn_once(f"'auto' falls back to 'grouped': {reason}", RuntimeWarning, stacklevel=2)
     return grouped(x, routing, experts)
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    warnings.warn(f"'auto' falls back to 'grouped': {reason}", RuntimeWarning, stacklevel=3)
 
 
 def triton(x: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:

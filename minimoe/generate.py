@@ -123,11 +123,9 @@ def _faults(
         yield f"seed is {seed}; it must fit into 64 bits"
     if new < 0:
         yield f"max_new_tokens is {new}; it must be 0 or more"
+    why = "a token's experts depend on later ones, so text cannot be generated token by token"
     for router in model.routers():
         if not router.is_causal:
-            why = (
-                "a token's experts depend on later ones, so text cannot be generated token by token"
-            )
             yield f"{type(router).__name__} is not causal: {why}"
     total, most = ids.shape[1] + new, model.config.max_position_embeddings
     if total > most:

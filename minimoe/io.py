@@ -8,8 +8,8 @@ import hashlib
 import importlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,29 +29,23 @@ def atomic_write(path: str | Path) -> Generator[Path]:
         WriteError: the folder cannot be written or the disk is full; `path` is then what it was before.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, f".{glob.escape(path.name)}.????????.tmp")
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)
         with in_use(temporary):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            # mkstemp gives 0600; a file that replaces another should be as readable as the umask allows
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
     except WriteError:
         raise
     except OSError as error:
         raise WriteError(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -278,8 +278,7 @@ class MixtralModel(nn.Module):
             )
         if cache is not None:
             cache.check(input_ids.shape[0], self.config)
-            whole = [type(r).__name__ for r in self.routers() if not r.is_incremental]
-            if whole:
+            if whole := [type(r).__name__ for r in self.routers() if not r.is_incremental]:
                 fault = f"{whole[0]} routes a sequence as a whole, so no part of one can be routed"
                 raise MinimoeError(f"{fault} by itself: run the whole sequence, without a cache")
         self._check_ids("input_ids", input_ids)

@@ -36,19 +36,17 @@ class Context:
 ROUTERS: dict[str, type[Router]] = {}
 
 
-def router_type(*names: str, takes: str = "k") -> Callable[[type[R]], type[R]]:
+def router_type(*names: str) -> Callable[[type[R]], type[R]]:
     """Class decorator: a configuration whose `router_type` is one of `names` is built by the class's `from_config`.
 
-    Args:
-        names: one or several.
-        takes: how many experts a token gets, as `minimoe.config.ROUTER_TYPES` says it; of names that are not there yet.
+    A name that is not there yet is of a router that gives each token K experts.
     """
 
     def register(cls: type[R]) -> type[R]:
         for name in names:
             ROUTERS[name] = cls
             if name not in ROUTER_TYPES:
-                ROUTER_TYPES[name], OWN_ROUTERS[name] = takes, cls
+                ROUTER_TYPES[name], OWN_ROUTERS[name] = "k", cls
         return cls
 
     return register
@@ -104,30 +102,25 @@ class Router(nn.Module):
         self.num_experts = num_experts
         self.k = num_experts_per_tok
         if hidden_size is not None:
-            self.weight = nn.Parameter(
-                torch.randn(num_experts, hidden_size).mul_(initializer_range)
-            )
+            drawn = torch.randn(num_experts, hidden_size)
+            self.weight = nn.Parameter(drawn.mul_(initializer_range))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """What .to(), .half() and their kind call: casts weights, while floating buffers stay in float32 at least.
 
         A shorter type would lose the steps of a selection bias, and edges of bins would merge.
         """
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        self._widen(before)
-        return self
+
+        def cast(tensor: Tensor) -> Tensor:
+            now, held = fn(tensor), any(tensor is buffer for buffer in self._buffers.values())
+            short = now.is_floating_point() and now.itemsize < 4
+            return at_least_float32(tensor).to(now.device) if held and short else now
+
+        return super()._apply(cast, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._widen(dict(self._buffers))  # assign=True takes the tensors as they are
-
-    def _widen(self, values: dict[str, Tensor | None]) -> None:
-        """Give floating buffers that are shorter than float32 these values, in float32 at least."""
-        for name, now in self._buffers.items():
-            value, short = values[name], now is not None and now.itemsize < 4
-            if now is not None and value is not None and short and now.is_floating_point():
-                self._buffers[name] = at_least_float32(value).to(now.device)
+        self._apply(lambda tensor: tensor, recurse=False)  # assign=True takes tensors as they are
 
     @classmethod
     def from_config(cls, config: ModelConfig, **more: Any) -> Self:
@@ -199,22 +192,6 @@ def share(logits: Tensor) -> Tensor:
     a balancing loss with them.
     """
     return F.logsigmoid(logits).softmax(dim=-1)
-
-
-def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
-    """(B, S) of T = B·S tokens whose sequences lie one after the other; one sequence where none are named.
-
-    Reads the lengths on the host; where they differ, it is a MinimoeError.
-    """
-    if sequence is None or num_tokens == 0:
-        return 1, num_tokens
-    lengths = torch.unique_consecutive(sequence, return_counts=True)[1]
-    low, high = int(lengths.min()), int(lengths.max())
-    if low != high:
-        raise MinimoeError(
-            f"sequences have {low} to {high} tokens: pad them to one length and mark the padding in `valid`"
-        )
-    return lengths.shape[0], low
 
 
 @router_type("top_k")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -98,13 +98,10 @@ class Routing:
         counts = self.token.new_zeros(self.num_experts)
         return counts.index_add_(0, self.index(), self.counted().to(counts.dtype))
 
-    def detach(self) -> Routing:
-        """The same routing without gradients."""
-        return self._map(torch.Tensor.detach)
-
     def to(self, device: torch.device | str) -> Routing:
         """The same routing on another device."""
-        return self._map(lambda t: t.to(device))
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **{name: x.to(device) for name, x in tensors.items()})
 
     def dense(self) -> Tensor:
         """[T, E] float32: the matrix itself, zero where no assignment (or a dropped one) stands."""
@@ -130,8 +127,7 @@ class Routing:
             "valid": ((t,), flags), "sequence": ((t,), ids), "logits": ((t, e), real), "probs": ((t, e), real),
         }  # fmt: skip
         for name, (shape, types) in fields.items():
-            value = getattr(self, name)
-            if value is None:
+            if (value := getattr(self, name)) is None:
                 continue
             if tuple(value.shape) != shape:
                 yield f"routing.{name} has shape {tuple(value.shape)}; expected {shape}"
@@ -145,8 +141,7 @@ class Routing:
             if n and (int(ids.min()) < 0 or int(ids.max()) >= high):
                 yield f"routing.{name} holds ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {high - 1}"
         for name in ("logits", "probs", "weight"):  # in the order in which one spoils the next
-            values = getattr(self, name)
-            if values is None or bool(torch.isfinite(values).all()):
+            if (values := getattr(self, name)) is None or bool(torch.isfinite(values).all()):
                 continue
             bad = (~torch.isfinite(values)).nonzero()  # [n, 2] or [n, 1]
             place = bad[0].tolist()
@@ -161,10 +156,6 @@ class Routing:
             expected = torch.arange(t, device=device).repeat_interleave(self.k)
             if n != t * self.k or not torch.equal(self.token, expected):
                 yield f"routing.k is {self.k}, but the assignments are not {self.k} per token in order"
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Routing:
-        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return dataclasses.replace(self, **{name: function(x) for name, x in tensors.items()})
 
 
 torch.export.register_dataclass(Routing, serialized_type_name="minimoe.Routing")
@@ -278,31 +269,3 @@ def limit_capacity(routing: Routing, capacity: int | Tensor) -> Routing:
         place = torch.empty_like(arrived)
         place[order] = arrived
     return dataclasses.replace(routing, kept=takes & (place < capacity))
-
-
-@dataclass(frozen=True)
-class DropStats:
-    """What capacity cost, over valid tokens."""
-
-    assignments: int  #: asked for by the router
-    dropped: int  #: of these, how many found no place
-    share: float  #: dropped / assignments; 0 where nothing was asked for
-    tokens_lost: int  #: valid tokens that asked and lost every one of their experts
-    by_expert: tuple[int, ...]  #: dropped assignments of each expert; E numbers
-
-    @classmethod
-    def of(cls, routing: Routing) -> DropStats:
-        """Drops of one routing; all zero where it is dropless. Waits for the device."""
-        asked = routing.counted()
-        lost = torch.zeros_like(asked) if routing.kept is None else asked & ~routing.kept
-        both = torch.stack([asked, lost]).long()  # [2, N]
-        per_token = both.new_zeros(2, routing.num_tokens).index_add_(1, routing.token, both)
-        by_expert = both.new_zeros(routing.num_experts).index_add_(0, routing.index(), both[1])
-        total, dropped = both.sum(1).tolist()
-        return cls(
-            assignments=total,
-            dropped=dropped,
-            share=dropped / total if total else 0.0,
-            tokens_lost=int(((per_token[0] > 0) & (per_token[0] == per_token[1])).sum()),
-            by_expert=tuple(by_expert.tolist()),
-        )

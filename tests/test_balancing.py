@@ -17,20 +17,20 @@ from torch import Tensor
 
 from minimoe.balance import (
     BiasController,
-    GlobalLoad,
     Load,
     importance_loss,
     l1_loss,
     load_loss,
     selection_probability,
     sequence_loss,
+    sum_over_ranks,
     switch_loss,
     z_loss,
 )
 from minimoe.cost.replicas import plan_replicas
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routers import NoisyRouting, NoisyTopKRouter, SigmoidRouter, TopKRouter
-from minimoe.routing import Routing, limit_capacity
+from minimoe.routing import limit_capacity
 from minimoe.zoo.relu import ReLURouter, SparsityController
 from tests.small import topk_routing
 from tests.zoo import SPREAD, D, E, K, build
@@ -41,35 +41,16 @@ def batch(t: int, seed: int = 0) -> Tensor:
     return torch.randn(t, D, generator=torch.Generator().manual_seed(seed)) + 0.5 * (seed % 3)
 
 
-def counted(routings: list[Routing]) -> GlobalLoad:
-    load = GlobalLoad(E)
-    for routing in routings:
-        load.add(routing.detach())
-    return load
-
-
 def test_own_counts_are_the_default() -> None:
     routing = TopKRouter(D, E, K, initializer_range=SPREAD)(batch(30))
     torch.testing.assert_close(switch_loss(routing, routing.load()), switch_loss(routing))
     # counts of another batch that says the opposite
-    assert float(switch_loss(routing.detach(), routing.load().flip(0))) != float(
-        switch_loss(routing.detach())
-    )
+    opposite = switch_loss(routing, routing.load().flip(0))
+    assert not torch.equal(opposite, switch_loss(routing))
     with pytest.raises(MinimoeError, match="counts have shape"):
         switch_loss(routing, torch.ones(E + 1))
     with pytest.raises(MinimoeError, match="has 6 experts; counted are 5"):
-        GlobalLoad(5).add(routing)
-
-
-def test_counts_are_integers_that_do_not_change_under_a_holder() -> None:
-    load = counted([topk_routing([[0, 1]], num_experts=E)])
-    before = load.counts
-    load.add(topk_routing([[0, 1]], num_experts=E))
-    load.all_reduce()  # no process group: this rank is the world
-    assert before.tolist() == [1, 1, 0, 0, 0, 0] and load.counts.tolist() == [2, 2, 0, 0, 0, 0]
-    assert load.counts.dtype == torch.int64
-    load.reset()
-    assert load.counts.sum() == 0
+        BiasController(SigmoidRouter(D, 5, 1)).observe(routing)
 
 
 def rank_counts(rank: int, folder: str) -> None:
@@ -80,13 +61,11 @@ def rank_counts(rank: int, folder: str) -> None:
     try:
         controller = BiasController(SigmoidRouter(D, 4, 1).train(), rate=0.5)
         routing = topk_routing([[0], [0], [rank + 1]], num_experts=4)
-        load = GlobalLoad(4)
-        load.add(routing)
-        load.all_reduce()
+        counts = sum_over_ranks(routing.load())
         controller.observe(routing)
         controller.step()
         bias = controller.router.e_score_correction_bias
-        saved = {"counts": load.counts, "bias": bias}
+        saved = {"counts": counts, "bias": bias}
         torch.save(saved, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -265,7 +244,7 @@ def test_trap_8_padding_does_not_move_the_bias_and_drops_do() -> None:
     valid = torch.tensor([True, True, False, False])
     routing = limit_capacity(topk_routing([[0], [0], [1], [1]], valid=valid), 1)
     controller.observe(routing)
-    assert controller.load.counts.tolist() == [2, 0, 0, 0]
+    assert controller.counts.tolist() == [2, 0, 0, 0]
     controller.step()
     assert router.e_score_correction_bias.tolist() == [-1, 1, 1, 1]
 

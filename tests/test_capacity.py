@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from minimoe.dispatch import capacity
 from minimoe.errors import ConfigError
 from minimoe.model import MixtralModel
-from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity
+from minimoe.routing import Routing, expert_capacity, limit_capacity
+from minimoe.widgets.capacity_drops import DropStats
 from tests.small import TINY, routings, topk_routing
 from tests.zoo import D, E, big_experts
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from minimoe import cpu as linear_module
 from minimoe.balance import sequence_loss, switch_loss
-from minimoe.config import EXPERTS_IMPLEMENTATIONS
+from minimoe.config import CHOICES
 from minimoe.cpu import linear, onednn_available
 from minimoe.dispatch import DISPATCHERS, auto, get_dispatcher
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP, Experts
 from minimoe.routers import TopKRouter
-from minimoe.routing import DropStats, Routing, limit_capacity
+from minimoe.routing import Routing, limit_capacity
+from minimoe.widgets.capacity_drops import DropStats
 from tests.small import routings, topk_routing
 from tests.triton_cases import gradients
 from tests.zoo import FF, NAMES, ZOO, D, E, build
@@ -136,7 +137,8 @@ def test_trap_17_routings_of_every_router(name: str, router: str) -> None:
     for b, s in ((1, 1), (3, 7)):
         x = torch.randn(b * s, D, dtype=torch.float64)
         gate, sequence = build(router).double(), torch.arange(b).repeat_interleave(s)
-        routing = gate(x, token_ids=torch.arange(b * s), sequence=sequence).detach()
+        with torch.no_grad():
+            routing = gate(x, token_ids=torch.arange(b * s), sequence=sequence)
         for part in (routing, limit_capacity(routing, max(1, b * s // 3))):
             agree(name, x, part, make_experts(E))
 
@@ -195,7 +197,7 @@ def test_trap_19_combine_accumulates_in_float32(name: str) -> None:
 def test_names_of_dispatchers() -> None:
     assert all(get_dispatcher(name) is DISPATCHERS[name] for name in DISPATCHERS)
     assert get_dispatcher("auto") is auto
-    assert set(EXPERTS_IMPLEMENTATIONS) == {"auto", *DISPATCHERS}
+    assert set(CHOICES["experts_implementation"]) == {"auto", *DISPATCHERS}
     with pytest.raises(ConfigError, match="unknown dispatcher 'magic'; known are auto, loop"):
         get_dispatcher("magic")
 

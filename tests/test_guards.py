@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from minimoe.balance import Load
-from minimoe.config import ATTENTION_TYPES, BALANCE_TYPES, ROUTER_TYPES
+from minimoe.config import CHOICES, ROUTER_TYPES
 from minimoe.dispatch import DISPATCHERS, check_inputs
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import Experts
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import TopKRouter
-from minimoe.routing import DropStats, Routing
+from minimoe.routing import Routing
+from minimoe.widgets.capacity_drops import DropStats
 from tests.small import TINY, chosen, topk_routing
 from tests.zoo import NAMES, D, E, big_experts, build
 
@@ -148,7 +149,7 @@ def test_no_tokens_through_a_model_with_every_router(router_type: str, training:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_dispatcher
-@pytest.mark.parametrize("attention", [a for a in ATTENTION_TYPES if a != "mla"])
+@pytest.mark.parametrize("attention", [a for a in CHOICES["attention_type"] if a != "mla"])
 def test_no_tokens_through_every_attention_and_dispatcher(
     attention: str, dispatcher: str, shape: tuple[int, int]
 ) -> None:
@@ -156,7 +157,7 @@ def test_no_tokens_through_every_attention_and_dispatcher(
     nothing(MixtralModel(config).train(), shape, masked=True)
 
 
-@pytest.mark.parametrize("kind", BALANCE_TYPES)
+@pytest.mark.parametrize("kind", CHOICES["router_aux_loss_type"])
 def test_no_tokens_through_every_balancing_loss(kind: str) -> None:
     nothing(MixtralModel(TINY.replace(router_aux_loss_type=kind)).train(), (2, 0), masked=False)
 

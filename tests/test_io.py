@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -166,7 +165,7 @@ def test_a_read_only_file_system_is_an_error_of_minimoe(
     def read_only(*args: object, **options: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(Path, "touch", read_only)
     with pytest.raises(WriteError, match=r"could not be written.*Read-only file system"):
         write_text(tmp_path / "x", "text")
     assert names(tmp_path) == []

@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from minimoe.balance import balance_loss
-from minimoe.config import BALANCE_TYPES, ROUTER_TYPES, ModelConfig
+from minimoe.config import CHOICES, ROUTER_TYPES, ModelConfig
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import glu
 from minimoe.layers import MoELayer, SharedExperts
@@ -26,6 +26,7 @@ TINY = ModelConfig(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, num_experts=6, max_position_embeddings=64, initializer_range=0.2,
 )  # fmt: skip
+LOSSES = CHOICES["router_aux_loss_type"]
 
 
 def config_of(router_type: str, **changes: Any) -> ModelConfig:
@@ -54,7 +55,7 @@ def test_every_router_trains_in_a_whole_model(router_type: str) -> None:
         assert routing.valid is not None and int(routing.valid.sum()) == 15
 
 
-@pytest.mark.parametrize("kind", BALANCE_TYPES)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_trap_25_every_balancing_loss_reaches_the_loss_in_training(kind: str) -> None:
     torch.manual_seed(0)
     config = config_of(
@@ -230,7 +231,7 @@ def test_noise_of_the_router_does_not_reach_the_experts() -> None:
 
 @pytest.mark.parametrize(
     ("router_type", "balance"),
-    [*zip(ROUTER_TYPES, itertools.cycle(BALANCE_TYPES)), *(("sigmoid", b) for b in BALANCE_TYPES)],
+    [*zip(ROUTER_TYPES, itertools.cycle(LOSSES)), *(("sigmoid", loss) for loss in LOSSES)],
 )
 def test_a_batch_with_nothing_to_learn_from_has_a_finite_loss(
     router_type: str, balance: str

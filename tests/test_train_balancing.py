@@ -107,8 +107,8 @@ def test_trap_8_evaluation_and_recomputation_do_not_move_the_bias() -> None:
         seen = accumulate_gradients(model, [ids], balancing, seed=0)
     assert calls == 4  # two layers, each forward and again for its gradient
     for controller, counts in zip(balancing.biases, seen.counts, strict=True):
-        assert int(controller.load.counts.sum()) == 16 * TINY.num_experts_per_tok
-        assert torch.equal(controller.load.counts, counts)
+        assert int(controller.counts.sum()) == 16 * TINY.num_experts_per_tok
+        assert torch.equal(controller.counts, counts)
     model.eval()
     balancing.begin()
     balancing.observe(model(ids).routings)
@@ -262,7 +262,7 @@ def test_a_step_broken_off_between_its_parts_leaves_nothing_behind(
     step, seen = run.balancing.step, set[int]()
 
     def counting() -> None:
-        seen.update(int(c.load.counts.sum()) for c in run.balancing.biases)
+        seen.update(int(c.counts.sum()) for c in run.balancing.biases)
         seen.update([run.balancing.sparsity.tokens] if run.balancing.sparsity else [])
         step()
 

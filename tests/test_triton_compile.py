@@ -162,7 +162,7 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
     expected = grouped(x, routing, experts)
     module = sys.modules["minimoe.dispatch"]
     monkeypatch.setattr(module, "grouped", lambda x, r, e: expected)
-    module._say_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
+    module._warn_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.warns(RuntimeWarning, match=message) as caught:
         assert auto(on_cuda(x), routing, experts) is expected
         assert auto(on_cuda(x), routing, experts) is expected

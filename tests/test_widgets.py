@@ -32,11 +32,11 @@ from minimoe.cost import (
 )
 from minimoe.presets import PRESETS
 from minimoe.routers import TopKRouter
-from minimoe.routing import DropStats, expert_capacity, limit_capacity
+from minimoe.routing import expert_capacity, limit_capacity
 from minimoe.widgets import EXPLORABLES
 from minimoe.widgets.budget import FITTED, LAW, SHOWN, loss
 from minimoe.widgets.budget import tokens as tokens_for
-from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, limited
+from minimoe.widgets.capacity_drops import EXAMPLES, FACTORS, DropStats, limited
 from minimoe.widgets.explorable import HERE, WIDGET, Explorable, module
 from minimoe.widgets.roofline import MOST
 from minimoe.widgets.serving import clock, lengths_of, schedule

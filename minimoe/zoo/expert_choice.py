@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from minimoe.errors import ConfigError
-from minimoe.routers import Context, Router, batch_shape, router_type, scores
+from minimoe.errors import ConfigError, MinimoeError
+from minimoe.routers import Context, Router, router_type, scores
 from minimoe.routing import Routing, expert_capacity
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
+
+
+def batch_shape(sequence: Tensor | None, num_tokens: int) -> tuple[int, int]:
+    """(B, S) of T = B·S tokens whose sequences lie one after the other; one sequence where none are named.
+
+    Reads the lengths on the host; where they differ, it is a MinimoeError.
+    """
+    if sequence is None or num_tokens == 0:
+        return 1, num_tokens
+    lengths = torch.unique_consecutive(sequence, return_counts=True)[1]
+    low, high = int(lengths.min()), int(lengths.max())
+    if low != high:
+        raise MinimoeError(
+            f"sequences have {low} to {high} tokens: pad them to one length and mark the padding in `valid`"
+        )
+    return lengths.shape[0], low
 
 
 @router_type("expert_choice")

@@ -77,6 +77,7 @@ class MixtureOfAttentionHeads(CausalAttention):
         for projection in (self.k_proj, self.v_proj):
             nn.init.normal_(projection.weight, std=init)
         self.o_proj = ExpertProjection(e, self.group * size, d, **how)
+        self.idle_parameters = (e - k) * 2 * d * self.group * size
 
     def forward(self, x: Tensor, place: Place, context: Context) -> tuple[Tensor, tuple[Routing]]:
         """x [B, S, D] -> (y [B, S, D], (routing (T, E) of the T = B·S tokens,))."""
@@ -95,9 +96,3 @@ class MixtureOfAttentionHeads(CausalAttention):
         each = (b * s, choices)
         y = self.o_proj(read, row.view(each), routing.expert.view(each), routing.weight.view(each))
         return y.view_as(x), (routing,)
-
-    @property
-    def idle_parameters(self) -> int:
-        """Parameters that one token does not use: query and output projections of E − K experts."""
-        idle = self.gate.num_experts - self.gate.k
-        return idle * (self.q_proj.weight[0].numel() + self.o_proj.weight[0].numel())

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from minimoe.errors import ConfigError
 from minimoe.experts import ExpertBank, Experts
-from minimoe.routers import at_least_float32, batch_shape
+from minimoe.routers import at_least_float32
 from minimoe.routing import Routing
+from minimoe.zoo.expert_choice import batch_shape
 
 
 class SlotMixer(nn.Module):

@@ -190,6 +190,7 @@ class SwitchHead(CausalAttention):
         self.v_proj = ExpertProjection(kv_heads * e, d, size, **how)
         self.o_gate = ProjectionRouter(d, heads, e, k, **gate)
         self.o_proj = ExpertProjection(heads * e, size, d, **how)
+        self.idle_parameters = (e - k) * (heads + kv_heads) * d * size
 
     def forward(
         self, x: Tensor, place: Place, context: Context
@@ -214,10 +215,3 @@ class SwitchHead(CausalAttention):
             target.expert.view(each), target.weight.view(each),
         )  # fmt: skip
         return y.view_as(x), SwitchHeadRouting(source, target)
-
-    @property
-    def idle_parameters(self) -> int:
-        """Parameters that one token does not use: E − K experts of each projection of each head."""
-        idle = self.v_gate.experts_per_head - self.v_gate.k
-        matrices = self.v_gate.num_heads + self.o_gate.num_heads
-        return idle * matrices * self.v_proj.weight[0].numel()

@@ -283,7 +283,7 @@ def test_auto_takes_the_kernels_and_says_nothing() -> None:
 def test_auto_falls_back_with_one_warning() -> None:
     x, routing, experts = make_case(random_choice(64, 4, 2), 4, 40, 64, HALF, "cuda")
     module = sys.modules["minimoe.dispatch"]
-    module._say_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
+    module._warn_once.cache_clear()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.warns(RuntimeWarning, match="hidden_size to be a multiple of 16") as caught:
         y = auto(x, routing, experts)
         auto(x, routing, experts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from minimoe.course import style
-from minimoe.routing import DropStats, Routing, expert_capacity, limit_capacity
+from minimoe.routing import Routing, expert_capacity, limit_capacity
 from minimoe.widgets.explorable import Explorable
 
 if TYPE_CHECKING:
@@ -21,6 +22,34 @@ EXAMPLES = (
     ("Skewed router, three times as much", 1.0, 3.0),
 )
 FACTORS = (1.0, 1.5, 2.5)
+
+
+@dataclass(frozen=True)
+class DropStats:
+    """What capacity cost, over valid tokens."""
+
+    assignments: int  #: asked for by the router
+    dropped: int  #: of these, how many found no place
+    share: float  #: dropped / assignments; 0 where nothing was asked for
+    tokens_lost: int  #: valid tokens that asked and lost every one of their experts
+    by_expert: tuple[int, ...]  #: dropped assignments of each expert; E numbers
+
+    @classmethod
+    def of(cls, routing: Routing) -> DropStats:
+        """Drops of one routing; all zero where it is dropless. Waits for the device."""
+        asked = routing.counted()
+        lost = torch.zeros_like(asked) if routing.kept is None else asked & ~routing.kept
+        both = torch.stack([asked, lost]).long()  # [2, N]
+        per_token = both.new_zeros(2, routing.num_tokens).index_add_(1, routing.token, both)
+        by_expert = both.new_zeros(routing.num_experts).index_add_(0, routing.index(), both[1])
+        total, dropped = both.sum(1).tolist()
+        return cls(
+            assignments=total,
+            dropped=dropped,
+            share=dropped / total if total else 0.0,
+            tokens_lost=int(((per_token[0] > 0) & (per_token[0] == per_token[1])).sum()),
+            by_expert=tuple(by_expert.tolist()),
+        )
 
 
 def choices(seed: int = 0) -> Routing:
