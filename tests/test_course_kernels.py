@@ -43,32 +43,27 @@ def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         kernels.compiled(None, {}, {})
 
 
-def test_triton_that_compiles_already_is_refused() -> None:
-    pytest.importorskip("triton")
+def test_what_lessons_import_brings_nothing_slow_and_triton_that_compiles_already_is_refused() -> (
+    None
+):
     said = says("""
-        import os
-        os.environ.pop("TRITON_INTERPRET", None)
-        import triton
-        from minimoe.course import kernels
-        try:
-            kernels.interpret()
-        except Exception as error:
-            print(type(error).__name__, error)
-    """)
-    assert said.startswith("ConfigError Triton was imported before TRITON_INTERPRET was 1")
-
-
-def test_what_lessons_import_leaves_triton_alone_and_brings_nothing_slow() -> None:
-    said = says("""
-        import sys
+        import os, sys
         import minimoe.widgets, minimoe.bench.tables, minimoe.cost, minimoe.check
         import minimoe.study.report, minimoe.course.compare
         from minimoe.course import kernels, style
         minimoe.MixtralModel.from_pretrained("mini")  # and a model read brings no compiler
         slow = {"triton", "torch._dynamo", "torch.distributed.tensor", "scipy", "transformers", "pandas"}
         print(sorted(slow & set(sys.modules)))
-    """)
-    assert said.strip() == "[]"
+        os.environ.pop("TRITON_INTERPRET", None)
+        try:
+            import triton
+            kernels.interpret()
+        except Exception as error:
+            print(type(error).__name__, error)
+    """).splitlines()
+    assert said[0] == "[]"
+    pytest.importorskip("triton")
+    assert said[1].startswith("ConfigError Triton was imported before TRITON_INTERPRET was 1")
 
 
 def test_a_kernel_that_is_interpreted_is_compiled_beside(tmp_path: Path) -> None:
