@@ -29,6 +29,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 # What the theme's script says on a page whose margin notes have one heading: known, harmless, and not ours.
 KNOWN = re.compile(r"Cannot read properties of null \(reading 'classList'\)")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+# Nothing moves, from the beginning: a style that comes later has a whole page styled again.
+STILL = """document.adoptedStyleSheets = [new CSSStyleSheet()];
+document.adoptedStyleSheets[0].replaceSync("* { transition: none !important; animation: none !important }");"""
 # What depends on colours: all that can differ between light and dark.
 COLOURS = ["color-contrast", "link-in-text-block"]
 LOOK = """async ([theme, within, colours, standards, known]) => {
@@ -135,6 +138,7 @@ class Seen:
         page.on("console", self._said)
         page.on("response", self._answered)
         page.on("request", self._asks)
+        page.add_init_script(STILL)
 
     def _said(self, message: Any) -> None:
         if message.type == "error":
@@ -167,10 +171,6 @@ class Seen:
         self.page.goto(f"{self.book}/{name}", wait_until="load")
         self.page.wait_for_function("!window.MathJax?.startup || window.MathJax.startup.promise")
         self.page.evaluate("window.MathJax?.startup?.promise")
-        # Colours are judged when they have arrived.
-        self.page.add_style_tag(
-            content="* { transition: none !important; animation: none !important }"
-        )
 
     def violations(self, theme: str, within: str = "html") -> list[str]:
         """What axe-core finds within an element in a theme, one line for each place.

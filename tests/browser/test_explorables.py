@@ -50,7 +50,7 @@ def drag(seen: Seen, start: tuple[float, float], end: tuple[float, float]) -> No
 
 
 @of_each
-def test_reacts_to_a_key_and_a_drag_and_begins_anew(seen: Seen, name: str) -> None:
+def test_reacts_to_a_key_and_a_drag_begins_anew_and_is_accessible(seen: Seen, name: str) -> None:
     element = started(seen, name)
     assert element.query_selector(":scope > figure") is None
     control = element.query_selector("input[type=range]")
@@ -82,11 +82,7 @@ def test_reacts_to_a_key_and_a_drag_and_begins_anew(seen: Seen, name: str) -> No
         f"([e, old]) => JSON.stringify(({values})(e)) === JSON.stringify(old)", element, before
     )
     assert seen.problems() == []
-
-
-@of_each
-def test_is_accessible_and_paper_has_no_controls(seen: Seen, name: str) -> None:
-    element = started(seen, name)
+    seen.page.mouse.move(0, 0)  # as at first, but with open folds
     for fold in element.query_selector_all("details"):
         fold.evaluate("e => e.open = true")
     problems: list[str] = []
@@ -393,13 +389,14 @@ def test_live_router_takes_any_text_and_the_page_lives(seen: Seen, worker: str) 
     notice = write(seen, "word and number 7, " * 527, "255 tokens")
     assert "cut after" in notice and "of its 10,013 characters" in notice
     assert len(tokens(seen)) == 255
-    assert "cut" in write(seen, "👩‍🚀 é \u200b" * 1400, "255 tokens")
-    assert {"⟨F0⟩", "⟨9F⟩"} & set(tokens(seen))
     assert write(seen, "", "There is no text to read") == ""
     assert tokens(seen) == []
-    write(seen, "مرحبا بالعالم", "25 tokens")
-    assert seen.page.get_attribute(f"{ROUTER} .lr-tokens", "dir") == "rtl"
-    write(seen, "\x00\ufeff\u202e" + "a" * 10_000, "255 tokens")
+    if worker == "worker":  # a text is cut into tokens alike, wherever they are read
+        assert "cut" in write(seen, "👩‍🚀 é \u200b" * 1400, "255 tokens")
+        assert {"⟨F0⟩", "⟨9F⟩"} & set(tokens(seen))
+        write(seen, "مرحبا بالعالم", "25 tokens")
+        assert seen.page.get_attribute(f"{ROUTER} .lr-tokens", "dir") == "rtl"
+        write(seen, "\x00\ufeff\u202e" + "a" * 10_000, "255 tokens")
     # what is typed while a long text is read replaces it
     seen.page.fill(f"{ROUTER} textarea", "x = 1; " * 2000)
     seen.page.wait_for_timeout(250)

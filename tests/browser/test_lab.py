@@ -17,7 +17,7 @@ from pybtex.database import parse_file
 
 from book.lessons import KERNELSPEC
 from minimoe.widgets import EXPLORABLES
-from tests.browser.conftest import PATIENCE, ROOT, picture, wait
+from tests.browser.conftest import ROOT, picture, wait
 
 pytestmark = pytest.mark.browser
 
@@ -83,15 +83,14 @@ def lab(home: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Any, home: Path) -> Iterator[Any]:
+def page(context: Any, home: Path) -> Iterator[Any]:
     """A browser window, for which nothing was open in JupyterLab before; its kernels end with it."""
     shutil.rmtree(home / "spaces", ignore_errors=True)
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(PATIENCE)
     made = context.new_page()
+    made.set_viewport_size({"width": 1400, "height": 1000})
     yield made
     made.evaluate("window.jupyterapp?.serviceManager.sessions.shutdownAll().then(() => null)")
-    context.close()
+    made.close()
 
 
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"

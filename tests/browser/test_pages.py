@@ -64,20 +64,20 @@ def test_page(seen: Seen, name: str) -> None:
 
     for what, elements in WRONG.items():
         look(what, elements)
-    # 640 pixels are a window of 1280 at 200 % zoom.
+    looked_at = name in REFERENCE or not name.startswith("book/api/")
+    for theme in ("light", "dark"):
+        problems += seen.violations(theme) if looked_at else []
+        picture(page, f"{name.replace('/', '-')}-{theme}")
+    # Each other width has the page laid out anew. 640 pixels are a window of 1280 at 200 % zoom.
     for width in (640, 320):
         page.set_viewport_size({"width": width, "height": 800})
         wide = page.evaluate("document.documentElement.scrollWidth")
         if wide > width:
             problems.append(f"{wide} pixels wide in a window of {width}")
     picture(page, f"{name.replace('/', '-')}-narrow")
-    page.set_viewport_size({"width": 390, "height": 800})
-    look("breaks a word", BROKEN_WORD)
-    page.set_viewport_size({"width": 1280, "height": 900})
-    looked_at = name in REFERENCE or not name.startswith("book/api/")
-    for theme in ("light", "dark"):
-        problems += seen.violations(theme) if looked_at else []
-        picture(page, f"{name.replace('/', '-')}-{theme}")
+    if page.query_selector(".bd-article table.table"):
+        page.set_viewport_size({"width": 390, "height": 800})
+        look("breaks a word", BROKEN_WORD)
     assert problems == []
 
 
