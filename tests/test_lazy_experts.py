@@ -447,7 +447,7 @@ def test_a_cache_without_a_place_is_refused(tmp_path: Path) -> None:
         bank(tmp_path, 0)
 
 
-@pytest.mark.parametrize(("implementation", "cache"), zip(NAMES, (1, 3, 3), strict=True))
+@pytest.mark.parametrize(("implementation", "cache"), [*zip(NAMES, (1, 3, 3), strict=True)])
 def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_path: Path) -> None:
     model = tiny_model(experts_implementation=implementation)
     model.save_pretrained(tmp_path)
