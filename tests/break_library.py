@@ -1,16 +1,19 @@
 """Break the library in random places and see which of the breaks the tests catch.
 
     python tests/break_library.py list                      choose breaks, into tests/breaks.json
-    python tests/break_library.py run new.json              run them with these tests
-    python tests/break_library.py run old.json FOLDER       the same with other tests, say of an earlier version
-    python tests/break_library.py run some.json tests text/ test_corpus,test_questions      one room and its tests
-    python tests/break_library.py compare old.json new.json     fails if the second miss what the first catch
+    python tests/break_library.py run new.jsonl             run them with these tests
+    python tests/break_library.py run old.jsonl FOLDER      the same with other tests, say of an earlier version
+    python tests/break_library.py run some.jsonl tests text/ 'corpus|questions'       one room and its tests
+    python tests/break_library.py compare old.jsonl new.jsonl       fails if the second miss what the first catch
 
-A break changes one expression of one module. `run` first runs each test file whole, to see which lines it executes and
-how long it takes; then each break in a process of its own, which gets the broken module in place of the file, with the
-files that execute the changed line: all that import the module, then the fastest of the others, up to LIMIT seconds in
-all. What tests start in processes of their own is not broken; tests that fail without a break are left out. In
-breaks.json, `equivalent` has the breaks that change nothing that a test could see, with the reason.
+A break changes one expression of one module. `run` copies the package with all breaks in it, each behind a switch, and
+imports it and the tests once. A fork runs each test file whole and notes which tests evaluate which breaks and how long
+they take (processor time, so that a busy machine gives the same); then a fork for each break runs the tests that
+evaluate it, those in files that import the module first, the fastest first, until one fails or LIMIT seconds are over.
+What is evaluated as the package is imported, and kernels, whose source Triton reads, are broken in a copy and a process
+of their own. Tests that fail without a break or take SLOWEST seconds are left out, and so are those of the course. What
+is done stands in the output, a line of JSON each, and is not done again. In breaks.json, `equivalent` has the breaks
+that change nothing that a test could see, with the reason; `commit` is the library that the breaks are for.
 """
 
 import ast
@@ -18,33 +21,37 @@ import collections
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import SourceFileLoader
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import coverage
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BREAKS = ROOT / "tests" / "breaks.json"
-SEED, COUNT, JOBS, LIMIT = 1, 160, 2, 60.0
+SEED, COUNT, JOBS, LIMIT, SLOWEST = 1, 160, 2, 20.0, 10.0
 COURSE = ("check", "widgets", "course", "weights")  # the rooms that are not the library's
+COURSES = re.compile(
+    "test_(book|check|claims|class_pages|exercises|first_cell|judge|likeness|marking|notebooks_clean|pictures|project"
+    r"|reference|rescue_router|slides|submissions|traps|vetting|widgets|live_router|attending|beyond|characters|ranks)(_.*)?\.py"
+)
+KERNELS = "minimoe/kernels/"  # Triton reads their source, which has no place for probes: tests/test_triton_* show them
 OPERATORS = {
     "Lt": "< <=", "LtE": "<= <", "Gt": "> >=", "GtE": ">= >", "Eq": "== !=", "NotEq": "!= ==", "Is": "is is~not",
     "IsNot": "is~not is", "In": "in not~in", "NotIn": "not~in in", "Add": "+ -", "Sub": "- +", "Mult": "* /",
     "Div": "/ *", "FloorDiv": "// *", "And": "and or", "Or": "or and",
 }  # fmt: skip
+Found = dict[str, Any]
+Job = Callable[[Path], Found]
 EXTREMES = {"min": "max", "max": "min", "amin": "amax", "amax": "amin"}
 
 
@@ -54,21 +61,22 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
     for field, value in ast.iter_fields(node):
         if field not in ("annotation", "returns", "decorator_list"):
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST) and type(child).__name__ not in (
-                    "Raise",
-                    "JoinedStr",
-                ):
+                if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr):
                     yield from walk(child)
 
 
-def changes(source: bytes) -> Iterator[tuple[str, int, int, int, bytes]]:
-    """Every break of a module: kind, line, first and last byte, and the bytes that take their place."""
+def spans(source: bytes) -> Callable[[Any], tuple[int, int]]:
+    """What says of a node of this source where it begins and ends, in bytes."""
     starts = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
+    return lambda node: (
+        starts[node.lineno - 1] + node.col_offset,
+        starts[node.end_lineno - 1] + node.end_col_offset,
+    )
 
-    def span(node: Any) -> tuple[int, int]:
-        first, last = starts[node.lineno - 1], starts[node.end_lineno - 1]
-        return first + node.col_offset, last + node.end_col_offset
 
+def changes(source: bytes) -> Iterator[tuple[ast.AST, str, int, int, bytes]]:
+    """Every break: the expression that has it, its kind, first and last byte, and the bytes that take their place."""
+    span = spans(source)
     for node in walk(ast.parse(source)):
         match node:
             case (
@@ -80,22 +88,22 @@ def changes(source: bytes) -> Iterator[tuple[str, int, int, int, bytes]]:
                 pair = OPERATORS.get(type(operator).__name__, "? ?").split()
                 old, new = (word.replace("~", " ").encode() for word in pair)
                 swapped = source[first:last].replace(old, new, 1)
-                yield type(node).__name__, left.end_lineno or 0, first, last, swapped
+                yield node, type(node).__name__, first, last, swapped
             case ast.Constant(bool() as value):
-                yield "flag", node.lineno, *span(node), str(not value).encode()
+                yield node, "flag", *span(node), str(not value).encode()
             case ast.Constant(int() | float() as value):
-                yield "one more", node.lineno, *span(node), repr(value + 1).encode()
-                yield "one less", node.lineno, *span(node), f"({value - 1!r})".encode()
+                yield node, "one more", *span(node), repr(value + 1).encode()
+                yield node, "one less", *span(node), f"({value - 1!r})".encode()
             case ast.UnaryOp(ast.USub() | ast.Not()):
-                yield "sign", node.lineno, span(node)[0], span(node.operand)[0], b""
+                yield node, "sign", span(node)[0], span(node.operand)[0], b""
             case ast.If(test, [*_, ast.Raise() | ast.Return() | ast.Continue()], []):
-                yield "guard", node.lineno, *span(test), b"False"
+                yield test, "guard", *span(test), b"False"
             case ast.Name(name) | ast.Attribute(attr=name) if name in EXTREMES:
                 last = span(node)[1]
-                yield "extreme", node.lineno, last - len(name), last, EXTREMES[name].encode()
+                yield node, "extreme", last - len(name), last, EXTREMES[name].encode()
             case ast.Call(args=[a, b, *_]) if ast.Starred not in (type(a), type(b)):
                 (i, j), (k, m) = span(a), span(b)
-                yield "arguments", node.lineno, i, m, source[k:m] + source[j:k] + source[i:j]
+                yield node, "arguments", i, m, source[k:m] + source[j:k] + source[i:j]
             case _:
                 pass
 
@@ -113,144 +121,303 @@ def broken(change: dict[str, Any]) -> bytes:
 
 def choose() -> list[dict[str, Any]]:
     """As many breaks of each kind, drawn at random; each compiles and changes the tree."""
-    kinds: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    kinds = collections.defaultdict[str, dict[str, dict[str, Any]]](dict)
     for path in sorted((ROOT / "minimoe").rglob("*.py")):
         name, source = path.relative_to(ROOT), path.read_bytes()
-        for kind, line, first, last, after in (
+        span = spans(source)
+        for node, kind, first, last, after in (
             changes(source) if name.parts[1] not in COURSE else ()
         ):
+            line = source[:first].count(b"\n") + 1
             change: dict[str, Any] = {"kind": kind, "file": name.as_posix(), "line": line}
-            change |= {"bytes": [first, last], "before": source[first:last].decode()}
-            kinds[kind].append(change | {"after": after.decode()})
+            change |= {"bytes": [first, last], "within": span(node)}
+            change |= {"before": source[first:last].decode(), "after": after.decode()}
+            kinds[kind].setdefault(place(change), change)
 
-    def changes_something(change: dict[str, Any]) -> bool:
+    def makes_a_difference(change: dict[str, Any]) -> bool:
         with contextlib.suppress(SyntaxError):
-            whole = ast.parse((ROOT / change["file"]).read_bytes())
-            return ast.dump(ast.parse(broken(change))) != ast.dump(whole)
+            source = (ROOT / change["file"]).read_bytes()
+            ast.parse(switched(source, [(0, change)]))
+            return ast.dump(ast.parse(broken(change))) != ast.dump(ast.parse(source))
         return False
 
     draw = random.Random(SEED)
-    drawn = [filter(changes_something, draw.sample(found, len(found))) for found in kinds.values()]
-    return list(
-        itertools.islice((change for turn in zip(*drawn, strict=False) for change in turn), COUNT)
-    )
+    drawn = [
+        filter(makes_a_difference, draw.sample(list(found.values()), len(found)))
+        for found in kinds.values()
+    ]
+    chosen = list[dict[str, Any]]()
+    for change in (change for turn in zip(*drawn, strict=False) for change in turn):
+        a, b = change["within"]
+        others = (c["within"] for c in chosen if c["file"] == change["file"])
+        if all(b <= first or last <= a for first, last in others):
+            chosen.append(change)
+        if len(chosen) == COUNT:
+            break
+    return chosen
+
+
+HITS = """import os
+import torch
+ACTIVE, SEEN = [int(os.environ.get("BREAK", "-1"))], set()
+def ON(number):
+    if not torch.compiler.is_compiling() and number not in SEEN and "HITS" in os.environ:
+        SEEN.add(number)
+        with open(os.environ["HITS"], "a") as file:
+            file.write(f"{number} ")
+    return ACTIVE[0] == number
+"""
+
+
+def switched(source: bytes, breaks: list[tuple[int, dict[str, Any]]]) -> bytes:
+    """The source of a module with all its breaks, each if its number is on; it notes which of them are evaluated."""
+    body = ast.parse(source).body
+    for number, change in sorted(breaks, key=lambda x: x[1]["within"], reverse=True):
+        (first, last), whole = change["within"], broken(change)
+        end = last + len(whole) - len((ROOT / change["file"]).read_bytes())
+        both = b"((%b) if ON(%d) else (%b))" % (whole[first:end], number, source[first:last])
+        source = source[:first] + both + source[last:]
+    head = [n for n in body if n is body[0] or getattr(n, "module", "") == "__future__"][-1]
+    lines = source.split(b"\n")
+    lines[(head.end_lineno or 0) - 1] += b"; from minimoe.hits import ON"
+    return b"\n".join(lines)
+
+
+def copied(root: Path, tests: str, files: dict[str, bytes]) -> None:
+    """Put a copy of the tests and of the package, in which these files are others, into a folder."""
+    for path in ROOT.iterdir():
+        if path.name not in ("tests", "minimoe", "book", ".git"):
+            (root / path.name).symlink_to(path)
+    for name in (
+        "minimoe",
+        "book",
+    ):  # what finds the package from where it is itself must find the copy
+        shutil.copytree(ROOT / name, root / name)
+    shutil.copytree(tests, root / "tests")
+    for file, source in files.items():
+        (root / file).write_bytes(source)
+
+
+def slow(*_: object) -> None:
+    pytest.fail(f"takes more than {SLOWEST} s of processor time")
 
 
 class Watch:
-    """Runs the files in the order given, and notes what failed and how long it took."""
+    """Notes what failed, how long each test took, and which tests evaluated which breaks."""
 
-    def __init__(self, files: list[str]) -> None:
-        self.files, self.failed, self.seconds = files, list[str](), 0.0
+    def __init__(self, tests: Sequence[str] = (), loop: Callable[..., None] | None = None) -> None:
+        self.tests, self.loop = tests, loop
+        self.failed, self.seconds = list[str](), dict[str, float]()
+        self.reach = collections.defaultdict[str, set[str]](set)
 
-    @pytest.hookimpl(trylast=True)
+    def note(self, who: str) -> None:
+        """What was evaluated since the last note, this test or this file did."""
+        hits = Path(os.environ.get("HITS", os.devnull))
+        for number in hits.read_text().split():
+            self.reach[number].add(who)
+        hits.write_text("")
+        if module := sys.modules.get("minimoe.hits"):
+            module.SEEN.clear()
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: self.files.index(item.nodeid.split("::")[0]))
+        if self.tests:
+            items[:] = [item for item in items if item.nodeid in self.tests]
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if self.loop:
+            self.loop(self, {item.nodeid: item for item in session.items})
+        return self.loop and True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        self.note(item.nodeid.split("::")[0])
+        signal.signal(signal.SIGPROF, slow)
+        signal.setitimer(signal.ITIMER_PROF, SLOWEST)
+        begin = sum(os.times()[:4])
+        result = yield
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self.seconds[item.nodeid] = sum(os.times()[:4]) - begin
+        self.note(item.nodeid)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Any:
+        shared, test = fixturedef.scope != "function", request._pyfuncitem.nodeid
+        if shared:
+            self.note(test)
+        result = yield
+        if shared:
+            self.note(test.split("::")[0])
+        return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        self.seconds += getattr(report, "duration", 0.0)
         self.failed += [report.nodeid] if report.failed else []
 
     pytest_collectreport = pytest_runtest_logreport
 
-
-def work(root: Path, options: list[str], files: list[str], change: Any, out: Path) -> None:
-    """In a process of its own: run the files, without a break under coverage, and write what came of it."""
-    os.setsid()
-    for stream in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
-    os.chdir(root)
-    sys.path.insert(0, str(root))
-    torch.set_num_threads(1)
-    watch, seen = Watch(files), coverage.Coverage(None, include=["*/minimoe/*"])
-    if change:
-        load, code = SourceFileLoader.get_code, broken(change)
-        module = change["file"].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        SourceFileLoader.get_code = lambda self, name: (  # type: ignore[method-assign]
-            compile(code, self.path, "exec") if name == module else load(self, name)
-        )
-    with contextlib.nullcontext() if change else seen.collect():
-        pytest.main(["-q", "-p", "no:cacheprovider", *options, *files], plugins=[watch])
-    data, lines = seen.get_data(), dict[str, Any]()
-    for name in data.measured_files():
-        lines["minimoe/" + name.split("/minimoe/")[-1]] = data.lines(name)
-    out.write_text(json.dumps({"failed": watch.failed, "seconds": watch.seconds, "lines": lines}))
+    def found(self) -> dict[str, Any]:
+        reach = {number: sorted(who) for number, who in self.reach.items()}
+        return {"failed": self.failed, "seconds": self.seconds, "reach": reach}
 
 
-def run(limit: float, *args: Any) -> dict[str, Any]:
-    """`work` in a fork; what it would write if it took longer than the limit or died."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        process = multiprocessing.get_context("fork").Process(target=work, args=(*args, out))
-        process.start()
-        process.join(limit)
-        if process.is_alive():
-            os.killpg(process.pid or 0, signal.SIGKILL)
-        process.join()
-        return (
-            json.loads(out.read_text())
-            if out.exists()
-            else {"failed": ["no end"], "seconds": limit, "lines": {}}
-        )
+def forked(
+    limit: float, jobs: Iterable[tuple[str, Job]], tell: Callable[[str, Found], None]
+) -> None:
+    """Do each job in a process of its own, JOBS at a time, and tell what came of it; what does not end has failed."""
+    running = dict[int, tuple[str, Path]]()
+
+    def reap() -> None:
+        pid, _ = os.wait()
+        what, folder = running.pop(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        out = folder / "out.json"
+        none: Found = {"failed": ["no end"], "seconds": {}, "reach": {}}
+        tell(what, json.loads(out.read_text()) if out.exists() else none)
+        shutil.rmtree(folder)
+
+    for what, job in jobs:
+        folder = Path(tempfile.mkdtemp())
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.environ["HITS"] = str(folder / "hits")
+            (folder / "hits").touch()
+            signal.alarm(int(20 * limit))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
+            with contextlib.suppress(BaseException):
+                (folder / "out.json").write_text(json.dumps(job(folder)))
+            os._exit(0)
+        running[pid] = what, folder
+        if len(running) == JOBS:
+            reap()
+    while running:
+        reap()
+
+
+def one_by_one(watch: Watch, items: list[pytest.Item], number: int = -1) -> dict[str, Any]:
+    """Run these tests, all of them or with a break that is on until one fails."""
+    watch.failed, watch.seconds = [], {}
+    watch.reach.clear()
+    if number >= 0:
+        os.environ["BREAK"] = str(number)
+        sys.modules["minimoe.hits"].ACTIVE[0] = number
+    for item, after in itertools.zip_longest(items, items[1:]):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        if watch.failed and number >= 0:
+            break
+    return watch.found()
+
+
+def anew(folder: str) -> None:
+    """Run the tests that are named in a folder, with the package that is there, until one fails."""
+    watch = Watch(json.loads(Path("chosen.json").read_text()))
+    files = sorted({test.split("::")[0] for test in watch.tests})
+    pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], plugins=[watch])
+    Path("found.json").write_text(json.dumps(watch.found()))
 
 
 def run_all(out: str, tests: str = "tests", room: str = "", names: str = "") -> None:
-    """Run the breaks, or those under minimoe/<room>, with all test files of a folder, or those that are named."""
-    breaks = [
-        b
-        for b in json.loads(BREAKS.read_text())["breaks"]
-        if b["file"].startswith(f"minimoe/{room}")
-    ]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
-        root = Path(folder)
-        for path in ROOT.iterdir():
-            if path.name not in ("tests", ".git"):
-                (root / path.name).symlink_to(path)
-        shutil.copytree(tests, root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        files = [f"tests/{path.name}" for path in sorted((root / "tests").glob("test_*.py"))]
-        files = [file for file in files if not names or file[6:-3] in names.split(",")]
-        whole = dict(
-            zip(files, pool.map(lambda f: run(900, root, [], [f], None), files), strict=True)
-        )
-        failing = [test for result in whole.values() for test in result["failed"]]
-        print(
-            f"{len(files)} files; without a break fail: {', '.join(failing) or 'none'}", flush=True
-        )
+    """Run the breaks, or those under minimoe/<room>, with all test files of a folder, or those whose names match."""
+    breaks = json.loads(BREAKS.read_text())["breaks"]
+    breaks = [change for change in breaks if change["file"].startswith(f"minimoe/{room}")]
+    paths = [path for path in sorted(Path(tests).glob("test_*.py")) if not COURSES.match(path.name)]
+    texts = {f"tests/{p.name}": p.read_text() for p in paths if re.search(names, p.stem)}
+    output, folder = Path(out).resolve(), tempfile.TemporaryDirectory()
+    output.touch()
+    done = {row["what"]: row for row in map(json.loads, output.read_text().splitlines())}
+    files = {"minimoe/hits.py": HITS.encode()}
+    for file in {change["file"] for change in breaks if not change["file"].startswith(KERNELS)}:
+        these = [(i, change) for i, change in enumerate(breaks) if change["file"] == file]
+        files[file] = switched((ROOT / file).read_bytes(), these)
 
-        def one(change: dict[str, Any]) -> dict[str, Any]:
-            name, line = change["file"], change["line"]
-            package, _, module = name.removesuffix(".py").replace("/", ".").rpartition(".")
-            imported = re.compile(
-                rf"{package}\.{module}\b|from {package} import [^)\n]*\b{module}\b"
-            )
-            named = {n for n in files if imported.search((root / n).read_text())}
-            reach = [n for n, result in whole.items() if line in result["lines"].get(name, ())]
-            reach.sort(key=lambda n: (n not in named, whole[n]["seconds"]))
-            total = list(itertools.accumulate(whole[n]["seconds"] for n in reach))
-            taken = [n for n, t in zip(reach, total, strict=True) if n in named or t <= LIMIT]
-            taken = taken or reach[:1]
-            longest = 60 + 3 * sum(whole[n]["seconds"] for n in taken)
-            options = ["-x", *(f"--deselect={test}" for test in failing)]
-            caught = run(longest, root, options, taken, change)["failed"] if taken else []
-            print(f"{name}:{line}", change["kind"], *(caught or ["MISSED"]), flush=True)
-            return change | {"tests": taken, "caught": caught}
+    def tell(what: str, row: Found) -> None:
+        print(what, *(row["failed"] or ["passed"]), file=sys.stderr, flush=True)
+        done[what] = {"what": what} | row
+        with output.open("a") as file:
+            file.write(json.dumps(done[what]) + "\n")
 
-        Path(out).write_text(json.dumps(list(pool.map(one, breaks)), indent=1) + "\n")
+    def loop(watch: Watch, items: dict[str, pytest.Item]) -> None:
+        watch.note("import")
+        at_import = set(watch.reach)
+
+        def whole(file: str) -> Job:
+            chosen = [item for test, item in items.items() if test.startswith(f"{file}::")]
+            return lambda _: one_by_one(watch, chosen)
+
+        forked(900, ((file, whole(file)) for file in texts if file not in done), tell)
+        failing = {test for file in texts for test in done[file]["failed"]}
+
+        def one(number: int, change: dict[str, Any]) -> Job:
+            kernel, module = change["file"].startswith(KERNELS), change["file"].removesuffix(".py")
+            module = re.escape(module.removesuffix("/__init__").replace("/", "."))
+            package, _, name = module.rpartition(r"\.")
+            imported = re.compile(rf"{module}\b|from {package} import [^)\n]*\b{name}\b")
+            reach = dict[str, tuple[bool, float]]()
+            for file, text in texts.items():
+                named, row = bool(imported.search(text)), done[file]
+                who = row["reach"].get(str(number), [])
+                sure = named and (kernel or str(number) in at_import)
+                who = (
+                    row["seconds"] if sure or file in who or (kernel and "triton" in file) else who
+                )
+                reach |= {test: (not named, row["seconds"][test]) for test in who if "::" in test}
+            order = sorted(reach.keys() - failing, key=lambda test: reach[test])
+            total = list(itertools.accumulate(reach[test][1] for test in order))
+            taken = [test for test, t in zip(order, total, strict=True) if t <= LIMIT] or order[:1]
+
+            def job(folder: Path) -> Found:
+                if not kernel and str(number) not in at_import:
+                    watch.reach.clear()
+                    return one_by_one(watch, [items[test] for test in taken], number)
+                copied(folder, tests, {change["file"]: broken(change)})
+                (folder / "chosen.json").write_text(json.dumps(taken))
+                command = [sys.executable, __file__, "anew", str(folder)]
+                own = os.environ | {"PYTHONPATH": str(folder)}
+                if taken:
+                    subprocess.run(command, cwd=folder, env=own, check=False)
+                return json.loads((folder / "found.json").read_text()) if taken else {"failed": []}
+
+            return job
+
+        todo = ((i, change) for i, change in enumerate(breaks) if place(change) not in done)
+        forked(60 + 4 * LIMIT, ((place(c), one(i, c)) for i, c in todo), tell)
+
+    with folder as root:
+        copied(Path(root), str(Path(tests).resolve()), files)
+        tests = f"{root}/tests"
+        os.environ |= {"PYTHONPATH": root, "HITS": f"{root}/hits", "OMP_NUM_THREADS": "1"}
+        Path(root, "hits").touch()
+        os.chdir(root)
+        sys.path.insert(0, root)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        pytest.main([*options, *texts], plugins=[Watch(loop=loop)])
+
+
+def place(change: dict[str, Any]) -> str:
+    """A break, in words."""
+    return f"{change['file']}:{change['line']}: {change['before'].strip()} -> {change['after'].strip()}"
 
 
 def compare(old: Path, new: Path) -> int:
     """Print what each caught, by kind, and which breaks the new ones miss; 1 if the old ones catch some of these."""
-    known = json.loads(BREAKS.read_text())["equivalent"]
+    known = json.loads(BREAKS.read_text())
     table, columns = (
         collections.Counter[tuple[str, str]](),
         ("both", "only new", "only old", "neither"),
     )
-    for a, b in zip(json.loads(old.read_text()), json.loads(new.read_text()), strict=True):
-        place = f"{a['file']}:{a['line']}: {a['before'].strip()} -> {a['after'].strip()}"
-        column = columns[2 * (not b["caught"]) + (not a["caught"])]
-        column = "equivalent" if place in known else column
-        table.update([(a["kind"], column), ("all", column)])
+    a, b = (
+        {r["what"]: r["failed"] for r in map(json.loads, x.read_text().splitlines())}
+        for x in (old, new)
+    )
+    for change in known["breaks"]:
+        what = place(change)
+        column = columns[2 * (not b[what]) + (not a[what])]
+        column = "equivalent" if what in known["equivalent"] else column
+        table.update([(change["kind"], column), ("all", column)])
         if column in columns[2:]:
-            print(f"{column}: {place}", *a["caught"])
+            print(f"{column}: {what}", *a[what])
     for kind in dict.fromkeys(kind for kind, _ in table):
         print(f"{kind:12}", *(f"{name} {table[kind, name]}," for name in (*columns, "equivalent")))
     return int(table["all", "only old"] > 0)
@@ -262,6 +429,13 @@ if __name__ == "__main__":
         sys.exit(compare(Path(rest[0]), Path(rest[1])))
     elif action == "run":
         run_all(*rest)
+    elif action == "anew":
+        sys.path.insert(0, rest[0])
+        anew(*rest)
     else:
         lines = ",\n".join(json.dumps(change, ensure_ascii=False) for change in choose())
-        BREAKS.write_text(f'{{"seed": {SEED}, "equivalent": {{}}, "breaks": [\n{lines}\n]}}\n')
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        head = f'"seed": {SEED}, "commit": "{commit.stdout.strip()}", "equivalent": {{}}'
+        BREAKS.write_text(f'{{{head}, "breaks": [\n{lines}\n]}}\n')
