@@ -114,7 +114,7 @@ def broken(change: dict[str, Any]) -> bytes:
     first, last = change["bytes"]
     if source[first:last] != change["before"].encode():
         raise SystemExit(
-            f"{change['file']} is not what the breaks were made for: `list` them again"
+            f"{change['file']} is not that of the breaks: `list` them again or take their commit"
         )
     return source[:first] + change["after"].encode() + source[last:]
 
