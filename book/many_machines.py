@@ -28,7 +28,7 @@ from minimoe.train.environment import fast_cpu
 from minimoe.train.parallel import exchange
 from minimoe.train.parallel.mesh import clip_gradients, make_mesh, parallelise
 from minimoe.train.settings import TrainConfig
-from minimoe.train.step import Balancing, accumulate_gradients, make_optimizer
+from minimoe.train.step import accumulate_gradients, make_optimizer
 
 OUT = Path(__file__).parent / "results" / "many_machines.json"
 RANKS, ROUNDS, STEPS = 2, 3, 2
@@ -45,10 +45,7 @@ class Training:
         self.model, self.ranks = MixtralModel(MODEL).train(), RANKS if layout else 1
         if layout:
             parallelise(self.model, make_mesh(*layout))
-        self.optimizer, self.balancing = (
-            make_optimizer(self.model, CONFIG),
-            Balancing(self.model),
-        )
+        self.optimizer = make_optimizer(self.model, CONFIG)
         shape, draw = (CONFIG.batch_size, CONFIG.seq_len), torch.Generator().manual_seed(1)
         ids = torch.randint(MODEL.vocab_size, shape, generator=draw)
         self.ids = ids.chunk(self.ranks)[dist.get_rank() if layout else 0]
@@ -58,7 +55,7 @@ class Training:
         """The time of one step, in seconds."""
         begun = time.perf_counter()
         for _ in range(STEPS):
-            accumulate_gradients(self.model, [self.ids], self.balancing, seed=0)
+            accumulate_gradients(self.model, [self.ids], seed=0)
             clip_gradients(self.model, CONFIG.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()

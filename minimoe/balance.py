@@ -300,18 +300,18 @@ class BiasController:
         """Forget what was observed since the last step."""
         self.counts = torch.zeros_like(self.router.e_score_correction_bias, dtype=torch.int64)
 
-    @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> None:
-        """Sum the counts over ranks, move the bias, begin the next step. Every rank arrives at the same bias.
+        """Sum the counts over ranks, move the bias, begin the next step. Every rank arrives at the same bias."""
+        self.move(sum_over_ranks(self.counts, group))
+        self.reset()
 
-        A MinimoeError if the bias was cast to a type in which `rate` would be lost beside it.
-        """
+    @torch.no_grad()
+    def move(self, counts: Tensor) -> None:
+        """Move the bias by counts [E] of a whole step; a MinimoeError if its type loses `rate` beside it."""
         bias = self.router.e_score_correction_bias
         if bias.dtype not in (torch.float32, torch.float64):
             fault = f"e_score_correction_bias is {bias.dtype}, too coarse for steps of {self.rate}"
             raise MinimoeError(f"{fault}: keep it in float32")
-        counts = sum_over_ranks(self.counts, group).to(bias.device)
         # mean − count in whole numbers: E · count against the total
         direction = (counts.sum() - counts.shape[0] * counts).sign()
-        bias.add_(direction.to(bias.dtype), alpha=self.rate)
-        self.reset()
+        bias.add_(direction.to(bias.device, bias.dtype), alpha=self.rate)

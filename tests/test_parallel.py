@@ -240,7 +240,7 @@ def steps(
             batch = ids.chunk(parts * (world if model.config.capacity_factor else 1))
         with noise():
             scope = bool(model.config.capacity_factor)
-            seen = accumulate_gradients(model, batch, balancing, seed=step, global_balance=scope)
+            seen = accumulate_gradients(model, batch, seed=step, global_balance=scope)
         if dist.is_initialized():
             norm = clip_gradients(model, config.clip)
         else:
@@ -248,7 +248,7 @@ def steps(
         require_finite(seen, norm)
         optimizer.step()
         optimizer.zero_grad()
-        balancing.step()
+        balancing.step(seen.counts, config.step_tokens)
         found.append([float(norm), *map(float, seen.losses.values())])
     state = [whole(value).double().flatten() for value in model.state_dict().values()]
     return [*found, torch.cat(state)[::7].tolist()]  # enough of them to see a difference

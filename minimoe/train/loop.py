@@ -209,9 +209,9 @@ class Run:
             seen = accumulate_gradients(
                 self.model,
                 self._parts(),
-                self.balancing,
                 seed=(c.seed << 32) + self.step + 1,
                 global_balance=c.balance_scope == "step",
+                aux_loss_coef=coef,
             )
             norm = self._clip()
             require_finite(seen, norm)
@@ -225,7 +225,7 @@ class Run:
         with unbroken():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.balancing.step()
+            self.balancing.step(seen.counts, c.step_tokens)
             self.step += 1
         loads = [Load.from_counts(counts) if bool(counts.any()) else None for counts in seen.counts]
         record: dict[str, Any] = {

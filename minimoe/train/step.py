@@ -21,7 +21,6 @@ from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, ModelOutput
 from minimoe.routers import SigmoidRouter
-from minimoe.routing import Routing
 from minimoe.text.tokenizer import Tokens, TokenSplit
 from minimoe.train.environment import autocast
 from minimoe.train.settings import TrainConfig
@@ -59,9 +58,6 @@ class Balancing:
     With `router_bias_update_rate` the selection bias of each sigmoid router moves against the load of the whole step;
     it is a buffer of the model and is saved with it. With the 'relu' router and the 'l1' loss, the weight of that loss
     starts at `router_aux_loss_coef` and moves until a token has `num_experts_per_tok` experts on average.
-
-    Call `begin`, then `observe` with the routings of each part of the batch, then `step`. What is observed is what a
-    forward pass returned, so a recomputed pass (activation checkpointing) counts once.
     """
 
     def __init__(self, model: MixtralModel) -> None:
@@ -73,30 +69,20 @@ class Balancing:
         pressed = (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
         wanted, moves = config.num_experts_per_tok, bool(gates) and coef > 0 and pressed
         self.sparsity = SparsityController(wanted, coefficient=coef) if moves else None
-        self.controllers = [*self.biases, *([self.sparsity] if self.sparsity else [])]
 
     @property
     def aux_loss_coef(self) -> float | None:
         """The weight that the balancing loss has now; None: the configured one."""
         return None if self.sparsity is None else self.sparsity.coefficient
 
-    def begin(self) -> None:
-        """Forget what was seen of a step that did not end."""
-        for controller in self.controllers:
-            controller.reset()
-
-    def observe(self, routings: Sequence[Routing]) -> None:
-        """Count the routings of one forward pass, one of each sparse layer."""
-        # each layer has a bias, or all together one weight of the loss
-        watching = self.biases or [self.sparsity] * len(routings)
-        for controller, routing in zip(watching, routings, strict=True):
-            if controller is not None:
-                controller.observe(routing)
-
-    def step(self) -> None:
-        """Move once, by what was counted since `begin`."""
-        for controller in self.controllers:
-            controller.step()
+    def step(self, counts: Sequence[Tensor], tokens: int) -> None:
+        """Move once, by the assignments per expert [E] of each sparse layer in a step of so many tokens."""
+        for controller, of in zip(self.biases, counts, strict=False):  # of every layer, or none
+            controller.move(of)
+        if self.sparsity is not None:
+            self.sparsity.active = sum(int(of.sum()) for of in counts)
+            self.sparsity.tokens = tokens * len(counts)
+            self.sparsity.step()
 
 
 @dataclass(frozen=True)
@@ -114,10 +100,10 @@ class Step:
 def accumulate_gradients(
     model: MixtralModel,
     parts: Sequence[Tensor],
-    balancing: Balancing,
     *,
     seed: int,
     global_balance: bool = False,
+    aux_loss_coef: float | None = None,
 ) -> Step:
     """Add the gradient of the mean loss over the parts of a batch to the model's gradients.
 
@@ -132,23 +118,21 @@ def accumulate_gradients(
         parts: ids [B/n, S] each.
         seed: of the noise that routers draw.
         global_balance: count beforehand, unless there is one part only.
+        aux_loss_coef: weight of the balancing loss; None: the configured one.
     """
     torch.manual_seed(seed)
     counts = count_experts(model, parts) if global_balance and len(parts) > 1 else None
     torch.manual_seed(seed)  # again: what was counted is what will be routed
-    balancing.begin()
-    coef, losses = balancing.aux_loss_coef, dict[str, Tensor]()
-    share = len(parts) * num_ranks()
+    share, losses = len(parts) * num_ranks(), dict[str, Tensor]()
     loads: list[list[Tensor]] = []
     finite: dict[str, Tensor] = {}
     for ids in parts:
         with autocast(ids.device):
             out = model(ids)
             seen = [sum_over_ranks(routing.load()) for routing in out.routings]
-            out = model.losses(out, ids, expert_counts=counts or seen, aux_loss_coef=coef)
+            out = model.losses(out, ids, expert_counts=counts or seen, aux_loss_coef=aux_loss_coef)
         assert out.loss is not None
         (out.loss / share).backward()
-        balancing.observe(out.routings)
         for key in ("lm_loss", "aux_loss", "z_loss"):
             if (value := getattr(out, key)) is not None:
                 losses[key] = losses.get(key, 0) + sum_over_ranks(value.detach() / share)
