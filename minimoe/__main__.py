@@ -282,7 +282,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not whole:
         print("± is the standard error of a sample; --resume --whole reads all held-out text")
     if args.plot:
-        from minimoe.train.watch import draw_log
+        from minimoe.train.plot import draw_log
 
         draw_log(out).savefig(out / "log.png", dpi=150)
 

@@ -18,7 +18,7 @@ from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode
 from minimoe.train.card import write_card
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
-from minimoe.train.settings import TRAIN_PRESETS, TrainConfig
+from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin
 from minimoe.train.step import Batches, evaluate, learning_rate, make_optimizer, probe
 from tests.small import TRAIN, log_of, small_disk, tiny_model, tiny_run, weights_digest
 
@@ -87,7 +87,7 @@ def test_a_domain_of_exactly_one_sequence_can_be_read(corpus: Corpus) -> None:
 @torch.no_grad()
 def test_evaluation_is_the_mean_over_windows(corpus: Corpus) -> None:
     model = tiny_model(vocab_size=300).train()
-    losses, loads = evaluate(model, corpus.heldout, corpus.domains, seq_len=16, batch_size=2)
+    losses, loads = evaluate(model, corpus.heldout, corpus.domains, seq_len=16)
     assert model.training
     model.eval()
     counts = torch.zeros(5)
@@ -345,6 +345,18 @@ def test_the_card_quotes_the_run(
     assert "from rain, snow, wind" in text
     assert "480 tokens" in text
     assert "all of it" in text
+
+
+def test_the_card_of_a_dense_model_names_no_experts(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
+    recipe = json.loads((finished / "recipe.json").read_text())
+    recipe["model"] = dense_twin(ModelConfig.from_dict(recipe["model"]), "work").to_dict()
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "log.jsonl").write_bytes((finished / "log.jsonl").read_bytes())
+    text = write_card(tmp_path)
+    assert "and no experts in every layer" in text and "balancing" not in text
 
 
 def test_a_card_needs_a_run(tmp_path: Path, finished: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
@@ -25,46 +27,29 @@ def write_card(folder: str | Path) -> str:
     folder = Path(folder)
     try:
         recipe = read_object(folder / "recipe.json", CheckpointError)
-        log = read_log(folder / LOG)
+        validations = [r for r in read_log(folder / LOG) if "heldout" in r]
     except CheckpointError as error:
         raise CheckpointError(f"{folder} holds no complete training run: {error}") from error
-    validations = [r for r in log if "heldout" in r]
     if not validations:
         raise CheckpointError(f"{folder / LOG} holds no validation; let the run reach one first")
-    last = validations[-1]
-    heldout: dict[str, dict[str, float]] = last["heldout"]
-    domains, model = recipe["data"]["domains"], ModelConfig.from_dict(recipe["model"])
-    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    # what stands between brackets is of the library's own text
-    own = DOMAIN in heldout
-    template = re.sub(r"\[\[(.*?)\]\]", "" if own else r"\1", template, flags=re.DOTALL)
-    text = template.format(
-        recipe=recipe,
-        **recipe | {"model": model},
-        last=last,
-        minutes=last["seconds"] / 60,
-        mean=sum(loss["nats_per_byte"] for loss in heldout.values()) / len(heldout),
-        read="all of it" if last["full"] else "a sample",
-        longest=MAX_HELDOUT_CHARACTERS,
-        balance=balance_words(model),
-        command=command(recipe) + " --text PATH" * own,
-        # with these routers, tokens do not all have the same number of experts
-        on_average=" on average" if model.router_type in ("expert_choice", "relu") else "",
-        rows="\n".join(
-            f"| {name} | {domains[name]['train_tokens']:,} | {loss['tokens']:,} | {loss['nats_per_token']:.3f} | "
-            f"{loss['nats_per_byte']:.3f} |"
-            for name, loss in heldout.items()
-        ),
-    )
+    last, model = validations[-1], ModelConfig.from_dict(recipe["model"])
+    jinja2: Any = importlib.import_module("jinja2")
+    template = jinja2.Template(
+        Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
+        trim_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    words = {"last": last, "balance": balance_words(model), "command": command(recipe)}
+    words |= {"own": DOMAIN in last["heldout"], "longest": MAX_HELDOUT_CHARACTERS}
+    text = template.render(**recipe | {"model": model}, **words)
     # paragraphs in lines of at most 110 characters
     fit = functools.partial(
         textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False
     )
-    parts = [part if part[0] in "#|" else fit(part) for part in text.strip().split("\n\n")]
-    sources = "The text is its trainer's own; what its licence asks for holds for the weights."
-    if not own:
-        sources = attributions(list(heldout)).split("\n", 1)[1].strip()  # without its own title
-    text = "\n\n".join([*parts, sources + "\n"])
+    parts = [part if part[0] in "#|" else fit(part) for part in re.split(r"\n\n+", text.strip())]
+    if not words["own"]:
+        sources = attributions(list(last["heldout"]))
+        parts.append(sources.split("\n", 1)[1].strip())  # without its own title
+    text = "\n\n".join([*parts]) + "\n"
     write_text(folder / "README.md", text)
     return text
 

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -66,21 +65,20 @@ def fast_cpu() -> Generator[None]:
 @contextlib.contextmanager
 def unbroken() -> Generator[None]:
     """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done, an update that must be whole."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in previous.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread() or not handlers:
-        yield  # signals reach Python's main thread only
-        return
-    held: list[tuple[int, FrameType | None]] = []
+    held: list[int] = []
+    # signals reach Python's main thread only
+    there = threading.current_thread() is threading.main_thread()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if there}
+    handlers = {n: handler for n, handler in handlers.items() if callable(handler)}
     for number in handlers:
-        signal.signal(number, lambda number, frame: held.append((number, frame)))
+        signal.signal(number, lambda number, _: held.append(number))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if held:
-        handlers[signal.Signals(held[0][0])](*held[0])
+        signal.raise_signal(held[0])
 
 
 def today() -> str:

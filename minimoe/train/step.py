@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +24,8 @@ from minimoe.text.tokenizer import Tokens, TokenSplit
 from minimoe.train.environment import autocast
 from minimoe.train.settings import TrainConfig
 from minimoe.zoo.relu import SparsityController
+
+EVAL_ROWS = 16  # windows that a validation reads at once
 
 
 class Batches:
@@ -247,7 +248,6 @@ def evaluate(
     *,
     seq_len: int,
     max_windows: int | None = None,
-    batch_size: int = 16,
     sums: npt.NDArray[np.float64] | None = None,
 ) -> tuple[dict[str, DomainLoss], tuple[Load | None, ...]]:
     """Held-out loss by domain, and the load of each sparse layer over all of them (None: it used no expert at all).
@@ -270,31 +270,31 @@ def evaluate(
             # spread over the whole stream, so that few windows still see many documents
             count = min(every, max_windows or every)
             starts = there.start + np.arange(count) * every // count * s
-            nats, tokens, means = 0.0, 0, list[float]()
-            for first in np.split(starts, range(batch_size, count, batch_size)):
+            nats: list[Tensor] = []  # float64 [windows, s - 1] of each batch
+            for first in np.split(starts, range(EVAL_ROWS, count, EVAL_ROWS)):
                 at = first[:, None] + np.arange(s)
                 x = torch.from_numpy(split.tokens[at].astype(np.int64)).to(device)
                 with autocast(device):
                     out = model(x)
                 rows = out.logits[:, :-1].flatten(0, 1).float()
                 each = F.cross_entropy(rows, x[:, 1:].flatten(), reduction="none").double().cpu()
-                nats, tokens = nats + float(each.sum()), tokens + len(each)
-                means += each.view(len(x), -1).mean(1).tolist()
+                nats.append(each.view(len(x), -1))
                 if sums is not None:
                     of = split.document[at[:, 1:]].ravel()
                     np.add.at(sums, of, np.stack([each.numpy(), np.ones(len(of))], axis=1))
                 loads.append([routing.load() for routing in out.routings])
-            size, per_token = split.size(name), nats / tokens
+            size, windows = split.size(name), torch.cat(nats)
+            per_token, unread = float(windows.mean()), 1 - count / every
             if not math.isfinite(per_token):
                 raise TrainingError(
                     f"the held-out loss of domain {name} is {per_token}: the model's weights are damaged, or "
                     "its numbers too large for their type"
                 )
             per_byte = per_token * (size.tokens / max(1, size.bytes))
-            unread, error = 1 - len(means) / every, 0.0 if len(means) == every else None
-            if unread and len(means) > 1:
-                error = math.sqrt(statistics.variance(means) / len(means) * unread)
-            losses[name] = DomainLoss(per_token, per_byte, tokens, error)
+            error = None if unread else 0.0
+            if unread and count > 1:
+                error = math.sqrt(float(windows.mean(1).var()) / count * unread)
+            losses[name] = DomainLoss(per_token, per_byte, windows.numel(), error)
     return losses, tuple(Load.from_counts(c) if bool(c.any()) else None for c in added(loads))
 
 

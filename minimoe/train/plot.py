@@ -1,13 +1,10 @@
-"""The log of a run as a figure: once (`train --plot`), or again and again as the run goes on, in a notebook."""
+"""The log of a run as a figure: `train --plot`, and `minimoe.course.watch` as a run goes on."""
 
 from __future__ import annotations
 
-import io
-import threading
 from pathlib import Path
 from typing import Any
 
-from minimoe.io import read_object
 from minimoe.train.state import LOG, read_log
 
 
@@ -42,31 +39,3 @@ def draw_log(run: str | Path) -> Any:
     if right.lines:
         right.legend(ncols=2, fontsize="small")
     return figure
-
-
-def watch(run: str | Path, every: float = 5.0) -> Any:
-    """A widget for a notebook that shows `draw_log` of a run's folder, and again when the log has grown.
-
-    It looks each `every` seconds, whether the run is this process's or another's, until the last step or `close()`.
-    """
-    import ipywidgets
-
-    run, view = Path(run), ipywidgets.Image(format="png")
-    ended = threading.Event()
-
-    def look() -> None:
-        if (run / LOG).exists() and (log := read_log(run / LOG)):
-            buffer = io.BytesIO()
-            draw_log(run).savefig(buffer, format="png", dpi=110)
-            view.value = buffer.getvalue()
-            last = read_object(run / "recipe.json")["training"]["steps"]
-            if log[-1]["step"] == last and "heldout" in log[-1]:
-                ended.set()
-
-    def follow() -> None:
-        while not ended.wait(every) and view.comm is not None:
-            look()
-
-    look()
-    threading.Thread(target=follow, daemon=True).start()
-    return view
