@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
     code, fault = 0, ""
+    # signals reach Python's main thread only
+    there = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if there else None
     try:
-        with terminable():
-            given = list(sys.argv[1:] if arguments is None else arguments)
-            # what no tokenizer, JSON or HTML can hold
-            for text in filter(re.compile("[\0\ud800-\udfff]").search, given):
-                short = text if len(text) <= 60 else f"{text[:60]}…"
-                what = f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
-                raise MinimoeError(f"{what}; give it in UTF-8, or rename the file")
-            args = build_parser().parse_args(given)
-            for name, value in vars(args).items():
-                if value == [] and name != "peer":  # what argparse makes of '--domains=--'
-                    raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
-            told = {k for k, v in vars(args).items() if v is not None and v is not False}
-            for one, others, text in args.excludes:
-                for other in others if one in told else ():
-                    if other in told:
-                        raise ConfigError(text.format(other=other.replace("_", "-")))
-            args.run(args)
-            print(end="", flush=True)
+        args = parse(sys.argv[1:] if arguments is None else arguments)
+        args.run(args)
+        print(end="", flush=True)
     except MinimoeError as error:
         code, fault = 2, str(error)
     except Terminated:
@@ -74,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code, fault = 2, "the memory is not enough; choose a smaller model, batch or text"
     finally:
+        if there:
+            signal.signal(signal.SIGTERM, before)
         try:
             print(end="", flush=True)
         except OSError:  # is forgotten: Python would fail by it once more at its end
@@ -84,21 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-@contextlib.contextmanager
-def terminable() -> Generator[None]:
-    """Within, SIGTERM raises `Terminated`, so that what Ctrl-C cleans up is cleaned up then too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach Python's main thread only
-        return
+def terminate(*_: object) -> None:
+    """What SIGTERM does: it raises, so that what Ctrl-C cleans up is cleaned up then too."""
+    raise Terminated
 
-    def terminate(*_: object) -> None:
-        raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Arguments, and as `told` those that were given or have a default; what is no text or excluded is an error."""
+    # what no tokenizer, JSON or HTML can hold
+    for text in filter(re.compile("[\0\ud800-\udfff]").search, given):
+        short = text if len(text) <= 60 else f"{text[:60]}…"
+        what = f"the argument {short!a} is not text: it holds a zero byte, or is not UTF-8"
+        raise MinimoeError(f"{what}; give it in UTF-8, or rename the file")
+    args = build_parser().parse_args(given)
+    for name, value in vars(args).items():
+        if value == [] and name != "peer":  # what argparse makes of '--domains=--'
+            raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
+    args.told = {k: v for k, v in vars(args).items() if v is not None and v is not False}
+    for one, others, text in args.excludes:
+        for other in others if one in args.told else ():
+            if other in args.told:
+                raise ConfigError(text.format(other=other.replace("_", "-")))
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,6 +144,8 @@ def _parse(option: str, kind: str, numbers: dict[str, Any], help: str) -> Callab
     """What argparse calls with the text of an option; an error of minimoe passes through it and is one line."""
     if kind in ("text", "path"):
         return Path if kind == "path" else str
+    if kind == "names":  # 'a, b' -> ('a', 'b')
+        return lambda text: tuple(filter(None, map(str.strip, text.split(","))))
     low, high = numbers.get(kind, ("", ""))
     of = type(low)
 
@@ -172,14 +171,13 @@ def run_corpus(args: argparse.Namespace) -> None:
     """Fetch the packages, or list domains, sizes, documents, tokens and licences."""
     from minimoe.text import corpus
 
-    domains = split_names(args.domains)
     if args.action == "pack":
-        corpus.save_corpus(args.out, packed := corpus.load_corpus(domains))
+        corpus.save_corpus(args.out, packed := corpus.load_corpus(args.domains))
         print(f"{args.out}: {packed.train.tokens.size + packed.heldout.tokens.size:,} tokens")
         return
     if args.action == "list":
-        return print(corpus.table(corpus.load_corpus(domains)))
-    report = corpus.fetch(domains)
+        return print(corpus.table(corpus.load_corpus(args.domains)))
+    report = corpus.fetch(args.domains)
     new, old = (", ".join(names) or "nothing" for names in (report.fetched, report.cached))
     print(f"fetched: {new}; there already: {old}")
     for name, reason in report.failed.items():
@@ -196,8 +194,8 @@ def run_train(args: argparse.Namespace) -> None:
         what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
         hint = did_you_mean(args.preset, TRAIN_PRESETS)
         raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
-    given = {k: v for k, v in vars(args).items() if v is not None and v is not False}
-    resolve(domains := split_names(args.domains))
+    given = args.told
+    resolve(args.domains)
     config = TRAIN_PRESETS[args.preset]
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
     model, source, start = PRESETS[args.preset], None, None
@@ -247,9 +245,9 @@ def run_train(args: argparse.Namespace) -> None:
                     f"--from is {given['from']}, whose experts are in int8, which no step can move: give the folder of "
                     "the model that was rounded"
                 )
-        if frozen := split_names(args.freeze) or []:
+        if args.freeze:
             with torch.device("meta"):
-                freeze(MixtralModel(model), frozen)  # refuses, before any text is read
+                freeze(MixtralModel(model), args.freeze)  # refuses, before any text is read
         text = args.text and args.text.resolve().stem
         name = "-".join(filter(None, (args.preset, args.router, args.dense and "dense", text)))
         out = args.out or Path("runs") / name
@@ -257,11 +255,13 @@ def run_train(args: argparse.Namespace) -> None:
         tokenizer = args.tokenizer or (out if again else source)
         read: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": model.vocab_size}
         with ranks.in_turn() if ranks else contextlib.nullcontext():
-            loaded = load_corpus(domains, **read) if text is None else own_corpus(args.text, **read)
+            loaded = (
+                load_corpus(args.domains, **read) if text is None else own_corpus(args.text, **read)
+            )
         whole = args.whole or loaded.heldout.tokens.size <= config.tokens
         options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
-        options |= {"start": source if ranks else start, "whole": whole, "frozen": frozen}
-        options["recompute"] = args.grad_checkpoint
+        options |= {"start": source if ranks else start, "whole": whole}
+        options |= {"recompute": args.grad_checkpoint, "frozen": args.freeze or ()}
         make = ranks.run if ranks else Run
         run = make(out, model, config, loaded, **options)
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
@@ -327,8 +327,8 @@ def run_study(args: argparse.Namespace) -> None:
         from minimoe.study.further import further
 
         return print(further(args.model, args.further, seed=args.seed))
-    names = ("questions", "layers", "device", "dtype", "revision", "batch_tokens", "chunk_tokens")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = "questions layers device dtype revision batch_tokens chunk_tokens domains recorded"
+    given = {name: args.told[name] for name in names.split() if name in args.told}
     if args.train and args.model != "mini":
         raise ConfigError(
             f"--train trains a model to study, and --model is {args.model}: leave one out"
@@ -336,16 +336,13 @@ def run_study(args: argparse.Namespace) -> None:
     if args.domains is not None:
         from minimoe.text.domains import resolve
 
-        given["domains"] = split_names(args.domains)
-        resolve(given["domains"])
+        resolve(args.domains)
     if given.get("layers", "all") != "all":
         try:
-            given["layers"] = [int(number) for number in split_names(args.layers) or []]
+            given["layers"] = [int(number) for number in args.layers.split(",") if number.strip()]
         except ValueError as error:
             fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
             raise ConfigError(fault) from error
-    if args.recorded is not None:
-        given["recorded"] = args.recorded
     if args.server is not None:
         given["server"] = _server(args)
         given.setdefault("questions", "mmlu")
@@ -356,9 +353,9 @@ def run_study(args: argparse.Namespace) -> None:
         source = args.out / "model"
         command = ["train", "--preset", "mini", "--out", str(source)]
         command += ["--resume"] if (source / "state.safetensors").exists() else []
-        command += ["--domains", args.domains] if args.domains else []
+        command += ["--domains", ",".join(args.domains)] if args.domains else []
         # not main(): an error or Ctrl-C in the training must end the study too
-        run_train(build_parser().parse_args(command))
+        run_train(parse(command))
     print(report.run_study(source, args.out, max_tokens=args.max_tokens, seed=args.seed, **given))
 
 
@@ -414,11 +411,6 @@ def run_bench(args: argparse.Namespace) -> None:
 
     options = Options(args.rounds, args.threads, args.quick, tuple(args.peer), args.device)
     run_and_write(args.suite, options, args.json, args.out)
-
-
-def split_names(text: str | None) -> list[str] | None:
-    """'a, b' -> ['a', 'b']; None stays None."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

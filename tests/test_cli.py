@@ -15,7 +15,7 @@ import torch
 
 from minimoe import __main__ as cli
 from minimoe import __version__
-from minimoe.__main__ import main, split_names
+from minimoe.__main__ import main, parse
 from minimoe.config import ModelConfig
 from minimoe.io import atomic_write
 from minimoe.model import MixtralModel
@@ -176,7 +176,7 @@ def test_study_train_ends_where_its_training_ends(
 ) -> None:
     def interrupted(args: Any) -> None:
         assert (args.preset, args.resume, args.out) == ("mini", False, tmp_path / "model")
-        assert args.domains == "help"
+        assert args.domains == ("help",)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_train", interrupted)
@@ -209,8 +209,8 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_are_split_at_commas() -> None:
-    assert split_names(None) is None
-    assert split_names(" a, b ,,c") == ["a", "b", "c"]
+    assert parse(["corpus"]).domains is None
+    assert parse(["corpus", "--domains", " a, b ,,c"]).domains == ("a", "b", "c")
 
 
 # --- what it takes to answer ----------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minimoe.__main__ import Terminated, terminable
+from minimoe.__main__ import Terminated, terminate
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
@@ -175,10 +175,12 @@ def test_ctrl_c_writes_a_checkpoint_that_goes_on_exactly(
 
 def test_unbroken_holds_an_interrupt_back_to_its_end() -> None:
     done: list[str] = []
-    with pytest.raises(Terminated), terminable(), unbroken():
+    before = signal.signal(signal.SIGTERM, terminate)
+    with pytest.raises(Terminated), unbroken():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         done.append("after SIGTERM")
+    signal.signal(signal.SIGTERM, before)
     assert done
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), unbroken():

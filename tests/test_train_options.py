@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe.__main__ import build_parser, main
+from minimoe.__main__ import main, parse
 from minimoe.config import ModelConfig
 from minimoe.course.watch import watch
 from minimoe.errors import CheckpointError, CorpusError
@@ -53,9 +53,8 @@ def test_options_make_the_model_and_its_card_names_them(
     options: str, fields: dict[str, Any]
 ) -> None:
     def made(words: str) -> ModelConfig:
-        args = vars(build_parser().parse_args(["train", *shlex.split(words)]))
-        given = {k: v for k, v in args.items() if v is not None and v is not False}
-        return with_options(ModelConfig.preset(args["preset"]), given)
+        told = parse(["train", *shlex.split(words)]).told
+        return with_options(ModelConfig.preset(told["preset"]), told)
 
     model = made(f"--preset nano {options}")
     assert {name: getattr(model, name) for name in fields} == fields
