@@ -54,7 +54,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2284,
+    "bench": 2277,
     "check": 11183,
     "core": 3600,
     "cost": 822,

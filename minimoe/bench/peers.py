@@ -23,7 +23,7 @@ from torch import Tensor
 from minimoe.bench.layer import DENSE, Implementation, LayerCase, Ready
 from minimoe.cpu import onednn_available
 from minimoe.dispatch import DISPATCHERS
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, explained
 from minimoe.experts import MLP, Experts
 from minimoe.routing import Routing
 
@@ -239,11 +239,9 @@ def load_peer(text: str) -> Implementation:
     if spec is None or spec.loader is None:
         raise ConfigError(f"--peer {text}: {path} is not a Python file")
     module: Any = importlib.util.module_from_spec(spec)
-    try:
+    fault = f"--peer {text}: {path} fails"
+    with explained(ConfigError, lambda e: f"{fault} ({type(e).__name__}: {e})", Exception):
         spec.loader.exec_module(module)
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--peer {text}: {path} fails ({what})") from error
     found: Any = [getattr(module, n, None) for n in ("forward", "prepare")]
     forward, arrange = found
     if not callable(forward):

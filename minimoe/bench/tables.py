@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.errors import ConfigError, MinimoeError, explained
 from minimoe.io import read_object, write_text
 
 Result = dict[str, Any]
@@ -170,12 +170,9 @@ def compile_table(result: Result) -> str:
 
 def check_writable(path: Path) -> None:
     """Find out before measuring for minutes that the result could not be written: a ConfigError says it."""
-    try:
+    with explained(ConfigError, lambda e: f"{path} cannot be written ({e}); give another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error}); give another path") from error
+        tempfile.TemporaryFile(dir=path.parent).close()
     if path.is_dir():
         raise ConfigError(f"{path} cannot be written (it is a folder); give the path of a file")
 
@@ -189,10 +186,8 @@ def load_result(path: str | Path) -> Result | None:
     """A stored result; None where there is none yet, and a MinimoeError where the file holds none."""
     if not Path(path).exists():
         return None
-    try:
+    with explained(MinimoeError, lambda e: f"{e}; measure it anew with --out", MinimoeError):
         return read_object(Path(path))
-    except MinimoeError as error:
-        raise MinimoeError(f"{error}; measure it anew with --out") from error
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
