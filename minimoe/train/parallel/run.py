@@ -51,8 +51,8 @@ class ParallelRun(Run):
         finally:
             if self.saving:
                 self.saving.wait(3)  # after an error too: what is whole may still get its name
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        for number, handler in handlers.items():  # not after an error, which is still to be told
+            signal.signal(number, handler)
         if self.asked:
             signal.raise_signal(self.asked)
         return losses
@@ -85,19 +85,17 @@ class ParallelRun(Run):
             self.recipe["start"] = state.digest(model)
         return model
 
-    def _newest(self) -> int:
-        """The step of the state that rank 0 finds; -1: none."""
+    def _resumes(self, asked: bool) -> bool:
+        """Whether rank 0 finds a state, from which the run then goes on."""
         path = state.newest(self.out)
         if path is not None and path.is_file():
             fault = f"{self.out} holds a run of one process: go on with it without torchrun"
             raise ConfigError(f"{fault}, or begin from its model with --from in another --out")
-        return self._most(int(path.name[6:]) if path and self.leads else -1)[0]
-
-    def _resumes(self, asked: bool) -> bool:
-        return self._newest() >= 0
+        self.found = self._most(int(path.name[6:]) if path and self.leads else -1)[0]
+        return self.found >= 0
 
     def _restore(self) -> state.Reached:
-        path = self.out / f"state-{self._newest():06d}"
+        path = self.out / f"state-{self.found:06d}"
         if not path.exists():
             raise CheckpointError(f"{path} is not there: all machines have to share --out")
         return state.restore_state(path, self.model, self.optimizer, self.recipe)

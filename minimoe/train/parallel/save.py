@@ -44,11 +44,7 @@ class StateWriter(dcp.HuggingFaceStorageWriter):
 
 
 def save_ranks(
-    out: Path,
-    tensors: dict[str, Tensor],
-    recipe: dict[str, Any],
-    reached: state.Reached,
-    group: Any = None,
+    out: Path, tensors: dict[str, Tensor], recipe: Any, reached: state.Reached, group: Any = None
 ) -> None:
     """Write a state of all ranks to `out`; a CheckpointError names the rank that could not, and the old one stays."""
     told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
