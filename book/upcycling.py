@@ -30,8 +30,8 @@ from minimoe.course.plan import (  # noqa: E402
     stored,
 )
 from minimoe.course.seeds import difference  # noqa: E402
-from minimoe.course.upcycle import upcycle  # noqa: E402
 from minimoe.generate import evaluating  # noqa: E402
+from minimoe.hf.upcycle import upcycle  # noqa: E402
 from minimoe.io import write_object  # noqa: E402
 from minimoe.layers import MoELayer  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe.course.upcycle import upcycle
 from minimoe.errors import ConfigError
 from minimoe.experts import MLP
+from minimoe.hf.upcycle import upcycle
 from minimoe.layers import MoELayer
 from minimoe.model import Block, MixtralModel
 from tests.huggingface import library, saved

@@ -1,1 +1,1 @@
-"""Models of Hugging Face: families, translation of checkpoints, experts in int8 or on disk."""
+"""Models of Hugging Face: families, translation of checkpoints, experts in int8 or on disk, upcycling."""
