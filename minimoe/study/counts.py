@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minimoe.errors import TraceError
+from minimoe.errors import TraceError, explained
 from minimoe.io import json_lines, parse_json, write_text
 from minimoe.study import chance as ch
 from minimoe.study.chance import Ints
@@ -79,18 +80,14 @@ class CountTable:
     @staticmethod
     def read(path: str | Path) -> CountTable:
         """A JSON file: `counts` {domain: [L][E]}, `experts_per_token` and words; a TraceError if it is another."""
-        try:
+        form = "JSON with counts {domain: [layer][expert]} of one shape and experts_per_token"
+        with _expected(path, form):
             stored: dict[str, Any] = parse_json(Path(path).read_text(encoding="utf-8"))
             counts = np.stack([*map(np.array, stored["counts"].values())], axis=1)[:, :, None]
             layers = tuple(stored.get("layers", range(1, len(counts) + 1)))
             about = {name: said for name, said in stored.items() if isinstance(said, str)}
             k = int(stored["experts_per_token"])
             return CountTable(counts, tuple(stored["counts"]), layers, k, None, about)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, TraceError) as error:
-            raise TraceError(
-                f"{path}: expected JSON with counts {{domain: [layer][expert]}} of one shape and experts_per_token "
-                f"({type(error).__name__}: {error})"
-            ) from error
 
     @property
     def num_tokens(self) -> Ints:
@@ -179,6 +176,13 @@ class CountTable:
         }
 
 
+def _expected(path: object, form: str) -> AbstractContextManager[None]:
+    """Within, whatever a file of another form leads to becomes a TraceError that names the file."""
+    kinds = OSError, ValueError, KeyError, TypeError, AttributeError
+    said = f"{path}: expected {form}"
+    return explained(TraceError, lambda e: f"{said} ({type(e).__name__}: {e})", *kinds)
+
+
 def published(name: str = "mixtral_8x7b_mmlu") -> CountTable:
     """Counts that somebody published and that ship with the library."""
     return CountTable.read(PUBLISHED / f"{name}.json")
@@ -242,7 +246,9 @@ def read_trace(path: str | Path) -> RoutingTrace:
     Raises TraceError: no such file, or something else in it, with the line.
     """
     path = Path(path)
-    try:
+    with _expected(
+        path, "JSON lines with input_ids and exp_ids, or an npz file with expert and length"
+    ):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 stored: dict[str, Any] = dict(file)
@@ -255,11 +261,6 @@ def read_trace(path: str | Path) -> RoutingTrace:
         pairs = zip(names.tolist(), ids.tolist(), strict=True)
         documents = tuple(TraceDocument(str(name), str(i)) for name, i in pairs)
         experts = int(stored.get("num_experts", 0)) or int(expert.max(initial=0)) + 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(
-            f"{path}: expected JSON lines with input_ids and exp_ids, or an npz file with expert and length "
-            f"({type(error).__name__}: {error})"
-        ) from error
     if expert.ndim != 3 or len(expert) != length.sum():
         raise TraceError(
             f"{path}: the experts have shape {expert.shape}, expected [{length.sum()} tokens, layers, K]"
@@ -280,14 +281,11 @@ def _from_lines(path: Path) -> dict[str, Any]:
     """What an npz file would hold, and the ids of the documents."""
     rows: list[tuple[Any, ...]] = []
     for number, (place, row) in enumerate(json_lines(path, TraceError), 1):
-        try:
+        said = f"{place}: expected input_ids [n] and exp_ids [n][layers][K]"
+        with explained(TraceError, lambda e, x=said: f"{x} ({e})", ValueError, KeyError, TypeError):
             token, expert = (np.array(row[key], np.int64) for key in ("input_ids", "exp_ids"))
             if expert.ndim != 3 or len(token) != len(expert):
                 raise ValueError(f"exp_ids of shape {expert.shape} for {len(token)} input_ids")
-        except (ValueError, KeyError, TypeError) as error:
-            raise TraceError(
-                f"{place}: expected input_ids [n] and exp_ids [n][layers][K] ({error})"
-            ) from error
         said = row.get("domain", "text"), row.get("id", number), row.get("num_experts", 0)
         rows.append((token, expert, len(token), *said))
     if not rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minimoe.course import style
-from minimoe.errors import MinimoeError
+from minimoe.errors import MinimoeError, explained
 from minimoe.io import atomic_write
 from minimoe.study import claims as say
 from minimoe.study.chance import Band, Floats
@@ -30,12 +30,9 @@ WIDTH, DPI = 7.0, 160
 
 def require_matplotlib() -> Any:
     """The matplotlib package, imported when the first figure is drawn; a MinimoeError if it is not installed."""
-    try:
+    needs = 'the figures need matplotlib ({}); install it with: pip install "minimoe[course]"'
+    with explained(MinimoeError, needs.format, ImportError):
         importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise MinimoeError(
-            f'the figures need matplotlib ({error}); install it with: pip install "minimoe[course]"'
-        ) from error
     return importlib.import_module("matplotlib")
 
 

@@ -27,7 +27,7 @@ from minimoe.checkpoint import (
     refuse_gguf,
     weights_fingerprint,
 )
-from minimoe.errors import CheckpointError, ConfigError, MinimoeError, TraceError
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, TraceError, explained
 from minimoe.hf.hub import quiet_libraries
 from minimoe.io import read_object
 from minimoe.model import MixtralModel
@@ -61,21 +61,18 @@ def _find_transformers(
     Device None: all GPUs if the package accelerate is there, else the first. Dtype None: as the weights are stored.
     """
     local, path, source = isinstance(source, Path), Path(source), str(source)
-    try:
+    why, needs = "is a model of transformers, which cannot be imported", "'transformers>=5,<6'"
+    with explained(
+        MinimoeError, lambda e: f"{source} {why} ({e}): pip install {needs}", ImportError
+    ):
         library: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise MinimoeError(
-            f"{source} is a model of transformers, which cannot be imported ({error}): pip install 'transformers>=5,<6'"
-        ) from error
     with quiet_libraries("transformers", "huggingface_hub"):
         config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
         commit = None if local else _commit(source, revision)
         with torch.device("meta"):  # its shape without its weights
             shape = _asked(source, lambda _: library.AutoModelForCausalLM.from_config(config))
-        try:
+        with explained(CheckpointError, lambda e: f"{source}: {e}", TraceError):
             layers = TransformersSource(shape)
-        except TraceError as error:
-            raise CheckpointError(f"{source}: {error}") from error
         tokenizer = _asked(source, library.AutoTokenizer.from_pretrained, revision=commit)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minimoe.checkpoint import pretrained_path, weights_fingerprint
-from minimoe.errors import ConfigError, CorpusError, MinimoeError, TraceError
+from minimoe.errors import ConfigError, CorpusError, MinimoeError, TraceError, explained
 from minimoe.hf.hub import quiet_libraries
 from minimoe.io import json_lines, read_object, write_object, write_text
 from minimoe.study.chance import ENCYCLOPAEDIA, QUESTIONS, TEXT
@@ -101,18 +101,17 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
 
 def _mmlu_test() -> list[Document]:
     """All of MMLU's test questions, laid out as the development ones are, without answers."""
-    try:
+    needs = "all of MMLU needs the package datasets: pip install datasets"
+    with explained(CorpusError, needs, ImportError):
         library: Any = importlib.import_module("datasets")
-    except ImportError as error:
-        raise CorpusError("all of MMLU needs the package datasets: pip install datasets") from error
-    try:
-        with quiet_libraries("datasets", "huggingface_hub"):
-            rows: Any = library.load_dataset("cais/mmlu", "all", split="test")
-    except Exception as error:  # the hub, its cache and the readers have no common base
+
+    def absent(error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]
-        raise CorpusError(
-            f"cais/mmlu is neither in the cache of datasets nor to be reached: {reason}"
-        ) from error
+        return f"cais/mmlu is neither in the cache of datasets nor to be reached: {reason}"
+
+    # the hub, its cache and the readers have no common base
+    with explained(CorpusError, absent, Exception), quiet_libraries("datasets", "huggingface_hub"):
+        rows: Any = library.load_dataset("cais/mmlu", "all", split="test")
     if not rows:
         raise CorpusError("cais/mmlu holds no test question")
     number, documents = defaultdict[str, Iterator[int]](lambda: count(1)), list[Document]()
@@ -136,10 +135,8 @@ def _from_file(path: Path) -> list[Document]:
                 f'{place}: expected an object like {{"subject": "law", "text": "What is ...?"}} or {{"domain": "law", '
                 f'"id": "17", "text": "..."}}, got {json.dumps(row)[:60]}'
             )
-        try:
+        with explained(CorpusError, lambda e, place=place: f"{place}: {e}", CorpusError):
             document = Document(domain, str(name or number), str(text), topic or None)
-        except CorpusError as error:
-            raise CorpusError(f"{place}: {error}") from error
         if documents.setdefault((domain, document.id), document) is not document:
             raise CorpusError(f"{path}: the id {document.id!r} stands for several texts")
     if not documents:
@@ -328,14 +325,10 @@ def recorded(
 
     options |= {**sizes, "layers": read.layers, "control": read.control, "progress": watched}
     options["identity"] = read.identity
-    try:
-        with bar:
-            record_stream(model, read.documents, read.tokens, folder, **options)
-    except torch.OutOfMemoryError as error:
-        raise MinimoeError(
-            f"{sizes['batch_tokens']} tokens per batch do not fit the GPU; give a smaller --batch-tokens: "
-            "what was recorded is kept and gone on with"
-        ) from error
+    full = f"{sizes['batch_tokens']} tokens per batch do not fit the GPU; give a smaller --batch-tokens"
+    kept = f"{full}: what was recorded is kept and gone on with"
+    with explained(MinimoeError, kept, torch.OutOfMemoryError), bar:
+        record_stream(model, read.documents, read.tokens, folder, **options)
     del model
     return TraceWriter.read(folder)
 
@@ -421,15 +414,15 @@ def reopened(folder: Path) -> tuple[FoundModel, Reading, RoutingTrace]:
     Raises TraceError: no such trace, or one that is damaged.
     """
     trace, about = TraceWriter.read(folder), read_object(folder / ABOUT, TraceError)
-    try:
+    # the tokenizer's own error has no class of its own
+    fault = f"{folder} holds no whole record of a model"
+    with explained(TraceError, lambda e: f"{fault} ({e})", Exception):
         model, text = about["model"], about["text"]
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         nothing: Any = None
         model |= {"layers": tuple(model["layers"]), "configuration": {}, "load": nothing}
         found = FoundModel(tokenizer=tokenizer, identity=about["identity"], **model)
         read = Reading(trace.documents, [], trace.layers, {}, **text)
-    except Exception as error:  # the library's own has no class of its own
-        raise TraceError(f"{folder} holds no whole record of a model ({error})") from error
     if len(trace.domains) > 1:
         titles = {name: name for name in trace.domains}
         form = f"{read.form} {told('read.several')}"

@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 
 from minimoe import __version__
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.errors import ConfigError, MinimoeError, explained
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study import claims as say
@@ -204,15 +204,11 @@ def random_weights(found: FoundModel, trace: RoutingTrace, seed: int) -> Routing
 
 def writable(out: Path) -> None:
     """Make the folder and try it, so that nobody waits minutes for an error."""
-    try:
+    fault = f"the output folder {out} cannot be written"
+    with explained(MinimoeError, lambda e: f"{fault} ({e.strerror}); give another with --out"):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        tempfile.TemporaryFile(dir=out).close()
         remove_leftovers(out, ".*.????????.tmp")
-    except OSError as error:
-        raise MinimoeError(
-            f"the output folder {out} cannot be written ({error.strerror}); give another with --out"
-        ) from error
 
 
 def material(trace: RoutingTrace, read: qs.Reading) -> list[dict[str, Any]]:

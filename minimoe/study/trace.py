@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.errors import TraceError
+from minimoe.errors import TraceError, explained
 from minimoe.io import atomic_write, read_object, remove_leftovers, write_text
 
 FORMAT, VERSION = "minimoe-routing-trace", 2
@@ -315,14 +315,12 @@ class TraceWriter:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        try:
+        with explained(TraceError, lambda e: f"{self.folder} cannot be written ({e.strerror})"):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, ".*.tmp")
             paths = _chunks(self.folder)
             if identity is not None:
                 self._claim(dict(identity), bool(paths))
-        except OSError as error:
-            raise TraceError(f"{self.folder} cannot be written ({error.strerror})") from error
         self.chunks = [RoutingTrace.peek(path) for path in paths]
 
     @property
@@ -358,12 +356,9 @@ class TraceWriter:
         text = json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if not used:
             return write_text(path, text)
-        try:
+        lost = "so nobody knows of what the chunks beside it are; give another folder, or remove this one"
+        with explained(TraceError, lambda e: f"{e}, {lost}", TraceError):
             stored = read_object(path, TraceError)
-        except TraceError as error:
-            raise TraceError(
-                f"{error}, so nobody knows of what the chunks beside it are; give another folder, or remove this one"
-            ) from error
         now = json.loads(text)  # as JSON has it: tuples are lists
         keys = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
         if said := [f"{k} was {_short(stored.get(k))}, is {_short(now.get(k))}" for k in keys]:
@@ -378,13 +373,10 @@ class TraceWriter:
             held, new = self.chunks[0], chunk.header
             raise TraceError(f"{self.folder} holds {held}; the new chunk is {new}")
         path = self.folder / f"chunk-{len(self.chunks):06d}.npz"
-        try:
+        kept = "the chunks before it are whole, and the same command goes on after them"
+        fault = f"{path} could not be written"
+        with explained(TraceError, lambda e: f"{fault} ({e.strerror}); {kept}"):
             chunk.save(path)
-        except OSError as error:
-            raise TraceError(
-                f"{path} could not be written ({error.strerror}); the chunks before it are whole, and the same "
-                "command goes on after them"
-            ) from error
         self.chunks.append(chunk.header)
         return path
 
