@@ -123,7 +123,7 @@ def main(folder: Path) -> None:
             {x: y for x, y in domain_load(trace, n).to_dict().items() if x not in ("pooled", "share")}
             for n in THREE
         ],
-        "dependence": layer_dependence(trace, layers=(1, 2, 13, 14, 25, 26)).to_dict(),
+        "dependence": layer_dependence(trace.of_layers((1, 2, 13, 14, 25, 26))).to_dict(),
     }  # fmt: skip
     write_text(Path(__file__).parent / "results/v2_lite.json", json.dumps(result, indent=1) + "\n")
 

@@ -43,7 +43,7 @@ def study(trace: RoutingTrace) -> Any:
         information=information(trace, **FEW),
         information_halved=(),
         information_topics=(),
-        own={"preferred": tuple(words.preferred_experts(trace, x, **FEW) for x in layers)},
+        own={"preferred": tuple(words.preferred_experts(trace, x) for x in layers)},
         tokens=(),
         shares=(),
         frequent=tuple(words.frequent_tokens(trace, x, top=5) for x in layers),

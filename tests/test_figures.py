@@ -77,10 +77,10 @@ NAMES = (
 def drawn() -> dict[str, Figure]:
     """One of each, by name."""
     shares = [vocabulary.token_shares(TRACE, x, [0, 1]) for x in LAYERS]
-    bits = depth.information(TRACE, groups=6, **FEW)
+    bits = depth.information(TRACE, **FEW)
     ways = [
-        paths.paths(TRACE, permutations=5, **FEW),
-        paths.paths(TRACE, kind="set", permutations=5, **FEW),
+        paths.paths(TRACE, permutations=5),
+        paths.paths(TRACE, kind="set", permutations=5),
     ]
     made = [
         load.draw_load(loads(), num_layers=3),
@@ -91,7 +91,7 @@ def drawn() -> dict[str, Figure]:
         dataclasses.replace(ranked(TRACE, 3), name="tokens"),
         vocabulary.draw_token(shares, studied("':'", 1), shares, num_layers=3),
         depth.draw_information(bits, within=bits),
-        paths.draw_repeats([paths.repeats(TRACE, x, **FEW) for x in LAYERS]),
+        paths.draw_repeats([paths.repeats(TRACE, x) for x in LAYERS]),
         paths.draw_coactivation([paths.coactivation(TRACE, x, permutations=10) for x in LAYERS]),
         paths.draw_paths(ways),
     ]

@@ -114,9 +114,7 @@ def test_usual_experts_are_read_elsewhere_and_unseen_ids_keep_their_own() -> Non
 def test_every_change_is_priced_by_works() -> None:
     model, ids = tiny_model(), random_ids(60, 10).view(3, 20, 10)
     work = np.arange(60).reshape(3, 20)
-    rows = fu.counterfactuals(
-        model, ids, work, random_ids(8, 10, seed=1), layers=(1, 2), resamples=50
-    )
+    rows = fu.counterfactuals(model, ids, work, random_ids(8, 10, seed=1), layers=(1, 2))
     assert len(rows) == 8 * 3 + 5 * 2
     by = {(r.change, r.layer): r.loss for r in rows}
     everywhere = by["every expert's tokens to the next expert", None]
@@ -128,7 +126,7 @@ def test_every_change_is_priced_by_works() -> None:
     assert everywhere.value == pytest.approx(float(moved.mean()), abs=1e-6)
     assert everywhere.low < everywhere.value < everywhere.high
     # a work of several texts is one unit, and few works give no interval
-    few = fu.counterfactuals(model, ids, work // 2, random_ids(8, 10), layers=(1,), resamples=20)
+    few = fu.counterfactuals(model, ids, work // 2, random_ids(8, 10), layers=(1,))
     assert not any(row.loss.known for row in few)
     soft = tiny_model(router_type="expert_choice", router_aux_loss_type="none")
     with pytest.raises(TraceError, match="only routers that give every token K experts"):
@@ -177,9 +175,10 @@ def test_a_token_takes_other_experts_where_topics_move_them_and_not_where_docume
     assert np.mean(alarms) <= 0.05 + 3.3 * np.sqrt(0.05 * 0.95 / 60)
 
 
-def test_overlap_is_that_of_all_pairs_of_documents() -> None:
+def test_overlap_is_that_of_all_pairs_of_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = topical(2)
-    found = fu.meaning(trace, 1, least=5, draws=5)
+    monkeypatch.setattr(fu, "HOLDERS", 5)
+    found = fu.meaning(trace, 1, draws=5)
     chosen: dict[tuple[int, int], list[np.ndarray]] = {}
     for token, document, expert in zip(
         trace.token, trace.document, trace.expert[:, 0], strict=True
@@ -199,7 +198,8 @@ def test_overlap_is_that_of_all_pairs_of_documents() -> None:
     assert found.same == pytest.approx(np.average(same, weights=holders))
     assert found.other == pytest.approx(np.average(other, weights=holders))
     with pytest.raises(TraceError, match="no token stands in 500 documents"):
-        fu.meaning(trace, 1, least=500)
+        monkeypatch.setattr(fu, "HOLDERS", 500)
+        fu.meaning(trace, 1)
     with pytest.raises(TraceError, match="no document of the trace has a topic"):
         fu.meaning(simulate(0, works=8), 1)
 

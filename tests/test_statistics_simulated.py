@@ -231,8 +231,8 @@ def test_intervals_cover(runs: int, store: Any) -> None:
         draws: dict[str, Any] = {"resamples": 99, "seed": seed}
         load, bits = expert_load(trace, 1, **draws), information(trace, **draws)[0]
         single = token_shares(trace, 1, [3], seed=seed)
-        some = preferred_experts(trace, 1, **draws)
-        again = repeats(trace, 1, **draws)
+        some = preferred_experts(trace, 1, seed=seed)
+        again = repeats(trace, 1, seed=seed)
         return {
             "share": load.share[0], "max/min": load.ratio, "MaxVio": load.max_violation,
             "I(token)": bits.token, "I(domain)": bits.domain,
@@ -260,10 +260,9 @@ def test_intervals_of_paths_and_layers_cover(runs: int, store: Any) -> None:
         alone = simulate(seed, layers=2, concentration=5.0)
         alarms += layer_dependence(alone, seed=seed).told(0, 1).low > 0
         trace = simulate(seed, layers=3, follow=1 / 3)
-        told.append(layer_dependence(trace, layers=[1, 2], seed=seed).told(0, 1))
+        told.append(layer_dependence(trace.of_layers([1, 2]), seed=seed).told(0, 1))
         for bands, kind in zip(route.values(), ("first", "set"), strict=True):
-            some: Any = {"kind": kind, "permutations": 1, "resamples": 99, "seed": seed}
-            bands.append(paths(trace, **some).repeated)
+            bands.append(paths(trace, kind=kind, permutations=1, seed=seed).repeated)
     joint = np.full((E, E), 2 / 3 / E**2) + np.eye(E) / 3 / E
     truth = float(ch.mutual_information(joint)) / math.log2(E)
     rates = {f"tokens on a path taken before, {kind}": share_held(b) for kind, b in route.items()}
@@ -281,7 +280,7 @@ def test_the_interval_of_parallel_texts_covers(runs: int, store: Any) -> None:
         rng, topic = np.random.default_rng(seed), np.arange(titles) % 10
         own = [rng.dirichlet(40 * p) for p in topics[topic]]
         first, second = (np.array([[rng.dirichlet(99 * p)] for p in own]) for _ in range(2))
-        return parallel(first, second, topic, resamples=99, seed=seed).gap[0]
+        return parallel(first, second, topic, seed=seed).gap[0]
 
     found = share_held([gap(seed) for seed in range(runs)], gap(0, 2000).value)
     hold(store, "coverage", runs, 0.9, {"parallel texts": found})
@@ -389,11 +388,11 @@ def test_even_loads_order_and_pairs_keep_their_level(runs: int, store: Any) -> N
         return sum(alarm(seed) for seed in range(runs)) / runs
 
     even = often(lambda s: expert_load(simulate(s), 1, resamples=199, seed=s).ratio.p <= 0.05)
-    order = [repeats(simulate(s, concentration=10), 1, resamples=9) for s in range(runs)]
+    order = [repeats(simulate(s, concentration=10), 1) for s in range(runs)]
     first, overlap = np.mean([(r.first.rate.p <= 0.05, r.overlap.rate.p <= 0.05) for r in order], 0)
     # works with their own loads repeat more than pooled loads say, without any order: the null must know
     assert np.mean([r.first.shuffled - r.first.chance_loads for r in order]) > 0.05
-    sticky = often(lambda s: repeats(simulate(s, sticky=0.06), 1, resamples=9).first.rate.p <= 0.05)
+    sticky = often(lambda s: repeats(simulate(s, sticky=0.06), 1).first.rate.p <= 0.05)
     few = runs if runs >= 1000 else 40
     pairs = often(
         lambda s: coactivation(simulate(s, works=30), 1, permutations=39, seed=s).maximum.p <= 0.05,
@@ -419,11 +418,11 @@ def test_a_pair_that_was_planted_is_found() -> None:
 @pytest.mark.parametrize("runs", RUNS)
 def test_a_token_without_preference_shows_none_on_the_other_half(runs: int, store: Any) -> None:
     texts = (simulate(s, works=100, words=80) for s in range(runs))
-    found = [preferred_experts(t, 1, resamples=99, seed=s).excess for s, t in enumerate(texts)]
+    found = [preferred_experts(t, 1, seed=s).excess for s, t in enumerate(texts)]
     gap, alarms = [b.value for b in found], [b.low > 0 for b in found]
     hold(store, "level", runs, 0.025, {"preferred experts, one-sided": np.mean(alarms)})
     assert abs(np.mean(gap)) < 3.3 * np.std(gap) / math.sqrt(runs)
-    one = preferred_experts(simulate(3, works=160, words=40, word_effect=2.0), 1, size=1)
+    one = preferred_experts(simulate(3, works=160, words=40, word_effect=2.0), 1)
     assert (one.expert[:, 0] == one.token % E).mean() > 0.95
     assert one.mean.low > 0.6 > one.mean_chance
 

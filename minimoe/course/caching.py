@@ -89,7 +89,7 @@ def cache_use(
         def hits(sequences: list[ch.Ints], size: int = size) -> ch.Numbers:
             return np.bincount(c.unit, weights=[lru_hits(d, size) for d in sequences])
 
-        rate = ch.bootstrap_rate(hits(documents), asked, c.strata, 999, rng)
+        rate = ch.bootstrap_rate(hits(documents), asked, c.strata, rng, 999)
         null = np.array([hits(d).sum() / asked.sum() for d in shuffled])
         lru = ch.against(rate.value, null, (rate.low, rate.high))
         popular = np.take_along_axis(counts, order[:, :size], axis=1).sum() / asked.sum()

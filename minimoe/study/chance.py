@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -176,13 +176,12 @@ def choices(trace: RoutingTrace, layer: int) -> Choices:
     return Choices(token, document, position, expert, source, *about)
 
 
-def through(trace: RoutingTrace, layers: Sequence[int] | None) -> tuple[tuple[int, ...], Mask]:
-    """The layers (None: all recorded), and [N] whether a token has an expert in each; a TraceError if none has."""
-    used = trace.layers if layers is None else tuple(layers)
-    rows = (trace.token >= 0) & np.all([trace.layer(x)[:, 0] >= 0 for x in used], axis=0)
-    if not used or not rows.any():
+def through(trace: RoutingTrace) -> Mask:
+    """[N] whether a token has an expert in each layer; a TraceError if none has."""
+    rows = (trace.token >= 0) & (trace.expert[:, :, 0] >= 0).all(axis=1)
+    if not rows.any():
         raise TraceError("no token has an expert in every layer; there is nothing to compare")
-    return used, rows
+    return rows
 
 
 def works(trace: RoutingTrace, source: Ints | None = None) -> tuple[Ints, Ints]:
@@ -309,12 +308,15 @@ def bootstrap(counts: Numbers, strata: Ints, resamples: int, rng: Rng) -> Floats
     return (weights @ flat).reshape(resamples, *counts.shape[1:])
 
 
-def bootstrap_rate(hits: Numbers, trials: Numbers, strata: Ints, resamples: int, rng: Rng) -> Band:
+def bootstrap_rate(
+    hits: Numbers, trials: Numbers, strata: Ints, seed: int | Rng, resamples: int = 500
+) -> Band:
     """Σhits / Σtrials over works ([U] each), its interval from resampled works; no interval of few works."""
     rate = float(hits.sum() / trials.sum())
     if len(strata) < MIN_DOCUMENTS:
         return Band(rate)
-    drawn = bootstrap(np.stack([hits, trials], axis=1), strata, resamples, rng)
+    both, rng = np.stack([hits, trials], axis=1), np.random.default_rng(seed)
+    drawn = bootstrap(both, strata, resamples, rng)
     return Band(rate, *percentile(drawn[:, 0] / drawn[:, 1]))
 
 

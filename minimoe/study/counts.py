@@ -21,7 +21,7 @@ from minimoe.study.chance import Ints
 from minimoe.study.claims import bits, claims
 from minimoe.study.claims import told as say
 from minimoe.study.depth import information, plug_in_bias, token_bias
-from minimoe.study.load import equal_load_ratios, expert_load
+from minimoe.study.load import equal_counts, expert_load
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
 #: published counts, a JSON file each, with source, commit and licence inside
@@ -105,8 +105,8 @@ class CountTable:
         return self._ratio(self.at(layer).sum(axis=(0, 1)))
 
     def _ratio(self, counts: Ints) -> ch.Band:
-        draws = equal_load_ratios(int(counts.sum()) // self.k, len(counts), self.k)
-        return ch.against(ch.max_over_min(counts), draws)
+        equal = equal_counts(int(counts.sum()) // self.k, len(counts), self.k)
+        return ch.against(ch.max_over_min(counts), ch.max_over_min(equal))
 
     def domain_load(self, layer: int) -> dict[str, dict[str, float]]:
         """Of each domain: max/min, its null's upper end; total variation and Jensen-Shannon bits to the load of all."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from minimoe.course import style
-from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
@@ -72,36 +71,20 @@ def token_bias(table: Ints, tokens: int, k: int) -> float:
 
 
 def information(
-    trace: RoutingTrace,
-    *,
-    layers: Sequence[int] | None = None,
-    by: ch.By = "domain",
-    least: int = 1,
-    groups: int = 25,
-    resamples: int = 500,
-    seed: int = 0,
+    trace: RoutingTrace, *, by: ch.By = "domain", resamples: int = 500, seed: int = 0
 ) -> tuple[Information, ...]:
-    """Information by depth, over the documents that have a label.
-
-    Args:
-        least: leave out tokens that occur less often; whether the token tells more than the domain can depend on it.
-
-    Raises TraceError: no labels, a work with two labels, or no token that occurs so often.
-    """
+    """Information by depth, over the documents that have a label; a TraceError: no labels, or a work with two."""
     found: list[Information] = []
-    for layer in trace.layers if layers is None else layers:
+    for layer in trace.layers:
         c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
         names, unit_of, label = ch.labelled_works(trace, c, by)
         unit = unit_of[c.document]
         rows = unit >= 0
-        rows &= np.bincount(c.token[rows], minlength=int(c.token.max()) + 1)[c.token] >= least
-        if not rows.any():
-            raise TraceError(f"no token of layer {layer} occurs {least} times; record more text")
         unit, expert, (token, ids) = unit[rows], c.expert[rows], ch.compact(c.token[rows])
         n, e, k, enough = len(token), c.num_experts, c.k, len(label) >= ch.MIN_DOCUMENTS
 
         counts = ch.count_experts(unit, len(label), expert, e)
-        group = ch.random_groups(label, min(groups, len(label)), rng)
+        group = ch.random_groups(label, 25, rng)
         num_groups = int(group.max()) + 1
         by_label = np.zeros((num_groups, len(names), e), dtype=np.int64)
         np.add.at(by_label, (group, label), counts)
@@ -131,22 +114,15 @@ def information(
     return tuple(found)
 
 
-def halved(
-    trace: RoutingTrace,
-    *,
-    layers: Sequence[int],
-    by: ch.By = "domain",
-    times: int = 4,
-    seed: int = 0,
-) -> tuple[Information, ...]:
+def halved(trace: RoutingTrace, *, by: ch.By = "domain", seed: int = 0) -> tuple[Information, ...]:
     """Information of every second document of each label, of every second of these, and so on: a value that changes
     by more than its interval is about the amount of text as well."""
     found: list[Information] = []
-    for _ in range(times):
+    for _ in range(4):
         label = ch.document_labels(trace, by)[1]
         place = [(label[:i] == label[i]).sum() for i in range(len(label))]
         trace = trace.select(documents=np.array(place) % 2 == 0)
-        found += information(trace, layers=layers, by=by, resamples=9, seed=seed)
+        found += information(trace, by=by, resamples=9, seed=seed)
     return tuple(found)
 
 
@@ -254,15 +230,13 @@ class LayerDependence(ch.Result):
         return Band(band.value / most, band.low / most, band.high / most)
 
 
-def layer_dependence(
-    trace: RoutingTrace, *, layers: Sequence[int] | None = None, groups: int = 25, seed: int = 0
-) -> LayerDependence:
-    """Mutual information between the first choices of every two of `layers`; see `through` for its TraceError."""
+def layer_dependence(trace: RoutingTrace, *, seed: int = 0) -> LayerDependence:
+    """Mutual information between the first choices of every two layers; see `through` for its TraceError."""
     trace.require_ranks()
-    used, rows = ch.through(trace, layers)
+    used, rows = trace.layers, ch.through(trace)
     document, source = ch.compact(trace.document[rows])
     unit, strata = ch.works(trace, source)
-    group = ch.random_groups(strata, min(groups, len(strata)), np.random.default_rng(seed))
+    group = ch.random_groups(strata, 25, np.random.default_rng(seed))
     num_groups, e, count = int(group.max()) + 1, trace.num_experts, len(used)
     first = [trace.layer(layer)[rows, 0].astype(np.int64) for layer in used]
     found = np.full((3, count, count), math.nan)

@@ -34,6 +34,9 @@ from minimoe.train.environment import processor_name, today
 Experts = npt.NDArray[np.integer[Any]]
 Tokens = list[npt.NDArray[Any]]
 
+SIZE, TEXTS = 128, 12  # tokens of a text whose routings are overruled; texts of a domain
+HOLDERS = 10  # documents that hold a token whose meanings are compared
+
 
 # --- routings overruled ---------------------------------------------------------------------------
 
@@ -154,7 +157,6 @@ def counterfactuals(
     other: Tensor,
     *,
     layers: Sequence[int],
-    resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Counterfactual, ...]:
     """The cost of every change, in all sparse `layers` (from 1) at once and in each alone.
@@ -193,14 +195,12 @@ def counterfactuals(
     unit = ch.compact(work.flatten())[0]
     strata = np.zeros(int(unit.max()) + 1, np.int64)
     strata[unit] = np.repeat(np.arange(len(ids)), ids.shape[1])
-    weights = ch.bootstrap_weights(strata, resamples, np.random.default_rng(seed))
 
     def cost(change: str, changed: dict[int, Change], layer: int | None) -> Counterfactual:
         with overruled(model, changed):
             more = (token_losses(model, texts)[0] - nats).double().mean(dim=1).cpu().numpy()
-        draws = (weights @ np.bincount(unit, more)) / (weights @ np.bincount(unit))
-        ends = ch.percentile(draws) if len(strata) >= ch.MIN_DOCUMENTS else ch.NOTHING
-        return Counterfactual(change, layer, ch.Band(more.mean(), *ends))
+        sums = np.bincount(unit, more), np.bincount(unit)
+        return Counterfactual(change, layer, ch.bootstrap_rate(*sums, strata, seed, 1000))
 
     found: list[Counterfactual] = []
     for name, make in every.items():
@@ -261,12 +261,10 @@ class Meaning(ch.Result):
     tokens: int  #: how many tokens were compared
 
 
-def meaning(
-    trace: RoutingTrace, layer: int, *, least: int = 10, draws: int = 199, seed: int = 0
-) -> Meaning:
+def meaning(trace: RoutingTrace, layer: int, *, draws: int = 199, seed: int = 0) -> Meaning:
     """Pairs of documents that hold the same token, of one topic or of two (after Olson et al. 2025).
 
-    A document counts once for each token, with the mean of its occurrences; a token, which must stand in `least`
+    A document counts once for each token, with the mean of its occurrences; a token, which must stand in ten
     documents with a topic, counts by its documents. One permutation of the topics, of `draws`, serves all tokens,
     because a document with loads of its own has them for all its tokens.
 
@@ -282,9 +280,9 @@ def meaning(
     token, document = ch.compact(codes // len(c.source))[0], codes % len(c.source)
     held = ch.count_experts(cell, len(codes), c.expert[rows], c.num_experts)
     mean = held / np.bincount(cell)[:, None]
-    kept = np.bincount(token)[token] >= least
+    kept = np.bincount(token)[token] >= HOLDERS
     if not kept.any():
-        raise TraceError(f"no token stands in {least} documents with a topic; record more text")
+        raise TraceError(f"no token stands in {HOLDERS} documents with a topic; record more text")
     (token, _), document, mean = ch.compact(token[kept]), document[kept], mean[kept]
     holders = np.bincount(token)
     whole = np.stack([np.bincount(token, x) for x in mean.T], axis=1)
@@ -375,9 +373,7 @@ def mean_probabilities(model: MixtralModel, tokens: Tokens, begin: int | None) -
     return np.stack(rows)
 
 
-def parallel(
-    first: ch.Floats, second: ch.Floats, topic: ch.Ints, *, resamples: int = 1000, seed: int = 0
-) -> Parallel:
+def parallel(first: ch.Floats, second: ch.Floats, topic: ch.Ints, *, seed: int = 0) -> Parallel:
     """Whether articles on one thing are routed alike in two languages, beyond their topic (Bandarkar et al. 2026).
 
     `mean_probabilities` [titles, L, E] of the same titles in both, and the number of each one's topic [titles]; a title
@@ -395,7 +391,7 @@ def parallel(
     strata, rng = ch.compact(topic[kept])[0], np.random.default_rng(seed)
     # a title is in its own mean and, by its second text, in those of the others
     told = b + back - b.mean(axis=0) - a
-    draws = ch.bootstrap(told, strata, resamples, rng) / len(kept)
+    draws = ch.bootstrap(told, strata, 1000, rng) / len(kept)
     ends = ch.percentile(draws) if len(kept) >= ch.MIN_DOCUMENTS else ch.NOTHING
     return Parallel(a.mean(axis=0), b.mean(axis=0), ch.Band((b - a).mean(axis=0), *ends), len(kept))
 
@@ -435,9 +431,7 @@ def windows_of(
     return ids, np.array(numbers), other
 
 
-def further(
-    model: str | Path, out: Path, *, size: int = 128, texts: int = 12, seed: int = 0
-) -> str:
+def further(model: str | Path, out: Path, *, seed: int = 0) -> str:
     """Make all five analyses of one of minimoe's own models, and write them to `out` as JSON; returns what was written.
 
     Raises MinimoeError: a model or a text that cannot be had, or a router without logits.
@@ -446,12 +440,12 @@ def further(
     loaded: Any = found.load()
     corpus = load_corpus(tokenizer=folder, vocab_size=found.vocab_size)
     domains = [d for d in corpus.domains if d != "questions"]
-    ids, work, other = windows_of(corpus.heldout, domains, size, texts)
+    ids, work, other = windows_of(corpus.heldout, domains, SIZE, TEXTS)
     result: dict[str, Any] = {
         "command": f"python -m minimoe study --model {model} --further {out}",
         "date": today(), "hardware": processor_name(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "texts": {"domains": domains, "each": texts, "tokens": size, "other": len(other)},
+        "texts": {"domains": domains, "each": TEXTS, "tokens": SIZE, "other": len(other)},
     }  # fmt: skip
     rows = counterfactuals(loaded, ids, work, other, layers=found.layers, seed=seed)
     result |= {"counterfactuals": [row.to_dict() for row in rows], "saturation": None}

@@ -81,13 +81,6 @@ def equal_counts(
     return np.maximum(tokens * q + scale * noise, 0)
 
 
-def equal_load_ratios(
-    tokens: int, num_experts: int, k: int, *, draws: int = 500, seed: int = 0
-) -> Floats:
-    """[draws] max/min of `equal_counts`."""
-    return ch.max_over_min(equal_counts(tokens, num_experts, k, draws=draws, seed=seed))
-
-
 def _design_effect(c: ch.Choices, counts: Ints) -> float:
     """Linearised variance of the shares by work, within domains, over that of independent tokens."""
     total = counts.sum()

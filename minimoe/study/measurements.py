@@ -178,7 +178,7 @@ def measure(
     say("information")
     label = "topic" if asked and compared else "domain"
     about = depth.information(text, by=label, seed=seed)
-    halves = depth.halved(text, layers=layers, by=label, seed=seed) if drawn else ()
+    halves = depth.halved(text.of_layers(layers), by=label, seed=seed) if drawn else ()
     nested = compared and not asked and not judged
     within = depth.information(labelled, by="topic", seed=seed) if nested else ()
     say("tokens")
@@ -191,7 +191,7 @@ def measure(
     none = chance.Band(*np.full((3, 0, 0), np.nan))
     dependence = depth.LayerDependence((), none, np.zeros(0))
     if text.ranked:
-        dependence = depth.layer_dependence(text, layers=layers if asked else None, seed=seed)
+        dependence = depth.layer_dependence(text.of_layers(layers) if asked else text, seed=seed)
     else:
         left_out.append(told("left_out.analysis", what=FIRST, error=NO_RANKS))
     measured = Measurements(

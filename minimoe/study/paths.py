@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,20 +45,14 @@ class Paths(ch.Result):
 
 
 def paths(
-    trace: RoutingTrace,
-    *,
-    kind: Literal["first", "set"] = "first",
-    layers: Sequence[int] | None = None,
-    permutations: int = 20,
-    resamples: int = 500,
-    seed: int = 0,
+    trace: RoutingTrace, *, kind: str = "first", permutations: int = 20, seed: int = 0
 ) -> Paths:
-    """Paths through `layers` (all recorded) of the tokens that have an expert in each; a TraceError if none has."""
+    """Paths through all recorded layers of the tokens that have an expert in each; a TraceError if none has."""
     if kind not in KINDS:
         raise TraceError(f"paths are of kind 'first' or 'set', not {kind!r}")
     if kind == "first":
         trace.require_ranks()
-    used, rows = ch.through(trace, layers)
+    used, rows = trace.layers, ch.through(trace)
     rng = np.random.default_rng(seed)
     order = np.lexsort((trace.position, rng.permutation(len(trace.documents))[trace.document]))
     order = order[rows[order]]
@@ -80,7 +74,7 @@ def paths(
     number, source = ch.compact(document)
     unit, strata = ch.works(trace, source)
     again, read = (np.bincount(unit[number], x, len(strata)) for x in (~first, np.ones(n)))
-    repeated = ch.bootstrap_rate(again, read, strata, resamples, np.random.default_rng(seed))
+    repeated = ch.bootstrap_rate(again, read, strata, seed)
     at = np.unique(np.geomspace(1, n, 60).round().astype(np.int64))
     pairs, all_pairs = _num_pairs(path) or math.nan, n * (n - 1) // 2 or math.nan
     contexts = _contexts(token + 1, document, position)
@@ -144,7 +138,7 @@ class Repeats(ch.Result):
     overlap: Repetition
 
 
-def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Repeats:
+def repeats(trace: RoutingTrace, layer: int, *, seed: int = 0) -> Repeats:
     """Repeats of `layer` between tokens that follow each other in a document; a TraceError if no two do."""
     c = ch.choices(trace, layer)
     order = np.lexsort((c.position, c.document))
@@ -165,7 +159,7 @@ def repeats(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int 
             share = np.bincount(kind, minlength=len(match)) / len(kind)
             loads = float(share @ match @ share)
         found = np.bincount(unit[joined & hits], minlength=len(c.strata))
-        rate = ch.bootstrap_rate(found, pairs, c.strata, resamples, np.random.default_rng(seed))
+        rate = ch.bootstrap_rate(found, pairs, c.strata, seed)
         sd = math.sqrt(max(variance, 0.0))
         half, over = NormalDist().inv_cdf(0.5 + ch.LEVEL / 2) * sd, rate.value - mean
         p = NormalDist().cdf(-over / sd) if sd > 0 else (0.0 if over > 1e-12 else 1.0)
@@ -242,7 +236,7 @@ def _moments(document: Ints, joined: Mask, kind: Ints, match: Floats) -> tuple[f
 
 # --- experts chosen together ----------------------------------------------------------------------
 
-_BURN_IN = 20
+_BURN_IN, _NULL_TOKENS = 20, 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,12 +257,7 @@ class CoActivation(ch.Result):
 
 
 def coactivation(
-    trace: RoutingTrace,
-    layer: int,
-    *,
-    permutations: int = 100,
-    max_null_tokens: int = 100_000,
-    seed: int = 0,
+    trace: RoutingTrace, layer: int, *, permutations: int = 100, seed: int = 0
 ) -> CoActivation:
     """Co-activation in `layer`.
 
@@ -284,7 +273,7 @@ def coactivation(
     joint = pair_probabilities(total.diagonal() / len(c.token), k)
     # whole documents, and one at least, however long
     size, order = np.bincount(c.document), rng.permutation(len(c.source))
-    fit = int(np.searchsorted(np.cumsum(size[order]), max_null_tokens, side="right"))
+    fit = int(np.searchsorted(np.cumsum(size[order]), _NULL_TOKENS, side="right"))
     rows = np.isin(c.document, order[: max(1, fit)])
     document, expert = c.document[rows], c.expert[rows].copy()
     some, draws = _conditional(_pairs(expert, e)), np.empty(permutations)

@@ -20,7 +20,7 @@ from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.depth import Information
 from minimoe.study.trace import RoutingTrace
 
-_DRAWS, _LISTED = 300, 5  # of a null; documents that hold a characteristic token
+_DRAWS, _LISTED, _OFTEN = 300, 5, 10  # of a null; documents of a characteristic token; occurrences
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 
 
@@ -70,7 +70,7 @@ def characteristic_tokens(
     c = ch.choices(trace, layer)
     number, ids = ch.compact(c.token)
     e, v = c.num_experts, len(ids)
-    group = ch.random_groups(c.strata, min(groups, len(c.strata)), np.random.default_rng(seed))
+    group = ch.random_groups(c.strata, groups, np.random.default_rng(seed))
     counts = c.by(number, v)
     pseudo = 0.01 * counts.sum(axis=1, keepdims=True)
     delta, z = log_odds(counts, pseudo)
@@ -125,9 +125,9 @@ class PreferredExperts(ch.Result):
     layer: int
     token: Ints  #: [X] ids
     occurrences: Ints  #: [X] of the token in all of the trace
-    expert: Ints  #: [X, S] the set, 0-based, the most frequent first; -1 where the token is absent from the first half
-    #: [X] of the token's choices in the second half that fall into its set (of S = 1: how often that expert is among
-    #: its K); NaN where it is absent, no interval where fewer than ten works hold it
+    expert: Ints  #: [X, K] the set, 0-based, the most frequent first; -1 where the token is absent from the first half
+    #: [X] of the token's choices in the second half that fall into its set; NaN where it is absent, no interval where
+    #: fewer than ten works hold it
     share: Band
     chance: Floats  #: [X] the same if the experts were those of any tokens of the same documents
     mean: Band  #: of `share` over all choices of the tokens listed, works resampled
@@ -151,36 +151,28 @@ class TokenShares(ch.Result):
 
 
 def preferred_experts(
-    trace: RoutingTrace,
-    layer: int,
-    *,
-    token_ids: Tokens | None = None,
-    size: int | None = None,
-    min_count: int = 10,
-    resamples: int = 500,
-    seed: int = 0,
+    trace: RoutingTrace, layer: int, *, token_ids: Tokens | None = None, seed: int = 0
 ) -> PreferredExperts:
-    """Preferred experts in `layer`, in sets of `size` (None: K), of `token_ids`, or of every token that occurs at least
-    `min_count` times; a TraceError if none does."""
+    """Preferred experts in `layer`, in sets of K, of `token_ids`, or of every token that occurs ten times or more; a
+    TraceError if none does."""
     c = ch.choices(trace, layer)
-    size = c.k if size is None else size
-    often = np.flatnonzero(np.bincount(c.token) >= min_count)
+    often = np.flatnonzero(np.bincount(c.token) >= _OFTEN)
     if token_ids is None and not len(often):
-        raise TraceError(f"no token of layer {layer} occurs {min_count} times; record more text")
+        raise TraceError(f"no token of layer {layer} occurs {_OFTEN} times; record more text")
     ids, number = _places(c, often if token_ids is None else token_ids)
     count = len(ids)
     # halves drawn within domains
     half = ch.random_groups(c.strata, 2, np.random.default_rng(seed))[c.unit][c.document]
     first = (number >= 0) & (half == 0)
     chosen = ch.count_experts(number[first], count, c.expert[first], c.num_experts)
-    expert = np.argsort(-chosen, axis=1, kind="stable")[:, :size]
+    expert = np.argsort(-chosen, axis=1, kind="stable")[:, : c.k]
     expert[chosen.sum(axis=1) == 0] = -1
 
     rows = np.flatnonzero((number >= 0) & (half == 1) & (expert[number, 0] >= 0))
     token, sets = number[rows], expert[number[rows]]
     hits = (c.expert[rows][:, :, None] == sets[:, None, :]).sum(axis=(1, 2))
     same = _same_documents(c)[c.document[rows][:, None], sets].sum(axis=1)
-    trials = np.full(len(rows), min(size, c.k))
+    trials = np.full(len(rows), c.k)
     unit, kept = ch.compact(c.unit[c.document[rows]])
     cell, cells = ch.compact(token * len(kept) + unit)
     got, of = (np.bincount(cell, x, len(cells)) for x in (hits, trials))
@@ -189,10 +181,7 @@ def preferred_experts(
     mean = excess = Band(math.nan)
     if len(rows):
         got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
-        mean, excess = (
-            ch.bootstrap_rate(x, of, c.strata[kept], resamples, np.random.default_rng(seed))
-            for x in (got, more)
-        )
+        mean, excess = (ch.bootstrap_rate(x, of, c.strata[kept], seed) for x in (got, more))
     chance = np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0)
     occurrences, due = np.bincount(number[number >= 0], minlength=count), mean.value - excess.value
     return PreferredExperts(layer, ids, occurrences, expert, share, chance, mean, due, excess)
