@@ -18,11 +18,11 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minimoe.checkpoint import pretrained_path  # noqa: E402
+from minimoe.course.recording import record_split  # noqa: E402
 from minimoe.hf.lazy import quantize_experts  # noqa: E402
 from minimoe.io import write_text  # noqa: E402
 from minimoe.model import MixtralModel  # noqa: E402
 from minimoe.study.questions import EQUAL_TOKENS, identity_of  # noqa: E402
-from minimoe.study.record import record_split  # noqa: E402
 from minimoe.study.report import rounded, surroundings  # noqa: E402
 from minimoe.text.corpus import load_corpus  # noqa: E402
 from minimoe.text.tokenizer import begin_of_text_id, load_tokenizer  # noqa: E402

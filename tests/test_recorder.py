@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minimoe.course.attending import AttentionSource
+from minimoe.course.recording import record_split
 from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
 from minimoe.routing import limit_capacity
@@ -15,7 +16,6 @@ from minimoe.study.record import (
     RoutingRecorder,
     record_documents,
     record_routings,
-    record_split,
     require_finite,
     source_of,
 )

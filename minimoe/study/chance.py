@@ -84,9 +84,8 @@ class Statistic:
     compute: Callable[..., Any]  #: (trace, layer, *, seed) to a `Result`
     what: str  #: its name in the sentence that a text is too small for it
     draw: Callable[[Any], Any] | None = None  #: all measurements to a `Figure`
-    judge: Callable[[Any], Any] | None = (
-        None  #: all measurements to a `Finding`; without, no control computes it
-    )
+    #: all measurements to a `Finding`; without, no control computes it
+    judge: Callable[[Any], Any] | None = None
     every: bool = True  #: of every layer, not of the three that are shown
 
 

@@ -30,9 +30,7 @@ SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
 FIRST = "paths of first choices, their repeats between neighbours, what layers tell of one another"
 
 LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
-SUBJECT_DRAWS = (
-    2000  # of fifty-seven subjects, few questions of each: all of them are tested together
-)
+SUBJECT_DRAWS = 2000  # of fifty-seven subjects, few questions of each, which are tested together
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +52,8 @@ class Measurements(chance.Result):
     #: of the text halved once, twice, ..., at each of `layers`: whether it depends on how much was read
     information_halved: tuple[depth.Information, ...]
     information_topics: tuple[depth.Information, ...]  #: the same with topics
-    own: dict[
-        str, tuple[Any, ...]
-    ]  #: of the text, by the names of `chance.STATISTICS`; JSON has them among the others
+    #: of the text, by the names of `chance.STATISTICS`; JSON has them among the others
+    own: dict[str, tuple[Any, ...]]
     tokens: tuple[vocabulary.StudiedToken, ...]  #: the article's, as this model has them
     shares: tuple[vocabulary.TokenShares, ...]  #: of these tokens on natural text
     apart: tuple[vocabulary.TokenShares, ...]  #: of these tokens on generated questions

@@ -99,7 +99,7 @@ def _find_transformers(
             "weights": held,
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
-            "dtype": dtype_name(dtype) if dtype else f"as stored ({dtype_name(config.dtype)})",
+            "dtype": str(dtype or f"as stored ({config.dtype})").replace("torch.", ""),
         },
         configuration=settings,
         load=partial(_load, library, source, config, device, **options),
@@ -267,7 +267,7 @@ def find_minimoe(path_or_id: str | Path, device: Device = "cpu", dtype: str = "a
             "config_sha256": sha256(json.dumps(config.to_dict(), sort_keys=True)),
             "weights": weights_fingerprint(path),
             "tokenizer_sha256": sha256(tokenizer.to_str()),
-            "dtype": dtype_name(next(model.parameters()).dtype),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
         configuration=config.to_dict(),
         load=lambda: model,
@@ -277,8 +277,3 @@ def find_minimoe(path_or_id: str | Path, device: Device = "cpu", dtype: str = "a
 def sha256(text: str) -> str:
     """Of the text in UTF-8, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16'."""
-    return str(dtype).removeprefix("torch.")

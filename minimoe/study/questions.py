@@ -116,10 +116,8 @@ def _mmlu_test() -> list[Document]:
         raise CorpusError("cais/mmlu holds no test question")
     number, documents = defaultdict[str, Iterator[int]](lambda: count(1)), list[Document]()
     for row in rows:
-        text, subject = (
-            layout(str(row["question"]), [*map(str, row["choices"])], None),
-            str(row["subject"]),
-        )
+        subject, choices = str(row["subject"]), [*map(str, row["choices"])]
+        text = layout(str(row["question"]), choices, None)
         name = f"{subject}/test/{next(number[subject])}"
         documents.append(Document("mmlu", name, text, subject))
     return documents

@@ -650,26 +650,14 @@ def joined(
     return RoutingTrace(*every)
 
 
-def record_split(
-    model: nn.Module | RoutingSource,
-    split: TokenSplit,
-    *,
-    domains: Sequence[str] | None = None,
-    max_tokens: int | None = None,
-    **options: Any,
-) -> RoutingTrace:
-    """Record a split of the corpus: all documents of `domains`, or the first ones up to `max_tokens` a domain.
-
-    Documents stand in an order that their hash gives, so the first ones are a random sample. The first document of a
-    domain is recorded however long it is. `options` are those of `record_documents`.
-    """
-    return record_documents(model, *documents_of(split, domains, max_tokens), **options)
-
-
 def documents_of(
     split: TokenSplit, domains: Sequence[str] | None = None, max_tokens: int | None = None
 ) -> tuple[list[TraceDocument], list[npt.NDArray[Any]]]:
-    """Records of a split's documents that hold a token, and their token ids without end-of-text; see `record_split`."""
+    """Records of a split's documents that hold a token, and their token ids without end-of-text.
+
+    All documents of `domains`, or the first ones up to `max_tokens` a domain, one at least; they stand in an order that
+    their hash gives, so the first ones are a random sample.
+    """
     held = [
         (TraceDocument(d.domain, d.id, d.topic, d.work), split.tokens[start : start + d.tokens - 1])
         for start, d in zip(split.offsets.tolist(), split.documents, strict=False)
