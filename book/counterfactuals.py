@@ -21,7 +21,6 @@ from torch import Tensor
 from minimoe.checkpoint import pretrained_path
 from minimoe.io import write_text
 from minimoe.model import MixtralModel
-from minimoe.routing import Routing
 from minimoe.study import chance as ch
 from minimoe.study import further as fu
 from minimoe.study.claims import AGREES, UNKNOWN, above
@@ -149,19 +148,8 @@ def measure(model: MixtralModel, texts: Tensor, unit: Any, other: Tensor, each: 
             table.change(f"expert {x + 1} off", {n: fu.without(x)})
             order = torch.rand(own.shape[:2], generator=rng.manual_seed(x)).argsort(1)
             scattered = (own == x).gather(1, order[:, :, None].expand_as(own)).flatten(0, 1)
-            table.change(f"as many as expert {x + 1}", {n: refused(scattered)})
+            table.change(f"as many as expert {x + 1}", {n: fu.refused(scattered)})
     return table
-
-
-def refused(choices: Tensor) -> fu.Change:
-    """These of the choices [T, K] are off, each for its own token alone, which takes its next best instead."""
-
-    def change(routing: Routing) -> Routing:
-        off = torch.zeros(routing.shape, dtype=torch.bool, device=choices.device)
-        off.scatter_(1, fu.own_choice(routing), choices)
-        return fu.by_rank(score=lambda x: x.masked_fill(off, -torch.inf))(routing)
-
-    return change
 
 
 def fisher(r: float, n: float) -> ch.Band:

@@ -99,6 +99,17 @@ def without(expert: int) -> Change:
     return by_rank(score=lambda x: x.index_fill(1, x.new_tensor([expert]).long(), -torch.inf))
 
 
+def refused(choices: Tensor) -> Change:
+    """These of the choices [T, K] are off, each for its own token alone, which takes its next best instead."""
+
+    def change(routing: Routing) -> Routing:
+        off = torch.zeros(routing.shape, dtype=torch.bool, device=choices.device)
+        off.scatter_(1, own_choice(routing), choices)
+        return by_rank(score=lambda x: x.masked_fill(off, -torch.inf))(routing)
+
+    return change
+
+
 def replayed(expert: Tensor) -> Change:
     """Experts [T, K] of another pass, which may be those of other texts, at the same places."""
     return lambda routing: choose(routing, expert)
