@@ -424,7 +424,7 @@ def test_a_token_without_preference_shows_none_on_the_other_half(runs: int, stor
     assert abs(np.mean(gap)) < 3.3 * np.std(gap) / math.sqrt(runs)
     one = preferred_experts(simulate(3, works=160, words=40, word_effect=2.0), 1)
     assert (one.expert[:, 0] == one.token % E).mean() > 0.95
-    assert one.mean.low > 0.6 > one.mean_chance
+    assert one.mean.low > 0.4 > one.mean_chance  # of both experts of each set
 
 
 def test_characteristic_tokens_are_those_planted() -> None:
