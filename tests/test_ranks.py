@@ -54,10 +54,12 @@ def test_a_rank_that_is_killed_is_named() -> None:
         on_ranks(1, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+# A shell that starts something in the background has it ignore the interrupt.
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from minimoe.course.ranks import on_ranks
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def work():
     Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(600)
