@@ -389,6 +389,14 @@ def many_machines() -> str:
     )
 
 
+def rank_faults() -> str:
+    """How long two ranks take to end after a fault of one, of the stored run."""
+    result = json.loads((RESULTS / "rank_faults.json").read_text(encoding="utf-8"))
+    rows = [[name, f"{seconds:.1f}"] for name, seconds in result["seconds"].items()]
+    head = ["rank 1 of two is", "seconds until all have ended"]
+    return f"{table(head, rows)}\n\nOn {result['hardware']}, quiet, {result['date']}."
+
+
 # --- explorables ----------------------------------------------------------------------------------
 
 
@@ -421,5 +429,6 @@ PARTS: dict[str, Callable[..., str]] = {
         questions,
         wire,
         many_machines,
+        rank_faults,
     )
 }
