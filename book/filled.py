@@ -394,7 +394,8 @@ def rank_faults() -> str:
     result = json.loads((RESULTS / "rank_faults.json").read_text(encoding="utf-8"))
     rows = [[name, f"{seconds:.1f}"] for name, seconds in result["seconds"].items()]
     head = ["rank 1 of two is", "seconds until all have ended"]
-    return f"{table(head, rows)}\n\nOn {result['hardware']}, quiet, {result['date']}."
+    load = result["load_average"][0]
+    return f"{table(head, rows)}\n\nOn {result['hardware']}, {result['date']}; load average when it ended {load:.1f}."
 
 
 # --- explorables ----------------------------------------------------------------------------------
