@@ -19,10 +19,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from minimoe.checkpoint import pretrained_path
+from minimoe.course import further as fu
 from minimoe.io import write_text
 from minimoe.model import MixtralModel
 from minimoe.study import chance as ch
-from minimoe.study import further as fu
 from minimoe.study.claims import AGREES, UNKNOWN, above
 from minimoe.study.record import documents_of
 from minimoe.study.report import rounded, surroundings

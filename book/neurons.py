@@ -22,13 +22,13 @@ from torch import Tensor
 
 from book.counterfactuals import SIZE, texts_of
 from minimoe.config import ModelConfig
+from minimoe.course import further as fu
 from minimoe.course.compare import arm_config
 from minimoe.course.plan import Numbers, Piece, read_pieces, read_tables, recipe, run_missing
 from minimoe.experts import ACTIVATIONS, MLP
 from minimoe.io import write_object
 from minimoe.model import MixtralModel
 from minimoe.study import chance as ch
-from minimoe.study import further as fu
 from minimoe.study.report import rounded
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.tokenizer import begin_of_text_id

@@ -282,7 +282,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not whole:
         print("± is the standard error of a sample; --resume --whole reads all held-out text")
     if args.plot:
-        from minimoe.train.plot import draw_log
+        from minimoe.course.watch import draw_log
 
         draw_log(out).savefig(out / "log.png", dpi=150)
 
@@ -324,7 +324,7 @@ def run_study(args: argparse.Namespace) -> None:
 
         return print(tell(args.counts, args.out))
     if args.further is not None:
-        from minimoe.study.further import further
+        from minimoe.course.further import further
 
         return print(further(args.model, args.further, seed=args.seed))
     names = "questions layers device dtype revision batch_tokens chunk_tokens domains recorded"

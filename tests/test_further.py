@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from minimoe.course import further as fu
 from minimoe.errors import TraceError
-from minimoe.study import further as fu
 from minimoe.study.trace import TraceDocument
 from tests.small import TINY, random_ids, tiny_model
 from tests.test_statistics_simulated import E, simulate

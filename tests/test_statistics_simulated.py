@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from minimoe.course.caching import cache_use
+from minimoe.course.further import parallel
 from minimoe.study import chance as ch
 from minimoe.study import depth
 from minimoe.study.depth import information, layer_dependence, plug_in_bias, token_bias
 from minimoe.study.domains import domain_load
-from minimoe.study.further import parallel
 from minimoe.study.load import expert_load
 from minimoe.study.paths import coactivation, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument

@@ -16,7 +16,7 @@ import torch
 
 from minimoe.__main__ import main, parse
 from minimoe.config import ModelConfig
-from minimoe.course.watch import watch
+from minimoe.course.watch import draw_log, watch
 from minimoe.errors import CheckpointError, CorpusError
 from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
@@ -24,7 +24,6 @@ from minimoe.presets import PRESETS
 from minimoe.text.corpus import Corpus
 from minimoe.text.own import own_corpus
 from minimoe.train import state
-from minimoe.train.plot import draw_log
 from minimoe.train.settings import MODEL_OPTIONS, TRAIN_PRESETS, TrainConfig, command, with_options
 from minimoe.train.step import evaluate
 from tests.small import log_of, tiny_model, tiny_run
