@@ -187,20 +187,18 @@ def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]
     return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
-def copies_needed(
-    leaves: Iterable[Tensor], share: float, cache: int, limit: int | None = None
-) -> int:
+def copies_needed(leaves: Iterable[Tensor], share: float, cache: int) -> int:
     """In how many copies these weights outgrow the cache, with `share` of each copy touched; at least 1.
 
     In a model the other layers pass through the cache before a layer runs again. A layer that is measured alone, with
     one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
-    faster than it ever runs. So calls take turns among copies, and no timed call finds its weights in the cache. Cache
-    and limit, which all copies together may take (None: what their device affords), are in bytes.
+    faster than it ever runs. So calls take turns among copies, and no timed call finds its weights in the cache, which
+    is in bytes.
     """
     leaves = list(leaves)
     held = sum(leaf.nbytes for leaf in leaves)
     needed = math.ceil(COLD * cache / max(held * share, 1))
-    return max(1, min(needed, (limit or LARGEST_COPIES[leaves[0].device.type]) // max(held, 1)))
+    return max(1, min(needed, LARGEST_COPIES[leaves[0].device.type] // max(held, 1)))
 
 
 def touched_share(routings: Sequence[Routing]) -> float:

@@ -242,9 +242,8 @@ def asked_questions(
     taken = [*compress(held, kept)]
     identity: dict[str, Any] = {"model": found.name, **found.identity, "questions": asked.name}
     identity |= {"questions_sha256": asked.sha256, "max_tokens": max_tokens, "layers": layers}
-    identity |= {"begin": found.begin, "control": f"random rows, seed {control}"}
-    if control is None:
-        identity["control"] = "none"
+    rows = "none" if control is None else f"random rows, seed {control}"
+    identity |= {"begin": found.begin, "control": rows}
     left_out = [f"{asked.note}."] if asked.note else []
     if empty := len(ids) - len(held):
         left_out.append(told("left_out.empty", count=empty))
