@@ -343,6 +343,9 @@ def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> N
     assert floor.limit == "compute"
     assert result["floor"] == {"seconds": floor.seconds, "limit": "compute", "device": "made up"}
     assert result["flops"] == 18 * 12 * 2 * 16 * 32
+    loads = [r.load() for r in layer.make_routings(case, torch.device("cpu"))]
+    busiest = max(float(load.max() / load.double().mean()) for load in loads)
+    assert result["busiest_share"] == pytest.approx(busiest)
     dense, slow, fast = result["rows"]
     # round 0 in order: 1, 2, 3 seconds; round 1 the other way: 4, 5, 6
     assert [r["seconds"]["median"] for r in result["rows"]] == [3.5, 3.5, 3.5]

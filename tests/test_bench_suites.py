@@ -93,8 +93,15 @@ def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None
     assert result["onednn_kernels"] == "16384"
 
 
-def test_the_gpu_suite_on_whatever_there_is(few: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_suite_on_whatever_there_is(
+    few: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(
+        suites, "make_experts", lambda c, d: made.append(c.name) or make_experts(c, d)
+    )
     (result,) = run_and_write("gpu", TINY)
+    assert made == ["Mixtral", "Qwen3"]  # weights are made once for all cases of a shape
     check_schema(result)
     assert {c["dtype"] for c in result["cases"]} == {"bfloat16"}
     seen = [(c["name"], c["work"], c["load"], c["tokens"]) for c in result["cases"]]

@@ -221,6 +221,16 @@ def test_nothing_replaces_a_good_folder_that_could_not_be_read_back(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
+def test_a_head_that_equals_the_embedding_is_saved_as_tied(tmp_path: Path, layout: str) -> None:
+    model = tiny_model(5)
+    model.lm_head.weight = torch.nn.Parameter(model.embed_tokens.weight.detach().clone())
+    model.save_pretrained(tmp_path, layout=layout)
+    again = MixtralModel.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.embed_tokens.weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
 def test_what_the_disk_did_not_keep_does_not_replace_a_good_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,10 @@ def test_change_with_depth_agrees_and_disagrees() -> None:
 def test_imbalance_agrees_disagrees_and_cannot_tell() -> None:
     large = simulate(1, works=120, base=skewed_loads(3.0), concentration=1e4)
     assert verdict(judge_imbalance, large) == say.AGREES
+    one = expert_load(large, 1).share.value * E  # of an equal share
+    told, most = judge_imbalance(study(large)), 100 * (one.max() - 1)
+    assert f"the busiest expert gets {most:.0f} % more than its fair share" in told.short
+    assert f"the least busy {100 * (1 - one.min()):.0f} % less" in told.parts[0].found
     assert verdict(judge_imbalance, simulate(1, works=120, concentration=1e4)) == say.DISAGREES
     assert verdict(judge_imbalance, simulate(1, works=40)) == say.UNKNOWN
     # beyond 1.4, but equal loads of works that scatter as much would show it as well

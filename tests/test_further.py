@@ -202,6 +202,10 @@ def test_overlap_is_that_of_all_pairs_of_documents(monkeypatch: pytest.MonkeyPat
         fu.meaning(trace, 1)
     with pytest.raises(TraceError, match="no document of the trace has a topic"):
         fu.meaning(simulate(0, works=8), 1)
+    one = [d._replace(topic="one") for d in trace.documents]
+    with pytest.raises(TraceError, match="no token stands in documents of one topic and of two"):
+        monkeypatch.setattr(fu, "HOLDERS", 5)
+        fu.meaning(dataclasses.replace(trace, documents=tuple(one)), 1)
 
 
 # --- output tokens and parallel texts -------------------------------------------------------------

@@ -54,7 +54,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2277,
+    "bench": 2275,
     "check": 11183,
     "core": 3600,
     "cost": 822,
@@ -62,13 +62,13 @@ BUDGETS: dict[str, int] = {
     "hf": 1007,
     "kernels": 1127,
     "roof": 454,
-    "study": 6055,
+    "study": 6054,
     "text": 1435,
     "train": 1947,
     "widgets": 1602,
     "zoo": 1084,
 }
-TESTS = 32_531  # and lines of Python that the tests may have
+TESTS = 32_578  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

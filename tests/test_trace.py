@@ -113,6 +113,16 @@ def test_refuses_what_does_not_fit(change: dict, message: str) -> None:
         replace(small_trace(), **change)
 
 
+@pytest.mark.parametrize("choices", [[0, 0, 2], [0, 2, 2], [0, 2, 0]])
+def test_refuses_one_expert_twice_in_whatever_places(choices: list[int]) -> None:
+    three = {
+        "expert": np.tile(np.array(choices, np.int16), (6, 2, 1)),
+        "weight": np.ones((6, 2, 3), np.float32),
+    }
+    with pytest.raises(TraceError, match="chose one expert twice"):
+        replace(small_trace(), **three)
+
+
 def test_converts_integers_that_fit() -> None:
     trace = replace(
         small_trace(),

@@ -1,5 +1,6 @@
 """The explorables in Chromium: each starts when scrolled to and reacts to a key and to a drag."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_the_page_does_not_jump_when_explorables_start(seen: Seen, page: str, wi
     for element in seen.page.query_selector_all(every):
         element.evaluate("e => e.scrollIntoView({block: 'center'})")
         seen.until("([e]) => e.dataset.state === 'ready'", element)
-        seen.page.wait_for_timeout(400)
+        seen.page.wait_for_timeout(100)
     real = seen.each(every, "(e) => [e.dataset.explorable, e.offsetHeight, e.clientWidth]")
     for (name, height), (_, now, wide) in zip(reserved, real, strict=True):
         assert abs(height - now) <= 0.04 * now, f"{name} is {now} high where it is {wide} wide"
@@ -548,8 +549,15 @@ def waits(seen: Seen) -> int:
     return last
 
 
+def hurried(route: Any) -> None:
+    """The page, whose training takes many times the steps per second that a reader can follow."""
+    page = route.fetch()
+    route.fulfill(response=page, body=re.sub(r'"pace": ?\d+', '"pace":1000', page.text()))
+
+
 @pytest.mark.parametrize("worker", ["worker", "no worker", "worker refused"])
 def test_a_router_collapses_and_is_rescued(seen: Seen, worker: str) -> None:
+    seen.page.route(f"**/{PAGE}", hurried)
     if worker != "worker":
         seen.page.add_init_script("delete window.Worker" if worker == "no worker" else REFUSED)
     element = started(seen, "rescue_router")
