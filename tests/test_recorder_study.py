@@ -23,7 +23,7 @@ from minimoe.errors import CheckpointError, CorpusError, MinimoeError
 from minimoe.study import questions as sets
 from minimoe.study import report as drawing
 from minimoe.study.drawing import Figure
-from minimoe.study.models import find_model
+from minimoe.study.models import _load, find_model
 from minimoe.study.questions import asked_questions, question_set
 from minimoe.study.record import RoutingRecorder
 from minimoe.study.report import run_study
@@ -585,3 +585,19 @@ def test_the_real_questions_and_those_made_from_articles() -> None:
     made = question_set("generated")
     assert len(made.subjects) == 11 and 500 < len(made.questions) < 1500
     assert all(re.search(r"\nAnswer: [A-D]$", q.text) for q in made.questions)
+
+
+def test_only_where_no_device_is_named_is_a_model_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def load(source: str, **options: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+        seen.append("device_map" in options)
+        return torch.nn.Linear(1, 1), {"mismatched_keys": (), "missing_keys": ()}
+
+    library = types.SimpleNamespace(
+        AutoModelForCausalLM=types.SimpleNamespace(from_pretrained=load)
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "accelerate" or None)
+    for device in (None, torch.device("cpu")):
+        _load(library, "a", types.SimpleNamespace(), device)
+    assert seen == [True, False]

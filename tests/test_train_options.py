@@ -6,13 +6,14 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from minimoe.__main__ import main, parse
 from minimoe.config import ModelConfig
@@ -23,8 +24,16 @@ from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.text.corpus import Corpus
 from minimoe.text.own import own_corpus
+from minimoe.text.tokenizer import train_tokenizer
 from minimoe.train import state
-from minimoe.train.settings import MODEL_OPTIONS, TRAIN_PRESETS, TrainConfig, command, with_options
+from minimoe.train.settings import (
+    MODEL_OPTIONS,
+    TRAIN_PRESETS,
+    TrainConfig,
+    command,
+    require_fit,
+    with_options,
+)
 from minimoe.train.step import evaluate
 from tests.small import log_of, tiny_model, tiny_run
 
@@ -88,7 +97,7 @@ def test_each_option_stands_in_the_help_with_the_values_of_the_presets(
         ("--router hash --z-loss 1", "--z-loss is 1.0, but nothing in the 'hash' router"),
         ("--balance even", "unknown balance 'even'; give switch, sequence, "),
         ("--balance sequence --balance-scope step", "only switch and l1 can count"),
-        ("--seq-len 200", "seq_len is 200, but the model has positions for 128"),
+        ("--seq-len 129", "seq_len is 129, but the model has positions for 128"),
         ("--from mini --experts 4", "--from and --experts exclude each other"),
         ("--from mini --dense", "--from and --dense exclude each other"),
         ("--from mini --attention moa", "--from and --attention exclude each other"),
@@ -108,6 +117,10 @@ def test_what_cannot_be_is_refused_before_any_text_is_read(
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", never)
     monkeypatch.setattr("minimoe.text.own.own_corpus", never)
     assert named in refused(*NANO, *shlex.split(options))
+
+
+def test_windows_may_be_as_long_as_the_model_has_positions() -> None:
+    require_fit(PRESETS["nano"], dataclasses.replace(TRAIN_PRESETS["nano"], seq_len=128))
 
 
 def test_a_model_with_experts_in_int8_is_not_gone_on_with(
@@ -174,6 +187,21 @@ def test_own_text_is_split_by_document(texts: Path, tmp_path: Path) -> None:
             (pair / f"{name}.txt").write_text(words(ord(name)))
         split = own_corpus(pair, vocab_size=300)
         assert len(split.heldout.documents) == len(split.train.documents) == 1
+
+
+def test_a_tokenizer_reads_one_document_where_all_are_too_long(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def trained(given: Iterable[str], size: int) -> Tokenizer:
+        read.extend(given)
+        return train_tokenizer(read, size)
+
+    monkeypatch.setattr("minimoe.text.own.MAX_TOKENIZER_BYTES", 1)
+    monkeypatch.setattr("minimoe.text.own.train_tokenizer", trained)
+    own_corpus(texts, vocab_size=300)
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(
