@@ -47,7 +47,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip inst
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test test-slow test-engines test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
+.PHONY: help lab test test-units test-lessons test-slow test-engines test-browser study train corpus book lint format notebooks exercises release autograde grades feedback slides env text clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,11 +70,17 @@ corpus: $(STAMP) ## fetch the text and list its domains, sizes and licences
 	$(PY) -m minimoe corpus fetch
 	$(PY) -m minimoe corpus
 
+UNITS := $(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS) tests
+CELLS := $(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile notebooks
+
 test: $(STAMP) text ## unit tests, then every lesson
-	@failed=0; \
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS) tests || failed=1; \
-	$(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile notebooks || failed=1; \
-	exit $$failed
+	@failed=0; $(UNITS) || failed=1; $(CELLS) || failed=1; exit $$failed
+
+test-units: $(STAMP) text ## the first half of `make test`
+	$(UNITS)
+
+test-lessons: $(STAMP) text ## the second
+	$(CELLS)
 
 test-slow: $(STAMP) text ## the tests that take minutes: fuzzing, killed and resumed training
 	$(TEST_ENV) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile $(TEST_ARGS) tests

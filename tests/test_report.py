@@ -393,9 +393,9 @@ def test_first_tokens_keeps_every_domain(studied):
 
 
 def test_a_domain_ends_at_the_first_document_that_does_not_fit():
-    for limit in (10, 12):  # 10: the second ends where the limit is
+    for limit, second in ((12, True), (10, True), (9, False)):
         kept = first_documents(["a"] * 6, [5, 5, 20, 1, 1, 1], limit)
-        assert kept.tolist() == [True, True, False, False, False, False]
+        assert kept.tolist() == [True, second, False, False, False, False]
     mixed = first_documents(["a", "b", "a", "b", "b"], [9, 99, 9, 1, 1], 12)
     assert mixed.tolist() == [True, True, False, False, False]
     assert first_documents(["a", None], [9, 9], None).all()
