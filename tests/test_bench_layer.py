@@ -477,15 +477,21 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
     assert result["rows"][0]["seconds"]["median"] == pytest.approx(sum(by_hand) / 2)
 
 
-def test_copies_are_as_many_as_needed_and_allowed(experts: Experts) -> None:
+def test_copies_are_as_many_as_needed_and_allowed(
+    experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leaf = [torch.zeros(25), torch.zeros(25)]  # 200 bytes
-    needed = timing.copies_needed
-    assert needed(leaf, 1, cache=1000, limit=10_000) == 10
-    assert needed(leaf, 0.5, cache=1000, limit=10_000) == 20
-    assert needed(leaf, 1, cache=1001, limit=10_000) == 11
-    assert needed(leaf, 1, cache=1000, limit=999) == 4
-    assert needed(leaf, 1, cache=90, limit=10_000) == 1
-    assert needed(leaf, 1, cache=1000, limit=100) == 1
+
+    def needed(share: float, cache: int, limit: int) -> int:
+        monkeypatch.setitem(timing.LARGEST_COPIES, "cpu", limit)
+        return timing.copies_needed(leaf, share, cache)
+
+    assert needed(1, 1000, 10_000) == 10
+    assert needed(0.5, 1000, 10_000) == 20
+    assert needed(1, 1001, 10_000) == 11
+    assert needed(1, 1000, 999) == 4
+    assert needed(1, 90, 10_000) == 1
+    assert needed(1, 1000, 100) == 1
     first, second = timing.copied(experts, 2)
     assert first is experts
     for mine, theirs in zip(experts.parameters(), second.parameters(), strict=True):
