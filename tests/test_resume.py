@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from minimoe.text.corpus import Corpus
 from minimoe.train import loop, state
 from minimoe.train.card import write_card
 from minimoe.train.environment import unbroken
+from minimoe.train.export import export
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE
 from tests.small import log_of, small_disk, text_corpus, tiny_run, weights_digest
@@ -475,3 +477,15 @@ def test_sigkill_and_ctrl_c_through_the_command_line(tmp_path: Path) -> None:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert log_of(killed) == log_of(straight)
+
+
+def test_a_state_that_lacks_a_weight_is_not_exported(stopped: Path, tmp_path: Path) -> None:
+    tensors = load_file(stopped / STATE)
+    with safe_open(stopped / STATE, "pt") as file:
+        metadata = file.metadata()
+    name = next(name for name in tensors if name.startswith("model."))
+    del tensors[name]
+    save_file(tensors, stopped / STATE, metadata)
+    with pytest.raises(CheckpointError, match=f"does not hold {re.escape(name)}: it is damaged"):
+        export(stopped, tmp_path / "out", torch.float32)
+    assert not (tmp_path / "out").exists()
