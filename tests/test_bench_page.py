@@ -127,6 +127,8 @@ def test_rates_of_a_gpu_are_drawn_over_tokens_with_floor_and_goal() -> None:
 
 
 def test_tables_by_hand(result: Any) -> None:
+    drawn = "| a   |   b |\n| --- | --: |\n| x   |   y |"  # Markdown wants three dashes
+    assert tables.markdown_table(["a", "b"], [["x", "y"]]) == drawn
     lines = cells(tables.goals_table(result))
     assert lines[2] == "| a (worst) | ≤\N{NO-BREAK SPACE}1.15 | 1.2 | 1.04 | missed |"
     assert lines[3] == "| b | ≥\N{NO-BREAK SPACE}520 TFLOP/s | not measured | | |"
