@@ -222,11 +222,9 @@ def find_model(
         if revision is not None:
             raise ConfigError(f"a revision is of a model on the hub; {name} is a minimoe folder")
         return find_minimoe(path_or_id, where, dtype)
-    spread = device == "auto" and where.type == "cuda"
+    place = None if device == "auto" and where.type == "cuda" else where
     source = name if kind == "hub" else Path(os.path.expanduser(path_or_id))
-    return _find_transformers(
-        source, None if spread else where, DTYPES.get(dtype), revision, weights
-    )
+    return _find_transformers(source, place, DTYPES.get(dtype), revision, weights)
 
 
 def kind_of(path_or_id: str | Path) -> str:

@@ -49,8 +49,7 @@ def write_card(folder: str | Path) -> str:
     if not words["own"]:
         sources = attributions(list(last["heldout"]))
         parts.append(sources.split("\n", 1)[1].strip())  # without its own title
-    text = "\n\n".join([*parts]) + "\n"
-    write_text(folder / "README.md", text)
+    write_text(folder / "README.md", text := "\n\n".join(parts) + "\n")
     return text
 
 
