@@ -41,7 +41,7 @@ BREAKS = ROOT / "tests" / "breaks.json"
 SEED, COUNT, JOBS, LIMIT, SLOWEST = 1, 160, 2, 20.0, 10.0
 COURSE = ("check", "widgets", "course", "weights")  # the rooms that are not the library's
 COURSES = re.compile(
-    "test_(book|check|claims|class_pages|exercises|first_cell|judge|likeness|marking|notebooks_clean|pictures|project"
+    "test_(book|check|class_pages|exercises|first_cell|judge|likeness|marking|notebooks_clean|pictures|project"
     r"|reference|rescue_router|slides|submissions|traps|vetting|widgets|live_router|attending|beyond|characters|ranks)(_.*)?\.py"
 )
 KERNELS = "minimoe/kernels/"  # Triton reads their source, which has no place for probes: tests/test_triton_* show them
