@@ -1,5 +1,8 @@
 """For running the lessons through nbval: one that needs the fetched text, or Triton, is skipped with the reason.
 
+A kernel that dies as it starts is started again: of two that start at once, one may find its port taken by the other
+(jupyter/jupyter_client, issue 487).
+
 Loaded by `make test` (`python -m pytest -p tests.lessons_plugin ... notebooks`).
 """
 
@@ -8,7 +11,9 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import nbval.kernel
 import pytest
 
 from tests.text_cache import in_ci, missing_text
@@ -16,6 +21,22 @@ from tests.text_cache import in_ci, missing_text
 READS_TEXT = re.compile(
     r"\b(load_corpus|read_domain|fetch_packages|open_package|mmlu_dev_questions)\b"
 )
+
+
+START = nbval.kernel.start_new_kernel
+
+
+def started(*arguments: Any, **options: Any) -> Any:
+    """What nbval starts, at the third attempt at last."""
+    for attempts in (2, 1, 0):
+        try:
+            return START(*arguments, **options)
+        except RuntimeError:
+            if not attempts:
+                raise
+
+
+nbval.kernel.start_new_kernel = started
 
 
 @functools.cache

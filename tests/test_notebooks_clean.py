@@ -24,6 +24,7 @@ from PIL import Image
 from pybtex.database import parse_string
 
 from book import first_cell, lessons, plain
+from tests import lessons_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -565,3 +566,18 @@ def test_a_setting_that_is_no_repository_is_refused(setting: Any) -> None:
     setting("https://github.com/a/b")
     with pytest.raises(ValueError, match="expected 'owner/name'"):
         first_cell.repository()
+
+
+def test_a_kernel_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived: list[str] = []
+
+    def start(name: str) -> str:
+        lived.append(name)
+        if len(lived) % 4:  # three die
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return "kernel"
+
+    monkeypatch.setattr(lessons_plugin, "START", start)
+    with pytest.raises(RuntimeError, match="died"):
+        lessons_plugin.started("python")
+    assert lessons_plugin.started("python") == "kernel" and lived == ["python"] * 4
