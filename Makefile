@@ -76,10 +76,10 @@ CELLS := $(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS)
 test: $(STAMP) text ## unit tests, then every lesson
 	@failed=0; $(UNITS) || failed=1; $(CELLS) || failed=1; exit $$failed
 
-test-units: $(STAMP) text ## the first half of `make test`
+test-units: $(STAMP) text ## the first half of `make test`: unit tests
 	$(UNITS)
 
-test-lessons: $(STAMP) text ## the second
+test-lessons: $(STAMP) text ## the second half of `make test`: every lesson
 	$(CELLS)
 
 test-slow: $(STAMP) text ## the tests that take minutes: fuzzing, killed and resumed training

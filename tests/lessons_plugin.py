@@ -27,7 +27,7 @@ START = nbval.kernel.start_new_kernel
 
 
 def started(*arguments: Any, **options: Any) -> Any:
-    """What nbval starts, at the third attempt at last."""
+    """A kernel as nbval starts it, in at most three attempts."""
     for attempts in (2, 1, 0):
         try:
             return START(*arguments, **options)

@@ -192,8 +192,8 @@ def copies_needed(leaves: Iterable[Tensor], share: float, cache: int) -> int:
 
     In a model the other layers pass through the cache before a layer runs again. A layer that is measured alone, with
     one set of weights, would read them from there: at few tokens, where reading weights is the work, several times
-    faster than it ever runs. So calls take turns among copies, and no timed call finds its weights in the cache, which
-    is in bytes.
+    faster than it ever runs. So calls take turns among copies, and no timed call finds its weights in the cache.
+    `cache` is in bytes.
     """
     leaves = list(leaves)
     held = sum(leaf.nbytes for leaf in leaves)

@@ -552,7 +552,8 @@ def waits(seen: Seen) -> int:
 def hurried(route: Any) -> None:
     """The page, whose training takes four times the steps per second that a reader can follow."""
     page = route.fetch()
-    route.fulfill(response=page, body=re.sub(r'"pace": ?\d+', '"pace":64', page.text()))
+    body, found = re.subn(r'"pace": ?\d+', '"pace":64', page.text())
+    route.fulfill(response=page, body=body if found else "no pace in the page")
 
 
 @pytest.mark.parametrize("worker", ["worker", "no worker", "worker refused"])
