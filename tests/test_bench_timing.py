@@ -240,7 +240,7 @@ def test_floors_of_an_h200_are_those_on_record(monkeypatch: pytest.MonkeyPatch) 
     assert timing.reachable(torch.device("cuda"), measured).flops_per_second == 790e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert timing.reachable(torch.device("cuda"), measured) is measured
-    assert timing.hardware_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
+    assert timing.processor_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
 
 
 def test_both_backends_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

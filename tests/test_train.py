@@ -313,7 +313,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1").index == 1
-    with pytest.raises(ConfigError, match="there are 2 CUDA GPUs"):
+    with pytest.raises(ConfigError, match="there are 2 CUDA GPUs, from 0"):
         resolve_device("cuda:2")
 
 

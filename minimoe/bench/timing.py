@@ -270,7 +270,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "date": today(),
-        "hardware": hardware_name(device),
+        "hardware": processor_name(device),
         "device": device.type,
         "threads": threads,
         "torch": torch.__version__,
@@ -278,11 +278,6 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "versions": versions,
         "load_average": load_average(),
     }
-
-
-def hardware_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def load_average() -> list[float] | None:
@@ -321,7 +316,7 @@ def measure_device(
     target = torch.empty_like(source)
     product = _best(lambda: linear(a, b), clock, threads)
     copying = _best(lambda: target.copy_(source), clock, threads)
-    name = f"{hardware_name(device)} (measured)"
+    name = f"{processor_name(device)} (measured)"
     return Device(name, 2 * n**3 / product, 2 * source.nbytes / copying)
 
 

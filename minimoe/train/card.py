@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import re
 import textwrap
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError
+from minimoe.errors import CheckpointError, explained
 from minimoe.io import read_object, write_text
 from minimoe.text.documents import MAX_HELDOUT_CHARACTERS
 from minimoe.text.domains import attributions
@@ -25,11 +24,10 @@ def write_card(folder: str | Path) -> str:
     A folder without a recipe or a validation in its log is a CheckpointError.
     """
     folder = Path(folder)
-    try:
+    fault = f"{folder} holds no complete training run"
+    with explained(CheckpointError, lambda e: f"{fault}: {e}", CheckpointError):
         recipe = read_object(folder / "recipe.json", CheckpointError)
         validations = [r for r in read_log(folder / LOG) if "heldout" in r]
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder} holds no complete training run: {error}") from error
     if not validations:
         raise CheckpointError(f"{folder / LOG} holds no validation; let the run reach one first")
     last, model = validations[-1], ModelConfig.from_dict(recipe["model"])
@@ -38,29 +36,14 @@ def write_card(folder: str | Path) -> str:
         Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
         trim_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    words = {"last": last, "balance": balance_words(model), "command": command(recipe)}
+    words = {"last": last, "command": command(recipe)}
     words |= {"own": DOMAIN in last["heldout"], "longest": MAX_HELDOUT_CHARACTERS}
     text = template.render(**recipe | {"model": model}, **words)
-    # paragraphs in lines of at most 110 characters
-    fit = functools.partial(
-        textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False
-    )
-    parts = [part if part[0] in "#|" else fit(part) for part in re.split(r"\n\n+", text.strip())]
+    lines = textwrap.TextWrapper(110, break_long_words=False, break_on_hyphens=False)
+    parts = re.split(r"\n\n+", text.strip())
+    parts = [part if part[0] in "#|" else lines.fill(part) for part in parts]
     if not words["own"]:
         sources = attributions(list(last["heldout"]))
         parts.append(sources.split("\n", 1)[1].strip())  # without its own title
     write_text(folder / "README.md", text := "\n\n".join(parts) + "\n")
     return text
-
-
-def balance_words(config: ModelConfig) -> str:
-    """What keeps the experts in use, for the recipe: 'Switch balancing loss 0.02 (mean over layers)'."""
-    if config.router_aux_loss_type == "none":
-        return "no balancing loss"
-    kind = config.router_aux_loss_type.replace("_", " and ").capitalize()
-    words = f"{kind} balancing loss {config.router_aux_loss_coef} (mean over layers)"
-    if config.router_type == "relu" and config.router_aux_loss_type == "l1":
-        words += " at the start, moved towards the wanted number of experts"
-    if config.router_bias_update_rate:
-        words += f", selection bias moved by {config.router_bias_update_rate} a step"
-    return words

@@ -22,20 +22,16 @@ from minimoe.errors import ConfigError
 
 def resolve_device(name: str) -> torch.device:
     """'auto' is a GPU where there is one; what is absent, or neither a CPU nor a CUDA GPU, is a ConfigError."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if gpus else "cpu")
     if not re.fullmatch(r"(cpu|cuda)(:\d+)?", name):
         raise ConfigError(f"device {name!r} is not one that training uses; give auto, cpu or cuda")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {name!r} was asked for, but this torch ({torch.__version__}) finds no CUDA GPU; "
-            "use --device cpu, or install a CUDA build of torch and a driver"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, numbered from 0"
-        )
+    device, fault = torch.device(name), f"device {name!r} was asked for, but"
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        hint = "use --device cpu, or install a CUDA build of torch and a driver"
+        none = f"this torch ({torch.__version__}) finds no CUDA GPU; {hint}"
+        raise ConfigError(f"{fault} {f'there are {gpus} CUDA GPUs, from 0' if gpus else none}")
     return device
 
 
@@ -86,8 +82,10 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def processor_name() -> str:
-    """The processor's model, for labels of measurements."""
+def processor_name(device: torch.device | None = None) -> str:
+    """The model of the processor, or of the GPU that `device` is, for labels of measurements."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         if named := re.search(r"^model name[^:\n]*:(.*)", text, re.MULTILINE):

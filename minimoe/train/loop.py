@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from minimoe.balance import Load
 from minimoe.checkpoint import write_tensors
 from minimoe.config import ModelConfig
-from minimoe.errors import ConfigError, MinimoeError, TrainingError
+from minimoe.errors import ConfigError, MinimoeError, TrainingError, explained
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
@@ -117,13 +117,10 @@ class Run:
             self.step, self.seconds, self.saved = stored.step, stored.seconds, stored.step
             if self.balancing.sparsity is not None and stored.aux_loss_coef is not None:
                 self.balancing.sparsity.coefficient = stored.aux_loss_coef
-        try:
+        fault = f"cannot write to {self.out}"
+        with explained(ConfigError, lambda e: f"{fault} ({e}); choose another --out"):
             if self.leads:
                 self._prepare_folder()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write to {self.out} ({error}); choose another --out"
-            ) from error
 
     def train(
         self, *, progress: bool = True, stop_after: int | None = None
@@ -271,8 +268,10 @@ class Run:
 
     def save(self) -> None:
         """Write the state and the model, each file atomically: a full disk, a CheckpointError, leaves the old ones."""
-        reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
-        state.save_state(self.out / state.STATE, self.model, self.optimizer, self.recipe, reached)
+        reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef).texts()
+        about = {"recipe": state.fingerprint(self.recipe), **reached}
+        held = state.state_tensors(self.model, self.optimizer)
+        write_tensors(self.out / state.STATE, {k: v.cpu() for k, v in held.items()}, about)
         self.saved = self.step
         remove_leftovers(self.out, "state-*[0-9]")  # of ranks, from which this process went on
         self._write_model()

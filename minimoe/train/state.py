@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minimoe.checkpoint import complete, model_tensors, read_tensors, write_tensors
+from minimoe.checkpoint import complete, model_tensors, read_tensors
 from minimoe.config import ModelConfig
 from minimoe.cpu import cpu_backend
-from minimoe.errors import CheckpointError, MinimoeError
+from minimoe.errors import CheckpointError, MinimoeError, explained
 from minimoe.io import parse_json, read_object, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
@@ -36,7 +36,6 @@ def make_recipe(
     name: str, model: ModelConfig, config: TrainConfig, corpus: Corpus, device: torch.device
 ) -> dict[str, Any]:
     """Everything that determines the weights, and where they were made."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     sides = (("train", corpus.train), ("heldout", corpus.heldout))
     return {
         "preset": name,
@@ -50,7 +49,7 @@ def make_recipe(
         },
         "environment": {
             "device": device.type,
-            "hardware": hardware,
+            "hardware": processor_name(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -79,13 +78,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add a line to the log; a CheckpointError where that fails."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error}); the last checkpoint is as it was, resume from it"
-        ) from error
+    fault, hint = f"{path} could not be written", "the last checkpoint is as it was, resume from it"
+    with explained(CheckpointError, lambda e: f"{fault} ({e}); {hint}"), path.open("a") as file:
+        file.write(json.dumps(record) + "\n")  # which is ASCII
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -93,10 +88,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     A CheckpointError where there is no such file, or a line of it is no record of a run; the message names both.
     """
-    try:
+    with explained(CheckpointError, lambda e: f"{path} cannot be read ({e.strerror})"):
         lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -132,12 +125,9 @@ def logged_validation(path: Path, step: int, full: bool = False) -> dict[str, Do
     """
     for record in reversed(read_log(path) if path.exists() else []):
         if record["step"] == step and "heldout" in record and bool(record.get("full")) >= full:
-            try:
+            fault = f"{path} is damaged: the validation of step {step} is not whole"
+            with explained(CheckpointError, lambda e: f"{fault} ({e}); remove that line", TypeError):
                 return {name: DomainLoss(**loss) for name, loss in record["heldout"].items()}
-            except TypeError as error:
-                raise CheckpointError(
-                    f"{path} is damaged: the validation of step {step} is not whole ({error}); remove that line"
-                ) from error
     return None
 
 
@@ -186,18 +176,6 @@ def stored(path: Path, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     from minimoe.train.parallel.save import read_shards  # takes seconds
 
     return read_shards(path, targets)
-
-
-def save_state(
-    path: Path,
-    model: MixtralModel,
-    optimizer: torch.optim.Optimizer,
-    recipe: dict[str, Any],
-    reached: Reached,
-) -> None:
-    """Write weights, moments and how far the run has come to `path`; what cannot be written is a CheckpointError."""
-    metadata = {"recipe": fingerprint(recipe), **reached.texts()}
-    write_tensors(path, {k: v.cpu() for k, v in state_tensors(model, optimizer).items()}, metadata)
 
 
 @torch.no_grad()
