@@ -123,12 +123,16 @@ def logged_validation(path: Path, step: int, full: bool = False) -> dict[str, Do
 
     A CheckpointError as `read_log`, or if what is logged is not whole.
     """
-    for record in reversed(read_log(path) if path.exists() else []):
-        if record["step"] == step and "heldout" in record and bool(record.get("full")) >= full:
-            fault = f"{path} is damaged: the validation of step {step} is not whole"
-            with explained(CheckpointError, lambda e: f"{fault} ({e}); remove that line", TypeError):
-                return {name: DomainLoss(**loss) for name, loss in record["heldout"].items()}
-    return None
+    records = [r for r in (read_log(path) if path.exists() else []) if "heldout" in r]
+    found = [r for r in records if r["step"] == step and bool(r.get("full")) >= full]
+    fault, hint = (
+        f"{path} is damaged: the validation of step {step} is not whole",
+        "remove that line",
+    )
+    with explained(CheckpointError, lambda e: f"{fault} ({e}); {hint}", TypeError):
+        return (
+            {n: DomainLoss(**loss) for n, loss in found[-1]["heldout"].items()} if found else None
+        )
 
 
 def trim_log(path: Path, step: int) -> None:
