@@ -299,7 +299,7 @@ def measure_case(
     absent: dict[str, str] = {}
     extra: dict[str, dict[str, Any]] = {}
     share = timing.touched_share(routings if case.replay else routings[:1])
-    banks = timing.copied(experts, timing.copies_needed(experts.parameters(), share, cache))
+    banks = timing.copied(experts, share, cache)
     calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
     together = itertools.count()
     for implementation in implementations:

@@ -6,7 +6,6 @@ The dense twins are of equal active size, or for serving of equal size too.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -273,12 +272,10 @@ def median_interval(values: Sequence[float]) -> list[float] | None:
 
     P(the j-th lowest of n lies above the median) is that of fewer than j heads in n throws of a coin.
     """
-    ordered, n = sorted(values), len(values)
-    heads, chance = 0, 0.5**n
-    while chance <= 0.025:
-        heads += 1
-        chance += 0.5**n * math.comb(n, heads)
-    return [ordered[heads - 1], ordered[n - heads]] if heads else None
+    from scipy.stats import binom
+
+    ordered, heads = sorted(values), int(binom.ppf(0.025, len(values), 0.5))
+    return [ordered[heads - 1], ordered[-heads]] if heads else None
 
 
 def counted_flops(model: MixtralModel, point: Point) -> int:

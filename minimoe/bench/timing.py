@@ -207,8 +207,9 @@ def touched_share(routings: Sequence[Routing]) -> float:
     return len(expert.unique()) / routings[0].num_experts
 
 
-def copied(experts: Experts, count: int) -> list[Experts]:
-    """The experts themselves and `count` - 1 copies."""
+def copied(experts: Experts, share: float, cache: int) -> list[Experts]:
+    """The experts themselves, and as many copies as `copies_needed` asks for."""
+    count = copies_needed(experts.parameters(), share, cache)
     return [experts, *(copy.deepcopy(experts) for _ in range(count - 1))]
 
 
