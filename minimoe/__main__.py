@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe import __version__
-from minimoe.errors import ConfigError, MinimoeError, did_you_mean
+from minimoe.errors import ConfigError, MinimoeError, choose, did_you_mean, explained
 
 # What needs torch is imported by the command that computes: help and wrong arguments answer at once.
 
@@ -190,13 +190,8 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.text.domains import resolve
     from minimoe.train.settings import TRAIN_PRESETS, require_fit, with_options
 
-    if args.preset not in TRAIN_PRESETS:
-        what = "preset without a training recipe" if args.preset in PRESETS else "unknown preset"
-        hint = did_you_mean(args.preset, TRAIN_PRESETS)
-        raise ConfigError(f"{what} {args.preset!r}; {hint}known are {', '.join(TRAIN_PRESETS)}")
-    given = args.told
+    config, given = choose("training preset", args.preset, TRAIN_PRESETS), args.told
     resolve(args.domains)
-    config = TRAIN_PRESETS[args.preset]
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if hasattr(config, k)})
     model, source, start = PRESETS[args.preset], None, None
     if "from" in given:
@@ -213,8 +208,8 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.model import MixtralModel
     from minimoe.text.corpus import load_corpus
     from minimoe.text.own import own_corpus
-    from minimoe.train.card import write_card
     from minimoe.train.environment import resolve_device
+    from minimoe.train.export import write_card
     from minimoe.train.loop import Run
     from minimoe.train.step import freeze
 
@@ -338,11 +333,9 @@ def run_study(args: argparse.Namespace) -> None:
 
         resolve(args.domains)
     if given.get("layers", "all") != "all":
-        try:
+        fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
+        with explained(ConfigError, fault, ValueError):
             given["layers"] = [int(number) for number in args.layers.split(",") if number.strip()]
-        except ValueError as error:
-            fault = f"--layers is {args.layers!r}; give numbers counted from 1, as 1,16,32, or all"
-            raise ConfigError(fault) from error
     if args.server is not None:
         given["server"] = _server(args)
         given.setdefault("questions", "mmlu")

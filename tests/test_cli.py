@@ -48,7 +48,10 @@ Refused = Callable[..., str]
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["train", "--preset", "huge"], "unknown preset 'huge'; known are nano, mini, small"),
+        (
+            ["train", "--preset", "huge"],
+            "unknown training preset 'huge'; known are nano, mini, small",
+        ),
         ([*NANO, "--domains", "lawn"], "unknown domain 'lawn'; did you mean law?"),
         ([*NANO, "--domains", ","], "no domain was given"),
         ([*NANO, "--device", "gpu"], "unknown device 'gpu'"),
@@ -58,7 +61,7 @@ Refused = Callable[..., str]
         (["generate", "Hello", "--checkpoint", "nowhere"], "'nowhere' is neither a shipped model"),
         (
             ["train", "--preset", "mixtral-8x7b"],
-            "preset without a training recipe 'mixtral-8x7b'; known are nano, mini, small",
+            "unknown training preset 'mixtral-8x7b'; known are nano, mini, small",
         ),
         (["generate", "a \ud800 b"], "is not text"),
         (["generate", "zero \0 byte"], "is not text"),

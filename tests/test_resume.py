@@ -24,9 +24,8 @@ from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.train import loop, state
-from minimoe.train.card import write_card
 from minimoe.train.environment import unbroken
-from minimoe.train.export import export
+from minimoe.train.export import export, write_card
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE
 from tests.small import log_of, small_disk, text_corpus, tiny_run, weights_digest

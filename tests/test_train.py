@@ -16,8 +16,8 @@ from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode
-from minimoe.train.card import write_card
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
+from minimoe.train.export import write_card
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin
 from minimoe.train.step import Batches, evaluate, learning_rate, make_optimizer, probe
 from tests.small import TRAIN, log_of, small_disk, tiny_model, tiny_run, weights_digest
@@ -330,7 +330,7 @@ def test_the_card_quotes_the_run(
 ) -> None:
     # the made-up domains have no attributions
     monkeypatch.setattr(
-        "minimoe.train.card.attributions", lambda names: f"# Title\n\nfrom {', '.join(names)}"
+        "minimoe.train.export.attributions", lambda names: f"# Title\n\nfrom {', '.join(names)}"
     )
     text = write_card(finished)
     assert (finished / "README.md").read_text(encoding="utf-8") == text
@@ -350,7 +350,7 @@ def test_the_card_quotes_the_run(
 def test_the_card_of_a_dense_model_names_no_experts(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
+    monkeypatch.setattr("minimoe.train.export.attributions", lambda names: "# Title\n\nmade up")
     recipe = json.loads((finished / "recipe.json").read_text())
     recipe["model"] = dense_twin(ModelConfig.from_dict(recipe["model"]), "work").to_dict()
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

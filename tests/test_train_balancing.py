@@ -15,7 +15,7 @@ from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
 from minimoe.text.corpus import Corpus
-from minimoe.train.card import write_card
+from minimoe.train.export import write_card
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
 from minimoe.train.step import accumulate_gradients, count_experts
@@ -49,7 +49,7 @@ def test_every_router_trains_as_its_paper_has_it(
     layers = 0 if router_type == "soft" else 2
     assert len(first["max_vio"]) == layers
     assert ("aux_loss" in first) == (run.model.config.router_aux_loss_type != "none")
-    monkeypatch.setattr("minimoe.train.card.attributions", "Texts\n{}".format)
+    monkeypatch.setattr("minimoe.train.export.attributions", "Texts\n{}".format)
     words = {
         "sigmoid": "Sequence balancing loss 0.0001 (mean over layers), selection bias moved by 0.001 a step",
         "noisy_top_k": "Importance and load balancing loss 0.1 (mean over layers)",
@@ -344,7 +344,7 @@ def test_the_command_line_takes_a_router_and_parts(
     refused: Any,
 ) -> None:
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", lambda *a, **k: corpus)
-    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
+    monkeypatch.setattr("minimoe.train.export.attributions", lambda names: "# Title\n\nmade up")
     short = ["train", "--preset=nano", "--quiet", "--steps=2", "--batch-size=4", "--seq-len=16"]
     relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
     assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
