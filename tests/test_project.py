@@ -54,21 +54,21 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2275,
+    "bench": 2268,
     "check": 11183,
     "core": 3600,
     "cost": 822,
     "course": 2146,
     "hf": 1007,
     "kernels": 1127,
-    "roof": 454,
+    "roof": 447,
     "study": 6052,
     "text": 1435,
-    "train": 1946,
+    "train": 1902,
     "widgets": 1602,
     "zoo": 1084,
 }
-TESTS = 32_505  # and lines of Python that the tests may have
+TESTS = 33_817  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
