@@ -297,12 +297,11 @@ def write(folder: Path, dtype: torch.dtype = torch.float32) -> ExpertFiles:
     state = big_experts().to(dtype).state_dict()
     save_file({f"experts.{k}": v for k, v in state.items()}, folder / "model.safetensors")
     with TensorFiles(folder) as files:
-        places = ([("experts.gate_up_proj", ())], [("experts.down_proj", ())])
-        return ExpertFiles(files, places, (E, D, FF))
+        return ExpertFiles(files, [("experts.gate_up_proj", ())], [("experts.down_proj", ())])
 
 
-def bank(folder: Path, cache: int, **options: Any) -> OffloadedExperts:
-    return OffloadedExperts(write(folder), cache, **options)
+def bank(folder: Path, cache: int) -> OffloadedExperts:
+    return OffloadedExperts(big_experts(), write(folder), cache)
 
 
 @torch.no_grad()
@@ -349,14 +348,12 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
     experts, read = big_experts(), E * [0]
 
     class Counted:
-        shape, place = (E, D, FF), "memory"
-
         def read(self, expert: int) -> tuple[Tensor, Tensor]:
             read[expert] += 1
             return experts.weights(expert)
 
     source: Any = Counted()
-    offloaded = OffloadedExperts(source, size)
+    offloaded = OffloadedExperts(experts, source, size)
     held: list[int] = []  # the one used last is last
     misses = 0
     for e in asked:
@@ -391,7 +388,7 @@ def test_only_experts_with_tokens_are_read(name: str, tmp_path: Path) -> None:
 def test_types_and_what_is_kept(tmp_path: Path) -> None:
     """bfloat16 on disk, float32 in memory: widened exactly; a cast changes what is fetched from then on."""
     short = big_experts().bfloat16()
-    offloaded = OffloadedExperts(write(tmp_path, torch.bfloat16), 2)
+    offloaded = OffloadedExperts(big_experts(), write(tmp_path, torch.bfloat16), 2)
     gate_up, _ = offloaded.weights(1)
     assert gate_up.dtype == torch.float32 and torch.equal(gate_up, short.gate_up_proj[1].float())
     assert offloaded.stats.bytes_read == 3 * D * FF * 2

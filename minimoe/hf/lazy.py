@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minimoe.checkpoint import Piece, TensorFiles, find, pretrained_path, read_config
@@ -34,14 +33,15 @@ def replace_experts(
 
 
 class LazyExperts(ExpertBank):
-    """Gated MLPs, of sizes (E, D, F), that are made ready one by one, in the type and on the device of `.to()`."""
+    """Gated MLPs as `experts`, that are made ready one by one, in the type and on the device of `.to()`."""
 
-    def __init__(
-        self, sizes: tuple[int, int, int], hidden_act: str, dtype: torch.dtype, device: Any
-    ) -> None:
-        super().__init__(*sizes, hidden_act)
-        self.like: Tensor
-        self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+    like: Tensor  # of no elements
+
+    def __init__(self, experts: ExpertBank) -> None:
+        sizes = experts.num_experts, experts.hidden_size, experts.intermediate_size
+        super().__init__(*sizes, experts.hidden_act)
+        like = torch.empty(0, dtype=experts.dtype, device=experts.device)
+        self.register_buffer("like", like, persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,8 +95,7 @@ class Int8Experts(LazyExperts):
 
     @torch.no_grad()
     def __init__(self, experts: ExpertBank) -> None:
-        sizes = experts.num_experts, experts.hidden_size, experts.intermediate_size
-        super().__init__(sizes, experts.hidden_act, experts.dtype, experts.device)
+        super().__init__(experts)
         each = [[*map(quantize, experts.weights(e))] for e in range(experts.num_experts)]
         for name, parts in zip(("gate_up", "down"), zip(*each, strict=True), strict=True):
             q, scale = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -168,49 +167,38 @@ class CacheStats:
 class ExpertFiles:
     """The experts of one layer in the safetensors files of a folder, stacked or one by one.
 
-    A file is opened and mapped anew for every expert, which costs a fraction of a millisecond: no handle has to survive
-    a copy of the model, and a file that is no longer what it was is noticed before anything is read from it. (Reading
-    a map of a file that became shorter would end the process.)
+    The files are opened and mapped anew for every expert, which costs a fraction of a millisecond: no handle has to
+    survive a copy of the model, and a file that is no longer what it was is noticed before anything is read from it.
+    (Reading a map of a file that became shorter would end the process.)
 
     Args:
         pieces: of the gates and up projections, and of the down projections, as `find` gives them.
-        shape: (E, D, F).
     """
 
-    def __init__(
-        self, files: TensorFiles, pieces: Sequence[list[Piece]], shape: tuple[int, int, int]
-    ) -> None:
-        self.shape, self.place, self._pieces = shape, files.folder, pieces
-        self._paths = {key: files.path(key) for part in pieces for key, _ in part}
-        self._signatures = {path: _signature(path) for path in self._paths.values()}
+    def __init__(self, files: TensorFiles, *pieces: list[Piece]) -> None:
+        self.folder, self._pieces = files.folder, pieces
+        self._shards = {key: files.shards[key] for part in pieces for key, _ in part}
+        self._signatures = {path: _signature(path) for path in map(files.path, self._shards)}
 
     def read(self, expert: int) -> tuple[Tensor, Tensor]:
-        """gate_up [2F, D] and down [D, F] of one expert, in the file's type. They may be views of the mapped file.
+        """gate_up [2F, D] and down [D, F] of one expert, copied out of the file, in its type.
 
         A file that is gone, or is no longer the one that it was, is a CheckpointError.
         """
+        for path, signature in self._signatures.items():
+            if _signature(path) != signature:
+                raise CheckpointError(
+                    f"{path} has changed while a model reads its experts from it: load the model again"
+                )
+        with TensorFiles(self.folder, self._shards) as files:
 
-        def whole(pieces: list[Piece]) -> Tensor:
-            # a tensor without an index holds all experts in its rows
-            mine = ((key, not index) for key, index in pieces if index[:1] in ((), (expert,)))
-            return torch.cat([self._read(key, expert, row) for key, row in mine])
+            def whole(pieces: list[Piece]) -> Tensor:
+                # a tensor without an index holds all experts; only the pages of this one are read
+                mine = [(key, index) for key, index in pieces if index[:1] in ((), (expert,))]
+                return torch.cat([files.read(k) if i else files.read(k)[expert] for k, i in mine])
 
-        gate_up, down = map(whole, self._pieces)
+            gate_up, down = map(whole, self._pieces)
         return gate_up, down
-
-    def _read(self, key: str, expert: int, row: bool) -> Tensor:
-        """A tensor in a file, or the expert's row of it; only its own pages are read from the mapped file."""
-        path = self._paths[key]
-        if _signature(path) != self._signatures[path]:
-            raise CheckpointError(
-                f"{path} has changed while a model reads its experts from it: load the model again"
-            )
-        fault, kinds = f"expert {expert} cannot be read from {path}", (OSError, SafetensorError)
-        told = explained(
-            CheckpointError, lambda e: f"{fault} ({e}): fetch or save it again", *kinds
-        )
-        with told, safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownVariableType]
-            return file.get_slice(key)[expert] if row else file.get_tensor(key)
 
 
 def _signature(path: Path) -> tuple[int, int]:
@@ -229,22 +217,13 @@ class OffloadedExperts(LazyExperts):
     `capacity` runs all experts in one product and needs them all at once, cache or not. There is no state dict.
 
     Args:
+        experts: whose place these take: they say the sizes, and type and device of what is in memory.
         source: reads an expert.
         cache_experts: C, at least 1; E keeps all that were ever used.
-        dtype: of the experts in memory; follows `.to()`.
-        device: where they are; follows `.to()`.
     """
 
-    def __init__(
-        self,
-        source: ExpertFiles,
-        cache_experts: int,
-        *,
-        hidden_act: str = "silu",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(source.shape, hidden_act, dtype, device)
+    def __init__(self, experts: ExpertBank, source: ExpertFiles, cache_experts: int) -> None:
+        super().__init__(experts)
         if cache_experts < 1:
             raise ConfigError(
                 f"cache_experts is {cache_experts}; the expert that runs needs a place, so give at least 1"
@@ -268,12 +247,10 @@ class OffloadedExperts(LazyExperts):
         else:
             while len(self._cache) >= self.cache_experts:
                 del self._cache[next(iter(self._cache))]
-            read = self.source.read(expert)
+            gate_up, down = self.source.read(expert)
             self.stats.misses += 1
-            self.stats.bytes_read += sum(w.nbytes for w in read)
-            # a copy even where nothing changes: what is kept must not be a view of a mapped file
-            gate_up, down = (w.to(self.like, copy=True) for w in read)
-            found = gate_up, down
+            self.stats.bytes_read += gate_up.nbytes + down.nbytes
+            found = gate_up.to(self.like), down.to(self.like)
         self._cache[expert] = found
         return found
 
@@ -283,7 +260,7 @@ class OffloadedExperts(LazyExperts):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
         raise MinimoeError(
-            f"the experts of this model are in {self.source.place} and not in memory, so it cannot be saved; "
+            f"the experts of this model are in {self.source.folder} and not in memory, so it cannot be saved; "
             "copy those files, or load the model whole"
         )
 
@@ -312,11 +289,7 @@ def offload_experts(model: AnyModule, path: str | Path, *, cache_experts: int) -
     with TensorFiles(folder) as files:
 
         def bank(name: str, experts: Experts) -> OffloadedExperts:
-            targets = {"gate_up_proj": experts.gate_up_proj, "down_proj": experts.down_proj}
-            found = find(targets, files, family, prefix=f"{name}.")
-            shape = experts.num_experts, experts.hidden_size, experts.intermediate_size
-            source = ExpertFiles(files, [found[key] for key in targets], shape)
-            options: Any = {"dtype": experts.dtype, "device": experts.device}
-            return OffloadedExperts(source, cache_experts, hidden_act=experts.hidden_act, **options)
+            found = find(experts.state_dict(), files, family, prefix=f"{name}.")
+            return OffloadedExperts(experts, ExpertFiles(files, *found.values()), cache_experts)
 
         return replace_experts(model, bank, "nothing to offload, or in int8, which stay in memory")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
 from minimoe.checkpoint import shapes_only
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.experts import MLP, Experts
+from minimoe.experts import MLP, ExpertBank
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 
@@ -51,8 +53,8 @@ def upcycle(
             units of its own, and their weights with the mean and deviation of the matrix.
         seed: of the routers' weights, the noise and the units.
 
-    The sparse model is in the mode (training or eval) of the dense one. A ConfigError where there are experts already,
-    a layer is not there, sizes do not divide, or the router's weights would not sum to 1.
+    Every part is in the mode (training or eval) of the dense one's. A ConfigError where there are experts already, a
+    layer is not there, sizes do not divide, or the router's weights would not sum to 1.
     """
     count = dense.config.num_hidden_layers
     chosen = sorted(set(range(count) if layers is None else layers))
@@ -66,30 +68,19 @@ def upcycle(
         raise ConfigError(f"noise is {noise}; it must be 0 or a positive multiple")
     if not 0 <= drop <= 1:
         raise ConfigError(f"drop is {drop}; it must be a share of the hidden units, from 0 to 1")
-    device, dtype = dense.embed_tokens.weight.device, dense.embed_tokens.weight.dtype
-    with shapes_only():
-        model = MixtralModel(config)
-    model.to(dtype).to_empty(device=device)
-    model.generation_config = dict(dense.generation_config)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    model.load_state_dict(dense.state_dict(), strict=False)  # all but the MLPs of the chosen layers
-    generator = torch.Generator().manual_seed(seed)
-    for name, layer in model.named_modules():
-        if isinstance(layer, MoELayer):
-            mlp, experts = dense.get_submodule(name), layer.experts
-            assert isinstance(mlp, MLP) and isinstance(experts, Experts)
-            shape = num_experts // granularity, config.hidden_size
-            copies = torch.randn(shape, generator=generator) * config.initializer_range
-            weight = copies.repeat_interleave(granularity, dim=0)  # [E, D]
-            layer.gate.load_state_dict({"weight": weight})
-            _fill_experts(experts, mlp, granularity, noise, generator)
-            if drop:
-                _draw_units(experts, drop, generator)
-    modules = dict(model.train(dense.training).named_modules())
-    for name, module in dense.named_modules():  # a layer that was in eval mode alone stays so
-        if name in modules:
-            modules[name].train(module.training)
+    generator, memo = torch.Generator().manual_seed(seed), dict[int, Any]()
+    for layer in chosen:
+        mlp = dense.layers[layer].mlp
+        assert isinstance(mlp, MLP)
+        with shapes_only():
+            memo[id(mlp)] = moe = MoELayer(config)
+        moe.to(mlp.down_proj.dtype).to_empty(device=mlp.down_proj.device).train(mlp.training)
+        shape = num_experts // granularity, config.hidden_size
+        copies = torch.randn(shape, generator=generator) * config.initializer_range
+        moe.gate.weight.copy_(copies.repeat_interleave(granularity, dim=0))  # [E, D]
+        _fill_experts(moe.experts, mlp, granularity, noise, drop, generator)
+    model = copy.deepcopy(dense, memo)  # which puts in what its memo has: no MLP is copied in vain
+    model.config = config
     return model
 
 
@@ -126,26 +117,22 @@ def _faults(
 
 
 def _fill_experts(
-    experts: Experts, mlp: MLP, granularity: int, noise: float, generator: torch.Generator
+    bank: ExpertBank, mlp: MLP, slices: int, noise: float, drop: float, generator: torch.Generator
 ) -> None:
-    """Expert e is slice e mod G of the MLP, plus noise · std(weight) · N(0, 1) of its own."""
-    gate, up = (part.chunk(granularity) for part in mlp.gate_up_proj.chunk(2))  # G of [F/G, D]
-    down = mlp.down_proj.chunk(granularity, dim=1)  # G of [D, F/G]
-    for e in range(experts.num_experts):
-        part = e % granularity
-        pair = torch.cat([gate[part], up[part]]), down[part] * granularity
-        for held, weight in zip((experts.gate_up_proj, experts.down_proj), pair, strict=True):
-            held[e] = weight
+    """Expert e is slice e mod G of the MLP; noise · std(weight) · N(0, 1) and redrawn units are its own."""
+    gate, up = (part.chunk(slices) for part in mlp.gate_up_proj.chunk(2))  # G of [F/G, D]
+    down = mlp.down_proj.chunk(slices, dim=1)  # G of [D, F/G]
+    for e in range(bank.num_experts):
+        part = e % slices
+        pair = torch.cat([gate[part], up[part]]), down[part] * slices
+        for held, weight in zip(bank.weights(e), pair, strict=True):
+            held.copy_(weight)
             if noise:
                 drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
-                held[e] = weight.float() + drawn * (noise * weight.float().std())
-
-
-def _draw_units(experts: Experts, drop: float, generator: torch.Generator) -> None:
-    """Redraw a share of each expert's units, in gate, up and down alike, as each matrix has its mean and deviation."""
-    for e in range(experts.num_experts):
-        gate, up = experts.gate_up_proj[e].chunk(2)  # views, [F, D] each
-        units = torch.randperm(len(gate), generator=generator)[: round(drop * len(gate))]
-        for held in (gate, up, experts.down_proj[e].T):
+                held.copy_(weight.float() + drawn * (noise * weight.float().std()))
+    for gate_up, output in map(bank.weights, range(bank.num_experts if drop else 0)):
+        width = output.shape[1]
+        units = torch.randperm(width, generator=generator)[: round(drop * width)]
+        for held in (*gate_up.chunk(2), output.T):  # views, a row for each unit
             drawn = torch.randn((len(units), held.shape[1]), generator=generator).to(held.device)
             held[units] = (drawn * held.float().std() + held.float().mean()).to(held.dtype)
