@@ -21,10 +21,9 @@ from minimoe.study import report
 from minimoe.study.engines import server as engine
 from minimoe.study.engines.files import read_megatron
 from minimoe.study.engines.replies import Shape, checks
-from minimoe.study.engines.server import ServedModel, Server
-from minimoe.study.models import FoundModel
-from minimoe.study.questions import reopened
-from minimoe.study.record import record_stream
+from minimoe.study.engines.server import Server, served
+from minimoe.study.models import FoundModel, Stages
+from minimoe.study.questions import Reading, recorded, reopened
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from tests.small import bytes_tokenizer, same_trace
 from tests.test_engines import MEGATRON, batches
@@ -96,6 +95,7 @@ class Fake(BaseHTTPRequestHandler):
 def url(monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
     monkeypatch.setattr(engine, "WAITS", (0.01, 0.01))
     monkeypatch.setattr(engine, "TIMEOUT", 30)
+    monkeypatch.setattr("minimoe.study.questions.WINDOW", 20)
     Fake.faults, Fake.model, Fake.owner, Fake.seen = [], 0, "vllm", []
     served = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
     threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
@@ -117,16 +117,13 @@ def found() -> FoundModel:
     )  # fmt: skip
 
 
-def record(url: str, folder: Any, layers: Any = None, **options: Any) -> RoutingTrace:
-    model = ServedModel(found(), Server(url, **options))
-    sizes: dict[str, Any] = {
-        "chunk_tokens": 40,
-        "end_of_text": 3,
-        "max_length": 20,
-        "layers": layers,
-    }
-    record_stream(model, DOCUMENTS, TOKENS, folder, identity=model.identity, **sizes)
-    return TraceWriter.read(folder)
+def stored(model: FoundModel, folder: Any, layers: tuple[int, ...] = (2, 3, 4)) -> RoutingTrace:
+    read = Reading(DOCUMENTS, TOKENS, layers, model.identity, {}, "", "texts")
+    return recorded(model, read, folder, Stages(quiet=True), batch_tokens=1, chunk_tokens=40)
+
+
+def record(url: str, folder: Any, *layers: int, **options: Any) -> RoutingTrace:
+    return stored(served(found(), Server(url, **options)), folder, layers or (2, 3, 4))
 
 
 def right(trace: RoutingTrace, layers: tuple[int, ...] = (2, 3, 4)) -> None:
@@ -142,7 +139,7 @@ def right(trace: RoutingTrace, layers: tuple[int, ...] = (2, 3, 4)) -> None:
 def test_what_a_server_returns_is_recorded_in_any_layers_and_checked(url, tmp_path, owner):
     Fake.owner = owner
     right(record(url, tmp_path / "a"))
-    right(record(url, tmp_path / "b", layers=(2, 4), concurrency=1), (2, 4))
+    right(record(url, tmp_path / "b", 2, 4, concurrency=1), (2, 4))
     said = " ".join(checks(tmp_path / "a"))
     assert f"{sum(map(len, TOKENS))} tokens" in said and "tokens dropped: 0." in said
     assert "Asked again alone: 2 windows; 100.00 % of" in said
@@ -191,10 +188,10 @@ def test_another_model_behind_the_same_url_is_refused(url, tmp_path):
     Fake.faults, Fake.model = [], 1
     with pytest.raises(TraceError, match="holds a trace of something else: probe_sha256 was"):
         record(url, tmp_path)
-    model = ServedModel(found(), Server(url))
+    model = served(found(), Server(url))
     Fake.model = 0  # while it is asked
     with pytest.raises(TraceError, match="answers the probe otherwise than at the start"):
-        record_stream(model, DOCUMENTS, TOKENS, tmp_path / "b", identity={}, end_of_text=3)
+        stored(model, tmp_path / "b")
     assert not list((tmp_path / "b").glob("chunk*"))
 
 

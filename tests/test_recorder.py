@@ -1,5 +1,6 @@
 """Recording: what the routers chose for every token of every document, each document by itself."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from minimoe.course.attending import AttentionSource
 from minimoe.course.recording import record_split
 from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
-from minimoe.routing import limit_capacity
+from minimoe.routing import Routing, limit_capacity
 from minimoe.study.record import (
+    MinimoeSource,
+    Recording,
     RoutingRecorder,
     record_documents,
-    record_routings,
     require_finite,
     source_of,
 )
@@ -138,11 +140,17 @@ def test_what_attention_chooses_is_recorded(kind: str, side: str) -> None:
         AttentionSource(tiny_model(), "output")
 
 
+def packed(routing: Routing) -> Recording:
+    """What a source makes of a pass that gave this routing."""
+    ids, output = torch.zeros(1, routing.num_tokens), SimpleNamespace(routings=[routing])
+    return MinimoeSource(tiny_model(), [1]).recording((ids,), {}, output)  # pyright: ignore
+
+
 def test_routers_without_k_choices_are_refused() -> None:
     routing = topk_routing([[0, 1]])
     free = type(routing)(routing.token, routing.expert, routing.weight, routing.shape)
     with pytest.raises(TraceError, match="same number K"):
-        record_routings(torch.zeros(1, 1, dtype=torch.int64), [free])
+        packed(free)
 
 
 def test_nothing_to_record_is_refused() -> None:
@@ -161,8 +169,7 @@ def reader() -> MixtralModel:
 
 
 def test_a_split_is_recorded_without_its_end_marks(corpus: Corpus, reader: MixtralModel) -> None:
-    trace = record_split(reader, corpus.heldout, meta={"split": "heldout"})
-    assert trace.meta == {"split": "heldout"}
+    trace = record_split(reader, corpus.heldout)
     assert [(d.domain, d.id) for d in trace.documents] == [
         (d.domain, d.id) for d in corpus.heldout.documents
     ]
@@ -251,9 +258,7 @@ def test_what_capacity_drops_was_chosen() -> None:
     routing = topk_routing([[0, 1], [0, 2]])
     limited = limit_capacity(routing, 1)
     assert limited.kept is not None and not limited.kept.all()
-    assert record_routings(torch.zeros(1, 2, dtype=torch.int64), [limited]).expert.tolist() == [
-        [[0, 1]], [[0, 2]]
-    ]  # fmt: skip
+    assert packed(limited).expert.tolist() == [[[0, 1]], [[0, 2]]]
 
 
 def test_a_compiled_model_is_refused_for_what_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from minimoe.errors import TraceError
-from minimoe.study.record import chunk_slices, record_documents, record_stream
+from minimoe.study.models import FoundModel, Stages
+from minimoe.study.questions import Reading, recorded
+from minimoe.study.record import record_documents
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from tests.small import random_ids, same_trace, tiny_model
 
@@ -19,9 +22,20 @@ TOKENS = [random_ids(1, n, seed=i)[0].numpy() for i, n in enumerate(LENGTHS)]
 IDENTITY: dict[str, Any] = {"model": "tiny", "dtype": "float32", "layers": (1, 2)}
 
 
-def stream(folder: Path, **options: Any) -> TraceWriter:
-    given: dict[str, Any] = {"identity": IDENTITY, "chunk_tokens": 50} | options
-    return record_stream(tiny_model(), DOCUMENTS, TOKENS, folder, **given)
+def stream(
+    folder: Path,
+    load: Any = tiny_model,
+    sizes: tuple[int, int] = (8192, 50),
+    begin: int = 0,
+    **changes: Any,
+) -> TraceWriter:
+    """Record questions, some of them changed, as the study does; `sizes` are tokens of a batch and of a chunk."""
+    found = FoundModel("tiny", None, begin, (1, 2), 2, 5, 64, 0, {}, {}, load)  # pyright: ignore
+    given: dict[str, Any] = {"documents": DOCUMENTS, "tokens": TOKENS, "layers": (1, 2)}
+    given |= {"identity": IDENTITY, "facts": {}, "form": "", "title": "questions"} | changes
+    read, quiet = Reading(**given), Stages(quiet=True)
+    recorded(found, read, folder, quiet, batch_tokens=sizes[0], chunk_tokens=sizes[1])
+    return TraceWriter(folder, read.identity)
 
 
 def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path) -> None:
@@ -36,49 +50,38 @@ def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path
     assert trace.documents == whole.documents
 
 
-@pytest.mark.parametrize(("chunk_tokens", "ends"), [(50, [3, 7, 10]), (1, None), (10**6, [10])])
+@pytest.mark.parametrize(
+    ("chunk_tokens", "held"), [(50, [3, 4, 3]), (1, [1] * 10), (40, [1, 4, 2, 3]), (10**6, [10])]
+)
 def test_a_chunk_ends_with_the_document_that_fills_it(
-    chunk_tokens: int, ends: list[int] | None
+    tmp_path: Path, chunk_tokens: int, held: list[int]
 ) -> None:
-    slices = list(chunk_slices(LENGTHS, chunk_tokens))
-    assert [s.stop for s in slices] == (ends or list(range(1, 11)))
-    assert [s.start for s in slices] == [0, *(s.stop for s in slices[:-1])]
-    assert list(chunk_slices([], 5)) == []
+    chunks = stream(tmp_path, sizes=(8192, chunk_tokens)).chunks
+    assert [len(chunk.documents) for chunk in chunks] == held
 
 
 @pytest.mark.parametrize("batches_read", range(9))
 def test_interrupted_anywhere_and_gone_on_with_it_is_the_same(
     tmp_path: Path, batches_read: int
 ) -> None:
-    stream(tmp_path / "whole", batch_tokens=40)
-    left = batches_read
+    stream(tmp_path / "whole", sizes=(40, 50))
+    passes, model = itertools.count(), tiny_model()
 
-    def dies(batches: Any) -> Any:
-        nonlocal left
-        for batch in batches:
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-            yield batch
+    def dies(*_: Any) -> None:
+        if next(passes) == batches_read:
+            raise KeyboardInterrupt
 
+    model.register_forward_pre_hook(dies)
     with pytest.raises(KeyboardInterrupt):
-        stream(tmp_path / "parts", batch_tokens=40, progress=dies)
+        stream(tmp_path / "parts", lambda: model, (40, 50))
     lost = TraceWriter(tmp_path / "parts", IDENTITY)
-    read: list[int] = []
-
-    def watches(batches: Any) -> Any:
-        for batch in batches:
-            read.extend(w.document for w in batch)
-            yield batch
-
-    stream(tmp_path / "parts", batch_tokens=40, progress=watches)
-    assert bool(read)
+    stream(tmp_path / "parts", sizes=(40, 50))
     whole, parts = (TraceWriter.read(tmp_path / name) for name in ("whole", "parts"))
     assert same_trace(whole, parts)
     names = [{p.name for p in (tmp_path / n).iterdir()} for n in ("whole", "parts")]
     assert names[0] == names[1]
     # once complete, nothing is read again
-    again = stream(tmp_path / "parts", progress=lambda _: pytest.fail("read again"))
+    again = stream(tmp_path / "parts", lambda: pytest.fail("loaded again"))
     assert len(again.chunks) > len(lost.chunks)
 
 
@@ -92,9 +95,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(tmp_path: Path)
     assert "revision was null, is abc" in str(caught.value)
     assert "model" not in str(caught.value).split("something else")[1].split(";")[0]
     with pytest.raises(TraceError, match="other documents"):
-        record_stream(tiny_model(), DOCUMENTS[::-1], TOKENS[::-1], tmp_path, identity=IDENTITY)
-    with pytest.raises(TraceError, match="at least one"):
-        record_stream(tiny_model(), DOCUMENTS[:1], [TOKENS[0][:0]], tmp_path, identity=IDENTITY)
+        stream(tmp_path, documents=DOCUMENTS[::-1], tokens=TOKENS[::-1])
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(TraceError, match=r"manifest\.json cannot be read"):
@@ -105,7 +106,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(tmp_path: Path)
 
 
 def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_with(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names of documents and an identity that somebody wrote do not tell that a tokenizer or an option changed."""
     stream(tmp_path)
@@ -113,19 +114,17 @@ def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_wit
     other = [ids.copy() for ids in TOKENS]
     other[5][-1] ^= 1
     with pytest.raises(TraceError, match="read otherwise"):
-        record_stream(tiny_model(), DOCUMENTS, other, tmp_path, identity=IDENTITY)
-    for options, named in (
-        ({"end_of_text": 1}, "read otherwise"),
-        ({"max_length": 8}, "read otherwise"),
-        ({"layers": (2,)}, r"holds layers \[1, 2\], not \[2\]"),
-    ):
-        with pytest.raises(TraceError, match=named):
-            stream(tmp_path, **options)
+        stream(tmp_path, tokens=other)
+    with pytest.raises(TraceError, match="read otherwise"):
+        stream(tmp_path, begin=1)
+    with pytest.raises(TraceError, match=r"holds layers \[1, 2\], not \[2\]"):
+        stream(tmp_path, layers=(2,))
+    with monkeypatch.context() as patch, pytest.raises(TraceError, match="read otherwise"):
+        patch.setattr("minimoe.study.questions.WINDOW", 8)
+        stream(tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
     more = TraceDocument("quiz", "more")
-    writer = record_stream(
-        tiny_model(), [*DOCUMENTS, more], [*TOKENS, TOKENS[0]], tmp_path, identity=IDENTITY
-    )
+    writer = stream(tmp_path, documents=[*DOCUMENTS, more], tokens=[*TOKENS, TOKENS[0]])
     assert writer.tokens == sum(LENGTHS) + LENGTHS[0] and writer.chunks[-1].documents[-1] == more
 
 
@@ -150,9 +149,8 @@ def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_token_takes_a_few_bytes(tmp_path: Path) -> None:
     model = tiny_model(max_position_embeddings=256)
     ids = [random_ids(1, 4000, seed=i)[0].numpy() for i in range(5)]
-    writer = record_stream(
-        model, DOCUMENTS[:5], ids, tmp_path, identity=IDENTITY, chunk_tokens=20_000
-    )
+    texts: Any = {"documents": DOCUMENTS[:5], "tokens": ids}
+    writer = stream(tmp_path, lambda: model, (8192, 20_000), **texts)
     size = sum(path.stat().st_size for path in tmp_path.glob("chunk-*.npz"))
     # two layers of two choices: an expert and a weight each; one token id
     assert writer.tokens == 20_000 and size / writer.tokens < 14

@@ -18,7 +18,6 @@ from minimoe.model import MixtralModel
 from minimoe.study import chance, measurements, report
 from minimoe.study import claims as judged
 from minimoe.study import questions as sets
-from minimoe.study import record as record_module
 from minimoe.study.chance import TEXT
 from minimoe.study.drawing import DPI, Figure
 from minimoe.study.measurements import chosen_topics, first_tokens, measure, three_layers
@@ -185,13 +184,13 @@ def test_summary_is_plain_json(studied, corpus):
 def recorded(monkeypatch) -> list[int]:
     """Tokens of every recording that is made, of the model and of random weights."""
     made: list[int] = []
-    record = record_module.record_documents
+    record = sets.record_documents
 
     def counting(model, documents, tokens, **options):
         made.append(sum(map(len, tokens)))
         return record(model, documents, tokens, **options)
 
-    monkeypatch.setattr(record_module, "record_documents", counting)
+    monkeypatch.setattr(sets, "record_documents", counting)
     return made
 
 

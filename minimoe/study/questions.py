@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress, count
+from itertools import accumulate, chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from minimoe.study.engines.replies import Shape
 from minimoe.study.engines.server import Server, served
 from minimoe.study.measurements import three_layers
 from minimoe.study.models import FoundModel, Stages, find_model, sha256
-from minimoe.study.record import Window, chosen_layers, documents_of, record_stream
+from minimoe.study.record import Window, chosen_layers, documents_of, record_documents
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_documents
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.documents import Document, is_held_out
@@ -282,10 +282,12 @@ def found_and_asked(
 def recorded(
     found: FoundModel, read: Reading, folder: Path, stage: Stages, **sizes: int
 ) -> RoutingTrace:
-    """The trace of what is read, from `folder` as far as it is there, else recorded into it.
+    """The trace of what is read, from `folder` as far as it is there, else recorded into it, chunk by chunk.
 
-    The model is loaded only if something is missing, and let go of before the trace is read. Held-out text takes
-    minutes, so what is left of another study of it is replaced; questions may have taken days, so they are not.
+    A chunk ends with the document that reaches so many tokens: what a crash costs. Weights are kept in half precision
+    (11 bits), about two bytes each when compressed. The model is loaded only if something is missing, and let go of
+    before the trace is read. Held-out text takes minutes, so what is left of another study of it is replaced; questions
+    may have taken days, so they are not.
 
     Raises TraceError: `folder` holds something else or is damaged, or the tokenizer is not the model's;
     CheckpointError: the model cannot be loaded; MinimoeError: a batch does not fit the memory.
@@ -297,20 +299,21 @@ def recorded(
             f"the tokenizer of {found.name} makes token {largest}, but the model has {found.vocab_size}; give a "
             "folder where they belong together"
         )
-    options: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
+    reading: dict[str, Any] = {"end_of_text": found.begin, "max_length": WINDOW}
     try:
         writer = TraceWriter(folder, read.identity)
-        done = writer.check(read.documents, read.tokens, read.layers, **options)
+        done = writer.check(read.documents, read.tokens, read.layers, **reading)
     except TraceError:
         if read.of_questions or not folder.is_dir():
             raise
         TraceWriter.forget(folder)
         writer, done = TraceWriter(folder, read.identity), 0
-    if done == len(read.documents):
+    lengths = [len(ids) for ids in read.tokens]
+    if done == len(lengths):
         stage("the recorded choices are there already")
         return TraceWriter.read(folder)
     stage("loading the model")
-    model, total, there = found.load(), sum(map(len, read.tokens)), writer.tokens
+    model, total, there = found.load(), sum(lengths), writer.tokens
     stage(f"recording {total - there:,} of {total:,} tokens in layers {list(read.layers)}")
     look: dict[str, Any] = {"unit": "tok", "unit_scale": True, "mininterval": 1.0}
     bar = tqdm(total=total, initial=there, disable=stage.quiet, **look)
@@ -320,12 +323,18 @@ def recorded(
             yield batch
             bar.update(sum(len(w.tokens) - w.context for w in batch))
 
-    options |= {**sizes, "layers": read.layers, "control": read.control, "progress": watched}
-    options["identity"] = read.identity
+    options: dict[str, Any] = {**reading, "layers": read.layers, "control": read.control}
+    options |= {"batch_tokens": sizes["batch_tokens"], "progress": watched}
+    most = sizes["chunk_tokens"]
+    filled = accumulate(lengths[done:], lambda n, more: more if n >= most else n + more)
+    ends = [i for i, n in enumerate(filled, done + 1) if n >= most or i == len(lengths)]
     full = f"{sizes['batch_tokens']} tokens per batch do not fit the GPU; give a smaller --batch-tokens"
     kept = f"{full}: what was recorded is kept and gone on with"
     with explained(MinimoeError, kept, torch.OutOfMemoryError), bar:
-        record_stream(model, read.documents, read.tokens, folder, **options)
+        for part in map(slice, [done, *ends], ends):
+            chunk = record_documents(model, read.documents[part], read.tokens[part], **options)
+            half = chunk.weight.astype(np.float16).astype(np.float32)
+            writer.append(replace(chunk, weight=half))
     del model
     return TraceWriter.read(folder)
 

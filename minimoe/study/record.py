@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress, count, groupby
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +24,7 @@ from minimoe.generate import evaluating
 from minimoe.model import MixtralModel, ModelOutput, zero_or_one
 from minimoe.routing import Routing
 from minimoe.study import trace as stored
-from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
+from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.text.tokenizer import TokenSplit
 
 Layers = Sequence[int] | None  # numbers counted from 1; None: all that have experts
@@ -197,10 +196,22 @@ class MinimoeSource:
             self._random.choose(layer, args[0], output[1].k or 1)
 
     def recording(self, args: Any, kwargs: dict[str, Any], output: ModelOutput) -> Recording:
-        """Pack the output's routings."""
+        """Pack the output's routings. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
+
+        Raises TraceError: a routing without K choices per token (expert choice, for one).
+        """
+        routings = self._routings(output)
+        k = routings[0].k
+        if k is None or any(r.k != k for r in routings):
+            raise TraceError(
+                "only routers that give every token the same number K of experts can be recorded"
+            )
+        asked = [(r, r.requested()) for r in routings]
+        expert = [torch.where(on, r.expert, -1).view(-1, k) for r, on in asked]
+        weight = [torch.where(on, r.weight, 0).view(-1, k) for r, on in asked]
         ids: Tensor = args[0] if args else kwargs["input_ids"]
-        recording = record_routings(ids, self._routings(output))
-        return self._random.beside(recording) if self._random else recording
+        packed = pack(ids, routings[0].valid, expert, weight)
+        return self._random.beside(packed) if self._random else packed
 
     def _routings(self, output: ModelOutput) -> list[Routing]:
         return [output.routings[column] for column in self._columns]
@@ -215,22 +226,6 @@ class MinimoeSource:
             self.model(input_ids.to(device), attention_mask=mask, logits_to_keep=1)
         finally:
             last.dispatch = dispatch
-
-
-def record_routings(input_ids: Tensor, routings: Sequence[Routing]) -> Recording:
-    """Pack the routings of one forward pass. What is listed and not chosen (ReLU routing) is expert -1 of weight 0.
-
-    Raises TraceError: a routing without K choices per token (expert choice, for one).
-    """
-    k = routings[0].k
-    if k is None or any(r.k != k for r in routings):
-        raise TraceError(
-            "only routers that give every token the same number K of experts can be recorded"
-        )
-    asked = [(r, r.requested()) for r in routings]
-    expert = [torch.where(on, r.expert, -1).view(-1, k) for r, on in asked]
-    weight = [torch.where(on, r.weight, 0).view(-1, k) for r, on in asked]
-    return pack(input_ids, routings[0].valid, expert, weight)
 
 
 def pack(
@@ -566,10 +561,10 @@ def record_documents(
     tokens: Sequence[npt.NDArray[Any]],
     *,
     layers: Layers = None,
+    control: int | None = None,
     end_of_text: int | None = 0,
     batch_tokens: int = 8192,
     max_length: int | None = None,
-    meta: dict[str, str] | None = None,
     progress: Progress = iter,
 ) -> RoutingTrace:
     """Read each document by itself and return the choices for every one of its tokens.
@@ -579,14 +574,14 @@ def record_documents(
     another one, and documents may be treated as independent.
 
     Args:
-        model: see `source_of`, as for `layers`; or one that runs elsewhere.
+        model: see `source_of`, as for `layers` and `control`; or one that runs elsewhere.
         tokens: ids [n] of each document, without end-of-text.
         end_of_text: the context of a document's first token; None where the model was trained without any.
         batch_tokens: tokens a forward pass, padding included; windows of similar length go together.
     """
     if len(documents) != len(tokens):
         raise TraceError(f"{len(documents)} documents but {len(tokens)} token arrays")
-    source = model if isinstance(model, ForeignSource) else source_of(model, layers)
+    source = model if isinstance(model, ForeignSource) else source_of(model, layers, control)
     size = min(source.max_length, max_length or source.max_length)
     if size < 2:
         raise TraceError("the model has one position, so no token can be read with one of context")
@@ -598,7 +593,8 @@ def record_documents(
     else:
         read = progress(list(batches(every, batch_tokens)))
         rows, about = list(_read(source, read, end_of_text or 0)), {}
-    trace = joined(rows, documents, source, {**about, **(meta or {})})
+    about[stored.MADE_OF] = stored.made_of(tokens, end_of_text=end_of_text, max_length=max_length)
+    trace = joined(rows, documents, source.layers, source.num_experts, about)
     return trace if layers is None else trace.of_layers(layers)
 
 
@@ -634,20 +630,18 @@ def _read(source: RoutingSource, every: Iterable[list[Window]], padding: int) ->
 def joined(
     rows: Iterable[Row],
     documents: Sequence[TraceDocument],
-    source: RoutingSource | ForeignSource,
-    meta: Mapping[str, str],
+    layers: tuple[int, ...],
+    num_experts: int,
+    meta: dict[str, str],
 ) -> RoutingTrace:
-    """The trace of rows in any order, of layers and experts as `source` has them; rows without a token are left out."""
+    """The trace of rows in any order; rows without a token are left out."""
     some = (row for row in rows if len(row.token))
     held = sorted(some, key=lambda row: (row.document, row.position[0]))
-    document, *columns = zip(*held, strict=True)
-    number = np.repeat(np.array(document, np.int32), [len(row.token) for row in held])
-    position, token, expert, weight, control = (
-        None if column[0] is None else np.concatenate(column) for column in columns
-    )
-    about = (tuple(documents), source.num_experts, source.layers, dict(meta), control)
-    every: Any = (token, number, position, expert, weight, *about)
-    return RoutingTrace(*every)
+    number = np.repeat([row.document for row in held], [len(row.token) for row in held])
+    there = (name for name in Row._fields[1:] if getattr(held[0], name) is not None)
+    arrays: Any = {name: np.concatenate([getattr(row, name) for row in held]) for name in there}
+    arrays |= {"document": number, "documents": documents, "meta": meta}
+    return RoutingTrace(layers=layers, num_experts=num_experts, **arrays)
 
 
 def documents_of(
@@ -666,56 +660,3 @@ def documents_of(
     labels, lengths = [d.domain for d, _ in held], [len(ids) for _, ids in held]
     taken = list(compress(held, stored.first_documents(labels, lengths, max_tokens)))
     return [d for d, _ in taken], [ids for _, ids in taken]
-
-
-def record_stream(
-    model: nn.Module | RoutingSource | ForeignSource,
-    documents: Sequence[TraceDocument],
-    tokens: Sequence[npt.NDArray[Any]],
-    folder: str | Path,
-    *,
-    identity: Mapping[str, Any],
-    layers: Layers = None,
-    chunk_tokens: int = 65_536,
-    end_of_text: int | None = 0,
-    max_length: int | None = None,
-    control: int | None = None,
-    **options: Any,
-) -> TraceWriter:
-    """Record documents into `folder` chunk by chunk; what is there already is not recorded again.
-
-    Weights are kept in half precision (11 bits), about two bytes each when compressed. What is not named here is as in
-    `record_documents`, `options` are batch_tokens and progress; no document may be empty.
-
-    Args:
-        folder: for chunks and manifest, made if it does not exist.
-        identity: of model, text and options; the folder refuses to go on with another one.
-        chunk_tokens: a chunk ends with the document that reaches so many: what a crash costs.
-        control: seed of random routers beside the model's own; None: without.
-
-    Raises TraceError: another identity in the folder, or other documents, token ids, layers, end_of_text or max_length.
-    """
-    if len(documents) != len(tokens) or not all(map(len, tokens)):
-        raise TraceError("every document needs its token ids, at least one")
-    source = model if isinstance(model, ForeignSource) else source_of(model, layers, control)
-    writer = TraceWriter(folder, identity)
-    reading: dict[str, Any] = {"end_of_text": end_of_text, "max_length": max_length}
-    done = writer.check(documents, tokens, layers or source.layers, **reading)
-    options |= {"layers": layers, **reading}
-    for rows in chunk_slices([len(ids) for ids in tokens[done:]], chunk_tokens):
-        part = slice(done + rows.start, done + rows.stop)
-        options["meta"] = {stored.MADE_OF: stored.made_of(tokens[part], **reading)}
-        chunk = record_documents(source, documents[part], tokens[part], **options)
-        half = chunk.weight.astype(np.float16).astype(np.float32)
-        writer.append(dataclasses.replace(chunk, weight=half))
-    return writer
-
-
-def chunk_slices(lengths: Sequence[int], chunk_tokens: int) -> Iterator[slice]:
-    """Documents of each chunk, in order: a chunk ends with the document that fills it."""
-    start = total = 0
-    for i, length in enumerate(lengths):
-        total += length
-        if total >= chunk_tokens or i == len(lengths) - 1:
-            yield slice(start, i + 1)
-            start, total = i + 1, 0

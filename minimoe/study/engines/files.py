@@ -17,7 +17,7 @@ from minimoe.errors import TraceError
 from minimoe.io import json_lines
 from minimoe.study.engines import replies
 from minimoe.study.engines.replies import Experts, Shape
-from minimoe.study.record import ForeignSource, Row, Window, joined
+from minimoe.study.record import Row, Window, joined
 from minimoe.study.trace import RoutingTrace, TraceDocument
 
 Object = dict[str, Any]
@@ -160,5 +160,5 @@ def _trace(parts: list[Part], shape: Shape, path: Path, ranked: bool = False) ->
         if not parts:
             raise ValueError("it holds no sequence")
         replies.settled(rows, documents, counts)
-        source = ForeignSource(shape.layers, shape.num_experts, 0)
-        return joined(rows, documents, source, replies.meta_of(counts, ranked))
+        meta = replies.meta_of(counts, ranked)
+        return joined(rows, documents, shape.layers, shape.num_experts, meta)
