@@ -197,10 +197,8 @@ def compile_report(
                     launch()
                     seconds = (time.perf_counter() - begun) / max(1, len(compiled))
                     for files in compiled:
-                        made, code = (
-                            json.loads(files[".json"].read_text()),
-                            files[".ptx"].read_text(),
-                        )
+                        made = json.loads(files[".json"].read_text())
+                        code = files[".ptx"].read_text()
                         several = f": {made['name'].strip('_')}" if len(compiled) > 1 else ""
                         layer = (arch, str(dtype).removeprefix("torch."), shape)
                         launched = (made["num_warps"], made["num_stages"], *_usage(files[".cubin"]))

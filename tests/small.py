@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from minimoe.config import ROUTER_TYPES, ModelConfig
-from minimoe.model import MixtralModel
+from minimoe.model import MixtralModel, ModelOutput
 from minimoe.routing import Routing
 from minimoe.study.trace import RoutingTrace
 from minimoe.text.corpus import Corpus
@@ -38,6 +38,17 @@ TINY = ModelConfig(
     initializer_range=0.2,
 )
 
+EXPERTS: dict[str, Any] = {"attention_num_experts": 5, "attention_num_experts_per_tok": 2}
+MOA: dict[str, Any] = EXPERTS | {"attention_type": "moa"}
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "switchhead": EXPERTS | {"attention_type": "switchhead", "attention_num_experts": 3},
+    "moa": MOA,
+    "moa, one key/value head": MOA | {"num_key_value_heads": 1, "num_attention_heads": 2},
+}
+
+in_every_model = pytest.mark.parametrize("kind", ATTENTIONS)
+
 # a step is a few milliseconds; validation at 4, 8 and 10, checkpoints at 3, 6, 9 and 10
 TRAIN = TrainConfig(
     steps=10, batch_size=3, seq_len=16, lr=5e-3, warmup=3, eval_every=4, eval_windows=2, save_every=3, log_every=1
@@ -51,6 +62,11 @@ def tiny_model(seed: int = 0, **changes: object) -> Any:
     """A model of random weights, in eval mode."""
     torch.manual_seed(seed)
     return MixtralModel(TINY.replace(**changes)).eval()
+
+
+def every_routing(out: ModelOutput) -> list[Routing]:
+    """Of the feed-forward layers and of the attention."""
+    return [*out.routings, *(r for routings in out.attention_routings for r in routings)]
 
 
 def chosen(router_type: str, e: int = TINY.num_experts, k: int = 2) -> int:

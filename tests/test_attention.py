@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimoe.attention import Attention, KVCache, Place, rotary
+from minimoe.attention import Attention, Place, rotary
 from minimoe.cpu import linear
 from tests.small import TINY
 
@@ -13,21 +13,6 @@ from tests.small import TINY
 def attention(**changes: object) -> Attention:
     torch.manual_seed(0)
     return Attention(TINY.replace(**changes))
-
-
-def run(
-    layer: Attention,
-    x: Tensor,
-    start: int = 0,
-    mask: Tensor | None = None,
-    cache: KVCache | None = None,
-) -> Tensor:
-    """The layer on x [B, S, D], whose first column has position `start`."""
-    b, s, _ = x.shape
-    angles = rotary(torch.arange(start, start + s).expand(b, s), layer.head_size, 10_000.0)
-    y, routings = layer(x, Place(*angles, mask, cache))
-    assert routings == ()
-    return y
 
 
 def by_hand(layer: Attention, x: Tensor) -> Tensor:
@@ -80,7 +65,8 @@ def test_equals_the_sums_written_out(bias: bool, norm: str | None) -> None:
         if "norm" in name or "bias" in name:
             parameter.normal_()
     x = torch.randn(6, 16)
-    y = run(layer, x[None])
+    y, routings = layer(x[None], Place(*rotary(torch.arange(6)[None], layer.head_size, 10_000.0)))
+    assert routings == ()
     torch.testing.assert_close(y[0], by_hand(layer, x), atol=1e-5, rtol=1e-5)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from minimoe.attention import Attention, KVCache, Place, make_attention, rotary
 from minimoe.balance import switch_loss, z_loss
 from minimoe.errors import ConfigError
-from minimoe.model import ModelOutput
 from minimoe.routers import Context
 from minimoe.routing import Routing
 from minimoe.zoo.moa import HeadRouter, MixtureOfAttentionHeads
@@ -25,30 +24,29 @@ from minimoe.zoo.switchhead import (
     dense_projection,
     grouped_projection,
 )
-from tests.small import TINY, gradients_hold, random_ids, tiny_model
+from tests.small import (
+    ATTENTIONS,
+    TINY,
+    every_routing,
+    gradients_hold,
+    in_every_model,
+    random_ids,
+    tiny_model,
+)
 
-SWITCHHEAD: dict[str, Any] = {
-    "attention_type": "switchhead", "attention_num_experts": 3, "attention_num_experts_per_tok": 2,
-}  # fmt: skip
-MOA: dict[str, Any] = {
-    "attention_type": "moa", "attention_num_experts": 5, "attention_num_experts_per_tok": 2,
-}  # fmt: skip
-MOA_PAPER = MOA | {"num_key_value_heads": 1, "num_attention_heads": 2}  # one shared key/value head
-KINDS = {"switchhead": SWITCHHEAD, "moa": MOA, "moa, one key/value head": MOA_PAPER}
-every_kind = pytest.mark.parametrize("kind", list(KINDS))
-ALL: dict[str, dict[str, Any]] = {"dense": {}} | KINDS
-in_every_model = pytest.mark.parametrize("kind", list(ALL))
+SWITCHHEAD, MOA = ATTENTIONS["switchhead"], ATTENTIONS["moa"]
+every_kind = pytest.mark.parametrize("kind", [kind for kind in ATTENTIONS if kind != "dense"])
 
 
 def layer(kind: str | dict[str, Any], seed: int = 0, **changes: Any) -> Any:
     """The layer of TINY with experts in its attention; its router weights are drawn wide, so that choices are clear."""
     torch.manual_seed(seed)
-    config = TINY.replace(**(KINDS[kind] if isinstance(kind, str) else kind) | changes)
+    config = TINY.replace(**(ATTENTIONS[kind] if isinstance(kind, str) else kind) | changes)
     return make_attention(config)
 
 
-def angles(b: int, s: int, head: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    return rotary(torch.arange(start, start + s).expand(b, s), head, 10_000.0)
+def angles(b: int, s: int, head: int) -> tuple[Tensor, Tensor]:
+    return rotary(torch.arange(s).expand(b, s), head, 10_000.0)
 
 
 def turn(t: Tensor) -> Tensor:
@@ -317,14 +315,9 @@ def test_the_model_of_plain_definitions_is_the_same(kind: str) -> None:
     ids = random_ids(2, 9)
     outs: list[tuple[Tensor, dict[str, Tensor]]] = []
     for how in ("loop", "grouped"):
-        model = tiny_model(experts_implementation=how, **KINDS[kind]).train()
-        plain = [
-            m.project is dense_projection
-            for m in model.modules()
-            if isinstance(m, ExpertProjection)
-        ]
-        assert len(plain) == 4
-        assert all(p == (how == "loop") for p in plain)
+        model = tiny_model(experts_implementation=how, **ATTENTIONS[kind]).train()
+        projections = [m for m in model.modules() if isinstance(m, ExpertProjection)]
+        assert [m.project is dense_projection for m in projections] == [how == "loop"] * 4
         out = model(ids, labels=ids)
         out.loss.backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -333,18 +326,13 @@ def test_the_model_of_plain_definitions_is_the_same(kind: str) -> None:
     torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-4)
 
 
-def every_routing(out: ModelOutput) -> list[Routing]:
-    """Of the feed-forward layers and of the attention."""
-    return [*out.routings, *(r for routings in out.attention_routings for r in routings)]
-
-
 @torch.no_grad()
 @in_every_model
 @pytest.mark.parametrize(("left", "sizes"), [(0, [4, 2, 1, 1, 1]), (2, [3, 1, 5])], ids=str)
 def test_trap_21_the_cache_gives_the_whole_forward_routing_included(
     kind: str, left: int, sizes: list[int]
 ) -> None:
-    model, ids = tiny_model(**ALL[kind]), random_ids(2, 9)
+    model, ids = tiny_model(**ATTENTIONS[kind]), random_ids(2, 9)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[0, :left] = False
     whole = model(ids, attention_mask=mask if left else None)
@@ -366,35 +354,9 @@ def test_trap_21_the_cache_gives_the_whole_forward_routing_included(
 
 
 @torch.no_grad()
-@every_kind
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_trap_5_padding_changes_nothing(kind: str, side: str) -> None:
-    model, ids = tiny_model(**KINDS[kind]), random_ids(2, 8)
-    alone = model(ids, labels=ids)
-    filling = random_ids(2, 3, seed=9)
-    parts, masks = [ids, filling], [torch.ones(2, 8), torch.zeros(2, 3)]
-    order = [0, 1] if side == "right" else [1, 0]
-    padded, mask = (torch.cat([p[i] for i in order], dim=1) for p in (parts, masks))
-    out = model(padded, labels=padded, attention_mask=mask)
-    keep = mask.bool()
-    torch.testing.assert_close(
-        out.logits[keep].view_as(alone.logits), alone.logits, atol=1e-5, rtol=1e-5
-    )
-    for a, b in zip(
-        (out.lm_loss, out.aux_loss, out.z_loss), (alone.lm_loss, alone.aux_loss, alone.z_loss),
-        strict=True,
-    ):  # fmt: skip
-        torch.testing.assert_close(a, b)
-    for with_padding, without in zip(out.attention_routings, alone.attention_routings, strict=True):
-        for r, plain in zip(with_padding, without, strict=True):
-            assert torch.equal(r.load(), plain.load())
-            assert int(r.valid.sum()) == plain.num_tokens
-
-
-@torch.no_grad()
 @in_every_model
 def test_trap_15_and_16_nothing_depends_on_later_tokens_or_other_rows(kind: str) -> None:
-    model, ids = tiny_model(**ALL[kind]), random_ids(3, 9)
+    model, ids = tiny_model(**ATTENTIONS[kind]), random_ids(3, 9)
     whole = model(ids)
     for s in (1, 6):
         start = model(ids[:, :s])
@@ -439,28 +401,25 @@ def test_idle_parameters_are_those_that_one_token_does_not_touch(kind: str) -> N
         poisoned += weight[idle].numel()
     assert torch.equal(run(attention, x)[0], y)
     assert attention.idle_parameters == poisoned > 0
-    model = tiny_model(**KINDS[kind])
-    plain = tiny_model(
-        **{k: v for k, v in KINDS[kind].items() if not k.startswith("attention")}
-    )  # the same model with dense attention
+    values: dict[str, Any] = ATTENTIONS[kind]
+    dense: dict[str, Any] = values | {"attention_type": "gqa"}
+    model, plain = tiny_model(**values), tiny_model(**dense)
     idle_experts = plain.num_parameters() - plain.num_parameters(active=True)
     assert model.num_parameters() - model.num_parameters(active=True) == idle_experts + 2 * poisoned
 
 
 @torch.no_grad()
-def test_what_is_balanced() -> None:
+@every_kind
+def test_what_is_balanced(kind: str) -> None:
     """A mixture of heads enters the mean over layers as layers of its own; SwitchHead is left alone."""
     ids = random_ids(2, 9)
-    for kind in KINDS:
-        out = tiny_model(**KINDS[kind])(ids, labels=ids)
-        assert all(isinstance(heads, tuple) for heads in out.attention_routings)
-        balanced = [*out.routings]
-        if kind != "switchhead":
-            balanced += [heads[0] for heads in out.attention_routings]
-        assert len(balanced) == (2 if kind == "switchhead" else 4)
-        for loss, of in ((out.aux_loss, switch_loss), (out.z_loss, z_loss)):
-            torch.testing.assert_close(loss, torch.stack([of(r) for r in balanced]).mean())
-    assert tiny_model()(ids).attention_routings == ()
+    out = tiny_model(**ATTENTIONS[kind])(ids, labels=ids)
+    assert all(isinstance(heads, tuple) for heads in out.attention_routings)
+    heads = [] if kind == "switchhead" else [heads[0] for heads in out.attention_routings]
+    assert len(heads) == (0 if kind == "switchhead" else 2)
+    for loss, of in ((out.aux_loss, switch_loss), (out.z_loss, z_loss)):
+        each = torch.stack([of(r) for r in (*out.routings, *heads)])
+        torch.testing.assert_close(loss, each.mean())
 
 
 @torch.no_grad()

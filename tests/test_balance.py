@@ -96,9 +96,8 @@ def test_load_of_a_hand_computed_case() -> None:
 def test_trap_22_no_zero_over_zero() -> None:
     with pytest.raises(MinimoeError, match="zero assignments"):
         Load.from_counts(torch.zeros(4))
-    assert (
-        Load.from_counts(torch.tensor([3])).cv2 == 0
-    )  # one expert: no deviation, where a sample variance has none
+    # one expert: no deviation, where a sample variance has none
+    assert Load.from_counts(torch.tensor([3])).cv2 == 0
 
 
 @pytest.mark.parametrize("dense", [0, 1])

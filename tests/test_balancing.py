@@ -64,8 +64,7 @@ def rank_counts(rank: int, folder: str) -> None:
         counts = sum_over_ranks(routing.load())
         controller.observe(routing)
         controller.step()
-        bias = controller.router.e_score_correction_bias
-        saved = {"counts": counts, "bias": bias}
+        saved = {"counts": counts, "bias": controller.router.e_score_correction_bias}
         torch.save(saved, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -88,9 +87,7 @@ def test_sequence_loss_is_the_mean_of_the_sequences() -> None:
     each: list[Tensor] = []
     for i in range(3):
         routing = router(x[sequence == i])
-        assert routing.probs is not None
-        s = routing.logits.sigmoid() if routing.logits is not None else None
-        assert s is not None
+        s = routing.logits.sigmoid()
         f = E / (K * 7) * routing.load()  # eq. 18
         p = (s / s.sum(1, keepdim=True)).mean(0)  # eq. 19-20
         each.append((f * p).sum())  # eq. 17
@@ -174,9 +171,8 @@ def test_load_loss_counts_the_probability_of_being_chosen() -> None:
             h[:, :, e] = routing.clean[:, e] + torch.randn(draws, 4) * routing.noise_std[:, e]
             chosen = h.topk(K, dim=-1).indices
             probability[:, e] = (chosen == e).any(-1).float().mean(0)
-    torch.testing.assert_close(
-        selection_probability(routing).detach(), probability, atol=0.04, rtol=0
-    )  # five standard deviations
+    found = selection_probability(routing).detach()
+    torch.testing.assert_close(found, probability, atol=0.04, rtol=0)  # five standard deviations
     load = probability.sum(0)
     expected = load.var(correction=0) / load.mean() ** 2
     assert float(load_loss(routing).detach()) == pytest.approx(float(expected), abs=0.03)
@@ -202,23 +198,17 @@ def test_losses_name_what_is_missing(loss: object, missing: str) -> None:
         loss(build("uniform round robin")(batch(3)))
 
 
-@pytest.mark.parametrize("name", ["importance", "load", "switch", "sequence"])
-def test_gradcheck_of_losses(name: str) -> None:
-    losses = {
-        "importance": importance_loss,
-        "load": load_loss,
-        "switch": switch_loss,
-        "sequence": sequence_loss,
-    }
+@pytest.mark.parametrize("loss", [importance_loss, load_loss, switch_loss, sequence_loss])
+def test_gradcheck_of_losses(loss: Any) -> None:
     router = NoisyTopKRouter(D, E, K, initializer_range=SPREAD).double().train()
     x = batch(5).double().requires_grad_()
 
-    def loss(x: Tensor) -> Tensor:
+    def of(x: Tensor) -> Tensor:
         torch.manual_seed(2)
         # f is counted in float32, exactly
-        return losses[name](router(x, sequence=torch.tensor([0, 0, 1, 1, 1])))
+        return loss(router(x, sequence=torch.tensor([0, 0, 1, 1, 1])))
 
-    assert torch.autograd.gradcheck(loss, (x,), fast_mode=True)
+    assert torch.autograd.gradcheck(of, (x,), fast_mode=True)
 
 
 def test_trap_8_bias_moves_once_a_step_by_the_sign() -> None:
@@ -377,9 +367,8 @@ def test_where_nothing_was_counted_all_experts_are_replicated_alike(
 ) -> None:
     places = -(-e // devices) + more
     plan = plan_replicas([0.0] * e, places * devices, devices)
-    assert max(plan.replicas) - min(plan.replicas) <= (
-        1 if places * devices <= e * devices else devices
-    )
+    most = 1 if places <= e else devices
+    assert max(plan.replicas) - min(plan.replicas) <= most
     assert plan.imbalance == 1
 
 
@@ -395,22 +384,10 @@ def best_plan(load: list[int], places: int, devices: int) -> float:
     return best
 
 
-@given(
-    st.sampled_from(
-        [
-            (3, 2, 2),
-            (4, 3, 2),
-            (4, 2, 3),
-            (5, 2, 3),
-            (5, 4, 2),
-            (5, 2, 4),
-            (6, 3, 2),
-            (6, 3, 3),
-            (6, 2, 5),
-        ]
-    ),
-    st.data(),
-)
+SIZES = (3, 2, 2), (4, 3, 2), (4, 2, 3), (5, 2, 3), (5, 4, 2), (5, 2, 4), (6, 3, 2), (6, 3, 3), (6, 2, 5)  # fmt: skip
+
+
+@given(st.sampled_from(SIZES), st.data())
 @settings(max_examples=60, deadline=None)
 def test_no_small_plan_is_better(sizes: tuple[int, int, int], data: st.DataObject) -> None:
     e, places, devices = sizes

@@ -55,9 +55,8 @@ def definition(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         gate = F.linear(x[t], experts.gate_up_proj[e, :FF])
         up = F.linear(x[t], experts.gate_up_proj[e, FF:])
         rows[t] = rows[t] + routing.weight[n] * F.linear(F.silu(gate) * up, experts.down_proj[e])
-    nothing = 0 * (
-        x.sum() + routing.weight.sum()
-    )  # so that no assignment at all still has a gradient
+    # so that no assignment at all still has a gradient
+    nothing = 0 * (x.sum() + routing.weight.sum())
     return (torch.stack(rows) if rows else x.new_zeros(0, D)) + nothing
 
 
@@ -274,9 +273,7 @@ def test_trap_14_what_takes_no_part_leaves_no_trace_not_even_nan(
     name: str, t: int, k: int | None, dtype: torch.dtype
 ) -> None:
     x, routing, experts, broken = hostile(t, dtype, k)
-    close: dict[str, Any] = (
-        {"atol": 1e-5, "rtol": 1e-5} if dtype.itemsize > 2 else {"atol": 0.05, "rtol": 0.05}
-    )
+    close: dict[str, Any] = dict.fromkeys(("atol", "rtol"), 1e-5 if dtype.itemsize > 2 else 0.05)
     fine = ~broken
     part = Routing(routing.token[fine], routing.expert[fine], routing.weight[fine], routing.shape)
     wanted = definition(x.double(), part, make_experts(4)).to(dtype)
@@ -290,12 +287,8 @@ def test_trap_14_what_takes_no_part_leaves_no_trace_not_even_nan(
         inputs = [leaf, weight, experts.gate_up_proj, experts.down_proj]
         grads = torch.autograd.grad(y.float().square().sum(), inputs)
         # the weights of an expert that is infinite are not asked for
-        everything[one] = {
-            "x": grads[0],
-            "weight": grads[1],
-            "up": grads[2][:3],
-            "down": grads[3][:3],
-        }
+        grads = (*grads[:2], grads[2][:3], grads[3][:3])
+        everything[one] = dict(zip(("x", "weight", "up", "down"), grads, strict=True))
         assert not everything[one]["weight"][broken].any()
         assert all(bool(g.isfinite().all()) for g in everything[one].values())
     for what, grad in everything[name].items():
@@ -329,25 +322,17 @@ def test_a_broken_token_breaks_itself_alone(name: str) -> None:
 
 def test_ids_that_are_no_expert_are_counted_by_nobody() -> None:
     weight = torch.tensor([[0.5, 0.5], [0.5, math.nan]])
-    routing = topk_routing(
-        [[0, -1], [4, 2]], weight, 4, kept=torch.tensor([True, True, True, False])
-    )
+    kept = torch.tensor([True, True, True, False])
+    routing = topk_routing([[0, -1], [4, 2]], weight, 4, kept=kept)
     alone = topk_routing([[0], [2]], torch.tensor([[0.5], [math.nan]]), 4)
     assert routing.load().tolist() == alone.load().tolist() == [1, 0, 1, 0]
     assert routing.dense().tolist() == [[0.5, 0, 0, 0], [0, 0, 0, 0]]
-    assert (
-        DropStats.of(routing).by_expert == (0, 0, 1, 0) and DropStats.of(routing).assignments == 2
-    )
-    assert limit_capacity(topk_routing([[0, -1], [-1, 4]]), 1).taken().tolist() == [
-        True,
-        False,
-        False,
-        False,
-    ]
-    probs = torch.full((2, 4), 0.25)
-    one = dataclasses.replace(
-        topk_routing([[0, -1], [4, 2]], weight, 4, probs=probs), sequence=torch.arange(2)
-    )
+    drops = DropStats.of(routing)
+    assert drops.by_expert == (0, 0, 1, 0) and drops.assignments == 2
+    limited = limit_capacity(topk_routing([[0, -1], [-1, 4]]), 1)
+    assert limited.taken().tolist() == [True, False, False, False]
+    known: Any = {"probs": torch.full((2, 4), 0.25), "sequence": torch.arange(2)}
+    one = dataclasses.replace(routing, kept=None, **known)
     assert float(sequence_loss(one)) == float(switch_loss(one)) == 1
     with pytest.raises(MinimoeError, match="ids from -1 to 4"):
         one.check()

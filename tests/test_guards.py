@@ -17,7 +17,7 @@ from minimoe.model import MixtralModel
 from minimoe.routers import TopKRouter
 from minimoe.routing import Routing
 from minimoe.widgets.capacity_drops import DropStats
-from tests.small import TINY, chosen, topk_routing
+from tests.small import TINY, chosen, every_routing, topk_routing
 from tests.zoo import NAMES, D, E, big_experts, build
 
 every_dispatcher = pytest.mark.parametrize("dispatcher", NAMES)
@@ -121,7 +121,7 @@ def nothing(model: MixtralModel, shape: tuple[int, int], *, masked: bool) -> Non
     for name, parameter in model.named_parameters():
         if model.training or not name.endswith("noise_weight"):  # no noise at inference
             assert parameter.grad is not None and not bool(parameter.grad.any()), name
-    for routing in (*out.routings, *(r for heads in out.attention_routings for r in heads)):
+    for routing in every_routing(out):
         routing.check()
         assert not bool(routing.load().any())
         assert DropStats.of(routing).assignments == 0
@@ -155,11 +155,6 @@ def test_no_tokens_through_every_attention_and_dispatcher(
 ) -> None:
     config = TINY.replace(attention_type=attention, experts_implementation=dispatcher)
     nothing(MixtralModel(config).train(), shape, masked=True)
-
-
-@pytest.mark.parametrize("kind", CHOICES["router_aux_loss_type"])
-def test_no_tokens_through_every_balancing_loss(kind: str) -> None:
-    nothing(MixtralModel(TINY.replace(router_aux_loss_type=kind)).train(), (2, 0), masked=False)
 
 
 def test_no_tokens_through_a_layer() -> None:

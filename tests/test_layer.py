@@ -209,13 +209,13 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
         forward(x).square().sum().backward()
         return [p.grad for p in (*layer.parameters(), x) if p.grad is not None]
 
-    def recomputed(x: torch.Tensor) -> torch.Tensor:
-        y = checkpoint(lambda z: layer(z)[0], x, use_reentrant=reentrant)
-        return y
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return layer(x)[0]
 
-    plain = gradients(lambda z: layer(z)[0])
-    assert len(plain) >= 3
-    for a, b in zip(plain, gradients(recomputed), strict=True):
+    expected = gradients(plain)
+    again = gradients(lambda x: checkpoint(plain, x, use_reentrant=reentrant))
+    assert len(expected) >= 3
+    for a, b in zip(expected, again, strict=True):
         assert torch.equal(a, b)
 
 
@@ -304,7 +304,6 @@ def test_rows_of_padding_are_neither_read_nor_counted(router_type: str) -> None:
     [
         ((2, 5, 8), (2, 4), "attention_mask has shape (2, 4); expected (2, 5)"),
         ((5, 8), (2, 5), "attention_mask has shape (2, 5); expected (5,)"),
-        ((2, 5, 7), None, "x has hidden size 7 and is on cpu, but the router's weight has 8"),
         ((8,), None, "x has shape (8,); a router takes tokens [T, D]"),
     ],
 )

@@ -53,9 +53,8 @@ def looks_causal(name: str, *, training: bool = False) -> bool:
         x, ids = tokens(1, 14, seed)
         full = route(router, x, ids, experts)
         for s in (1, 5, 9):
-            if not torch.allclose(
-                route(router, x[:, :s], ids[:, :s], experts), full[:, :s], atol=1e-5
-            ):
+            start = route(router, x[:, :s], ids[:, :s], experts)
+            if not torch.allclose(start, full[:, :s], atol=1e-5):
                 return False
     return True
 
@@ -111,17 +110,13 @@ def test_trap_5_appended_padding_changes_no_choice(name: str, training: bool) ->
     padded = torch.cat([x, torch.full((3, 4, D), 9.0)], dim=1)
     padded_ids = torch.cat([ids, torch.zeros(3, 4, dtype=torch.int64)], dim=1)
     valid = torch.arange(11).expand(3, 11) < 7
-    routing = router(
-        x.reshape(-1, D),
-        token_ids=ids.reshape(-1),
-        sequence=torch.arange(3).repeat_interleave(7),
+    rows = torch.arange(3)[:, None]
+    known: dict[str, Tensor] = {"token_ids": ids, "sequence": rows.expand(3, 7)}
+    wider = {"token_ids": padded_ids, "sequence": rows.expand(3, 11), "valid": valid}
+    routing, other = (
+        router(given.reshape(-1, D), **{name: v.reshape(-1) for name, v in more.items()}).check()
+        for given, more in ((x, known), (padded, wider))
     )
-    other = router(
-        padded.reshape(-1, D),
-        token_ids=padded_ids.reshape(-1),
-        sequence=torch.arange(3).repeat_interleave(11),
-        valid=valid.reshape(-1),
-    ).check()
     torch.testing.assert_close(other.dense().view(3, 11, E)[:, :7].reshape(-1, E), routing.dense())
     assert torch.equal(other.load(), routing.load())
     assert DropStats.of(other).dropped == 0
@@ -200,8 +195,7 @@ def test_noise_is_as_declared_and_in_training_only() -> None:
     torch.testing.assert_close(routing.clean, x @ router.weight.T)
     std = (x @ router.noise_weight.T).exp().log1p()
     torch.testing.assert_close(routing.noise_std, std)
-    noise = (routing.logits - routing.clean) / std
-    noise = noise.detach()
+    noise = ((routing.logits - routing.clean) / std).detach()
     assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
     assert isinstance(routing.to("cpu"), NoisyRouting)
 
@@ -222,12 +216,8 @@ def test_round_robin_passes_over_padding_and_mixed_sequences() -> None:
     router = UniformRouter(4, 1, order="round_robin")
     sequence = torch.tensor([7, 3, 7, 3, 7, 7])
     valid = torch.tensor([False, True, True, True, False, True])
-    assert router(torch.zeros(6, D), sequence=sequence, valid=valid).expert[valid].tolist() == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    expert = router(torch.zeros(6, D), sequence=sequence, valid=valid).expert
+    assert expert[valid].tolist() == [0, 0, 1, 1]
 
 
 def test_mean_binning_bins_means() -> None:
@@ -627,9 +617,7 @@ def test_a_state_dict_shortens_no_selection_bias(assign: bool) -> None:
 def test_sinkhorn_weights_sum_to_1_where_all_chosen_probabilities_underflow() -> None:
     torch.manual_seed(0)
     router = SinkhornRouter(D, E, 2, norm_topk_prob=True).train()
-    with (
-        torch.no_grad()
-    ):  # everybody prefers expert 0 by far, so the plan sends most tokens elsewhere
+    with torch.no_grad():  # everybody prefers expert 0 by far: the plan sends most tokens elsewhere
         router.weight.copy_(-torch.arange(E)[:, None].expand(E, D) * 30)
     routing = router(1 + 0.1 * torch.randn(30, D)).check()
     chosen = routing.probs[routing.token, routing.expert].view(-1, 2)

@@ -73,19 +73,14 @@ def test_every_layer_and_type_compiles_without_spills(
 @pytest.mark.parametrize("arch", [86, 89, 100, 120])
 def test_other_gpus_have_enough_shared_memory(arch: int) -> None:
     for r in compile_report([arch]):
-        assert r.shared <= SHARED[arch], (
-            f"{r.kernel}, {r.rows} rows: {r.shared} bytes of shared memory"
-        )
+        assert r.shared <= SHARED[arch], f"{r.kernel}, {r.rows} rows: {r.shared} bytes"
 
 
 def test_a_gpu_that_is_unknown_is_refused_and_the_driver_put_back() -> None:
     import triton as package
 
     before = package.runtime.driver._active
-    with (
-        pytest.raises(ConfigError, match="capability 70 is unknown; known are 80, 86"),
-        pretend(70),
-    ):
+    with pytest.raises(ConfigError, match="70 is unknown; known are 80, 86"), pretend(70):
         pass
     with pretend(90):
         assert package.runtime.driver._active is not before
@@ -106,16 +101,10 @@ def on_cuda(x: Tensor) -> Tensor:
     return x.as_subclass(OnCuda)
 
 
-def test_without_a_gpu_it_says_what_to_do() -> None:
+def test_without_a_gpu_or_on_two_devices_it_says_what_to_do() -> None:
     x, routing, experts = make_case(random_choice(4, 3, 2), 3, 16, 16, torch.float32)
-    with pytest.raises(
-        ConfigError, match="needs a GPU, but x is on the CPU: move the model to cuda, or take"
-    ):
+    with pytest.raises(ConfigError, match="x is on the CPU: move the model to cuda, or take"):
         triton(x, routing, experts)
-
-
-def test_devices_that_differ_name_both_sides() -> None:
-    x, routing, experts = make_case(random_choice(4, 3, 2), 3, 16, 16, torch.float32)
     with pytest.raises(MinimoeError, match=r"x is on meta, but .* on cpu: move one with .to\(\)"):
         triton(x.to("meta"), routing, experts)
 
@@ -125,10 +114,7 @@ def test_devices_that_differ_name_both_sides() -> None:
     [
         ("missing", r"Triton is not installed: pip install 'minimoe\[gpu\]', or take"),
         ("old", r"Triton 3.5.1 is too old, 3.6 is needed: pip install 'triton>=3.6', or take"),
-        (
-            "old gpu",
-            r"Tesla V100 has compute capability 7.0, the triton dispatcher needs 8.0 \(Ampere\)",
-        ),
+        ("old gpu", r"Tesla V100 has compute capability 7.0, .* needs 8.0 \(Ampere\)"),
         ("rocm", r"made for NVIDIA GPUs, this is ROCm 7.1"),
         ("width", r"needs hidden_size to be a multiple of 16, not 40"),
         ("inner width", r"needs intermediate_size to be a multiple of 16, not 24"),
@@ -143,9 +129,8 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
     dtype = torch.float64 if change == "type" else torch.float32
     f = 24 if change == "inner width" else 16
     x, routing, experts = make_case(random_choice(4, 3, 2), 3, d, f, dtype)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_capability", lambda _: (7, 0) if change == "old gpu" else (9, 0)
-    )
+    capability = (7, 0) if change == "old gpu" else (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     if change == "missing":
         monkeypatch.setitem(sys.modules, "triton", None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,13 +115,8 @@ def compare(
     tolerance = TOLERANCE[x.dtype] if tolerance is None else tolerance
     for name, value in expected.items():
         scale = float(value.square().mean().sqrt()) if value.any() else 1.0
-        torch.testing.assert_close(
-            actual[name].double() / scale,
-            value / scale,
-            atol=tolerance,
-            rtol=tolerance,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+        close: Any = {"atol": tolerance, "rtol": tolerance, "msg": lambda m, n=name: f"{n}: {m}"}
+        torch.testing.assert_close(actual[name].double() / scale, value / scale, **close)
     return actual
 
 
