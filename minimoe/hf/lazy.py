@@ -131,9 +131,8 @@ def quantize_experts(model: AnyModule) -> AnyModule:
 
 def int8_card(model: nn.Module, path: Path) -> str:
     """The card at `path` with a last section: how far experts in int8 can be from what was rounded, by layer."""
-    card = (
-        path.read_text(encoding="utf-8") if path.is_file() else "# A model with experts in int8\n"
-    )
+    title = "# A model with experts in int8\n"
+    card = path.read_text(encoding="utf-8") if path.is_file() else title
     banks = {n: m for n, m in model.named_modules() if isinstance(m, Int8Experts)}
     step = 1.005 * (0.5 + 2**-16)  # printing rounds by less than the half per cent
     rows = [
@@ -242,9 +241,8 @@ class OffloadedExperts(LazyExperts):
                 "expert in memory that was read"
             )
         found = self._cache.pop(expert, None)
-        if found is not None:
-            self.stats.hits += 1
-        else:
+        self.stats.hits += found is not None
+        if found is None:
             while len(self._cache) >= self.cache_experts:
                 del self._cache[next(iter(self._cache))]
             gate_up, down = self.source.read(expert)

@@ -10,6 +10,7 @@ entries where it says nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -25,42 +26,46 @@ from minimoe.errors import ConfigError
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type` of transformers whose folders can be read and written."""
+    """One `model_type` of transformers: its folders can be read and written, or its models be counted."""
 
-    architecture: str  #: the class that config.json names
     #: every field that is translated, with its value in transformers where config.json leaves it out
-    defaults: Mapping[str, Any]
-    #: what the family is without a field that says so
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    #: what the family is without a field that says so, in the fields of `ModelConfig`
     always: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    architecture: str = ""  #: the class that config.json names
     dense: bool = False  #: there are no experts in any layer; such a model can be upcycled
     num_experts: str = "num_experts"  #: the name that the family has for this field
     block: str = "mlp"  #: name of the sparse layer on disk
     #: names of gate, up and down on disk
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    #: of a family that is only counted: fields, beside those of all, without which nothing can be counted
+    needs: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()  #: fields that may be left out, or be off
+    other: str | None = None  #: what `layer_types` may name beside full attention
+    #: without `layer_types`, every how many layers is full attention: the field that says so, and its default
+    every: tuple[str, int] = ("", 1)
+    state: str | None = None  #: name of the mixer of the layers without attention
 
 
-def read_family(name: str) -> dict[str, Any]:
+def _read(name: str) -> dict[str, Any]:
     """A table of families.toml with what it takes over; 'none' stands for None, which TOML does not have."""
     own = {**(TABLES["parts"] | TABLES["built"] | TABLES["counted"])[name]}
-    base = read_family(own.pop("like")) if "like" in own else {}
+    base = _read(own.pop("like")) if "like" in own else {}
     fields = base.get("defaults", {}) | own.pop("defaults", {})
     fields = {
         k: None if v == "none" else v for k, v in fields.items() if k not in own.get("without", ())
     }
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items() if k != "without"}
-    return base | own | ({"defaults": fields} if fields else {})
+    return base | own | {"defaults": fields}
 
 
 TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
-FAMILIES = {name: Family(**read_family(name)) for name in TABLES["built"]}
+FAMILIES = {name: Family(**_read(name)) for name in TABLES["built"]}
+#: those that `minimoe.cost` counts and `MixtralModel` does not build
+COUNTED = {name: Family(**_read(name)) for name in TABLES["counted"]}
 FIELDS: dict[str, Any] = TABLES["fields"]  # by what they mean
 _ANGLES = ("rope_scaling", "rope_parameters")  # transformers 4 and 5: the newer one counts
-# the ways to stretch them for more positions, and what they say of it
-_STRETCH = {
-    "default": (), "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}  # fmt: skip
-_ONLY = {name: None if only == "none" else only for name, only in FIELDS["only"].items()}
+_STRETCH: dict[str, list[str]] = FIELDS["stretch"]
 
 
 def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
@@ -110,7 +115,7 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
 
 def _faults(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
     """What the model here cannot have; the first is raised."""
-    for name, only in _ONLY.items():
+    for name, only in (dict.fromkeys(FIELDS["never"]) | FIELDS["only"]).items():
         if values.get(name) not in (None, only):
             yield f"{name} is {values[name]!r:.60}, which this model cannot have; only {only!r} is read"
     check_kinds(given)
@@ -176,13 +181,12 @@ def to_huggingface(config: ModelConfig, dtype: torch.dtype | None = None) -> dic
         if family.dense != _is_dense(config):
             continue
         values = _write(config, kind, dtype)
-        try:
+        # sizes may be such that they only work with a field that this family has not
+        with contextlib.suppress(ConfigError):
             again = _essence(from_huggingface(values))
-        except ConfigError:  # sizes that only work with a field that this family has not
-            continue
-        lost[kind] = [name for name in vars(config) if again[name] != wanted[name]]
-        if not lost[kind]:
-            return values
+            lost[kind] = [name for name in vars(config) if again[name] != wanted[name]]
+            if not lost[kind]:
+                return values
     closest = min(lost, key=lambda kind: len(lost[kind]))
     fields = ", ".join(f"{name} = {getattr(config, name)!r}" for name in lost[closest])
     raise ConfigError(
@@ -237,34 +241,26 @@ def _write(config: ModelConfig, kind: str, dtype: torch.dtype | None) -> dict[st
     }
 
 
-_KINDS = {
-    "hidden_act": (str, "a text"), "layer_types": (list, "a list"), "mlp_layer_types": (list, "a list"),
-    "mlp_only_layers": (list, "a list"), "decoder_sparse_step": (int, "an integer"),
-}  # fmt: skip
-
-
 def check_kinds(given: Mapping[str, Any]) -> None:
     """Raise where a field, from which others are worked out, is not of its kind."""
-    for name, (kind, text) in _KINDS.items():
+    kinds = {"a text": str, "a list": list, "an integer": int}
+    for name, kind in FIELDS["kinds"].items():
         value = given.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{name} is {value!r:.60}; expected {text}")
+        if value is not None and not isinstance(value, kinds[kind]):
+            raise ConfigError(f"{name} is {value!r:.60}; expected {kind}")
     check_count("num_hidden_layers", given["num_hidden_layers"], 1)
 
 
 def dense_layers(v: Mapping[str, Any]) -> tuple[int, ...]:
     """Layers without experts, in whichever way the family says so."""
-    count = v["num_hidden_layers"]
-    step = v.get("decoder_sparse_step") or v.get("moe_layer_interval") or 1
-    first, last = v.get("moe_layer_start_index", 0), v.get("moe_layer_end_index", -1)
-    period, offset = v.get("expert_layer_period", 1), v.get("expert_layer_offset", 0)
-    last = count if last == -1 else last
     if "mlp_layer_types" in v:
-        listed = [i for i, kind in enumerate(v["mlp_layer_types"]) if kind == "dense"]
-    else:
-        before = min(count, v.get("first_k_dense_replace", 0))
-        listed = [*range(before), *(v.get("mlp_only_layers") or ())]
-    reach = range(first, min(last + 1, count))
+        return tuple(i for i, kind in enumerate(v["mlp_layer_types"]) if kind == "dense")
+    count, listed = v["num_hidden_layers"], v.get("mlp_only_layers") or ()
+    step = v.get("decoder_sparse_step") or v.get("moe_layer_interval") or 1
+    first = max(v.get("moe_layer_start_index", 0), v.get("first_k_dense_replace", 0))
+    last = v.get("moe_layer_end_index", -1)
+    period, offset = v.get("expert_layer_period", 1), v.get("expert_layer_offset", 0)
+    reach = range(first, min(count, count if last == -1 else last + 1))
     sparse = {i for i in reach if (i + 1) % step == 0 and i % period == offset}
     return tuple(i for i in range(count) if i in listed or i not in sparse)
 
