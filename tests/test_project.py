@@ -59,7 +59,7 @@ BUDGETS: dict[str, int] = {
     "core": 3600,
     "cost": 822,
     "course": 2146,
-    "hf": 967,
+    "hf": 918,
     "kernels": 1127,
     "roof": 447,
     "study": 6002,
