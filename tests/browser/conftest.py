@@ -106,14 +106,31 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+def stay(context: Any, address: str) -> None:
+    """Open a page that stays: others of its site share its process and compiled scripts, and take half the time."""
+    context.new_page().goto(address)
+
+
 @pytest.fixture(scope="session")
-def book() -> Iterator[str]:
+def context(browser: Any) -> Iterator[Any]:
+    """What the windows on the book have in common: a cache, and a process for each site."""
+    made = browser.new_context(color_scheme="light")
+    made.set_default_timeout(PATIENCE)
+    stay(made, (ROOT / "book/assets/favicon.svg").as_uri())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def book(context: Any) -> Iterator[str]:
     """The address of the built book, served as `python -m http.server` does."""
     need((BOOK / "book/intro.html").exists(), f"there is no book in {BOOK}; run `make book`")
     handler = functools.partial(Quiet, directory=str(BOOK))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    stay(context, f"{address}/_static/favicon.svg")
+    yield address
     server.shutdown()
 
 
@@ -191,15 +208,6 @@ class Seen:
             for v in found
             for node in v["nodes"]
         ]
-
-
-@pytest.fixture(scope="session")
-def context(browser: Any) -> Iterator[Any]:
-    """What the windows on the book have in common: a cache, so that scripts are read and compiled once."""
-    made = browser.new_context(color_scheme="light")
-    made.set_default_timeout(PATIENCE)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -52,10 +53,21 @@ BROKEN_WORD = """[...document.querySelectorAll('.bd-article table.table :is(td, 
     return false; })"""
 
 
+@pytest.fixture(scope="module")
+def one(context: Any, book: str) -> Iterator[Seen]:
+    """One window for all the pages that are only looked at."""
+    page = context.new_page()
+    yield Seen(page, book)
+    page.close()
+
+
 @pytest.mark.parametrize("name", pages())
-def test_page(seen: Seen, name: str) -> None:
+def test_page(one: Seen, name: str) -> None:
+    seen, page = one, one.page
+    page.set_viewport_size({"width": 1280, "height": 900})
+    for before in (seen.errors, seen.elsewhere):
+        before.clear()
     seen.open(f"{name}.html")
-    page = seen.page
     problems = seen.problems()
 
     def look(what: str, elements: str) -> None:
