@@ -37,19 +37,8 @@ def combine(y: Tensor, weight: Tensor | None, plan: TilePlan, num_tokens: int) -
     d = y.shape[1]
     options: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
     out, columns = y.new_empty(num_tokens, d), divisor(d, 1024)
-    _combine[(num_tokens, d // columns)](
-        y,
-        weight,
-        plan.row,
-        plan.order,
-        plan.bounds,
-        out,
-        d,
-        plan.k or 0,
-        4,
-        columns,
-        **options,
-    )
+    grid, k = (num_tokens, d // columns), plan.k or 0
+    _combine[grid](y, weight, plan.row, plan.order, plan.bounds, out, d, k, 4, columns, **options)
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,8 +21,12 @@ from minimoe.kernels.tiles import block_m
 from minimoe.routing import Routing
 
 
-def _run(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
-    """x [T, D], weight [N] float32, gate_up [E, 2F, D], down [E, D, F] -> y [T, D], all contiguous, on one device."""
+@torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
+def run(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """x [T, D], weight [N] float32, gate_up [E, 2F, D], down [E, D, F] -> y [T, D], all contiguous, on one device.
+
+    Kernels are launched as they are; torch.compile works on what is around them.
+    """
     learns = any(v.requires_grad for v in (x, weight, gate_up, down)) and torch.is_grad_enabled()
     with _on(x):
         if learns:
@@ -34,13 +37,6 @@ def _run(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, routing: Rout
         if routing.k is not None and routing.num_assignments <= routing.num_experts:
             return decode(x, weight, gate_up, down, routing)
         return _forward(x, weight, gate_up, down, routing, save=False)[0]
-
-
-# kernels are launched as they are; torch.compile works on what is around them
-run = cast(
-    Callable[[Tensor, Tensor, Tensor, Tensor, Routing], Tensor],
-    torch.compiler.disable(_run),
-)
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:

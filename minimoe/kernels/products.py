@@ -56,22 +56,15 @@ def _tile(pid, used, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def _load(
-    matrix,
-    row,
-    column,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TMA: tl.constexpr,
-):
+    matrix, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+):  # fmt: skip
     """The block [ROWS, COLUMNS] of a matrix of WIDTH columns: by Hopper's copy engine, or by pointers."""
     if TMA:
         block = matrix.load([row, column])
     else:
+        r, c = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
         start = matrix + tl.cast(row, tl.int64) * WIDTH + column
-        block = tl.load(
-            start + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :]
-        )
+        block = tl.load(start + r[:, None] * WIDTH + c[None, :])
     return block
 
 
@@ -184,9 +177,8 @@ def _rows(
 ):  # fmt: skip
     """Tiles [BLOCK_M, BLOCK_N] of y, every `num_programs`-th one: the loads of the next begin before one is stored."""
     used = tl.load(start + E) // BLOCK_M
-    for pid in tl.range(
-        tl.program_id(0), used * (R // BLOCK_N), tl.num_programs(0), flatten=True
-    ):  # fmt: skip
+    tiles = used * (R // BLOCK_N)
+    for pid in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         m, n = _tile(pid, used, R // BLOCK_N, GROUP)
         e = tl.load(tile_expert + m)
         sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

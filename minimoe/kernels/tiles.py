@@ -64,17 +64,10 @@ def hardware() -> Hardware:
 
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-HOPPER, AMPERE = (
+HOPPER, AMPERE, FLOAT32 = (
     {(kernel, int(rows)): Tile(*tile) for kernel, of in table.items() for rows, tile in of.items()}
-    for table in (_TABLES["hopper"], _TABLES["ampere"])
+    for table in (_TABLES["hopper"], _TABLES["ampere"], _TABLES["float32"])
 )
-
-# In float32, where each product is made outside the tensor cores unless torch allows tf32.
-FLOAT32 = {
-    (kernel, rows): Tile(32 if rows == 32 else 64, 16, 8 if rows == 128 else 4, 3)
-    for kernel in ("up", "rows", "hidden", "weight")
-    for rows in (16, 32, 64, 128)
-}
 
 
 def block_m(assignments: int, num_experts: int) -> int:
