@@ -60,7 +60,7 @@ BUDGETS: dict[str, int] = {
     "cost": 822,
     "course": 2146,
     "hf": 918,
-    "kernels": 1127,
+    "kernels": 1097,
     "roof": 447,
     "study": 6002,
     "text": 1435,
