@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from minimoe.errors import ConfigError
 
 SMALL = 16  # copies, up to which plans are searched through
@@ -32,16 +30,8 @@ class ReplicaPlan:
         """The busiest device's; a step of expert parallelism lasts as long as this."""
         return max(self.device_load)
 
-    @property
-    def imbalance(self) -> float:
-        """max_load over the mean of the devices; 1 is perfect, and so is a load of nothing."""
-        mean = sum(self.device_load) / len(self.device_load)
-        return self.max_load / mean if mean > 0 else 1.0
 
-
-def plan_replicas(
-    load: Tensor | Sequence[float], num_replicas: int, num_devices: int
-) -> ReplicaPlan:
+def plan_replicas(load: Sequence[float], num_replicas: int, num_devices: int) -> ReplicaPlan:
     """Replicate hot experts and pack the copies onto devices (DeepSeek-AI 2024, DeepSeek-V3, section 3.4; its EPLB).
 
     Greedy: copies beyond the first go, one by one, to the expert with the most load per copy, and to the one with the
@@ -58,7 +48,7 @@ def plan_replicas(
     Raises:
         ConfigError: numbers that do not fit together, or a load that is negative or not finite.
     """
-    loads = [float(v) for v in (load.tolist() if isinstance(load, Tensor) else load)]
+    loads = [*map(float, load)]
     if not loads or any(not math.isfinite(v) or v < 0 for v in loads):
         raise ConfigError(
             f"the load is {loads}; expected one finite number of at least 0 per expert"
