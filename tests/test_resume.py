@@ -23,7 +23,7 @@ from minimoe.__main__ import Terminated, terminate
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
-from minimoe.train import loop, state
+from minimoe.train import state, step
 from minimoe.train.environment import unbroken
 from minimoe.train.export import export, write_card
 from minimoe.train.loop import Run
@@ -131,7 +131,7 @@ def interrupt_in(run: Run, monkeypatch: pytest.MonkeyPatch, where: str, at: int)
     places: dict[str, tuple[Any, str]] = {
         "step": (run.optimizer, "step"),
         "batch": (run, "batches"),
-        "validation": (loop, "probe"),
+        "validation": (step, "probe"),
         "log": (state, "append_record"),
     }
     target, name = places[where]
@@ -449,9 +449,9 @@ def test_sigkill_and_ctrl_c_through_the_command_line(tmp_path: Path) -> None:
     finish(straight)
     # killed twice, at different places, then resumed to the end
     killed = tmp_path / "killed"
-    for more, step in ([], 10), (["--resume"], 20):
+    for more, last in ([], 10), (["--resume"], 20):
         process = start(killed, cache, *more)
-        wait_for(process, killed / "log.jsonl", step)
+        wait_for(process, killed / "log.jsonl", last)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL

@@ -67,7 +67,7 @@ def measure_split(
     and the combine.
     """
     inputs = layer.make_inputs(case, CPU)
-    banks = timing.copied(experts, 1, cache)
+    banks = timing.copied(experts, inputs.routings[:1], cache)
     layers = [dispatcher("grouped")(case, bank) for bank in banks]
     wide = dense(case, experts)
     many = [dense(case, experts) for _ in range(timing.copies_needed(wide.leaves, 1, cache))]

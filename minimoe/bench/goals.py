@@ -106,21 +106,17 @@ def gpu_goals(cases: list[Result], ours: str) -> list[Goal]:
         goals.append(worst(text, limit, mine, ours, read, **options))
 
     for name, limit in AIMS["latency"].items():
-        mine, text = (
-            select(cases, work=FORWARD, name=name, tokens=1),
-            "T = 1, time of a replayed graph",
-        )
-        aim(f"{name}, {text}", limit, mine, lambda r: r["seconds"]["median"] * 1e6, unit="us")
+        mine, text = select(cases, work=FORWARD, name=name, tokens=1), f"{name}, T = 1"
+        text += ", time of a replayed graph"
+        aim(text, limit, mine, lambda r: r["seconds"]["median"] * 1e6, unit="us")
     mine = select(cases, work=FORWARD, tokens=64)
     aim("T = 64 forward, time / floor", 1.35, mine, lambda r: r["to_floor"])
     rate: dict[str, Any] = {"at_most": False, "unit": "TFLOP/s"}
     for work in (FORWARD, BOTH):
         for name, limit in AIMS[work]["rate"].items():
-            text, mine = (
-                f"T from 8k to 32k, {work}",
-                select(cases, work=work, name=name, tokens=MANY),
-            )
-            aim(f"{name}, {text}", limit, mine, lambda r: r["flops_per_second"] / 1e12, **rate)
+            text, mine = f"{name}, T from 8k to 32k, {work}", select(cases, work=work, tokens=MANY)
+            mine = select(mine, name=name)
+            aim(text, limit, mine, lambda r: r["flops_per_second"] / 1e12, **rate)
     for peer, work, limit, where in AIMS["peers"]:
         text, tokens = f"{peer} / {ours}, {work}, {where}", FEW if where == "T up to 1k" else MANY
         read, missing = _speedup(peer, begins=True), f"{peer} was not measured"

@@ -298,8 +298,7 @@ def measure_case(
     setups: dict[str, Setup] = {}
     absent: dict[str, str] = {}
     extra: dict[str, dict[str, Any]] = {}
-    share = timing.touched_share(routings if case.replay else routings[:1])
-    banks = timing.copied(experts, share, cache)
+    banks = timing.copied(experts, routings if case.replay else routings[:1], cache)
     calls = len(routings) * len(banks) if case.replay else 1  # of the layer, in one timed call
     together = itertools.count()
     for implementation in implementations:

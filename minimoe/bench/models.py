@@ -16,16 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minimoe import cost
 from minimoe.attention import KVCache
-from minimoe.bench import timing
+from minimoe.bench import tables, timing
 from minimoe.bench.goals import make_goal
-from minimoe.bench.tables import (
-    compile_table,
-    decode_table,
-    heading,
-    serve_table,
-    thread_count,
-    train_text,
-)
 from minimoe.bench.timing import Clock, Options, Setup, Setups, Work, paired, spread
 from minimoe.checkpoint import pretrained_path
 from minimoe.config import ModelConfig
@@ -89,9 +81,8 @@ def decode_suite(options: Options) -> dict[str, Any]:
         for n, v in seconds.items()
     ]
     said = f"decoding, {preset} model, 1 sequence: {new_tokens} tokens after a prompt of {PROMPT}, "
-    print(
-        f"{said}{rounds} rounds, {thread_count(used)}\n{heading(result)}\n\n{decode_table(result)}"
-    )
+    said += f"{rounds} rounds, {tables.thread_count(used)}\n{tables.heading(result)}"
+    print(f"{said}\n\n{tables.decode_table(result)}")
     return result
 
 
@@ -122,7 +113,7 @@ def compile_suite(options: Options) -> dict[str, Any]:
                 row |= {"first_call": timing.steady([started], used)[0]}
                 row |= {"seconds": {n: spread(v) for n, v in seconds.items()}}
                 rows.append(row | {"ratio": paired(seconds["compiled"], seconds["eager"])})
-    print(f"{heading(result)}\n\n{compile_table(result | {'rows': rows})}")
+    print(f"{tables.heading(result)}\n\n{tables.compile_table(result | {'rows': rows})}")
     return result | {"rows": rows}
 
 
@@ -206,7 +197,7 @@ def train_suite(options: Options) -> dict[str, Any]:
         for name, config in configs.items()
     }
     result |= {"ratio": ratio, "goals": [goal]}
-    print(train_text(result))
+    print(tables.train_text(result))
     return result
 
 
@@ -335,5 +326,5 @@ def serve_suite(options: Options) -> dict[str, Any]:
             found["floor"] = {n: point.floor(m.config, peak, 4) for n, m in models.items()}
             result["points"].append(found)
     result["touched"] = [touched_by_text(batch, 4 if options.tiny else 64) for batch in batches]
-    print(f"{heading(result)}\n\n{serve_table(result)}")
+    print(f"{tables.heading(result)}\n\n{tables.serve_table(result)}")
     return result

@@ -201,15 +201,10 @@ def copies_needed(leaves: Iterable[Tensor], share: float, cache: int) -> int:
     return max(1, min(needed, LARGEST_COPIES[leaves[0].device.type] // max(held, 1)))
 
 
-def touched_share(routings: Sequence[Routing]) -> float:
-    """Share of the experts that a call with each of these routings touches."""
-    expert = torch.cat([r.expert for r in routings])
-    return len(expert.unique()) / routings[0].num_experts
-
-
-def copied(experts: Experts, share: float, cache: int) -> list[Experts]:
-    """The experts themselves, and as many copies as `copies_needed` asks for."""
-    count = copies_needed(experts.parameters(), share, cache)
+def copied(experts: Experts, routings: Sequence[Routing], cache: int) -> list[Experts]:
+    """The experts themselves, and as many copies as `copies_needed` asks for where a call has one of these routings."""
+    touched = torch.cat([r.expert for r in routings]).unique()
+    count = copies_needed(experts.parameters(), len(touched) / experts.num_experts, cache)
     return [experts, *(copy.deepcopy(experts) for _ in range(count - 1))]
 
 

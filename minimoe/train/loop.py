@@ -29,22 +29,9 @@ from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.text.tokenizer import end_of_text_id
-from minimoe.train import state
+from minimoe.train import state, step
 from minimoe.train.environment import fast_cpu, unbroken
 from minimoe.train.settings import TrainConfig, require_fit
-from minimoe.train.step import (
-    Balancing,
-    Batches,
-    DomainLoss,
-    accumulate_gradients,
-    evaluate,
-    freeze,
-    learning_rate,
-    make_optimizer,
-    probe,
-    require_finite,
-    require_heldout,
-)
 
 
 class Run:
@@ -96,18 +83,18 @@ class Run:
         self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
         if frozen:
             self.recipe["freeze"] = list(frozen)
-        self.batches = Batches(corpus.train, corpus.domains, config)
+        self.batches = step.Batches(corpus.train, corpus.domains, config)
         for domain in corpus.domains:
-            require_heldout(domain, corpus.heldout.size(domain).tokens)
+            step.require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
         self.leads = True  # this process writes; of several that train together, one
         self.model = self._make_model(model_config, start).train()
-        freeze(self.model, frozen)
+        step.freeze(self.model, frozen)
         for block in self.model.layers if recompute else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.model.generation_config = {"eos_token_id": end_of_text_id(corpus.tokenizer)}
-        self.optimizer = make_optimizer(self.model, config)
-        self.balancing = Balancing(self.model)
+        self.optimizer = step.make_optimizer(self.model, config)
+        self.balancing = step.Balancing(self.model)
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None  # the step of the last checkpoint
         #: nats and predicted tokens of each held-out document [documents, 2] at the last validation
@@ -124,7 +111,7 @@ class Run:
 
     def train(
         self, *, progress: bool = True, stop_after: int | None = None
-    ) -> dict[str, DomainLoss]:
+    ) -> dict[str, step.DomainLoss]:
         """Train to the end (or for `stop_after` steps) and return the last validation.
 
         An interrupt (Ctrl-C) writes a checkpoint and is raised again. Router logits or a gradient that are not finite
@@ -134,7 +121,7 @@ class Run:
 
         c = self.config
         last = c.steps if stop_after is None else min(c.steps, self.step + stop_after)
-        losses: dict[str, DomainLoss] = {}
+        losses: dict[str, step.DomainLoss] = {}
         rate: Any = {"unit": "tok", "unit_scale": True, "smoothing": 0.05}
         shown, hidden = dict[str, str](), not (progress and self.leads)
         bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=hidden, **rate)
@@ -198,12 +185,12 @@ class Run:
 
     def _one_step(self) -> dict[str, Any]:
         c = self.config
-        lr = learning_rate(self.step, c)
+        lr = step.learning_rate(self.step, c)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         coef = self.balancing.aux_loss_coef  # that of this step; `step` moves it
         try:
-            seen = accumulate_gradients(
+            seen = step.accumulate_gradients(
                 self.model,
                 self._parts(),
                 seed=(c.seed << 32) + self.step + 1,
@@ -211,7 +198,7 @@ class Run:
                 aux_loss_coef=coef,
             )
             norm = self._clip()
-            require_finite(seen, norm)
+            step.require_finite(seen, norm)
         except MinimoeError as error:  # before the optimiser: no weight has been touched
             there = f"there is no checkpoint in {self.out} yet: start anew"
             if self.saved is not None:
@@ -243,15 +230,15 @@ class Run:
         due = self.step > 0 and self.step % self.config.eval_every == 0
         return due or self.step == self.config.steps
 
-    def _validate(self) -> dict[str, DomainLoss]:
+    def _validate(self) -> dict[str, step.DomainLoss]:
         c, heldout, domains = self.config, self.corpus.heldout, self.corpus.domains
         full = self.whole and self.step == c.steps
         windows = None if full else c.windows(len(domains))
         self.sums = np.zeros((len(heldout.documents), 2))
-        losses, loads = evaluate(
+        losses, loads = step.evaluate(
             self.model, heldout, domains, seq_len=c.seq_len, max_windows=windows, sums=self.sums
         )
-        seen = probe(self.model, heldout, domains, seq_len=c.seq_len)
+        seen = step.probe(self.model, heldout, domains, seq_len=c.seq_len)
         if seen is not None and self.leads:
             write_tensors(self.out / "probe" / f"{self.step:06d}.safetensors", seen)
         record = {
