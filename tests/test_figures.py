@@ -59,6 +59,7 @@ def ranked(trace, layer, write=" t{}".format, top=5):
         vocabulary.frequent_tokens(trace, layer, top=top),
         vocabulary.characteristic_tokens(trace, layer, top=top, groups=6),
         write,
+        3,
     )
 
 
@@ -83,16 +84,16 @@ def drawn() -> dict[str, Figure]:
         paths.paths(TRACE, kind="set", permutations=5),
     ]
     made = [
-        load.draw_load(loads(), num_layers=3),
+        load.draw_load(loads(), 3),
         load.draw_load_by_depth({"held-out text": loads(), "questions": loads(make_trace(seed=1))}),
-        domains.draw_labels(topics(), ["Arts", "History"], num_layers=3),
-        domains.draw_labels(topics()[-1:], num_layers=3, name="domains"),
-        domains.draw_skew(topics(), num_layers=3),
+        domains.draw_labels(topics(), ["Arts", "History"], 3, {}),
+        domains.draw_labels(topics()[-1:], (), 3, {}, name="domains"),
+        domains.draw_skew(topics(), 3, {}),
         dataclasses.replace(ranked(TRACE, 3), name="tokens"),
-        vocabulary.draw_token(shares, studied("':'", 1), shares, num_layers=3),
+        vocabulary.draw_token(shares, studied("':'", 1), shares, 3),
         depth.draw_information(bits, within=bits),
         paths.draw_repeats([paths.repeats(TRACE, x) for x in LAYERS]),
-        paths.draw_coactivation([paths.coactivation(TRACE, x, permutations=10) for x in LAYERS]),
+        paths.draw_coactivation([paths.coactivation(TRACE, x, permutations=10) for x in LAYERS], 3),
         paths.draw_paths(ways),
     ]
     return {figure.name: figure for figure in made}
@@ -120,7 +121,7 @@ def test_every_caption_has_a_drawing(drawn):
 
 
 def test_the_same_numbers_give_the_same_bytes_and_leave_global_state_alone(drawn):
-    assert drawn["load"].png(dpi=50) == load.draw_load(loads(), num_layers=3).png(dpi=50)
+    assert drawn["load"].png(dpi=50) == load.draw_load(loads(), 3).png(dpi=50)
     assert dict(matplotlib.rcParams) == BEFORE
 
 
@@ -138,32 +139,32 @@ def test_words_of_a_figure_hold_its_numbers(drawn):
     share = vocabulary.token_shares(TRACE, 3, [5])
     best, alt = (
         int(share.share.value[0].argmax()),
-        vocabulary.draw_token([share], studied("'.'", 5)).alt,
+        vocabulary.draw_token([share], studied("'.'", 5), (), 3).alt,
     )
     assert f"expert {best + 1} {percent(share.share.value[0, best], 0)}" in alt
     assert f"{share.occurrences[0]:,} occurrences" in alt
 
 
 def test_few_documents_have_no_whiskers_and_say_so():
-    figure = load.draw_load([load.expert_load(make_trace(documents=12), 1, **FEW)])
+    figure = load.draw_load([load.expert_load(make_trace(documents=12), 1, **FEW)], 3)
     assert "Only 12 works: no intervals" in figure.caption
     assert figure.png(dpi=40)
 
 
 def test_fewer_labels_than_columns_leave_no_column_empty():
-    figure = domains.draw_labels(topics()[-1:], ["Arts", "History"], num_layers=3)
+    figure = domains.draw_labels(topics()[-1:], ["Arts", "History"], 3, {})
     assert len(figure.figure.axes) == 2 and figure.png(dpi=40)
 
 
 def test_an_expert_without_tokens_is_drawn():
     rows = TRACE.expert.copy()
     rows[rows == 3] = -1
-    figure = domains.draw_skew(topics(dataclasses.replace(TRACE, expert=rows)))
+    figure = domains.draw_skew(topics(dataclasses.replace(TRACE, expert=rows)), 3, {})
     assert figure.png(dpi=40) and "∞" in figure.alt
 
 
 def test_many_experts_fit():
-    assert load.draw_load([load.expert_load(MANY, x, **FEW) for x in LAYERS]).png(dpi=40)
+    assert load.draw_load([load.expert_load(MANY, x, **FEW) for x in LAYERS], 3).png(dpi=40)
     assert "12 of 64 experts are shown" in ranked(MANY, 1, top=3).caption
 
 
@@ -219,13 +220,11 @@ def renamed(trace: RoutingTrace) -> RoutingTrace:
 def test_names_are_drawn_as_they_are_and_not_read_as_mathematics():
     trace = renamed(TRACE)
     made = [
-        load.draw_load(loads(trace), num_layers=3, text=MARKUP[1]),
+        load.draw_load(loads(trace), 3, text=MARKUP[1]),
         load.draw_load_by_depth({name: loads(trace) for name in MARKUP[:2]}),
-        domains.draw_labels(topics(trace), MARKUP[:4], num_layers=3),
-        domains.draw_labels(topics(trace)[-1:], num_layers=3),
-        domains.draw_skew(
-            topics(trace), titles={name: f"${name}" for name in MARKUP}, num_layers=3
-        ),
+        domains.draw_labels(topics(trace), MARKUP[:4], 3, {}),
+        domains.draw_labels(topics(trace)[-1:], (), 3, {}),
+        domains.draw_skew(topics(trace), 3, {name: f"${name}" for name in MARKUP}),
         ranked(trace, 3, lambda token: MARKUP[token % 6]),
     ]
     drawn = ""

@@ -519,7 +519,7 @@ def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) 
         return rows
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
-    found = question_set("mmlu", pytest.fail)
+    found = question_set("mmlu")
     assert asked == [(("cais/mmlu", "all"), {"split": "test"})]
     assert found.name == "mmlu-test" and not found.note
     assert found.subjects == ("abstract_algebra", "law")
@@ -530,19 +530,19 @@ def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("why", ["package", "network"])
 def test_mmlu_falls_back_to_the_development_questions_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, why: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
 ) -> None:
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
 
     library = types.SimpleNamespace(load_dataset=load_dataset) if why == "network" else None
     monkeypatch.setitem(sys.modules, "datasets", library)  # type: ignore[arg-type]
-    monkeypatch.setattr(sets, "mmlu_dev_questions", lambda log: list(DEV))
-    said: list[str] = []
-    found = question_set("mmlu", said.append)
+    monkeypatch.setattr(sets, "mmlu_dev_questions", lambda: list(DEV))
+    found = question_set("mmlu")
     assert found.name == "mmlu-dev" and len(found.questions) == 4
     reason = {"package": "pip install datasets", "network": "Couldn't reach 'cais/mmlu'"}[why]
-    assert said == [found.note] and "development questions" in said[0] and reason in said[0]
+    said = capsys.readouterr().err
+    assert said.strip() == found.note and "development questions" in said and reason in said
     with pytest.raises(CorpusError, match=re.escape(reason)):
         question_set("mmlu-test")
     assert question_set("mmlu-dev").sha256 == found.sha256

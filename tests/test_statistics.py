@@ -171,7 +171,8 @@ def test_a_work_is_the_unit() -> None:
     of_plays = [d._replace(work=str(i // 5)) for i, d in enumerate(trace.documents)]
     plays = replace(trace, documents=tuple(of_plays))
     assert ch.works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
-    assert ch.choices(plays, 1).by_work().sum(axis=1).tolist() == [25] * 4
+    c = ch.choices(plays, 1)
+    assert c.by(c.unit[c.document], 4).sum(axis=1).tolist() == [25] * 4
     scenes, few = domain_load(trace, 1, resamples=999), domain_load(plays, 1, resamples=999)
     assert scenes.units.tolist() == [10, 10] and few.units.tolist() == [2, 2]
     assert (scenes.tv.p < 0.05).all() and scenes.together_p < 0.05
@@ -220,7 +221,7 @@ def test_counts_leave_padding_out() -> None:
     )
     c = ch.choices(trace, 1)
     assert c.source.tolist() == [0, 2]
-    assert c.by_work().tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
+    assert c.by(c.document, 2).tolist() == [[1, 2, 1, 0], [0, 0, 0, 1]]
     with pytest.raises(TraceError, match="nothing to count"):
         ch.choices(trace.select(documents=np.array([False, True, False])), 1)
 

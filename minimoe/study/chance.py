@@ -96,13 +96,13 @@ STATISTICS: dict[str, Statistic] = {}
 # --- measures -------------------------------------------------------------------------------------
 
 
-def entropy(weights: npt.ArrayLike, axis: int = -1) -> Floats:
-    """Entropy in bits of non-negative weights (counts or probabilities) along `axis`; 0 where all are 0."""
+def entropy(weights: npt.ArrayLike) -> Floats:
+    """Entropy in bits of non-negative weights (counts or probabilities) over the last axis; 0 where all are 0."""
     w = np.asarray(weights, dtype=np.float64)
-    total = w.sum(axis=axis, keepdims=True)
+    total = w.sum(axis=-1, keepdims=True)
     p = np.divide(w, total, out=np.zeros_like(w), where=total > 0)
     logs = np.log2(p, out=np.zeros_like(p), where=p > 0)
-    return -(p * logs).sum(axis=axis)
+    return -(p * logs).sum(axis=-1)
 
 
 def mutual_information(table: npt.ArrayLike) -> Floats:
@@ -156,10 +156,6 @@ class Choices:
     def by(self, group: Ints, num_groups: int) -> Ints:
         """[num_groups, E] `count_experts` of all rows, whose groups are given."""
         return count_experts(group, num_groups, self.expert, self.num_experts)
-
-    def by_work(self) -> Ints:
-        """[U, E] assignments of each work."""
-        return self.by(self.unit[self.document], len(self.strata))
 
 
 def choices(trace: RoutingTrace, layer: int) -> Choices:
@@ -222,12 +218,9 @@ def labelled_works(trace: RoutingTrace, c: Choices, by: By) -> tuple[tuple[str, 
 
 def count_experts(groups: Ints, num_groups: int, expert: Ints, num_experts: int) -> Ints:
     """[num_groups, E] assignments of [n] groups and [n, K] experts; -1 is nobody, in groups as in experts."""
-    counts = np.zeros(num_groups * num_experts, dtype=np.int64)
-    for column in expert.T:
-        valid = (column >= 0) & (groups >= 0)
-        cell = groups * num_experts + column
-        counts += np.bincount(cell if valid.all() else cell[valid], minlength=len(counts))
-    return counts.reshape(num_groups, num_experts)
+    group = groups[:, None]
+    cell = (group * num_experts + expert)[(group >= 0) & (expert >= 0)]
+    return np.bincount(cell, None, num_groups * num_experts).reshape(num_groups, num_experts)
 
 
 def by_group(
@@ -273,10 +266,10 @@ def set_codes(expert: Ints) -> tuple[Ints, Ints]:
     return code, ordered[np.unique(code, return_index=True)[1]]
 
 
-def membership(sets: Ints, num_experts: int) -> Floats:
-    """[U, E] 1 where the expert is in the set."""
-    member = np.zeros((len(sets), num_experts + 1))
-    member[np.arange(len(sets))[:, None], sets] = 1.0  # -1 falls into the last column
+def membership(sets: Ints, num_experts: int) -> Mask:
+    """[U, E] whether the expert is in the set."""
+    member = np.zeros((len(sets), num_experts + 1), dtype=np.bool_)
+    member[np.arange(len(sets))[:, None], sets] = True  # -1 falls into the last column
     return member[:, :-1]
 
 
@@ -302,26 +295,22 @@ def bootstrap_weights(strata: Ints, resamples: int, rng: Rng) -> Floats:
 
 def bootstrap(counts: Numbers, strata: Ints, resamples: int, rng: Rng) -> Floats:
     """[R, ...] sums over resampled works of [U, ...] counts."""
-    weights = bootstrap_weights(strata, resamples, rng)
-    flat = counts.reshape(len(counts), -1).astype(np.float64)
-    return (weights @ flat).reshape(resamples, *counts.shape[1:])
+    return np.tensordot(bootstrap_weights(strata, resamples, rng), counts, 1)
 
 
 def bootstrap_rate(
     hits: Numbers, trials: Numbers, strata: Ints, seed: int | Rng, resamples: int = 500
 ) -> Band:
     """Σhits / Σtrials over works ([U] each), its interval from resampled works; no interval of few works."""
-    rate = float(hits.sum() / trials.sum())
+    rate = float(hits.sum() / (trials.sum() or math.nan))
     if len(strata) < MIN_DOCUMENTS:
         return Band(rate)
-    both, rng = np.stack([hits, trials], axis=1), np.random.default_rng(seed)
-    drawn = bootstrap(both, strata, resamples, rng)
+    both = np.stack([hits, trials], axis=1)
+    drawn = bootstrap(both, strata, resamples, np.random.default_rng(seed))
     return Band(rate, *percentile(drawn[:, 0] / drawn[:, 1]))
 
 
-def sign_flips(
-    counts: npt.NDArray[Any], label: Ints, num_labels: int, draws: int, rng: np.random.Generator
-) -> Floats:
+def sign_flips(counts: Numbers, label: Ints, num_labels: int, draws: int, rng: Rng) -> Floats:
     """[R, D, E] shares of D labels less the pooled shares, if labels had nothing to do with experts.
 
     Works have assignments `counts` [U, E] and one `label` [U] each.
@@ -385,11 +374,10 @@ def student(degrees: npt.ArrayLike) -> Floats:
 
 
 def percentile(draws: Numbers) -> tuple[Floats, Floats]:
-    """Central 95 % of draws over the first axis (infinite draws allowed); NaN of none."""
-    some = draws if len(draws) else np.full((1, *draws.shape[1:]), math.nan)
+    """Central 95 % of draws over the first axis (infinite draws allowed)."""
     # no interpolation: between a finite and an infinite draw it would give NaN
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(some, ends, axis=0, method="inverted_cdf")
+    low, high = np.quantile(draws, ends, axis=0, method="inverted_cdf")
     return low, high
 
 

@@ -28,8 +28,7 @@ from minimoe.study.trace import RoutingTrace, TraceDocument
 PUBLISHED = Path(__file__).with_name("published")
 
 REFUSED: dict[str, str] = claims()["counts"]["refused_because"]
-OFFERED = ("load", "less_even", "domain_load", "information", "frequent")
-"""What a table of counts cannot tell, and why; and what it can: methods of `CountTable` that take a layer."""
+"""What a table of counts cannot tell, and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,27 +139,11 @@ class CountTable:
             told["token"] = float(mi(by_token)) - token_bias(by_token, tokens, self.k)
         return told
 
-    def frequent(self, layer: int, top: int = 10) -> list[list[int]]:
-        """[E] the ids of the tokens that each expert got most often."""
-        if self.token is None:
-            raise TraceError("these counts do not tell tokens apart, so they name no frequent ones")
-        counts = self.at(layer).sum(axis=0).T
-        order = np.argsort(-counts, axis=1, kind="stable")[:, :top]
-        return [self.token[i[row[i] > 0]].tolist() for row, i in zip(counts, order, strict=True)]
-
-    def ask(self, what: str, layer: int) -> Any:
-        """One of `OFFERED` by its name. Raises TraceError: counts cannot tell it, and why; or nobody knows it."""
-        if what in REFUSED:
-            raise TraceError(f"counts cannot tell {what}: {REFUSED[what]}; a trace of tokens can")
-        if what not in OFFERED:
-            raise TraceError(f"unknown statistic {what!r}; counts tell {', '.join(OFFERED)}")
-        return getattr(self, what)(layer)
-
     def summary(self) -> dict[str, Any]:
         """All of it as plain numbers, layer by layer, and what cannot be told."""
-        told = OFFERED[1:4]
+        told = ("less_even", "domain_load", "information")
         rows: list[dict[str, Any]] = [
-            {"layer": x, "load": self.load(x).to_dict()} | {n: self.ask(n, x) for n in told}
+            {"layer": x, "load": self.load(x).to_dict()} | {n: getattr(self, n)(x) for n in told}
             for x in self.layers
         ]
         ratios = np.array([row["load"]["value"] for row in rows], np.float64)
@@ -246,9 +229,8 @@ def read_trace(path: str | Path) -> RoutingTrace:
     Raises TraceError: no such file, or something else in it, with the line.
     """
     path = Path(path)
-    with _expected(
-        path, "JSON lines with input_ids and exp_ids, or an npz file with expert and length"
-    ):
+    form = "JSON lines with input_ids and exp_ids, or an npz file with expert and length"
+    with _expected(path, form):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 stored: dict[str, Any] = dict(file)
@@ -269,9 +251,8 @@ def read_trace(path: str | Path) -> RoutingTrace:
     document = np.repeat(np.arange(len(length)), length)
     position = np.arange(n) - np.repeat(np.cumsum(length) - length, length)
     token, even = stored.get("input_ids", np.zeros(n, np.int32)), np.float32(1 / k)
-    meta = {"source": path.name, "order": "not given"} | (
-        {} if "input_ids" in stored else {"tokens": "not given"}
-    )
+    meta = {"source": path.name, "order": "not given"}
+    meta |= {} if "input_ids" in stored else {"tokens": "not given"}
     about = (documents, experts, tuple(range(1, layers + 1)), meta)
     every: Any = (token, document, position, expert, np.full(expert.shape, even), *about)
     return RoutingTrace(*every)  # looks whether the numbers fit their types

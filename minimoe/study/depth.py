@@ -16,6 +16,7 @@ from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
+mi = ch.mutual_information
 _STRENGTHS = (0.01, 0.1, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 65536.0)
 
 #: tokens rarer than this form one class where the label is asked what it adds; the first gives the value, all the range
@@ -86,23 +87,23 @@ def information(
         counts = ch.count_experts(unit, len(label), expert, e)
         group = ch.random_groups(label, 25, rng)
         num_groups = int(group.max()) + 1
-        by_label = np.zeros((num_groups, len(names), e), dtype=np.int64)
-        np.add.at(by_label, (group, label), counts)
+        parts = ch.by_group(group[unit], num_groups, label[unit], len(names), expert, e)
+        by_label = np.array([*parts])
         total = by_label.sum(axis=0)
         size, pool = total.sum(axis=1), ch.shares(total.sum(axis=0))
         moved = ch.sign_flips(counts, label, len(names), resamples, rng)
         null = ch.chi_squared_bits(moved, size, pool)
         p = ch.permutation_p(ch.chi_squared_bits(ch.shares(total) - pool, size, pool), null)
-        ends = ch.jackknife(_told(total), [_told(total - part) for part in by_label], enough)
-        domain = Bits(*ends, *ch.percentile(null), p, _told(total))
+        ends = ch.jackknife(mi(total), mi(total - by_label), enough)
+        domain = Bits(*ends, *ch.percentile(null), p, mi(total))
 
         every = ch.count_experts(token, len(ids), expert, e)
         parts = ch.by_group(group[unit], num_groups, token, len(ids), expert, e)
         pairs = zip(parts, np.bincount(group[unit], minlength=num_groups), strict=True)
         left = ((every - part, n - size) for part, size in pairs if size < n)
-        without = [_told(table) - token_bias(table, tokens, k) for table, tokens in left]
-        ends = ch.jackknife(_told(every) - token_bias(every, n, k), without, enough)
-        told = Bits(*ends, plug_in=_told(every))
+        without = [mi(table) - token_bias(table, tokens, k) for table, tokens in left]
+        ends = ch.jackknife(mi(every) - token_bias(every, n, k), without, enough)
+        told = Bits(*ends, plug_in=mi(every))
         group, rows = ch.random_groups(label, 24, rng), (expert, unit, label)
         gains = [
             held_out_gain(token_classes(token, fewest), *rows, group, e, enough and not i)
@@ -124,10 +125,6 @@ def halved(trace: RoutingTrace, *, by: ch.By = "domain", seed: int = 0) -> tuple
         trace = trace.select(documents=np.array(place) % 2 == 0)
         found += information(trace, by=by, resamples=9, seed=seed)
     return tuple(found)
-
-
-def _told(table: Ints) -> float:
-    return float(ch.mutual_information(table))
 
 
 def token_classes(token: Ints, min_count: int) -> Ints:
@@ -162,13 +159,10 @@ def held_out_gain(
     def parts(group: Ints, number: int) -> Iterator[Ints]:
         return ch.by_group(group[unit], number, cell, len(pairs), expert, num_experts)
 
-    def of_tokens(counts: Ints) -> Ints:
-        return np.add.reduceat(counts, starts, axis=0)
-
     def predictor(counts: Ints, at: tuple[Ints, ...]) -> Callable[..., Floats]:
         """log2 of p(e | token), for one strength, or of p(e | token, label), for two, at some cells and experts: shares
         in `counts`, backed off to p(e) and to p(e | token)."""
-        (row, expert), tokens = at, of_tokens(counts)
+        (row, expert), tokens = at, np.add.reduceat(counts, starts, axis=0)
         overall = ch.shares(tokens.sum(axis=0) + 1.0)[expert]
         token = of_token[row]
         own, size = tokens[token, expert], tokens.sum(axis=1)[token]
@@ -208,7 +202,7 @@ def held_out_gain(
         refit = (gained(own, halves[own] - part) * halves[1 - own][places[own]]).sum()
         rest = won[1 - own] - (fits[1 - own] * part[places[1 - own]]).sum()
         without.append((refit + rest) / (total.sum() - part.sum()))
-    value, given = float(sum(won) / total.sum()), _told(total) - _told(of_tokens(total))
+    value, given = float(sum(won) / total.sum()), mi(total) - mi(np.add.reduceat(total, starts))
     middle, low, high = ch.jackknife(value, without)
     return Bits(value, value - middle + low, value - middle + high, plug_in=given)
 
@@ -244,8 +238,7 @@ def layer_dependence(trace: RoutingTrace, *, seed: int = 0) -> LayerDependence:
         cell = (group[unit[document]] * e + first[i]) * e + first[j]
         parts = np.bincount(cell, minlength=num_groups * e * e).reshape(num_groups, e, e)
         total, enough = parts.sum(axis=0), len(strata) >= ch.MIN_DOCUMENTS
-        told, without = (ch.mutual_information(x) for x in (total, total - parts))
-        found[:, i, j] = found[:, j, i] = ch.jackknife(told, without, enough)
+        found[:, i, j] = found[:, j, i] = ch.jackknife(mi(total), mi(total - parts), enough)
     entropy = np.array([float(ch.entropy(np.bincount(column, minlength=e))) for column in first])
     return LayerDependence(used, Band(*found), entropy)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from minimoe.course import style
-from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
@@ -57,10 +56,8 @@ def domain_load(
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
     names, unit, label = ch.labelled_works(trace, c, by)
     count = len(names)
-    counts = ch.count_experts(unit[c.document], len(label), c.expert, c.num_experts)
-    table = np.zeros((count, c.num_experts), dtype=np.int64)
-    np.add.at(table, label, counts)
-    of_label = np.where(unit >= 0, label[unit], count)  # [G]
+    of_label = np.where(unit >= 0, label[unit], -1)  # [G]
+    counts, table = c.by(unit[c.document], len(label)), c.by(of_label[c.document], count)
     pooled, share = ch.shares(table.sum(axis=0)), ch.shares(table)
     ratio, tv = ch.max_over_min(table), ch.total_variation(share, pooled)
     units = np.bincount(label, minlength=count)
@@ -83,12 +80,10 @@ def domain_load(
     ratio_ends = np.array([ch.interval_of_ratio(table[i], drawn[:, i]) for i in range(count)]).T
     nothing = np.where(few, math.nan, 0.0)
     share_ends = np.stack(ch.percentile(drawn_share)) + nothing[:, None]
-    documents, tokens = (
-        np.bincount(x, minlength=count + 1)[:count] for x in (of_label, of_label[c.document])
-    )
-    sizes = (documents, units, tokens, few)
+    each = (of_label, of_label[c.document])
+    documents, tokens = (np.bincount(x[x >= 0], minlength=count) for x in each)
     return DomainLoad(
-        *(layer, by, names, *sizes, pooled),
+        *(layer, by, names, documents, units, tokens, few, pooled),
         share=ch.against(share, pooled + moved, share_ends, math.nan),
         ratio=ch.against(ratio, null_ratio, ratio_ends + nothing),
         tv=ch.against(tv, null_tv, np.stack(tv_ends) + nothing, p),
@@ -102,17 +97,15 @@ Titles = Mapping[str, str]
 
 def draw_labels(
     loads: Sequence[DomainLoad],
-    names: Sequence[str] = (),
-    *,
-    titles: Titles | None = None,
-    num_layers: int | None = None,
+    names: Sequence[str],
+    num_layers: int,
+    titles: Titles,
     name: str = "topics",
     note: str = "",
 ) -> d.Figure:
     """Small multiples, each with its own null (Figs. 4 to 6): a column a layer, or of one layer three to a row."""
-    first, titles, several = loads[0], titles or {}, len(loads) > 1
-    names = names or first.names
-    rows = [_index(first, label) for label in names]
+    first, several, names = loads[0], len(loads) > 1, names or loads[0].names
+    rows = [first.names.index(label) for label in names]
     columns = len(loads) if several else min(3, len(names))
     deep = -(-len(names) * len(loads) // columns)
     canvas, axes = d.panels(deep, columns, height=1.9, share_y=True)
@@ -120,7 +113,7 @@ def draw_labels(
     for label in names:
         parts: list[str] = []
         for one in loads:
-            i, where = _index(one, label), say.of_layers(one.layer, num_layers)
+            i, where = one.names.index(label), say.of_layers(one.layer, num_layers)
             head = titles.get(label, label) if one is first else ""
             over = f"{where}: max/min" if several else "max/min"
             title = f"{head}\n{over} {say.times(one.ratio.value[i])}"
@@ -142,22 +135,17 @@ def draw_labels(
 
 
 def draw_skew(
-    loads: Sequence[DomainLoad],
-    *,
-    titles: Titles | None = None,
-    num_layers: int | None = None,
-    name: str = "skew",
-    note: str = "",
+    loads: Sequence[DomainLoad], num_layers: int, titles: Titles, name: str = "skew", note: str = ""
 ) -> d.Figure:
     """Total variation to the pooled load, and max/min, of every label at a few layers, with each label's own null."""
-    last, titles = loads[-1], titles or {}
+    last = loads[-1]
     names = [last.names[i] for i in np.argsort(-last.tv.value)]
     y = np.arange(len(names))[::-1]
     row = 0.2 if len(names) <= 24 else 0.15
     canvas, axes = d.panels(2, len(loads), height=0.75 + row * len(names), share_y=True)
     five, bars = say.limits("C13")["fivefold"], {"height": 0.8, "color": style.CHANCE, "zorder": 1}
     for one, top, bottom in zip(loads, *axes, strict=True):
-        order = [_index(one, label) for label in names]
+        order = [one.names.index(label) for label in names]
         top.barh(y, 100 * one.tv.null_high[order], **bars)
         d.dots(top, y, one.tv, order, np.isin(order, one.beyond), scale=100)
         low, high = one.ratio.null_low[order], one.ratio.null_high[order]
@@ -181,20 +169,13 @@ def draw_skew(
         first.set_yticks(y, [d.literal(str(titles.get(label, label))) for label in names])
         first.set_ylim(-0.6, len(names) - 0.1)
     worst = int(np.argmax(np.where(np.isnan(last.ratio.value), -1, last.ratio.value)))
-    moved = {titles.get(n, n): last.tv[_index(last, n)] for n in names}
+    moved = {titles.get(n, n): last.tv[last.names.index(n)] for n in names}
     each = ", ".join(say.told("figures.skew.each", label=n, moved=x) for n, x in moved.items())
     return d.figure(
         name, canvas, "skew", [each], note=f" {note}" if note else "", labels=len(names),
         layer=say.of_layers(last.layer, num_layers), beyond=len(last.beyond), ratio=last.ratio[worst],
         worst=titles.get(last.names[worst], last.names[worst]),
     )  # fmt: skip
-
-
-def _index(load: DomainLoad, label: str) -> int:
-    if label not in load.names:
-        known = ", ".join(load.names)
-        raise TraceError(f"no {load.by} {label!r} in layer {load.layer}; there are: {known}")
-    return load.names.index(label)
 
 
 def judge_subjects(m: say.Measurements, titles: Titles) -> say.Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +17,7 @@ from minimoe.study.chance import Band, Floats, Ints
 from minimoe.study.trace import RoutingTrace
 
 _MOST_SETS = 5000
+Rule = Callable[[Band], say.Verdict]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Load(ch.Result):
 def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: int = 0) -> Load:
     """Load of `layer` over all of the trace."""
     c, rng = ch.choices(trace, layer), np.random.default_rng(seed)
-    counts, e = c.by_work(), c.num_experts
+    counts, e = c.by(c.unit[c.document], len(c.strata)), c.num_experts
     total, size = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
     share, draws = ch.shares(total), ch.bootstrap(counts, c.strata, resamples, rng)
     drawn = ch.shares(draws)
@@ -73,7 +74,8 @@ def equal_counts(
     if math.comb(num_experts, k) <= _MOST_SETS:
         sets = np.array([*combinations(range(num_experts), k)], dtype=np.int64)
         member = ch.membership(sets, num_experts)
-        return rng.multinomial(tokens, np.full(len(member), 1 / len(member)), size=draws) @ member
+        even = np.full(len(member), 1 / len(member))
+        return rng.multinomial(tokens, even, size=draws) @ member.astype(np.float64)
     q = k / num_experts
     noise = rng.standard_normal((draws, num_experts))
     noise -= noise.mean(axis=1, keepdims=True)  # the counts add up to tokens·k
@@ -95,11 +97,7 @@ def _design_effect(c: ch.Choices, counts: Ints) -> float:
 
 
 def draw_load(
-    loads: Sequence[Load],
-    *,
-    num_layers: int | None = None,
-    text: str = "held-out text",
-    name: str = "load",
+    loads: Sequence[Load], num_layers: int, text: str = ch.TEXT, name: str = "load"
 ) -> d.Figure:
     """Share of assignments of every expert, one panel a layer, over the band of equal loads (the article's Fig. 3)."""
     (canvas, axes), said = d.panels(1, len(loads), height=2.6, share_y=True), list[str]()
@@ -170,7 +168,7 @@ def judge_material(m: say.Measurements) -> say.Finding:
 def judge_balance(m: say.Measurements) -> say.Finding:
     """C12: balanced, yet the busiest expert can still get 40 to 60 % more?"""
     deciding = [kind for kind in m.load if kind != ch.GENERATED]
-    parts = [_part(m, "C12", x, reading(x.ratio), k) for k in m.load for x in say.at_layers(m, k)]
+    parts = [_part(m, "C12", x, reading, k) for k in m.load for x in say.at_layers(m, k)]
     spans = (f"{say.spread([x.ratio.value for x in say.at_layers(m, k)])} on {k}" for k in deciding)
     remarks = [
         f"On {k}: {say.together(p.verdict for p in parts if p.what.startswith(k))}." for k in m.load
@@ -182,18 +180,16 @@ def judge_balance(m: say.Measurements) -> say.Finding:
 def judge_imbalance(m: say.Measurements) -> say.Finding:
     """C16, its load; the time that it costs is measured in other lessons."""
     shown = say.at_layers(m, m.text)
-    parts = [_part(m, "C16", one, is_large(one.ratio)) for one in shown]
+    parts = [_part(m, "C16", one, is_large) for one in shown]
     most = say.spread([100 * x.max_violation.value for x in shown], 0)
     return say.finding("C16", parts, f"the busiest expert gets {most} % more than its fair share")
 
 
-def _part(
-    m: say.Measurements, claim: str, one: Load, verdict: say.Verdict, kind: str = ""
-) -> say.Part:
+def _part(m: say.Measurements, claim: str, one: Load, rule: Rule, kind: str = "") -> say.Part:
     under = 1 - len(one.share.value) * one.share.value.min()
     found, said = say.told(f"{claim}.found", one=one, under=under), say.factor(one.ratio)
     decides = kind != ch.GENERATED
-    return say.Part(say.where(m, one, kind), found, verdict, decides, one.ratio, said)
+    return say.Part(say.where(m, one, kind), found, rule(one.ratio), decides, one.ratio, said)
 
 
 def reading(ratio: Band) -> say.Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from statistics import NormalDist
 from typing import Any
 
@@ -170,7 +170,7 @@ def repeats(trace: RoutingTrace, layer: int, *, seed: int = 0) -> Repeats:
     meets = None
     if len(members) <= _MOST_SETS:
         member = ch.membership(members, e)
-        meets = (member @ member.T > 0).astype(np.float64)
+        meets = (member @ member.T).astype(np.float64)
     first = Repetition(Band(math.nan), math.nan, 1 / e, math.nan)
     if trace.ranked:
         first = repetition(expert[:, 0] + 1, np.eye(e + 1), 1 / e)
@@ -183,11 +183,7 @@ def _sampled(
 ) -> tuple[Mask, float, float, float]:
     """[n − 1] whether neighbours share an expert, mean and variance of their rate in shuffled documents, and the rate
     of any two tokens: from samples, where there are too many sets to count exactly."""
-    # 62 experts a word
-    masks = np.zeros((len(expert), int(expert.max()) // 62 + 1), dtype=np.int64)
-    for column in expert.T:
-        rows = np.flatnonzero(column >= 0)
-        masks[rows, column[rows] // 62] |= np.int64(1) << (column[rows] % 62)
+    masks = np.packbits(ch.membership(expert, int(expert.max()) + 1), axis=1)  # a bit an expert
 
     def overlap(a: Ints, b: Ints) -> Mask:
         return ((a & b) != 0).any(axis=1)
@@ -209,26 +205,20 @@ def _moments(document: Ints, joined: Mask, kind: Ints, match: Floats) -> tuple[f
     tokens match: a matching pair has probability a, two that share a token b, two apart c, all by counting ordered
     choices without repetition (Mantel 1967). Then E = m·a and E[X²] = m·a + 2s·b + (m(m−1) − 2s)·c. Documents add.
     """
-    n = np.bincount(document).astype(np.float64)
-    g, u, where = len(n), len(match), document[1:]
+    n, where = np.bincount(document).astype(np.float64), document[1:]
+    g, u = len(n), len(match)
     m = np.bincount(where[joined], minlength=g).astype(np.float64)
     s = np.bincount(where[1:][joined[1:] & joined[:-1]], minlength=g).astype(np.float64)
     sums: list[Floats] = []  # of documents: Σᵢ rᵢ and Σᵢ rᵢ(rᵢ − 1), r = tokens that match token i
-    for start in range(0, g, 1024):
-        stop = min(start + 1024, g)
-        rows = slice(*np.searchsorted(document, [start, stop]))
-        cell = (document[rows] - start) * u + kind[rows]
-        counts = np.bincount(cell, minlength=(stop - start) * u).reshape(-1, u).astype(np.float64)
+    block, place = np.divmod(document, 1024)
+    for counts in ch.by_group(block, -(-g // 1024), place, 1024, kind[:, None], u):
         r = counts @ match - match.diagonal()
         sums.append(np.stack([(counts * r).sum(axis=1), (counts * r * (r - 1)).sum(axis=1)]))
-    matching, touching = np.concatenate(sums, axis=1)
-
-    def over(top: Floats, ways: Floats) -> Floats:
-        return np.divide(top, ways, out=np.zeros_like(top), where=ways > 0)
-
-    a = over(matching, n * (n - 1))
-    b = over(touching, n * (n - 1) * (n - 2))
-    c = over(matching**2 - 4 * touching - 2 * matching, n * (n - 1) * (n - 2) * (n - 3))
+    matching, touching = np.concatenate(sums, axis=1)[:, :g]
+    # a document too short for a choice has none of what is counted either
+    two, apart = n * (n - 1), matching**2 - 4 * touching - 2 * matching
+    a, b = matching / np.maximum(two, 1), touching / np.maximum(two * (n - 2), 1)
+    c = apart / np.maximum(two * (n - 2) * (n - 3), 1)
     mean = m * a
     variance = mean + 2 * s * b + (m * (m - 1) - 2 * s) * c - mean**2
     return float(mean.sum() / m.sum()), float(variance.sum() / m.sum() ** 2)
@@ -317,9 +307,8 @@ def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
 def _pairs(expert: Ints, e: int) -> Ints:
     """[E, E] tokens that chose both i and j; on the diagonal those that chose i."""
     counts = np.zeros((e + 1) * (e + 1), dtype=np.int64)
-    for a in expert.T:
-        for b in expert.T:
-            counts += np.bincount((a + 1) * (e + 1) + b + 1, minlength=len(counts))
+    for a, b in product(expert.T + 1, repeat=2):
+        counts += np.bincount(a * (e + 1) + b, minlength=len(counts))
     return counts.reshape(e + 1, e + 1)[1:, 1:]
 
 
@@ -352,11 +341,9 @@ def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
     canvas, (axes,) = d.panels(1, len(shown), height=2.8)
     for ax, (title, series) in zip(axes, shown.items(), strict=True):
         d.line(ax, layers, [s.rate for s in series], style.BLUE, "o", scale=100)
-        band = 100 * np.array([(s.rate.null_low, s.rate.null_high) for s in series]).T
-        ax.fill_between(layers, *band, color=style.LINE, alpha=0.5, linewidth=0)
-        mixed, any_two = (
-            [100 * getattr(s, n) for s in series] for n in ("shuffled", "chance_loads")
-        )
+        null = [(s.rate.null_low, s.rate.null_high, s.shuffled, s.chance_loads) for s in series]
+        low, high, mixed, any_two = 100 * np.array(null).T
+        ax.fill_between(layers, low, high, color=style.LINE, alpha=0.5, linewidth=0)
         ax.plot(layers, mixed, color=style.LINE, linewidth=1.2)
         ax.plot(layers, any_two, color=style.VERMILLION, linewidth=1.2, linestyle="--")
         d.by_layer(ax, layers, title, "pairs of neighbours, %")
@@ -374,9 +361,7 @@ def draw_repeats(results: Sequence[Repeats]) -> d.Figure:
     return d.figure("repeats", canvas, "repeats", said, pairs=results[0].pairs, equal=equal)
 
 
-def draw_coactivation(
-    results: Sequence[CoActivation], *, num_layers: int | None = None
-) -> d.Figure:
+def draw_coactivation(results: Sequence[CoActivation], num_layers: int) -> d.Figure:
     """P(j chosen | i chosen) for all pairs, coloured by its ratio to what the loads alone would give."""
     (canvas, (axes,)), said = d.panels(1, len(results), height=2.9), list[str]()
     image: Any = None
@@ -462,6 +447,6 @@ ch.STATISTICS["repeats"] = ch.Statistic(
 ch.STATISTICS["coactivation"] = ch.Statistic(
     coactivation,
     "co-activation",
-    lambda m: draw_coactivation(m.own["coactivation"], num_layers=m.num_layers),
+    lambda m: draw_coactivation(m.own["coactivation"], m.num_layers),
     every=False,
 )

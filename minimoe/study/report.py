@@ -332,13 +332,13 @@ def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[
     if m.topics:
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
         chosen = ms.chosen_topics(sizes, ms.SUBJECTS if m.of_questions else ms.TOPICS)
-        words: Any = {"titles": {s: spell(s) for s in sizes} if m.of_questions else None, **depth}
+        words: Any = {"titles": {s: spell(s) for s in sizes if m.of_questions}, **depth}
         note = told(f"notes.{m.nouns[1]}")
         drawn.append(domains.draw_labels(m.topics, chosen, note=note, **words))
         drawn.append(domains.draw_skew(m.topics, **words))
     if m.domains and len(m.domains[0].names) > 1:
         words = {"titles": titles, "note": told("notes.packages"), **depth}
-        drawn.append(domains.draw_labels(m.domains[-1:], name="domains", **words))
+        drawn.append(domains.draw_labels(m.domains[-1:], (), name="domains", **words))
         drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
     if m.subjects and all(s in m.subjects[-1].names for s in ms.SUBJECTS):
         words = {"titles": {s: spell(s) for s in ms.SUBJECTS}, "note": told("notes.real"), **depth}

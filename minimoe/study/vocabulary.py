@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
 from minimoe.study.chance import Band, Floats, Ints, Mask
-from minimoe.study.depth import Information
 from minimoe.study.trace import RoutingTrace
 
 _DRAWS, _LISTED, _OFTEN = 300, 5, 10  # of a null; documents of a characteristic token; occurrences
@@ -104,15 +104,13 @@ def _best(
 ) -> ExpertTokens:
     """The `top` of [V, E] scores among those `listed`."""
     order = np.argsort(-np.where(listed, score, -np.inf), axis=0, kind="stable")[:top]
-    found = np.take_along_axis(listed, order, axis=0)
 
     def best(values: npt.NDArray[Any], none: float) -> npt.NDArray[Any]:
         """[E, top], `none` where there are fewer."""
-        chosen = np.where(found, np.take_along_axis(values, order, axis=0), none).T
+        chosen = np.take_along_axis(np.where(listed, values, none), order, axis=0).T
         return np.pad(chosen, ((0, 0), (0, top - len(order))), constant_values=none)
 
-    every = np.broadcast_to(ids[:, None], counts.shape)
-    return ExpertTokens(layer, best(every, -1), best(counts, 0), best(score, math.nan))
+    return ExpertTokens(layer, best(ids[:, None], -1), best(counts, 0), best(score, math.nan))
 
 
 # --- the experts of a token -----------------------------------------------------------------------
@@ -178,10 +176,8 @@ def preferred_experts(
     got, of = (np.bincount(cell, x, len(cells)) for x in (hits, trials))
     share = ch.interval_of_share(got, of, cells // max(len(kept), 1), count)
     expected, asked = (np.bincount(token, x, count) for x in (same, trials))
-    mean = excess = Band(math.nan)
-    if len(rows):
-        got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
-        mean, excess = (ch.bootstrap_rate(x, of, c.strata[kept], seed) for x in (got, more))
+    got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
+    mean, excess = (ch.bootstrap_rate(x, of, c.strata[kept], seed) for x in (got, more))
     chance = np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0)
     occurrences, due = np.bincount(number[number >= 0], minlength=count), mean.value - excess.value
     return PreferredExperts(layer, ids, occurrences, expert, share, chance, mean, due, excess)
@@ -255,13 +251,15 @@ def studied_tokens(
     """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
     found: list[StudiedToken] = []
     for name, spellings in TOKENS.items():
-        ids = [int(i) for s in spellings if (i := tokenizer.token_to_id(s)) is not None]
+        known = {s: i for s in spellings if (i := tokenizer.token_to_id(s)) is not None}
+        ids, shown = (
+            [*known.values()],
+            [f"'{s.replace('Ġ', ' ').replace('▁', ' ')}'" for s in known],
+        )
         here = [int((natural.token == i).sum()) for i in ids]
         there = [0 if generated is None else int((generated.token == i).sum()) for i in ids]
         if not any(here):
             continue
-        pieces = [str(tokenizer.id_to_token(i)) for i in ids]
-        shown = [f"'{piece.replace('Ġ', ' ').replace('▁', ' ')}'" for piece in pieces]
         best, apart = here.index(max(here)), there.index(max(there))
         variants = dict(zip(shown, zip(here, there, strict=True), strict=True))
         found.append(StudiedToken(name, shown[best], ids[best], shown[apart], ids[apart], variants))
@@ -282,8 +280,7 @@ def draw_ranked(
     frequent: ExpertTokens,
     characteristic: ExpertTokens,
     decode: Callable[[int], str],
-    *,
-    num_layers: int | None = None,
+    num_layers: int,
 ) -> d.Figure:
     """The counterpart of the article's word clouds for at most twelve experts: left in each cell the most frequent
     tokens, larger the more of its load they are, right those of the largest z of the log-odds against all text."""
@@ -320,8 +317,8 @@ def draw_ranked(
 def draw_token(
     shares: Sequence[TokenShares],
     token: StudiedToken,
-    apart: Sequence[TokenShares] = (),
-    num_layers: int | None = None,
+    apart: Sequence[TokenShares],
+    num_layers: int,
 ) -> d.Figure:
     """N(x, e)/N(x) of one token at a few layers: how often each expert is among the K that it gets (Figs. 8 to 11);
     `apart` draws the same token on templated text, if it is there, as open diamonds, never added to the bars."""
@@ -371,7 +368,8 @@ def judge_frequent(m: say.Measurements) -> say.Finding:
     by_layer, parts, shares = {x.layer: x for x in m.information}, list[say.Part](), list[float]()
     for one in m.frequent:
         x = by_layer[one.layer]
-        share, verdict = own_tokens(x)
+        share = Band(*(end / x.limit for end in (x.token.value, x.token.low, x.token.high)))
+        verdict = say.above(share, say.limits("C14")["least"])
         shares.append(100 * share.value)
         size = {"experts": one.token.shape[0], "top": one.token.shape[1]}
         different = len(np.unique(one.token[one.token >= 0]))
@@ -381,20 +379,23 @@ def judge_frequent(m: say.Measurements) -> say.Finding:
     return say.finding("C14", parts, short, figures=[f"tokens-{layer}" for layer in m.layers])
 
 
-def own_tokens(x: Information) -> tuple[Band, say.Verdict]:
-    """I(token; e) over the most there can be, and whether it is enough for an expert to have tokens of its own."""
-    told = Band(*(end / x.limit for end in (x.token.value, x.token.low, x.token.high)))
-    return told, say.above(told, say.limits("C14")["least"])
-
-
 def judge_preferred(m: say.Measurements) -> say.Finding:
     """C15: do tokens have a set of preferred experts, and does it change with depth?"""
-    ends = {m.layers[0], m.layers[-1]}
-    parts = [
-        _token_part(say.where(m, x, token.text), x, _row(x, token.token), x.layer in ends)
-        for token in m.tokens
-        for x in m.shares
-    ]
+    ends, parts = {m.layers[0], m.layers[-1]}, list[say.Part]()
+    for token, one in product(m.tokens, m.shares):
+        i, where, decides = _row(one, token.token), say.where(m, one, token.text), one.layer in ends
+        p, bars = one.preferred, one.share[i]
+        share, chance = p.share[i], float(p.chance[i])
+        if not share.known:
+            few = f"{one.occurrences[i]:,} occurrences in {one.documents[i]:,} documents: too few"
+            parts.append(say.Part(where, few, say.UNKNOWN, decides))
+            continue
+        effect = Band(share.value - chance, share.low - chance, share.high - chance)
+        most = [f"expert {e + 1} ({say.percent(float(bars.value[e]), 0)})" for e in p.expert[i]]
+        fill = {"share": share, "chance": chance, "largest": np.nanmax(bars.value), "bars": bars}
+        found = say.told("C15.token", most=most, times=one.occurrences[i], **fill)
+        said = f"{say.percent(share.value, 0)} against {say.percent(chance, 0)}"
+        parts.append(say.Part(where, found, preference(effect), decides, effect, said))
     every = [p for p in m.own["preferred"] if p.layer in m.layers]
     for p in every:
         found = say.told("C15.every", p=p, tokens=len(p.token), size=p.expert.shape[1])
@@ -427,20 +428,6 @@ def preference(excess: Band) -> say.Verdict:
     if excess.low > 0 and excess.value >= least:
         return say.AGREES
     return say.DISAGREES if excess.high < least else say.UNKNOWN
-
-
-def _token_part(where: str, one: TokenShares, i: int, decides: bool) -> say.Part:
-    p, bars = one.preferred, one.share[i]
-    share, chance = p.share[i], float(p.chance[i])
-    if not share.known:
-        few = f"{one.occurrences[i]:,} occurrences in {one.documents[i]:,} documents: too few"
-        return say.Part(where, few, say.UNKNOWN, decides)
-    effect = Band(share.value - chance, share.low - chance, share.high - chance)
-    most = [f"expert {e + 1} ({say.percent(float(bars.value[e]), 0)})" for e in p.expert[i]]
-    fill = {"share": share, "chance": chance, "largest": np.nanmax(bars.value), "bars": bars}
-    found = say.told("C15.token", most=most, times=one.occurrences[i], **fill)
-    said = f"{say.percent(share.value, 0)} against {say.percent(chance, 0)}"
-    return say.Part(where, found, preference(effect), decides, effect, said)
 
 
 ch.STATISTICS["preferred"] = ch.Statistic(
