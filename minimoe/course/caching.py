@@ -80,7 +80,7 @@ def cache_use(
     documents = np.split(c.expert[order], ends[:-1])
     shuffled = [[rng.permutation(d) for d in documents] for _ in range(draws)]
     asked = np.bincount(c.unit, weights=[d.size for d in documents])
-    counts = c.by_work()  # [U, E]
+    counts = c.by(c.unit[c.document], len(c.strata))  # [U, E]
     others = counts.sum(axis=0) - counts
     order = np.argsort(-others, axis=1, kind="stable")
     found: list[CacheUse] = []

@@ -374,10 +374,11 @@ def student(degrees: npt.ArrayLike) -> Floats:
 
 
 def percentile(draws: Numbers) -> tuple[Floats, Floats]:
-    """Central 95 % of draws over the first axis (infinite draws allowed)."""
+    """Central 95 % of draws over the first axis (infinite draws allowed); NaN of none."""
+    some = draws if len(draws) else np.full((1, *draws.shape[1:]), math.nan)
     # no interpolation: between a finite and an infinite draw it would give NaN
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(draws, ends, axis=0, method="inverted_cdf")
+    low, high = np.quantile(some, ends, axis=0, method="inverted_cdf")
     return low, high
 
 

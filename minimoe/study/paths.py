@@ -17,7 +17,7 @@ from minimoe.errors import TraceError
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Floats, Ints, Mask
+from minimoe.study.chance import Band, Floats, Ints, Mask, Numbers
 from minimoe.study.trace import RoutingTrace
 
 CONTEXT = (1, 2, 3, 4, 8)
@@ -185,7 +185,7 @@ def _sampled(
     of any two tokens: from samples, where there are too many sets to count exactly."""
     masks = np.packbits(ch.membership(expert, int(expert.max()) + 1), axis=1)  # a bit an expert
 
-    def overlap(a: Ints, b: Ints) -> Mask:
+    def overlap(a: Numbers, b: Numbers) -> Mask:
         return ((a & b) != 0).any(axis=1)
 
     rng, rates = np.random.default_rng(seed), list[float]()

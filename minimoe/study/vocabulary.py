@@ -170,14 +170,14 @@ def preferred_experts(
     token, sets = number[rows], expert[number[rows]]
     hits = (c.expert[rows][:, :, None] == sets[:, None, :]).sum(axis=(1, 2))
     same = _same_documents(c)[c.document[rows][:, None], sets].sum(axis=1)
-    trials = np.full(len(rows), c.k)
-    unit, kept = ch.compact(c.unit[c.document[rows]])
-    cell, cells = ch.compact(token * len(kept) + unit)
+    trials, work = np.full(len(rows), c.k), c.unit[c.document[rows]]
+    cell, cells = ch.compact(token * len(c.strata) + work)
     got, of = (np.bincount(cell, x, len(cells)) for x in (hits, trials))
-    share = ch.interval_of_share(got, of, cells // max(len(kept), 1), count)
-    expected, asked = (np.bincount(token, x, count) for x in (same, trials))
+    share = ch.interval_of_share(got, of, cells // len(c.strata), count)
+    unit, kept = ch.compact(work)
     got, more, of = (np.bincount(unit, x, len(kept)) for x in (hits, hits - same, trials))
     mean, excess = (ch.bootstrap_rate(x, of, c.strata[kept], seed) for x in (got, more))
+    expected, asked = (np.bincount(token, x, count) for x in (same, trials))
     chance = np.divide(expected, asked, out=np.full(count, math.nan), where=asked > 0)
     occurrences, due = np.bincount(number[number >= 0], minlength=count), mean.value - excess.value
     return PreferredExperts(layer, ids, occurrences, expert, share, chance, mean, due, excess)
@@ -249,13 +249,10 @@ def studied_tokens(
     natural: RoutingTrace, generated: RoutingTrace | None, tokenizer: Tokenizer
 ) -> tuple[StudiedToken, ...]:
     """':' '.' 'What' 'Who', each in its most frequent spelling in natural text; none of one is left out."""
-    found: list[StudiedToken] = []
+    found, spaces = list[StudiedToken](), str.maketrans("Ġ▁", "  ")
     for name, spellings in TOKENS.items():
         known = {s: i for s in spellings if (i := tokenizer.token_to_id(s)) is not None}
-        ids, shown = (
-            [*known.values()],
-            [f"'{s.replace('Ġ', ' ').replace('▁', ' ')}'" for s in known],
-        )
+        shown, ids = [f"'{s.translate(spaces)}'" for s in known], [*known.values()]
         here = [int((natural.token == i).sum()) for i in ids]
         there = [0 if generated is None else int((generated.token == i).sum()) for i in ids]
         if not any(here):
@@ -323,8 +320,9 @@ def draw_token(
     """N(x, e)/N(x) of one token at a few layers: how often each expert is among the K that it gets (Figs. 8 to 11);
     `apart` draws the same token on templated text, if it is there, as open diamonds, never added to the bars."""
     canvas, axes = d.panels(1, len(shares), height=2.7, share_y=True)
-    first, i, said = shares[0], _row(shares[0], token.token), list[str]()
-    times = apart[0].occurrences[_row(apart[0], token.apart_token)] if apart else 0
+    first, i, said = shares[0], shares[0].token.tolist().index(token.token), list[str]()
+    j = apart[0].token.tolist().index(token.apart_token) if apart else 0
+    times = apart[0].occurrences[j] if apart else 0
     for column, (ax, one) in enumerate(zip(axes[0], shares, strict=True)):
         band, number = one.share[i], np.arange(1, len(one.chance[i]) + 1)
         share, null = band.value, float(band.null_high[0])
@@ -335,9 +333,9 @@ def draw_token(
         ax.hlines(*ticks, color=style.VERMILLION, linewidth=1.6, zorder=3)
         d.whiskers(ax, number, band)
         if times:
-            other = apart[column].share.value[_row(apart[column], token.apart_token)]
             mark: Any = {"ms": 5, "mfc": "white", "mec": style.GREEN, "mew": 1.4, "zorder": 5}
-            ax.plot(number + 0.3, 100 * other, "D", clip_on=False, **mark)
+            other = 100 * apart[column].share.value[j]
+            ax.plot(number + 0.3, other, "D", clip_on=False, **mark)
         where = d.heading(one.layer, num_layers)
         d.put_title(ax, where)
         d.expert_axis(ax, len(number))
@@ -357,10 +355,6 @@ def draw_token(
     few = " Too few works hold it for intervals." if np.isnan(first.share.low[i]).any() else ""
     fill = {"times": first.occurrences[i], "documents": first.documents[i], "extra": extra}
     return d.figure(token.name, canvas, "token", said, text=token.text, few=few, **fill)
-
-
-def _row(shares: TokenShares, token: int) -> int:
-    return int(np.flatnonzero(shares.token == token)[0])
 
 
 def judge_frequent(m: say.Measurements) -> say.Finding:
@@ -383,8 +377,9 @@ def judge_preferred(m: say.Measurements) -> say.Finding:
     """C15: do tokens have a set of preferred experts, and does it change with depth?"""
     ends, parts = {m.layers[0], m.layers[-1]}, list[say.Part]()
     for token, one in product(m.tokens, m.shares):
-        i, where, decides = _row(one, token.token), say.where(m, one, token.text), one.layer in ends
-        p, bars = one.preferred, one.share[i]
+        where, decides, p = say.where(m, one, token.text), one.layer in ends, one.preferred
+        i = one.token.tolist().index(token.token)
+        bars = one.share[i]
         share, chance = p.share[i], float(p.chance[i])
         if not share.known:
             few = f"{one.occurrences[i]:,} occurrences in {one.documents[i]:,} documents: too few"
