@@ -54,7 +54,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2268,
+    "bench": 2249,
     "check": 11183,
     "core": 3600,
     "cost": 812,
@@ -62,13 +62,13 @@ BUDGETS: dict[str, int] = {
     "hf": 918,
     "kernels": 1097,
     "roof": 447,
-    "study": 6002,
+    "study": 5903,
     "text": 1435,
-    "train": 1902,
+    "train": 1889,
     "widgets": 1602,
     "zoo": 1084,
 }
-TESTS = 32_322  # and lines of Python that the tests may have
+TESTS = 32_311  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
