@@ -31,7 +31,7 @@ from minimoe.text.tokenizer import (
 )
 from tests.small import bytes_tokenizer
 
-TIER_0 = ("code", "help", "licences")
+INSTALLED = ("code", "help", "licences")
 SYNTHETIC = ("law", "religion", "drama", "cooking", "wiki_en")
 
 
@@ -600,10 +600,11 @@ def test_a_domain_that_fails_to_read_is_skipped_and_tried_again(
     assert not load().skipped
 
 
-def test_tier_0_needs_no_network(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_installed_needs_no_network(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetch, "run_pip", lambda arguments: pytest.fail("pip was run"))
-    assert domains.resolve(None, tier=0) == ("code", "math", "help")
-    found = {name: read_domain(name) for name in TIER_0}
+    found = {name: read_domain(name) for name in INSTALLED}
     for name, texts in found.items():
         names = {d.id for d in texts}
         assert len(texts) > 3 and len(names) == len(texts) and {d.domain for d in texts} == {name}
@@ -615,9 +616,9 @@ def test_tier_0_needs_no_network(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     assert not [n for n in code if "/test" in n or n.startswith(left_out)]
     monkeypatch.setattr(store, "read_domain", found.__getitem__)
     corpus = load_corpus(
-        TIER_0, vocab_size=300, max_train_bytes=60_000, max_heldout_bytes=20_000, log=quiet
+        INSTALLED, vocab_size=300, max_train_bytes=60_000, max_heldout_bytes=20_000, log=quiet
     )
-    assert corpus.domains == TIER_0 and len(corpus.train) > 10_000
+    assert corpus.domains == INSTALLED and len(corpus.train) > 10_000
     assert not (own_cache / "packages").exists()
 
 

@@ -112,7 +112,7 @@ def _require_enough(wanted: Sequence[str], skipped: dict[str, str]) -> None:
         raise CorpusError(
             f"only {left} of {len(wanted)} domains could be had, at least {min(MIN_DOMAINS, len(wanted))} "
             f"are needed ({reasons}); connect to a network and run `python -m minimoe corpus fetch`, "
-            "or ask for tier 0, which needs none"
+            "or ask for the domains code, math and help, which need none"
         )
 
 
@@ -158,7 +158,6 @@ def load_corpus(
     *,
     tokenizer: Tokenizer | str | Path | None = None,
     vocab_size: int = 4096,
-    tier: int = 1,
     max_train_bytes: int | None = 2_600_000,
     max_heldout_bytes: int | None = 400_000,
     log: Log = print_to_stderr,
@@ -168,10 +167,9 @@ def load_corpus(
     Where $MINIMOE_CORPUS names a file of `save_corpus`, it is taken instead: for machines that cannot fetch.
 
     Args:
-        domains: names from DOMAINS; default, the training mix of `tier` (0 needs no network).
+        domains: names from DOMAINS; default, the training mix. Code, math and help need no network.
         tokenizer: a tokenizer, or a path to one; default, train one on the training split.
         vocab_size: size of the vocabulary if a tokenizer is trained.
-        tier: 0 or 1, used where `domains` is not given.
         max_train_bytes: cap a domain on the training side, in bytes of UTF-8; None for no cap.
         max_heldout_bytes: the same on the held-out side.
         log: called with each line of progress; default, standard error.
@@ -180,7 +178,7 @@ def load_corpus(
         CorpusError: an unknown domain; fewer than three domains are left after skipping; in CI, any domain that
             had to be skipped; a tokenizer that cannot be used; a cache that cannot be written.
     """
-    wanted = resolve(domains, tier)
+    wanted = resolve(domains)
     tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
     if given := os.environ.get("MINIMOE_CORPUS"):
         return _packed(Path(given), None if domains is None else wanted, tokenizer)

@@ -59,15 +59,9 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def resolve(names: Iterable[str] | str | None, tier: int = 1) -> tuple[str, ...]:
-    """Names of domains in the order of DOMAINS; None means the default mix of the tier.
-
-    The default of tier 0 is what needs no network: code, math and help. A CorpusError names the known domains
-    if one is unknown.
-    """
+def resolve(names: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Names of domains in the order of DOMAINS; None: the training mix. An unknown one is a CorpusError."""
     if names is None:
-        if tier == 0:
-            return ("code", "math", "help")
         return tuple(name for name, domain in DOMAINS.items() if domain.mixed)
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:

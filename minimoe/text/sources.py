@@ -228,7 +228,7 @@ def read_licences() -> list[Document]:
 
 
 def fingerprint(domain: str) -> str:
-    """A digest of what a domain of tier 0 would be read from: names and contents of its files."""
+    """A digest of what a domain without a package would be read from: names and contents of its files."""
     files = {
         "code": _stdlib_files,
         "math": _sympy_files,
