@@ -25,6 +25,7 @@ from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 
+from minimoe.bench.tables import markdown_table
 from minimoe.errors import ConfigError
 from minimoe.kernels import tiles
 from minimoe.kernels.combine import combine
@@ -219,18 +220,14 @@ def _usage(binary: Path) -> tuple[int, int]:
 
 
 def table(reports: Sequence[KernelReport]) -> str:
-    """The reports as text in columns."""
+    """The reports as a table in Markdown; 0 is left out."""
     names = [field.name for field in dataclasses.fields(KernelReport)[:-2]]
     heads = [{"dtype": "type", "shape": "layer"}.get(name, name) for name in names]
-    lines = [[*heads, *INSTRUCTIONS]]
-    for report in reports:
-        shown = dataclasses.asdict(report) | {"rows": report.rows or ""}
-        lines.append([*(str(shown[name]) for name in names), *map(str, report.counts.values())])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    rows = [
+        [*(str(getattr(report, name) or "") for name in names), *map(str, report.counts.values())]
+        for report in reports
+    ]
+    return markdown_table([*heads, *INSTRUCTIONS], rows)
 
 
 if __name__ == "__main__":

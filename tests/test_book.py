@@ -336,9 +336,8 @@ def test_a_lesson_that_is_named_without_a_link_is_found(tmp_path: Path) -> None:
         "<h2>Lesson 03</h2><p>In <a href='notebooks/03_routing.html'>lesson 03</a>, in lesson 3"
         " and lesson 3b and in lesson 07, not here yet.</p><pre>lesson 03</pre>"
     )
-    assert problems(tmp_path, html) == [
-        f"page.html: '{x}' is no link" for x in ("lesson 3", "lesson 3b")
-    ]
+    said = [f"page.html: '{x}' is no link" for x in ("lesson 3", "lesson 3b")]
+    assert problems(tmp_path, html) == said
 
 
 def test_the_study_says_the_same_on_every_page() -> None:
@@ -390,10 +389,8 @@ def test_the_page_on_trust_says_what_the_simulations_gave() -> None:
         assert ends[-2] <= row["rate"] <= ends[-1], row
     rates = {r["what"]: r["rate"] for r in rows if r["kind"] == "coverage"}
     low = {x: rate for x, rate in rates.items() if rate < 0.9}
-    even, weak = (
-        low["max/min within a domain, domains alike"],
-        low["the domain beyond the token, a weak effect"],
-    )
+    even = low["max/min within a domain, domains alike"]
+    weak = low["the domain beyond the token, a weak effect"]
     assert len(low) == 2 and "With two exceptions, all hold the truth in at least 90 %" in page
     assert "an eighth of the intervals start above it" in page and round(8 * (1 - even)) == 1
     assert "misses in slightly more than a tenth of" in page and 0.88 < weak < 0.9
@@ -448,9 +445,8 @@ def test_a_table_that_stayed_text_is_found(tmp_path: Path) -> None:
         "<table><tr><td>x</td></tr></table><p>P(a | b) and |x|</p><p>|x| is small</p><pre>| a | b |</pre>"
     )
     lines = ("| router | loss |", "| a | b |")
-    assert problems(tmp_path, html) == [
-        f"page.html: '{x}' is a table's text, no table" for x in lines
-    ]
+    said = [f"page.html: '{x}' is a table's text, no table" for x in lines]
+    assert problems(tmp_path, html) == said
 
 
 def test_a_formula_of_several_lines_keeps_its_number(page: Any) -> None:
@@ -459,10 +455,8 @@ def test_a_formula_of_several_lines_keeps_its_number(page: Any) -> None:
         page += nodes.math_block(text, text)
     extension.keep_tags(None, page)
     shown = [(n.astext(), bool(n.get("nowrap"))) for n in page.findall(nodes.math_block)]
-    assert shown[1:] == [
-        (rf"\begin{{equation*}}{cases}\end{{equation*}}", True),
-        (r"a \\ b", False),
-    ]
+    whole = rf"\begin{{equation*}}{cases}\end{{equation*}}"
+    assert shown[1:] == [(whole, True), (r"a \\ b", False)]
 
 
 def test_a_figure_keeps_its_place_while_it_loads(tmp_path: Path) -> None:

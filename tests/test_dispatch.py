@@ -15,7 +15,7 @@ from torch import Tensor
 from minimoe import cpu as linear_module
 from minimoe.balance import sequence_loss, switch_loss
 from minimoe.config import CHOICES
-from minimoe.cpu import linear, onednn_available
+from minimoe.cpu import linear
 from minimoe.dispatch import DISPATCHERS, auto, get_dispatcher
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.experts import MLP, Experts
@@ -25,19 +25,9 @@ from minimoe.widgets.capacity_drops import DropStats
 from tests.small import routings, topk_routing
 from tests.triton_cases import gradients
 from tests.zoo import FF, NAMES, ZOO, D, E, build
+from tests.zoo import backend as backend
 
 every = pytest.mark.parametrize("name", NAMES)
-
-
-@pytest.fixture(params=["as torch", "as here"], autouse=True)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to multiply: torch's own, and the one that this processor is given."""
-    if request.param == "as torch":
-        monkeypatch.setattr(linear_module, "onednn_available", lambda: False)
-    elif not onednn_available():
-        pytest.skip("this processor multiplies as torch does")
-    else:  # however small
-        monkeypatch.setattr(linear_module, "SMALL", 1)
 
 
 def make_experts(e: int, dtype: torch.dtype = torch.float64) -> Experts:

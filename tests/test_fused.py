@@ -7,25 +7,13 @@ import torch
 from torch import Tensor
 
 from minimoe import cpu as linear_module
-from minimoe.cpu import block_size, fused_grouped, in_blocks, multiply, onednn_available
+from minimoe.cpu import block_size, fused_grouped, in_blocks, multiply
 from minimoe.dispatch import grouped, loop
 from minimoe.experts import Experts
 from minimoe.routing import Routing
 from tests.small import topk_routing
-
-
-@pytest.fixture(params=["mkl", "onednn"], autouse=True)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both backends, whatever this processor prefers: torch's own for want of the other, and oneDNN however small."""
-    if request.param == "mkl":
-        monkeypatch.setattr(linear_module, "onednn_available", lambda: False)
-    elif not onednn_available():
-        pytest.skip("oneDNN is not used on this processor")
-    else:
-        monkeypatch.setattr(linear_module, "SMALL", 1)
-    assert linear_module.cpu_backend() == request.param
-    return request.param
-
+from tests.triton_cases import compare
+from tests.zoo import backend as backend
 
 CASES = [(8, 4, 2, 1), (70, 4, 2, 1), (500, 2, 1, 4), (600, 4, 2, 8), (600, 3, 3, 16)]
 
@@ -45,12 +33,6 @@ def make(t: int, e: int, k: int, idle: int = 0) -> tuple[Tensor, Tensor, Routing
     return x, weight, topk_routing(random_choice(t, e, k, idle), weight, e), experts
 
 
-def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(7)
-    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
-    return torch.autograd.grad(y, inputs, dy)
-
-
 @pytest.mark.parametrize("idle", [0, 1], ids=["all busy", "one idle"])
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)
 def test_forward_and_every_gradient_equal_the_loop_in_float64(
@@ -58,24 +40,11 @@ def test_forward_and_every_gradient_equal_the_loop_in_float64(
 ) -> None:
     if k + idle > e:
         pytest.skip("every expert is needed")
-    x, weight, routing, experts = make(t, e, k, idle)
+    x, _, routing, experts = make(t, e, k, idle)
     assert block_size(t * k, e) == block
-    y = fused_grouped(x, routing.weight, routing, experts.gate_up_proj, experts.down_proj)
-    got = gradients(y, x, weight, experts.gate_up_proj, experts.down_proj)
-
-    x64, w64 = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    exact = Experts(e, 24, 40).double()
-    exact.load_state_dict(experts.state_dict())
-    y64 = loop(x64, dataclasses.replace(routing, weight=w64.reshape(-1)), exact)
-    expected = gradients(y64, x64, w64, exact.gate_up_proj, exact.down_proj)
-
-    torch.testing.assert_close(y.double(), y64, rtol=1e-5, atol=1e-5)
-    for mine, right in zip(got, expected, strict=True):
-        scale = float(right.abs().max())
-        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-6 * max(scale, 1.0))
+    got = compare(x, routing, experts, tolerance=3e-5, dispatch=grouped)
     if idle:
-        assert not got[2][0].any()
-        assert not got[3][0].any()
+        assert not got["gate_up_proj"][0].any() and not got["down_proj"][0].any()
 
 
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)

@@ -1,6 +1,7 @@
 """Bad input is named before it spreads, and no input at all is an input like others."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -46,9 +47,8 @@ def given() -> tuple[Tensor, Routing, Experts]:
 def test_dispatchers_name_both_sides_of_a_mismatch(
     dispatcher: str, change: Any, named: str
 ) -> None:
-    with pytest.raises(MinimoeError) as caught:
+    with pytest.raises(MinimoeError, match=re.escape(named)):
         DISPATCHERS[dispatcher](*change(*given()))
-    assert named in str(caught.value)
 
 
 @every_dispatcher

@@ -146,9 +146,8 @@ def differences(expected: Routed, found: Routed) -> dict[str, float]:
     What is left out are ties: a choice within MARGIN that the two sides make differently changes what this token
     hands on, and so the later layers of it and of all tokens after it.
     """
-    out: dict[str, float] = dict.fromkeys(
-        ("probs", "weights", "compared", "different", "left out"), 0.0
-    )
+    names = ("probs", "weights", "compared", "different", "left out")
+    out: dict[str, float] = dict.fromkeys(names, 0.0)
     for (ids, a), (tokens, b) in zip(expected, found, strict=True):
         assert ids == tokens
         ordered = -np.sort(-a, axis=-1)
@@ -214,12 +213,8 @@ def random_texts(count: int) -> list[str]:
     spaces = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2003\u2028\u200b\u3000\ufeff"
     spelled = [tokenizer.decode([i]) for i in range(1, 4096)]
     scripts = [
-        (0x20, 0x7F),
-        (0, 0x250),
-        (0x300, 0x900),
-        (0x2000, 0x2C00),
-        (0x3000, 0xD800),
-        (0xE000, 0x20000),
+        *((0x20, 0x7F), (0, 0x250), (0x300, 0x900), (0x2000, 0x2C00)),
+        *((0x3000, 0xD800), (0xE000, 0x20000)),
     ]
     kinds: list[Sequence[str]] = [[chr(c) for c in range(*points)] for points in scripts]
     kinds += [spaces, WORDS.split(" "), spelled, "etaoin"] * 3
@@ -244,23 +239,13 @@ def cut_otherwise(file: Path, texts: list[str]) -> list[str]:
 
 
 def test_any_text_is_cut_as_the_tokenizer_cuts_it(file: Path) -> None:
-    texts = [
-        *TEXTS,
-        *random_texts(2000),
-        "",
-        "a" * 3000,
-        "ab" * 2000,
-        " " * 3000,
-        "!" * 999,
-        "\n" * 500,
-    ]
+    texts = [*TEXTS, *random_texts(2000)]
+    texts += ["", "a" * 3000, "ab" * 2000, " " * 3000, "!" * 999, "\n" * 500]
     texts += ["".join(random.Random(n).choices("abehinorst", k=2000)) for n in range(3)]
     # where the kind of character changes, by this Python's Unicode
     edges = [c for c in range(1, 0x3FFFF) if len({category(chr(c + i))[0] for i in (-1, 0, 1)}) > 1]
-    assert (
-        cut_otherwise(file, texts + one_by_one([*range(0x600), *edges, *range(0xE0000, 0xE0200)]))
-        == []
-    )
+    texts += one_by_one([*range(0x600), *edges, *range(0xE0000, 0xE0200)])
+    assert cut_otherwise(file, texts) == []
 
 
 @pytest.mark.slow

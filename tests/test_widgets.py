@@ -1,5 +1,6 @@
 """The explorables compute in JavaScript what the library computes in Python, and come with all that a page needs."""
 
+import functools
 import html
 import importlib
 import itertools
@@ -203,9 +204,8 @@ def falls() -> list[dict[str, Any]]:
         places = draw.choice([0, 1, draw.randint(1, 2 * k * tokens)])
         chosen = [draw.sample(favourites, k) for _ in range(tokens)]
         arrived = draw.randint(0, tokens)
-        made.append(
-            {"chosen": chosen, "experts": experts, "places": places, "arrived": arrived, "k": k}
-        )
+        case = {"chosen": chosen, "experts": experts, "places": places, "arrived": arrived}
+        made.append(case | {"k": k})
     return made
 
 
@@ -220,9 +220,8 @@ def test_same_choices_same_kept_and_same_statistics() -> None:
     )
     some = all_kept = 0
     for case, answer in zip(given, got, strict=True):
-        routing = limit_capacity(
-            topk_routing(case["chosen"], num_experts=case["experts"]), case["places"]
-        )
+        routing = topk_routing(case["chosen"], num_experts=case["experts"])
+        routing = limit_capacity(routing, case["places"])
         assert routing.kept is not None
         assert answer["kept"] == routing.kept.view(-1, case["k"]).tolist()
         stats, end, part = DropStats.of(routing), answer["end"], answer["part"]
@@ -351,9 +350,8 @@ def test_tiles_filling_and_times_are_those_of_python() -> None:
         assert answer["finish"] == pytest.approx(right.finish)
         assert answer["idleApart"] == pytest.approx(right.idle_apart, abs=1e-12)
         used = sum(right.tiles) * columns
-        assert answer["idlePool"] * right.pool * MULTIPROCESSORS == pytest.approx(
-            right.pool * MULTIPROCESSORS - used
-        )
+        places = right.pool * MULTIPROCESSORS
+        assert answer["idlePool"] * places == pytest.approx(places - used)
 
 
 def test_drawn_rows_repeat_and_are_as_skewed_as_they_say() -> None:
@@ -586,10 +584,9 @@ def test_the_figures_of_calculator_and_roofline_say_what_they_show(
     found, alt = count_parameters(MIXTRAL), made["calculator"].alt
     assert f"{found.total / 1e9:.1f} B" in alt and f"{found.active / 1e9:.1f} B" in alt
     assert f"experts {found.by_component['experts'].total / 1e9:.2g}" in alt
+    sizes = (MIXTRAL.hidden_size, MIXTRAL.expert_size, 8, 2)
     for tokens in (1, 64, MOST):
-        floor = cost.layer_floor(
-            DEVICES["h200"], tokens, MIXTRAL.hidden_size, MIXTRAL.expert_size, 8, 2
-        )
+        floor = cost.layer_floor(DEVICES["h200"], tokens, *sizes)
         assert f"{1e6 * floor.seconds:,.0f} µs for {tokens:,}" in made["roofline"].alt
 
 
@@ -606,21 +603,16 @@ def layers(made: dict[str, Explorable]) -> list[tuple[int, str, str, int, int, b
     ]
     for _ in range(300):
         e = draw.choice([1, 2, 4, 8, 60, 128, 1024])
-        tokens, k, backward = (
-            int(2 ** draw.uniform(0, 15)),
-            draw.randint(1, min(e, 32)),
-            draw.random() < 0.5,
-        )
-        cases.append((tokens, draw.choice(list(names)), draw.choice(list(DEVICES)), e, k, backward))
+        tokens, k = int(2 ** draw.uniform(0, 15)), draw.randint(1, min(e, 32))
+        name, chip = draw.choice(list(names)), draw.choice(list(DEVICES))
+        cases.append((tokens, name, chip, e, k, draw.random() < 0.5))
     return cases
 
 
 def test_floors_are_those_of_the_library(made: dict[str, Explorable]) -> None:
     names, cases = made["roofline"].data["layers"], layers(made)
-    chips = {
-        name: {"peak": d.flops_per_second, "bandwidth": d.bytes_per_second}
-        for name, d in DEVICES.items()
-    }
+    rates = {name: (d.flops_per_second, d.bytes_per_second) for name, d in DEVICES.items()}
+    chips = {name: {"peak": peak, "bandwidth": width} for name, (peak, width) in rates.items()}
     got = in_node(
         "roofline",
         "given.map(([T, layer, chip, both]) => "
@@ -645,6 +637,7 @@ def test_floors_are_those_of_the_library(made: dict[str, Explorable]) -> None:
 
 def test_the_layers_and_devices_are_all_of_the_library(made: dict[str, Explorable]) -> None:
     data = made["roofline"].data
+    sparse = {n: c for n, c in PRESETS.items() if len(c.mlp_only_layers) < c.num_hidden_layers}
     assert data["layers"] == {
         name: {
             "D": c.hidden_size,
@@ -652,8 +645,7 @@ def test_the_layers_and_devices_are_all_of_the_library(made: dict[str, Explorabl
             "E": c.num_experts,
             "K": c.num_experts_per_tok,
         }
-        for name, c in PRESETS.items()
-        if len(c.mlp_only_layers) < c.num_hidden_layers
+        for name, c in sparse.items()
     }
     assert [(d["name"], d["peak"], d["bandwidth"]) for d in data["devices"]] == [
         (d.name, d.flops_per_second, d.bytes_per_second) for d in DEVICES.values()
@@ -664,21 +656,18 @@ def test_the_layers_and_devices_are_all_of_the_library(made: dict[str, Explorabl
 
 def test_the_crossing_is_where_the_library_changes_sides(made: dict[str, Explorable]) -> None:
     data = made["roofline"].data
-    given: list[Any] = list(
-        itertools.product(data["layers"].values(), data["devices"], (False, True))
-    )
+    layers, chips = data["layers"].values(), data["devices"]
+    given: list[Any] = list(itertools.product(layers, chips, (False, True)))
     crossing = f"given.map(([layer, chip, both]) => m.crossing(layer, chip, both, {MOST}))"
     met: set[str] = set()
-    for (layer, chip, backward), cross in zip(
-        given, in_node("roofline", crossing, given), strict=True
-    ):
+    found = in_node("roofline", crossing, given)
+    for (layer, chip, backward), cross in zip(given, found, strict=True):
         device = next(d for d in DEVICES.values() if d.name == chip["name"])
+        sizes = [layer[size] for size in "DFEK"]
+        floor = functools.partial(cost.layer_floor, device, backward=backward)
 
-        def limit(
-            tokens: int, device: Any = device, layer: Any = layer, both: bool = backward
-        ) -> str:
-            sizes = (layer[size] for size in "DFEK")
-            return cost.layer_floor(device, tokens, *sizes, backward=both).limit
+        def limit(tokens: int, floor: Any = floor, sizes: Any = sizes) -> str:
+            return floor(tokens, *sizes).limit
 
         if cross is None:
             assert {limit(1), limit(MOST)} == {"memory"}
@@ -729,9 +718,7 @@ def test_serving_schedules_and_counts_seconds_as_python_does() -> None:
         runs = schedule(lengths, case["places"], case["continuous"])
         assert (answer["all"], answer["runs"]) == (lengths, [list(run) for run in runs])
         seconds, first = clock(runs, step, 0.5)
-        assert answer["seconds"] == pytest.approx(seconds) and answer["first"] == pytest.approx(
-            first
-        )
+        assert (answer["seconds"], answer["first"]) == pytest.approx((seconds, first))
         taken = sorted(runs)  # nobody sits on another's place
         assert all(a[2] <= b[1] for a, b in itertools.pairwise(taken) if a[0] == b[0])
         if case["continuous"]:
@@ -743,9 +730,7 @@ def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
     data = EXPLORABLES["budget"]().data
     cases: list[dict[str, Any]] = [
         {"model": m, "device": d, "gpus": g, "days": 30.0}
-        for m in SHOWN
-        for d in (0, 2)
-        for g in (8, 1024)
+        for m, d, g in itertools.product(SHOWN, (0, 2), (8, 1024))
     ]
     got = in_node(
         "budget",
@@ -763,10 +748,8 @@ def test_a_budget_pays_for_the_same_tokens_here_and_there() -> None:
         used = count_parameters(config).active
         assert answer["read"] == pytest.approx(tokens_for(used, answer["flops"]))
         assert answer["loss"] == pytest.approx(loss(used, answer["read"]))
-        at = [
-            loss(n * answer["best"], tokens_for(n * answer["best"], answer["flops"]))
-            for n in (0.98, 1, 1.02)
-        ]
+        sizes = [n * answer["best"] for n in (0.98, 1, 1.02)]
+        at = [loss(size, tokens_for(size, answer["flops"])) for size in sizes]
         assert at[1] == min(at)  # the best size is that of the least loss
     assert LAW["E"] < loss(FITTED[1], 1e13) < loss(FITTED[0], 1e13)
 
@@ -792,10 +775,8 @@ def test_yardsticks_stand_as_in_python() -> None:
         "work": both | {"step_seconds": 0.1, "steps": [3, 9], "loss": [3.0, 1.0], "held": 2},
     }
     assert standing(small, "characters", 2 / 3) == (pytest.approx(4), {"moe": 3.0})
-    assert standing(small, "seconds", 1) == (
-        pytest.approx(0.9),
-        {"work": 1.0, "moe": pytest.approx(3.2)},
-    )
+    late = {"work": 1.0, "moe": pytest.approx(3.2)}
+    assert standing(small, "seconds", 1) == (pytest.approx(0.9), late)
     assert standing(small, "used") == (2, {"work": 1.0, "moe": 2.0})
     assert standing(small, "held") == (8, {"moe": 2.0})
     ends = [(0.9, 30), (3e4, 6e4), (1e3, 1e8)]

@@ -95,8 +95,9 @@ def compare(
     experts: Experts,
     upstream: Callable[[Tensor], Tensor] | None = None,
     tolerance: float | None = None,
+    dispatch: Callable[[Tensor, Routing, Experts], Tensor] = triton,
 ) -> dict[str, Tensor]:
-    """The kernels against `loop` in float64, forward (with and without gradient) and every gradient; what they gave."""
+    """A dispatcher against `loop` in float64, forward (with and without gradient) and every gradient; what it gave."""
     mixing = torch.randn(x.shape, generator=generator(7)).to(x)
     upstream = upstream or (lambda y: (y * mixing.to(y.dtype)).sum())
     exact = Experts(experts.num_experts, experts.hidden_size, experts.intermediate_size)
@@ -108,9 +109,9 @@ def compare(
     in64 = dataclasses.replace(routing, weight=routing.weight.double())
     expected = gradients(loop, wide, in64, exact, upstream)
     poison(x.device.type)
-    actual = gradients(triton, x, routing, experts, upstream)
+    actual = gradients(dispatch, x, routing, experts, upstream)
     with torch.no_grad():
-        actual["y without gradient"] = triton(x, routing, experts)
+        actual["y without gradient"] = dispatch(x, routing, experts)
     expected["y without gradient"] = expected["y"]
     tolerance = TOLERANCE[x.dtype] if tolerance is None else tolerance
     for name, value in expected.items():

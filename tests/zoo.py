@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from minimoe import cpu
 from minimoe.dispatch import DISPATCHERS, loop
 from minimoe.experts import Experts
 from minimoe.routers import NoisyTopKRouter, Router, SigmoidRouter, SwitchRouter, TopKRouter
@@ -45,6 +47,19 @@ ZOO: dict[str, Callable[[], Router]] = {
     "relu": lambda: ReLURouter(D, E, initializer_range=SPREAD),
 }
 LEARNT = [name for name in ZOO if any(True for _ in ZOO[name]().parameters())]
+
+
+@pytest.fixture(params=["mkl", "onednn"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both backends, whatever this processor prefers: torch's own for want of the other, and oneDNN however small."""
+    if request.param == "mkl":
+        monkeypatch.setattr(cpu, "onednn_available", lambda: False)
+    elif not cpu.onednn_available():
+        pytest.skip("oneDNN is not used on this processor")
+    else:
+        monkeypatch.setattr(cpu, "SMALL", 1)
+    assert cpu.cpu_backend() == request.param
+    return request.param
 
 
 def build(name: str, seed: int = 0) -> Any:
