@@ -71,7 +71,7 @@ corpus: $(STAMP) ## fetch the text and list its domains, sizes and licences
 	$(PY) -m minimoe corpus
 
 UNITS := $(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS) tests
-CELLS := $(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile notebooks
+CELLS := $(TEST_ENV) $(PY) -m pytest -p tests.lessons_plugin $(NBVAL) -n $(JOBS) --dist loadfile --no-loadscope-reorder notebooks
 
 test: $(STAMP) text ## unit tests, then every lesson
 	@failed=0; $(UNITS) || failed=1; $(CELLS) || failed=1; exit $$failed

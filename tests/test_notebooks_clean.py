@@ -581,3 +581,11 @@ def test_a_kernel_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match="died"):
         lessons_plugin.started("python")
     assert lessons_plugin.started("python") == "kernel" and lived == ["python"] * 4
+
+
+def test_what_is_repeated_less_under_test_stands_once_in_its_lesson() -> None:
+    for stem, texts in lessons_plugin.FEWER.items():
+        [path] = [p for p in LESSONS if p.stem == stem]
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(c.source for c in cells if c.cell_type == "code")
+        assert [code.count(text) for text in texts] == [1] * len(texts), stem
