@@ -20,11 +20,12 @@ from torch import Tensor
 from minimoe.checkpoint import TensorFiles, load_layer
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
-from minimoe.experts import ExpertBank, Experts
+from minimoe.experts import Experts
 from minimoe.hf.lazy import (
     CacheStats,
     ExpertFiles,
     Int8Experts,
+    LazyExperts,
     OffloadedExperts,
     cache_stats,
     dequantize,
@@ -322,20 +323,12 @@ def test_every_dispatcher_gives_the_same_bits(
         assert len(offloaded._cache) <= cache
 
 
-class Resident(ExpertBank):
+class Resident(LazyExperts):
     """Experts in memory that run through the lines that offloaded ones run through: fetched one by one."""
 
     def __init__(self, experts: Experts) -> None:
-        super().__init__(E, D, FF)
+        super().__init__(experts)
         self.experts = experts
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.experts.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.experts.device
 
     def weights(self, expert: int) -> tuple[Tensor, Tensor]:
         return self.experts.weights(expert)

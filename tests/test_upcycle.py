@@ -215,12 +215,14 @@ def test_what_would_not_keep_the_function_is_refused_by_name(
     assert named in str(caught.value)
 
 
-def test_a_layer_that_was_in_eval_mode_alone_stays_so() -> None:
+def test_a_layer_that_was_in_eval_mode_alone_or_frozen_stays_so() -> None:
     dense = dense_model().train()
     dense.layers[0].eval()
+    dense.norm.requires_grad_(False)
     sparse = upcycle(dense, num_experts=4, granularity=2, noise=0.0)
     assert sparse.training and sparse.layers[1].training
     assert not any(module.training for module in sparse.layers[0].modules())
+    assert [n for n, p in sparse.named_parameters() if not p.requires_grad] == ["norm.weight"]
 
 
 @torch.no_grad()
