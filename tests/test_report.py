@@ -401,7 +401,7 @@ def test_a_domain_ends_at_the_first_document_that_does_not_fit():
 
 
 def test_no_claim_is_lost_on_a_model_of_two_layers(measured):
-    made = findings(measured)
+    made = findings(measured, {})
     assert [f.claim for f in made] == ["C10", "C11", "C12", "C13", "C14", "C15", "C16"]
     assert all(f.short and f.rule and f.parts for f in made if f.claim != "C11")
     assert sum(int(n) for n in re.findall(r"\d+", judged.counted(made))) == 7

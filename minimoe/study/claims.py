@@ -6,14 +6,13 @@ number that a rule judges is computed in the file of its subject. No verdict is 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import string
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +57,7 @@ class Part:
     verdict: Verdict
     decides: bool = True
     #: the size that the verdict rests on; NaN where it has none
-    effect: Band = dataclasses.field(default_factory=lambda: Band(math.nan))
+    effect: Band = field(default_factory=lambda: Band(math.nan))
     said: str = ""  #: the effect in words
 
 
@@ -125,22 +124,19 @@ def beside(
     known = {(f.claim, p.what): p for f in untrained or () for p in f.parts}
 
     def compared(part: Part, claim: str) -> Part:
-        other = known.get((claim, part.what))
-        if untrained is None and claims()[claim].get("learnt") and part.verdict == AGREES:
-            return dataclasses.replace(
-                part, found=told("uncontrolled.part", part=part), verdict=UNKNOWN
-            )
-        if other is None or not other.said:
-            return part
-        found, verdict = f"{part.found}. {control}: {other.said} ({other.verdict})", part.verdict
-        learnt = claims()[claim].get("learnt") and not math.isnan(part.effect.value)
-        bound = other.effect.high if other.effect.known else other.effect.value
-        if learnt and verdict == AGREES and not part.effect.low > bound:
-            verdict, found = UNKNOWN, f"{found}; the difference is not clear"
-        return dataclasses.replace(part, found=found, verdict=verdict)
+        other, found, verdict = known.get((claim, part.what)), part.found, part.verdict
+        learnt = claims()[claim].get("learnt") and verdict == AGREES
+        if untrained is None and learnt:
+            found, verdict = told("uncontrolled.part", part=part), UNKNOWN
+        elif other and other.said:
+            found = f"{found}. {control}: {other.said} ({other.verdict})"
+            bound = other.effect.high if other.effect.known else other.effect.value
+            if learnt and not math.isnan(part.effect.value) and not part.effect.low > bound:
+                verdict, found = UNKNOWN, f"{found}; the difference is not clear"
+        return replace(part, found=found, verdict=verdict)
 
     parts = ((f, tuple(compared(part, f.claim) for part in f.parts)) for f in made)
-    return tuple(dataclasses.replace(f, parts=both) for f, both in parts)
+    return tuple(replace(f, parts=both) for f, both in parts)
 
 
 def inside(band: Band, least: float, most: float) -> Verdict:
@@ -163,9 +159,8 @@ def below(band: Band, most: float) -> Verdict:
 def counted(made: Sequence[Finding]) -> str:
     """'3 agree, 2 disagree, 1 cannot be told, 1 describes the material'."""
     number = Counter(f.verdict for f in made)
-    words = ("agree", "disagree", UNKNOWN, "describes the material")
-    known = [(number[v], word) for v, word in zip(VERDICTS, words, strict=True)]
-    return ", ".join(f"{count} {word}" for count, word in known if count)
+    said = {AGREES: "agree", DISAGREES: "disagree", MATERIAL: "describes the material"}
+    return ", ".join(f"{number[v]} {said.get(v, v)}" for v in VERDICTS if number[v])
 
 
 # --- numbers in words -----------------------------------------------------------------------------

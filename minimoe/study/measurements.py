@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,25 +119,19 @@ def measure(
     left_out: list[str] = []
 
     def at(
-        numbers: Sequence[int],
-        compute: Callable[..., Any],
-        part: RoutingTrace | None,
-        *args: Any,
-        what: str = "",
-        **options: Any,
+        numbers: Sequence[int], compute: Any, part: RoutingTrace | None, *args: Any, **options: Any
     ) -> tuple[Any, ...]:
-        """The statistic at each layer; nothing of a text that is not there, or, said by `what`, that is too small."""
-        try:
-            return tuple(compute(part, x, *args, seed=seed, **options) for x in numbers if part)
-        except TraceError as error:
-            if not what:
-                raise
-            left_out.append(told("left_out.analysis", what=what, error=error))
-            return ()
+        """The statistic at each layer; nothing of a text that is not there."""
+        return tuple(compute(part, x, *args, seed=seed, **options) for x in numbers if part)
 
     def of_own(one: chance.Statistic) -> tuple[Any, ...]:
+        """At the layers that it is of; nothing of a text that is too small."""
         numbers = (every if one.every else layers) if one.judge or not judged else ()
-        return at(numbers, one.compute, text, what=one.what)
+        try:
+            return at(numbers, one.compute, text)
+        except TraceError as error:
+            left_out.append(told("left_out.analysis", what=one.what, error=error))
+            return ()
 
     asked, mmlu, read = title != TEXT, None, trace
     if others:
@@ -221,7 +214,7 @@ def _renamed(trace: RoutingTrace, domain: str) -> RoutingTrace:
         TraceDocument(domain, f"{d.domain}/{d.id}", None, f"{d.domain}/{d.work or d.id}")
         for d in trace.documents
     )
-    return dataclasses.replace(trace, documents=documents)
+    return replace(trace, documents=documents)
 
 
 def chosen_topics(topics: Mapping[str, int], wanted: Sequence[str] = TOPICS) -> tuple[str, ...]:

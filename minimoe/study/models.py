@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -80,9 +79,7 @@ def _find_transformers(
             f"{source}: its tokenizer ({type(tokenizer).__name__}) is not one of the library tokenizers; "
             "save it with a tokenizer.json"
         )
-    held = "of the server"
-    if weights:
-        held = weights_fingerprint(path) if local else "of the hub"
+    known = weights_fingerprint(path) if weights and local else "of the hub"
     settings = {k: v for k, v in config.to_dict().items() if k not in _PASSING}
     options: dict[str, Any] = {"dtype": dtype or "auto", "revision": commit}
     return FoundModel(
@@ -96,7 +93,7 @@ def _find_transformers(
         parameters=sum(p.numel() for p in shape.parameters()),
         identity={
             "config_sha256": sha256(json.dumps(settings, sort_keys=True, default=str)),
-            "weights": held,
+            "weights": known if weights else "of the server",
             "revision": commit or "local",
             "tokenizer_sha256": sha256(backend.to_str()),
             "dtype": str(dtype or f"as stored ({config.dtype})").replace("torch.", ""),

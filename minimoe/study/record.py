@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, count, groupby
 from typing import Any, NamedTuple, Protocol
@@ -23,8 +22,7 @@ from minimoe.errors import TraceError
 from minimoe.generate import evaluating
 from minimoe.model import MixtralModel, ModelOutput, zero_or_one
 from minimoe.routing import Routing
-from minimoe.study import trace as stored
-from minimoe.study.trace import RoutingTrace, TraceDocument
+from minimoe.study.trace import MADE_OF, RoutingTrace, TraceDocument, first_documents, made_of
 from minimoe.text.tokenizer import TokenSplit
 
 Layers = Sequence[int] | None  # numbers counted from 1; None: all that have experts
@@ -106,7 +104,7 @@ class RandomRouters:
     def beside(self, recording: Recording) -> Recording:
         """The recording of the pass in which they last chose, with their choices."""
         chosen = stacked([self._chosen.pop(layer) for layer in sorted(self._chosen)])
-        return dataclasses.replace(recording, control=chosen)
+        return replace(recording, control=chosen)
 
 
 UNKNOWN = (
@@ -117,9 +115,9 @@ UNKNOWN = (
 )
 
 
-def unheard(model: nn.Module, otherwise: str) -> TraceError:
+def unheard(model: Any, otherwise: str) -> TraceError:
     """Why a recorder heard nothing: torch.compile took the place of a call of the model or of its parts, or else."""
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             otherwise = (
                 "the model was compiled with torch.compile, and compiled code does not run the hooks that a recorder "
@@ -502,8 +500,7 @@ def source_of(
     if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         return TransformersSource(model, layers, control)
     if isinstance(model, nn.Module) or not hasattr(model, "recording"):
-        parts = model if isinstance(model, nn.Module) else nn.Module()
-        raise unheard(parts, type(model).__name__ + UNKNOWN)
+        raise unheard(model, type(model).__name__ + UNKNOWN)
     if layers is not None and chosen_layers(model.layers, layers) != model.layers:
         raise TraceError(f"the source given records layers {model.layers}, not {tuple(layers)}")
     return model
@@ -593,7 +590,7 @@ def record_documents(
     else:
         read = progress(list(batches(every, batch_tokens)))
         rows, about = list(_read(source, read, end_of_text or 0)), {}
-    about[stored.MADE_OF] = stored.made_of(tokens, end_of_text=end_of_text, max_length=max_length)
+    about[MADE_OF] = made_of(tokens, end_of_text=end_of_text, max_length=max_length)
     trace = joined(rows, documents, source.layers, source.num_experts, about)
     return trace if layers is None else trace.of_layers(layers)
 
@@ -658,5 +655,5 @@ def documents_of(
         if d.tokens > 1 and (domains is None or d.domain in domains)
     ]
     labels, lengths = [d.domain for d, _ in held], [len(ids) for _, ids in held]
-    taken = list(compress(held, stored.first_documents(labels, lengths, max_tokens)))
+    taken = list(compress(held, first_documents(labels, lengths, max_tokens)))
     return [d for d, _ in taken], [ids for _, ids in taken]

@@ -27,17 +27,15 @@ from minimoe.errors import ConfigError, MinimoeError, explained
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.study import claims as say
-from minimoe.study import domains, load, paths, vocabulary
+from minimoe.study import depth, domains, load, paths, vocabulary
 from minimoe.study import measurements as ms
 from minimoe.study import questions as qs
 from minimoe.study.chance import GENERATED, MIN_DOCUMENTS, MMLU, STATISTICS, document_labels
 from minimoe.study.claims import Finding, Part, told
 from minimoe.study.counts import published
-from minimoe.study.depth import draw_information
 from minimoe.study.drawing import Figure, require_matplotlib
 from minimoe.study.engines.replies import checks
 from minimoe.study.engines.server import Server
-from minimoe.study.measurements import Measurements
 from minimoe.study.models import FoundModel, Stages, find_minimoe, kind_of
 from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
@@ -97,8 +95,9 @@ def run_study(
         theirs, of_text = kind_of(model) != "minimoe", questions is None
         if of_text and domains is None and theirs:
             questions = "mmlu"
+        find: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         if questions is None:
-            asked_only = {"layers": layers, "device": device, "dtype": dtype, "revision": revision}
+            asked_only = {"layers": layers, **find}
             for name in (n for n, value in asked_only.items() if value not in (None, "auto")):
                 raise ConfigError(
                     f"--{name} belongs to the study of questions: give --questions too"
@@ -110,7 +109,6 @@ def run_study(
             read = qs.heldout_text(model, found, domains, max_tokens)
         else:
             stage("finding the questions and the model")
-            find: Any = {"device": device, "dtype": dtype, "revision": revision}
             find |= {"server": server, "seed": seed}
             found, read = qs.found_and_asked(model, questions, layers, max_tokens, **find)
             why = "not read with models of transformers" if of_text else "questions were asked for"
@@ -127,13 +125,11 @@ def run_study(
         "tokenizer": found.tokenizer,
     }
 
-    def nobodys() -> Measurements | None:
-        if trace.control is not None:
-            model = trace.untrained()
-        elif server is not None or recorded is not None:
+    def nobodys() -> ms.Measurements | None:
+        if trace.control is None and (server or recorded):
             return None
-        else:
-            model = random_weights(found, trace, seed)
+        asked = trace.control is not None
+        model = trace.untrained() if asked else random_weights(found, trace, seed)
         return ms.measure(model, judged=True, **options)[0]
 
     with ThreadPoolExecutor(1) as pool:  # statistics and figures leave all cores but one idle
@@ -141,18 +137,20 @@ def run_study(
         m, missing = ms.measure(trace, say=lambda x: stage(f"measuring {x}"), **options)
         left_out = [*read.left_out, *missing, *checks(recorded or out / "trace")]
         stage("drawing")
-        drawn = draw(m, found.tokenizer, dict(read.titles))
+        titles = {d.topic or "": spell(d.topic or "") for d in trace.documents} | {**read.titles}
+        drawn = draw(m, found.tokenizer, titles)
         for name, figure in drawn.items():
             figure.save(out / f"{name}.png")
         stage("the end of the control: the same with untrained routers")
         untrained = control.result()
     kind = "" if untrained is None else "weights" if trace.control is None else "routers"
-    titles = read.titles or {d.topic or "": spell(d.topic or "") for d in trace.documents}
-    made = findings(m, titles, untrained, f"Random {kind}")
+    made, others = findings(m, titles), None
     if untrained is None:
         learnt = [f.claim for f in made if say.claims()[f.claim].get("learnt")]
         left_out.append(told("uncontrolled.study", claims=learnt))
-        made = say.beside(made, None)
+    else:
+        others = findings(untrained, titles)
+    made = say.beside(made, others, f"Random {kind}")
     itself = mixtral_itself(made, m)
     stage("writing")
     gpu = read.of_questions and device != "cpu" and torch.cuda.is_available()
@@ -178,15 +176,10 @@ def run_study(
     }
     text = json.dumps(rounded(summary), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(out / "summary.json", text + "\n")
-    words = {
-        "found": found,
-        "read": read,
-        "control": kind,
-        "trace": trace,
-        "layers": spans(read.layers),
-    }
-    words |= {"facts": facts, "corpus": material(trace, read), "left_out": left_out}
-    write_text(out / "report.html", page(made, drawn, published=itself, **words))
+    words: Any = {"found": found, "read": read, "trace": trace, "layers": spans(read.layers)}
+    words |= {"facts": facts, "left_out": left_out, "control": kind, "published": itself}
+    words["corpus"] = material(trace, read.of_questions, titles)
+    write_text(out / "report.html", page(made, drawn, **words))
     stage("done")
     return out / "report.html"
 
@@ -211,17 +204,17 @@ def writable(out: Path) -> None:
         remove_leftovers(out, ".*.????????.tmp")
 
 
-def material(trace: RoutingTrace, read: qs.Reading) -> list[dict[str, Any]]:
-    """The text that was read: title, documents, tokens and a note, of each domain or subject."""
-    names, label = document_labels(trace, "topic" if read.of_questions else "domain")
+def material(trace: RoutingTrace, asked: bool, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The text that was read: title, documents, tokens and a note, of each domain, or subject of what was asked."""
+    names, label = document_labels(trace, "topic" if asked else "domain")
     held = np.bincount(label, minlength=len(names)).tolist()
     tokens = np.bincount(label[trace.document], minlength=len(names)).tolist()
     rows: list[dict[str, Any]] = []
     for name, documents, count in zip(names, held, tokens, strict=True):
         few = f"fewer than {MIN_DOCUMENTS} documents: no intervals" * (documents < MIN_DOCUMENTS)
-        row = {"title": spell(name) if read.of_questions else read.titles.get(name, name)}
-        rows.append({**row, "documents": documents, "tokens": count, "note": few})
-    return sorted(rows, key=lambda row: row["title"]) if read.of_questions else rows
+        row = {"title": titles.get(name, name), "documents": documents, "tokens": count}
+        rows.append({**row, "note": few})
+    return sorted(rows, key=lambda row: row["title"]) if asked else rows
 
 
 def surroundings() -> dict[str, str]:
@@ -231,12 +224,12 @@ def surroundings() -> dict[str, str]:
     return machine | versions | {"python": platform.python_version()}
 
 
-def trimmed(m: Measurements) -> dict[str, Any]:
+def trimmed(m: ms.Measurements) -> dict[str, Any]:
     """All numbers except the thousands of single tokens, of which the means are kept."""
     values = m.to_dict()
     for layer in values["preferred"]:
-        layer["tokens"] = len(layer["token"])
-        for key in ("token", "occurrences", "expert", "share", "chance"):
+        layer["tokens"] = len(layer.pop("token"))
+        for key in ("occurrences", "expert", "share", "chance"):
             del layer[key]
     return values
 
@@ -281,15 +274,15 @@ def written(text: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{5})", link, text).replace(" %", "\u00a0%")
 
 
-def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[str, Any]]:
+def mixtral_itself(made: Sequence[Finding], m: ms.Measurements) -> dict[str, dict[str, Any]]:
     """What the published counts of Mixtral 8x7B tell of C12 and C13: in short, part by part, and their source.
 
     Its first, middle and last layer stand beside those of the model. No part of it has a verdict of its own: documents
     are not given, so there are no intervals.
     """
     table, last = published(), m.layers[-1]
-    places = {1: (2,), 2: (0, 2), 3: (0, 1, 2)}[len(m.layers)]
-    own = {x: ms.three_layers(table.layers)[i] for x, i in zip(m.layers, places, strict=True)}
+    three = ms.three_layers(table.layers)
+    own = dict(zip(m.layers, (*three[: len(m.layers) - 1], three[-1]), strict=True))
 
     def cell(f: Finding, part: Part) -> str:
         layer = next((x for x in m.layers if say.of_layers(x, m.num_layers) in part.what), last)
@@ -317,38 +310,38 @@ def mixtral_itself(made: Sequence[Finding], m: Measurements) -> dict[str, dict[s
     return {f.claim: itself(f) for f in made if f.claim in ("C12", "C13")}
 
 
-def draw(m: Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
+def draw(m: ms.Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
     """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
-    depth: Any = {"num_layers": m.num_layers}
-    names, said = (
-        {GENERATED: "load-questions", MMLU: "load-mmlu"},
-        {MMLU: "the real MMLU questions"},
-    )
+    layers: Any = {"num_layers": m.num_layers}
+    names = {GENERATED: "load-questions", MMLU: "load-mmlu"}
+    said = {MMLU: "the real MMLU questions"}
+    words: Any = {"titles": titles, **layers}
     drawn = [
-        load.draw_load(say.at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **depth)
+        load.draw_load(
+            say.at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **layers
+        )
         for k in m.load
     ]
     drawn.append(load.draw_load_by_depth(m.load))
     if m.topics:
         sizes = dict(zip(m.topics[0].names, m.topics[0].documents.tolist(), strict=True))
         chosen = ms.chosen_topics(sizes, ms.SUBJECTS if m.of_questions else ms.TOPICS)
-        words: Any = {"titles": {s: spell(s) for s in sizes if m.of_questions}, **depth}
         note = told(f"notes.{m.nouns[1]}")
         drawn.append(domains.draw_labels(m.topics, chosen, note=note, **words))
         drawn.append(domains.draw_skew(m.topics, **words))
+    if m.subjects and all(s in m.subjects[-1].names for s in ms.SUBJECTS):
+        last, note = m.subjects[-1:], told("notes.real")
+        drawn.append(domains.draw_labels(last, ms.SUBJECTS, name="subjects", note=note, **words))
     if m.domains and len(m.domains[0].names) > 1:
-        words = {"titles": titles, "note": told("notes.packages"), **depth}
+        words["note"] = told("notes.packages")
         drawn.append(domains.draw_labels(m.domains[-1:], (), name="domains", **words))
         drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
-    if m.subjects and all(s in m.subjects[-1].names for s in ms.SUBJECTS):
-        words = {"titles": {s: spell(s) for s in ms.SUBJECTS}, "note": told("notes.real"), **depth}
-        drawn.append(domains.draw_labels(m.subjects[-1:], ms.SUBJECTS, name="subjects", **words))
     decode = decoder(tokenizer)
     ranked = zip(m.frequent, m.characteristic, strict=True)
-    drawn += [vocabulary.draw_ranked(often, apart, decode, **depth) for often, apart in ranked]
-    drawn += [vocabulary.draw_token(m.shares, t, m.apart, **depth) for t in m.tokens]
+    drawn += [vocabulary.draw_ranked(often, apart, decode, **layers) for often, apart in ranked]
+    drawn += [vocabulary.draw_token(m.shares, t, m.apart, **layers) for t in m.tokens]
     what = "subject" if m.of_questions else "domain"
-    drawn.append(draw_information(m.information, within=m.information_topics, what=what))
+    drawn.append(depth.draw_information(m.information, within=m.information_topics, what=what))
     drawn += [s.draw(m) for name, s in STATISTICS.items() if s.draw and m.own.get(name)]
     drawn += [paths.draw_paths(m.paths)] if m.paths else []
     return {figure.name: figure for figure in drawn}
@@ -381,21 +374,15 @@ def decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
     return decode
 
 
-def findings(
-    m: Measurements,
-    titles: Mapping[str, str] | None = None,
-    untrained: Measurements | None = None,
-    control: str = "",
-) -> tuple[Finding, ...]:
-    """C10 to C16 and others in order, beside a `control` on the same text; `titles` spells out the names of domains."""
+def findings(m: ms.Measurements, titles: Mapping[str, str]) -> list[Finding]:
+    """C10 to C16 and others in order; `titles` spells out the names of domains."""
     made = (
         *(one.judge(m) for one in STATISTICS.values() if one.judge),
         paths.judge_paths(m),
         load.judge_material(m),
         load.judge_balance(m),
-        domains.judge_subjects(m, titles or {}),
+        domains.judge_subjects(m, titles),
         vocabulary.judge_frequent(m),
         load.judge_imbalance(m),
     )
-    made = tuple(sorted((f for f in made if f.parts), key=lambda f: f.claim))
-    return made if untrained is None else say.beside(made, findings(untrained, titles), control)
+    return sorted((f for f in made if f.parts), key=lambda f: f.claim)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, pairwise
+from itertools import chain, compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,8 +178,7 @@ class RoutingTrace:
         self, domains: Iterable[str] | None = None, documents: npt.ArrayLike | None = None
     ) -> RoutingTrace:
         """The part in these domains and in this [G] mask of documents; a TraceError if a domain is unknown."""
-        wanted = self.domains if domains is None else domains
-        names = {wanted} if isinstance(wanted, str) else set(wanted)
+        names = set(self.domains if domains is None else domains)
         if unknown := names.difference(self.domains):
             raise TraceError(
                 f"unknown domain {', '.join(sorted(unknown))}; the trace has: {', '.join(self.domains)}"
@@ -215,14 +215,13 @@ class RoutingTrace:
         if tokens is None:
             traces = list(traces)
             tokens = sum(map(len, traces))
-        head: RoutingTrace | None = None
-        arrays, meta = dict[str, npt.NDArray[Any]](), dict[str, str]()
-        index, at = dict[TraceDocument, int](), 0
-        for number, trace in enumerate(traces):
+        rest = iter(traces)
+        if (head := next(rest, None)) is None:
+            raise TraceError("no trace to join")
+        arrays = {n: np.empty((tokens, *a.shape[1:]), a.dtype) for n, a in head.arrays().items()}
+        meta, index, at = head.meta, dict[TraceDocument, int](), 0
+        for number, trace in enumerate(chain([head], rest)):
             own = trace.arrays()
-            if head is None:
-                head, meta = trace, trace.meta
-                arrays = {n: np.empty((tokens, *a.shape[1:]), a.dtype) for n, a in own.items()}
             if trace.header[:3] != head.header[:3] or own.keys() != arrays.keys():
                 raise TraceError(
                     f"cannot join traces: number {number} holds {', '.join(own)} of {trace.header}, number 0 "
@@ -234,8 +233,6 @@ class RoutingTrace:
                 array[at : at + len(trace)] = own[name]
             at += len(trace)
             meta = {key: value for key, value in meta.items() if trace.meta.get(key) == value}
-        if head is None:
-            raise TraceError("no trace to join")
         return replace(head, **arrays, documents=tuple(index), meta=meta)
 
     def save(self, path: str | Path) -> None:
@@ -264,22 +261,18 @@ class RoutingTrace:
 @contextlib.contextmanager
 def _stored(path: str | Path) -> Generator[tuple[Any, TraceHeader]]:
     """The arrays of a stored trace, unread, and its header; an error inside names the file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
-            if header["format"] != FORMAT or header["version"] != VERSION:
-                found = f"{header['format']} {header['version']}"
-                raise TraceError(f"format {found}, expected {FORMAT} {VERSION}")
-            head = TraceHeader(*(header[name] for name in TraceHeader._fields))
-            documents = tuple(TraceDocument(*entry) for entry in head.documents)
-            yield stored, head._replace(layers=tuple(head.layers), documents=documents)
-    except FileNotFoundError:
-        raise TraceError(f"{path}: there is no such file; record a trace first") from None
+    if not Path(path).exists():
+        raise TraceError(f"{path}: there is no such file; record a trace first")
+    fault = f"{path}: not a routing trace that can be read, or damaged"
     # a damaged zip fails in a dozen ways: zlib, struct, tokenize, MemoryError, ...
-    except Exception as error:
-        raise TraceError(
-            f"{path}: not a routing trace that can be read, or damaged ({error}); record it again"
-        ) from error
+    damaged = explained(TraceError, lambda e: f"{fault} ({e}); record it again", Exception)
+    with damaged, np.load(path, allow_pickle=False) as stored:
+        header: dict[str, Any] = json.loads(bytes(stored["header"]).decode())
+        if (form := (header["format"], header["version"])) != (FORMAT, VERSION):
+            raise TraceError("format {} {}, expected {} {}".format(*form, FORMAT, VERSION))
+        head = TraceHeader(*(header[name] for name in TraceHeader._fields))
+        documents = tuple(TraceDocument(*entry) for entry in head.documents)
+        yield stored, head._replace(layers=tuple(head.layers), documents=documents)
 
 
 def first_documents(
@@ -289,17 +282,17 @@ def first_documents(
 
     A label ends at the first document that does not fit: going on would fill the rest with short ones.
     """
-    used: dict[str | None, int] = {}
-    keep = np.ones(len(labels), dtype=np.bool_)
-    for i, (label, length) in enumerate(zip(labels, lengths, strict=True)):
+    used, keep = Counter[str | None](), list[bool]()
+    for label, length in zip(labels, lengths, strict=True):
         first = label not in used
-        total = used[label] = used.get(label, 0) + int(length)
-        keep[i] = first or limit is None or total <= limit
-    return keep
+        used[label] += int(length)
+        keep.append(first or limit is None or used[label] <= limit)
+    return np.array(keep, dtype=np.bool_)
 
 
 MANIFEST = "manifest.json"
 MADE_OF = "made_of_sha256"  # in the meta of each chunk, from `made_of`
+_ELSE = "give another folder, or remove this one"
 _CHUNKS = f"chunk-{6 * '[0-9]'}.npz"
 
 
@@ -340,15 +333,13 @@ class TraceWriter:
         for chunk in self.chunks:
             part = slice(at, at + len(chunk.documents))
             at = part.stop
-            made = made_of(tokens[part], **options)
+            made, other = made_of(tokens[part], **options), ""
+            if chunk.documents != tuple(documents[part]) or chunk.meta.get(MADE_OF) != made:
+                other = "other documents than those given, or read otherwise"
             if chunk.layers != tuple(layers):
                 other = f"layers {list(chunk.layers)}, not {list(layers)}"
-            elif chunk.documents != tuple(documents[part]) or chunk.meta.get(MADE_OF) != made:
-                other = "other documents than those given, or read otherwise"
-            else:
-                continue
-            other += "; give another folder, or remove this one"
-            raise TraceError(f"{self.folder} holds {other}")
+            if other:
+                raise TraceError(f"{self.folder} holds {other}; {_ELSE}")
         return at
 
     def _claim(self, identity: dict[str, Any], used: bool) -> None:
@@ -356,16 +347,14 @@ class TraceWriter:
         text = json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if not used:
             return write_text(path, text)
-        lost = "so nobody knows of what the chunks beside it are; give another folder, or remove this one"
+        lost = f"so nobody knows of what the chunks beside it are; {_ELSE}"
         with explained(TraceError, lambda e: f"{e}, {lost}", TraceError):
             stored = read_object(path, TraceError)
         now = json.loads(text)  # as JSON has it: tuples are lists
         keys = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
         if said := [f"{k} was {_short(stored.get(k))}, is {_short(now.get(k))}" for k in keys]:
-            raise TraceError(
-                f"{self.folder} holds a trace of something else: {'; '.join(said)}; give another folder, or remove "
-                "this one to record anew"
-            )
+            other = f"a trace of something else: {'; '.join(said)}"
+            raise TraceError(f"{self.folder} holds {other}; {_ELSE} to record anew")
 
     def append(self, chunk: RoutingTrace) -> Path:
         """Write one more chunk, of the same model; it is on disk when this returns."""
