@@ -56,7 +56,7 @@ def finding(rows: Sequence[dict[str, Any]]) -> say.Finding:
             say.Part(
                 f"{LABELS[arm]}, less the dense attention with four",
                 f"{said} nats per character, {len(dense.keys() & losses[arm].keys())} seeds",
-                say.below(band, margin),
+                say.inside(band, most=margin),
                 arm != "dense-1",
                 band,
             )

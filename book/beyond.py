@@ -436,7 +436,8 @@ def finding(bands: dict[str, Band]) -> say.Finding:
     for field, what in FIELDS.items():
         band = bands[field]
         said = f"{band.value:+.4f} [{band.low:+.4f} to {band.high:+.4f}]"
-        parts.append(say.Part(f"{field}: {what}", said, say.below(band, margin), True, band))
+        verdict = say.inside(band, most=margin)
+        parts.append(say.Part(f"{field}: {what}", said, verdict, True, band))
         short.append(f"{said} for {field}")
     return say.finding("C18", parts, "sparse less dense: " + ", ".join(short))
 

@@ -43,7 +43,7 @@ def ratio(result: dict[str, Any], what: str, batch: float, tokens: float, to: st
 
 def below(what: str, band: Band, least: float, *, decides: bool = True) -> say.Part:
     """A part that agrees if an interval lies below `least`, and disagrees if it lies above."""
-    return say.Part(what, say.factor(band), say.below(band, least), decides, band)
+    return say.Part(what, say.factor(band), say.inside(band, most=least), decides, band)
 
 
 def _batches(result: dict[str, Any]) -> say.Finding:

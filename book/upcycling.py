@@ -163,7 +163,7 @@ def finding(gaps: dict[str, float], found: dict[str, dict[int, float]]) -> say.F
             f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}] nats per token, {pairs} seeds"
         )
         said = said if pairs > 1 else "not run yet"
-        served = say.below(band, limits["margin"])
+        served = say.inside(band, most=limits["margin"])
         parts.append(say.Part(f"experts in {where}, less dense", said, served, bool(layers), band))
         if pairs > 1:
             short.append(f"{band.value:+.3f} nats with experts in {where}")

@@ -9,7 +9,7 @@ The rule is in minimoe/study/claims.toml.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -52,18 +52,16 @@ def finding(all_losses: dict[str, dict[int, float]]) -> say.Finding:
     even, moe = say.limits("C2, our run")["even"], all_losses["moe"]
     bands = {arm: difference(own, moe) for arm, own in all_losses.items() if arm != "moe"}
 
-    def part(
-        arm: str, judge: Callable[..., say.Verdict] = say.above, decides: bool = False
-    ) -> say.Part:
+    def part(arm: str, end: str = "least", decides: bool = False) -> say.Part:
         band = bands[arm]
         said = f"{band.value:+.3f} [{band.low:+.3f} to {band.high:+.3f}]"
         return say.Part(
             f"{LABELS[arm]}, less the MoE", f"{said} nats per character, {len(moe)} seeds",
-            judge(band, even), decides, band,
+            say.inside(band, **{end: even}), decides, band,
         )  # fmt: skip
 
     beside = [part(arm) for arm in LABELS if arm in bands and arm not in ("held", "work")]
-    first = [part("held", say.below, True), part("work", decides=True)]
+    first = [part("held", "most", True), part("work", decides=True)]
     short = ", ".join(
         f"{bands[arm].value:+.3f} nats for the dense model of equal {name}"
         for arm, name in (("held", "size"), ("work", "work"), ("time", "time"))

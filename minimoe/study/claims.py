@@ -135,11 +135,10 @@ def beside(
                 verdict, found = UNKNOWN, f"{found}; the difference is not clear"
         return replace(part, found=found, verdict=verdict)
 
-    parts = ((f, tuple(compared(part, f.claim) for part in f.parts)) for f in made)
-    return tuple(replace(f, parts=both) for f, both in parts)
+    return tuple(replace(f, parts=tuple(compared(p, f.claim) for p in f.parts)) for f in made)
 
 
-def inside(band: Band, least: float, most: float) -> Verdict:
+def inside(band: Band, least: float = -math.inf, most: float = math.inf) -> Verdict:
     """Whether an interval lies within [least, most], outside of it, or partly in it; none, NaN, tells nothing."""
     if band.known and least <= band.low and band.high <= most:
         return AGREES
@@ -149,11 +148,6 @@ def inside(band: Band, least: float, most: float) -> Verdict:
 def above(band: Band, least: float) -> Verdict:
     """Whether an interval lies above `least`, below it, or holds it; no interval tells nothing."""
     return AGREES if band.low > least else DISAGREES if band.high < least else UNKNOWN
-
-
-def below(band: Band, most: float) -> Verdict:
-    """Whether an interval lies below `most`, above it, or holds it."""
-    return above(Band(-band.value, -band.high, -band.low), -most)
 
 
 def counted(made: Sequence[Finding]) -> str:

@@ -67,7 +67,17 @@ def _find_transformers(
         library: Any = importlib.import_module("transformers")
     with quiet_libraries("transformers", "huggingface_hub"):
         config = _asked(source, library.AutoConfig.from_pretrained, revision=revision)
-        commit = None if local else _commit(source, revision)
+        commit = None
+        if not local:  # read off the cache into which the configuration has just come
+            hub: Any = importlib.import_module("huggingface_hub")
+            cached = hub.try_to_load_from_cache(source, "config.json", revision=revision or "main")
+            if not isinstance(
+                cached, str
+            ):  # a recording could not be told from one of other weights
+                raise CheckpointError(
+                    f"the commit of {source} cannot be read off the hub's cache; download the model and give its folder"
+                )
+            commit = Path(cached).parent.name
         with torch.device("meta"):  # its shape without its weights
             shape = _asked(source, lambda _: library.AutoModelForCausalLM.from_config(config))
         with explained(CheckpointError, lambda e: f"{source}: {e}", TraceError):
@@ -153,18 +163,6 @@ def _asked(source: str, function: Any, **options: Any) -> Any:
             text = f"{type(error).__name__}: {text}"
             hint = "; one of its files is damaged or of another version: fetch or save it again"
         raise CheckpointError(f"{source} cannot be loaded: {text}{hint}") from error
-
-
-def _commit(name: str, revision: str | None) -> str:
-    """The commit that a branch of the hub stands for, read off the cache into which the configuration has just come;
-    unknown, it is an error, because a recording could not be told from one of other weights."""
-    cache: Any = importlib.import_module("huggingface_hub")
-    path = cache.try_to_load_from_cache(name, "config.json", revision=revision or "main")
-    if not isinstance(path, str):
-        raise CheckpointError(
-            f"the commit of {name} cannot be read off the hub's cache; download the model and give its folder"
-        )
-    return Path(path).parent.name
 
 
 Device = torch.device | str

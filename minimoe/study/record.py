@@ -86,20 +86,19 @@ class RandomRouters:
         self._drawn: dict[int, Tensor] = {}
         self._chosen: dict[int, Tensor] = {}
 
-    def choose(self, layer: int, x: Tensor, k: int) -> Tensor:
-        """[T, K] experts of hidden states x [T, D]."""
+    def choose(self, layer: int, x: Tensor, k: int) -> None:
+        """Note the [T, K] experts of hidden states x [T, D]."""
         if layer not in self._drawn:
             generator = torch.Generator().manual_seed(1000 * self._seed + layer)
             drawn = torch.randn(self._num_experts, x.shape[-1], generator=generator)
             drawn, named = nn.functional.normalize(drawn), self._layers[layer].named_parameters()
-            own = [p for name, p in named if "experts" not in name.split(".")]
+            own = (p for name, p in named if "experts" not in name.split("."))
             rows = [p for p in own if p.ndim == 2 and len(p) == len(drawn)]
             if len(rows) == 1 and not rows[0].is_meta:
                 drawn *= rows[0].detach().float().cpu().norm(dim=1, keepdim=True)
             self._drawn[layer] = drawn.to(x.device)
         logits = x.detach().float() @ self._drawn[layer].T
         self._chosen[layer] = logits.topk(k, dim=1).indices
-        return self._chosen[layer]
 
     def beside(self, recording: Recording) -> Recording:
         """The recording of the pass in which they last chose, with their choices."""
@@ -359,7 +358,7 @@ class TransformersSource:
     def recording(self, args: Any, kwargs: dict[str, Any], output: Any) -> Recording:
         """Pack what the layers' experts were called with."""
         given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
-        ids = given.get("input_ids")
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not isinstance(ids, Tensor):
             raise TraceError("the model was called without input_ids, which the recorder must know")
         if missing := [layer for layer in self.layers if layer not in self._kept]:
@@ -376,7 +375,15 @@ class TransformersSource:
                 f"with the same number of choices for each of {ids.numel()} tokens"
             )
         expert, weight = zip(*(self._kept[layer][0] for layer in self.layers), strict=True)
-        packed = pack(ids, _valid(ids, given.get("attention_mask")), expert, weight)
+        if mask is not None:  # with a cache it covers earlier tokens too
+            if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
+                shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+                raise TraceError(
+                    f"attention_mask is {shape}, from which padding cannot be read; give the usual mask of shape "
+                    f"({ids.shape[0]}, {ids.shape[1]} or more with a cache)"
+                )
+            mask = zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu(), tuple(ids.shape))
+        packed = pack(ids, mask, expert, weight)
         return self._random.beside(packed) if self._random else packed
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -385,19 +392,6 @@ class TransformersSource:
         device = "cpu" if held.type == "meta" else held  # offloaded: the library moves it itself
         mask = None if attention_mask is None else attention_mask.to(device, torch.int64)
         self.model(input_ids.to(device), attention_mask=mask, **self._options)
-
-
-def _valid(ids: Tensor, mask: Any) -> Tensor | None:
-    """The mask [B, S] of these tokens from the one given, which with a cache covers earlier tokens too."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
-        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise TraceError(
-            f"attention_mask is {given}, from which padding cannot be read; give the usual mask of shape "
-            f"({ids.shape[0]}, {ids.shape[1]} or more with a cache)"
-        )
-    return zero_or_one(mask[:, mask.shape[1] - ids.shape[1] :].cpu(), tuple(ids.shape))
 
 
 def _is_matrix(value: Any, floating: bool) -> bool:

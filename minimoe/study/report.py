@@ -129,7 +129,7 @@ def run_study(
         if trace.control is None and (server or recorded):
             return None
         asked = trace.control is not None
-        model = trace.untrained() if asked else random_weights(found, trace, seed)
+        model = trace.untrained() if asked else random_weights(found, read, seed)
         return ms.measure(model, judged=True, **options)[0]
 
     with ThreadPoolExecutor(1) as pool:  # statistics and figures leave all cores but one idle
@@ -184,15 +184,13 @@ def run_study(
     return out / "report.html"
 
 
-def random_weights(found: FoundModel, trace: RoutingTrace, seed: int) -> RoutingTrace:
-    """What random weights of a minimoe model's configuration do with the documents of the trace."""
+def random_weights(found: FoundModel, read: qs.Reading, seed: int) -> RoutingTrace:
+    """What random weights of a minimoe model's configuration do with what is read."""
     model: Any = found.load()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         random = MixtralModel(model.config).eval()
-    starts = np.searchsorted(trace.document, np.arange(1, len(trace.documents)))
-    tokens = np.split(trace.token, starts)
-    return record_documents(random, trace.documents, tokens, end_of_text=found.begin)
+    return record_documents(random, read.documents, read.tokens, end_of_text=found.begin)
 
 
 def writable(out: Path) -> None:
@@ -286,18 +284,17 @@ def mixtral_itself(made: Sequence[Finding], m: ms.Measurements) -> dict[str, dic
 
     def cell(f: Finding, part: Part) -> str:
         layer = next((x for x in m.layers if say.of_layers(x, m.num_layers) in part.what), last)
-        kinds = {"fivefold": "five", "all ": "all", "": "moved"}
+        kinds = {"packages": "", "fivefold": "five", "all ": "all", "": "moved"}
         kind = next(kinds[start] for start in kinds if part.what.startswith(start))
-        if f.claim == "C12":
-            kind = "ratio"
-        elif "packages" in part.what:
+        if not kind:
             return "not read"
         by = table.domain_load(own[layer])
         widest, steepest = (max(by, key=lambda d: by[d][what]) for what in ("tv", "ratio"))
         fill: dict[str, Any] = {"wide": by[widest]["tv"], "steep": by[steepest]["ratio"]}
         fill |= {"widest": spell(widest), "steepest": spell(steepest), "labels": len(by)}
         fill |= {"pooled": table.load(own[layer]).value, "less": table.less_even(own[layer])}
-        return told("published.cell", layer=own[layer], told=told(f"published.{kind}", **fill))
+        text = told(f"published.{'ratio' if f.claim == 'C12' else kind}", **fill)
+        return told("published.cell", layer=own[layer], told=text)
 
     ratios = ", ".join(say.times(table.load(x).value) for x in own.values())
     fill = {"ratios": ratios, "less": table.less_even(own[last]), "labels": len(table.domains)}
