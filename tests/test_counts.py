@@ -211,9 +211,8 @@ def test_random_routers_read_the_states_that_the_routers_read():
     got, without = recorder.pop(), plain.pop()
     assert without.control is None and got.control is not None
     gate = model.layers[0].mlp.gate.weight
-    k = got.expert.shape[2]
     routers = RandomRouters(5, {1: model.layers[0].mlp}, len(gate))
-    routers.choose(1, states[1], k)
+    routers.choose(1, states[1], got.expert.shape[2])
     assert (got.control[:, 0] == routers._chosen[1].numpy()).all()
     assert (got.control != got.expert).any()
     # the rows keep their norms

@@ -309,14 +309,12 @@ def mixtral_itself(made: Sequence[Finding], m: ms.Measurements) -> dict[str, dic
 
 def draw(m: ms.Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> dict[str, Figure]:
     """All figures by name; one whose material is missing is left out. `titles` spells out the names of domains."""
-    layers: Any = {"num_layers": m.num_layers}
+    of: Any = {"num_layers": m.num_layers}
     names = {GENERATED: "load-questions", MMLU: "load-mmlu"}
     said = {MMLU: "the real MMLU questions"}
-    words: Any = {"titles": titles, **layers}
+    words: Any = {"titles": titles, **of}
     drawn = [
-        load.draw_load(
-            say.at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **layers
-        )
+        load.draw_load(say.at_layers(m, k), text=said.get(k, k), name=names.get(k, "load"), **of)
         for k in m.load
     ]
     drawn.append(load.draw_load_by_depth(m.load))
@@ -335,8 +333,8 @@ def draw(m: ms.Measurements, tokenizer: Tokenizer, titles: dict[str, str]) -> di
         drawn.append(domains.draw_skew(m.domains, name="domain-skew", **words))
     decode = decoder(tokenizer)
     ranked = zip(m.frequent, m.characteristic, strict=True)
-    drawn += [vocabulary.draw_ranked(often, apart, decode, **layers) for often, apart in ranked]
-    drawn += [vocabulary.draw_token(m.shares, t, m.apart, **layers) for t in m.tokens]
+    drawn += [vocabulary.draw_ranked(often, apart, decode, **of) for often, apart in ranked]
+    drawn += [vocabulary.draw_token(m.shares, t, m.apart, **of) for t in m.tokens]
     what = "subject" if m.of_questions else "domain"
     drawn.append(depth.draw_information(m.information, within=m.information_topics, what=what))
     drawn += [s.draw(m) for name, s in STATISTICS.items() if s.draw and m.own.get(name)]
