@@ -16,7 +16,7 @@ from minimoe.study.chance import ENCYCLOPAEDIA, GENERATED, MIN_DOCUMENTS, MMLU, 
 from minimoe.study.claims import told
 from minimoe.study.domains import DomainLoad, domain_load
 from minimoe.study.load import Load, expert_load
-from minimoe.study.trace import NO_RANKS, RoutingTrace, TraceDocument, first_documents
+from minimoe.study.trace import RoutingTrace, TraceDocument, first_documents
 
 # Chosen before any result was seen, of the topics with fifty held-out documents: one each of nature, of things made and
 # of people living together. Where they are absent, the three largest topics.
@@ -24,9 +24,6 @@ TOPICS = ("Biology and health sciences", "Technology", "Society and social scien
 
 # of the article's Figs. 4 to 6
 SUBJECTS = ("abstract_algebra", "professional_law", "world_religions")
-
-# what a trace without the order of a token's experts cannot tell
-FIRST = "paths of first choices, their repeats between neighbours, what layers tell of one another"
 
 LABEL_DRAWS = 20_000  # the verdict on eleven topics must not hang on the seed: the smallest p is 1 / (draws + 1)
 SUBJECT_DRAWS = 2000  # of fifty-seven subjects, few questions of each, which are tested together
@@ -161,8 +158,7 @@ def measure(
     if asked and not compared:
         left_out.append(told("left_out.subjects"))
     elif asked and (few := int(by_topic[0].few_documents.sum())):
-        each = {"few": few, "count": len(topics), "least": MIN_DOCUMENTS}
-        left_out.append(told("left_out.within", **each))
+        left_out.append(told("left_out.within", few=few, count=len(topics), least=MIN_DOCUMENTS))
     if asked and not load[title][0].ratio.known:
         left_out.append(told("left_out.over", units=load[title][0].units, least=MIN_DOCUMENTS))
     say("information")
@@ -183,7 +179,7 @@ def measure(
     if text.ranked:
         dependence = depth.layer_dependence(text.of_layers(layers) if asked else text, seed=seed)
     else:
-        left_out.append(told("left_out.analysis", what=FIRST, error=NO_RANKS))
+        left_out.append(told("left_out.ranks"))
     measured = Measurements(
         layers=layers,
         num_layers=num_layers or every[-1],

@@ -39,8 +39,7 @@ class Stages:
     """One line a stage on standard error, with the seconds since the start."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.start = time.perf_counter()
+        self.quiet, self.start = quiet, time.perf_counter()
 
     def __call__(self, name: str) -> None:
         if not self.quiet:

@@ -111,8 +111,7 @@ def run_study(
             stage("finding the questions and the model")
             find |= {"server": server, "seed": seed}
             found, read = qs.found_and_asked(model, questions, layers, max_tokens, **find)
-            why = "not read with models of transformers" if of_text else "questions were asked for"
-            said = f"Left out: domains, topics of one encyclopaedia and generated questions: {why}."
+            said = told(f"left_out.{'theirs' if of_text else 'asked'}")
             read = dataclasses.replace(read, left_out=[said, *read.left_out])
         trace = qs.recorded(found, read, out / "trace", stage, **sizes)
     options: dict[str, Any] = {

@@ -33,8 +33,6 @@ ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "control": (np.int16, -1),
 }
 
-NO_RANKS = "the order of a token's experts was not given"
-
 
 class TraceDocument(NamedTuple):
     """A document of the trace: `id` is unique within its domain, `topic` is None where the source has none.
@@ -138,8 +136,9 @@ class RoutingTrace:
 
     def require_ranks(self) -> None:
         """A TraceError, where the order of a token's experts means nothing."""
+        needs = "first choices are needed, but the order of a token's experts was not given"
         if not self.ranked:
-            raise TraceError(f"first choices are needed, but {NO_RANKS}")
+            raise TraceError(needs)
 
     @property
     def header(self) -> TraceHeader:
