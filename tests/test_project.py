@@ -64,7 +64,7 @@ BUDGETS: dict[str, int] = {
     "hf": 918,
     "kernels": 1097,
     "roof": 447,
-    "study": 5842,
+    "study": 5835,
     "text": 1426,
     "train": 1889,
     "widgets": 1602,
