@@ -7,7 +7,6 @@ import copy
 import importlib.metadata
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from minimoe.cost import DEVICES, Device
-from minimoe.cpu import cpu_backend, linear, onednn_available
+from minimoe.cpu import linear, onednn_available
 from minimoe.experts import Experts
 from minimoe.routing import Routing
-from minimoe.train.environment import processor_name, today
+from minimoe.train.environment import processor_name, surroundings, today
 
 Work = Callable[[], Any]
 # What is timed in round i; what is done before it returns is not timed.
@@ -260,17 +259,14 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Date, hardware, versions and load average, JSON-ready."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions: dict[str, str] = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
         "date": today(),
-        "hardware": processor_name(device),
-        "device": device.type,
+        **surroundings(device),
         "threads": threads,
-        "torch": torch.__version__,
-        "cpu_products": cpu_backend(),
         "versions": versions,
         "load_average": load_average(),
     }

@@ -17,16 +17,7 @@ from tokenizers import Tokenizer
 
 from minimoe.errors import CorpusError, explained
 from minimoe.io import atomic_write, write_text
-from minimoe.text.documents import (
-    HELD_OUT_SHARE,
-    MAX_DOCUMENT_CHARACTERS,
-    MAX_HELDOUT_CHARACTERS,
-    SPLIT_SALT,
-    Document,
-    DocumentInfo,
-    is_held_out,
-    sample,
-)
+from minimoe.text import documents as docs
 from minimoe.text.domains import DOMAINS, attributions, read_domain, resolve
 from minimoe.text.fetch import (
     PACKAGES,
@@ -94,7 +85,7 @@ def open_corpus(path: Path, skipped: dict[str, str]) -> Corpus:
         with np.load(path, allow_pickle=False) as arrays:
             side = json.loads(arrays["side"].tobytes())
             train, heldout = (
-                TokenSplit(arrays[name], tuple(DocumentInfo(**entry) for entry in side[name]))
+                TokenSplit(arrays[name], tuple(docs.DocumentInfo(**entry) for entry in side[name]))
                 for name in ("train", "heldout")
             )
         tokenizer = load_tokenizer(Tokenizer.from_str(side["tokenizer"]))
@@ -198,8 +189,8 @@ def load_corpus(
         "domains": fingerprints,
         "max_train_bytes": max_train_bytes,
         "max_heldout_bytes": max_heldout_bytes,
-        "split": [HELD_OUT_SHARE, SPLIT_SALT],
-        "max_characters": [MAX_DOCUMENT_CHARACTERS, MAX_HELDOUT_CHARACTERS],
+        "split": [docs.HELD_OUT_SHARE, docs.SPLIT_SALT],
+        "max_characters": [docs.MAX_DOCUMENT_CHARACTERS, docs.MAX_HELDOUT_CHARACTERS],
         "tokenizer": ["bpe", vocab_size, tokenizers.__version__],
     }
     if tokenizer is not None:
@@ -212,20 +203,20 @@ def load_corpus(
         except CorpusError as error:
             log(f"making {path} again: it cannot be used ({error})")
 
-    train: list[Document] = []
-    heldout: list[Document] = []
+    most, train = docs.MAX_HELDOUT_CHARACTERS, list[docs.Document]()
+    heldout: list[docs.Document] = []
     for name in fingerprints:
         try:
             documents = read_domain(name)
         except CorpusError as error:
             _skip(name, error, skipped, log)
             continue
-        sides: dict[bool, list[Document]] = {False: [], True: []}
+        sides: dict[bool, list[docs.Document]] = {False: [], True: []}
         for d in documents:
-            sides[is_held_out(name, d.work)].append(d)
-        short = (dataclasses.replace(d, text=d.text[:MAX_HELDOUT_CHARACTERS]) for d in sides[True])
-        train += sample(sides[False], max_train_bytes)
-        heldout += sample(short, max_heldout_bytes)
+            sides[docs.is_held_out(name, d.work)].append(d)
+        short = (dataclasses.replace(d, text=d.text[:most]) for d in sides[True])
+        train += docs.sample(sides[False], max_train_bytes)
+        heldout += docs.sample(short, max_heldout_bytes)
         log(f"read {name}: {len(documents):,} documents")
     _require_enough(wanted, skipped)
     if tokenizer is None:

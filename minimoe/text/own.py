@@ -10,16 +10,8 @@ from tokenizers import Tokenizer
 
 from minimoe.errors import CorpusError, explained
 from minimoe.io import json_lines
+from minimoe.text import documents as docs
 from minimoe.text.corpus import Corpus
-from minimoe.text.documents import (
-    MAX_HELDOUT_CHARACTERS,
-    Document,
-    clean,
-    drop_exact_copies,
-    in_order,
-    is_held_out,
-    sample,
-)
 from minimoe.text.tokenizer import encode, load_tokenizer, train_tokenizer
 
 DOMAIN = "text"  # the one domain of such a corpus
@@ -49,22 +41,22 @@ def own_corpus(
     kinds = (*PLAIN, *LINES, *TABLES)
     files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in kinds and p.is_file()]
     whole = [text for p in ([path] if path.is_file() else files) for text in _texts(p, path)]
-    documents = drop_exact_copies(
-        Document(DOMAIN, f"{name}:{i}", part, work="" if len(whole) == 1 else name)
+    documents = docs.drop_exact_copies(
+        docs.Document(DOMAIN, f"{name}:{i}", part, work="" if len(whole) == 1 else name)
         for name, text in whole
         for i, part in enumerate(_parts(text))
     )
-    works = in_order(DOMAIN, {d.work for d in documents})
+    works = docs.in_order(DOMAIN, {d.work for d in documents})
     if len(works) < 2:
         found = "too little text to hold a part of it out" if works else "no text"
         raise CorpusError(
             f"{path} holds {found}; expected a file or a folder of {', '.join(kinds)}"
         )
-    share = sum(is_held_out(DOMAIN, work) for work in works)
+    share = sum(docs.is_held_out(DOMAIN, work) for work in works)
     held = {*works[: min(max(share, 1), len(works) - 1)]}
     train, heldout = ([d for d in documents if (d.work in held) == side] for side in (False, True))
     if tokenizer is None:
-        read = sample(train, MAX_TOKENIZER_BYTES) or train[:1]
+        read = docs.sample(train, MAX_TOKENIZER_BYTES) or train[:1]
         tokenizer = train_tokenizer((d.text for d in read), vocab_size)
     tokenizer = load_tokenizer(tokenizer)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
@@ -97,9 +89,11 @@ def _texts(file: Path, root: Path) -> Iterator[tuple[str, str]]:
 def _parts(text: str) -> Iterator[str]:
     """A text in parts of at most MAX_HELDOUT_CHARACTERS, cut after a paragraph, a line or a word where there is one."""
     while text:
-        most = len(text) if len(text) <= MAX_HELDOUT_CHARACTERS else MAX_HELDOUT_CHARACTERS
+        most = (
+            len(text) if len(text) <= docs.MAX_HELDOUT_CHARACTERS else docs.MAX_HELDOUT_CHARACTERS
+        )
         cuts = (text.rfind(mark, 0, most) + len(mark) for mark in ("\n\n", "\n", " "))
         cut = most if most == len(text) else next((c for c in cuts if c > most // 2), most)
-        if part := clean(text[:cut]):
+        if part := docs.clean(text[:cut]):
             yield part
         text = text[cut:]

@@ -14,9 +14,11 @@ import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from minimoe.cpu import cpu_backend
 from minimoe.errors import ConfigError
 
 
@@ -80,6 +82,18 @@ def unbroken() -> Generator[None]:
 def today() -> str:
     """The date in UTC, as 2026-01-31."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What the last bits and the speed of a computation hang on: the machine, and the versions of what computes."""
+    return {
+        "device": device.type,
+        "hardware": processor_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu_products": cpu_backend(),
+    }
 
 
 def processor_name(device: torch.device | None = None) -> str:

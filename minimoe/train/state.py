@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from safetensors import safe_open
 
 from minimoe.checkpoint import complete, model_tensors, read_tensors
 from minimoe.config import ModelConfig
-from minimoe.cpu import cpu_backend
 from minimoe.errors import CheckpointError, MinimoeError, explained
 from minimoe.io import parse_json, read_object, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
-from minimoe.train.environment import processor_name
+from minimoe.train.environment import surroundings
 from minimoe.train.settings import TrainConfig
 from minimoe.train.step import DomainLoss
 
@@ -47,14 +45,7 @@ def make_recipe(
                 d: {f"{k}_tokens": v.size(d).tokens for k, v in sides} for d in corpus.domains
             },
         },
-        "environment": {
-            "device": device.type,
-            "hardware": processor_name(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "cpu_products": cpu_backend(),
-        },
+        "environment": surroundings(device),
     }
 
 
