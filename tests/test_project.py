@@ -56,7 +56,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2249,
+    "bench": 2245,
     "check": 11183,
     "core": 3600,
     "cost": 812,
@@ -65,12 +65,12 @@ BUDGETS: dict[str, int] = {
     "kernels": 1097,
     "roof": 447,
     "study": 5835,
-    "text": 1426,
-    "train": 1889,
+    "text": 1411,
+    "train": 1894,
     "widgets": 1602,
     "zoo": 1084,
 }
-TESTS = 32_179  # and lines of Python that the tests may have
+TESTS = 33_387  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
