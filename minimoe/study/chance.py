@@ -31,6 +31,7 @@ QUESTIONS = "questions"
 TEXT, GENERATED, MMLU = "held-out text", "generated questions", "MMLU questions"
 
 LEVEL, ALPHA = 0.95, 0.05
+NOTHING = (math.nan, math.nan)  #: the ends of an interval that there is not
 
 MIN_DOCUMENTS = 50  #: with fewer works an interval is too short to be worth printing; none is given
 MIN_FLIPS = 9  #: of m works no sign flip has a p below 2^(1 − m): below nine a label cannot be told from the pool
@@ -72,9 +73,6 @@ class Band(Result):
     def known(self) -> bool:
         """Whether a number has an interval."""
         return not (math.isnan(self.low) or math.isnan(self.high))
-
-
-NOTHING = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
 
 _MOST_BOOTSTRAPS = 2000
+Titles = Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,6 @@ def domain_load(
     )
 
 
-Titles = Mapping[str, str]
-
-
 def draw_labels(
     loads: Sequence[DomainLoad],
     names: Sequence[str],
@@ -162,8 +160,7 @@ def draw_skew(
                 at = (five, len(names) - 0.35)
                 d.write(bottom, *at, "article: more than 5", style.VERMILLION, **look)
         d.put_title(top, d.heading(one.layer, num_layers))
-        top.set_xlim(0, top.get_xlim()[1] * 1.04)
-        top.set_xlabel("moved assignments, %")
+        top.set(xlim=(0, top.get_xlim()[1] * 1.04), xlabel="moved assignments, %")
         bottom.set_xlabel("busiest / least busy")
     for first, *_ in axes:
         first.set_yticks(y, [d.literal(str(titles.get(label, label))) for label in names])

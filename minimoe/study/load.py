@@ -13,7 +13,7 @@ from minimoe.course import style
 from minimoe.study import chance as ch
 from minimoe.study import claims as say
 from minimoe.study import drawing as d
-from minimoe.study.chance import Band, Floats, Ints
+from minimoe.study.chance import Band, Floats
 from minimoe.study.trace import RoutingTrace
 
 _MOST_SETS = 5000
@@ -52,13 +52,20 @@ def expert_load(trace: RoutingTrace, layer: int, *, resamples: int = 500, seed: 
         low, high = ch.interval_of_maximum(share, drawn)
         busy = max(e * low - 1, 0.0), e * high - 1
     # the works' own scatter about the pooled load, put on top of equal loads
-    centred = counts - size * share + size / e
+    scatter, n = counts - size * share, len(c.token)
+    centred = scatter + size / e
     scattered = ch.max_over_min(np.maximum(ch.bootstrap(centred, c.strata, resamples, rng), 0))
-    effect, q = _design_effect(c, counts), c.k / e
-    spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * len(c.token)) * max(effect, 0.0))
+    # variance of the shares linearised by work, within domains, over that of independent tokens: a token holds expert e
+    # or not, with probability q = K·p, so its share has variance q(1 − q)/(K²n)
+    of_domains = [(scatter / total.sum())[c.strata == domain] for domain in np.unique(c.strata)]
+    clustered = sum(len(r) * float(r.var(axis=0, ddof=1).sum()) for r in of_domains if len(r) > 1)
+    held, q = np.minimum(c.k * share, 1.0), c.k / e
+    independent = float((held * (1 - held)).sum()) / (c.k**2 * n)
+    effect = clustered / independent if independent > 0 else math.nan
+    spread = 1.96 * math.sqrt(q * (1 - q) / (c.k**2 * n) * max(effect, 0.0))
     ratio = ch.against(ch.max_over_min(total), scattered, ratio_ends)
     bands = Band(share, *share_ends, 1 / e - spread, 1 / e + spread), ratio
-    sizes = (len(c.token), len(c.source), len(c.strata))
+    sizes = (n, len(c.source), len(c.strata))
     return Load(layer, *sizes, *bands, Band(e * share.max() - 1, *busy), effect)
 
 
@@ -81,19 +88,6 @@ def equal_counts(
     noise -= noise.mean(axis=1, keepdims=True)  # the counts add up to tokens·k
     scale = math.sqrt(tokens * q * (1 - q) * num_experts / (num_experts - 1))
     return np.maximum(tokens * q + scale * noise, 0)
-
-
-def _design_effect(c: ch.Choices, counts: Ints) -> float:
-    """Linearised variance of the shares by work, within domains, over that of independent tokens."""
-    total = counts.sum()
-    share = counts.sum(axis=0) / total
-    residual = (counts - counts.sum(axis=1, keepdims=True) * share) / total
-    strata = [residual[c.strata == stratum] for stratum in np.unique(c.strata)]
-    clustered = sum(len(r) * float(r.var(axis=0, ddof=1).sum()) for r in strata if len(r) > 1)
-    # a token holds expert e or not, with probability q = K·p: variance q(1 − q)/(K²n) of the share
-    q = np.minimum(c.k * share, 1.0)
-    independent = float((q * (1 - q)).sum()) / (c.k**2 * len(c.token))
-    return clustered / independent if independent > 0 else math.nan
 
 
 def draw_load(

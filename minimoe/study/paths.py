@@ -418,8 +418,9 @@ def draw_paths(results: Sequence[Paths]) -> d.Figure:
     right.set_xscale("log", base=2)
     right.set_xticks(results[0].context, [str(t) for t in results[0].context])
     right.minorticks_off()
-    right.set_ylim(0, 102)
-    right.set(xlabel="last tokens compared", ylabel="pairs on one path that agree, %")
+    right.set(
+        xlabel="last tokens compared", ylabel="pairs on one path that agree, %", ylim=(0, 102)
+    )
     d.put_title(right, "Same path, same words? (grey: all pairs)")
     return d.figure("paths", canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
 

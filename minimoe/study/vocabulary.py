@@ -21,8 +21,8 @@ from minimoe.study.chance import Band, Floats, Ints, Mask
 from minimoe.study.trace import RoutingTrace
 
 _DRAWS, _LISTED, _OFTEN = 300, 5, 10  # of a null; documents of a characteristic token; occurrences
+_TOP, _MOST_EXPERTS = 10, 12  # of a figure: tokens of an expert, experts
 Tokens = Sequence[int] | npt.NDArray[np.integer]
-
 
 # The tokens of the article's Figs. 8 to 11, as they are spelt at the start of a line and after a space, which
 # byte-level vocabularies write as Ġ and those made by SentencePiece as ▁.
@@ -261,9 +261,6 @@ def studied_tokens(
         variants = dict(zip(shown, zip(here, there, strict=True), strict=True))
         found.append(StudiedToken(name, shown[best], ids[best], shown[apart], ids[apart], variants))
     return tuple(found)
-
-
-_TOP, _MOST_EXPERTS = 10, 12
 
 
 def shown(text: str, longest: int = 9) -> str:
