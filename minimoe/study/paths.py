@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import combinations
 from statistics import NormalDist
 from typing import Any
 
@@ -306,10 +306,7 @@ def pair_probabilities(inclusion: npt.ArrayLike, k: int) -> Floats:
 
 def _pairs(expert: Ints, e: int) -> Ints:
     """[E, E] tokens that chose both i and j; on the diagonal those that chose i."""
-    counts = np.zeros((e + 1) * (e + 1), dtype=np.int64)
-    for a, b in product(expert.T + 1, repeat=2):
-        counts += np.bincount(a * (e + 1) + b, minlength=len(counts))
-    return counts.reshape(e + 1, e + 1)[1:, 1:]
+    return np.sum([ch.count_experts(column, e, expert, e) for column in expert.T], axis=0)
 
 
 def _conditional(pairs: npt.NDArray[np.int64] | Floats) -> Floats:
@@ -418,9 +415,8 @@ def draw_paths(results: Sequence[Paths]) -> d.Figure:
     right.set_xscale("log", base=2)
     right.set_xticks(results[0].context, [str(t) for t in results[0].context])
     right.minorticks_off()
-    right.set(
-        xlabel="last tokens compared", ylabel="pairs on one path that agree, %", ylim=(0, 102)
-    )
+    right.set_ylim(0, 102)
+    right.set(xlabel="last tokens compared", ylabel="pairs on one path that agree, %")
     d.put_title(right, "Same path, same words? (grey: all pairs)")
     return d.figure("paths", canvas, "paths", [". ".join(said)], layers=len(results[0].layers))
 

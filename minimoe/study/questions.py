@@ -220,41 +220,6 @@ def identity_of(path: Path, corpus: Corpus, max_tokens: int | None) -> dict[str,
     return {**found, "options": options}
 
 
-def asked_questions(
-    asked: QuestionSet,
-    found: FoundModel,
-    layers: tuple[int, ...],
-    max_tokens: int | None = None,
-    control: int | None = 0,
-) -> Reading:
-    """Questions in the set's order, of each subject the first ones up to `max_tokens` (None: all), one at least.
-
-    Raises TraceError: none of them holds a token.
-    """
-    texts = [q.text for q in asked.questions]
-    parts = (texts[i : i + 256] for i in range(0, len(texts), 256))
-    ids = [x for part in parts for x in text_ids(found.tokenizer, part)]
-    held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
-    if not held:
-        raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
-    kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
-    taken = [*compress(held, kept)]
-    identity: dict[str, Any] = {"model": found.name, **found.identity, "questions": asked.name}
-    identity |= {"questions_sha256": asked.sha256, "max_tokens": max_tokens, "layers": layers}
-    rows = "none" if control is None else f"random rows, seed {control}"
-    identity |= {"begin": found.begin, "control": rows}
-    left_out = [f"{asked.note}."] if asked.note else []
-    if empty := len(ids) - len(held):
-        left_out.append(told("left_out.empty", count=empty))
-    facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in identity.items()}
-    facts["subjects"] = str(len(asked.subjects))
-    documents = [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken]
-    title = asked.title[0].upper() + asked.title[1:]
-    form = told("read.questions", title=title, form=asked.form)
-    read = Reading(documents, [x for _, x in taken], layers, identity, facts, form)
-    return replace(read, title=asked.title, control=control, left_out=left_out)
-
-
 def found_and_asked(
     model: str | Path,
     questions: str | Path,
@@ -268,6 +233,9 @@ def found_and_asked(
     """A model, here or as a server has it, and questions for it; `find` are options of `find_model`.
 
     `layers` are numbers, counted from 1; None: first, middle and last of those with experts; 'all': all of them.
+    Questions are in the set's order, of each subject the first ones up to `max_tokens` (None: all), one at least.
+
+    Raises TraceError: none of them holds a token.
     """
     asked, found = question_set(questions), find_model(model, weights=server is None, **find)
     found = found if server is None else served(found, server)
@@ -275,7 +243,29 @@ def found_and_asked(
         raise TraceError(f"layers are {layers!r}; give numbers counted from 1, or 'all'")
     wanted = three_layers(found.layers) if layers is None else layers
     chosen = chosen_layers(found.layers, None if isinstance(wanted, str) else wanted)
-    return found, asked_questions(asked, found, chosen, max_tokens, None if server else seed)
+    texts = [q.text for q in asked.questions]
+    parts = (texts[i : i + 256] for i in range(0, len(texts), 256))
+    ids = [x for part in parts for x in text_ids(found.tokenizer, part)]
+    held = [(q, np.array(x, np.int32)) for q, x in zip(asked.questions, ids, strict=True) if x]
+    if not held:
+        raise TraceError(f"{asked.title} hold no token, so there is nothing to record")
+    kept = first_documents([q.topic for q, _ in held], [len(x) for _, x in held], max_tokens)
+    taken = [*compress(held, kept)]
+    identity: dict[str, Any] = {"model": found.name, **found.identity, "questions": asked.name}
+    identity |= {"questions_sha256": asked.sha256, "max_tokens": max_tokens, "layers": chosen}
+    rows = f"random rows, seed {seed}" if server is None else "none"
+    identity |= {"begin": found.begin, "control": rows}
+    left_out = [f"{asked.note}."] if asked.note else []
+    if empty := len(ids) - len(held):
+        left_out.append(told("left_out.empty", count=empty))
+    facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in identity.items()}
+    facts["subjects"] = str(len(asked.subjects))
+    documents = [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken]
+    title = asked.title[0].upper() + asked.title[1:]
+    form = told("read.questions", title=title, form=asked.form)
+    read = Reading(documents, [x for _, x in taken], chosen, identity, facts, form)
+    control = seed if server is None else None
+    return found, replace(read, title=asked.title, control=control, left_out=left_out)
 
 
 def recorded(
@@ -419,8 +409,7 @@ def reopened(folder: Path) -> tuple[FoundModel, Reading, RoutingTrace]:
     with explained(TraceError, lambda e: f"{fault} ({e})", Exception):
         model, text = about["model"], about["text"]
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        nothing: Any = None
-        model |= {"layers": tuple(model["layers"]), "configuration": {}, "load": nothing}
+        model |= {"layers": tuple(model["layers"]), "configuration": {}, "load": None}
         found = FoundModel(tokenizer=tokenizer, identity=about["identity"], **model)
         read = Reading(trace.documents, [], trace.layers, {}, **text)
     if len(trace.domains) > 1:
