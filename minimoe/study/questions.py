@@ -43,8 +43,6 @@ from minimoe.text.fetch import fetch_packages, print_to_stderr
 from minimoe.text.questions import layout, mmlu_dev_questions
 from minimoe.text.tokenizer import encode, text_ids
 
-NAMES = ("mmlu", "mmlu-test", "mmlu-dev", "generated")
-
 
 class QuestionSet:
     """Questions in an order that their ids' hashes give, so that the first ones of each subject are a random sample.
@@ -93,7 +91,8 @@ def question_set(name: str | Path) -> QuestionSet:
         return QuestionSet("generated", made)
     if path.suffix not in (".jsonl", ".json") and not path.exists():
         raise CorpusError(
-            f"unknown questions {str(name)!r}; give {', '.join(NAMES)} or a file of JSON lines with subject and text"
+            f"unknown questions {str(name)!r}; give mmlu, mmlu-test, mmlu-dev, generated or a file of JSON lines with "
+            "subject and text"
         )
     return QuestionSet("own", _from_file(path), title=f"texts of {path.name}")
 

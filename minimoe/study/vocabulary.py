@@ -197,10 +197,16 @@ def token_shares(
     share = ch.interval_of_share(held, np.bincount(cell), cells // units, count)
     occurrences, same = np.bincount(token, minlength=count), np.zeros((count, c.num_experts))
     np.add.at(same, token, _same_documents(c)[document])
-    null = _largest_by_chance(c, document, token, count, seed)
+    # how often any expert is held at most when each of the rows takes the experts of a random token of its document
+    order, size = np.argsort(c.document, kind="stable"), np.bincount(c.document)
+    start, room = (np.cumsum(size) - size)[document], size[document]
+    largest, rng = np.empty((_DRAWS, count)), np.random.default_rng(seed)
+    for r in range(_DRAWS):
+        pick = order[start + (rng.random(len(token)) * room).astype(np.int64)]
+        largest[r] = ch.count_experts(token, count, c.expert[pick], c.num_experts).max(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        chance, (low, high) = same / occurrences[:, None], null[:, :, None] / occurrences[:, None]
-    share = replace(share, null_low=low, null_high=high)
+        chance, (low, high) = same / occurrences[:, None], ch.percentile(largest) / occurrences
+    share = replace(share, null_low=low[:, None], null_high=high[:, None])
     documents = _documents(c, token, document, count)
     preferred = preferred_experts(trace, layer, token_ids=ids, seed=seed)
     return TokenShares(layer, ids, occurrences, documents, share, chance, preferred)
@@ -219,18 +225,6 @@ def _places(c: ch.Choices, token_ids: Tokens) -> tuple[Ints, Ints]:
 def _same_documents(c: ch.Choices) -> Floats:
     """[G, E] share of the tokens of each document that hold each expert: what a token shows by standing there."""
     return c.by(c.document, len(c.source)) / np.bincount(c.document)[:, None]
-
-
-def _largest_by_chance(c: ch.Choices, document: Ints, token: Ints, count: int, seed: int) -> Floats:
-    """[2, X] central 95 % of how often any expert is held at most when each of the rows, of tokens 0 to X − 1, takes
-    the experts of a random token of its document."""
-    order, size = np.argsort(c.document, kind="stable"), np.bincount(c.document)
-    start, room = (np.cumsum(size) - size)[document], size[document]
-    largest, rng = np.empty((_DRAWS, count)), np.random.default_rng(seed)
-    for r in range(_DRAWS):
-        pick = order[start + (rng.random(len(token)) * room).astype(np.int64)]
-        largest[r] = ch.count_experts(token, count, c.expert[pick], c.num_experts).max(axis=1)
-    return np.stack(ch.percentile(largest))
 
 
 @dataclass(frozen=True, eq=False)
