@@ -562,9 +562,7 @@ def test_max_tokens_takes_the_first_questions_of_each_subject(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "q.jsonl"
-    rows = [
-        {"subject": s, "id": f"{s}{i}", "text": "sum " * (3 + i)} for s in "ab" for i in range(5)
-    ]
+    rows = ({"subject": x, "text": "sum " * (3 + i)} for x in "ab" for i in range(5))
     path.write_text("\n".join(map(json.dumps, rows)))
 
     def asked(most: int | None) -> sets.Reading:

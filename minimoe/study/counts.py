@@ -272,6 +272,6 @@ def _from_lines(path: Path) -> dict[str, Any]:
     if not rows:
         raise ValueError("no document")
     token, expert, length, domain, name, experts = zip(*rows, strict=True)
-    rows = {"input_ids": np.concatenate(token), "expert": np.concatenate(expert)}
+    columns = {"input_ids": np.concatenate(token), "expert": np.concatenate(expert)}
     names = {"domain": np.array(domain, object), "id": np.array(name, object)}
-    return {**rows, **names, "length": np.array(length), "num_experts": max(map(int, experts))}
+    return {**columns, **names, "length": np.array(length), "num_experts": max(map(int, experts))}

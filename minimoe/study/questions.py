@@ -115,9 +115,8 @@ def _mmlu_test() -> list[Document]:
     number, documents = defaultdict[str, Iterator[int]](lambda: count(1)), list[Document]()
     for row in rows:
         subject, choices = str(row["subject"]), [*map(str, row["choices"])]
-        text = layout(str(row["question"]), choices, None)
-        name = f"{subject}/test/{next(number[subject])}"
-        documents.append(Document("mmlu", name, text, subject))
+        name, text = f"{subject}/test/{next(number[subject])}", str(row["question"])
+        documents.append(Document("mmlu", name, layout(text, choices, None), subject))
     return documents
 
 
@@ -262,9 +261,8 @@ def found_and_asked(
     documents = [TraceDocument(q.domain, q.id, q.topic, q.work) for q, _ in taken]
     title = asked.title[0].upper() + asked.title[1:]
     form = told("read.questions", title=title, form=asked.form)
-    read = Reading(documents, [x for _, x in taken], chosen, identity, facts, form)
-    control = seed if server is None else None
-    return found, replace(read, title=asked.title, control=control, left_out=left_out)
+    read = Reading(documents, [x for _, x in taken], chosen, identity, facts, form, asked.title)
+    return found, replace(read, control=None if server else seed, left_out=left_out)
 
 
 def recorded(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -367,7 +366,7 @@ def judge_frequent(m: say.Measurements) -> say.Finding:
 def judge_preferred(m: say.Measurements) -> say.Finding:
     """C15: do tokens have a set of preferred experts, and does it change with depth?"""
     ends, parts = {m.layers[0], m.layers[-1]}, list[say.Part]()
-    for token, one in product(m.tokens, m.shares):
+    for token, one in ((token, one) for token in m.tokens for one in m.shares):
         where, decides, p = say.where(m, one, token.text), one.layer in ends, one.preferred
         i = one.token.tolist().index(token.token)
         bars = one.share[i]
