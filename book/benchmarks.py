@@ -12,6 +12,7 @@ from minimoe.bench import tables
 from minimoe.bench.goals import BOTH, FORWARD, gpu_goals
 from minimoe.bench.layer import DENSE
 from minimoe.bench.tables import Result, duration, thread_count
+from minimoe.course import measured
 from minimoe.course.style import RC
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def benchmark(part: str) -> str:
 
 def stored(name: str) -> Result:
     """A result that belongs to the repository."""
-    result = tables.load_result(RESULTS / name)
+    result = measured.load_result(RESULTS / name)
     if result is None:
         raise FileNotFoundError(f"book/results/{name} is missing: measure it (see benchmarks.md)")
     return result
@@ -72,9 +73,7 @@ def ran_on() -> str:
     """What the layer was measured on, and how the command was."""
     result = stored("cpu.json")
     cache = result["cases"][0]["cache_bytes"] / 2**20
-    return (
-        f"{tables.ran_on(result)} Last-level cache {cache:.0f} MiB. Made by `{result['command']}`."
-    )
+    return f"{measured.ran_on(result)} Last-level cache {cache:.0f} MiB. Made by `{result['command']}`."
 
 
 # --- the layer -----------------------------------------------------------------------------------
@@ -167,21 +166,19 @@ def cases(result: Result | None = None) -> str:
 def decode() -> str:
     """Tokens per second in decoding."""
     result = stored("decode.json")
-    return f"{tables.decode_table(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
+    return f"{tables.decode_table(result)}\n\n{measured.ran_on(result)} `{result['command']}`."
 
 
 def compiled() -> str:
     """Whole models, compiled and as they are."""
     result = stored("compile.json")
-    return (
-        f"{tables.compile_table(result)}\n\n{tables.ran_on(result)} Made by `{result['command']}`."
-    )
+    return f"{tables.compile_table(result)}\n\n{measured.ran_on(result)} Made by `{result['command']}`."
 
 
 def serve() -> str:
     """Serving, beside dense models of equal work and of equal size."""
     result = stored("serve.json")
-    return f"{tables.serve_table(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
+    return f"{tables.serve_table(result)}\n\n{measured.ran_on(result)} `{result['command']}`."
 
 
 def training() -> str:
@@ -213,9 +210,7 @@ def choices() -> str:
         f"For each choice the time of the other ways over that of the way taken. {_seen(result)}.",
         "Time of the ways that were not taken over that of the way that was, for three sizes: median and quartiles.",
     )
-    return (
-        f"{shown}\n\n{drawn}\n\n{beaten(result)}\n\n{tables.ran_on(result)} `{result['command']}`."
-    )
+    return f"{shown}\n\n{drawn}\n\n{beaten(result)}\n\n{measured.ran_on(result)} `{result['command']}`."
 
 
 def _seen(result: Result) -> str:
@@ -245,7 +240,7 @@ def beaten(result: Result) -> str:
 
 def gpu() -> str:
     """The GPU's results, or the goals and that nothing is measured yet."""
-    result = tables.load_result(RESULTS / "gpu.json")
+    result = measured.load_result(RESULTS / "gpu.json")
     if result is None:
         aims = {"goals": [goal | {"note": ""} for goal in gpu_goals([], "triton")]}
         said = (
@@ -253,7 +248,10 @@ def gpu() -> str:
             "on this page says how fast the kernels are."
         )
         return f"{said}\n\n{tables.goals_table(aims)}"
-    parts = [f"{tables.ran_on(result)} Made by `{result['command']}`.", tables.goals_table(result)]
+    parts = [
+        f"{measured.ran_on(result)} Made by `{result['command']}`.",
+        tables.goals_table(result),
+    ]
     parts += [verdict(result)]
     parts += [_rates(result, work) for work in (FORWARD, BOTH)]
     return "\n\n".join([*parts, cases(result)])

@@ -12,6 +12,7 @@ from book import bench_figures as figures
 from book import benchmarks, filled
 from minimoe.bench import tables
 from minimoe.bench.goals import make_goal
+from minimoe.course import measured
 from minimoe.errors import MinimoeError
 
 matplotlib.use("Agg")
@@ -137,10 +138,10 @@ def test_tables_by_hand(result: Any) -> None:
     assert [line.split(" |")[0] for line in lines[2:]] == [
         "| dense", "| grouped", "| transformers eager"
     ]  # fmt: skip
-    assert tables.ran_on(result) == (
+    assert measured.ran_on(result) == (
         "a CPU, torch 2, today. The load average was 1.5 before and 2 after the run."
     )
-    assert tables.ran_on(result | {"device": "cuda"}) == "a CPU, torch 2, today."
+    assert measured.ran_on(result | {"device": "cuda"}) == "a CPU, torch 2, today."
     decoded = {"rows": [{"implementation": "loop", "tokens_per_second": spread(1234.5),
                          "seconds_per_token": {"median": 0.0008}, "to_dense": {"median": 2.0}}]}  # fmt: skip
     assert cells(tables.decode_table(decoded))[2] == "| loop | 1,234 (1,111–1,358) | 0.80 | 2.00 |"
@@ -237,4 +238,4 @@ def test_a_part_or_a_result_that_is_not_there_is_named(
         benchmarks.goals()
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(MinimoeError, match=r"cannot be read as JSON: .*; measure it anew"):
-        tables.load_result(tmp_path / "x.json")
+        measured.load_result(tmp_path / "x.json")

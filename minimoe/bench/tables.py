@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import ConfigError, MinimoeError, explained
-from minimoe.io import read_object, write_text
+from minimoe.errors import ConfigError, explained
+from minimoe.io import write_text
 
 Result = dict[str, Any]
 
@@ -182,14 +182,6 @@ def write_result(path: Path, result: Result | list[Result]) -> None:
     write_text(path, json.dumps(five_digits(result), indent=1) + "\n")
 
 
-def load_result(path: str | Path) -> Result | None:
-    """A stored result; None where there is none yet, and a MinimoeError where the file holds none."""
-    if not Path(path).exists():
-        return None
-    with explained(MinimoeError, lambda e: f"{e}; measure it anew with --out", MinimoeError):
-        return read_object(Path(path))
-
-
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], ruler: str = "---:") -> str:
     """A table in Markdown, for pages and for the terminal; all columns but the first are numbers, unless the ruler says
     otherwise."""
@@ -234,13 +226,3 @@ def serve_table(result: Result) -> str:
     sizes = [f"dense, equal {size}" for size in ("work", "size")]
     heads = ("", "MoE", "× its floor", *sizes, "MoE/work", "MoE/size")
     return markdown_table(heads, [(point_name(p), *_point(p)) for p in result["points"]])
-
-
-def ran_on(result: Result) -> str:
-    """One sentence: hardware, versions, date, and how busy the machine was."""
-    load, after = result.get("load_average"), result.get("load_average_after")
-    busy = ""
-    if load and result["device"] == "cpu":
-        busy = f" The load average was {load[0]:g} before"
-        busy += f" and {after[0]:g} after the run." if after else " the run."
-    return f"{result['hardware']}, torch {result['torch']}, {result['date']}.{busy}"
