@@ -56,11 +56,11 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2245,
+    "bench": 2227,
     "check": 11183,
     "core": 3600,
     "cost": 812,
-    "course": 2146,
+    "course": 2173,
     "hf": 918,
     "kernels": 1097,
     "roof": 447,
@@ -70,7 +70,7 @@ BUDGETS: dict[str, int] = {
     "widgets": 1602,
     "zoo": 1084,
 }
-TESTS = 32_179  # and lines of Python that the tests may have
+TESTS = 32_180  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
