@@ -49,7 +49,9 @@ def test_a_twin_is_equal_in_what_it_says() -> None:
         assert (seen.active - work.total, seen.total - held.total) == (routers, routers)
         assert (work.total, held.total) == (work.active, held.active)
         assert not MixtralModel(dense_twin(sparse, "held"))(random_ids(1, 4)).routings
-    with pytest.raises(ConfigError, match="equal is 'time'; give 'work' or 'held'"):
+    with pytest.raises(
+        ConfigError, match="unknown kind of equal size 'time'; known are work, held"
+    ):
         dense_twin(TINY, "time")  # pyright: ignore[reportArgumentType]
 
 

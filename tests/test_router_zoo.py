@@ -453,7 +453,7 @@ def test_soft_moe_gradcheck() -> None:
     ("make", "message"),
     [
         (lambda: UniformRouter(2, 3), "num_experts_per_tok is 3"),
-        (lambda: UniformRouter(2, 1, order=cast(Any, "both")), "order is 'both'"),
+        (lambda: UniformRouter(2, 1, order=cast(Any, "both")), "unknown order 'both'"),
         (lambda: MeanBinningRouter(2, scale=0), "scale is 0"),
         (lambda: HashRouter(4, 2, table=cast(Any, "best")), "table is 'best'"),
         (lambda: NoisyTopKRouter(D, 2, 0), "num_experts_per_tok is 0"),

@@ -272,7 +272,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(
         ({"save_every": 0}, "save_every is 0"),
         ({"accumulate": 2}, "accumulate is 2, which does not divide batch_size = 3"),
         ({"accumulate": 0}, "accumulate is 0"),
-        ({"balance_scope": "all"}, "balance_scope is 'all'; known are part, step"),
+        ({"balance_scope": "all"}, "unknown balance_scope 'all'; known are part, step"),
         (
             {"balance_scope": "step", "model": {"router_aux_loss_type": "sequence"}},
             "only switch and l1 can count",

@@ -1,19 +1,4 @@
-"""The suites: which cases are measured, in which order, within which time.
-
-Once a GPU is at hand, four commands, each a call of under ten minutes that goes on alone:
-
-    python -m pytest -m gpu tests/gpu -q -rfs --junitxml OUT/values.xml
-    python -m minimoe bench --suite gpu --out OUT
-    python -m minimoe bench --suite profile --out OUT
-    python -m minimoe bench --suite training --out OUT
-
-That is: the kernels' values against float64; the layer beside all peers that are installed; each kernel's time in each
-case; the small preset in bf16, in as many steps as the time pays for.
-
-A machine without a network needs beside torch, triton and the packages of pyproject.toml the peers (liger-kernel 0.8.5
-as a wheel; ScatterMoE as the folder `scattermoe` of its repository on PYTHONPATH) and, for training, the text as one
-file of tokens: `python -m minimoe corpus pack --out FILE` writes it, and $MINIMOE_CORPUS names it.
-"""
+"""The suites: which cases are measured, in which order, within which time."""
 
 from __future__ import annotations
 

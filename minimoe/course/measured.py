@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from minimoe.bench.tables import Result
 from minimoe.errors import MinimoeError, explained
 from minimoe.io import read_object
 
 
-def load_result(path: str | Path) -> Result | None:
+def load_result(path: str | Path) -> dict[str, Any] | None:
     """A stored result; None where there is none yet, and a MinimoeError where the file holds none."""
     if not Path(path).exists():
         return None
@@ -17,7 +17,7 @@ def load_result(path: str | Path) -> Result | None:
         return read_object(Path(path))
 
 
-def ran_on(result: Result) -> str:
+def ran_on(result: dict[str, Any]) -> str:
     """One sentence: hardware, versions, date, and how busy the machine was."""
     load, after = result.get("load_average"), result.get("load_average_after")
     busy = ""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minimoe.config import ModelConfig, check_count
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, choose
 
-BALANCE_SCOPES = ("part", "step")
 COUNTED = ("switch", "l1")  # balancing losses that can take the counts of the whole step
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -56,10 +55,7 @@ class TrainConfig:
                 f"accumulate is {self.accumulate}, which does not divide batch_size = {self.batch_size} evenly: "
                 "parts have to be equally large"
             )
-        if self.balance_scope not in BALANCE_SCOPES:
-            raise ConfigError(
-                f"balance_scope is {self.balance_scope!r}; known are {', '.join(BALANCE_SCOPES)}"
-            )
+        choose("balance_scope", self.balance_scope, dict.fromkeys(("part", "step")))
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         if not self.lr > 0 or not self.clip > 0:
@@ -120,11 +116,10 @@ def dense_twin(config: ModelConfig, equal: Literal["work", "held"]) -> ModelConf
     layer. 'held': of width E·F, so the model holds as many, less the routers'. Shared experts add their width to both.
     """
     experts = {"work": config.num_experts_per_tok, "held": config.num_experts}
-    if equal not in experts:
-        raise ConfigError(f"equal is {equal!r}; give 'work' or 'held'")
+    width = choose("kind of equal size", equal, experts) * config.expert_size
     return config.replace(
         mlp_only_layers=tuple(range(config.num_hidden_layers)),
-        intermediate_size=experts[equal] * config.expert_size + config.shared_size,
+        intermediate_size=width + config.shared_size,
         moe_intermediate_size=None,
     )
 

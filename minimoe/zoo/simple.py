@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from minimoe.errors import ConfigError, MinimoeError
+from minimoe.errors import ConfigError, MinimoeError, choose
 from minimoe.routers import Context, Router, at_least_float32, router_type, scores
 from minimoe.routing import Routing, places
 
@@ -46,11 +46,8 @@ class UniformRouter(Router):
         order: Literal["random", "round_robin"] = "random",
     ) -> None:
         super().__init__(None, num_experts, num_experts_per_tok)
-        if order not in ("random", "round_robin"):
-            raise ConfigError(f"order is {order!r}; known are 'random' and 'round_robin'")
-        self.order = order
-        self.is_batch_invariant = order == "round_robin"
-        self.is_incremental = order != "round_robin"
+        in_turn = choose("order", order, {"random": False, "round_robin": True})
+        self.order, self.is_batch_invariant, self.is_incremental = order, in_turn, not in_turn
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """x [T, D], of which only T and the device matter -> its routing."""
