@@ -56,7 +56,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2227,
+    "bench": 2212,
     "check": 11183,
     "core": 3600,
     "cost": 812,
@@ -66,11 +66,11 @@ BUDGETS: dict[str, int] = {
     "roof": 447,
     "study": 5792,
     "text": 1411,
-    "train": 1894,
+    "train": 1889,
     "widgets": 1602,
-    "zoo": 1084,
+    "zoo": 1081,
 }
-TESTS = 32_180  # and lines of Python that the tests may have
+TESTS = 32_182  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
