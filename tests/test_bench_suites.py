@@ -200,7 +200,7 @@ def test_serving_beside_two_dense_models(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_cache_of_keys_is_as_long_in_every_round() -> None:
-    model = models.models_beside(ModelConfig.preset("nano"))["moe"]
+    model = MixtralModel(ModelConfig.preset("nano")).eval()
     setup = models.Point("decode", 2, 5).setup(model)
     logits = [setup(i)().logits for i in range(2)]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)

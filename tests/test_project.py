@@ -56,7 +56,7 @@ REACHED_LATE = {"zoo", "kernels", "hf"}
 # Lines of Python that a room may have, docstrings included: what it has reached, so the figures only fall.
 # To raise one is a commit of its own that says what it buys.
 BUDGETS: dict[str, int] = {
-    "bench": 2212,
+    "bench": 2205,
     "check": 11183,
     "core": 3600,
     "cost": 812,
@@ -68,9 +68,9 @@ BUDGETS: dict[str, int] = {
     "text": 1411,
     "train": 1889,
     "widgets": 1602,
-    "zoo": 1081,
+    "zoo": 1079,
 }
-TESTS = 32_182  # and lines of Python that the tests may have
+TESTS = 32_192  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),
@@ -207,6 +207,16 @@ def test_each_room_keeps_to_its_budget(name: str) -> None:
     assert lines > BUDGETS[name] - 60, (
         f"{name} has {lines} lines now: lower its budget, so that it stays so"
     )
+
+
+def test_the_library_without_the_course_keeps_to_its_budget() -> None:
+    course, apart = (
+        {"check", "course", "widgets"},
+        ("minimoe/train/parallel/", "minimoe/study/engines/"),
+    )
+    files = [path for path in PACKAGE_FILES if room(module_name(path)) not in course]
+    files = [path for path in files if not relative(path).startswith(apart)]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 18_000
 
 
 def test_the_tests_keep_to_their_budget() -> None:

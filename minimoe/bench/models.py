@@ -235,15 +235,6 @@ class Point(NamedTuple):
         return floor(config, device, **sizes, bytes_per_parameter=size).seconds
 
 
-def models_beside(
-    config: ModelConfig, device: torch.device | str = "cpu"
-) -> dict[str, MixtralModel]:
-    """'moe', and its dense twins of equal 'work' and of equal size, 'held' (see `dense_twin`), with random weights."""
-    torch.manual_seed(0)
-    configs = {"moe": config} | {size: dense_twin(config, size) for size in ("work", "held")}
-    return {name: MixtralModel(c).to(device).eval() for name, c in configs.items()}
-
-
 def measure_point(
     models: dict[str, MixtralModel], point: Point, clock: Clock, rounds: int, threads: int
 ) -> dict[str, Any]:
@@ -307,7 +298,10 @@ def serve_suite(options: Options) -> dict[str, Any]:
     points += [Point("prefill", *prompt) for prompt in prompts]
     with timing.cpu_threads(options.threads), fast_cpu():
         used = torch.get_num_threads()
-        models, clock = models_beside(config, device), timing.make_clock(device)
+        torch.manual_seed(0)
+        configs = {"moe": config} | {size: dense_twin(config, size) for size in ("work", "held")}
+        models = {name: MixtralModel(c).to(device).eval() for name, c in configs.items()}
+        clock = timing.make_clock(device)
         peak = timing.measure_device(device, torch.float32, used, tiny=options.tiny)
         result: dict[str, Any] = timing.environment(device, used)
         result |= {"clock": timing.clock_name(device, used), "rounds": rounds}

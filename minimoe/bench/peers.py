@@ -242,8 +242,7 @@ def load_peer(text: str) -> Implementation:
     fault = f"--peer {text}: {path} fails"
     with explained(ConfigError, lambda e: f"{fault} ({type(e).__name__}: {e})", Exception):
         spec.loader.exec_module(module)
-    found: Any = [getattr(module, n, None) for n in ("forward", "prepare")]
-    forward, arrange = found
+    forward, arrange = (getattr(module, n, None) for n in ("forward", "prepare"))
     if not callable(forward):
         needed = "forward(x, w13, w2, expert, weight)"
         raise ConfigError(f"--peer {text}: {path} defines no function {needed}")

@@ -38,9 +38,8 @@ class SlotMixer(nn.Module):
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(num_slots, hidden_size).mul_(initializer_range)
-        )  # Φᵀ
+        drawn = torch.randn(num_slots, hidden_size)
+        self.weight = nn.Parameter(drawn.mul_(initializer_range))  # Φᵀ
         self.scale = nn.Parameter(torch.ones(())) if normalise else None
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,8 @@ class ExpertProjection(nn.Module):
         initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(num_experts, out_features, in_features).mul_(initializer_range)
-        )
+        drawn = torch.randn(num_experts, out_features, in_features)
+        self.weight = nn.Parameter(drawn.mul_(initializer_range))
         self.project = dense_projection if implementation == "loop" else grouped_projection
 
     def forward(
