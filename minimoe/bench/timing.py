@@ -21,7 +21,7 @@ from minimoe.cost import DEVICES, Device
 from minimoe.cpu import linear, onednn_available
 from minimoe.experts import Experts
 from minimoe.routing import Routing
-from minimoe.train.environment import processor_name, surroundings, today
+from minimoe.train.environment import processor_name, provenance, today
 
 Work = Callable[[], Any]
 # What is timed in round i; what is done before it returns is not timed.
@@ -265,7 +265,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "date": today(),
-        **surroundings(device),
+        **provenance(device),
         "threads": threads,
         "versions": versions,
         "load_average": load_average(),

@@ -327,7 +327,7 @@ class TraceWriter:
         layers: Sequence[int],
         **options: Any,
     ) -> int:
-        """How many of these documents the chunks hold, if `record_stream` wrote them with these ids and options."""
+        """How many of these documents the chunks hold, if they were recorded from these ids with these options."""
         at = 0
         for chunk in self.chunks:
             part = slice(at, at + len(chunk.documents))

@@ -84,7 +84,7 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device) -> dict[str, Any]:
     """What the last bits and the speed of a computation hang on: the machine, and the versions of what computes."""
     return {
         "device": device.type,

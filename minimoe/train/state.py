@@ -20,7 +20,7 @@ from minimoe.errors import CheckpointError, MinimoeError, explained
 from minimoe.io import parse_json, read_object, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
-from minimoe.train.environment import surroundings
+from minimoe.train.environment import provenance
 from minimoe.train.settings import TrainConfig
 from minimoe.train.step import DomainLoss
 
@@ -45,7 +45,7 @@ def make_recipe(
                 d: {f"{k}_tokens": v.size(d).tokens for k, v in sides} for d in corpus.domains
             },
         },
-        "environment": surroundings(device),
+        "environment": provenance(device),
     }
 
 
