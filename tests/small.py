@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import pytest
@@ -56,6 +56,15 @@ TRAIN = TrainConfig(
 
 
 weights_digest = state.digest
+P = ParamSpec("P")
+
+
+def refuses(
+    error: type[Exception], match: str, call: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """That a call raises this error, with `match` in its message."""
+    with pytest.raises(error, match=match):
+        call(*args, **kwargs)
 
 
 def tiny_model(seed: int = 0, **changes: object) -> Any:

@@ -30,9 +30,7 @@ def test_a_step_trains() -> None:
     assert all(p.grad is None for p in seen[0].parameters())
 
 
-def test_the_result_is_json_and_the_table_says_the_same(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_result_is_json_and_the_table_says_the_same(capsys, monkeypatch) -> None:
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
     monkeypatch.setattr(

@@ -31,6 +31,7 @@ from minimoe.dispatch import loop
 from minimoe.errors import ConfigError
 from minimoe.experts import Experts, glu
 from minimoe.routing import Routing
+from tests.small import refuses
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASE = LayerCase("", 12, 16, 32, 4, 2)
@@ -65,13 +66,8 @@ def inputs(case: LayerCase = CASE) -> tuple[Tensor, Routing, Tensor]:
     return x, make_routings(case, CPU)[0], dy
 
 
-# --- who takes part ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("implementation", exact(), ids=lambda i: i.name)
-def test_every_implementation_is_the_layer_with_every_gradient(
-    implementation: Implementation, experts: Experts
-) -> None:
+def test_every_implementation_is_the_layer_with_every_gradient(implementation, experts) -> None:
     x, routing, dy = inputs()
     ready = implementation.prepare(CASE, experts)
     gradients: list[tuple[Tensor, ...]] = []
@@ -103,7 +99,7 @@ def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -
 
 
 def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
-    monkeypatch: pytest.MonkeyPatch, experts: Experts
+    monkeypatch, experts
 ) -> None:
     monkeypatch.setattr(peers, "onednn_available", lambda: False)
     names = [i.name for i in participants(CPU)[0]]
@@ -176,9 +172,7 @@ def test_liger_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, experts: E
 
 
 @pytest.mark.parametrize("halves", ["concat_layout", "is_concatenated_gate_up", None])
-def test_sonic_gets_its_layout_whatever_its_version(
-    halves: str | None, monkeypatch: pytest.MonkeyPatch, experts: Experts
-) -> None:
+def test_sonic_gets_its_layout_whatever_its_version(halves, monkeypatch, experts) -> None:
     def computed(
         x: Tensor, scores: Tensor, token: Tensor, expert: Tensor, w1: Tensor, b1: None, w2: Tensor, b2: None,
         E: int, activation_type: str, stream_id: int, is_inference_mode_enabled: bool, halved: bool,
@@ -221,9 +215,6 @@ def test_sonic_gets_its_layout_whatever_its_version(
     assert all(leaf.requires_grad and leaf.is_leaf for leaf in ready.leaves)
 
 
-# --- peers of the user ---------------------------------------------------------------------------
-
-
 def write(folder: Path, text: str) -> str:
     (folder / "mine.py").write_text(text)
     return f"mine={folder / 'mine.py'}"
@@ -241,9 +232,7 @@ def test_a_peer_from_a_file_is_measured(tmp_path: Path, experts: Experts) -> Non
     assert "mine" in [i.name for i in participants(CPU, (f"mine={tmp_path / 'mine.py'}",))[0]]  # fmt: skip
 
 
-def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(
-    tmp_path: Path, experts: Experts
-) -> None:
+def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(tmp_path, experts) -> None:
     text = (
         PEER.replace("w13[expert[:, k]]", "w13.transpose(1, 2)[expert[:, k]]")
         + "def prepare(w13, w2):\n    return w13.transpose(1, 2).contiguous(), w2.clone()\n"
@@ -258,9 +247,7 @@ def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(
     assert case["absent"] == {"mine": "forward only"}
 
 
-def test_a_wrong_or_failing_peer_has_its_reason_and_no_time(
-    tmp_path: Path, experts: Experts
-) -> None:
+def test_a_wrong_or_failing_peer_has_its_reason_and_no_time(tmp_path, experts) -> None:
     swapped = PEER.replace("F.silu(gate) * up", "F.silu(up) * gate")
     case = measured(experts, CASE, load_peer(write(tmp_path, swapped)))
     assert case["absent"]["mine"].startswith("wrong: off by ")
@@ -282,19 +269,16 @@ def test_a_wrong_or_failing_peer_has_its_reason_and_no_time(
     ],
 )
 def test_a_bad_peer_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        load_peer(write(tmp_path, text))
+    refuses(ConfigError, re.escape(message), load_peer, write(tmp_path, text))
 
 
 @pytest.mark.parametrize("text", ["mine", "=a.py", "mine=", ""])
 def test_a_bad_peer_option_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected NAME=PATH"):
-        load_peer(text)
+    refuses(ConfigError, "expected NAME=PATH", load_peer, text)
 
 
 def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no file"):
-        load_peer(f"mine={tmp_path / 'no.py'}")
+    refuses(ConfigError, "there is no file", load_peer, f"mine={tmp_path / 'no.py'}")
     path = tmp_path / "peer.py"
     path.write_text(PEER)
     with pytest.raises(ConfigError, match="an implementation named 'grouped' already"):
@@ -303,9 +287,6 @@ def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> Non
         other = tmp_path / "peer.txt"
         other.write_text(PEER)
         load_peer(f"mine={other}")
-
-
-# --- one case ------------------------------------------------------------------------------------
 
 
 def named(*names: str) -> tuple[Implementation, ...]:
@@ -369,9 +350,7 @@ def test_a_replayed_case_is_divided_by_its_calls(experts: Experts) -> None:
     assert row["saved_bytes"] is None
 
 
-def test_a_series_is_captured_where_there_are_graphs(
-    experts: Experts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_series_is_captured_where_there_are_graphs(experts, monkeypatch) -> None:
     """On a device that is not there: what is captured, and what happens when it cannot be."""
     monkeypatch.setattr(layer, "has_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -393,9 +372,6 @@ def test_a_series_is_captured_where_there_are_graphs(
 
     monkeypatch.setattr(layer, "capture", fails)
     assert [r["how"] for r in run()["rows"]] == ["series", "series"]
-
-
-# --- cold weights --------------------------------------------------------------------------------
 
 
 def reuse(names: list[int], size: int) -> int:
@@ -469,9 +445,7 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
     assert result["rows"][0]["seconds"]["median"] == pytest.approx(sum(by_hand) / 2)
 
 
-def test_copies_are_as_many_as_needed_and_allowed(
-    experts: Experts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_are_as_many_as_needed_and_allowed(experts, monkeypatch) -> None:
     leaf = [torch.zeros(25), torch.zeros(25)]  # 200 bytes
 
     def needed(share: float, cache: int, limit: int) -> int:
@@ -495,9 +469,7 @@ def test_copies_are_as_many_as_needed_and_allowed(
         assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
 
 
-def test_the_cache_is_the_largest_that_the_system_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_is_the_largest_that_the_system_tells(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(timing, "CACHES", tmp_path)
     assert timing.cache_bytes(CPU) == 64 << 20
     for i, size in enumerate(("32K", "2M\n", "1024K", "odd")):
@@ -507,9 +479,6 @@ def test_the_cache_is_the_largest_that_the_system_tells(
     chip = types.SimpleNamespace(L2_cache_size=50 << 20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
     assert timing.cache_bytes(CUDA) == 50 << 20
-
-
-# --- parts ---------------------------------------------------------------------------------------
 
 
 def test_the_reference_is_the_loop_in_float64(experts: Experts) -> None:

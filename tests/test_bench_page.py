@@ -18,6 +18,8 @@ from minimoe.errors import MinimoeError
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tests.small import refuses
+
 
 def spread(median: float) -> dict[str, float]:
     return {"median": median, "q1": median * 0.9, "q3": median * 1.1}
@@ -80,8 +82,7 @@ def test_ratios_are_drawn_as_stored_the_dense_layer_first(result: Any) -> None:
     lines: list[Any] = [*forward.lines, *both.lines]
     goals = [line.get_xdata()[0] for line in lines if line.get_linestyle() == "--"]
     assert goals == [1.15, 1.25]
-    with pytest.raises(MinimoeError, match="no cases with"):
-        figures.ratios_to_dense(result, 2)
+    refuses(MinimoeError, "no cases with", figures.ratios_to_dense, result, 2)
 
 
 def test_memory_is_drawn_in_megabytes(result: Any) -> None:
@@ -147,9 +148,6 @@ def test_tables_by_hand(result: Any) -> None:
     assert cells(tables.decode_table(decoded))[2] == "| loop | 1,234 (1,111–1,358) | 0.80 | 2.00 |"
 
 
-# --- the page ------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(benchmarks, "FIGURES", tmp_path / "figures")
@@ -202,9 +200,7 @@ def test_ways_that_beat_what_was_taken_are_named() -> None:
     assert "other (how, small: 0.90)." in benchmarks.beaten({"choices": [record(0.99)]})
 
 
-def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(drawn, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
     shown = benchmarks.gpu()
     assert "No result of a GPU is stored yet" in shown and "figure" not in shown
@@ -228,14 +224,10 @@ def test_the_gpu_part_says_that_nothing_is_stored_or_shows_it(
     assert shown.count(":::{dropdown}") == 2
 
 
-def test_a_part_or_a_result_that_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ValueError, match="no part 'weather'; there are ran_on"):
-        benchmarks.benchmark("weather")
+def test_a_part_or_a_result_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
+    refuses(ValueError, "no part 'weather'; there are ran_on", benchmarks.benchmark, "weather")
     monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"cpu\.json is missing"):
-        benchmarks.goals()
+    refuses(FileNotFoundError, r"cpu\.json is missing", benchmarks.goals)
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(MinimoeError, match=r"cannot be read as JSON: .*; measure it anew"):
         measured.load_result(tmp_path / "x.json")

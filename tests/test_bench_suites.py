@@ -18,6 +18,7 @@ from minimoe.cost import layer_flops
 from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
+from tests.small import refuses
 
 TINY = Options(rounds=1, tiny=True, device="cpu")
 
@@ -34,9 +35,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "participants", gather)
     monkeypatch.setattr(suites, "TINY_CPU", {8: (16, 32, 4, 2)})
     monkeypatch.setattr(suites, "TINY_GPU", {"Mixtral": (16, 32, 4, 2), "Qwen3": (16, 16, 4, 2)})
-
-
-# --- suites --------------------------------------------------------------------------------------
 
 
 def check_schema(result: dict[str, Any]) -> None:
@@ -92,9 +90,7 @@ def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None
     assert result["onednn_kernels"] == "16384"
 
 
-def test_the_gpu_suite_on_whatever_there_is(
-    few: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gpu_suite_on_whatever_there_is(few, capsys, monkeypatch) -> None:
     made: list[str] = []
     noted = lambda c, d: made.append(c.name) or make_experts(c, d)  # noqa: E731
     monkeypatch.setattr(suites, "make_experts", noted)
@@ -125,9 +121,7 @@ def test_the_gpu_programme_is_the_design(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {c.tokens for c in suites.gpu_cases(Options(quick=True))} == {1, 64, 8192}
 
 
-def test_what_there_was_no_time_for_is_said(
-    few: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_there_was_no_time_for_is_said(few, monkeypatch, capsys) -> None:
     monkeypatch.setattr(suites, "GPU_SECONDS", 0.0)
     result = suites.gpu_suite(TINY)
     assert result["cases"] == []
@@ -242,19 +236,13 @@ def test_training_is_a_suite_too() -> None:
     assert result["suite"] == "train" and result["preset"] == "nano"
 
 
-# --- bad input -----------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_written_is_found_before_measuring(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(suites, "SUITES", {"cpu": lambda options: pytest.fail("measured")})
     (tmp_path / "file").write_text("in the way")
     for json_path, out in (
         (tmp_path / "file" / "x.json", None), (tmp_path, None), (None, tmp_path / "file" / "out")
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="cannot be written"):
-            run_and_write("cpu", Options(), json_path, out)
+        refuses(ConfigError, "cannot be written", run_and_write, "cpu", Options(), json_path, out)
 
 
 def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +271,7 @@ def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(tables.FILES) == set(suites.SUITES)
 
 
-def test_the_command_hands_everything_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_hands_everything_on(tmp_path, monkeypatch, capsys) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(suites, "run_and_write", lambda *arguments: seen.append(arguments))
     assert cli.main(["bench"]) == 0
@@ -319,14 +305,9 @@ def test_the_command_is_stored_as_it_can_be_given_again() -> None:
         (["--json", "/dev/null/x.json"], "cannot be written"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_one_line(arguments, message, refused, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert message in refused("bench", *arguments)
-
-
-# --- goals ---------------------------------------------------------------------------------------
 
 
 def made_case(
@@ -442,13 +423,8 @@ def test_gpu_goals_by_hand() -> None:
     assert missing["note"] == "vLLM was not measured"
 
 
-# --- where the time goes -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("backward", [False, True])
-def test_the_products_alone_have_the_flops_of_the_layer(
-    backward: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_products_alone_have_the_flops_of_the_layer(backward, monkeypatch) -> None:
     flops: list[int] = []
 
     def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -467,9 +443,6 @@ def test_the_products_alone_have_the_flops_of_the_layer(
     gate_up, down = wide.leaves
     choices.products(case, 1, t, k * f)(gate_up, down)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
-
-
-# --- text ----------------------------------------------------------------------------------------
 
 
 def test_durations_have_units_that_fit() -> None:
@@ -493,9 +466,7 @@ def test_a_busy_machine_is_said() -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_programme_runs_through_on_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gpu_programme_runs_through_on_a_cpu(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(suites, "TRAINING_SECONDS", 30.0)
     (found,) = run_and_write("profile", TINY)

@@ -25,9 +25,6 @@ class Script:
         return timing.Sample(wall, wall / 2)
 
 
-# --- rounds --------------------------------------------------------------------------------------
-
-
 def test_rounds_alternate_after_a_warm_up_and_preparing_is_not_timed() -> None:
     events: list[str] = []
 
@@ -48,9 +45,7 @@ def test_rounds_alternate_after_a_warm_up_and_preparing_is_not_timed() -> None:
     assert halves == {"a": [0.5, 5], "b": [1, 10]}  # of the processor
 
 
-def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(monkeypatch) -> None:
     now = iter(float(i) for i in range(100))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     setups: dict[str, timing.Setup] = {"a": lambda i: lambda: None}
@@ -119,9 +114,6 @@ def test_spread_and_paired_ratios_by_hand() -> None:
     assert timing.paired([2.0, 1.0, 4.0], [1.0, 2.0, 4.0])["median"] == 1.0
 
 
-# --- cases ---------------------------------------------------------------------------------------
-
-
 def test_routings_are_valid_and_differ_and_repeat() -> None:
     case = LayerCase("", 200, 8, 16, 6, 2)
     first, again = make_routings(case, CPU), make_routings(case, CPU)
@@ -164,9 +156,6 @@ def test_cases_name_themselves() -> None:
     assert experts.gate_up_proj.dtype == torch.bfloat16
 
 
-# --- memory --------------------------------------------------------------------------------------
-
-
 def test_saved_bytes_count_each_storage_once_and_no_weights() -> None:
     x, w = torch.randn(100, 10, requires_grad=True), torch.randn(10, 10, requires_grad=True)
 
@@ -202,17 +191,12 @@ def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyP
     assert timing.peak_bytes(lambda: None, torch.device("cuda")) == 30
 
 
-def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(monkeypatch) -> None:
     held = iter([1000, 1900])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
     x = torch.zeros(10, 5)  # 200 bytes, there before; the result's 400 bytes go with it
     assert timing.kept_bytes(lambda: torch.zeros(100), x) == 900 - 400 + 200
-
-
-# --- hardware ------------------------------------------------------------------------------------
 
 
 def test_the_environment_is_json_and_names_what_it_ran_on() -> None:

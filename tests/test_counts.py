@@ -14,7 +14,7 @@ from minimoe.study.counts import PUBLISHED, REFUSED, CountTable, published, read
 from minimoe.study.load import expert_load
 from minimoe.study.record import RandomRouters, RoutingRecorder, record_documents, source_of
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from tests.small import even_trace, random_ids, tiny_model
+from tests.small import even_trace, random_ids, refuses, tiny_model
 
 
 def uniform(tokens=4000, experts=8, k=2, seed=0) -> RoutingTrace:
@@ -104,10 +104,8 @@ def test_bad_counts_are_refused(tmp_path):
         ({"counts": None}, "expected JSON with counts"),
     ):
         path.write_text(json.dumps(good | change))
-        with pytest.raises(TraceError, match=named):
-            CountTable.read(path)
-    with pytest.raises(TraceError, match="layer 3 is not among"):
-        table.at(3)
+        refuses(TraceError, named, CountTable.read, path)
+    refuses(TraceError, "layer 3 is not among", table.at, 3)
 
 
 def test_traces_of_others_are_read(tmp_path):
@@ -143,14 +141,12 @@ def test_traces_of_others_are_read(tmp_path):
 def test_what_is_no_trace_is_refused(tmp_path, text, named):
     path = tmp_path / "trace.jsonl"
     path.write_text(text)
-    with pytest.raises(TraceError, match=named):
-        read_trace(path)
+    refuses(TraceError, named, read_trace, path)
 
 
 def test_pickles_are_never_read(tmp_path):
     np.savez(tmp_path / "bad.npz", expert=np.array([{}], object), length=np.array([1]))
-    with pytest.raises(TraceError, match="expected JSON lines"):
-        read_trace(tmp_path / "bad.npz")
+    refuses(TraceError, "expected JSON lines", read_trace, tmp_path / "bad.npz")
 
 
 def test_the_command_prints_a_line_a_layer_and_what_cannot_be_told(tmp_path, capsys, refused):

@@ -12,16 +12,13 @@ import torch
 from minimoe.course import further as fu
 from minimoe.errors import TraceError
 from minimoe.study.trace import TraceDocument
-from tests.small import TINY, random_ids, tiny_model
+from tests.small import TINY, random_ids, refuses, tiny_model
 from tests.test_statistics_simulated import E, simulate
 
 
 def losses(model, ids, changes):
     with fu.overruled(model, changes):
         return fu.token_losses(model, ids)[0]
-
-
-# --- counterfactuals ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -133,9 +130,6 @@ def test_every_change_is_priced_by_works() -> None:
         fu.counterfactuals(soft, ids, work, random_ids(8, 10), layers=(1,))
 
 
-# --- saturation -----------------------------------------------------------------------------------
-
-
 def test_saturation_is_one_at_the_end_and_chance_where_routing_starts_anew() -> None:
     rng = np.random.default_rng(0)
     final = np.argsort(rng.random((4000, 2, E)) * np.r_[3.0, np.ones(E - 1)], axis=2)[..., -3:]
@@ -150,9 +144,6 @@ def test_saturation_is_one_at_the_end_and_chance_where_routing_starts_anew() -> 
     assert np.isnan(fu.saturation(np.arange(2), every, 4, E).beyond).all()
     with pytest.raises(TraceError, match="40 tokens at 2 validations are not 3 windows"):
         fu.saturation(np.arange(2), every, 3, E)
-
-
-# --- one token in other meanings ------------------------------------------------------------------
 
 
 def topical(seed: int, effect: float = 0.0, concentration: float = 40.0):
@@ -200,15 +191,11 @@ def test_overlap_is_that_of_all_pairs_of_documents(monkeypatch: pytest.MonkeyPat
     with pytest.raises(TraceError, match="no token stands in 500 documents"):
         monkeypatch.setattr(fu, "HOLDERS", 500)
         fu.meaning(trace, 1)
-    with pytest.raises(TraceError, match="no document of the trace has a topic"):
-        fu.meaning(simulate(0, works=8), 1)
+    refuses(TraceError, "no document of the trace has a topic", fu.meaning, simulate(0, works=8), 1)
     one = [d._replace(topic="one") for d in trace.documents]
     with pytest.raises(TraceError, match="no token stands in documents of one topic and of two"):
         monkeypatch.setattr(fu, "HOLDERS", 5)
         fu.meaning(dataclasses.replace(trace, documents=tuple(one)), 1)
-
-
-# --- output tokens and parallel texts -------------------------------------------------------------
 
 
 def test_three_keys_of_one_text() -> None:

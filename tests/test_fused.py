@@ -35,9 +35,7 @@ def make(t: int, e: int, k: int, idle: int = 0) -> tuple[Tensor, Tensor, Routing
 
 @pytest.mark.parametrize("idle", [0, 1], ids=["all busy", "one idle"])
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)
-def test_forward_and_every_gradient_equal_the_loop_in_float64(
-    t: int, e: int, k: int, block: int, idle: int
-) -> None:
+def test_forward_and_every_gradient_equal_the_loop_in_float64(t, e, k, block, idle) -> None:
     if k + idle > e:
         pytest.skip("every expert is needed")
     x, _, routing, experts = make(t, e, k, idle)
@@ -48,9 +46,7 @@ def test_forward_and_every_gradient_equal_the_loop_in_float64(
 
 
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)
-def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(
-    t: int, e: int, k: int, block: int
-) -> None:
+def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(t, e, k, block) -> None:
     _, _, routing, _ = make(t, e, k)
     rows = in_blocks(routing, block)
     assert all(size % block == 0 for size in rows.sizes)
@@ -78,9 +74,7 @@ def test_filling_rows_add_nothing_whatever_token_they_read() -> None:
     torch.testing.assert_close(d_up, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_each_product_goes_through_the_backend_of_its_path(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_product_goes_through_the_backend_of_its_path(backend, monkeypatch) -> None:
     calls: list[tuple[int, int]] = []
 
     class Counted:
@@ -124,9 +118,7 @@ def test_inputs_that_are_not_contiguous_and_weights_off_their_alignment(backend:
 
 
 @pytest.mark.parametrize(("t", "k"), [(1, 1), (1, 2), (2, 2), (1, 4)])
-def test_few_assignments_are_not_sorted_and_give_the_same(
-    t: int, k: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_assignments_are_not_sorted_and_give_the_same(t, k, monkeypatch) -> None:
     x, _, routing, experts = make(t, 4, k)
     expected = loop(x, routing, experts)
     dropped = dataclasses.replace(routing, kept=torch.arange(t * k) % 2 == 0)

@@ -22,6 +22,7 @@ from minimoe.text.questions import (
     read_mmlu,
     stem,
 )
+from tests.small import refuses
 
 LAYOUT = re.compile(
     r"Question: (Who|What) (is|are|was|were) (.+)\?\nA\. (.+)\nB\. (.+)\nC\. (.+)\nD\. (.+)\nAnswer: ([ABCD])"
@@ -154,8 +155,7 @@ def test_a_wrong_choice_never_names_the_article() -> None:
 
 def test_layout_without_an_answer() -> None:
     assert layout("Why?", "wxyz", None) == "Question: Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
-    with pytest.raises(ValueError, match="zip"):
-        layout("Why?", "wxy", None)
+    refuses(ValueError, "zip", layout, "Why?", "wxy", None)
 
 
 # MMLU
@@ -204,13 +204,10 @@ def test_mmlu_questions_lose_their_worked_answers(lm_eval) -> None:
 
 def test_mmlu_of_another_layout_is_refused(lm_eval) -> None:
     lm_eval({"arts": "Q: What?\n(A) one\nA: Let's think."})
-    with pytest.raises(CorpusError, match="question 1 of arts"):
-        read_mmlu()
+    refuses(CorpusError, "question 1 of arts", read_mmlu)
 
 
-def test_mmlu_that_cannot_be_had_says_why(
-    own_cache: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mmlu_that_cannot_be_had_says_why(own_cache, monkeypatch) -> None:
     def offline(arguments: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(arguments, 1, "", "WARNING: NewConnectionError")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minimoe.errors import TraceError
 from minimoe.study.record import RoutingRecorder, TransformersSource, record_documents
 from minimoe.study.trace import TraceDocument
+from tests.small import refuses
 
 transformers = pytest.importorskip("transformers")
 
@@ -228,8 +229,7 @@ def test_families_read_documents_in_batches_as_if_alone(family: str) -> None:
 def test_families_that_call_no_experts_with_ids_are_refused_by_name(family: str) -> None:
     OWN[family] = {}
     model = build(family)
-    with pytest.raises(TraceError, match=f"^{type(model).__name__} has no sparse layer"):
-        RoutingRecorder(model)
+    refuses(TraceError, f"^{type(model).__name__} has no sparse layer", RoutingRecorder, model)
 
 
 def replaced(model: Any, forward: Any) -> None:
@@ -257,10 +257,8 @@ def test_a_layer_that_does_not_do_what_would_be_recorded_is_refused(forward: Any
     before = {name: value.clone() for name, value in model.state_dict().items()}
     replaced(model, forward)
     with RoutingRecorder(model) as recorder:
-        with pytest.raises(TraceError, match=r"^layer 2 of MixtralForCausalLM: the output of Mix"):
-            model(ids)
-        with pytest.raises(TraceError, match="nothing recorded"):
-            recorder.pop()
+        refuses(TraceError, r"^layer 2 of MixtralForCausalLM: the output of Mix", model, ids)
+        refuses(TraceError, "nothing recorded", recorder.pop)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -313,8 +311,7 @@ def test_models_of_another_shape_are_refused() -> None:
     model.model.layers[0].extra = nn.Module()
     model.model.layers[0].extra.experts = model.model.layers[2].mlp.experts
     model.model.layers[2].mlp = nn.Identity()
-    with pytest.raises(TraceError, match="layer 1 of MixtralForCausalLM has experts twice"):
-        RoutingRecorder(model)
+    refuses(TraceError, "layer 1 of MixtralForCausalLM has experts twice", RoutingRecorder, model)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from minimoe.study.models import FoundModel, Stages
 from minimoe.study.questions import Reading, recorded
 from minimoe.study.record import record_documents
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
-from tests.small import random_ids, same_trace, tiny_model
+from tests.small import random_ids, refuses, same_trace, tiny_model
 
 LENGTHS = (40, 3, 25, 9, 9, 31, 50, 2, 8, 17)
 DOCUMENTS = [TraceDocument("quiz", str(i), f"subject {i % 3}") for i in range(len(LENGTHS))]
@@ -53,17 +53,13 @@ def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path
 @pytest.mark.parametrize(
     ("chunk_tokens", "held"), [(50, [3, 4, 3]), (1, [1] * 10), (40, [1, 4, 2, 3]), (10**6, [10])]
 )
-def test_a_chunk_ends_with_the_document_that_fills_it(
-    tmp_path: Path, chunk_tokens: int, held: list[int]
-) -> None:
+def test_a_chunk_ends_with_the_document_that_fills_it(tmp_path, chunk_tokens, held) -> None:
     chunks = stream(tmp_path, sizes=(8192, chunk_tokens)).chunks
     assert [len(chunk.documents) for chunk in chunks] == held
 
 
 @pytest.mark.parametrize("batches_read", range(9))
-def test_interrupted_anywhere_and_gone_on_with_it_is_the_same(
-    tmp_path: Path, batches_read: int
-) -> None:
+def test_interrupted_anywhere_and_gone_on_with_it_is_the_same(tmp_path, batches_read) -> None:
     stream(tmp_path / "whole", sizes=(40, 50))
     passes, model = itertools.count(), tiny_model()
 
@@ -98,27 +94,22 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(tmp_path: Path)
         stream(tmp_path, documents=DOCUMENTS[::-1], tokens=TOKENS[::-1])
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(TraceError, match=r"manifest\.json cannot be read"):
-        stream(tmp_path)
+    refuses(TraceError, r"manifest\.json cannot be read", stream, tmp_path)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TraceError, match="cannot be written"):
-        stream(tmp_path / "file" / "trace")
+    refuses(TraceError, "cannot be written", stream, tmp_path / "file" / "trace")
 
 
 def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path, monkeypatch
 ) -> None:
     """Names of documents and an identity that somebody wrote do not tell that a tokenizer or an option changed."""
     stream(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     other = [ids.copy() for ids in TOKENS]
     other[5][-1] ^= 1
-    with pytest.raises(TraceError, match="read otherwise"):
-        stream(tmp_path, tokens=other)
-    with pytest.raises(TraceError, match="read otherwise"):
-        stream(tmp_path, begin=1)
-    with pytest.raises(TraceError, match=r"holds layers \[1, 2\], not \[2\]"):
-        stream(tmp_path, layers=(2,))
+    refuses(TraceError, "read otherwise", stream, tmp_path, tokens=other)
+    refuses(TraceError, "read otherwise", stream, tmp_path, begin=1)
+    refuses(TraceError, r"holds layers \[1, 2\], not \[2\]", stream, tmp_path, layers=(2,))
     with monkeypatch.context() as patch, pytest.raises(TraceError, match="read otherwise"):
         patch.setattr("minimoe.study.questions.WINDOW", 8)
         stream(tmp_path)
@@ -140,8 +131,7 @@ def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(RoutingTrace, "save", full)
-        with pytest.raises(TraceError, match=r"No space left on device.*goes on after them"):
-            stream(tmp_path)
+        refuses(TraceError, r"No space left on device.*goes on after them", stream, tmp_path)
     assert len(TraceWriter(tmp_path, IDENTITY).chunks) == 1
     assert stream(tmp_path).tokens == sum(LENGTHS)
 

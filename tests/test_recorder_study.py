@@ -30,7 +30,7 @@ from minimoe.study.report import run_study
 from minimoe.study.trace import TraceWriter
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import train_tokenizer
-from tests.small import same_trace, tiny_model
+from tests.small import refuses, same_trace, tiny_model
 from tests.test_recorder_families import build
 from tests.test_recorder_transformers import SMALL
 
@@ -123,9 +123,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def studied(
-    folders: dict[str, Path], quiz: Path, tmp_path_factory: pytest.TempPathFactory, quick: None
-) -> dict[str, Path]:
+def studied(folders, quiz, tmp_path_factory, quick) -> dict[str, Path]:
     """One study of each library and family, in chunks of 500 tokens; pictures are rendered in test_report.py."""
     out = tmp_path_factory.mktemp("studies")
     for name, layers in (("tiny-mixtral", "1,3"), ("tiny-deepseek_v3", "all"), ("own", "2")):
@@ -141,9 +139,7 @@ def studied(
 
 
 @pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-deepseek_v3", "own"])
-def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
-    studied: dict[str, Path], name: str
-) -> None:
+def test_the_report_has_load_subjects_tokens_and_what_is_left_out(studied, name) -> None:
     out = studied[name]
     page = (out / "report.html").read_text(encoding="utf-8")
     for part in ("C12", "C13", "C14", "C15", "C16"):
@@ -170,9 +166,7 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(
     assert "Random routers: " in json.dumps(summary["findings"])
 
 
-def test_the_trace_holds_every_token_with_the_choices_of_the_model(
-    studied: dict[str, Path], folders: dict[str, Path], quiz: Path
-) -> None:
+def test_the_trace_holds_every_token_with_the_choices_of_the_model(studied, folders, quiz) -> None:
     for name in ("tiny-mixtral", "tiny-deepseek_v3"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folders[name]).eval()
         # as its own tokenizer would have it, were it not told to cut and to pad
@@ -196,12 +190,7 @@ def test_the_trace_holds_every_token_with_the_choices_of_the_model(
 
 
 def test_the_command_goes_on_after_an_interruption(
-    folders: dict[str, Path],
-    studied: dict[str, Path],
-    quiz: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folders, studied, quiz, tmp_path, monkeypatch, capsys
 ) -> None:
     options = ("--layers", "1,3", "--chunk-tokens", "500", "--batch-tokens", "400")
     line = command(folders["tiny-mixtral"], quiz, tmp_path, *options)
@@ -240,11 +229,7 @@ def test_the_command_goes_on_after_an_interruption(
 
 
 def test_another_study_in_the_same_folder_is_refused(
-    folders: dict[str, Path],
-    studied: dict[str, Path],
-    quiz: Path,
-    refused: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    folders, studied, quiz, refused, monkeypatch
 ) -> None:
     out = studied["tiny-mixtral"]
     before = {p.name: p.read_bytes() for p in (out / "trace").iterdir()}
@@ -260,9 +245,7 @@ def test_another_study_in_the_same_folder_is_refused(
     assert {p.name: p.read_bytes() for p in (out / "trace").iterdir()} == before
 
 
-def test_gpt_oss_in_bfloat16_on_the_default_layers(
-    folders: dict[str, Path], quiz: Path, tmp_path: Path
-) -> None:
+def test_gpt_oss_in_bfloat16_on_the_default_layers(folders, quiz, tmp_path) -> None:
     run_study(
         folders["tiny-gpt_oss"], tmp_path, questions=quiz, dtype="bfloat16", max_tokens=300, progress=False
     )  # fmt: skip
@@ -279,9 +262,7 @@ def test_gpt_oss_in_bfloat16_on_the_default_layers(
 
 
 @pytest.mark.parametrize("count", [0, 4], ids=["the shortest text there is", "a handful"])
-def test_few_questions_still_make_a_report(
-    folders: dict[str, Path], tmp_path: Path, count: int, drawn: None
-) -> None:
+def test_few_questions_still_make_a_report(folders, tmp_path, count, drawn) -> None:
     path = tmp_path / "few.jsonl"
     given = questions(count) or [{"subject": "a", "text": "x"}]
     path.write_text("\n".join(json.dumps(q) for q in given))
@@ -326,15 +307,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(
-    folders: dict[str, Path],
-    quiz: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Any,
-    offline: None,
-    model: str,
-    more: tuple[str, ...],
-    named: str,
+    folders, quiz, tmp_path, monkeypatch, refused, offline, model, more, named
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = folders.get(model)
@@ -345,7 +318,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_trap_harness_4063_a_model_of_the_hub_is_known_by_its_commit_or_refused(
-    folders: dict[str, Path], tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+    folders, tmp_path, offline, monkeypatch
 ) -> None:
     """The hub's local cache, as a download leaves it; 'main' alone is another model tomorrow."""
     cache = tmp_path / "hub" / "models--somebody--tiny"
@@ -366,7 +339,7 @@ def test_trap_harness_4063_a_model_of_the_hub_is_known_by_its_commit_or_refused(
 
 
 def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
-    folders: dict[str, Path], tmp_path: Path
+    folders, tmp_path
 ) -> None:
     folder = shutil.copytree(folders["tiny-mixtral"], tmp_path / "model")
     found = [find_model(folder, device="cpu").identity]
@@ -387,11 +360,7 @@ def test_trap_harness_4063_a_model_is_known_by_all_that_can_change_its_choices(
 
 
 def test_the_same_folder_is_the_same_experiment_unless_questions_or_domains_say_which(
-    folders: dict[str, Path],
-    quiz: Path,
-    tmp_path: Path,
-    refused: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    folders, quiz, tmp_path, refused, monkeypatch
 ) -> None:
     def read(*_: Any) -> Any:
         raise CorpusError("held-out text is read")
@@ -436,8 +405,7 @@ def test_a_file_that_holds_no_questions_is_refused(tmp_path: Path, text: str, na
     with pytest.raises(CorpusError, match=re.escape(named)) as caught:
         question_set(path)
     assert str(path) in str(caught.value)
-    with pytest.raises(CorpusError, match="cannot be read"):
-        question_set(tmp_path)
+    refuses(CorpusError, "cannot be read", question_set, tmp_path)
 
 
 def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
@@ -454,16 +422,12 @@ def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
     }
 
 
-def test_folders_that_lack_something(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_lack_something(folders, tmp_path, monkeypatch) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        find_model(copy)
+    refuses(CheckpointError, r"has no config\.json", find_model, copy)
     (copy / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        find_model(copy)
+    refuses(CheckpointError, "cannot be read as JSON", find_model, copy)
     shutil.copytree(folders["tiny-mixtral"], copy, dirs_exist_ok=True)
     weights = load_file(copy / "model.safetensors")
     router = next(name for name in weights if "gate.weight" in name)
@@ -487,18 +451,15 @@ def test_folders_that_lack_something(
         with pytest.raises(CheckpointError, match="pip install accelerate"):
             find_model(copy, device="cpu").load()
     (copy / "config.json").write_text("[" * 10**5)
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
-        find_model(copy, device="cpu")
+    refuses(CheckpointError, r"config\.json cannot be read as JSON", find_model, copy, device="cpu")
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="copy cannot be loaded"):
         find_model(copy, device="cpu").load()
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="copy cannot be loaded"):
-        find_model(copy, device="cpu")
+    refuses(CheckpointError, "copy cannot be loaded", find_model, copy, device="cpu")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MinimoeError, match="pip install 'transformers"):
-        find_model(copy, device="cpu")
+    refuses(MinimoeError, "pip install 'transformers", find_model, copy, device="cpu")
 
 
 # Questions
@@ -529,9 +490,7 @@ def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("why", ["package", "network"])
-def test_mmlu_falls_back_to_the_development_questions_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
-) -> None:
+def test_mmlu_falls_back_to_the_development_questions_and_says_so(monkeypatch, capsys, why) -> None:
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
 
@@ -543,8 +502,7 @@ def test_mmlu_falls_back_to_the_development_questions_and_says_so(
     reason = {"package": "pip install datasets", "network": "Couldn't reach 'cais/mmlu'"}[why]
     said = capsys.readouterr().err
     assert said.strip() == found.note and "development questions" in said and reason in said
-    with pytest.raises(CorpusError, match=re.escape(reason)):
-        question_set("mmlu-test")
+    refuses(CorpusError, re.escape(reason), question_set, "mmlu-test")
     assert question_set("mmlu-dev").sha256 == found.sha256
 
 
@@ -558,9 +516,7 @@ def test_the_order_of_questions_is_their_ids_and_their_hash_the_texts() -> None:
     assert given(changed).sha256 != one.sha256
 
 
-def test_max_tokens_takes_the_first_questions_of_each_subject(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_max_tokens_takes_the_first_questions_of_each_subject(folders, tmp_path) -> None:
     path = tmp_path / "q.jsonl"
     rows = ({"subject": x, "text": "sum " * (3 + i)} for x in "ab" for i in range(5))
     path.write_text("\n".join(map(json.dumps, rows)))

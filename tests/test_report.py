@@ -27,6 +27,7 @@ from minimoe.study.trace import TraceWriter, first_documents
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
 from minimoe.text.tokenizer import encode, train_tokenizer
+from tests.small import refuses
 
 WORDS = re.findall(r"\S+", "the of and a in river king music cell law shall What Who is : .")
 TOPICS = ("Arts", "History", *measurements.TOPICS)
@@ -362,8 +363,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, tmp_path, mo
     )
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(MinimoeError, match="file"):
-        run_study(checkpoint, blocked / "study", progress=False)
+    refuses(MinimoeError, "file", run_study, checkpoint, blocked / "study", progress=False)
 
 
 def test_bad_input(tmp_path, checkpoint):

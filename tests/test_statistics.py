@@ -21,7 +21,7 @@ from minimoe.study.domains import domain_load
 from minimoe.study.load import equal_counts, expert_load
 from minimoe.study.paths import coactivation, pair_probabilities, paths, repeats
 from minimoe.study.trace import RoutingTrace, TraceDocument
-from tests.small import even_trace
+from tests.small import even_trace, refuses
 
 Row = tuple[int, list[list[int]]]
 
@@ -45,9 +45,6 @@ def trace_of(
 
 def one_layer(tokens: list[int], experts: list[list[int]]) -> list[Row]:
     return [(token, [chosen]) for token, chosen in zip(tokens, experts, strict=True)]
-
-
-# -- measures ------------------------------------------------------------------------------------------------------
 
 
 def test_entropy_and_divergences_by_hand() -> None:
@@ -85,9 +82,6 @@ def test_plug_in_bias_is_millers_for_one_choice() -> None:
     assert (
         depth.plug_in_bias(10, 5000, 8, 8) == 0
     )  # every token takes every expert: nothing can vary
-
-
-# -- resampling ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,8 +177,7 @@ def test_a_work_is_the_unit() -> None:
         d._replace(domain="ab"[i % 2], topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)
     ]
     both = replace(plays, documents=tuple(d._replace(domain="a") for d in across))
-    with pytest.raises(TraceError, match="two labels"):
-        domain_load(both, 1, by="topic")
+    refuses(TraceError, "two labels", domain_load, both, 1, by="topic")
 
 
 def test_interval_of_share_counts_works_and_says_when_they_are_too_few() -> None:
@@ -208,9 +201,6 @@ def test_interval_of_maximum_of_one_quantity_is_the_usual_one() -> None:
     # a second one far below changes nothing once it is set aside
     both = np.concatenate([draws, np.random.default_rng(1).normal(-9.0, 0.5, (20_000, 1))], axis=1)
     assert ch.interval_of_maximum(np.array([3.0, -9.0]), both) == pytest.approx((low, high))
-
-
-# -- counts --------------------------------------------------------------------------------------------------------
 
 
 def test_counts_leave_padding_out() -> None:
@@ -238,9 +228,6 @@ def test_codes() -> None:
 def test_token_classes_lump_the_rare() -> None:
     classes = depth.token_classes(np.array([9, 9, 9, 4, 4, 4, 1, 2]), 3)
     assert classes.tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
-
-
-# -- load ----------------------------------------------------------------------------------------------------------
 
 
 def test_load_by_hand() -> None:
@@ -299,9 +286,6 @@ def test_an_expert_never_used() -> None:
     assert json.loads(json.dumps(load.to_dict()))["ratio"]["value"] == "inf"
 
 
-# -- domains -------------------------------------------------------------------------------------------------------
-
-
 def test_domain_load_by_hand() -> None:
     documents = [("law", one_layer([1, 2], [[0], [1]]))] * 2 + [
         ("code", one_layer([1, 2], [[2], [2]]))
@@ -328,9 +312,6 @@ def test_domain_load_by_topic_leaves_the_unlabelled_out() -> None:
     assert load.documents.tolist() == [4, 2]
     with pytest.raises(TraceError, match="no document of the trace has a topic"):
         domain_load(trace_of(*documents), 1, by="topic")
-
-
-# -- information ---------------------------------------------------------------------------------------------------
 
 
 def test_information_of_a_deterministic_map() -> None:
@@ -382,9 +363,6 @@ def test_held_out_gain_by_hand() -> None:
         assert gain.known == enough
 
 
-# -- repeats -------------------------------------------------------------------------------------------------------
-
-
 def test_repeats_by_hand() -> None:
     trace = trace_of(
         # first choices 0 0 1 | 2 2: two of three pairs repeat; the pair across documents would not count
@@ -432,9 +410,7 @@ def test_repeats_null_has_the_moments_of_all_permutations() -> None:
         assert (one.rate.null_high - one.shuffled) / 1.959964 == pytest.approx(np.std(rates))
 
 
-def test_repeats_null_by_shuffling_agrees_with_the_exact_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_repeats_null_by_shuffling_agrees_with_the_exact_one(monkeypatch) -> None:
     from minimoe.study import paths as neighbours
 
     rng = np.random.default_rng(0)
@@ -450,9 +426,6 @@ def test_repeats_null_by_shuffling_agrees_with_the_exact_one(
     widths = [x.rate.null_high - x.rate.null_low for x in (drawn, exact)]
     assert widths[0] == pytest.approx(widths[1], rel=0.4)
     assert drawn.chance_loads == pytest.approx(exact.chance_loads, abs=0.003)
-
-
-# -- tokens --------------------------------------------------------------------------------------------------------
 
 
 def test_token_shares_by_hand() -> None:
@@ -473,8 +446,7 @@ def test_token_shares_by_hand() -> None:
     assert np.isnan(shares.share.low).all()
     assert (shares.preferred.expert[2] == -1).all()
     for bad in ([], [3, 3], [-1]):
-        with pytest.raises(TraceError, match="distinct token ids"):
-            words.token_shares(trace, 1, bad)
+        refuses(TraceError, "distinct token ids", words.token_shares, trace, 1, bad)
 
 
 def test_preferred_expert_is_chosen_and_judged_on_different_documents() -> None:
@@ -509,9 +481,6 @@ def test_largest_share_by_chance(n: int, mean: float) -> None:
     assert largest.mean() == pytest.approx(mean, abs=0.006)
 
 
-# -- vocabulary ----------------------------------------------------------------------------------------------------
-
-
 def test_frequent_tokens_by_hand() -> None:
     documents = [("a", one_layer([5, 5, 6, 7], [[0], [0], [0], [1]]))] * 50
     found = words.frequent_tokens(trace_of(*documents), 1, top=3)
@@ -529,9 +498,6 @@ def test_log_odds_by_hand() -> None:
     assert z[0, 0] == pytest.approx(expected / math.sqrt(1 / 32 + 1 / 12))
     # with two experts the one's gain is the other's loss
     assert delta[0, 1] == pytest.approx(-expected)
-
-
-# -- co-activation -------------------------------------------------------------------------------------------------
 
 
 def test_coactivation_by_hand() -> None:
@@ -586,11 +552,7 @@ def test_pair_probabilities_with_an_idle_and_a_constant_expert() -> None:
 
 
 def test_coactivation_needs_two_choices() -> None:
-    with pytest.raises(TraceError, match="one expert each"):
-        coactivation(trace_of(("a", one_layer([1], [[0]]))), 1)
-
-
-# -- paths ---------------------------------------------------------------------------------------------------------
+    refuses(TraceError, "one expert each", coactivation, trace_of(("a", one_layer([1], [[0]]))), 1)
 
 
 def test_paths_by_hand() -> None:
@@ -621,8 +583,7 @@ def test_paths_by_hand() -> None:
     assert sets.distinct.value == 3
     assert sets.possible_log10 == pytest.approx(2 * math.log10(6))
     assert paths(trace.of_layers([1])).distinct.value == 3
-    with pytest.raises(TraceError, match="'first' or 'set'"):
-        paths(trace, kind="both")
+    refuses(TraceError, "'first' or 'set'", paths, trace, kind="both")
 
 
 def test_independent_layers_have_the_paths_expected_of_them() -> None:
@@ -645,9 +606,6 @@ def test_independent_layers_have_the_paths_expected_of_them() -> None:
     assert found.distinct.p == pytest.approx(1 / 21)
 
 
-# -- depth ---------------------------------------------------------------------------------------------------------
-
-
 def test_layer_dependence_by_hand() -> None:
     # layer 2 is layer 1 renumbered; layer 3 says whether layer 1 is below 2: 1 bit of its 2
     rows = [(1, [[e], [(e + 1) % 4], [e // 2]]) for e in (0, 1, 2, 3)]
@@ -657,9 +615,6 @@ def test_layer_dependence_by_hand() -> None:
     assert found.told(0, 2).value == pytest.approx(1)
     assert found.entropy == pytest.approx([2, 2, 1])
     assert np.isnan(found.information.value.diagonal()).all()
-
-
-# -- what may not matter -------------------------------------------------------------------------------------------
 
 
 @st.composite

@@ -134,9 +134,6 @@ def share_held(bands: Sequence[ch.Band], truth: float | None = None) -> float:
     return float(np.mean([holds(b, truth) for b in bands]))
 
 
-# -- labels --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("runs", RUNS)
 @pytest.mark.parametrize("own", [None, 60.0], ids=["uniform", "own loads"])
 def test_labels_of_unequal_works_keep_their_level(runs: int, own: float | None, store: Any) -> None:
@@ -214,9 +211,6 @@ def test_domains_keep_their_level_and_an_effect_is_found(runs: int, store: Any) 
     more = "an expert chosen 1.6 times as often"
     hold(store, "power", runs, 0.7, {f"total variation, {more}": found / runs})
     hold(store, "power", runs, 0.8, {f"I(domain), {more}": told / runs})
-
-
-# -- intervals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -318,9 +312,6 @@ def test_scenes_of_few_works_give_no_false_precision() -> None:
     assert hits[1] / 30 > 0.9 > hits[0] / 30
 
 
-# -- information ---------------------------------------------------------------------------------------------------
-
-
 def test_information_of_tokens_does_not_grow_with_the_text() -> None:
     """300 words by Zipf's law: half the text four times over moves the value by less than its interval."""
     trace = simulate(1, works=1600, words=300, zipf=True, word_effect=2.5, length=80)
@@ -377,9 +368,6 @@ def test_gain_beyond_the_token(runs: int, store: Any) -> None:
     expert = np.argsort(-noisy, axis=1)[:, None, :K].astype(np.int16)
     one = information(dataclasses.replace(trace, token=token, expert=expert), resamples=199)[0]
     assert one.domain.low > 0.005 and one.beyond.low < 0.001
-
-
-# -- even loads, neighbours, tokens, pairs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("runs", RUNS)

@@ -11,7 +11,7 @@ import pytest
 
 from minimoe.errors import TraceError
 from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
-from tests.small import same_trace
+from tests.small import refuses, same_trace
 
 ARRAYS = ("token", "document", "position", "expert", "weight")
 DOCUMENTS = (
@@ -54,8 +54,7 @@ def test_properties() -> None:
     assert trace.domains == ("law", "drama")
     assert trace.domain.tolist() == [0, 0, 0, 1, 0, 0]
     assert trace.layer(3)[0].tolist() == [2, 3]
-    with pytest.raises(TraceError, match=r"layer 2 is not in the trace.*\(1, 3\)"):
-        trace.layer(2)
+    refuses(TraceError, r"layer 2 is not in the trace.*\(1, 3\)", trace.layer, 2)
 
 
 def test_select_renumbers_documents() -> None:
@@ -109,8 +108,7 @@ def test_select_refuses(arguments: dict, message: str) -> None:
     ],
 )
 def test_refuses_what_does_not_fit(change: dict, message: str) -> None:
-    with pytest.raises(TraceError, match=message):
-        replace(small_trace(), **change)
+    refuses(TraceError, message, replace, small_trace(), **change)
 
 
 @pytest.mark.parametrize("choices", [[0, 0, 2], [0, 2, 2], [0, 2, 0]])
@@ -119,8 +117,7 @@ def test_refuses_one_expert_twice_in_whatever_places(choices: list[int]) -> None
         "expert": np.tile(np.array(choices, np.int16), (6, 2, 1)),
         "weight": np.ones((6, 2, 3), np.float32),
     }
-    with pytest.raises(TraceError, match="chose one expert twice"):
-        replace(small_trace(), **three)
+    refuses(TraceError, "chose one expert twice", replace, small_trace(), **three)
 
 
 def test_converts_integers_that_fit() -> None:
@@ -247,8 +244,7 @@ def test_concat_keeps_what_meta_agrees_on_and_refuses_other_models() -> None:
     assert mixed.meta == {"model": "mini"}
     with pytest.raises(TraceError, match="2 of 4 experts in layers"):
         RoutingTrace.concat([trace, replace(trace, layers=(1, 2))])
-    with pytest.raises(TraceError, match="no trace to join"):
-        RoutingTrace.concat([])
+    refuses(TraceError, "no trace to join", RoutingTrace.concat, [])
 
 
 def test_writer_continues_and_reads_back(tmp_path: Path) -> None:
@@ -266,15 +262,11 @@ def test_writer_continues_and_reads_back(tmp_path: Path) -> None:
 
 
 def test_reading_refuses_holes_and_damage(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="no such folder"):
-        TraceWriter.read(tmp_path / "nowhere")
-    with pytest.raises(TraceError, match="holds no chunk"):
-        TraceWriter.read(tmp_path)
+    refuses(TraceError, "no such folder", TraceWriter.read, tmp_path / "nowhere")
+    refuses(TraceError, "holds no chunk", TraceWriter.read, tmp_path)
     writer = TraceWriter(tmp_path)
     paths = [writer.append(small_trace()) for _ in range(3)]
     paths[1].write_bytes(b"damaged")
-    with pytest.raises(TraceError, match=r"chunk-000001\.npz"):
-        TraceWriter.read(tmp_path)
+    refuses(TraceError, r"chunk-000001\.npz", TraceWriter.read, tmp_path)
     paths[1].unlink()
-    with pytest.raises(TraceError, match="chunk 1 is missing"):
-        TraceWriter.read(tmp_path)
+    refuses(TraceError, "chunk 1 is missing", TraceWriter.read, tmp_path)

@@ -62,9 +62,7 @@ def test_every_kernel_at_every_tile_compiles_without_spills(arch: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("arch", [90, 80])
-def test_every_layer_and_type_compiles_without_spills(
-    arch: int, dtype: torch.dtype, shape: str
-) -> None:
+def test_every_layer_and_type_compiles_without_spills(arch, dtype, shape) -> None:
     reports = compile_report([arch], [dtype], [shape])
     check(reports, (16, 32, 64, 128))
 
@@ -85,9 +83,6 @@ def test_a_gpu_that_is_unknown_is_refused_and_the_driver_put_back() -> None:
     with pretend(90):
         assert package.runtime.driver._active is not before
     assert package.runtime.driver._active is before
-
-
-# --- where the kernels cannot run ----------------------------------------------------------------
 
 
 class OnCuda(Tensor):
@@ -123,7 +118,7 @@ def test_without_a_gpu_or_on_two_devices_it_says_what_to_do() -> None:
     ],
 )
 def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
-    change: str, message: str, monkeypatch: pytest.MonkeyPatch
+    change, message, monkeypatch
 ) -> None:
     d = 40 if change == "width" else 16
     dtype = torch.float64 if change == "type" else torch.float32

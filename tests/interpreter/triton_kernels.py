@@ -29,6 +29,7 @@ from minimoe.kernels.products import (
     weight_gradient_spec,
 )
 from minimoe.routing import Routing, limit_capacity
+from tests.small import refuses
 from tests.triton_cases import TOLERANCE, make_case, poison, random_choice
 
 FIELDS = ("row", "token", "assignment", "start", "tile_expert")
@@ -46,9 +47,6 @@ def any_routing(t: int, e: int, n: int, seed: int, drop: bool) -> Routing:
     token, expert = (torch.randint(high, (n,), generator=generator) for high in (t, e))
     kept = torch.rand(n, generator=generator) < 0.7 if drop else None
     return Routing(token, expert, torch.rand(n, generator=generator), (t, e), kept=kept)
-
-
-# --- the plan ------------------------------------------------------------------------------------
 
 
 @given(
@@ -123,9 +121,6 @@ def test_rows_of_a_tile_follow_the_mean_rows_of_an_expert() -> None:
     assert [tiles.block_m(n, 8) for n in (1, 128, 129, 256, 257, 1023, 1024, 10**6)] == [
         16, 16, 32, 32, 64, 64, 128, 128,
     ]  # fmt: skip
-
-
-# --- the kernels ---------------------------------------------------------------------------------
 
 
 def near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -252,8 +247,7 @@ def test_decode(dtype: torch.dtype) -> None:
 def test_the_interpreter_leaves_nothing_to_compile() -> None:
     from tests.kernel_report import compile_report
 
-    with pytest.raises(ConfigError, match="TRITON_INTERPRET=1 leaves nothing to compile: unset it"):
-        compile_report()
+    refuses(ConfigError, "TRITON_INTERPRET=1 leaves nothing to compile: unset it", compile_report)
 
 
 def test_tiles_divide_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:

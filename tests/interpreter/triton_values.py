@@ -131,9 +131,7 @@ def test_trap_17_any_routing(dtype: torch.dtype, data: st.DataObject) -> None:
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
 @types
-def test_trap_17_a_hundred_layers(
-    dtype: torch.dtype, t: int, e: int, k: int, d: int, f: int, seed: int
-) -> None:
+def test_trap_17_a_hundred_layers(dtype, t, e, k, d, f, seed) -> None:
     choice = random_choice(t, e, min(k, e), seed, skew=seed % 3)
     compare(*make_case(choice, e, 16 * d, 16 * f, dtype, seed=seed))
 
@@ -253,12 +251,7 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
         grad.sum().backward()
 
 
-# --- bad input -----------------------------------------------------------------------------------
-
-
-def test_ids_out_of_range_are_dropped_or_with_the_check_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ids_out_of_range_are_dropped_or_with_the_check_an_error(monkeypatch) -> None:
     x, routing, experts = make_case(random_choice(6, 4, 2), 4, D, F, torch.float32)
     dropped = triton(x, dataclasses.replace(routing, kept=torch.arange(12) != 3), experts)
     for wrong in (-1, 4, 2**40):
