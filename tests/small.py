@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
@@ -199,6 +200,20 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     """The log of a run without its clock."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@contextlib.contextmanager
+def edited(folder: Path) -> Generator[dict[str, Tensor]]:
+    """The tensors of a folder's one file of weights, written back as they are left."""
+    path = folder / "model.safetensors"
+    tensors = {k: v.clone() for k, v in load_file(path).items()}
+    yield tensors
+    save_file(tensors, path)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change fields of an object in a file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def gradients_hold(module: torch.nn.Module, x: Tensor, *more: Any) -> bool:

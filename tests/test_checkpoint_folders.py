@@ -1,6 +1,8 @@
 """Folders of weights: shards, one layer alone, what is missing or foreign, lean reading, and writes that fail."""
 
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minimoe.checkpoint import load_layer, weights_fingerprint
-from minimoe.config import ROUTER_TYPES
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.study.models import find_model
 from tests.huggingface import library
-from tests.small import TINY, chosen, random_ids, small_disk, tiny_model, weights_digest
+from tests.small import (
+    TINY,
+    edit_json,
+    edited,
+    random_ids,
+    small_disk,
+    tiny_model,
+    weights_digest,
+)
 
 INDEX = "model.safetensors.index.json"
 
@@ -46,9 +55,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
-def test_trap_20_shards_hold_every_tensor_once_and_within_the_limit(
-    tmp_path: Path, layout: str
-) -> None:
+def test_trap_20_shards_hold_each_tensor_once_and_to_the_limit(tmp_path: Path, layout: str) -> None:
     model = tiny_model(tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "one", layout=layout)
     model.save_pretrained(tmp_path / "many", layout=layout, max_shard_size=6000)
@@ -73,16 +80,11 @@ def test_trap_20_shards_hold_every_tensor_once_and_within_the_limit(
 
 def test_a_limit_counts_the_bytes_that_are_written(tmp_path: Path) -> None:
     model = tiny_model()
-    size = sum(v.nbytes for v in load_all(model, tmp_path / "whole").values())
-    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16, max_shard_size=size // 2)
+    half = sum(p.numel() for p in model.parameters()) * 2
+    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16, max_shard_size=half)
     assert shards(tmp_path / "half") == ["model.safetensors"]
-    model.save_pretrained(tmp_path / "less", dtype=torch.bfloat16, max_shard_size=size // 2 - 1)
+    model.save_pretrained(tmp_path / "less", dtype=torch.bfloat16, max_shard_size=half - 1)
     assert len(shards(tmp_path / "less")) == 2
-
-
-def load_all(model: MixtralModel, folder: Path) -> dict[str, Tensor]:
-    model.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
 
 
 def test_older_weights_in_the_folder_are_not_left_to_be_read(tmp_path: Path) -> None:
@@ -99,18 +101,11 @@ def test_older_weights_in_the_folder_are_not_left_to_be_read(tmp_path: Path) -> 
     assert (tmp_path / "state.safetensors").read_bytes() == b"not ours"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"layout": "gguf"}, "layout is 'gguf'; known are minimoe, huggingface"),
-        ({"max_shard_size": 0}, "max_shard_size is 0"),
-    ],
-)
-def test_arguments_that_cannot_be_are_refused(
-    tmp_path: Path, arguments: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        tiny_model().save_pretrained(tmp_path / "new", **arguments)
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="layout is 'gguf'; known are minimoe, huggingface"):
+        tiny_model().save_pretrained(tmp_path / "new", layout="gguf")
+    with pytest.raises(ConfigError, match="max_shard_size is 0"):
+        tiny_model().save_pretrained(tmp_path / "new", max_shard_size=0)
     assert not (tmp_path / "new").exists()
 
 
@@ -118,31 +113,24 @@ def test_arguments_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize("before", [None, 8000])
-def test_a_disk_that_fills_up_between_shards_leaves_the_old_checkpoint(
-    tmp_path: Path, before: int | None
-) -> None:
-    old = tiny_model()
-    old.save_pretrained(tmp_path, layout="huggingface", max_shard_size=before)
+def test_a_disk_that_fills_up_between_shards_keeps_the_old(tmp_path: Path, before: Any) -> None:
+    tiny_model().save_pretrained(tmp_path, layout="huggingface", max_shard_size=before)
     files = contents(tmp_path)
     # the experts' shards still fit, the first one with the embedding does not: it is written last
     new = tiny_model(1, vocab_size=400, tie_word_embeddings=False)
-    with (
-        small_disk(20_000),
-        pytest.raises(CheckpointError, match="what was there before is unchanged"),
-    ):
+    unchanged = "what was there before is unchanged"
+    with small_disk(20_000), pytest.raises(CheckpointError, match=unchanged):
         new.save_pretrained(tmp_path, layout="huggingface", max_shard_size=16_000)
     assert contents(tmp_path) == files
 
 
-def test_an_interrupted_exchange_of_shards_is_refused_not_mixed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_exchange_of_shards_is_refused(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index goes before the first new shard moves in and comes after the last one."""
-    for seed in (0, 1):
-        tiny_model(seed).save_pretrained(
-            tmp_path / str(seed), layout="huggingface", max_shard_size=8000
-        )
-    assert shards(tmp_path / "0") == shards(tmp_path / "1")  # so that names alone would not tell
+    other: dict[str, Any] = {"layout": "huggingface", "max_shard_size": 8000}
+    tiny_model(1).save_pretrained(tmp_path / "other", **other)
+    assert shards(sharded) == shards(tmp_path / "other")  # so that names alone would not tell
     moved: list[Path] = []
     replace = Path.replace
 
@@ -154,15 +142,13 @@ def test_an_interrupted_exchange_of_shards_is_refused_not_mixed(
 
     monkeypatch.setattr(Path, "replace", twice)
     with pytest.raises(CheckpointError, match="the folder is not whole: save again"):
-        tiny_model(1).save_pretrained(tmp_path / "0", layout="huggingface", max_shard_size=8000)
+        tiny_model(1).save_pretrained(sharded, **other)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
-        MixtralModel.from_pretrained(tmp_path / "0")
+        MixtralModel.from_pretrained(sharded)
 
 
-def test_trap_safetensors_98_shared_weights_are_written_as_often_as_they_are_used(
-    tmp_path: Path,
-) -> None:
+def test_trap_safetensors_98_shared_weights_are_written_for_each_use(tmp_path: Path) -> None:
     """safetensors #98, Megatron-Bridge #919: 'Some tensors share memory'."""
     layers = tiny_model(num_hidden_layers=3)
     first, last = layers.layers[0], layers.layers[2]
@@ -174,50 +160,40 @@ def test_trap_safetensors_98_shared_weights_are_written_as_often_as_they_are_use
     overlap.embed_tokens.weight = torch.nn.Parameter(rows[:64])
     overlap.lm_head.weight = torch.nn.Parameter(rows[1:])
     ids = random_ids(2, 9)
-    for model in (layers, head, overlap):
-        for layout in ("minimoe", "huggingface"):
-            for size in (None, 4000):
-                model.save_pretrained(tmp_path, layout=layout, max_shard_size=size)
-                again = MixtralModel.from_pretrained(tmp_path)
-                assert weights_digest(again) == weights_digest(model)
-                assert torch.equal(again(ids).logits, model(ids).logits)
-                assert not list(tmp_path.glob(".*"))
+    ways = itertools.product((layers, head, overlap), ("minimoe", "huggingface"), (None, 4000))
+    for model, layout, size in ways:
+        model.save_pretrained(tmp_path, layout=layout, max_shard_size=size)
+        again = MixtralModel.from_pretrained(tmp_path)
+        assert weights_digest(again) == weights_digest(model)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert not list(tmp_path.glob(".*"))
 
 
-def _misfit(change: str) -> MixtralModel:
-    model = tiny_model()
-    if change == "head":
-        model.lm_head.weight = torch.nn.Parameter(torch.zeros(64, 16))
-    if change == "vocabulary":
-        model.embed_tokens.weight = torch.nn.Parameter(torch.zeros(70, 16))
-        model.lm_head.weight = model.embed_tokens.weight
-    if change == "meta":
-        model.layers[0].to("meta")
-    return model
+def new_head(model: MixtralModel, rows: int, *, tied: bool) -> None:
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(rows, 16))
+    if tied:
+        model.embed_tokens.weight = model.lm_head.weight
 
 
 @pytest.mark.parametrize(
     ("change", "dtype", "named"),
     [
-        ("head", None, r"has an lm_head\.weight of its own, but tie_word_embeddings is true"),
-        (
-            "vocabulary",
-            None,
-            r"wrong shape: \S*embed_tokens\.weight is \(70, 16\), expected \(64, 16\)",
-        ),
-        ("meta", None, "have no values yet"),
-        ("", torch.int8, r"wrong type: .* is torch\.int8"),
-        ("", torch.float8_e4m3fn, "has the type F8_E4M3; known are"),
+        (lambda m: new_head(m, 64, tied=False), None, r"has an lm_head\.weight of its own, but tie_word_.* is true"),
+        (lambda m: new_head(m, 70, tied=True), None, r"wrong shape: \S*embed_.* is \(70, 16\), expected \(64, 16\)"),
+        (lambda m: m.layers[0].to("meta"), None, "have no values yet"),
+        (id, torch.int8, r"wrong type: .* is torch\.int8"),
+        (id, torch.float8_e4m3fn, "has the type F8_E4M3; known are"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
 def test_nothing_replaces_a_good_folder_that_could_not_be_read_back(
-    tmp_path: Path, layout: str, change: str, dtype: torch.dtype | None, named: str
+    tmp_path: Path, layout: str, change: Any, dtype: torch.dtype | None, named: str
 ) -> None:
     tiny_model(5).save_pretrained(tmp_path, layout=layout, max_shard_size=8000)
     before = contents(tmp_path)
+    change(model := tiny_model())
     with pytest.raises(CheckpointError, match=named):
-        _misfit(change).save_pretrained(tmp_path, layout=layout, dtype=dtype)
+        model.save_pretrained(tmp_path, layout=layout, dtype=dtype)
     assert contents(tmp_path) == before
 
 
@@ -229,11 +205,10 @@ def test_a_head_that_equals_the_embedding_is_saved_as_tied(tmp_path: Path, layou
     again = MixtralModel.from_pretrained(tmp_path)
     assert again.lm_head.weight is again.embed_tokens.weight
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
-def test_what_the_disk_did_not_keep_does_not_replace_a_good_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_disk_did_not_keep_replaces_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     tiny_model(5).save_pretrained(tmp_path)
     before = contents(tmp_path)
 
@@ -252,32 +227,25 @@ def test_what_the_disk_did_not_keep_does_not_replace_a_good_folder(
 
 
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
-def test_trap_colibri_1478_settings_of_generation_survive_reading_and_writing(
-    tmp_path: Path, layout: str
-) -> None:
+def test_trap_colibri_1478_settings_of_generation_survive(tmp_path: Path, layout: str) -> None:
     """colibri #1478: eos_token_id dropped by a conversion, so that generation never ends."""
     settings = {"eos_token_id": [7, 9], "bos_token_id": 1, "temperature": 0.6, "do_sample": True}
-    tiny_model().save_pretrained(tmp_path / "a", layout="huggingface")
-    edit_json(tmp_path / "a" / "config.json", {"eos_token_id": 7, "pad_token_id": 0})
-    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(settings))
-    MixtralModel.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b", layout=layout)
-    model = quantize_experts(MixtralModel.from_pretrained(tmp_path / "b"))
-    assert model.generation_config == settings | {"pad_token_id": 0}
-    MixtralModel.from_pretrained(tmp_path / "b").save_pretrained(
-        tmp_path / "c", layout="huggingface"
-    )
-    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path / "c")
-    for name, value in (settings | {"pad_token_id": 0}).items():
-        assert getattr(theirs.generation_config, name) == value
-    assert json.loads((tmp_path / "c" / "config.json").read_text())["eos_token_id"] == [7, 9]
+    a, b, c = (tmp_path / name for name in "abc")
+    tiny_model().save_pretrained(a, layout="huggingface")
+    edit_json(a / "config.json", eos_token_id=7, pad_token_id=0)
+    (a / "generation_config.json").write_text(json.dumps(settings))
+    settings["pad_token_id"] = 0
+    MixtralModel.from_pretrained(a).save_pretrained(b, layout=layout)
+    model = MixtralModel.from_pretrained(b)
+    assert quantize_experts(model).generation_config == settings
+    model.save_pretrained(c, layout="huggingface")
+    theirs = library().AutoModelForCausalLM.from_pretrained(c).generation_config
+    assert {name: getattr(theirs, name) for name in settings} == settings
+    assert json.loads((c / "config.json").read_text())["eos_token_id"] == [7, 9]
     # without the file, ids of config.json are the settings
-    (tmp_path / "a" / "generation_config.json").unlink()
-    model = MixtralModel.from_pretrained(tmp_path / "a")
+    (a / "generation_config.json").unlink()
+    model = MixtralModel.from_pretrained(a)
     assert model.generation_config == {"eos_token_id": 7, "pad_token_id": 0}
-
-
-def edit_json(path: Path, changes: dict[str, Any]) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # --- one layer ---------------------------------------------------------------------------------------
@@ -314,17 +282,13 @@ def test_a_layer_that_is_not_there_is_refused(sharded: Path, layer: int) -> None
 
 def test_a_layer_that_does_not_fit_is_refused_and_others_are_not_looked_at(tmp_path: Path) -> None:
     tiny_model(num_hidden_layers=12).save_pretrained(tmp_path, layout="huggingface")
-    tensors = load_file(tmp_path / "model.safetensors")
-    # layers 1 and 11 must not be taken for one another
-    del tensors["model.layers.11.self_attn.q_proj.weight"]
-    tensors["model.layers.1.mlp.extra"] = torch.zeros(1)
-    save_file(tensors, tmp_path / "model.safetensors")
+    with edited(tmp_path) as tensors:  # layers 1 and 11 must not be taken for one another
+        del tensors["model.layers.11.self_attn.q_proj.weight"]
+        tensors["model.layers.1.mlp.extra"] = torch.zeros(1)
     load_layer(tmp_path, 0)
     with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.1\.mlp\.extra \(1\)$"):
         load_layer(tmp_path, 1)
-    with pytest.raises(
-        CheckpointError, match=r"missing: model\.layers\.11\.self_attn\.q_proj\S+ \(1\)$"
-    ):
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.11\..*q_proj\S+ \(1\)$"):
         load_layer(tmp_path, 11)
 
 
@@ -339,36 +303,33 @@ def test_a_block_of_mixtral_8x7b_has_the_size_that_the_documentation_names() -> 
 # --- foreign, partial and damaged folders -----------------------------------------------------------
 
 
-def edit_index(folder: Path, change: Any) -> None:
+def place_norm(folder: Path, place: str | None) -> None:
+    """Have the index say that the last norm is in this file; None: that there is no such tensor."""
     index = json.loads((folder / INDEX).read_text())
-    change(index["weight_map"])
+    index["weight_map"]["model.norm.weight"] = place
+    if place is None:
+        del index["weight_map"]["model.norm.weight"]
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def test_trap_20_an_index_that_names_an_absent_file(sharded: Path) -> None:
-    gone = shards(sharded)[3]
-    (sharded / gone).unlink()
-    with pytest.raises(CheckpointError) as caught:
-        MixtralModel.from_pretrained(sharded)
-    assert gone in str(caught.value)
-    assert str(sharded / INDEX) in str(caught.value)
-
-
-def test_trap_20_a_truncated_shard_is_named(sharded: Path) -> None:
-    path = sharded / shards(sharded)[2]
+def test_trap_20_a_shard_that_is_absent_or_not_whole_is_named(sharded: Path) -> None:
+    path = sharded / shards(sharded)[3]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=f"{path.name} is not a complete safetensors file"):
+        MixtralModel.from_pretrained(sharded)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(sharded / INDEX))}.*{path.name}"):
         MixtralModel.from_pretrained(sharded)
 
 
 def test_trap_20_an_index_that_is_wrong_about_a_shard(sharded: Path) -> None:
     first, last = shards(sharded)[0], shards(sharded)[-1]
-    edit_index(sharded, lambda places: places.update({"model.norm.weight": first}))
+    place_norm(sharded, first)
     with pytest.raises(CheckpointError, match=rf"says that {first} holds model\.norm\.weight"):
         MixtralModel.from_pretrained(sharded)
-    edit_index(sharded, lambda places: places.update({"model.norm.weight": last}))
+    place_norm(sharded, last)
     MixtralModel.from_pretrained(sharded)
-    edit_index(sharded, lambda places: places.pop("model.norm.weight"))
+    place_norm(sharded, None)
     with pytest.raises(CheckpointError, match=r"missing: model\.norm\.weight \(1\)$"):
         MixtralModel.from_pretrained(sharded)
 
@@ -386,60 +347,59 @@ def test_what_is_no_index_is_refused(sharded: Path, text: str) -> None:
 @pytest.mark.parametrize("name", [INDEX, "config.json", "generation_config.json"])
 def test_damaged_json_is_refused_by_name(sharded: Path, name: str, bad: str) -> None:
     (sharded / name).write_bytes(bad.encode("latin-1"))
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=re.escape(str(sharded / name))) as caught:
         MixtralModel.from_pretrained(sharded)
-    assert str(sharded / name) in str(caught.value)
-    assert len(str(caught.value)) < 400
-    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_an_index_reaches_nothing_outside_of_its_folder(sharded: Path) -> None:
+    for place in (
+        "../model.safetensors",
+        "/tmp/model.safetensors",
+        "..",
+        "x.bin",
+        "\0.safetensors",
+    ):
+        place_norm(sharded, place)
+        with pytest.raises(CheckpointError, match="what is no safetensors file of its folder"):
+            MixtralModel.from_pretrained(sharded)
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["../model.safetensors", "/tmp/model.safetensors", "..", "weights.bin", "\0.safetensors"],
-)
-def test_an_index_reaches_nothing_outside_of_its_folder(sharded: Path, place: str) -> None:
-    edit_index(sharded, lambda places: places.update({"model.norm.weight": place}))
-    with pytest.raises(CheckpointError, match="names what is no safetensors file of its folder"):
-        MixtralModel.from_pretrained(sharded)
-
-
-EXPERT = "model.layers.1.block_sparse_moe.experts.3"
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
+    ("name", "value", "said"),
     [
-        (lambda t: t.pop(f"{EXPERT}.w1.weight"), rf"missing: {EXPERT}\.w1\.weight \(1\)$"),
-        (lambda t: t.update({f"{EXPERT}.w4.weight": torch.zeros(2)}), rf"unexpected: {EXPERT}\.w4\.weight \(1\)$"),
-        (lambda t: t.update({f"{EXPERT}.w2.weight": torch.zeros(24, 16)}),
-         rf"wrong shape: {EXPERT}\.w2\.weight is \(24, 16\), expected \(16, 24\) \(1\)$"),
-        (lambda t: t.update({f"{EXPERT}.w1.weight": torch.zeros(24, 16, dtype=torch.int8)}),
-         rf"wrong type: {EXPERT}\.w1\.weight is torch\.int8, expected torch\.float32 or one of its kind \(1\)$"),
-        (lambda t: t.update({f"{EXPERT}.w1.weight": torch.zeros(24, 16).to(torch.float8_e4m3fn)}),
-         rf"{EXPERT}\.w1\.weight has the type F8_E4M3; known are F64"),
-        (lambda t: t.update({"lm_head.weight": torch.zeros(64, 16)}), r"holds an lm_head\.weight of its own"),
-        # a base model without its head, whose names lack the prefix
-        (lambda t: t.update({k[6:]: t.pop(k) for k in list(t)}), r"missing: model\..* \(\d+\); unexpected: .*"),
+        ("w1", None, r"missing: NAME \(1\)$"),
+        ("w4", torch.zeros(2), r"unexpected: NAME \(1\)$"),
+        ("w2", torch.zeros(24, 16), r"wrong shape: NAME is \(24, 16\), expected \(16, 24\) \(1\)$"),
+        ("w1", torch.zeros(24, 16, dtype=torch.int8),
+         r"wrong type: NAME is torch\.int8, expected torch\.float32 or one of its kind \(1\)$"),
+        ("w1", torch.zeros(24, 16).to(torch.float8_e4m3fn), r"NAME has the type F8_E4M3; known are F64"),
+        ("lm_head", torch.zeros(64, 16), "holds an NAME of its own"),
+        ("lm_head", None, r"missing: NAME \(1\)$"),
     ],
 )  # fmt: skip
-def test_trap_20_foreign_and_partial_folders_name_their_tensors(
-    tmp_path: Path, change: Any, named: str
+def test_trap_20_a_foreign_tensor_or_none_is_named(
+    tmp_path: Path, name: str, value: Tensor | None, said: str
 ) -> None:
-    tiny_model().save_pretrained(tmp_path, layout="huggingface")
-    tensors = load_file(tmp_path / "model.safetensors")
-    change(tensors)
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=named.replace(".layers.", r"\.layers\.")) as caught:
+    """In the head, or of the expert 3 of the layer 1."""
+    name = ("model.layers.1.block_sparse_moe.experts.3." * (name != "lm_head")) + f"{name}.weight"
+    tiny_model(tie_word_embeddings=value is not None).save_pretrained(
+        tmp_path, layout="huggingface"
+    )
+    with edited(tmp_path) as tensors:
+        tensors.pop(name, None)
+        tensors |= {} if value is None else {name: value}
+    with pytest.raises(CheckpointError, match=said.replace("NAME", re.escape(name))) as caught:
         MixtralModel.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_head_that_is_not_tied_must_be_there(tmp_path: Path) -> None:
-    tiny_model(tie_word_embeddings=False).save_pretrained(tmp_path, layout="huggingface")
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight \(1\)$"):
+def test_a_base_model_without_its_head_whose_names_lack_the_prefix(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, layout="huggingface")
+    with edited(tmp_path) as tensors:
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+    with pytest.raises(CheckpointError, match=r"missing: model\..* \(\d+\); unexpected: .*"):
         MixtralModel.from_pretrained(tmp_path)
 
 
@@ -460,9 +420,7 @@ def test_a_pickle_is_not_read(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_gguf_file_gets_the_way_to_what_it_was_converted_from(
-    tmp_path: Path, refused: Any
-) -> None:
+def test_a_gguf_file_gets_the_way_to_its_original(tmp_path: Path, refused: Any) -> None:
     path = tmp_path / "model-Q4_K_M.gguf"
     path.write_bytes(b"GGUF")
     for place in (tmp_path, path):
@@ -490,31 +448,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_model_of_the_hub_is_read_from_its_cache(hub: Path) -> None:
-    ids = random_ids(2, 6)
-    assert torch.equal(MixtralModel.from_pretrained(HUB)(ids).logits, tiny_model()(ids).logits)
-
-
-def test_a_folder_comes_before_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_is_read_from_its_cache_after_folders(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder of that name, and where `somebody/` is a folder a name in it that is not there: nobody is asked."""
+    assert weights_digest(MixtralModel.from_pretrained(HUB)) == weights_digest(tiny_model())
     monkeypatch.chdir(hub)
     tiny_model(seed=1).save_pretrained(HUB)
-    ids = random_ids(2, 6)
-    assert torch.equal(
-        MixtralModel.from_pretrained(HUB)(ids).logits, tiny_model(seed=1)(ids).logits
-    )
+    assert weights_digest(MixtralModel.from_pretrained(HUB)) == weights_digest(tiny_model(seed=1))
     with pytest.raises(CheckpointError, match="neither a shipped model"):
         MixtralModel.from_pretrained("somebody/small")
 
 
-def test_a_model_that_the_hub_cannot_give_gets_one_sentence(
-    hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(
-        CheckpointError, match="could not be had from the Hugging Face hub"
-    ) as caught:
-        MixtralModel.from_pretrained("mistralai/Mixtral-8x7B-v0.1")
-    assert "mistralai/Mixtral-8x7B-v0.1" in str(caught.value) and "\n" not in str(caught.value)
+def test_what_the_hub_cannot_give_gets_one_sentence(hub: Path, monkeypatch: Any) -> None:
+    name = "mistralai/Mixtral-8x7B-v0.1"
+    with pytest.raises(CheckpointError, match=name) as caught:
+        MixtralModel.from_pretrained(name)
+    assert "could not be had from the Hugging Face hub" in str(caught.value)
+    assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
         MixtralModel.from_pretrained(HUB)
@@ -549,11 +500,8 @@ print(json.dumps([weights_digest(model), seen[0] - before, max(seen) - before]))
 
 def test_reading_holds_nothing_twice(tmp_path: Path) -> None:
     """Memory that is not a view of a file, when the first tensor is read and at its peak."""
-    try:
-        counted = "RssAnon" in Path("/proc/self/status").read_text()
-    except OSError:
-        counted = False
-    if not counted:
+    status = Path("/proc/self/status")
+    if not status.exists() or "RssAnon" not in status.read_text():
         pytest.skip("the system does not count anonymous memory in /proc")
     wide = TINY.replace(hidden_size=256, intermediate_size=512, num_experts=8, num_hidden_layers=4)
     model = MixtralModel(wide)
@@ -562,48 +510,12 @@ def test_reading_holds_nothing_twice(tmp_path: Path) -> None:
     size = sum(p.nbytes for p in model.parameters())
     assert size > 5e7
     command = [sys.executable, "-c", READING, str(tmp_path / "tiny"), str(tmp_path / "wide")]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    digest, at_first, at_most = json.loads(done.stdout)
+    done = subprocess.check_output(command, cwd=Path(__file__).parent.parent, text=True)
+    digest, at_first, at_most = json.loads(done)
     assert digest == weights_digest(model)
     # nothing is there when reading begins: no random weights, no copy of the files
     assert at_first < 0.1 * size
     assert 0.5 * size < at_most < 1.15 * size
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("router", "attention"),
-    [*((r, "gqa") for r in ROUTER_TYPES), ("top_k", "switchhead"), ("sigmoid", "moa")],
-)
-def test_nothing_of_a_model_lies_outside_of_its_folder(
-    tmp_path: Path, router: str, attention: str
-) -> None:
-    """Whatever is not read would be uninitialised memory: every router and every attention is read whole."""
-    k = chosen(router)
-    changes: dict[str, Any] = {"router_type": router, "num_experts_per_tok": k}
-    model = tiny_model(attention_type=attention, **changes)
-    for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
-            buffer.normal_()
-        if name.endswith("table"):
-            buffer.random_(5)
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(5)
-    again = MixtralModel.from_pretrained(tmp_path)
-    assert torch.initial_seed() == 5  # and no random number was drawn
-    theirs = model.state_dict()
-    assert again.state_dict().keys() == theirs.keys()
-    assert all(torch.equal(value, theirs[name]) for name, value in again.state_dict().items())
-    assert {name for name, _ in again.named_buffers()} <= set(theirs)
-    ids = random_ids(2, 10)
-    logits: list[Tensor] = []
-    for m in (again, model):
-        torch.manual_seed(0)  # the uniform router draws
-        logits.append(m(ids).logits)
-    assert torch.equal(*logits)
 
 
 # --- what a folder is recognised by -------------------------------------------------------------------
@@ -617,7 +529,7 @@ def test_trap_eval_harness_4063_any_byte_of_any_shard_is_another_folder(sharded:
         data[-1] ^= 1
         (sharded / name).write_bytes(data)
         found.add(weights_fingerprint(sharded))
-    edit_index(sharded, lambda places: places.pop("model.norm.weight"))
+    place_norm(sharded, None)
     found.add(weights_fingerprint(sharded))
     (sharded / shards(sharded)[0]).rename(sharded / "model-00000.safetensors")
     found.add(weights_fingerprint(sharded))
@@ -639,10 +551,11 @@ def test_one_changed_router_among_megabytes_is_another_folder(tmp_path: Path) ->
 
 
 def test_pickles_are_told_apart_too(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"one")
-    first = weights_fingerprint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"two")
-    assert weights_fingerprint(tmp_path) != first
+    found: list[str] = []
+    for pickle in (b"one", b"two"):
+        (tmp_path / "pytorch_model.bin").write_bytes(pickle)
+        found.append(weights_fingerprint(tmp_path))
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("written", [None, torch.bfloat16])
