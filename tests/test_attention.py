@@ -7,6 +7,7 @@ from torch import Tensor
 
 from minimoe.attention import Attention, Place, rotary
 from minimoe.cpu import linear
+from minimoe.layers import RMSNorm
 from tests.small import TINY
 
 
@@ -18,13 +19,9 @@ def attention(**changes: object) -> Attention:
 def by_hand(layer: Attention, x: Tensor) -> Tensor:
     """Causal attention of one sequence [S, D], query head by query head and position by position."""
     s, d, groups = x.shape[0], layer.head_size, 2
-    every_q, every_k, every_v = (
-        x @ p.weight.T + (0 if p.bias is None else p.bias)
-        for p in (layer.q_proj, layer.k_proj, layer.v_proj)
-    )
-    q_scale, k_scale = (
-        torch.ones(1) if n is None else n.weight for n in (layer.q_norm, layer.k_norm)
-    )
+    projections = (layer.q_proj, layer.k_proj, layer.v_proj)
+    every_q, every_k, every_v = (F.linear(x, p.weight, p.bias) for p in projections)
+    q_scale, k_scale = (1 if n is None else n.weight for n in (layer.q_norm, layer.k_norm))
     if layer.qk_norm == "full":
         every_q, every_k = rms(every_q) * q_scale, rms(every_k) * k_scale
     heads: list[Tensor] = []
@@ -36,16 +33,14 @@ def by_hand(layer: Attention, x: Tensor) -> Tensor:
             q, k = rms(q) * q_scale, rms(k) * k_scale
         out = torch.zeros(s, d)
         for i in range(s):
-            scores = torch.tensor(
-                [float(turn(q[i], i) @ turn(k[j], j)) / d**0.5 for j in range(i + 1)]
-            )
-            out[i] = scores.softmax(0) @ v[: i + 1]
+            scores = [float(turn(q[i], i) @ turn(k[j], j)) / d**0.5 for j in range(i + 1)]
+            out[i] = torch.tensor(scores).softmax(0) @ v[: i + 1]
         heads.append(out)
     return torch.cat(heads, dim=-1) @ layer.o_proj.weight.T
 
 
-def rms(x: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + TINY.rms_norm_eps).sqrt()
+def rms(x: Tensor, eps: float = TINY.rms_norm_eps) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
 def turn(x: Tensor, position: int) -> Tensor:
@@ -71,15 +66,10 @@ def test_equals_the_sums_written_out(bias: bool, norm: str | None) -> None:
 
 
 def test_a_projection_with_a_bias_is_that_of_torch() -> None:
-    x, weight, bias = (
-        torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 8), (6, 8), (6,))
-    )
-    upstream = torch.randn(2, 5, 6)
-    results = [
-        (y, *torch.autograd.grad(y, (x, weight, bias), upstream))
-        for y in (linear(x, weight, bias), F.linear(x, weight, bias))
-    ]
-    torch.testing.assert_close(results[0], results[1])
+    x, weight, bias = (torch.randn(*s, requires_grad=True) for s in ((2, 5, 8), (6, 8), (6,)))
+    upstream, ways = torch.randn(2, 5, 6), (linear(x, weight, bias), F.linear(x, weight, bias))
+    results = [(y, *torch.autograd.grad(y, (x, weight, bias), upstream)) for y in ways]
+    torch.testing.assert_close(*results)
     with torch.no_grad():
         assert linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).dtype == torch.bfloat16
 
@@ -93,14 +83,11 @@ def test_rotary_angles_are_float32_for_long_texts() -> None:
 
 
 def test_rms_norm_is_its_formula() -> None:
-    from minimoe.layers import RMSNorm
-
     norm = RMSNorm(6, eps=1e-3)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1.0, 7.0))
     x = torch.randn(3, 6)
-    expected = x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
-    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm(x), rms(x, 1e-3) * norm.weight)
     # in float32, also for bf16: a sum of squares in bf16 would be off by more than the last bit
     half = x.bfloat16()
     wide = F.rms_norm(half.float(), (6,), norm.weight, 1e-3).bfloat16()

@@ -6,7 +6,6 @@ Both run in every dispatcher, in whole models and in the shipped one.
 import copy
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minimoe.checkpoint import TensorFiles, load_layer
@@ -37,7 +36,7 @@ from minimoe.hf.lazy import (
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from tests.huggingface import SPARSE, saved
-from tests.small import TINY, random_ids, tiny_model
+from tests.small import TINY, edited, random_ids, tiny_model
 from tests.zoo import FF, NAMES, D, E, big_experts, build
 
 ROUNDING = 2**-16  # 127 · 2⁻²⁴ of the division, as much of the product
@@ -107,43 +106,27 @@ def test_every_dispatcher_runs_them_as_it_runs_the_rounded_weights(name: str, ro
         y = DISPATCHERS[dispatcher](x, routing, experts)
         inputs = (x, routing.weight)
         results.append((y, *torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*results)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["loop", "grouped"])
-def test_only_experts_that_are_needed_are_unpacked(
-    name: str, monkeypatch: pytest.MonkeyPatch
+def test_only_experts_with_tokens_are_unpacked_or_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = Int8Experts(big_experts())
     x = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    routing = build("top-k")(x)
-    unpacked: list[int] = []
-    weights = Int8Experts.weights
+    routing, unpacked, weights = build("top-k")(x), set[int](), Int8Experts.weights
 
-    def counting(self: Int8Experts, expert: int) -> tuple[Tensor, Tensor]:
-        unpacked.append(expert)
+    def noting(self: Int8Experts, expert: int) -> tuple[Tensor, Tensor]:
+        unpacked.add(expert)
         return weights(self, expert)
 
-    monkeypatch.setattr(Int8Experts, "weights", counting)
-    DISPATCHERS[name](x, routing, bank)
-    assert set(unpacked) == set(routing.expert.tolist()) != set(range(E))
-
-
-def test_the_state_is_int8_and_scales(tmp_path: Path) -> None:
-    bank = Int8Experts(big_experts())
-    state = bank.state_dict()
-    assert {k: v.dtype for k, v in state.items()} == {
-        "gate_up_proj": torch.int8, "down_proj": torch.int8, "gate_up_scale": torch.float32, "down_scale": torch.float32
-    }  # fmt: skip
-    save_file(state, tmp_path / "bank.safetensors")
-    other = Int8Experts(big_experts(seed=2))
-    other.load_state_dict(load_file(tmp_path / "bank.safetensors"))
-    for e in range(E):
-        assert all(
-            torch.equal(a, b) for a, b in zip(other.weights(e), bank.weights(e), strict=True)
-        )
-    assert held_bytes(bank) == 3 * E * D * FF + 4 * E * (2 * FF + D)
+    monkeypatch.setattr(Int8Experts, "weights", noting)
+    DISPATCHERS[name](x, routing, Int8Experts(big_experts()))
+    assert unpacked == set(routing.expert.tolist()) != set(range(E))
+    DISPATCHERS[name](x, routing, offloaded := bank(tmp_path, E))
+    assert offloaded.stats.misses == len(unpacked)
+    assert offloaded.stats.bytes_read == len(unpacked) * 3 * D * FF * 4
 
 
 def test_another_type_is_that_of_unpacked_weights_and_scales_keep_theirs() -> None:
@@ -153,7 +136,7 @@ def test_another_type_is_that_of_unpacked_weights_and_scales_keep_theirs() -> No
     assert short.dtype == torch.bfloat16 and short.gate_up_scale.dtype == torch.float32
     for a, b in zip(short.weights(0), exact, strict=True):
         assert torch.equal(a, b.bfloat16()), "rounded once, from the float32 product"
-    assert all(torch.equal(a, b) for a, b in zip(short.float().weights(0), exact, strict=True))
+    assert all(map(torch.equal, short.float().weights(0), exact))
     assert copy.deepcopy(bank).to("meta").device.type == "meta"
     assert Int8Experts(big_experts().double()).dtype == torch.float64
 
@@ -165,9 +148,7 @@ def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:
     assert type(small) is MixtralModel and not small.training
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-    for key, value in small.state_dict().items():
-        if ".mlp.experts." not in key:
-            assert torch.equal(value, before[key])
+        assert ".mlp.experts." in key or torch.equal(small.state_dict()[key], value)
     small.embed_tokens.weight.data.zero_()  # a copy, and still tied
     assert bool(model.embed_tokens.weight.any()) and not bool(small.lm_head.weight.any())
     assert small.num_parameters() == model.num_parameters()
@@ -180,18 +161,12 @@ def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:
             quantize_experts(wrong)
 
 
-def test_a_model_in_int8_survives_its_state_dict_another_type_and_training() -> None:
-    model = tiny_model()
-    small, ids = quantize_experts(model), random_ids(2, 6)
+def test_a_model_in_int8_survives_its_state_dict_and_training() -> None:
+    small, ids = quantize_experts(tiny_model()), random_ids(2, 6)
     other = quantize_experts(tiny_model(seed=1))
     other.load_state_dict(small.state_dict())
     assert torch.equal(other(ids).logits, small(ids).logits)
-    short = quantize_experts(model).to(torch.bfloat16)
-    assert {v.dtype for k, v in short.state_dict().items() if k.endswith("_scale")} == {
-        torch.float32
-    }
-    loss = small.train()(ids, labels=ids).loss
-    loss.backward()
+    small.train()(ids, labels=ids).loss.backward()
     gates = [g for name, g in small.named_parameters() if name.endswith("mlp.gate.weight")]
     assert len(gates) == TINY.num_hidden_layers
     assert all(gate.grad is not None and bool(gate.grad.any()) for gate in gates)
@@ -231,9 +206,7 @@ def test_the_shipped_model_hardly_changes() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [None, 20_000])
-def test_a_model_in_int8_is_saved_and_read_with_its_scales_beside(
-    tmp_path: Path, size: int | None
-) -> None:
+def test_a_model_in_int8_is_saved_with_its_scales_beside(tmp_path: Path, size: int | None) -> None:
     """In another type too: weights and scales keep every bit, and the rest is rounded as in any model."""
     small, ids = quantize_experts(tiny_model(n_shared_experts=1)), random_ids(2, 6)
     small.save_pretrained(tmp_path, max_shard_size=size)
@@ -283,9 +256,8 @@ def test_what_is_not_whole_int8_is_refused(tmp_path: Path) -> None:
         small.save_pretrained(tmp_path / "theirs", layout="huggingface")
     assert not (tmp_path / "theirs").exists()
     small.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["layers.1.mlp.experts.gate_up_scale"]
-    save_file(tensors, tmp_path / "model.safetensors")
+    with edited(tmp_path) as tensors:
+        del tensors["layers.1.mlp.experts.gate_up_scale"]
     with pytest.raises(CheckpointError, match=r"missing: layers\.1\.mlp\.experts\.gate_up_scale"):
         MixtralModel.from_pretrained(tmp_path)
 
@@ -308,7 +280,7 @@ def bank(folder: Path, cache: int) -> OffloadedExperts:
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("cache", "tokens"), [(1, 11), (2, 0), (E, 1), (3 * E, 11)])
-def test_every_dispatcher_gives_the_same_bits(
+def test_each_dispatcher_gives_the_same_bits(
     name: str, cache: int, tokens: int, tmp_path: Path
 ) -> None:
     x = torch.randn(tokens, D, generator=torch.Generator().manual_seed(0))
@@ -355,26 +327,12 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
         else:
             misses += 1
         held = [*held, e][-size:]
-        for a, b in zip(offloaded.weights(e), experts.weights(e), strict=True):
-            assert torch.equal(a, b)
+        assert all(map(torch.equal, offloaded.weights(e), experts.weights(e)))
         assert list(offloaded._cache) == held
     assert sum(read) == misses
     expected = CacheStats(len(asked) - misses, misses, misses * 4 * 3 * D * FF)
     assert offloaded.stats == expected
     assert expected.hit_rate == ((len(asked) - misses) / len(asked) if asked else 0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["loop", "grouped"])
-def test_only_experts_with_tokens_are_read(name: str, tmp_path: Path) -> None:
-    x = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    routing = build("top-k")(x)
-    offloaded = bank(tmp_path, E)
-    DISPATCHERS[name](x, routing, offloaded)
-    needed = len(set(routing.expert.tolist()))
-    assert needed < E
-    assert offloaded.stats.misses == needed
-    assert offloaded.stats.bytes_read == needed * 3 * D * FF * 4
 
 
 @torch.no_grad()
@@ -413,28 +371,17 @@ def replaced(path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("happens", "named"),
-    [
-        (lambda p: p.unlink(), "cannot be found"),
-        (lambda p: os.truncate(p, 900), "has changed while a model reads its experts"),
-        (lambda p: os.truncate(p, 0), "has changed while a model reads its experts"),
-        (replaced, "has changed while a model reads its experts"),
-    ],
+    "happens",
+    [Path.unlink, lambda p: os.truncate(p, 900), lambda p: os.truncate(p, 0), replaced],
 )
-def test_a_file_that_goes_away_is_an_error_and_not_a_crash(
-    happens: Callable[[Path], Any], named: str, tmp_path: Path
-) -> None:
+def test_a_file_that_goes_away_is_an_error_and_not_a_crash(happens: Any, tmp_path: Path) -> None:
     offloaded = bank(tmp_path, 2)
     kept = offloaded.weights(0)[0].clone()
     happens(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=named):
+    gone, changed = "cannot be found", "has changed while a model reads its experts"
+    with pytest.raises(CheckpointError, match=gone if happens is Path.unlink else changed):
         offloaded.weights(1)
     assert torch.equal(offloaded.weights(0)[0], kept), "what is in memory stays usable"
-
-
-def test_a_cache_without_a_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cache_experts is 0"):
-        bank(tmp_path, 0)
 
 
 @pytest.mark.parametrize(("implementation", "cache"), [*zip(NAMES, (1, 3, 3), strict=True)])
@@ -467,9 +414,8 @@ def test_the_shipped_model_from_its_own_file() -> None:
     model = MixtralModel.from_pretrained("mini")
     offloaded = offload_experts(model, "mini", cache_experts=4)
     ids = random_ids(1, 12, vocab=4096)
-    assert torch.equal(
-        offloaded.generate(ids, 6, temperature=0), model.generate(ids, 6, temperature=0)
-    )
+    texts = [m.generate(ids, 6, temperature=0) for m in (offloaded, model)]
+    assert torch.equal(*texts)
     stats = cache_stats(offloaded)
     assert stats.bytes_read == stats.misses * 3 * 128 * 160 * 2  # bfloat16 in the file
     assert 0 < stats.hit_rate < 1
@@ -478,9 +424,7 @@ def test_the_shipped_model_from_its_own_file() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("shard", [None, 20_000], ids=["one file", "shards"])
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
-def test_loading_without_experts_reads_them_from_either_layout(
-    layout: str, shard: int | None, tmp_path: Path
-) -> None:
+def test_experts_stay_in_either_layout(layout: str, shard: int | None, tmp_path: Path) -> None:
     model = tiny_model(n_shared_experts=0, tie_word_embeddings=False)
     model.save_pretrained(tmp_path, layout=layout, max_shard_size=shard)
     assert len(list(tmp_path.glob("*.safetensors"))) > (1 if shard else 0)
@@ -491,12 +435,9 @@ def test_loading_without_experts_reads_them_from_either_layout(
     torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
     for a, b in zip(lean.layers, whole.layers, strict=True):
         assert isinstance(a.mlp, MoELayer) and isinstance(b.mlp, MoELayer)
-        assert isinstance(a.mlp.experts, OffloadedExperts)
+        assert isinstance(mine := a.mlp.experts, OffloadedExperts)
         for e in range(TINY.num_experts):
-            for mine, theirs in zip(
-                a.mlp.experts.weights(e), b.mlp.experts.weights(e), strict=True
-            ):
-                assert torch.equal(mine, theirs)
+            assert all(map(torch.equal, mine.weights(e), b.mlp.experts.weights(e)))
     size = 3 * TINY.hidden_size * TINY.expert_size
     assert lean.num_parameters() == whole.num_parameters()
     held = sum(p.numel() for p in lean.parameters())
@@ -527,21 +468,16 @@ def test_a_folder_that_cannot_serve_is_refused_when_it_is_opened(tmp_path: Path)
         MixtralModel.from_pretrained(tmp_path, cache_experts=2)
 
 
-def test_an_offloaded_model_cannot_be_saved_over_its_own_experts(tmp_path: Path) -> None:
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-    offloaded = offload_experts(model, tmp_path, cache_experts=2)
-    with pytest.raises(MinimoeError, match=r"are in .* and not in memory, so it cannot be saved"):
-        offloaded.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_offloaded_or_saved_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cache_experts is 0"):
+        bank(tmp_path, 0)
     tiny_model(num_experts=4).save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"gate_up_proj is \(4, 48, 16\), expected \(5, 48, 16\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"up_proj is \(4, 48, 16\), expected \(5, 48, 16\)"):
         offload_experts(tiny_model(), tmp_path, cache_experts=2)
     with pytest.raises(ConfigError, match="holds no Experts"):
         offload_experts(tiny_model(mlp_only_layers=(0, 1)), tmp_path, cache_experts=2)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    offloaded = offload_experts(tiny_model(num_experts=4), tmp_path, cache_experts=2)
+    with pytest.raises(MinimoeError, match=r"are in .* and not in memory, so it cannot be saved"):
+        offloaded.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before, "over its own experts"

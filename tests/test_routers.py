@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minimoe import MixtralModel
-from minimoe.config import ROUTER_TYPES, ModelConfig
+from minimoe.config import ROUTER_TYPES
 from minimoe.cost import count_parameters
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.routers import (
@@ -24,11 +24,9 @@ from minimoe.routers import (
     scores,
 )
 from minimoe.routing import Routing
-from tests.small import chosen
+from tests.small import TINY, chosen
 
-SWITCH = ModelConfig(
-    router_type="switch", hidden_size=8, num_attention_heads=2, num_experts=6, num_experts_per_tok=1
-)
+SWITCH = TINY.replace(router_type="switch", hidden_size=8, num_experts=6, num_experts_per_tok=1)
 
 
 def router(d: int = 8, e: int = 6, k: int = 2, **options: float) -> TopKRouter:
@@ -65,23 +63,17 @@ def test_trap_1_softmax_topk_renormalise_equals_topk_softmax() -> None:
     # and both differ from weights that are not renormalised
     plain = router(norm_topk_prob=False)(x).weight.view(20, 2)
     torch.testing.assert_close(plain, logits.softmax(dim=-1).topk(2, dim=-1).values)
-    assert bool((weight > plain).all())
-    assert bool((plain.sum(-1) < 1).all())
+    assert bool((weight > plain).all()) and bool((plain.sum(-1) < 1).all())
 
 
 def test_trap_12_noise_in_training_only() -> None:
-    gate = router(jitter_noise=0.3)
-    x = tokens(30)
-    gate.train()
+    gate, x = router(jitter_noise=0.3).train(), tokens(30)
     torch.manual_seed(3)
     first, second = gate(x), gate(x)
     assert not torch.equal(first.logits, second.logits)
     torch.manual_seed(3)
-    again = gate(x)
-    assert torch.equal(again.logits, first.logits)
-    gate.eval()
-    calm = gate(x)
-    torch.testing.assert_close(calm.logits, x @ gate.weight.T)
+    assert torch.equal(gate(x).logits, first.logits)
+    torch.testing.assert_close(gate.eval()(x).logits, x @ gate.weight.T)
 
 
 def test_switch_takes_the_most_likely_expert_at_its_full_probability() -> None:
@@ -115,35 +107,27 @@ def test_a_router_of_one_s_own_is_named_by_a_configuration(
     monkeypatch.setattr("minimoe.routers.ROUTERS", dict(ROUTERS))
     monkeypatch.setattr("minimoe.config.ROUTER_TYPES", types := dict(ROUTER_TYPES))
     monkeypatch.setattr("minimoe.routers.ROUTER_TYPES", types)
-    sizes: dict[str, Any] = dict(
-        vocab_size=32, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_experts=4
-    )
-    with pytest.raises(
-        ConfigError, match=r"router_type is .mine.; known are top_k, .* is imported"
-    ):
-        ModelConfig(router_type="mine", **sizes)
+    with pytest.raises(ConfigError, match=r"router_type is .mine.; known are top_k, .* is import"):
+        TINY.replace(router_type="mine")
 
     @router_type("mine")
     class Mine(Router):
         def __init__(self, hidden_size: int, num_experts: int, num_experts_per_tok: int) -> None:
             super().__init__(hidden_size, num_experts, num_experts_per_tok)
-            self.turn = torch.nn.Linear(
-                hidden_size, hidden_size
-            )  # weights that no list of ours knows
+            # weights that no list of ours knows
+            self.turn = torch.nn.Linear(hidden_size, hidden_size)
 
         def route(self, x: Tensor, context: Context) -> Routing:
             logits = scores(self.turn(x), self.weight)
             weight, expert = logits.softmax(-1).min(-1, keepdim=True)  # the least likely
             return self.token_choice(expert, weight, logits=logits)
 
-    config = ModelConfig(
-        router_type="mine", num_experts_per_tok=1, router_aux_loss_type="none", **sizes
-    )
+    one: dict[str, Any] = {"num_experts_per_tok": 1, "num_hidden_layers": 1}
+    config = TINY.replace(router_type="mine", router_aux_loss_type="none", **one)
     model = MixtralModel(config)
     (gate,) = [m for m in model.modules() if isinstance(m, Router)]
     ids = torch.arange(32).view(2, 16)
-    loss = model(ids, labels=ids).loss
-    loss.backward()
+    model(ids, labels=ids).loss.backward()
     before = gate.weight.detach().clone()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     assert not torch.equal(gate.weight, before)

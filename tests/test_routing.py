@@ -1,6 +1,7 @@
 """Routing: the sparse matrix, its column sums, and what check() finds."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -52,9 +53,8 @@ def test_a_routing_is_frozen() -> None:
 )  # fmt: skip
 def test_check_names_what_is_wrong(changes: dict[str, Any], named: str) -> None:
     routing = topk_routing([[0, 1], [2, 3]]).check()
-    with pytest.raises(MinimoeError) as caught:
+    with pytest.raises(MinimoeError, match=re.escape(named)):
         dataclasses.replace(routing, **changes).check()
-    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -67,8 +67,6 @@ def test_check_names_the_first_value_that_is_not_finite(name: str, bad: float) -
     routing = dataclasses.replace(routing, **changes)
     # the second choice of token 1 is expert 3
     expert = 3 if name == "weight" else 1
-    with pytest.raises(MinimoeError) as caught:
+    said = f"routing.{name} is {bad} for token 1 and expert {expert}, the first of 2 values"
+    with pytest.raises(MinimoeError, match=said):
         routing.check()
-    assert f"routing.{name} is {bad} for token 1 and expert {expert}, the first of 2 values" in str(
-        caught.value
-    )
