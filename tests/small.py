@@ -62,10 +62,11 @@ P = ParamSpec("P")
 
 def refuses(
     error: type[Exception], match: str, call: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
-) -> None:
-    """That a call raises this error, with `match` in its message."""
-    with pytest.raises(error, match=match):
+) -> str:
+    """That a call raises this error, with `match` in its message, which it returns."""
+    with pytest.raises(error, match=match) as caught:
         call(*args, **kwargs)
+    return str(caught.value)
 
 
 def tiny_model(seed: int = 0, **changes: object) -> Any:

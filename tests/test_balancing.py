@@ -32,7 +32,7 @@ from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routers import NoisyRouting, NoisyTopKRouter, SigmoidRouter, TopKRouter
 from minimoe.routing import limit_capacity
 from minimoe.zoo.relu import ReLURouter, SparsityController
-from tests.small import topk_routing
+from tests.small import refuses, topk_routing
 from tests.zoo import SPREAD, D, E, K, build
 
 
@@ -47,8 +47,7 @@ def test_own_counts_are_the_default() -> None:
     # counts of another batch that says the opposite
     opposite = switch_loss(routing, routing.load().flip(0))
     assert not torch.equal(opposite, switch_loss(routing))
-    with pytest.raises(MinimoeError, match="counts have shape"):
-        switch_loss(routing, torch.ones(E + 1))
+    refuses(MinimoeError, "counts have shape", switch_loss, routing, torch.ones(E + 1))
     with pytest.raises(MinimoeError, match="has 6 experts; counted are 5"):
         BiasController(SigmoidRouter(D, 5, 1)).observe(routing)
 
@@ -178,8 +177,7 @@ def test_load_loss_counts_the_probability_of_being_chosen() -> None:
 def test_load_loss_needs_noise() -> None:
     router = NoisyTopKRouter(D, E, K)
     for routing in (router.eval()(batch(3)), build("top-k")(batch(3))):
-        with pytest.raises(MinimoeError, match="NoisyTopKRouter in training"):
-            load_loss(routing)
+        refuses(MinimoeError, "NoisyTopKRouter in training", load_loss, routing)
     every = NoisyTopKRouter(D, E, E).train()
     assert float(load_loss(every(batch(3))).detach()) == 0.0
 
@@ -188,8 +186,7 @@ def test_load_loss_needs_noise() -> None:
     ("loss", "missing"), [(switch_loss, "probs"), (sequence_loss, "probs"), (z_loss, "logits")]
 )
 def test_losses_name_what_is_missing(loss: Any, missing: str) -> None:
-    with pytest.raises(MinimoeError, match=f"{missing}=None"):
-        loss(build("uniform round robin")(batch(3)))
+    refuses(MinimoeError, f"{missing}=None", loss, build("uniform round robin")(batch(3)))
 
 
 @pytest.mark.parametrize("loss", [importance_loss, load_loss, switch_loss, sequence_loss])
@@ -242,12 +239,10 @@ def test_bias_balances_a_skewed_router() -> None:
 
 
 def test_bias_controller_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ConfigError, match="rate"):
-        BiasController(SigmoidRouter(D, E, K), rate=0)
+    refuses(ConfigError, "rate", BiasController, SigmoidRouter(D, E, K), rate=0)
     router = SigmoidRouter(D, E, K)
     router.e_score_correction_bias = router.e_score_correction_bias.bfloat16()  # no cast does this
-    with pytest.raises(MinimoeError, match=r"bfloat16.*float32"):
-        BiasController(router).step()
+    refuses(MinimoeError, r"bfloat16.*float32", BiasController(router).step)
 
 
 def test_l1_loss_costs_busy_experts_more() -> None:
@@ -281,8 +276,7 @@ def test_sparsity_controller_presses_until_its_target_is_met() -> None:
     assert controller.coefficient < 0.01, "below the target the pressure falls"
     empty = router(x[:0])
     assert controller.step(empty) == controller.coefficient
-    with pytest.raises(ConfigError, match="factor"):
-        SparsityController(1.0, factor=1.0)
+    refuses(ConfigError, "factor", SparsityController, 1.0, factor=1.0)
 
 
 loads = st.lists(st.integers(0, 1000), min_size=1, max_size=12)
@@ -328,8 +322,7 @@ def test_greedy_replication_minimises_the_hottest_copy(load: list[int], extra: i
     ],
 )
 def test_impossible_plans_are_refused(load: Any, replicas: int, devices: int, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan_replicas(load, replicas, devices)
+    refuses(ConfigError, message, plan_replicas, load, replicas, devices)
 
 
 @pytest.mark.parametrize("seed", range(5))

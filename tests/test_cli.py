@@ -102,9 +102,7 @@ def test_a_run_is_not_overwritten_and_names_what_differs(refused: Refused, train
     assert (trained / "state.safetensors").read_bytes() == before
 
 
-def test_generate_continues_the_prompt_and_repeats_with_a_seed(
-    capsys: pytest.CaptureFixture[str], trained: Path
-) -> None:
+def test_generate_continues_the_prompt_and_repeats_with_a_seed(capsys, trained) -> None:
     capsys.readouterr()
     command = ["generate", "The class statement", "--checkpoint", str(trained), "--tokens", "20"]
     outs: list[str] = []
@@ -125,15 +123,11 @@ def test_generate_continues_the_prompt_and_repeats_with_a_seed(
         (["--seed", str(2**70)], f"at most {2**64 - 1}"),
     ],
 )
-def test_generate_refuses_what_cannot_work(
-    refused: Refused, trained: Path, option: list[str], named: str
-) -> None:
+def test_generate_refuses_what_cannot_work(refused, trained, option, named) -> None:
     assert named in refused("generate", "a", "--checkpoint", trained, *option)
 
 
-def test_train_leaves_a_model_with_a_card(
-    capsys: pytest.CaptureFixture[str], trained: Path
-) -> None:
+def test_train_leaves_a_model_with_a_card(capsys, trained) -> None:
     assert MixtralModel.from_pretrained(trained).config == ModelConfig.preset("nano")
     card = (trained / "README.md").read_text(encoding="utf-8")
     assert "PSF-2.0" in card
@@ -147,9 +141,7 @@ def test_train_leaves_a_model_with_a_card(
     assert "from step 8" in captured.err
 
 
-def test_ctrl_c_is_exit_code_130_and_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_is_exit_code_130_and_one_line(capsys, monkeypatch, tmp_path) -> None:
     step = loop.Run._one_step
 
     def interrupted(self: loop.Run) -> dict[str, Any]:
@@ -174,9 +166,7 @@ def no_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_study_train_ends_where_its_training_ends(
-    no_study: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_study_train_ends_where_its_training_ends(no_study, monkeypatch, tmp_path) -> None:
     def interrupted(args: Any) -> None:
         assert (args.preset, args.resume, args.out) == ("mini", False, tmp_path / "model")
         assert args.domains == ("help",)
@@ -216,9 +206,6 @@ def test_names_are_split_at_commas() -> None:
     assert parse(["corpus", "--domains", " a, b ,,c"]).domains == ("a", "b", "c")
 
 
-# --- what it takes to answer ----------------------------------------------------------------------
-
-
 ANSWERED_AT_ONCE = """--help; --version; train --help; study --help; ; fly; train --steps x; train --steps 0;
 train --preset huge; train --router pets; train --domains pets; train --device gpu; train --seq-len 1;
 study --domains pets; study --questions mmlu --domains law; study --model x --train;
@@ -256,9 +243,7 @@ NUMBERS = {
 @pytest.mark.parametrize(
     ("command", "option"), [(c, o) for c, options in NUMBERS.items() for o in options]
 )
-def test_a_number_that_is_none_or_out_of_range_is_refused(
-    capsys: pytest.CaptureFixture[str], command: str, option: str, value: str
-) -> None:
+def test_a_number_that_is_none_or_out_of_range_is_refused(capsys, command, option, value) -> None:
     if command == "generate a" and (option, value) in (
         ("--seed", "-1"), ("--temperature", WRONG_NUMBERS[-1])
     ):  # fmt: skip
@@ -270,9 +255,6 @@ def test_a_number_that_is_none_or_out_of_range_is_refused(
         code = end.code
     assert code == 2
     assert option in capsys.readouterr().err.splitlines()[-1]
-
-
-# --- text, terminals and the system ---------------------------------------------------------------
 
 
 def as_process(
@@ -332,9 +314,7 @@ def test_a_reader_who_leaves_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_does_not_fit_into_memory_is_one_line(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_into_memory_is_one_line(refused, monkeypatch) -> None:
     def too_large(args: Any) -> None:
         torch.empty(2**60)
 
@@ -343,9 +323,7 @@ def test_what_does_not_fit_into_memory_is_one_line(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x"), AssertionError()])
-def test_an_error_of_the_program_is_not_hidden(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_an_error_of_the_program_is_not_hidden(monkeypatch, error) -> None:
     def fails(args: Any) -> None:
         raise error
 
@@ -355,9 +333,7 @@ def test_an_error_of_the_program_is_not_hidden(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
-def test_sigterm_ends_a_command_as_ctrl_c_does(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys, monkeypatch, tmp_path) -> None:
     """Half-written files are removed, and the handler that was there before is back."""
 
     def killed(args: Any) -> None:
@@ -372,9 +348,6 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert capsys.readouterr().err == "minimoe: terminated\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-# --- what a text begins with ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minimoe.errors import MinimoeError
 from minimoe.generate import sample
 from minimoe.routing import Routing
-from tests.small import random_ids, tiny_model
+from tests.small import random_ids, refuses, tiny_model
 
 
 def test_temperature_0_takes_the_most_likely_token_of_the_full_forward() -> None:
@@ -58,9 +58,7 @@ def test_a_seed_repeats_and_leaves_the_global_generator_alone() -> None:
     st.floats(0.3, 3.0),
 )
 @settings(max_examples=60, deadline=None)
-def test_top_p_keeps_the_smallest_set_that_reaches_it(
-    scores: list[float], top_p: float, temperature: float
-) -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_it(scores, top_p, temperature) -> None:
     logits = torch.tensor([scores], dtype=torch.float64)
     probs = (logits[0] / temperature).softmax(0)
     order = probs.argsort(descending=True).tolist()
@@ -117,9 +115,7 @@ def test_generate_uses_no_noise() -> None:
 
 
 @torch.no_grad()
-def test_losses_are_computed_where_there_are_labels_and_nowhere_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_losses_are_computed_where_there_are_labels_and_nowhere_else(monkeypatch) -> None:
     model, ids = tiny_model(), random_ids(2, 4)
 
     def computed(*_: object, **__: object) -> None:
@@ -130,8 +126,7 @@ def test_losses_are_computed_where_there_are_labels_and_nowhere_else(
     model.generate(ids, 3)
     out = model(ids)
     assert (out.loss, out.lm_loss, out.aux_loss, out.z_loss) == (None, None, None, None)
-    with pytest.raises(AssertionError, match="a loss"):
-        model(ids, labels=ids)
+    refuses(AssertionError, "a loss", model, ids, labels=ids)
 
 
 def test_no_new_token_returns_the_prompt() -> None:
@@ -158,8 +153,7 @@ def test_no_new_token_returns_the_prompt() -> None:
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
     call: dict[str, Any] = {"input_ids": random_ids(1, 4), "max_new_tokens": 4} | arguments
-    with pytest.raises(MinimoeError, match=re.escape(named)):
-        tiny_model().generate(**call)
+    refuses(MinimoeError, re.escape(named), tiny_model().generate, **call)
 
 
 @pytest.mark.parametrize(

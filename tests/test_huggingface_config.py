@@ -18,7 +18,7 @@ from minimoe.hf.translate import FAMILIES, from_huggingface, to_huggingface
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from tests.huggingface import COMMON, OWN, library, published, saved
-from tests.small import random_ids, tiny_model
+from tests.small import random_ids, refuses, tiny_model
 
 BUILT = ("mixtral-8x7b", "mixtral-8x22b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b")
 
@@ -119,9 +119,7 @@ def test_what_is_written_means_the_same_to_transformers(kind: str) -> None:
         ("mixtral", {"pretraining_tp": 2}, "pretraining_tp is 2"),
     ],
 )  # fmt: skip
-def test_what_the_model_cannot_have_is_refused_by_name(
-    tmp_path: Path, kind: str, changes: dict[str, Any], named: str
-) -> None:
+def test_what_the_model_cannot_have_is_refused_by_name(tmp_path, kind, changes, named) -> None:
     (tmp_path / "config.json").write_text(json.dumps(example(kind, **changes)))
     with pytest.raises(CheckpointError) as caught:
         read_config(tmp_path)
@@ -170,9 +168,7 @@ def test_every_field_that_transformers_reads_is_translated_or_refused(kind: str)
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "llama"])
-def test_trap_mlx_serve_20_what_says_nothing_of_the_function_is_read_past(
-    tmp_path: Path, kind: str
-) -> None:
+def test_trap_mlx_serve_20_what_says_nothing_of_the_function_is_read_past(tmp_path, kind) -> None:
     """mlx-serve #20: Qwen3-Coder-30B-A3B was refused for fields that say what a qwen3_moe is anyway."""
     field: dict[str, Any] = {
         "attention_dropout": 0.1, "attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1,
@@ -273,9 +269,7 @@ def test_ways_of_saying_it(changes: dict[str, Any], expected: dict[str, Any]) ->
         ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (0, 2, 3)),
     ],
 )
-def test_sparse_steps_are_those_of_transformers(
-    fields: dict[str, Any], dense: tuple[int, ...]
-) -> None:
+def test_sparse_steps_are_those_of_transformers(fields, dense) -> None:
     values = example("qwen3_moe", **fields)
     assert from_huggingface(values).mlp_only_layers == dense
     del values["model_type"]
@@ -307,9 +301,7 @@ QWEN2: dict[str, Any] = {"attention_bias": True, "shared_expert_gate": True, "n_
     ],
 )  # fmt: skip
 @torch.no_grad()
-def test_the_family_that_computes_the_same_is_found(
-    tmp_path: Path, changes: dict[str, Any], kind: str
-) -> None:
+def test_the_family_that_computes_the_same_is_found(tmp_path, changes, kind) -> None:
     model = tiny_model(**changes)
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -334,9 +326,7 @@ def test_the_family_that_computes_the_same_is_found(
          ["router_type = 'sigmoid'", "routed_scaling_factor = 2.0"]),
     ],
 )  # fmt: skip
-def test_what_no_family_can_have_is_refused_by_name(
-    tmp_path: Path, changes: dict[str, Any], kind: str, fields: list[str]
-) -> None:
+def test_what_no_family_can_have_is_refused_by_name(tmp_path, changes, kind, fields) -> None:
     model = tiny_model(**changes)
     with pytest.raises(ConfigError) as caught:
         model.save_pretrained(tmp_path / "new", layout="huggingface")
@@ -347,13 +337,10 @@ def test_what_no_family_can_have_is_refused_by_name(
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b"])
 def test_what_is_only_counted_has_no_family(name: str) -> None:
-    with pytest.raises(ConfigError, match="no family of transformers"):
-        to_huggingface(ModelConfig.preset(name))
+    refuses(ConfigError, "no family of transformers", to_huggingface, ModelConfig.preset(name))
 
 
-def test_costs_of_a_folder_of_transformers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_costs_of_a_folder_of_transformers(tmp_path, capsys) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published("mixtral-8x7b")))
     assert main(["cost", str(tmp_path), "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)

@@ -13,7 +13,7 @@ import pytest
 
 from minimoe.errors import WriteError
 from minimoe.io import atomic_write, in_use, parse_json, remove_leftovers, write_text
-from tests.small import small_disk
+from tests.small import refuses, small_disk
 
 
 def names(folder: Path) -> list[str]:
@@ -29,9 +29,7 @@ def test_writes_and_replaces_and_makes_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt(), ValueError()])
-def test_an_error_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     with pytest.raises(type(error)), atomic_write(path) as temporary:
@@ -42,9 +40,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(
     assert names(tmp_path) == ["file.txt"]
 
 
-def test_the_data_reach_the_disk_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_reach_the_disk_before_the_rename(tmp_path, monkeypatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -74,8 +70,7 @@ def test_the_file_is_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"):
-        write_text(tmp_path / "file" / "x", "text")
+    refuses(OSError, "file", write_text, tmp_path / "file" / "x", "text")
 
 
 def test_a_full_disk_leaves_the_old_file_and_is_an_error_of_minimoe(tmp_path: Path) -> None:
@@ -114,9 +109,7 @@ with atomic_write(sys.argv[1]) as temporary:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks and signals of POSIX systems")
-def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
-    tmp_path: Path,
-) -> None:
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path) -> None:
     path = tmp_path / "file [1].txt"  # not a pattern
     write_text(tmp_path / "other.txt", "other")
     (tmp_path / ".file [1].txt.notes.tmp").write_text("of somebody else")
@@ -145,9 +138,7 @@ def test_leftovers_may_be_folders_and_what_is_in_use_stays(tmp_path: Path) -> No
     remove_leftovers(tmp_path / "absent", "*")
 
 
-def test_a_read_only_file_system_is_an_error_of_minimoe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_file_system_is_an_error_of_minimoe(tmp_path, monkeypatch) -> None:
     """Root may write whatever the modes say, so the system's own answer stands in for such a mount."""
 
     def read_only(*args: object, **options: object) -> None:

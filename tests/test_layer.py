@@ -20,7 +20,7 @@ from minimoe.model import MixtralModel
 from minimoe.routers import SwitchRouter, TopKRouter, make_router
 from minimoe.routing import routing_capacity
 from minimoe.zoo.balanced import SinkhornRouter
-from tests.small import chosen
+from tests.small import chosen, refuses
 
 TINY = ModelConfig(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -183,8 +183,7 @@ def test_capacity_factor_of_expert_choice_is_its_own() -> None:
 def test_make_router_hands_on_what_is_configured() -> None:
     router = make_router(TINY.replace(router_type="sinkhorn", norm_topk_prob=False))
     assert isinstance(router, SinkhornRouter) and not router.norm_topk_prob and router.k == 2
-    with pytest.raises(ConfigError, match="SoftMoELayer"):
-        make_router(TINY.replace(router_type="soft"))
+    refuses(ConfigError, "SoftMoELayer", make_router, TINY.replace(router_type="soft"))
 
 
 RECOMPUTED = (
@@ -233,9 +232,7 @@ def test_noise_of_the_router_does_not_reach_the_experts() -> None:
     ("router_type", "balance"),
     [*zip(ROUTER_TYPES, itertools.cycle(LOSSES)), *(("sigmoid", loss) for loss in LOSSES)],
 )
-def test_a_batch_with_nothing_to_learn_from_has_a_finite_loss(
-    router_type: str, balance: str
-) -> None:
+def test_a_batch_with_nothing_to_learn_from_has_a_finite_loss(router_type, balance) -> None:
     """A row of padding alone, labels that all say 'leave out', a batch of padding alone: counts of 0 to divide by."""
     torch.manual_seed(0)
     model = MixtralModel(config_of(router_type, router_aux_loss_type=balance)).train()
@@ -277,8 +274,7 @@ def test_a_layer_by_keyword_is_that_of_the_configuration() -> None:
     ],
 )
 def test_a_layer_of_impossible_sizes_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        MoELayer(**arguments)
+    refuses(ConfigError, re.escape(message), MoELayer, **arguments)
 
 
 @pytest.mark.parametrize("router_type", ["top_k", "expert_choice"])

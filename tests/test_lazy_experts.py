@@ -36,7 +36,7 @@ from minimoe.hf.lazy import (
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from tests.huggingface import SPARSE, saved
-from tests.small import TINY, edited, random_ids, tiny_model
+from tests.small import TINY, edited, random_ids, refuses, tiny_model
 from tests.zoo import FF, NAMES, D, E, big_experts, build
 
 ROUNDING = 2**-16  # 127 · 2⁻²⁴ of the division, as much of the product
@@ -82,8 +82,7 @@ def test_channels_without_a_scale() -> None:
     assert torch.equal(dequantize(q, scale), torch.zeros(2, 2))
     assert quantize(torch.zeros(2, 0, 3))[1].shape == (2, 0)
     for bad in (float("nan"), float("inf")):
-        with pytest.raises(MinimoeError, match="cannot be quantised"):
-            quantize(torch.tensor([[1.0, bad]]))
+        refuses(MinimoeError, "cannot be quantised", quantize, torch.tensor([[1.0, bad]]))
 
 
 def rounded(experts: Experts) -> tuple[Int8Experts, Experts]:
@@ -111,9 +110,7 @@ def test_every_dispatcher_runs_them_as_it_runs_the_rounded_weights(name: str, ro
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["loop", "grouped"])
-def test_only_experts_with_tokens_are_unpacked_or_read(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_experts_with_tokens_are_unpacked_or_read(name, tmp_path, monkeypatch) -> None:
     x = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
     routing, unpacked, weights = build("top-k")(x), set[int](), Int8Experts.weights
 
@@ -157,8 +154,7 @@ def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:
     saved = TINY.num_hidden_layers * e * ((4 - 1) * 3 * d * f - 4 * (2 * f + d))
     assert held_bytes(model) - held_bytes(small) == saved
     for wrong in (small, tiny_model(mlp_only_layers=(0, 1))):
-        with pytest.raises(ConfigError, match="holds no Experts"):
-            quantize_experts(wrong)
+        refuses(ConfigError, "holds no Experts", quantize_experts, wrong)
 
 
 def test_a_model_in_int8_survives_its_state_dict_and_training() -> None:
@@ -262,9 +258,6 @@ def test_what_is_not_whole_int8_is_refused(tmp_path: Path) -> None:
         MixtralModel.from_pretrained(tmp_path)
 
 
-# --- on disk ----------------------------------------------------------------------------------------
-
-
 def write(folder: Path, dtype: torch.dtype = torch.float32) -> ExpertFiles:
     """A file of one layer's experts, stacked."""
     state = big_experts().to(dtype).state_dict()
@@ -280,9 +273,7 @@ def bank(folder: Path, cache: int) -> OffloadedExperts:
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("cache", "tokens"), [(1, 11), (2, 0), (E, 1), (3 * E, 11)])
-def test_each_dispatcher_gives_the_same_bits(
-    name: str, cache: int, tokens: int, tmp_path: Path
-) -> None:
+def test_each_dispatcher_gives_the_same_bits(name, cache, tokens, tmp_path) -> None:
     x = torch.randn(tokens, D, generator=torch.Generator().manual_seed(0))
     offloaded = bank(tmp_path, cache)
     for router in ("top-k", "expert choice", "relu"):
@@ -379,8 +370,7 @@ def test_a_file_that_goes_away_is_an_error_and_not_a_crash(happens: Any, tmp_pat
     kept = offloaded.weights(0)[0].clone()
     happens(tmp_path / "model.safetensors")
     gone, changed = "cannot be found", "has changed while a model reads its experts"
-    with pytest.raises(CheckpointError, match=gone if happens is Path.unlink else changed):
-        offloaded.weights(1)
+    refuses(CheckpointError, gone if happens is Path.unlink else changed, offloaded.weights, 1)
     assert torch.equal(offloaded.weights(0)[0], kept), "what is in memory stays usable"
 
 
@@ -469,8 +459,7 @@ def test_a_folder_that_cannot_serve_is_refused_when_it_is_opened(tmp_path: Path)
 
 
 def test_what_cannot_be_offloaded_or_saved_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cache_experts is 0"):
-        bank(tmp_path, 0)
+    refuses(ConfigError, "cache_experts is 0", bank, tmp_path, 0)
     tiny_model(num_experts=4).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"up_proj is \(4, 48, 16\), expected \(5, 48, 16\)"):
         offload_experts(tiny_model(), tmp_path, cache_experts=2)

@@ -12,7 +12,16 @@ from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, next_token_loss
-from tests.small import ATTENTIONS, TINY, every_routing, in_every_model, pad, random_ids, tiny_model
+from tests.small import (
+    ATTENTIONS,
+    TINY,
+    every_routing,
+    in_every_model,
+    pad,
+    random_ids,
+    refuses,
+    tiny_model,
+)
 
 
 def moe_layers(model: MixtralModel) -> list[MoELayer]:
@@ -108,8 +117,7 @@ def test_initial_residual_projections_are_smaller_with_depth() -> None:
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_by_name(arguments: dict[str, Any], named: str) -> None:
-    with pytest.raises(MinimoeError, match=re.escape(named)):
-        tiny_model()(**arguments)
+    refuses(MinimoeError, re.escape(named), tiny_model(), **arguments)
 
 
 @torch.no_grad()
@@ -198,7 +206,6 @@ def test_a_cache_of_another_batch_or_model_is_refused(kind: str) -> None:
         MinimoeError, match=r"keys of shape \(2, .* need 2 layers and \(3, .*new KVCache"
     ):
         model(random_ids(3, 1), cache=cache)
-    with pytest.raises(MinimoeError, match="the cache is of 3 layers"):
-        model(random_ids(2, 1), cache=KVCache(3))
+    refuses(MinimoeError, "the cache is of 3 layers", model, random_ids(2, 1), cache=KVCache(3))
     with pytest.raises(MinimoeError, match="keys of shape"):
         tiny_model(num_key_value_heads=4)(random_ids(2, 1), cache=cache)

@@ -1,6 +1,5 @@
 """The top-k router: norm order, K = 1, float32, noise, causality and invariance to the batch."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,9 +96,7 @@ def test_a_router_is_its_route(name: str) -> None:
     assert takes == "any" or name == "expert_choice" or gate.k == k
 
 
-def test_a_router_of_one_s_own_is_named_by_a_configuration(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch, tmp_path) -> None:
     """One class in one file: a configuration that names it is built, trained a step, counted, saved and read again."""
     monkeypatch.setattr("minimoe.config.OWN_ROUTERS", modules := {})
     for room in ("minimoe.routers", "minimoe.cost"):

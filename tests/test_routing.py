@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from minimoe.errors import MinimoeError
 from minimoe.routing import Routing
-from tests.small import routings, topk_routing
+from tests.small import refuses, routings, topk_routing
 
 
 @given(routings())
@@ -53,8 +53,7 @@ def test_a_routing_is_frozen() -> None:
 )  # fmt: skip
 def test_check_names_what_is_wrong(changes: dict[str, Any], named: str) -> None:
     routing = topk_routing([[0, 1], [2, 3]]).check()
-    with pytest.raises(MinimoeError, match=re.escape(named)):
-        dataclasses.replace(routing, **changes).check()
+    refuses(MinimoeError, re.escape(named), dataclasses.replace(routing, **changes).check)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -68,5 +67,4 @@ def test_check_names_the_first_value_that_is_not_finite(name: str, bad: float) -
     # the second choice of token 1 is expert 3
     expert = 3 if name == "weight" else 1
     said = f"routing.{name} is {bad} for token 1 and expert {expert}, the first of 2 values"
-    with pytest.raises(MinimoeError, match=said):
-        routing.check()
+    refuses(MinimoeError, said, routing.check)
