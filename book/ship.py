@@ -11,7 +11,7 @@ import torch
 from minimoe.checkpoint import read_tensors, write_tensors
 from minimoe.errors import CheckpointError, MinimoeError
 from minimoe.io import atomic_write
-from minimoe.train.export import write_card
+from minimoe.train.card import write_card
 
 FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl"

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -90,6 +91,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     for name, value in vars(args).items():
         if value == [] and name != "peer":  # what argparse makes of '--domains=--'
             raise MinimoeError(f"{name.replace('_', '-')} has no value, only '--'")
+    args.words = [word for word in given if word != "--resume"]
     args.told = {k: v for k, v in vars(args).items() if v is not None and v is not False}
     for one, others, text in args.excludes:
         for other in others if one in args.told else ():
@@ -208,8 +210,8 @@ def run_train(args: argparse.Namespace) -> None:
     from minimoe.model import MixtralModel
     from minimoe.text.corpus import load_corpus
     from minimoe.text.own import own_corpus
+    from minimoe.train.card import write_card
     from minimoe.train.environment import resolve_device
-    from minimoe.train.export import write_card
     from minimoe.train.loop import Run
     from minimoe.train.step import freeze
 
@@ -257,6 +259,8 @@ def run_train(args: argparse.Namespace) -> None:
         options: dict[str, Any] = {"device": device, "resume": args.resume, "name": args.preset}
         options |= {"start": source if ranks else start, "whole": whole}
         options |= {"recompute": args.grad_checkpoint, "frozen": args.freeze or ()}
+        # for all to read: no name of a folder
+        options["command"] = shlex.join(re.sub(r"[^=]*[/\\].*", "PATH", w) for w in args.words)
         make = ranks.run if ranks else Run
         run = make(out, model, config, loaded, **options)
         held, used = run.model.num_parameters(), run.model.num_parameters(active=True)
@@ -286,7 +290,7 @@ def run_export(args: argparse.Namespace) -> None:
     """One folder for transformers of a run, however many processes trained it."""
     import torch
 
-    from minimoe.train.export import export
+    from minimoe.train.state import export
 
     export(args.run_folder, args.out, getattr(torch, args.dtype))
     print(f"{args.out}: the model of {args.run_folder}")

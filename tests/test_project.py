@@ -63,14 +63,14 @@ BUDGETS: dict[str, int] = {
     "course": 2173,
     "hf": 918,
     "kernels": 1097,
-    "roof": 447,
+    "roof": 451,
     "study": 5792,
-    "text": 1411,
-    "train": 1889,
+    "text": 1437,
+    "train": 1748,
     "widgets": 1602,
     "zoo": 1079,
 }
-TESTS = 31_577  # and lines of Python that the tests may have
+TESTS = 32_637  # and lines of Python that the tests may have
 # Packages that are slow, large or optional: imported where they are used.
 LATE = {
     *("matplotlib", "transformers", "triton", "scipy", "ipywidgets", "anywidget", "datasets"),

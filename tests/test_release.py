@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shipped(finished: Path) -> Generator[Path]:
     """What is shipped of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.train.export.attributions", attributions)
+        patch.setattr("minimoe.train.card.attributions", attributions)
         yield ship(finished, finished.with_name("shipped"))
 
 

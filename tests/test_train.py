@@ -15,11 +15,11 @@ from minimoe.errors import CheckpointError, ConfigError, TrainingError
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
 from minimoe.text.documents import Document
-from minimoe.text.tokenizer import encode
+from minimoe.text.tokenizer import Batches, encode
+from minimoe.train.card import write_card
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
-from minimoe.train.export import write_card
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin
-from minimoe.train.step import Batches, evaluate, learning_rate, make_optimizer, probe
+from minimoe.train.step import evaluate, learning_rate, make_optimizer, probe
 from tests.small import TRAIN, log_of, small_disk, tiny_model, tiny_run, weights_digest
 
 
@@ -49,39 +49,38 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert learning_rate(5, TrainConfig(steps=3, warmup=10, lr=1.0)) == pytest.approx(0.6)
 
 
+def batches(corpus: Corpus, domains: tuple[str, ...] | None = None, **sizes: int) -> Batches:
+    sizes = {"batch_size": 3, "seq_len": 16, "seed": 0} | sizes
+    return Batches(corpus.train, domains or corpus.domains, **sizes)
+
+
 def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus) -> None:
-    batches = Batches(corpus.train, corpus.domains, TRAIN)
-    third = batches(3)
+    third = batches(corpus)(3)
     assert third.shape == (3, 16)
-    assert third.dtype == torch.int64
-    again = Batches(corpus.train, corpus.domains, TRAIN)
-    assert torch.equal(again(3), third)
-    assert not torch.equal(batches(4), third)
-    other = Batches(corpus.train, corpus.domains, dataclasses.replace(TRAIN, seed=1))
-    assert not torch.equal(other(3), third)
+    assert third.dtype == np.int64
+    assert np.array_equal(batches(corpus)(3), third)
+    assert not np.array_equal(batches(corpus)(4), third)
+    assert not np.array_equal(batches(corpus, seed=1)(3), third)
 
 
 def test_domains_take_turns_and_rows_are_windows_of_their_text(corpus: Corpus) -> None:
-    config = dataclasses.replace(TRAIN, batch_size=4)
-    batches = Batches(corpus.train, corpus.domains, config)
     seen = {name: 0 for name in corpus.domains}
     for step in range(6):
-        for row, ids in enumerate(batches(step)):
+        for row, ids in enumerate(batches(corpus, batch_size=4)(step)):
             name = corpus.domains[(step * 4 + row) % 3]
             text = corpus.train.tokens[corpus.train.domain_slice(name)].astype(np.int64)
             windows = np.lib.stride_tricks.sliding_window_view(text, 16)
-            assert (windows == ids.numpy()).all(axis=1).any()
+            assert (windows == ids).all(axis=1).any()
             seen[name] += 1
     assert set(seen.values()) == {8}
 
 
 def test_a_domain_of_exactly_one_sequence_can_be_read(corpus: Corpus) -> None:
     n = len(corpus.train.tokens[corpus.train.domain_slice("rain")])
-    config = dataclasses.replace(TRAIN, seq_len=n)
-    whole = Batches(corpus.train, ("rain",), config)(0)
-    assert torch.equal(whole[0], torch.from_numpy(corpus.train.tokens[:n].astype(np.int64)))
+    whole = batches(corpus, ("rain",), seq_len=n)(0)
+    assert np.array_equal(whole[0], corpus.train.tokens[:n])
     with pytest.raises(ConfigError, match=f"domain rain has {n} training tokens"):
-        Batches(corpus.train, ("rain",), dataclasses.replace(TRAIN, seq_len=n + 1))
+        batches(corpus, ("rain",), seq_len=n + 1)
 
 
 @torch.no_grad()
@@ -307,13 +306,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="finds no CUDA GPU; use --device cpu"):
+    with pytest.raises(ConfigError, match="finds 0 CUDA GPUs, from 0; use --device cpu"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1").index == 1
-    with pytest.raises(ConfigError, match="there are 2 CUDA GPUs, from 0"):
+    with pytest.raises(ConfigError, match="finds 2 CUDA GPUs, from 0"):
         resolve_device("cuda:2")
 
 
@@ -330,7 +329,7 @@ def test_the_card_quotes_the_run(
 ) -> None:
     # the made-up domains have no attributions
     monkeypatch.setattr(
-        "minimoe.train.export.attributions", lambda names: f"# Title\n\nfrom {', '.join(names)}"
+        "minimoe.train.card.attributions", lambda names: f"# Title\n\nfrom {', '.join(names)}"
     )
     text = write_card(finished)
     assert (finished / "README.md").read_text(encoding="utf-8") == text
@@ -350,7 +349,7 @@ def test_the_card_quotes_the_run(
 def test_the_card_of_a_dense_model_names_no_experts(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minimoe.train.export.attributions", lambda names: "# Title\n\nmade up")
+    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
     recipe = json.loads((finished / "recipe.json").read_text())
     recipe["model"] = dense_twin(ModelConfig.from_dict(recipe["model"]), "work").to_dict()
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

@@ -15,7 +15,7 @@ from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
 from minimoe.text.corpus import Corpus
-from minimoe.train.export import write_card
+from minimoe.train.card import write_card
 from minimoe.train.loop import Run
 from minimoe.train.settings import with_router
 from minimoe.train.step import accumulate_gradients, count_experts
@@ -49,7 +49,7 @@ def test_every_router_trains_as_its_paper_has_it(
     layers = 0 if router_type == "soft" else 2
     assert len(first["max_vio"]) == layers
     assert ("aux_loss" in first) == (run.model.config.router_aux_loss_type != "none")
-    monkeypatch.setattr("minimoe.train.export.attributions", "Texts\n{}".format)
+    monkeypatch.setattr("minimoe.train.card.attributions", "Texts\n{}".format)
     words = {
         "sigmoid": "Sequence balancing loss 0.0001 (mean over layers), selection bias moved by 0.001 a step",
         "noisy_top_k": "Importance and load balancing loss 0.1 (mean over layers)",
@@ -78,7 +78,7 @@ def test_trap_8_the_bias_moves_once_a_step_against_the_load_of_the_whole_step(
     for step in range(3):
         before = biases(run)
         with torch.no_grad():  # the load of the batch as one, by the weights before the step
-            loads = [r.load() for r in run.model(run.batches(step)).routings]
+            loads = [r.load() for r in run.model(torch.from_numpy(run.batches(step))).routings]
         run.train(progress=False, stop_after=1)
         for old, new, load in zip(before, biases(run), loads, strict=True):
             direction = (load.double().mean() - load.double()).sign()
@@ -344,7 +344,7 @@ def test_the_command_line_takes_a_router_and_parts(
     refused: Any,
 ) -> None:
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", lambda *a, **k: corpus)
-    monkeypatch.setattr("minimoe.train.export.attributions", lambda names: "# Title\n\nmade up")
+    monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
     short = ["train", "--preset=nano", "--quiet", "--steps=2", "--batch-size=4", "--seq-len=16"]
     relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
     assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
@@ -354,7 +354,8 @@ def test_the_command_line_takes_a_router_and_parts(
     )
     assert (recipe["training"]["accumulate"], recipe["training"]["balance_scope"]) == (2, "step")
     card = (tmp_path / "run" / "README.md").read_text().replace("\n", " ")
-    assert "--preset nano --router relu" in card and "L1 balancing loss 1e-08" in card
+    assert "--preset=nano --quiet --steps=2 --batch-size=4 --seq-len=16 --router relu" in card
+    assert "L1 balancing loss 1e-08" in card
     for wrong, named in (
         (["--router", "best"], "router_type is 'best'"),
         (["--accumulate", "3"], "accumulate is 3, which does not divide batch_size = 4"),

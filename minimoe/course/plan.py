@@ -92,12 +92,12 @@ def recipe(piece: Piece, **more: Any) -> Numbers:
 
 def _plain(recipe: Numbers) -> Numbers:
     """A recipe as a file has it: of the model what is not the default, and nothing of the machine."""
-    made = json.loads(json.dumps(state.portable(recipe)))
+    made = json.loads(json.dumps(recipe))
     # before and after a field gets another kind of nothing
     own = {
         k: v for k, v in made.get("model", {}).items() if (v or None) != (DEFAULTS.get(k) or None)
     }
-    return made | {"model": own}
+    return {k: v for k, v in (made | {"model": own}).items() if k != "environment"}
 
 
 def run_missing(

@@ -1,4 +1,4 @@
-"""From documents to token arrays: the byte-level BPE tokenizer and the splits that it makes."""
+"""From documents to token arrays: the byte-level BPE tokenizer, the splits that it makes, and their batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minimoe.errors import CorpusError, explained
+from minimoe.errors import ConfigError, CorpusError, explained
 from minimoe.text.documents import Document, DocumentInfo
 
 END_OF_TEXT = "<|eot|>"
@@ -163,6 +163,32 @@ class TokenSplit:
         return Size(
             len(documents), sum(d.bytes for d in documents), sum(d.tokens for d in documents)
         )
+
+
+class Batches:
+    """Random windows of the training text; batch(step) depends on the seed and the step alone."""
+
+    def __init__(
+        self, split: TokenSplit, domains: Sequence[str], *, batch_size: int, seq_len: int, seed: int
+    ) -> None:
+        self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
+        self.streams = [split.tokens[split.domain_slice(name)] for name in domains]
+        for name, stream in zip(domains, self.streams, strict=True):
+            if len(stream) < seq_len:
+                raise ConfigError(
+                    f"domain {name} has {len(stream)} training tokens, fewer than one sequence of {seq_len}: "
+                    "leave it out or lower seq_len"
+                )
+
+    def __call__(self, step: int) -> npt.NDArray[np.int64]:
+        """input_ids [B, S] of step `step`; the domain of a row goes round in turn."""
+        rng = np.random.default_rng((self.seed, step))
+        rows: list[Tokens] = []
+        for row in range(step * self.batch_size, (step + 1) * self.batch_size):
+            stream = self.streams[row % len(self.streams)]
+            start = int(rng.integers(len(stream) - self.seq_len + 1))
+            rows.append(stream[start : start + self.seq_len])
+        return np.stack(rows).astype(np.int64)
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> TokenSplit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
-import mmap
 import os
 import platform
 import re
@@ -25,16 +24,14 @@ from minimoe.errors import ConfigError
 def resolve_device(name: str) -> torch.device:
     """'auto' is a GPU where there is one; what is absent, or neither a CPU nor a CUDA GPU, is a ConfigError."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", name):
+    device = "cpu" if name == "auto" and not gpus else "cuda" if name == "auto" else name
+    if not (fits := re.fullmatch(r"(?:cpu|(cuda))(?::(\d+))?", device)):
         raise ConfigError(f"device {name!r} is not one that training uses; give auto, cpu or cuda")
-    device, fault = torch.device(name), f"device {name!r} was asked for, but"
-    if device.type == "cuda" and (device.index or 0) >= gpus:
+    if fits[1] and int(fits[2] or 0) >= gpus:
+        found = f"this torch ({torch.__version__}) finds {gpus} CUDA GPUs, from 0"
         hint = "use --device cpu, or install a CUDA build of torch and a driver"
-        none = f"this torch ({torch.__version__}) finds no CUDA GPU; {hint}"
-        raise ConfigError(f"{fault} {f'there are {gpus} CUDA GPUs, from 0' if gpus else none}")
-    return device
+        raise ConfigError(f"device {name!r} was asked for, but {found}; {hint}")
+    return torch.device(device)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -52,7 +49,9 @@ def fast_cpu() -> Generator[None]:
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            _keep_memory(ctypes.CDLL(None))
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     torch.set_flush_denormal(True)
     try:
         yield
@@ -66,8 +65,8 @@ def unbroken() -> Generator[None]:
     held: list[int] = []
     # signals reach Python's main thread only
     there = threading.current_thread() is threading.main_thread()
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if there}
-    handlers = {n: handler for n, handler in handlers.items() if callable(handler)}
+    both = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if there}
+    handlers = {n: handler for n, handler in both.items() if callable(handler)}
     for number in handlers:
         signal.signal(number, lambda number, _: held.append(number))
     try:
@@ -105,20 +104,3 @@ def processor_name(device: torch.device | None = None) -> str:
         if named := re.search(r"^model name[^:\n]*:(.*)", text, re.MULTILINE):
             return f"{named[1].strip()}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _keep_memory(libc: ctypes.CDLL, reserve: int = 512 << 20) -> None:
-    """Have malloc keep what is freed, and ask for huge pages for the first `reserve` bytes of the heap.
-
-    A step touches a few hundred megabytes, and faulting them in page by page costs more than some products.
-    """
-    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    start = libc.malloc(reserve)  # nothing of it is touched, so nothing is taken yet
-    if start:
-        first = (start + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
-        libc.madvise(first, reserve - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
-        libc.free(start)

@@ -28,7 +28,7 @@ from minimoe.errors import ConfigError, MinimoeError, TrainingError, explained
 from minimoe.io import remove_leftovers, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
-from minimoe.text.tokenizer import end_of_text_id
+from minimoe.text.tokenizer import Batches, end_of_text_id
 from minimoe.train import state, step
 from minimoe.train.environment import fast_cpu, unbroken
 from minimoe.train.settings import TrainConfig, require_fit
@@ -44,6 +44,7 @@ class Run:
     Args:
         out: the folder.
         resume: go on with the run in it.
+        command: what asked for the run, for its card.
         start: begin with the weights of this model, which has the same shapes; None: with random ones.
         frozen: names of parameters or of modules, or patterns of them, that stay as they begin (see `step.freeze`).
         whole: read all held-out text at the end, not a sample as in the validations before.
@@ -65,6 +66,7 @@ class Run:
         device: torch.device | None = None,
         resume: bool = False,
         name: str = "custom",
+        command: str = "",
         start: MixtralModel | None = None,
         frozen: Sequence[str] = (),
         whole: bool = True,
@@ -74,16 +76,14 @@ class Run:
         self.log = self.out / state.LOG
         self.device = device or torch.device("cpu")
         require_fit(model_config, config)
-        vocabulary = corpus.tokenizer.get_vocab_size()
-        if vocabulary > model_config.vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {vocabulary} ids, the model a vocabulary of {model_config.vocab_size}: "
-                "use the tokenizer that belongs to the model"
-            )
+        if (ids := corpus.tokenizer.get_vocab_size()) > (most := model_config.vocab_size):
+            fault = f"the tokenizer has {ids} ids, the model a vocabulary of {most}"
+            raise ConfigError(f"{fault}: use the tokenizer that belongs to the model")
         self.recipe = state.make_recipe(name, model_config, config, corpus, self.device)
-        if frozen:
-            self.recipe["freeze"] = list(frozen)
-        self.batches = step.Batches(corpus.train, corpus.domains, config)
+        self.recipe |= {"freeze": list(frozen)} if frozen else {}
+        self.recipe |= {"command": command} if command else {}
+        sizes = {name: getattr(config, name) for name in ("batch_size", "seq_len", "seed")}
+        self.batches = Batches(corpus.train, corpus.domains, **sizes)
         for domain in corpus.domains:
             step.require_heldout(domain, corpus.heldout.size(domain).tokens)
         torch.manual_seed(config.seed)
@@ -100,10 +100,11 @@ class Run:
         #: nats and predicted tokens of each held-out document [documents, 2] at the last validation
         self.sums: npt.NDArray[np.float64] | None = None
         if self._resumes(resume):
-            stored = self._restore()
-            self.step, self.seconds, self.saved = stored.step, stored.seconds, stored.step
-            if self.balancing.sparsity is not None and stored.aux_loss_coef is not None:
-                self.balancing.sparsity.coefficient = stored.aux_loss_coef
+            reached = self._restore()
+            self.step = self.saved = int(reached["step"])
+            self.seconds = reached["seconds"]
+            if self.balancing.sparsity is not None and "aux_loss_coef" in reached:
+                self.balancing.sparsity.coefficient = reached["aux_loss_coef"]
         fault = f"cannot write to {self.out}"
         with explained(ConfigError, lambda e: f"{fault} ({e}); choose another --out"):
             if self.leads:
@@ -127,10 +128,8 @@ class Run:
         bar = tqdm(total=c.tokens, initial=self.step * c.step_tokens, disable=hidden, **rate)
         try:
             with fast_cpu(), bar:
-                if self._validation_due():
-                    # the run was stopped between a step and its validation, or is complete
-                    full = self.whole and self.step == c.steps
-                    losses = state.logged_validation(self.log, self.step, full) or self._validate()
+                if self._validation_due():  # stopped before its validation, or complete
+                    losses = self._validate()
                 while self.step < last:
                     started = time.perf_counter()
                     record = self._one_step()
@@ -166,18 +165,18 @@ class Run:
     def _resumes(self, asked: bool) -> bool:
         """Whether the run goes on; a ConfigError where it was not asked to, and the folder holds a run."""
         if not asked and state.newest(self.out):
-            raise ConfigError(
-                f"{self.out} holds a run already: add --resume to go on with it, or choose another --out"
-            )
+            hint = "add --resume to go on with it, or choose another --out"
+            raise ConfigError(f"{self.out} holds a run already: {hint}")
         return asked
 
-    def _restore(self) -> state.Reached:
+    def _restore(self) -> dict[str, float]:
         path = state.newest(self.out) or self.out / state.STATE
         return state.restore_state(path, self.model, self.optimizer, self.recipe)
 
     def _parts(self) -> list[Tensor]:
         """The ids [B/n, S] of each part of this step."""
-        return list(self.batches(self.step).to(self.device).chunk(self.config.accumulate))
+        ids = torch.from_numpy(self.batches(self.step)).to(self.device)
+        return list(ids.chunk(self.config.accumulate))
 
     def _clip(self) -> Tensor:
         """The norm of the gradient, which is then at most `clip`."""
@@ -200,31 +199,29 @@ class Run:
             norm = self._clip()
             step.require_finite(seen, norm)
         except MinimoeError as error:  # before the optimiser: no weight has been touched
-            there = f"there is no checkpoint in {self.out} yet: start anew"
+            last = "there is no checkpoint yet"
             if self.saved is not None:
-                there = f"the last checkpoint in {self.out} is of step {self.saved}: start anew in another folder"
-            raise TrainingError(
-                f"step {self.step + 1} failed: {error}; {there} with a lower --lr"
-            ) from error
+                last = f"the last checkpoint in {self.out} is of step {self.saved}"
+            fault = f"step {self.step + 1} failed: {error}; {last}: start anew"
+            raise TrainingError(f"{fault} in another folder with a lower --lr") from error
         with unbroken():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.balancing.step(seen.counts, c.step_tokens)
             self.step += 1
         loads = [Load.from_counts(counts) if bool(counts.any()) else None for counts in seen.counts]
-        record: dict[str, Any] = {
-            "step": self.step,
-            "tokens": self.step * c.step_tokens,
-            "lr": lr,
-            "norm": float(norm),
-            **{key: float(value) for key, value in seen.losses.items()},
-            "max_vio": [load and load.max_vio for load in loads],
-        }
+        record: dict[str, Any] = {"lr": lr, "norm": float(norm)}
+        record |= {key: float(value) for key, value in seen.losses.items()}
+        record["max_vio"] = [load and load.max_vio for load in loads]
         if coef is not None:
             record["aux_loss_coef"] = coef
             active = [int(counts.sum()) / c.step_tokens for counts in seen.counts]
             record["experts_per_token"] = sum(active) / len(active)
-        return record | {"seconds": self.seconds}
+        return self._now() | record
+
+    def _now(self) -> dict[str, Any]:
+        tokens = self.step * self.config.step_tokens
+        return {"step": self.step, "tokens": tokens, "seconds": self.seconds}
 
     def _validation_due(self) -> bool:
         due = self.step > 0 and self.step % self.config.eval_every == 0
@@ -241,27 +238,27 @@ class Run:
         seen = step.probe(self.model, heldout, domains, seq_len=c.seq_len)
         if seen is not None and self.leads:
             write_tensors(self.out / "probe" / f"{self.step:06d}.safetensors", seen)
-        record = {
-            "step": self.step,
-            "tokens": self.step * c.step_tokens,
-            "seconds": self.seconds,
-            "heldout": {name: dataclasses.asdict(loss) for name, loss in losses.items()},
-            "full": full,
-            "load": [load and list(load.share) for load in loads],
-        }
+        record = self._now() | {"full": full, "load": [load and list(load.share) for load in loads]}
+        record["heldout"] = {name: dataclasses.asdict(loss) for name, loss in losses.items()}
         if self.leads:
+            state.trim_log(self.log, self.step, validated=False)  # the same one, of before a stop
             state.append_record(self.log, record)
         return losses
 
     def save(self) -> None:
         """Write the state and the model, each file atomically: a full disk, a CheckpointError, leaves the old ones."""
-        reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef).texts()
-        about = {"recipe": state.fingerprint(self.recipe), **reached}
+        about = {"recipe": state.fingerprint(self.recipe), **self.reached()}
         held = state.state_tensors(self.model, self.optimizer)
         write_tensors(self.out / state.STATE, {k: v.cpu() for k, v in held.items()}, about)
         self.saved = self.step
         remove_leftovers(self.out, "state-*[0-9]")  # of ranks, from which this process went on
         self._write_model()
+
+    def reached(self) -> dict[str, str]:
+        """How far the run has come, as the metadata of a file can hold it; see `state.restore_state`."""
+        coef = self.balancing.aux_loss_coef
+        moved = {} if coef is None else {"aux_loss_coef": repr(coef)}
+        return {"step": repr(self.step), "seconds": repr(self.seconds), **moved}
 
     def _write_model(self) -> None:
         self.model.save_pretrained(self.out, dtype=torch.bfloat16)

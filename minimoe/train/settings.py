@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +50,9 @@ class TrainConfig:
         for name, least in (*((n, 1) for n in counts.split()), ("seq_len", 2), ("warmup", 0)):
             check_count(name, getattr(self, name), least)
         if self.batch_size % self.accumulate:
+            parts, size = f"accumulate is {self.accumulate}", f"batch_size = {self.batch_size}"
             raise ConfigError(
-                f"accumulate is {self.accumulate}, which does not divide batch_size = {self.batch_size} evenly: "
-                "parts have to be equally large"
+                f"{parts}, which does not divide {size} evenly: parts are equally large"
             )
         choose("balance_scope", self.balance_scope, dict.fromkeys(("part", "step")))
         if not 0 <= self.seed < 2**32:
@@ -83,11 +82,8 @@ class TrainConfig:
 
 def require_fit(model: ModelConfig, config: TrainConfig) -> None:
     """A ConfigError where a model cannot be trained as the numbers say."""
-    if model.max_position_embeddings < config.seq_len:
-        raise ConfigError(
-            f"seq_len is {config.seq_len}, but the model has positions for "
-            f"{model.max_position_embeddings} tokens"
-        )
+    if (most := model.max_position_embeddings) < (length := config.seq_len):
+        raise ConfigError(f"seq_len is {length}, but the model has positions for {most} tokens")
     if config.balance_scope == "step" and model.router_aux_loss_type not in COUNTED:
         raise ConfigError(
             f"balance_scope is 'step', but router_aux_loss_type is {model.router_aux_loss_type!r}: only "
@@ -132,13 +128,14 @@ def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
     changes = {field: given[name] for name, field in MODEL_OPTIONS.items() if name in given}
     if "dense" in given:
         return dense_twin(config.replace(**changes), "work")
-    made = with_router(config, given["router"], **changes) if "router" in given else config
-    made = made.replace(**changes)
+    made = config.replace(**changes)
+    if "router" in given:
+        made = with_router(config, given["router"], **changes)
     if "balance_coef" in given and made.router_aux_loss_type == "none":
-        raise ConfigError(
-            f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh: give --balance too, "
-            "or leave it out"
+        fault = (
+            f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh"
         )
+        raise ConfigError(f"{fault}: give --balance too, or leave it out")
     if given.get("balance", "none") != "none" or given.get("z_loss"):
         import torch
 
@@ -149,30 +146,11 @@ def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
         out = MixtralModel(small)(ids := torch.arange(8)[None], ids)
         for name, loss in (("balance", out.aux_loss), ("z_loss", out.z_loss)):
             if name in given and loss is None:
-                what = f"--{name.replace('_', '-')} is {given[name]}, but nothing in the {made.router_type!r} router"
-                cure = "leave it out, or choose another router"
-                raise ConfigError(f"{what} can be taught by it: {cure}")
+                what = f"--{name.replace('_', '-')} is {given[name]}, but nothing in the {made.router_type!r}"
+                raise ConfigError(
+                    f"{what} router can be taught by it: leave it out, or choose another"
+                )
     return made
-
-
-def command(recipe: dict[str, Any]) -> str:
-    """The options of `python -m minimoe train` that say how the model of a recipe was made."""
-    model, words = ModelConfig.from_dict(recipe["model"]), f"--preset {recipe['preset']}"
-    if "freeze" in recipe:
-        words += f" --freeze {shlex.quote(','.join(recipe['freeze']))}"
-    if "start" in recipe or recipe["preset"] not in TRAIN_PRESETS:
-        return words + " --from MODEL" * ("start" in recipe)
-    base, dense = ModelConfig.preset(recipe["preset"]), bool(model.mlp_only_layers)
-    if model.router_type != base.router_type:
-        base, words = with_router(base, model.router_type), f"{words} --router {model.router_type}"
-    if dense:  # the width that made it
-        width = model.intermediate_size // (model.num_experts_per_tok + model.n_shared_experts)
-        model, words = model.replace(moe_intermediate_size=width), f"{words} --dense"
-    for name, field in MODEL_OPTIONS.items():
-        field = "expert_size" if name == "expert_width" else field
-        if (value := getattr(model, field)) != getattr(base, field):
-            words += f" --{name.replace('_', '-')} {value}"
-    return words
 
 
 TRAIN_PRESETS = {name: TrainConfig(**numbers) for name, numbers in _TABLES["presets"].items()}

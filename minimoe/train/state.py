@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from safetensors import safe_open
 
 from minimoe.checkpoint import complete, model_tensors, read_tensors
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, MinimoeError, explained
+from minimoe.errors import CheckpointError, ConfigError, MinimoeError, explained
 from minimoe.io import parse_json, read_object, write_text
 from minimoe.model import MixtralModel
 from minimoe.text.corpus import Corpus
+from minimoe.text.tokenizer import end_of_text_id, load_tokenizer
 from minimoe.train.environment import provenance
 from minimoe.train.settings import TrainConfig
-from minimoe.train.step import DomainLoss
 
 LOG = "log.jsonl"
-
 STATE = "state.safetensors"
 REACHED = "reached.json"  # in the folder that many ranks write
 
@@ -34,29 +32,24 @@ def make_recipe(
     name: str, model: ModelConfig, config: TrainConfig, corpus: Corpus, device: torch.device
 ) -> dict[str, Any]:
     """Everything that determines the weights, and where they were made."""
-    sides = (("train", corpus.train), ("heldout", corpus.heldout))
+    sides = {"train_tokens": corpus.train, "heldout_tokens": corpus.heldout}
+    sizes = {d: {k: side.size(d).tokens for k, side in sides.items()} for d in corpus.domains}
     return {
         "preset": name,
         "model": model.to_dict(),
         "training": dataclasses.asdict(config) | {"tokens": config.tokens},
-        "data": {
-            "sha256": corpus.sha256,
-            "domains": {
-                d: {f"{k}_tokens": v.size(d).tokens for k, v in sides} for d in corpus.domains
-            },
-        },
+        "data": {"sha256": corpus.sha256, "domains": sizes},
         "environment": provenance(device),
     }
 
 
-def portable(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without where its weights were made: of many ranks, which may go on as more or as fewer."""
-    return {key: value for key, value in recipe.items() if key != "environment"}
+def fingerprint(recipe: dict[str, Any], *left_out: str) -> str:
+    """Hash of a recipe but the words that asked for it; with the same one, a processor makes the same weights.
 
-
-def fingerprint(recipe: dict[str, Any]) -> str:
-    """Hash of a recipe. Two runs with the same one make the same weights on the same processor."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    Of many ranks, which may go on as more or as fewer and elsewhere, 'environment' is left out.
+    """
+    kept = {key: of for key, of in recipe.items() if key not in ("command", *left_out)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -83,18 +76,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
-        try:
-            record: Any = parse_json(line.decode("utf-8"))
-        except ValueError:
-            record = None
-            if number == len(lines):
-                break
-        step = record.get("step") if isinstance(record, dict) else None
-        if type(step) is not int or not isinstance(record.get("heldout", {}), dict):
-            raise CheckpointError(
-                f"{path} is damaged: line {number} is no record of a run, an object with its 'step'; restore it, or "
-                "remove that line"
+        read: Any = None
+        with contextlib.suppress(ValueError):
+            read = parse_json(line)
+        if read is None and number == len(lines):
+            break
+        record: dict[str, Any] = read if isinstance(read, dict) else {}
+        if type(record.get("step")) is not int or not isinstance(record.get("heldout", {}), dict):
+            fault = (
+                f"{path} is damaged: line {number} is no record of a run, an object with its 'step'"
             )
+            raise CheckpointError(f"{fault}; restore it, or remove that line")
         records.append(record)
     return records
 
@@ -109,44 +101,14 @@ def digest(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def logged_validation(path: Path, step: int, full: bool = False) -> dict[str, DomainLoss] | None:
-    """The validation of step `step`, if the log holds it and it is (`full`) of all held-out text.
-
-    A CheckpointError as `read_log`, or if what is logged is not whole.
-    """
-    records = [r for r in (read_log(path) if path.exists() else []) if "heldout" in r]
-    found = [r for r in records if r["step"] == step and bool(r.get("full")) >= full]
-    fault, hint = (
-        f"{path} is damaged: the validation of step {step} is not whole",
-        "remove that line",
-    )
-    with explained(CheckpointError, lambda e: f"{fault} ({e}); {hint}", TypeError):
-        return (
-            {n: DomainLoss(**loss) for n, loss in found[-1]["heldout"].items()} if found else None
-        )
-
-
-def trim_log(path: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint, at `step`, and a half-written last line.
+def trim_log(path: Path, step: int, *, validated: bool = True) -> None:
+    """Drop what was logged after `step`, a validation of it too unless `validated`, and a half-written last line.
 
     A damaged log is a CheckpointError, as for `read_log`, and stays what it was.
     """
     if path.exists():
-        kept = [record for record in read_log(path) if record["step"] <= step]
+        kept = [r for r in read_log(path) if (r["step"], "heldout" in r) <= (step, validated)]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-@dataclass(frozen=True)
-class Reached:
-    """How far a run has come: `step`, the clock's `seconds`, and `aux_loss_coef` where training moves it."""
-
-    step: int
-    seconds: float
-    aux_loss_coef: float | None
-
-    def texts(self) -> dict[str, str]:
-        """As the metadata of a file can hold it."""
-        return {k: repr(v) for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 def newest(out: Path) -> Path | None:
@@ -164,61 +126,19 @@ def state_tensors(model: MixtralModel, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def stored(path: Path, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a state: all of a file, or `targets`, filled from a folder of ranks."""
-    if path.is_file():
-        return read_tensors(path)
-    from minimoe.train.parallel.save import read_shards  # takes seconds
-
-    return read_shards(path, targets)
-
-
 @torch.no_grad()
-def restore_state(
-    path: Path, model: MixtralModel, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
-) -> Reached:
-    """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
+def fill(path: Path, targets: dict[str, torch.Tensor], step: int = 0) -> None:
+    """Copy what a state of step `step` holds into tensors, whole or sharded; a CheckpointError where it is damaged."""
+    fault, hint = f"{path} is not a whole state of this run", "start anew in another folder"
+    with explained(CheckpointError, lambda e: f"{fault} ({e}); {hint}", ValueError):
+        if path.is_file():
+            tensors = read_tensors(path)
+        else:
+            from minimoe.train.parallel.save import read_shards  # takes seconds
 
-    A folder of many ranks is read by as many as there are now, and need not be of the same machine.
-
-    A state that is missing, truncated or of another recipe is a CheckpointError; the message names what differs from
-    the recipe.json beside it.
-    """
-    if not path.exists():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
-    if ranks := path.is_dir():
-        metadata = read_object(path / REACHED, CheckpointError)
-    else:
-        with complete(path), safe_open(path, "pt") as file:  # pyright: ignore
-            metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
-    if "recipe" not in metadata:
-        raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
-    if metadata["recipe"] != fingerprint(portable(recipe) if ranks else recipe):
-        different = ""
-        with contextlib.suppress(MinimoeError):
-            old = read_object(path.with_name("recipe.json"))
-            different = ", ".join(differences(old, recipe))
-        raise CheckpointError(
-            f"{path} belongs to another run; different: {different or 'unknown'}. "
-            "Resume with the same options and text, or start anew in another folder"
-        )
-    try:
-        step = int(metadata["step"])
-        if not 0 <= step <= recipe["training"]["steps"]:
-            raise ValueError(f"step is {step}, expected 0 to {recipe['training']['steps']}")
-        numbers = {k: float(v) for k, v in metadata.items() if k in ("seconds", "aux_loss_coef")}
-        for name, number in numbers.items():
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name} is {number}, expected a finite number from 0 on")
-        trained = (p for p in model.parameters() if p.requires_grad and step > 0)
-        for p in trained:  # before the first step there are no moments
-            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-            # fused AdamW keeps its step counts beside the parameters
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-        targets = state_tensors(model, optimizer)
-        tensors = stored(path, targets)
-        if different := sorted(targets.keys() ^ tensors.keys()):
-            raise ValueError(f"missing or unexpected: {', '.join(different[:4])}")
+            tensors = read_shards(path, targets)
+        if missing := sorted(targets.keys() - tensors.keys()):
+            raise ValueError(f"missing: {', '.join(missing[:4])}")
         for name, target in targets.items():
             value: Any = tensors[name]
             wrong = ""
@@ -238,8 +158,66 @@ def restore_state(
             if wrong:
                 raise ValueError(f"{name} {wrong}")
             target.copy_(value.reshape(target.shape))
-        return Reached(step, numbers["seconds"], numbers.get("aux_loss_coef"))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole state of this run ({error}); start anew in another folder"
-        ) from error
+
+
+def restore_state(
+    path: Path, model: MixtralModel, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
+) -> dict[str, float]:
+    """Put the stored weights and moments into `model` and `optimizer`, and return how far they had come.
+
+    That is the `step`, the clock's `seconds`, and `aux_loss_coef` where training moves it.
+
+    A folder of many ranks is read by as many as there are now, and need not be of the same machine.
+
+    A state that is missing, truncated or of another recipe is a CheckpointError; the message names what differs from
+    the recipe.json beside it.
+    """
+    if not path.exists():
+        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
+    if ranks := path.is_dir():
+        metadata = read_object(path / REACHED, CheckpointError)
+    else:
+        with complete(path), safe_open(path, "pt") as file:  # pyright: ignore
+            metadata: dict[str, str] = file.metadata() or {}  # pyright: ignore
+    if "recipe" not in metadata:
+        raise CheckpointError(f"{path} is not the state of a training run: it names no recipe")
+    if metadata["recipe"] != fingerprint(recipe, *["environment"] * ranks):
+        different = ""
+        with contextlib.suppress(MinimoeError):
+            old = read_object(path.with_name("recipe.json"))
+            different = ", ".join(differences(old, recipe))
+        fault = f"{path} belongs to another run; different: {different or 'unknown'}"
+        hint = "Resume with the same options and text, or start anew in another folder"
+        raise CheckpointError(f"{fault}. {hint}")
+    fault, hint = f"{path} is not a whole state of this run", "start anew in another folder"
+    with explained(CheckpointError, lambda e: f"{fault} ({e}); {hint}", KeyError, ValueError):
+        step, last = int(metadata["step"]), recipe["training"]["steps"]
+        numbers = {k: float(metadata[k]) for k in ("seconds", *metadata.keys() & {"aux_loss_coef"})}
+        for name, number in {"step": step, **numbers}.items():
+            most = last if name == "step" else sys.float_info.max
+            if not 0 <= number <= most:
+                raise ValueError(f"{name} is {number}, expected 0 to {most}")
+    for p in model.parameters():
+        if p.requires_grad and step:  # before the first step there are no moments
+            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+            # fused AdamW keeps its step counts beside the parameters
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    fill(path, state_tensors(model, optimizer), step)
+    return {"step": step, **numbers}
+
+
+def export(run: Path, out: Path, dtype: torch.dtype) -> None:
+    """Write the model of the last state of a run, its configuration and its tokenizer to `out`.
+
+    A folder that holds no run, no state yet or a damaged one is a CheckpointError.
+    """
+    recipe, path = read_object(run / "recipe.json", CheckpointError), newest(run)
+    if path is None:
+        raise CheckpointError(f"{run} holds no state yet: let the run reach its first checkpoint")
+    if out.resolve() == run.resolve():
+        raise ConfigError(f"--out is the run itself, {run}: choose another folder")
+    model, tokenizer = MixtralModel(ModelConfig.from_dict(recipe["model"])), load_tokenizer(run)
+    model.generation_config = {"eos_token_id": end_of_text_id(tokenizer)}
+    fill(path, {f"model.{name}": value for name, value in model_tensors(model).items()})
+    model.save_pretrained(out, dtype=dtype, layout="huggingface")
+    write_text(out / "tokenizer.json", tokenizer.to_str())

@@ -1,4 +1,4 @@
-"""One step of training, its batch, gradient, rate and controllers; and validation on held-out text."""
+"""One step of training, its gradient, rate and controllers; and validation on held-out text."""
 
 from __future__ import annotations
 
@@ -18,39 +18,14 @@ from minimoe.balance import BiasController, Load, num_ranks, sum_over_ranks
 from minimoe.errors import ConfigError, MinimoeError, TrainingError, did_you_mean
 from minimoe.generate import evaluating
 from minimoe.layers import MoELayer
-from minimoe.model import MixtralModel, ModelOutput
+from minimoe.model import MixtralModel
 from minimoe.routers import SigmoidRouter
-from minimoe.text.tokenizer import Tokens, TokenSplit
+from minimoe.text.tokenizer import TokenSplit
 from minimoe.train.environment import autocast
 from minimoe.train.settings import TrainConfig
 from minimoe.zoo.relu import SparsityController
 
 EVAL_ROWS = 16  # windows that a validation reads at once
-
-
-class Batches:
-    """Random windows of the training text; batch(step) depends on the seed and the step alone."""
-
-    def __init__(self, split: TokenSplit, domains: tuple[str, ...], config: TrainConfig) -> None:
-        self.config = config
-        self.streams = [split.tokens[split.domain_slice(name)] for name in domains]
-        for name, stream in zip(domains, self.streams, strict=True):
-            if len(stream) < config.seq_len:
-                raise ConfigError(
-                    f"domain {name} has {len(stream)} training tokens, fewer than one sequence of {config.seq_len}: "
-                    "leave it out or lower seq_len"
-                )
-
-    def __call__(self, step: int) -> Tensor:
-        """input_ids [B, S] int64 of step `step`; the domain of a row goes round in turn."""
-        c = self.config
-        rng = np.random.default_rng((c.seed, step))
-        rows: list[Tokens] = []
-        for row in range(step * c.batch_size, (step + 1) * c.batch_size):
-            stream = self.streams[row % len(self.streams)]
-            start = int(rng.integers(len(stream) - c.seq_len + 1))
-            rows.append(stream[start : start + c.seq_len])
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 class Balancing:
@@ -67,9 +42,9 @@ class Balancing:
         rate, coef = config.router_bias_update_rate, config.router_aux_loss_coef
         sigmoid = [g for g in gates if isinstance(g, SigmoidRouter) and rate > 0]
         self.biases = [BiasController(gate, rate) for gate in sigmoid]
-        pressed = (config.router_type, config.router_aux_loss_type) == ("relu", "l1")
-        wanted, moves = config.num_experts_per_tok, bool(gates) and coef > 0 and pressed
-        self.sparsity = SparsityController(wanted, coefficient=coef) if moves else None
+        kind, self.sparsity = (config.router_type, config.router_aux_loss_type), None
+        if gates and coef > 0 and kind == ("relu", "l1"):
+            self.sparsity = SparsityController(config.num_experts_per_tok, coefficient=coef)
 
     @property
     def aux_loss_coef(self) -> float | None:
@@ -93,8 +68,7 @@ class Step:
     #: `lm_loss`, and where the model has them `aux_loss` and `z_loss`; scalars, means over the parts
     losses: dict[str, Tensor]
     counts: list[Tensor]  #: assignments per expert [E] of each sparse layer, over the whole batch
-    #: for each layer with routers a bool scalar, whether all their logits are numbers; by the layer's name, in
-    #: the order in which a token meets them
+    #: whether all router logits of a layer are numbers, bool scalars by its name, in the order that a token meets
     finite: dict[str, Tensor]
 
 
@@ -138,8 +112,9 @@ def accumulate_gradients(
             if (value := getattr(out, key)) is not None:
                 losses[key] = losses.get(key, 0) + sum_over_ranks(value.detach() / share)
         loads.append(seen)
-        for layer, fine in finite_logits(model, out).items():
-            finite[layer] = fine & finite.get(layer, True)
+        for layer, routings in model.by_layer(out).items():
+            for logits in (r.logits.detach() for r in routings if r.logits is not None):
+                finite[layer] = logits.isfinite().all() & finite.get(layer, True)
     return Step(losses, added(loads), finite)
 
 
@@ -158,29 +133,18 @@ def added(each: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.stack(of).sum(0) for of in zip(*each, strict=True)]
 
 
-def finite_logits(model: MixtralModel, out: ModelOutput) -> dict[str, Tensor]:
-    """For each layer whose routers have logits, whether all of these are numbers; see `Step.finite`."""
-    flags: dict[str, Tensor] = {}
-    for name, of in model.by_layer(out).items():
-        if known := [r.logits.detach().isfinite().all() for r in of if r.logits is not None]:
-            flags[name] = torch.stack(known).all()
-    return flags
-
-
 def require_finite(step: Step, norm: Tensor) -> None:
     """Look at a step before its gradient reaches the weights; one fetch from the device for all layers and the norm.
 
     A MinimoeError names the first layer (from 1) whose router logits are not finite, which spoils what comes after it,
     or else the gradient.
     """
-    flags = [*step.finite.values(), norm.isfinite()]
-    faults = torch.stack([~flag.to(norm.device) for flag in flags]).long()
-    *routers, gradient = sum_over_ranks(faults).tolist()
-    for layer, faulty in zip(step.finite, routers, strict=True):
+    fine = {f"the router logits of {layer} are": flag for layer, flag in step.finite.items()}
+    fine["the gradient is"] = norm.isfinite()
+    faults = torch.stack([~flag.to(norm.device) for flag in fine.values()]).long()
+    for what, faulty in zip(fine, sum_over_ranks(faults).tolist(), strict=True):
         if faulty:
-            raise MinimoeError(f"the router logits of {layer} are not finite")
-    if gradient:
-        raise MinimoeError("the gradient is not finite")
+            raise MinimoeError(f"{what} not finite")
 
 
 def freeze(model: MixtralModel, patterns: Sequence[str]) -> None:
@@ -194,10 +158,8 @@ def freeze(model: MixtralModel, patterns: Sequence[str]) -> None:
         fits = [n for n in left if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
         if not fits:
             near = did_you_mean(pattern, left, cutoff=0.4)
-            raise ConfigError(
-                f"no parameter is named {pattern!r}; {near}give such as {next(iter(left))}, 'layers.0' or "
-                "'layers.*.self_attn', where layer 0 is the first"
-            )
+            like = f"{next(iter(left))}, 'layers.0' or 'layers.*.self_attn', where layer 0 is the first"
+            raise ConfigError(f"no parameter is named {pattern!r}; {near}give such as {like}")
         for name in fits:
             left[name].requires_grad_(False)
     if not any(p.requires_grad for p in left.values()):
@@ -210,10 +172,8 @@ def make_optimizer(model: MixtralModel, config: TrainConfig) -> torch.optim.Adam
     for p in model.parameters():  # of several meshes: one update takes tensors of one
         if p.requires_grad:
             kinds.setdefault((p.ndim > 1, getattr(p, "device_mesh", None)), []).append(p)
-    groups: list[dict[str, Any]] = [
-        {"params": of, "weight_decay": config.weight_decay if matrix else 0.0}
-        for (matrix, _), of in kinds.items()
-    ]
+    decay = {True: config.weight_decay, False: 0.0}
+    groups: Any = [{"params": of, "weight_decay": decay[m]} for (m, _), of in kinds.items()]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
@@ -228,16 +188,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """Held-out loss of one domain: nats per token, nats per byte of text, and the tokens it was measured on.
-
-    `standard_error` is that of nats per token as an estimate of the whole text's, from the spread of the windows read:
-    0 where all were, None where one was, or in a log that is older than this number.
-    """
+    """Held-out loss of one domain."""
 
     nats_per_token: float
-    nats_per_byte: float
-    tokens: int
-    standard_error: float | None = None
+    nats_per_byte: float  #: of text
+    tokens: int  #: it was measured on
+    #: of nats per token as an estimate of the whole text's, from the spread of the windows read: 0 where all were, None
+    #: where one was
+    standard_error: float | None
 
 
 @torch.no_grad()
@@ -286,10 +244,10 @@ def evaluate(
             size, windows = split.size(name), torch.cat(nats)
             per_token, unread = float(windows.mean()), 1 - count / every
             if not math.isfinite(per_token):
-                raise TrainingError(
-                    f"the held-out loss of domain {name} is {per_token}: the model's weights are damaged, or "
-                    "its numbers too large for their type"
+                fault = (
+                    f"the held-out loss of domain {name} is {per_token}: the model's weights are"
                 )
+                raise TrainingError(f"{fault} damaged, or its numbers too large for their type")
             per_byte = per_token * (size.tokens / max(1, size.bytes))
             error = None if unread else 0.0
             if unread and count > 1:
@@ -301,9 +259,8 @@ def evaluate(
 def require_heldout(domain: str, tokens: int) -> None:
     """A ConfigError where a domain has too little held-out text to predict a token of it."""
     if tokens < 2:
-        raise ConfigError(
-            f"domain {domain} has {tokens} held-out tokens, so nothing to validate on: leave it out"
-        )
+        fault = f"domain {domain} has {tokens} held-out tokens, so nothing to validate on"
+        raise ConfigError(f"{fault}: leave it out")
 
 
 @torch.no_grad()

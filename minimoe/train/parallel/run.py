@@ -94,7 +94,7 @@ class ParallelRun(Run):
         self.found = self._most(int(path.name[6:]) if path and self.leads else -1)[0]
         return self.found >= 0
 
-    def _restore(self) -> state.Reached:
+    def _restore(self) -> dict[str, float]:
         path = self.out / f"state-{self.found:06d}"
         if not path.exists():
             raise CheckpointError(f"{path} is not there: all machines have to share --out")
@@ -121,9 +121,8 @@ class ParallelRun(Run):
         """Begin to write the state of all ranks, unless it is there; the old one stays until this is complete."""
         if self.saved != self.step:
             self._written()
-            reached = state.Reached(self.step, self.seconds, self.balancing.aux_loss_coef)
             copy = BlockingAsyncStager().stage(state.state_tensors(self.model, self.optimizer))
-            arguments = self.out, copy, self.recipe, reached, self.writers
+            arguments = self.out, copy, self.recipe, self.reached(), self.writers
             self.saving = self.writer.apply_async(save_ranks, arguments)
             self.saved = self.step
 

@@ -44,11 +44,11 @@ class StateWriter(dcp.HuggingFaceStorageWriter):
 
 
 def save_ranks(
-    out: Path, tensors: dict[str, Tensor], recipe: Any, reached: state.Reached, group: Any = None
+    out: Path, tensors: dict[str, Tensor], recipe: Any, reached: dict[str, str], group: Any = None
 ) -> None:
     """Write a state of all ranks to `out`; a CheckpointError names the rank that could not, and the old one stays."""
-    told = {"recipe": state.fingerprint(state.portable(recipe)), **reached.texts()}
-    writer = StateWriter(out / f"state-{reached.step:06d}", told)
+    told = {"recipe": state.fingerprint(recipe, "environment"), **reached}
+    writer = StateWriter(out / f"state-{int(reached['step']):06d}", told)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:  # which is no Exception
