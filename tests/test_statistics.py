@@ -77,11 +77,9 @@ def test_mutual_information_is_bounded_and_symmetric(table: np.ndarray) -> None:
 
 
 def test_plug_in_bias_is_millers_for_one_choice() -> None:
-    # (rows − 1)(columns − 1)/(2·N·ln 2)
+    # (rows − 1)(columns − 1)/(2·N·ln 2); where every token takes every expert nothing can vary
     assert depth.plug_in_bias(10, 5000, 8, 1) == pytest.approx(9 * 7 / (2 * 5000 * math.log(2)))
-    assert (
-        depth.plug_in_bias(10, 5000, 8, 8) == 0
-    )  # every token takes every expert: nothing can vary
+    assert depth.plug_in_bias(10, 5000, 8, 8) == 0
 
 
 @pytest.mark.parametrize(
@@ -92,25 +90,17 @@ def test_student_quantile_tabulated(degrees: int, value: float) -> None:
     assert ch.student(degrees) == pytest.approx(value, abs=0.0006)
 
 
-def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
+def test_jackknife_has_the_textbook_interval_of_a_mean_and_no_bias() -> None:
     x = np.random.default_rng(0).normal(size=30)
-    without = (x.sum() - x) / 29
-    value, low, high = ch.jackknife(x.mean(), without)
+    value, low, high = ch.jackknife(x.mean(), (x.sum() - x) / 29)
     error = x.std(ddof=1) / math.sqrt(30)
     assert value == pytest.approx(x.mean())
     assert (high - value, value - low) == pytest.approx((2.0452 * error,) * 2, rel=1e-3)
-
-
-def test_jackknife_removes_the_bias_of_the_population_variance() -> None:
-    x = np.random.default_rng(1).normal(size=20)
-    without = np.array([np.delete(x, i).var() for i in range(20)])
+    # the variance of a population is too small by 1/n
+    without = np.array([np.delete(x, i).var() for i in range(30)])
     assert ch.jackknife(x.var(), without)[0] == pytest.approx(x.var(ddof=1))
-
-
-def test_jackknife_of_one_group_gives_no_interval() -> None:
     value, low, _ = ch.jackknife(1.0, np.array([0.0]))
-    assert value == 1.0
-    assert np.isnan(low)
+    assert value == 1.0 and np.isnan(low)  # one group: no interval
 
 
 def test_bootstrap_weights_keep_strata_and_have_the_right_variance() -> None:
@@ -158,10 +148,7 @@ def test_sign_flips_reach_every_sign_and_keep_the_pool() -> None:
 
 def test_a_work_is_the_unit() -> None:
     # 20 scenes of 4 plays: however many tokens, four works can tell no label from another
-    documents = [
-        ("a" if i < 10 else "b", one_layer([1] * 5, [[0 if i < 10 else 1]] * 5)) for i in range(20)
-    ]
-    trace = trace_of(*documents)
+    trace = trace_of(*[("ab"[i // 10], one_layer([1] * 5, [[i // 10]] * 5)) for i in range(20)])
     of_plays = [d._replace(work=str(i // 5)) for i, d in enumerate(trace.documents)]
     plays = replace(trace, documents=tuple(of_plays))
     assert ch.works(plays)[0].tolist() == np.repeat(np.arange(4), 5).tolist()
@@ -173,10 +160,8 @@ def test_a_work_is_the_unit() -> None:
     assert np.isnan(few.tv.p).all() and len(few.beyond) == 0
     assert few.together_p > 0.1
     assert expert_load(plays, 1, resamples=9).units == 4
-    across = [
-        d._replace(domain="ab"[i % 2], topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)
-    ]
-    both = replace(plays, documents=tuple(d._replace(domain="a") for d in across))
+    across = [d._replace(domain="a", topic="xy"[i % 2], work="w") for i, d in enumerate(of_plays)]
+    both = replace(plays, documents=tuple(across))
     refuses(TraceError, "two labels", domain_load, both, 1, by="topic")
 
 
@@ -216,7 +201,7 @@ def test_counts_leave_padding_out() -> None:
         ch.choices(trace.select(documents=np.array([False, True, False])), 1)
 
 
-def test_codes() -> None:
+def test_codes_and_classes() -> None:
     codes, sets = ch.set_codes(np.array([[3, 1], [1, 3], [0, 2], [2, -1]]))
     assert codes[0] == codes[1]
     assert len(set(codes.tolist())) == 3
@@ -224,8 +209,7 @@ def test_codes() -> None:
     big = np.array([0, 2**40, 0, 2**40])
     assert ch.join([big, big, np.array([0, 1, 0, 0])]).tolist() == [0, 2, 0, 1]
 
-
-def test_token_classes_lump_the_rare() -> None:
+    # token ids that are rare make up one class
     classes = depth.token_classes(np.array([9, 9, 9, 4, 4, 4, 1, 2]), 3)
     assert classes.tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
 
@@ -267,15 +251,13 @@ def test_equal_loads_are_not_a_ratio_of_one(assignments: int, ratio: float) -> N
 
 def test_equal_load_ratio_agrees_with_its_normal_form() -> None:
     # C(20, 5) sets are too many to draw from; compare with drawing tokens one by one
-    rng = np.random.default_rng(0)
-    direct = []
+    rng, direct = np.random.default_rng(0), []
     for _ in range(200):
         chosen = np.argsort(rng.random((2000, 20)), axis=1)[:, :5]
         counts = np.bincount(chosen.ravel(), minlength=20)
         direct.append(counts.max() / counts.min())
-    assert ch.max_over_min(equal_counts(2000, 20, 5, draws=2000)).mean() == pytest.approx(
-        np.mean(direct), rel=0.01
-    )
+    drawn = ch.max_over_min(equal_counts(2000, 20, 5, draws=2000))
+    assert drawn.mean() == pytest.approx(np.mean(direct), rel=0.01)
 
 
 def test_an_expert_never_used() -> None:
@@ -287,10 +269,9 @@ def test_an_expert_never_used() -> None:
 
 
 def test_domain_load_by_hand() -> None:
-    documents = [("law", one_layer([1, 2], [[0], [1]]))] * 2 + [
-        ("code", one_layer([1, 2], [[2], [2]]))
-    ] * 2
-    load = domain_load(trace_of(*documents), 1, resamples=200)
+    law, code = (one_layer([1, 2], experts) for experts in ([[0], [1]], [[2], [2]]))
+    trace = trace_of(("law", law), ("law", law), ("code", code), ("code", code))
+    load = domain_load(trace, 1, resamples=200)
     assert load.names == ("law", "code")
     assert load.pooled == pytest.approx([0.25, 0.25, 0.5, 0])
     assert load.share.value == pytest.approx(np.array([[0.5, 0.5, 0, 0], [0, 0, 1, 0]]))
@@ -411,16 +392,10 @@ def test_repeats_null_has_the_moments_of_all_permutations() -> None:
 
 
 def test_repeats_null_by_shuffling_agrees_with_the_exact_one(monkeypatch) -> None:
-    from minimoe.study import paths as neighbours
-
-    rng = np.random.default_rng(0)
-    documents = [
-        ("a", one_layer([1] * 40, np.argsort(rng.random((40, 6)), axis=1)[:, :2].tolist()))
-        for _ in range(30)
-    ]
-    trace = trace_of(*documents, num_experts=6)
+    experts = np.argsort(np.random.default_rng(0).random((30, 40, 6)), axis=2)[..., :2].tolist()
+    trace = trace_of(*[("a", one_layer([1] * 40, x)) for x in experts], num_experts=6)
     exact = repeats(trace, 1).overlap
-    monkeypatch.setattr(neighbours, "_MOST_SETS", 0)
+    monkeypatch.setattr("minimoe.study.paths._MOST_SETS", 0)
     drawn = repeats(trace, 1).overlap
     assert drawn.shuffled == pytest.approx(exact.shuffled, abs=0.01)
     widths = [x.rate.null_high - x.rate.null_low for x in (drawn, exact)]
@@ -503,15 +478,12 @@ def test_log_odds_by_hand() -> None:
 def test_coactivation_by_hand() -> None:
     trace = trace_of(("a", one_layer([1] * 4, [[0, 1], [1, 0], [0, 2], [2, 3]])))
     found = coactivation(trace, 1, permutations=9)
-    expected = [
-        [math.nan, 2 / 3, 1 / 3, 0],
-        [1, math.nan, 0, 0],
-        [1 / 2, 0, math.nan, 1 / 2],
-        [0, 0, 1, math.nan],
-    ]
+    x = math.nan
+    expected = [[x, 2 / 3, 1 / 3, 0], [1, x, 0, 0], [1 / 2, 0, x, 1 / 2], [0, 0, 1, x]]
     assert found.conditional == pytest.approx(np.array(expected), nan_ok=True)
     assert (found.maximum.value, found.null_tokens) == (1, 4)
     assert found.chance_equal == pytest.approx(1 / 3)
+    refuses(TraceError, "one expert each", coactivation, trace_of(("a", one_layer([1], [[0]]))), 1)
 
 
 def test_coactivation_and_its_null_are_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,11 +497,13 @@ def test_coactivation_and_its_null_are_of_the_same_tokens(monkeypatch: pytest.Mo
     assert every.maximum.value == np.nanmax(every.conditional) == np.nanmax(some.conditional) < 1
 
 
-def test_pair_probabilities_of_equal_loads() -> None:
+def test_pair_probabilities_of_equal_loads_and_of_an_idle_and_a_constant_expert() -> None:
     for k in (1, 2, 3, 5):
         joint = pair_probabilities(np.full(6, k / 6), k)
-        off = joint[~np.eye(6, dtype=bool)]
-        assert off == pytest.approx(k * (k - 1) / 30)
+        assert joint[~np.eye(6, dtype=bool)] == pytest.approx(k * (k - 1) / 30)
+    joint = pair_probabilities([1.0, 0.5, 0.5, 0.0], 2)
+    assert joint[0, 1:] == pytest.approx([0.5, 0.5, 0], abs=1e-4)
+    assert joint[1, 2] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -545,28 +519,10 @@ def test_pair_probabilities_are_those_of_products_of_weights(k: int) -> None:
     assert joint == pytest.approx(held.T @ (held * p[:, None]), abs=1e-6)
 
 
-def test_pair_probabilities_with_an_idle_and_a_constant_expert() -> None:
-    joint = pair_probabilities([1.0, 0.5, 0.5, 0.0], 2)
-    assert joint[0, 1:] == pytest.approx([0.5, 0.5, 0], abs=1e-4)
-    assert joint[1, 2] == pytest.approx(0, abs=1e-4)
-
-
-def test_coactivation_needs_two_choices() -> None:
-    refuses(TraceError, "one expert each", coactivation, trace_of(("a", one_layer([1], [[0]]))), 1)
-
-
 def test_paths_by_hand() -> None:
-    trace = trace_of(
-        (
-            "a",
-            [
-                (5, [[0, 1], [2, 3]]),
-                (6, [[0, 2], [2, 3]]),  # same first choices as the token before, other sets
-                (5, [[1, 0], [3, 2]]),  # same sets as the first token, other first choices
-            ],
-        ),
-        ("a", [(5, [[0, 1], [2, 3]]), (6, [[3, 1], [0, 1]])]),
-    )
+    # the second token has the first choices of the first, and other sets; the third its sets, and other first choices
+    one: list[Row] = [(5, [[0, 1], [2, 3]]), (6, [[0, 2], [2, 3]]), (5, [[1, 0], [3, 2]])]
+    trace = trace_of(("a", one), ("a", [(5, [[0, 1], [2, 3]]), (6, [[3, 1], [0, 1]])]))
     first = paths(trace)
     assert (first.tokens, first.distinct.value) == (5, 3)
     assert first.repeated.value == pytest.approx(2 / 5)
@@ -587,23 +543,15 @@ def test_paths_by_hand() -> None:
 
 
 def test_independent_layers_have_the_paths_expected_of_them() -> None:
-    rng = np.random.default_rng(0)
-    experts = rng.integers(0, 4, size=(2000, 5, 1))
-    trace = trace_of(
-        *[("a", [(1, experts[i].tolist()) for i in range(n, n + 20)]) for n in range(0, 2000, 20)]
-    )
+    experts = np.random.default_rng(0).integers(0, 4, size=(100, 20, 5, 1))
+    trace = trace_of(*[("a", [(1, token) for token in x]) for x in experts.tolist()])
     found = paths(trace)
-    expected = 1024 * (1 - (1 - 1 / 1024) ** 2000)
-    assert (found.distinct.null_low, found.distinct.null_high) == pytest.approx(
-        (expected,) * 2, rel=0.03
-    )
-    assert found.distinct.value == pytest.approx(expected, rel=0.03)
-    assert found.repeated.null_high == pytest.approx(1 - found.distinct.null_low / 2000)
-    copied = np.repeat(experts[:, :1], 5, axis=1)
-    trace = replace(trace, expert=copied)
-    found = paths(trace)
-    assert found.distinct.value == 4
-    assert found.distinct.p == pytest.approx(1 / 21)
+    distinct, expected = found.distinct, 1024 * (1 - (1 - 1 / 1024) ** 2000)
+    three = (distinct.value, distinct.null_low, distinct.null_high)
+    assert three == pytest.approx((expected,) * 3, rel=0.03)
+    assert found.repeated.null_high == pytest.approx(1 - distinct.null_low / 2000)
+    copied = paths(replace(trace, expert=np.repeat(trace.expert[:, :1], 5, axis=1))).distinct
+    assert copied.value == 4 and copied.p == pytest.approx(1 / 21)
 
 
 def test_layer_dependence_by_hand() -> None:
