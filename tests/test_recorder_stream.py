@@ -50,12 +50,10 @@ def test_the_stream_is_the_recording_in_chunks_of_whole_documents(tmp_path: Path
     assert trace.documents == whole.documents
 
 
-@pytest.mark.parametrize(
-    ("chunk_tokens", "held"), [(50, [3, 4, 3]), (1, [1] * 10), (40, [1, 4, 2, 3]), (10**6, [10])]
-)
-def test_a_chunk_ends_with_the_document_that_fills_it(tmp_path, chunk_tokens, held) -> None:
-    chunks = stream(tmp_path, sizes=(8192, chunk_tokens)).chunks
-    assert [len(chunk.documents) for chunk in chunks] == held
+def test_a_chunk_ends_with_the_document_that_fills_it(tmp_path: Path) -> None:
+    for size, held in ((50, [3, 4, 3]), (1, [1] * 10), (40, [1, 4, 2, 3]), (10**6, [10])):
+        chunks = stream(tmp_path / str(size), sizes=(8192, size)).chunks
+        assert [len(chunk.documents) for chunk in chunks] == held
 
 
 @pytest.mark.parametrize("batches_read", range(9))
@@ -120,12 +118,10 @@ def test_trap_harness_4063_the_same_documents_read_otherwise_are_not_gone_on_wit
 
 
 def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, calls = RoutingTrace.save, 0
+    save, calls = RoutingTrace.save, itertools.count(1)
 
     def full(self: RoutingTrace, path: str | Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+        if next(calls) == 2:
             raise OSError(28, "No space left on device")
         save(self, path)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -46,8 +48,8 @@ def questions(count: int) -> list[dict[str, str]]:
     made: list[dict[str, str]] = []
     for i in range(count):
         subject = list(SUBJECTS)[i % 3]
-        words = rng.choice([*SUBJECTS[subject].split(), "the", "of"], size=8 + i % 5)
-        made.append({"subject": subject, "text": f"What is it: {' '.join(words)}. Who knows?\nAnswer:"})  # fmt: skip
+        words = " ".join(rng.choice([*SUBJECTS[subject].split(), "the", "of"], size=8 + i % 5))
+        made.append({"subject": subject, "text": f"What is it: {words}. Who knows?\nAnswer:"})
     return made
 
 
@@ -92,7 +94,7 @@ def _wrapped(tokenizer: Any, begin: bool) -> Any:
     )
 
 
-def command(folder: Path, quiz: Path, out: Path, *more: str) -> list[str]:
+def command(folder: str | Path, quiz: Path, out: Path, *more: str) -> list[str]:
     options = {"--model": folder, "--questions": quiz, "--out": out, "--device": "cpu"}
     return ["study", *(str(x) for pair in options.items() for x in pair), *more]
 
@@ -148,20 +150,18 @@ def test_the_report_has_load_subjects_tokens_and_what_is_left_out(studied, name)
     assert "Left out: C11" in page and "Control: random routers" in page
     assert f"What the experts of {name} do" in page
     assert not re.findall(r'src="(?!data:image/png;base64,)', page) and "<script" not in page
-    images = {p.stem for p in out.glob("*.png")}
-    assert (
-        name == "tiny-mixtral"
-        or {"load", "load-by-depth", "topics", "skew", "information", "colon", "repeats"} <= images
-    )
+    drawn = {"load", "load-by-depth", "topics", "skew", "information", "colon", "repeats"}
+    assert name == "tiny-mixtral" or drawn <= {p.stem for p in out.glob("*.png")}
     assert all(re.search(r'alt="[^"]{60,}"', image) for image in re.findall(r"<img [^>]*>", page))
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)  # fmt: skip
+    text = (out / "summary.json").read_text(encoding="utf-8")
+    summary = json.loads(text, parse_constant=pytest.fail)
     m = summary["measurements"]
     shares = m["load"]["texts of quiz.jsonl"][0]["share"]["value"]
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert m["topics"][0]["names"] and m["topics"][0]["documents"] == [55, 55, 55]
     assert all(x["domain"]["null_high"] and x["by"] == "topic" for x in m["information"])
     assert m["topics"][0]["share"]["low"][0][0] is not None  # 55 questions: intervals are given
-    assert str(out) not in page and str(out) not in json.dumps(summary)
+    assert str(out) not in page and str(out) not in text
     assert summary["control"]["load"] and summary["questions"] == "own"
     assert "Random routers: " in json.dumps(summary["findings"])
 
@@ -194,12 +194,10 @@ def test_the_command_goes_on_after_an_interruption(
 ) -> None:
     options = ("--layers", "1,3", "--chunk-tokens", "500", "--batch-tokens", "400")
     line = command(folders["tiny-mixtral"], quiz, tmp_path, *options)
-    append, calls = TraceWriter.append, 0
+    append, calls = TraceWriter.append, itertools.count(1)
 
     def interrupted(self: TraceWriter, chunk: Any) -> Path:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
+        if next(calls) == 4:
             raise KeyboardInterrupt
         return append(self, chunk)
 
@@ -216,13 +214,12 @@ def test_the_command_goes_on_after_an_interruption(
     assert re.search(r"recording ([\d,]+) of ([\d,]+) tokens", captured.err)
     assert same(tmp_path, studied["tiny-mixtral"])
     # the report of a complete trace needs no weights
-    weights = folders["tiny-mixtral"] / "model.safetensors"
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
     # nor does one that a kill left half-written
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     (tmp_path / ".report.html.ab12_xyz.tmp").write_text(page[:100], encoding="utf-8")
     (tmp_path / "report.html").unlink()
-    assert weights.exists() and main(line) == 0
+    assert main(line) == 0
     assert "there already" in capsys.readouterr().err
     assert len((tmp_path / "report.html").read_text(encoding="utf-8")) == len(page)
     assert not list(tmp_path.glob(".*"))
@@ -246,9 +243,8 @@ def test_another_study_in_the_same_folder_is_refused(
 
 
 def test_gpt_oss_in_bfloat16_on_the_default_layers(folders, quiz, tmp_path) -> None:
-    run_study(
-        folders["tiny-gpt_oss"], tmp_path, questions=quiz, dtype="bfloat16", max_tokens=300, progress=False
-    )  # fmt: skip
+    options: Any = {"questions": quiz, "dtype": "bfloat16", "max_tokens": 300, "progress": False}
+    run_study(folders["tiny-gpt_oss"], tmp_path, **options)
     trace = TraceWriter.read(tmp_path / "trace")
     assert trace.layers == (1, 2, 3) and trace.experts_per_token == 2
     assert {d.topic for d in trace.documents} == set(SUBJECTS)
@@ -257,7 +253,8 @@ def test_gpt_oss_in_bfloat16_on_the_default_layers(folders, quiz, tmp_path) -> N
     # few questions: nulls, no intervals, and the page says so
     assert any("no interval" in line for line in summary["left_out"])
     assert summary["measurements"]["topics"][0]["share"]["low"][0][0] is None
-    tokens = np.bincount([list(SUBJECTS).index(str(trace.documents[g].topic)) for g in trace.document])  # fmt: skip
+    subject = np.array([list(SUBJECTS).index(str(d.topic)) for d in trace.documents])
+    tokens = np.bincount(subject[trace.document])
     assert tokens.max() <= 300 and tokens.min() > 200
 
 
@@ -274,16 +271,12 @@ def test_few_questions_still_make_a_report(folders, tmp_path, count, drawn) -> N
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
 
 
-# Bad input
-
-
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub and no cache of it."""
     constants = sys.modules["huggingface_hub.constants"]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    yield
 
 
 @pytest.mark.parametrize(
@@ -310,10 +303,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     folders, quiz, tmp_path, monkeypatch, refused, offline, model, more, named
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = folders.get(model)
-    line = command(Path("x"), quiz, tmp_path / "out", *more)
-    line[2] = str(folder or model)
-    assert named in refused(*line)
+    assert named in refused(*command(folders.get(model, model), quiz, tmp_path / "out", *more))
     assert not list(tmp_path.rglob("chunk-*.npz"))
 
 
@@ -413,56 +403,51 @@ def test_a_line_may_hold_any_character_of_json(tmp_path: Path) -> None:
     # U+2028 ends a line to Python's splitlines, not to JSON lines
     path.write_text('{"subject": "a", "text": "one\u2028two"}\r\n', encoding="utf-8")
     assert [q.text for q in question_set(path).questions] == ["one\u2028two"]
-    path.write_text(
-        '{"domain": "a", "id": "1", "text": "x"}\n{"domain": "b", "id": "1", "text": "x"}'
-    )
-    assert {(q.domain, q.id, q.topic) for q in question_set(path).questions} == {
-        ("a", "1", None),
-        ("b", "1", None),
-    }
+    rows = [{"domain": domain, "id": "1", "text": "x"} for domain in "ab"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = {(q.domain, q.id, q.topic) for q in question_set(path).questions}
+    assert found == {("a", "1", None), ("b", "1", None)}
 
 
 def test_folders_that_lack_something(folders, tmp_path, monkeypatch) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    refuses(CheckpointError, r"has no config\.json", find_model, copy)
-    (copy / "config.json").write_text("{")
-    refuses(CheckpointError, "cannot be read as JSON", find_model, copy)
+
+    def lacks(
+        named: str, weights: bool = False, error: type[MinimoeError] = CheckpointError
+    ) -> None:
+        """What is missing shows when a model is found, or only when its weights are read."""
+        find = functools.partial(find_model, copy, device="cpu")
+        refuses(error, named, find().load if weights else find)
+
+    def write(**changes: Any) -> None:
+        (copy / "config.json").write_text(json.dumps(config | changes))
+
+    lacks(r"has no config\.json")
+    for text in ("{", "[" * 10**5):
+        (copy / "config.json").write_text(text)
+        lacks(r"config\.json cannot be read as JSON")
     shutil.copytree(folders["tiny-mixtral"], copy, dirs_exist_ok=True)
-    weights = load_file(copy / "model.safetensors")
-    router = next(name for name in weights if "gate.weight" in name)
-    del weights[router]
-    save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks weights.*gate\.weight.*would be random"):
-        find_model(copy, device="cpu").load()
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 5}))
-    sizes = r"weights of other sizes .*experts\.down_proj is \(\d+, \d+, \d+\), expected \(\d+, \d+, 5\)"
-    with pytest.raises(CheckpointError, match=sizes):
-        find_model(copy, device="cpu").load()
-    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
-    with pytest.raises(
-        CheckpointError, match=r"'hidden_size' expected int, got str.*fetch or save"
-    ):
-        find_model(copy, device="cpu")
-    quantised = {"quantization_config": {"quant_method": "fp8"}}
+    weights = load_file(copy / "model.safetensors")
+    del weights[next(name for name in weights if "gate.weight" in name)]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    lacks(r"lacks weights.*gate\.weight.*would be random", weights=True)
+    write(intermediate_size=5)
+    sizes = r"experts\.down_proj is \(\d+, \d+, \d+\), expected \(\d+, \d+, 5\)"
+    lacks(f"weights of other sizes .*{sizes}", weights=True)
+    write(hidden_size="wide")
+    lacks(r"'hidden_size' expected int, got str.*fetch or save")
     if importlib.util.find_spec("accelerate") is None:
-        (copy / "config.json").write_text(json.dumps(config | quantised))
-        with pytest.raises(CheckpointError, match="pip install accelerate"):
-            find_model(copy, device="cpu").load()
-    (copy / "config.json").write_text("[" * 10**5)
-    refuses(CheckpointError, r"config\.json cannot be read as JSON", find_model, copy, device="cpu")
-    (copy / "config.json").write_text(json.dumps(config))
+        write(quantization_config={"quant_method": "fp8"})
+        lacks("pip install accelerate", weights=True)
+    write()
     (copy / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match="copy cannot be loaded"):
-        find_model(copy, device="cpu").load()
+    lacks("copy cannot be loaded", weights=True)
     (copy / "tokenizer.json").unlink()
-    refuses(CheckpointError, "copy cannot be loaded", find_model, copy, device="cpu")
+    lacks("copy cannot be loaded")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refuses(MinimoeError, "pip install 'transformers", find_model, copy, device="cpu")
-
-
-# Questions
+    lacks("pip install 'transformers", error=MinimoeError)
 
 
 DEV = [Document("mmlu", f"law/{i}", f"Question: {i}?", "law") for i in range(4)]
@@ -484,7 +469,8 @@ def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [(("cais/mmlu", "all"), {"split": "test"})]
     assert found.name == "mmlu-test" and not found.note
     assert found.subjects == ("abstract_algebra", "law")
-    assert {q.id for q in found.questions} == {"abstract_algebra/test/1", "law/test/1", "law/test/2"}  # fmt: skip
+    ids = {"abstract_algebra/test/1", "law/test/1", "law/test/2"}
+    assert {q.id for q in found.questions} == ids
     assert found.questions[0].text == "Question: 1 + 1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
     assert found.sha256 != question_set("mmlu-test").sha256 or len(asked) == 2
 
@@ -507,13 +493,10 @@ def test_mmlu_falls_back_to_the_development_questions_and_says_so(monkeypatch, c
 
 
 def test_the_order_of_questions_is_their_ids_and_their_hash_the_texts() -> None:
-    def given(documents: list[Document]) -> sets.QuestionSet:
-        return sets.QuestionSet("own", documents)
-
-    one, other = given(DEV), given(DEV[::-1])
-    assert one.questions == other.questions and one.sha256 == other.sha256
     changed = [Document("mmlu", d.id, d.text + "!", d.topic) for d in DEV]
-    assert given(changed).sha256 != one.sha256
+    given = (sets.QuestionSet("own", documents) for documents in (DEV, DEV[::-1], changed))
+    one, other, third = given
+    assert one.questions == other.questions and one.sha256 == other.sha256 != third.sha256
 
 
 def test_max_tokens_takes_the_first_questions_of_each_subject(folders, tmp_path) -> None:
@@ -550,10 +533,9 @@ def test_only_where_no_device_is_named_is_a_model_spread(monkeypatch: pytest.Mon
         seen.append("device_map" in options)
         return torch.nn.Linear(1, 1), {"mismatched_keys": (), "missing_keys": ()}
 
-    library = types.SimpleNamespace(
-        AutoModelForCausalLM=types.SimpleNamespace(from_pretrained=load)
-    )
+    named = types.SimpleNamespace
+    library = named(AutoModelForCausalLM=named(from_pretrained=load))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "accelerate" or None)
     for device in (None, torch.device("cpu")):
-        _load(library, "a", types.SimpleNamespace(), device)
+        _load(library, "a", named(), device)
     assert seen == [True, False]
