@@ -15,15 +15,7 @@ import torch
 from torch import Tensor
 
 from minimoe.bench import layer, peers, timing
-from minimoe.bench.layer import (
-    DENSE,
-    Implementation,
-    LayerCase,
-    Ready,
-    make_experts,
-    make_routings,
-    measure_case,
-)
+from minimoe.bench.layer import Implementation, LayerCase, Ready, make_experts, make_routings
 from minimoe.bench.peers import BATCHED_MM, DENSE_TORCH, load_peer, participants
 from minimoe.bench.timing import Sample, cpu_clock, cpu_threads
 from minimoe.cost import Device, layer_floor
@@ -60,6 +52,10 @@ def exact() -> list[Implementation]:
     return [i for i in participants(CPU)[0] if i.exact]
 
 
+def named(*names: str) -> tuple[Implementation, ...]:
+    return tuple(i for i in participants(CPU)[0] if i.name in names)
+
+
 def inputs(case: LayerCase = CASE) -> tuple[Tensor, Routing, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(case.tokens, case.hidden_size, generator=generator) for _ in range(2))
@@ -86,15 +82,17 @@ def test_every_implementation_is_the_layer_with_every_gradient(implementation, e
     assert [p.shape for p in ready.leaves] == [p.shape for p in experts.parameters()]
 
 
-def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -> None:
-    field = participants(CPU)
-    dense = next(i for i in field[0] if i.name == DENSE)
-    ready = dense.prepare(CASE, experts)
-    # a multiply-add of each parameter for each token: 2·T·(3·D·K·F), which is layer_flops
-    assert sum(p.numel() for p in ready.leaves) == 3 * 16 * 2 * 32
-    x, routing, _ = inputs()
+def check_dense(dense: Implementation, experts: Experts) -> None:
+    (x, routing, _), ready = inputs(), dense.prepare(CASE, experts)
     gate_up, down = ready.leaves
     torch.testing.assert_close(ready.forward(x, routing), glu(x, gate_up, down))
+
+
+def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -> None:
+    (dense,) = named(layer.DENSE)
+    # a multiply-add of each parameter for each token: 2·T·(3·D·K·F), which is layer_flops
+    assert sum(p.numel() for p in dense.prepare(CASE, experts).leaves) == 3 * 16 * 2 * 32
+    check_dense(dense, experts)
     assert not dense.exact
 
 
@@ -106,28 +104,24 @@ def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
     assert names[:4] == ["dense", "loop", "capacity", "grouped"]
     assert not [n for n in names if "oneDNN" in n or "plain torch" in n]
     monkeypatch.setattr(peers, "onednn_available", lambda: True)
-    field = participants(CPU)
-    plain = next(i for i in field[0] if i.name == DENSE_TORCH)
-    x, routing, _ = inputs()
-    ready = plain.prepare(CASE, experts)
-    gate_up, down = ready.leaves
-    torch.testing.assert_close(ready.forward(x, routing), glu(x, gate_up, down))
+    (plain,) = named(DENSE_TORCH)
+    check_dense(plain, experts)
 
 
 def test_absent_peers_have_a_reason_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    wanted = ("transformers", "liger_kernel", "sonicmoe", "scattermoe")
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in wanted else real(name)
+    real, wanted = (
+        importlib.util.find_spec,
+        ("transformers", "liger_kernel", "sonicmoe", "scattermoe"),
     )
-    field = participants(CPU)
-    assert set(field[1]) == {"triton", "transformers", "Liger-Kernel", "SonicMoE", "ScatterMoE"}
-    assert "minimoe[hf]" in field[1]["transformers"]
-    assert "minimoe[peers]" in field[1]["Liger-Kernel"]
-    assert not [i for i in field[0] if "transformers" in i.name]
+    found = lambda name: None if name in wanted else real(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    there, absent = participants(CPU)
+    assert set(absent) == {"triton", "transformers", "Liger-Kernel", "SonicMoE", "ScatterMoE"}
+    assert "minimoe[hf]" in absent["transformers"] and "minimoe[peers]" in absent["Liger-Kernel"]
+    assert not [i for i in there if "transformers" in i.name]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    field = participants(CPU)
-    assert field[1]["Liger-Kernel"] == field[1]["SonicMoE"] == field[1]["triton"]
+    absent = participants(CPU)[1]
+    assert absent["Liger-Kernel"] == absent["SonicMoE"] == absent["triton"]
     on_gpu = [i.name for i in participants(CUDA)[0]]
     assert {"triton", "Liger-Kernel", "SonicMoE", BATCHED_MM} <= set(on_gpu)
 
@@ -143,12 +137,20 @@ def test_peers_go_through_onednn_inside_their_context_only() -> None:
 
 
 def test_batched_mm_is_left_out_where_it_would_copy_too_much() -> None:
-    refuses = functools.partial(peers._copies_too_much, CPU)
+    left_out = functools.partial(peers._copies_too_much, CPU)
     case = LayerCase("", 2048, 256, 512, 8, 2)  # 2,048 tokens x 2 experts x 3 x 256 x 512 x 4 bytes
     assert 2048 * 2 * 3 * 256 * 512 * 4 == 6 << 30
-    assert refuses(case) == "would copy 6 GiB of weights, those of K experts for every token"
-    assert refuses(case.replace(tokens=341)) is None
+    assert left_out(case) == "would copy 6 GiB of weights, those of K experts for every token"
+    assert left_out(case.replace(tokens=341)) is None
     assert peers._copies_too_much(CUDA, case) is None
+
+
+def install(patch: pytest.MonkeyPatch, *names: str, **values: Any) -> None:
+    """Packages that can be imported, and hold these."""
+    for name in names:
+        patch.setitem(sys.modules, name, types.ModuleType(name))
+        vars(sys.modules[name]).update(values)
+    patch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
 def test_liger_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, experts: Experts) -> None:
@@ -160,12 +162,8 @@ def test_liger_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, experts: E
             seen.append((w13.shape, w2.shape, expert.dtype, expert.shape, weight.dtype))
             return x
 
-    module: Any = types.ModuleType("liger_kernel.ops.fused_moe")
-    module.LigerFusedMoEFunction = Function
-    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.ops", types.ModuleType("liger_kernel.ops"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_moe", module)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    install(monkeypatch, "liger_kernel", "liger_kernel.ops")
+    install(monkeypatch, "liger_kernel.ops.fused_moe", LigerFusedMoEFunction=Function)
     x, routing, _ = inputs()
     assert peers.liger(CASE, experts).forward(x, routing) is x
     assert seen == [((4, 64, 16), (4, 16, 32), torch.int32, (12, 2), torch.float32)]
@@ -198,14 +196,11 @@ def test_sonic_gets_its_layout_whatever_its_version(halves, monkeypatch, experts
     def in_turn(*a: Any, **k: Any) -> Any:
         return computed(*a, halved=False, **k)
 
-    functions = {"concat_layout": in_halves, "is_concatenated_gate_up": in_halves_as_older, None: in_turn}  # fmt: skip
-    package: Any = types.ModuleType("sonicmoe")
-    package.moe_general_routing_inputs = functions[halves]
-    enums: Any = types.ModuleType("sonicmoe.enums")
-    enums.ActivationType = types.SimpleNamespace(SWIGLU="swiglu")
-    monkeypatch.setitem(sys.modules, "sonicmoe", package)
-    monkeypatch.setitem(sys.modules, "sonicmoe.enums", enums)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    functions: Any = {None: in_turn, "concat_layout": in_halves}
+    functions["is_concatenated_gate_up"] = in_halves_as_older
+    kinds = types.SimpleNamespace(SWIGLU="swiglu")
+    install(monkeypatch, "sonicmoe", moe_general_routing_inputs=functions[halves])
+    install(monkeypatch, "sonicmoe.enums", ActivationType=kinds)
     stream = types.SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     ready = peers.sonic(CASE, experts)
@@ -229,15 +224,13 @@ def test_a_peer_from_a_file_is_measured(tmp_path: Path, experts: Experts) -> Non
     assert case["rows"][1]["error"] < 1e-6
     # its gathered weights are saved: two times w13 and w2 for each of the 12 tokens, and more
     assert case["rows"][1]["saved_bytes"] > 2 * 12 * 3 * 16 * 32 * 4
-    assert "mine" in [i.name for i in participants(CPU, (f"mine={tmp_path / 'mine.py'}",))[0]]  # fmt: skip
+    assert "mine" in [i.name for i in participants(CPU, (write(tmp_path, PEER),))[0]]
 
 
 def test_a_peer_may_arrange_the_weights_and_have_no_backward_pass(tmp_path, experts) -> None:
-    text = (
-        PEER.replace("w13[expert[:, k]]", "w13.transpose(1, 2)[expert[:, k]]")
-        + "def prepare(w13, w2):\n    return w13.transpose(1, 2).contiguous(), w2.clone()\n"
-        + "backward = False\n"
-    )
+    text = PEER.replace("w13[expert[:, k]]", "w13.transpose(1, 2)[expert[:, k]]")
+    text += "def prepare(w13, w2):\n    return w13.transpose(1, 2).contiguous(), w2.clone()\n"
+    text += "backward = False\n"
     peer = load_peer(write(tmp_path, text))
     x, routing, _ = inputs()
     ready = peer.prepare(CASE, experts)
@@ -259,43 +252,26 @@ def test_a_wrong_or_failing_peer_has_its_reason_and_no_time(tmp_path, experts) -
     assert [r["implementation"] for r in case["rows"]] == ["grouped"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_a_bad_peer_is_refused(tmp_path: Path) -> None:
+    for text, message in (
         ("def backward(): pass", "defines no function forward(x, w13, w2, expert, weight)"),
         ("forward = 3", "defines no function forward"),
         ("import no_such_package_here", "fails (ModuleNotFoundError: No module named"),
         ("def forward(:", "fails (SyntaxError"),
-    ],
-)
-def test_a_bad_peer_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    refuses(ConfigError, re.escape(message), load_peer, write(tmp_path, text))
-
-
-@pytest.mark.parametrize("text", ["mine", "=a.py", "mine=", ""])
-def test_a_bad_peer_option_is_refused(text: str) -> None:
-    refuses(ConfigError, "expected NAME=PATH", load_peer, text)
-
-
-def test_a_missing_peer_file_and_a_taken_name_are_refused(tmp_path: Path) -> None:
+    ):
+        refuses(ConfigError, re.escape(message), load_peer, write(tmp_path, text))
+    for text in ("mine", "=a.py", "mine=", ""):
+        refuses(ConfigError, "expected NAME=PATH", load_peer, text)
     refuses(ConfigError, "there is no file", load_peer, f"mine={tmp_path / 'no.py'}")
-    path = tmp_path / "peer.py"
-    path.write_text(PEER)
-    with pytest.raises(ConfigError, match="an implementation named 'grouped' already"):
-        participants(CPU, (f"grouped={path}",))
-    with pytest.raises(ConfigError, match="is not a Python file"):
-        other = tmp_path / "peer.txt"
-        other.write_text(PEER)
-        load_peer(f"mine={other}")
-
-
-def named(*names: str) -> tuple[Implementation, ...]:
-    return tuple(i for i in participants(CPU)[0] if i.name in names)
+    taken = write(tmp_path, PEER).replace("mine", "grouped", 1)
+    refuses(ConfigError, "an implementation named 'grouped' already", participants, CPU, (taken,))
+    other = (tmp_path / "mine.py").rename(tmp_path / "peer.txt")
+    refuses(ConfigError, "is not a Python file", load_peer, f"mine={other}")
 
 
 def measured(experts: Experts, case: LayerCase, *others: Implementation) -> dict[str, Any]:
     every = (*named("grouped"), *others)
-    return measure_case(case, every, experts, cpu_clock, 1, DEVICE, threads=1)
+    return layer.measure_case(case, every, experts, cpu_clock, 1, DEVICE, threads=1)
 
 
 class Counting:
@@ -312,9 +288,8 @@ class Counting:
 
 def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> None:
     case = CASE.replace(backward=True)
-    result = measure_case(
-        case, named("dense", "loop", "grouped"), experts, Counting(), 2, DEVICE, threads=2
-    )
+    every = named("dense", "loop", "grouped")
+    result = layer.measure_case(case, every, experts, Counting(), 2, DEVICE, threads=2)
     assert json.loads(json.dumps(result)) == result
     assert (result["case"], result["work"]) == ("T12 D16 F32 E4 K2", "forward+backward")
     assert (result["clock"], result["threads"], result["rounds"]) == ("wall", 2, 2)
@@ -340,10 +315,8 @@ def test_a_case_holds_the_floor_the_ratios_and_the_errors(experts: Experts) -> N
 def test_a_replayed_case_is_divided_by_its_calls(experts: Experts) -> None:
     size = sum(p.nbytes for p in experts.parameters())
     case = CASE.replace(tokens=1, replay=True)
-    result = measure_case(
-        case, named("grouped"), experts, Counting(), 1, DEVICE, threads=1, cache=5 * size // 4
-    )  # fmt: skip
-    (row,) = result["rows"]
+    given = (case, named("grouped"), experts, Counting(), 1, DEVICE)
+    (row,) = layer.measure_case(*given, threads=1, cache=5 * size // 4)["rows"]
     # four experts, two at a time: a series of two calls with each of 3 copies of the weights, together 1 second
     assert (row["how"], row["weight_copies"]) == ("series", 3)
     assert row["seconds"]["median"] == pytest.approx(1 / 6)
@@ -354,18 +327,13 @@ def test_a_series_is_captured_where_there_are_graphs(experts, monkeypatch) -> No
     """On a device that is not there: what is captured, and what happens when it cannot be."""
     monkeypatch.setattr(layer, "has_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    captured: list[str] = []
-
-    def capture(work: Any) -> Any:
-        captured.append("yes")
-        return work
-
-    monkeypatch.setattr(layer, "capture", capture)
+    captured: list[Any] = []
+    monkeypatch.setattr(layer, "capture", lambda work: captured.append(work) or work)
     case = CASE.replace(tokens=1, replay=True)
     every = named("dense", "grouped")
-    run = lambda: measure_case(case, every, experts, Counting(), 1, DEVICE)  # noqa: E731
+    run = lambda: layer.measure_case(case, every, experts, Counting(), 1, DEVICE)  # noqa: E731
     assert [r["how"] for r in run()["rows"]] == ["graph", "series"]
-    assert captured == ["yes"]
+    assert len(captured) == 1
 
     def fails(work: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -407,7 +375,7 @@ def test_no_call_finds_its_weights_in_the_cache(experts: Experts, backward: bool
     seen: dict[bool, list[int]] = {True: [], False: []}
     every = (noting("a", seen[True]), noting("own", seen[False], False), noting("b", seen[True]))
     case, clock = CASE.replace(backward=backward), cpu_clock
-    result = measure_case(case, every, experts, clock, 12, DEVICE, threads=1, cache=cache)
+    result = layer.measure_case(case, every, experts, clock, 12, DEVICE, threads=1, cache=cache)
     assert result["cache_bytes"] == cache
     # twice 2.2 sets of weights fill 5 copies
     assert [r["weight_copies"] for r in result["rows"]] == [5, 5, 5]
@@ -432,11 +400,12 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
 
     every = (Implementation("noting", prepare), *named("dense"))
     case = CASE.replace(tokens=1, replay=True)
-    result = measure_case(case, every, experts, Counting(), 2, DEVICE, threads=1, cache=3 * half)
+    result = layer.measure_case(
+        case, every, experts, Counting(), 2, DEVICE, threads=1, cache=3 * half
+    )
     # 6 halves must be touched: 3 copies of the experts, 6 of the dense layer; a series of 3 copies x 2 routings
-    assert {r["implementation"]: r["weight_copies"] for r in result["rows"]} == {
-        "noting": 3, "dense": 6
-    }  # fmt: skip
+    copies = {r["implementation"]: r["weight_copies"] for r in result["rows"]}
+    assert copies == {"noting": 3, "dense": 6}
     timed = used[-12:]
     assert len(set(timed)) == 6
     assert reuse(timed, half) == 6 * half

@@ -1,5 +1,6 @@
 """The suites of the benchmark, whole but tiny, on any machine; their goals; and the command."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,9 @@ def test_the_cpu_suite(few: None, capsys: pytest.CaptureFixture[str], tmp_path: 
     (result,) = run_and_write("cpu", options, path, tmp_path / "out")
     check_schema(result)
     assert result["thread_counts"] == [1]
-    seen = [(c["work"], c["load"], c["tokens"]) for c in result["cases"]]
-    assert seen == [
-        ("forward", "uniform", 8),
-        ("forward+backward", "uniform", 8),
-        ("forward+backward", "skewed", 8),
-        ("forward", "uniform", 1),
-    ]
+    seen = [f"{c['work']}, {c['load']}, {c['tokens']}" for c in result["cases"]]
+    both = "forward+backward, uniform, 8; forward+backward, skewed, 8"
+    assert "; ".join(seen) == f"forward, uniform, 8; {both}; forward, uniform, 1"
     out = capsys.readouterr().out
     assert out.endswith(tables.goals_table(result) + "\n") and out.count("× floor") == 4
     assert len(result["goals"]) == 8
@@ -83,9 +80,8 @@ def test_one_thread_then_two(few: None, monkeypatch: pytest.MonkeyPatch) -> None
     result = suites.cpu_suite(Options(rounds=1, quick=True, tiny=True))
     assert result["thread_counts"] == [1, 2]
     assert [p["threads"] for p in result["peaks"]] == [1, 2]
-    assert [(c["threads"], c["clock"]) for c in result["cases"]] == [
-        (1, "cpu"), (1, "cpu"), (1, "cpu"), (2, "wall"), (2, "wall")
-    ]  # fmt: skip
+    timed = [(c["threads"], c["clock"]) for c in result["cases"]]
+    assert timed == [(1, "cpu")] * 3 + [(2, "wall")] * 2
     assert len(result["goals"]) == 16
     assert result["onednn_kernels"] == "16384"
 
@@ -134,8 +130,8 @@ def test_what_there_was_no_time_for_is_said(few, monkeypatch, capsys) -> None:
 def test_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     result = suites.decode_suite(TINY)
     assert json.loads(json.dumps(result)) == result
-    names = [r["implementation"] for r in result["rows"]]
-    assert names == ["dense", "loop", "capacity", "grouped"]
+    named = [r["implementation"] for r in result["rows"]]
+    assert named == ["dense", "loop", "capacity", "grouped"]
     assert result["rows"][0]["to_dense"]["median"] == 1
     for row in result["rows"]:
         rate, seconds = row["tokens_per_second"]["median"], row["seconds_per_token"]["median"]
@@ -239,23 +235,20 @@ def test_training_is_a_suite_too() -> None:
 def test_what_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(suites, "SUITES", {"cpu": lambda options: pytest.fail("measured")})
     (tmp_path / "file").write_text("in the way")
-    for json_path, out in (
-        (tmp_path / "file" / "x.json", None), (tmp_path, None), (None, tmp_path / "file" / "out")
-    ):  # fmt: skip
-        refuses(ConfigError, "cannot be written", run_and_write, "cpu", Options(), json_path, out)
+    within = tmp_path / "file"
+    for paths in ((within / "x.json", None), (tmp_path, None), (None, within / "out")):
+        refuses(ConfigError, "cannot be written", run_and_write, "cpu", Options(), *paths)
 
 
 def test_all_is_what_this_machine_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def suite(name: str) -> Any:
-        def run(options: Options) -> dict[str, Any]:
-            ran.append(name)
-            return {"suite": name}
+    def suite(name: str, options: Options) -> dict[str, Any]:
+        ran.append(name)
+        return {"suite": name}
 
-        return run
-
-    monkeypatch.setattr(suites, "SUITES", {n: suite(n) for n in suites.SUITES})
+    every = {name: functools.partial(suite, name) for name in suites.SUITES}
+    monkeypatch.setattr(suites, "SUITES", every)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(suites.timing, "load_average", lambda: [1.0])
     run_and_write("all", Options(), tmp_path / "all.json", tmp_path)
@@ -285,10 +278,9 @@ def test_the_command_hands_everything_on(tmp_path, monkeypatch, capsys) -> None:
 
 def test_the_command_is_stored_as_it_can_be_given_again() -> None:
     given = Options(3, 2, True, ("mine=peers/peer.py",), "cuda:1")
-    assert given.command("gpu") == (
-        "python -m minimoe bench --suite gpu --rounds 3 --threads 2 --device cuda:1 --quick --peer mine=PATH"
-    )
-    assert Options().command("cpu") == "python -m minimoe bench --suite cpu"
+    command, options = "python -m minimoe bench --suite", "--rounds 3 --threads 2 --device cuda:1"
+    assert given.command("gpu") == f"{command} gpu {options} --quick --peer mine=PATH"
+    assert Options().command("cpu") == f"{command} cpu"
 
 
 @pytest.mark.parametrize(
@@ -313,30 +305,21 @@ def test_bad_input_is_one_line(arguments, message, refused, monkeypatch) -> None
 def made_case(
     seconds: dict[str, float],
     *,
-    tokens: int = 2048,
     name: str = "",
-    work: str = "forward",
-    load: str = "uniform",
-    threads: int | None = 1,
-    flops: float = 1e12,
+    tokens: int = 2048,
     saved: float = 0.0,
+    **more: str,
 ) -> dict[str, Any]:
     """A measured case with these times, as `measure_case` gives it."""
-    rows = [
-        {
-            "implementation": n,
-            "seconds": {"median": s},
-            "ratios": {o: {"median": s / other} for o, other in seconds.items()},
-            "to_floor": s / 0.5,
-            "flops_per_second": flops / s,
-            "saved_bytes": saved,
-        }
-        for n, s in seconds.items()
-    ]
-    return {
-        "case": f"{name}T{tokens}", "name": name, "tokens": tokens, "work": work, "load": load,
-        "threads": threads, "rows": rows,
-    }  # fmt: skip
+
+    def row(n: str, s: float) -> dict[str, Any]:
+        ratios = {o: {"median": s / other} for o, other in seconds.items()}
+        rates = {"to_floor": s / 0.5, "flops_per_second": 1e12 / s, "saved_bytes": saved}
+        return {"implementation": n, "seconds": {"median": s}, "ratios": ratios} | rates
+
+    kind = {"work": "forward", "load": "uniform", "threads": 1} | more
+    rows = [row(n, s) for n, s in seconds.items()]
+    return {"case": f"{name}T{tokens}", "name": name, "tokens": tokens, "rows": rows} | kind
 
 
 def found(results: list[Goal], start: str) -> Goal:
@@ -348,18 +331,14 @@ def found(results: list[Goal], start: str) -> Goal:
 def test_cpu_goals_take_the_worst_case_and_leave_skewed_ones_out() -> None:
     times = {DENSE: 1.0, DENSE_TORCH: 2.0, "grouped": 1.1, EAGER: 1.5, EAGER + FLAG: 1.2}
     worse = times | {"grouped": 1.2, EAGER: 1.1}
-    cases = [
-        made_case(times),
-        made_case(worse, tokens=4096),
-        made_case(times | {"grouped": 9.0}, load="skewed"),
-        made_case(times | {"grouped": 9.0}, tokens=1),
-    ]
+    slow = times | {"grouped": 9.0}
+    cases = [made_case(times), made_case(worse, tokens=4096)]
+    cases += [made_case(slow, load="skewed"), made_case(slow, tokens=1)]
     results = cpu_goals(cases, {"mkl": 1.0, "onednn": 2.0})
     dense = found(results, "grouped / dense MLP through the same backend, forward, 1 thread")
     assert (dense["measured"], dense["met"], dense["note"]) == (1.2, False, "worst: T4096")
     eager = found(results, f"{EAGER} / grouped, forward, 1")
-    assert eager["measured"] == pytest.approx(1.1 / 1.2)
-    assert eager["met"] is False
+    assert eager["measured"] == pytest.approx(1.1 / 1.2) and eager["met"] is False
     flagged = found(results, f"{EAGER}{FLAG} / grouped, forward, 1")
     assert flagged["measured"] == pytest.approx(1.0) and flagged["met"]
     gain = found(results, "grouped / dense MLP through plain torch, forward, 1")
@@ -379,14 +358,9 @@ def test_the_gain_of_the_backend_is_a_goal_only_where_there_can_be_one() -> None
 
 
 def test_gpu_goals_by_hand() -> None:
-    def times(ours: float, **peers: float) -> dict[str, float]:
-        return {"triton": ours, **peers}
-
     cases = [
-        made_case({"triton": 200e-6}, name="Mixtral", tokens=1),
-        made_case({"triton": 50e-6}, name="OLMoE", tokens=1),
-        made_case({"triton": 0.6}, name="Mixtral", tokens=64),
-        made_case({"triton": 0.7}, name="Qwen3", tokens=64),
+        *(made_case({"triton": s}, name=n, tokens=1) for n, s in (("Mixtral", 200e-6), ("OLMoE", 50e-6))),
+        *(made_case({"triton": s}, name=n, tokens=64) for n, s in (("Mixtral", 0.6), ("Qwen3", 0.7))),
         # 1e12 FLOPs in 2 ms: 500 TFLOP/s; in 1.6 ms: 625
         made_case({"triton": 2e-3, "Liger-Kernel": 3e-3, "SonicMoE": 1.6e-3}, name="Mixtral", tokens=8192),
         made_case({"triton": 1.6e-3, "transformers grouped_mm": 3.2e-3}, name="Mixtral", tokens=32768),
@@ -439,8 +413,7 @@ def test_the_products_alone_have_the_flops_of_the_layer(backward, monkeypatch) -
     assert len(flops) == e * (6 if backward else 2)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
     del flops[:]
-    wide = dense(case, experts)
-    gate_up, down = wide.leaves
+    gate_up, down = dense(case, experts).leaves
     choices.products(case, 1, t, k * f)(gate_up, down)
     assert sum(flops) == layer_flops(t, d, f, k, backward=backward)
 
@@ -449,16 +422,13 @@ def test_durations_have_units_that_fit() -> None:
     values = (2.5, 0.0125, 3.2e-5, 4e-8)
     assert [tables.duration(s) for s in values] == ["2.5 s", "12.5 ms", "32 us", "0.04 us"]
     assert tables.megabytes(1_500_000) == "1.5 MB" and tables.megabytes(None) == ""
-    assert tables.five_digits({"a": [1.23456789], "b": ("c", None, 3)}) == {
-        "a": [1.2346], "b": ["c", None, 3]
-    }  # fmt: skip
+    rounded = tables.five_digits({"a": [1.23456789], "b": ("c", None, 3)})
+    assert rounded == {"a": [1.2346], "b": ["c", None, 3]}
 
 
 def test_a_busy_machine_is_said() -> None:
-    values = {
-        "hardware": "a CPU", "torch": "2", "date": "d", "device": "cpu", "cpu_products": "mkl",
-        "threads": 1, "load_average": [1.6, 1.0, 1.0],
-    }  # fmt: skip
+    values = dict.fromkeys(("hardware", "torch", "date", "cpu_products"), "x")
+    values |= {"device": "cpu", "threads": 1, "load_average": [1.6, 1.0, 1.0]}
     assert "others use this machine" in tables.heading(values)
     assert "others" not in tables.heading(values | {"load_average": [1.2, 1.0, 1.0]})
     assert "others" not in tables.heading(values | {"load_average": None})
