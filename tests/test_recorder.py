@@ -1,5 +1,6 @@
 """Recording: what the routers chose for every token of every document, each document by itself."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,8 @@ from minimoe.course.recording import record_split
 from minimoe.errors import TraceError
 from minimoe.model import MixtralModel
 from minimoe.routing import Routing, limit_capacity
-from minimoe.study.record import (
-    MinimoeSource,
-    Recording,
-    RoutingRecorder,
-    record_documents,
-    require_finite,
-    source_of,
-)
+from minimoe.study import record
+from minimoe.study.record import MinimoeSource, Recording, RoutingRecorder, record_documents
 from minimoe.study.trace import RoutingTrace, TraceDocument
 from minimoe.text.corpus import Corpus
 from tests.small import random_ids, refuses, tiny_model, topk_routing
@@ -37,8 +32,7 @@ def by_hand(model: MixtralModel, tokens: npt.NDArray[Any]) -> tuple[Any, Any]:
     """Experts and weights [n, L, K] of one document: windows with one token of context, one at a time."""
     size = model.config.max_position_embeddings
     ids = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(tokens.astype(np.int64))])
-    experts: list[torch.Tensor] = []
-    weights: list[torch.Tensor] = []
+    experts, weights = list[torch.Tensor](), list[torch.Tensor]()
     for start in range(0, len(tokens), size - 1):
         out = model(ids[None, start : start + size])
         experts.append(torch.stack([r.expert.view(-1, 2) for r in out.routings], 1)[1:])
@@ -52,8 +46,7 @@ def test_every_token_is_recorded_once_with_its_own_choices(batch_tokens: int) ->
     # one token, a window exactly, one more, several windows
     documents, tokens = texts(1, 31, 32, 5, 100, 63)
     trace = record_documents(model, documents, tokens, batch_tokens=batch_tokens)
-    assert trace.layers == (1, 2)
-    assert trace.num_experts == 5
+    assert (trace.layers, trace.num_experts) == ((1, 2), 5)
     assert trace.documents == tuple(documents)
     for i, ids in enumerate(tokens):
         mine = trace.document == i
@@ -105,17 +98,21 @@ def test_the_last_layers_experts_are_not_asked_and_work_again_afterwards() -> No
     assert last.dispatch is own and torch.equal(model(ids).logits, before)
 
 
-def test_padding_is_marked() -> None:
-    model = tiny_model()
+def marks_padding(source: Any, model: MixtralModel) -> bool:
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    with torch.no_grad(), RoutingRecorder(model) as recorder:
+    with torch.no_grad(), RoutingRecorder(source) as recorder:
         model(random_ids(2, 5), attention_mask=mask)
-    assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
+    return recorder.pop().valid.tolist() == mask.flatten().tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "side"), [("switchhead", "value"), ("switchhead", "output"), ("moa", "output")]
-)
+def test_padding_is_marked() -> None:
+    assert marks_padding(model := tiny_model(), model)
+
+
+SIDES = [("switchhead", "value"), ("switchhead", "output"), ("moa", "output")]
+
+
+@pytest.mark.parametrize(("kind", "side"), SIDES)
 def test_what_attention_chooses_is_recorded(kind: str, side: str) -> None:
     model = tiny_model(attention_type=kind, num_attention_heads=4, num_key_value_heads=2).eval()
     documents, tokens = texts(20, 7)
@@ -131,10 +128,7 @@ def test_what_attention_chooses_is_recorded(kind: str, side: str) -> None:
         assert (trace.expert[mine, 0] == expected.expert.view(len(of) + 1, -1)[1:].numpy()).all()
         weight = expected.weight.view(len(of) + 1, -1)[1:]
         np.testing.assert_allclose(trace.weight[mine, 0], weight, atol=1e-6)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    with torch.no_grad(), RoutingRecorder(source) as recorder:
-        model(random_ids(2, 5), attention_mask=mask)
-    assert recorder.pop().valid.tolist() == mask.reshape(-1).tolist()
+    assert marks_padding(source, model)
     refuses(TraceError, "'gqa' chooses nothing", AttentionSource, tiny_model(), "output")
 
 
@@ -144,19 +138,21 @@ def packed(routing: Routing) -> Recording:
     return MinimoeSource(tiny_model(), [1]).recording((ids,), {}, output)  # pyright: ignore
 
 
-def test_routers_without_k_choices_are_refused() -> None:
-    routing = topk_routing([[0, 1]])
-    free = type(routing)(routing.token, routing.expert, routing.weight, routing.shape)
-    refuses(TraceError, "same number K", packed, free)
+def test_what_capacity_drops_was_chosen_and_routers_without_k_choices_are_refused() -> None:
+    routing = topk_routing([[0, 1], [0, 2]])
+    limited = limit_capacity(routing, 1)
+    assert limited.kept is not None and not limited.kept.all()
+    assert packed(limited).expert.tolist() == [[[0, 1]], [[0, 2]]]
+    refuses(TraceError, "same number K", packed, dataclasses.replace(routing, k=None))
 
 
 def test_nothing_to_record_is_refused() -> None:
     documents, tokens = texts(0)
     refuses(TraceError, "no tokens", record_documents, tiny_model(), documents, tokens)
-    with pytest.raises(TraceError, match="1 documents but 0 token arrays"):
-        record_documents(tiny_model(), documents, [])
-    with pytest.raises(TraceError, match="one position"):
-        record_documents(tiny_model(max_position_embeddings=1), *texts(3))
+    lacking = "1 documents but 0 token arrays"
+    refuses(TraceError, lacking, record_documents, tiny_model(), documents, [])
+    short = tiny_model(max_position_embeddings=1)
+    refuses(TraceError, "one position", record_documents, short, *texts(3))
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +162,8 @@ def reader() -> MixtralModel:
 
 def test_a_split_is_recorded_without_its_end_marks(corpus: Corpus, reader: MixtralModel) -> None:
     trace = record_split(reader, corpus.heldout)
-    assert [(d.domain, d.id) for d in trace.documents] == [
-        (d.domain, d.id) for d in corpus.heldout.documents
-    ]
+    recorded, there = ([(d.domain, d.id) for d in x.documents] for x in (trace, corpus.heldout))
+    assert recorded == there
     assert len(trace.token) == len(corpus.heldout.tokens) - len(corpus.heldout.documents)
     assert 0 not in trace.token
     some = record_split(reader, corpus.heldout, domains=["snow"])
@@ -179,13 +174,11 @@ def test_a_split_is_recorded_without_its_end_marks(corpus: Corpus, reader: Mixtr
 
 def test_max_tokens_takes_the_first_documents_of_each_domain(corpus, reader) -> None:
     split = corpus.train
-    lengths = [d.tokens - 1 for d in split.documents if d.domain == "rain"]
-    assert len(lengths) == 6
-    budget = lengths[0] + lengths[1] + 1
+    rain = [d for d in split.documents if d.domain == "rain"]
+    assert len(rain) == 6
+    budget = rain[0].tokens + rain[1].tokens - 1  # the marks at their ends are no tokens of theirs
     trace = record_split(reader, split, max_tokens=budget, domains=["rain"])
-    assert [d.id for d in trace.documents] == [d.id for d in split.documents if d.domain == "rain"][
-        :2
-    ]
+    assert [d.id for d in trace.documents] == [d.id for d in rain[:2]]
     # a budget below the first document still gives that one, so that no domain is missing
     trace = record_split(reader, split, max_tokens=3)
     assert [d.domain for d in trace.documents] == ["rain", "snow", "wind"]
@@ -211,10 +204,8 @@ def test_a_broken_model_is_not_recorded_and_says_where(bad: float) -> None:
     with torch.no_grad():
         model.get_parameter("layers.1.mlp.gate.weight")[0] = bad
     documents, tokens = texts(4)
-    with pytest.raises(
-        TraceError, match=r"layer 2 weighs the experts of token 0 \(id 0\) with \[nan"
-    ):
-        record_documents(model, documents, tokens)
+    where = r"layer 2 weighs the experts of token 0 \(id 0\) with \[nan"
+    refuses(TraceError, where, record_documents, model, documents, tokens)
     with pytest.raises(TraceError, match="layer 2"), RoutingRecorder(model):
         model(random_ids(1, 3))
 
@@ -226,9 +217,15 @@ def test_a_token_of_padding_may_be_broken_in_a_recording() -> None:
         out = model(random_ids(1, 3), attention_mask=mask)
     recording = recorder.pop()
     recording.weight[2] = np.nan
-    require_finite(recording, (1, 2))
+    record.require_finite(recording, (1, 2))
     recording.weight[1, 1] = np.nan
-    refuses(TraceError, "layer 2 weighs the experts of token 1", require_finite, recording, (1, 2))
+    refuses(
+        TraceError,
+        "layer 2 weighs the experts of token 1",
+        record.require_finite,
+        recording,
+        (1, 2),
+    )
     assert out.logits.isfinite().all()
 
 
@@ -246,13 +243,6 @@ def test_what_relu_routing_lists_and_does_not_choose_is_not_recorded() -> None:
         assert (weight[expert < 0] == 0).all() and (weight[expert >= 0] > 0).all()
 
 
-def test_what_capacity_drops_was_chosen() -> None:
-    routing = topk_routing([[0, 1], [0, 2]])
-    limited = limit_capacity(routing, 1)
-    assert limited.kept is not None and not limited.kept.all()
-    assert packed(limited).expert.tolist() == [[[0, 1]], [[0, 2]]]
-
-
 def test_a_compiled_model_is_refused_for_what_it_is() -> None:
     with pytest.raises(TraceError, match="compiled with torch"):
-        source_of(torch.compile(tiny_model(), backend="eager"))  # pyright: ignore
+        record.source_of(torch.compile(tiny_model(), backend="eager"))  # pyright: ignore

@@ -126,9 +126,7 @@ def made(family: str, **changes: Any) -> Any:
         for name, value in [*model.named_buffers(), *model.named_parameters()]:
             if name.endswith(("e_score_correction_bias", "expert_bias", "balancing_biases")):
                 value.uniform_(-0.2, 0.2)
-            if name.endswith(
-                "tid2eid"
-            ):  # DeepSeek-V4's first layer looks its experts up by the token
+            if name.endswith("tid2eid"):  # by which DeepSeek-V4's first layer looks its experts up
                 value.copy_(torch.stack([torch.randperm(E)[:K] for _ in range(V)]))
     return model
 
@@ -232,13 +230,6 @@ def test_families_that_call_no_experts_with_ids_are_refused_by_name(family: str)
     refuses(TraceError, f"^{type(model).__name__} has no sparse layer", RoutingRecorder, model)
 
 
-def replaced(model: Any, forward: Any) -> None:
-    """The second layer's experts, with forward(original, x, ids, weights) in place of their own."""
-    experts = model.model.layers[1].mlp.experts
-    original = experts.forward
-    experts.forward = lambda x, ids, weights: forward(original, x, ids, weights)
-
-
 @pytest.mark.parametrize(
     "forward",
     [
@@ -255,7 +246,8 @@ def test_a_layer_that_does_not_do_what_would_be_recorded_is_refused(forward: Any
     model = build("mixtral")
     ids = torch.randint(3, V, (2, 9))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    replaced(model, forward)
+    experts = model.model.layers[1].mlp.experts
+    experts.forward = functools.partial(forward, experts.forward)
     with RoutingRecorder(model) as recorder:
         refuses(TraceError, r"^layer 2 of MixtralForCausalLM: the output of Mix", model, ids)
         refuses(TraceError, "nothing recorded", recorder.pop)
@@ -271,21 +263,18 @@ def test_calls_of_another_form_are_refused() -> None:
         (lambda e, w: (e, w[:, :1]), r"weights of shape \(18, 1\)"),
     ):
         model = build("mixtral")
-        block = model.model.layers[1].mlp
-        gate = block.gate.forward
-        block.gate.forward = lambda x, gate=gate, change=change: (
-            (out := gate(x))[0],
-            *change(out[2], out[1])[::-1],
-        )
-        with (
-            RoutingRecorder(model),
-            pytest.raises(TraceError, match=f"layer 2 of Mixtral.*{named}"),
-        ):
-            model(ids)
+        gate = model.model.layers[1].mlp.gate
+
+        def forward(x: Tensor, own=gate.forward, change=change) -> tuple[Tensor, ...]:
+            logits, weight, expert = own(x)
+            return logits, *change(expert, weight)[::-1]
+
+        gate.forward = forward
+        with RoutingRecorder(model):
+            refuses(TraceError, f"layer 2 of Mixtral.*{named}", model, ids)
     model = build("mixtral")
     block = model.model.layers[1].mlp
-    forward = block.forward
-    block.forward = lambda x: forward(x) + forward(x)
+    block.forward = lambda x, own=block.forward: own(x) + own(x)
     with RoutingRecorder(model), pytest.raises(TraceError, match=r"one call a layer.* 18 tokens"):
         model(ids)
 
@@ -294,19 +283,15 @@ def test_calls_of_another_form_are_refused() -> None:
 def test_models_of_another_shape_are_refused() -> None:
     model, other = build("mixtral"), build("olmoe")
     model.other = other.model
-    with pytest.raises(
-        TraceError, match=r"several stacks of layers \(model\.layers, other\.layers\)"
-    ):
-        RoutingRecorder(model)
+    several = r"several stacks of layers \(model\.layers, other\.layers\)"
+    refuses(TraceError, several, RoutingRecorder, model)
     del model.other
     experts = other.model.layers[1].mlp.experts
     for name in ("gate_up_proj", "down_proj"):
         setattr(experts, name, nn.Parameter(getattr(experts, name)[:4].clone()))
     model.model.layers[1].mlp.experts = experts
-    with pytest.raises(
-        TraceError, match=r"differ in their number of experts \(\{1: 6, 2: 4, 3: 6\}"
-    ):
-        RoutingRecorder(model)
+    differ = r"differ in their number of experts \(\{1: 6, 2: 4, 3: 6\}"
+    refuses(TraceError, differ, RoutingRecorder, model)
     assert RoutingRecorder(model, layers=[1, 3]).source.num_experts == E
     model.model.layers[0].extra = nn.Module()
     model.model.layers[0].extra.experts = model.model.layers[2].mlp.experts
@@ -324,17 +309,13 @@ def test_weights_before_the_ids_and_in_half_precision() -> None:
     for layer in model.model.layers:
         experts = layer.mlp.experts
         experts.forward = lambda x, w, e, original=experts.forward: original(x, e, w)
-        layer.mlp.forward = _swapped(layer.mlp)
+
+        def swapped(x: Tensor, block: Any = layer.mlp) -> Tensor:
+            _, weight, expert = block.gate(flat := x.flatten(0, 1))
+            return block.experts(flat, w=weight, e=expert).view_as(x)
+
+        layer.mlp.forward = swapped
     with RoutingRecorder(model) as recorder:
         model(ids)
-    swapped = recorder.pop()
-    assert (plain.expert == swapped.expert).all() and (plain.weight == swapped.weight).all()
-
-
-def _swapped(block: Any) -> Any:
-    def forward(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        _, weight, expert = block.gate(flat)
-        return block.experts(flat, w=weight, e=expert).view_as(x)
-
-    return forward
+    other = recorder.pop()
+    assert (plain.expert == other.expert).all() and (plain.weight == other.weight).all()

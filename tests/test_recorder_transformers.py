@@ -6,6 +6,7 @@ with a bias of the router. Every family is in test_recorder_families.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.test_recorder_families import V, build
 transformers = pytest.importorskip("transformers")
 
 FAMILIES = ("mixtral", "deepseek_v3", "gpt_oss")
+ONE = [TraceDocument("a", "0")]
 SMALL: dict[str, Any] = {
     "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
 }  # fmt: skip
@@ -41,11 +43,11 @@ class RouterLogits:
 
     def __enter__(self) -> RouterLogits:
         self.inputs: dict[nn.Module, Tensor] = {}
-        self.handles = [
-            g.register_forward_hook(lambda g, args, _: self.inputs.update({g: args[0]}))
-            for g in self.gates
-        ]
+        self.handles = [gate.register_forward_hook(self.keep) for gate in self.gates]
         return self
+
+    def keep(self, gate: nn.Module, args: tuple[Tensor, ...], _: object) -> None:
+        self.inputs[gate] = args[0]
 
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
@@ -95,9 +97,8 @@ def agrees(family: str, recording: Recording, logits: RouterLogits, atol: float)
         best = score.sort(dim=1, descending=True).values[:, :k]
         assert torch.equal(score.gather(1, expert).sort(dim=1, descending=True).values, best)
         assert (weight.diff(dim=1) <= 0).all()  # the first choice first
-        torch.testing.assert_close(
-            weight.double(), weights(family, z, expert), atol=atol, rtol=atol
-        )
+        wanted = weights(family, z, expert)
+        torch.testing.assert_close(weight.double(), wanted, atol=atol, rtol=atol)
 
 
 def ids_and_mask(batch: int, length: int, padding: str) -> tuple[Tensor, Tensor | None]:
@@ -115,11 +116,10 @@ def hooks(model: nn.Module) -> list[int]:
     return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
-@pytest.mark.parametrize(
-    ("padding", "dtype"),
-    [("none", torch.float32), ("left", torch.bfloat16), ("right", torch.float32)],
-    ids=str,
-)
+PADDINGS = ("none", torch.float32), ("left", torch.bfloat16), ("right", torch.float32)
+
+
+@pytest.mark.parametrize(("padding", "dtype"), PADDINGS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_choices_are_those_of_the_router_logits(family, padding, dtype) -> None:
@@ -167,18 +167,15 @@ def test_outputs_are_bit_equal_and_no_hook_is_left(family: str) -> None:
 def test_training_passes_are_recorded_and_gradients_are_the_same(family: str) -> None:
     model = build(family).train()
     ids, _ = ids_and_mask(2, 6, "none")
-    gradients: list[Tensor] = []
-    for record in (False, True):
+    recorder = RoutingRecorder(model)
+    gradients: list[list[Tensor]] = []
+    for context in (contextlib.nullcontext(), recorder):
         model.zero_grad()
-        if record:
-            with RoutingRecorder(model) as recorder:
-                loss = model(ids, labels=ids).loss
-            assert recorder.pop().expert.shape[0] == 12
-        else:
-            loss = model(ids, labels=ids).loss
-        loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))  # fmt: skip
-    assert torch.equal(*gradients)
+        with context:
+            model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert recorder.pop().expert.shape[0] == 12
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("padding", ["none", "left"])
@@ -190,16 +187,13 @@ def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: 
     with RoutingRecorder(model) as recorder:
         model(ids, attention_mask=mask)
         full = recorder.pop()
-        cache = None
         parts: list[Recording] = []
+        step: dict[str, Any] = {"use_cache": True}
         for start, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
-            step: dict[str, Any] = {}
             if mask is not None:
                 step["attention_mask"] = mask[:, :end]
                 step["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, start:end]
-            cache = model(
-                ids[:, start:end], past_key_values=cache, use_cache=True, **step
-            ).past_key_values
+            step["past_key_values"] = model(ids[:, start:end], **step).past_key_values
             parts.append(recorder.pop())
 
     def joined(name: str) -> np.ndarray[Any, Any]:
@@ -210,7 +204,11 @@ def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: 
     valid = joined("valid")
     assert (valid == full.valid.reshape(3, 9)).all()
     # positions of the full pass are shifted by left padding, which rotary embeddings do not notice
-    assert (joined("expert")[valid] == full.expert.reshape(3, 9, *full.expert.shape[1:])[valid]).all()  # fmt: skip
+    whole = full.expert.reshape(3, 9, *full.expert.shape[1:])
+    assert (joined("expert")[valid] == whole[valid]).all()
+
+
+THREE: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 
 
 @torch.no_grad()
@@ -218,7 +216,7 @@ def test_generation_is_recorded_step_by_step() -> None:
     model = build("mixtral")
     ids, mask = ids_and_mask(2, 5, "left")
     with RoutingRecorder(model) as recorder:
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, do_sample=False)  # fmt: skip
+        out = model.generate(ids, attention_mask=mask, **THREE)
     parts = [recorder.pop() for _ in range(3)]
     assert [len(p.input_ids) for p in parts] == [10, 2, 2]
     assert [p.input_ids.tolist() for p in parts[1:]] == [out[:, 5].tolist(), out[:, 6].tolist()]
@@ -230,12 +228,11 @@ def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
     """A static cache makes masks of four dimensions, which do not say which tokens are padding."""
     model = build("mixtral")
     ids, _ = ids_and_mask(1, 9, "none")
-    options: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with RoutingRecorder(model), pytest.raises(TraceError, match="attention_mask is"):
-        model.generate(ids, cache_implementation="static", **options)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        model.generate(ids, cache_implementation="static", **THREE)
+    assert not any(hooks(model))
     with RoutingRecorder(model) as recorder:
-        model.generate(ids, num_beams=2, **options)
+        model.generate(ids, num_beams=2, **THREE)
     assert [len(recorder.pop().input_ids) for _ in range(3)] == [18, 2, 2]
 
 
@@ -243,9 +240,7 @@ def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
 def test_a_text_may_begin_without_context() -> None:
     model = build("mixtral")
     text = np.arange(3, 20)
-    trace = record_documents(
-        model, [TraceDocument("a", "0")], [text], end_of_text=None, max_length=10
-    )
+    trace = record_documents(model, ONE, [text], end_of_text=None, max_length=10)
     assert trace.token.tolist() == text.tolist() and trace.position.tolist() == list(range(17))
     with RoutingRecorder(model) as recorder:
         model(torch.from_numpy(text[None, :10]))
@@ -331,10 +326,9 @@ def test_an_unknown_class_names_those_that_are_known() -> None:
         for name in ("Mixtral", "OLMoE", "Qwen2-MoE", "Qwen3-MoE", "DeepSeek-V3", "gpt-oss"):
             assert name in str(caught.value)
         assert "RoutingSource" in str(caught.value)
-    dense = transformers.Qwen3MoeForCausalLM(
-        transformers.Qwen3MoeConfig(**SMALL, num_experts=4, mlp_only_layers=[0, 1, 2])
-    )
-    refuses(TraceError, "no sparse layer", RoutingRecorder, dense)
+    dense = transformers.Qwen3MoeConfig(**SMALL, num_experts=4, mlp_only_layers=[0, 1, 2])
+    model = transformers.Qwen3MoeForCausalLM(dense)
+    refuses(TraceError, "no sparse layer", RoutingRecorder, model)
 
 
 class Parity(nn.Module):
@@ -356,12 +350,9 @@ class ParitySource:
         return []
 
     def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
-        n = output.numel()
+        ids, expert = args[0].flatten().numpy(), output.view(-1, 1, 1).numpy().astype(np.int16)
         return Recording(
-            args[0].flatten().numpy(),
-            np.ones(n, dtype=np.bool_),
-            output.view(n, 1, 1).numpy().astype(np.int16),
-            np.ones((n, 1, 1), dtype=np.float32),
+            ids, np.ones(len(ids), np.bool_), expert, np.ones(expert.shape, np.float32)
         )
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -371,7 +362,7 @@ class ParitySource:
 def test_another_library_is_recorded_through_a_source_of_ones_own() -> None:
     source = ParitySource()
     assert source_of(source) is source
-    trace = record_documents(source, [TraceDocument("a", "0")], [np.array([4, 5, 7])])
+    trace = record_documents(source, ONE, [np.array([4, 5, 7])])
     assert trace.layer(1)[:, 0].tolist() == [0, 1, 1]
     with pytest.raises(TraceError, match=r"records layers \(1,\)|no such layer"):
         RoutingRecorder(source, layers=(2,))
@@ -382,22 +373,20 @@ def test_compiled_code_is_not_taken_for_a_kernel() -> None:
     ids = torch.arange(9)[None]
     model.compile(backend="eager")
     model(ids)
-    with (
-        pytest.raises(TraceError, match="compiled with torch"),
-        RoutingRecorder(model) as recorder,
-    ):
+    with pytest.raises(TraceError, match="compiled with torch"), RoutingRecorder(model) as seen:
         model(ids)
-        recorder.pop()
+        seen.pop()
 
 
 def test_a_broken_model_is_not_recorded_and_each_module_is_in_its_own_mode_afterwards() -> None:
     model = build("mixtral").train()
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
-    record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)
+    given: Any = (model, ONE, [np.arange(10)])
+    record_documents(*given, end_of_text=None)
     assert [module.training for module in model.modules()] == before
     with torch.no_grad():
         model.model.layers[1].mlp.gate.weight[0] = float("nan")
-    with pytest.raises(TraceError, match=r"layer 2 weighs the experts of token 0 \(id 0\)"):
-        record_documents(model, [TraceDocument("a", "0")], [np.arange(10)], end_of_text=None)
+    broken = r"layer 2 weighs the experts of token 0 \(id 0\)"
+    refuses(TraceError, broken, record_documents, *given, end_of_text=None)
     assert [module.training for module in model.modules()] == before
