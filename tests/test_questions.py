@@ -12,16 +12,10 @@ import pytest
 
 from minimoe.errors import CorpusError
 from minimoe.text import fetch
+from minimoe.text import questions as made
 from minimoe.text.documents import Document, is_held_out
 from minimoe.text.domains import read_domain
-from minimoe.text.questions import (
-    choice_text,
-    generated_questions,
-    layout,
-    mmlu_dev_questions,
-    read_mmlu,
-    stem,
-)
+from minimoe.text.questions import choice_text, generated_questions, mmlu_dev_questions
 from tests.small import refuses
 
 LAYOUT = re.compile(
@@ -29,12 +23,7 @@ LAYOUT = re.compile(
 )
 
 
-def article(
-    title: str,
-    extract: str,
-    description: str | None = None,
-    topic: str | None = "Arts",
-) -> Document:
+def article(title: str, extract: str, description: str | None = None, topic="Arts") -> Document:
     """An article as the reader of the encyclopaedia makes it."""
     return Document("wiki_en", title, f"{title}\n\n{extract}", topic, description=description)
 
@@ -42,34 +31,30 @@ def article(
 @pytest.fixture
 def articles() -> list[Document]:
     """Two topics of 200 articles; each description says which article it is of."""
-    return [
-        article(
-            f"{topic} {i}x",
-            f"{topic} {i}x was an artist of note. More follows.",
-            f"Number {i} of {topic.lower()}",
-            topic,
-        )
-        for topic in ("People", "Arts")
-        for i in range(200)
-    ]
+
+    def numbered(topic: str, i: int) -> Document:
+        text = f"{topic} {i}x was an artist of note. More follows."
+        return article(f"{topic} {i}x", text, f"Number {i} of {topic.lower()}", topic)
+
+    return [numbered(topic, i) for topic in ("People", "Arts") for i in range(200)]
 
 
-def test_layout_is_that_of_mmlu(articles: list[Document]) -> None:
+def read(question: Document) -> re.Match[str]:
+    """A question in the layout of MMLU, in its parts."""
+    match = LAYOUT.fullmatch(question.text)
+    assert match is not None, question
+    return match
+
+
+def test_layout_is_that_of_mmlu_the_lettered_choice_right_and_letters_even(articles) -> None:
+    by_id = {a.id: a for a in articles}
+    letters: Counter[str] = Counter()
     questions = generated_questions(articles)
     assert len(questions) == len(articles)
     for question in questions:
-        match = LAYOUT.fullmatch(question.text)
-        assert match is not None
+        match = read(question)
         assert len(set(match.groups()[3:7])) == 4
         assert question.domain == "questions" and question.topic in ("People", "Arts")
-
-
-def test_the_lettered_choice_is_right_and_letters_are_even(articles: list[Document]) -> None:
-    by_id = {a.id: a for a in articles}
-    letters: Counter[str] = Counter()
-    for question in generated_questions(articles):
-        match = LAYOUT.fullmatch(question.text)
-        assert match is not None
         letters[match[8]] += 1
         assert match["ABCD".index(match[8]) + 4] == by_id[question.id].description
     assert set(letters) == set("ABCD") and min(letters.values()) > 70  # 100 expected, sd 8.7
@@ -83,9 +68,8 @@ def test_both_sides_of_the_split_keep_to_themselves(articles: list[Document]) ->
         held = is_held_out("questions", question.work)
         seen.add(held)
         assert held == is_held_out("wiki_en", question.id)
-        match = LAYOUT.fullmatch(question.text)
-        assert match is not None
-        assert {side[choice] for choice in match.groups()[3:7]} == {(question.topic, held)}
+        choices = read(question).groups()[3:7]
+        assert {side[choice] for choice in choices} == {(question.topic, held)}
         others = [a.id for a in articles if a.id != question.id]
         assert not [title for title in others if title in question.text]
     assert seen == {True, False}
@@ -94,9 +78,8 @@ def test_both_sides_of_the_split_keep_to_themselves(articles: list[Document]) ->
 def test_questions_depend_on_the_articles_alone(articles: list[Document]) -> None:
     first = generated_questions(articles)
     assert generated_questions(reversed(articles)) == first
-    assert generated_questions([a for a in articles if a.topic == "Arts"]) == [
-        q for q in first if q.topic == "Arts"
-    ]
+    arts = [a for a in articles if a.topic == "Arts"]
+    assert generated_questions(arts) == [q for q in first if q.topic == "Arts"]
 
 
 def test_articles_without_a_topic_or_without_company_give_none(articles: list[Document]) -> None:
@@ -107,32 +90,17 @@ def test_articles_without_a_topic_or_without_company_give_none(articles: list[Do
     assert generated_questions(same) == []
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (
-            article("Ada Lovelace", "Ada Lovelace was a writer.", "Writer", "People"),
-            "Who was Ada Lovelace?",
-        ),
-        (
-            article("The Supremes", "The Supremes were a group.", "Group", "People"),
-            "Who were The Supremes?",
-        ),
-        (article("Comet", "A comet is a small body.", "Small body"), "What is a comet?"),
-        (
-            article("Iran–Iraq War", "The Iran–Iraq War was a war.", "War"),
-            "What was the Iran–Iraq War?",
-        ),
-        (
-            article("Athena", "Athena is a goddess.", "Ancient Greek goddess of war"),
-            "Who is Athena?",
-        ),
-        (article("Theism", "Theism is a belief.", "Belief in a god"), "What is Theism?"),
-        (article("Set", "In mathematics, a set is a group.", "Group"), "What is Set?"),
-    ],
-)
-def test_stems(given: Document, expected: str) -> None:
-    assert stem(given) == expected
+def test_stems() -> None:
+    for expected, title, text, description, *topic in (
+        ("Who was Ada Lovelace?", "Ada Lovelace", "Ada Lovelace was a writer.", "Writer", "People"),
+        ("Who were The Supremes?", "The Supremes", "The Supremes were a group.", "Group", "People"),
+        ("What is a comet?", "Comet", "A comet is a small body.", "Small body"),
+        ("What was the Iran–Iraq War?", "Iran–Iraq War", "The Iran–Iraq War was a war.", "War"),
+        ("Who is Athena?", "Athena", "Athena is a goddess.", "Ancient Greek goddess of war"),
+        ("What is Theism?", "Theism", "Theism is a belief.", "Belief in a god"),
+        ("What is Set?", "Set", "In mathematics, a set is a group.", "Group"),
+    ):
+        assert made.stem(article(title, text, description, *topic)) == expected
 
 
 def test_a_choice_masks_its_own_title() -> None:
@@ -146,19 +114,17 @@ def test_a_choice_masks_its_own_title() -> None:
 
 
 def test_a_wrong_choice_never_names_the_article() -> None:
-    many = [
-        article(f"Thing {i}", f"Thing {i} is.", f"Next to Oran, number {i}") for i in range(200)
-    ]
+    next_to = "Next to Oran, number"
+    many = [article(f"Thing {i}", f"Thing {i} is.", f"{next_to} {i}") for i in range(200)]
     questions = generated_questions([*many, article("Oran", "Oran is a city.", "City in Algeria")])
     assert "Oran" not in {q.id for q in questions} and len(questions) >= 200
 
 
 def test_layout_without_an_answer() -> None:
-    assert layout("Why?", "wxyz", None) == "Question: Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
-    refuses(ValueError, "zip", layout, "Why?", "wxy", None)
+    asked = made.layout("Why?", "wxyz", None)
+    assert asked == "Question: Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    refuses(ValueError, "zip", made.layout, "Why?", "wxy", None)
 
-
-# MMLU
 
 PROMPT = (
     "The following are multiple choice questions (with answers) about arts.\n\n"
@@ -172,16 +138,14 @@ def lm_eval(own_cache: object, monkeypatch: pytest.MonkeyPatch):
     """Put a synthetic wheel with the given prompts into the cache, pinned by its own hash."""
 
     def put(prompts: dict[str, str]) -> None:
-        path = fetch.wheel_path(fetch.PACKAGES["lm-eval"])
+        package, name = fetch.PACKAGES["lm-eval"], "mmlu/flan_cot_fewshot/_cot_prompts.json"
+        path = fetch.wheel_path(package)
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(
-                "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json", json.dumps(prompts)
-            )
+            archive.writestr(f"lm_eval/tasks/{name}", json.dumps(prompts))
         pinned = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(
-            fetch.PACKAGES, "lm-eval", dataclasses.replace(fetch.PACKAGES["lm-eval"], sha256=pinned)
-        )
+        own = dataclasses.replace(package, sha256=pinned)
+        monkeypatch.setitem(fetch.PACKAGES, "lm-eval", own)
 
     return put
 
@@ -189,22 +153,17 @@ def lm_eval(own_cache: object, monkeypatch: pytest.MonkeyPatch):
 def test_mmlu_questions_lose_their_worked_answers(lm_eval) -> None:
     lm_eval({"arts": PROMPT, "aardvarks": PROMPT})
     questions = mmlu_dev_questions(log=lambda line: pytest.fail(line))
-    assert [(q.id, q.topic, q.domain) for q in questions] == [
-        ("aardvarks/1", "aardvarks", "mmlu"),
-        ("aardvarks/2", "aardvarks", "mmlu"),
-        ("arts/1", "arts", "mmlu"),
-        ("arts/2", "arts", "mmlu"),
-    ]
-    assert questions[2].text == (
-        "Question: Which is\nfirst?\nA. one\nB. two\nC. three\nD. four (4)\nAnswer:"
-    )
+    named = [(f"{topic}/{i}", topic, "mmlu") for topic in ("aardvarks", "arts") for i in (1, 2)]
+    assert [(q.id, q.topic, q.domain) for q in questions] == named
+    first = "Question: Which is\nfirst?\nA. one\nB. two\nC. three\nD. four (4)\nAnswer:"
+    assert questions[2].text == first
     assert questions[3].text == "Question: A has no mark:\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
     assert all(is_held_out("mmlu", q.work) for q in questions)
 
 
 def test_mmlu_of_another_layout_is_refused(lm_eval) -> None:
     lm_eval({"arts": "Q: What?\n(A) one\nA: Let's think."})
-    refuses(CorpusError, "question 1 of arts", read_mmlu)
+    refuses(CorpusError, "question 1 of arts", made.read_mmlu)
 
 
 def test_mmlu_that_cannot_be_had_says_why(own_cache, monkeypatch) -> None:
@@ -215,9 +174,6 @@ def test_mmlu_that_cannot_be_had_says_why(own_cache, monkeypatch) -> None:
     monkeypatch.setattr(fetch, "run_pip", offline)
     with pytest.raises(CorpusError, match=r"the MMLU questions need lm-eval .*no network"):
         mmlu_dev_questions(log=lambda line: None)
-
-
-# The real text
 
 
 @pytest.mark.corpus
@@ -239,9 +195,7 @@ def test_real_generated_questions() -> None:
     words = Counter(q.text.split()[1] for q in questions)
     assert words["Who"] > 1_500 and words["What"] > 6_000
     for question in questions:
-        match = LAYOUT.fullmatch(question.text)
-        assert match is not None
-        title = question.id.casefold()
+        match, title = read(question), question.id.casefold()
         assert title in match[3].casefold()
         # The title is in the stem and nowhere else, as a word of its own.
         named = re.compile(rf"(?<!\w){re.escape(title)}(?!\w)")

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -127,12 +128,9 @@ def heldout(studied):
 
 def test_writes_everything_and_nothing_else(studied):
     names = {p.name for p in studied.parent.iterdir()}
-    assert studied.name == "report.html"
-    assert {"report.html", "summary.json", "trace"} <= names
-    figures = (
-        "load load-by-depth topics skew colon full-stop information coactivation paths repeats"
-    )
-    assert {f"{name}.png" for name in figures.split()} <= names
+    assert studied.name == "report.html" and {"report.html", "summary.json", "trace"} <= names
+    drawn = "load load-by-depth topics skew colon full-stop information coactivation paths repeats"
+    assert {f"{name}.png" for name in drawn.split()} <= names
     assert not [name for name in names if name.endswith(".tmp")]
 
 
@@ -182,7 +180,7 @@ def test_summary_is_plain_json(studied, corpus):
 
 
 @pytest.fixture
-def recorded(monkeypatch) -> list[int]:
+def recorded(monkeypatch, offline) -> list[int]:
     """Tokens of every recording that is made, of the model and of random weights."""
     made: list[int] = []
     record = sets.record_documents
@@ -195,9 +193,7 @@ def recorded(monkeypatch) -> list[int]:
     return made
 
 
-def test_trace_is_used_again_only_for_the_same_study(
-    studied, checkpoint, offline, tmp_path, recorded
-):
+def test_trace_is_used_again_only_for_the_same_study(studied, checkpoint, tmp_path, recorded):
     """One of another text, of other options, or a damaged one is replaced: held-out text is read in minutes."""
     found = find_minimoe(checkpoint)
     folder = tmp_path / "trace"
@@ -357,27 +353,24 @@ def test_without_mmlu_the_page_says_why_and_a_statistic_is_one_file_and_its_word
     assert len(summary["control"]["in-use"]) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sets, "load_corpus", lambda *_, **__: pytest.fail("worked before looking at the folder")
-    )
+def test_bad_input_and_a_folder_that_cannot_be_written_are_found_first(
+    checkpoint, tmp_path, monkeypatch
+):
+    worked = lambda *_, **__: pytest.fail("worked before looking at the folder")  # noqa: E731
+    monkeypatch.setattr(sets, "load_corpus", worked)
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
     refuses(MinimoeError, "file", run_study, checkpoint, blocked / "study", progress=False)
 
-
-def test_bad_input(tmp_path, checkpoint):
-    with pytest.raises(CheckpointError):
-        run_study("no-such-model", tmp_path, progress=False)
-    with pytest.raises(MinimoeError, match="max_tokens"):
-        run_study(checkpoint, tmp_path, max_tokens=0, progress=False)
+    refuses(CheckpointError, "no-such-model", run_study, "no-such-model", tmp_path, progress=False)
+    study = functools.partial(run_study, checkpoint, tmp_path, progress=False)
+    refuses(MinimoeError, "max_tokens", study, max_tokens=0)
 
 
 def test_three_layers_and_topics():
     assert three_layers(tuple(range(1, 33))) == (1, 16, 32)
     assert three_layers((1, 2, 3, 4, 5, 6)) == (1, 3, 6)
-    assert three_layers((1, 2)) == (1, 2) and three_layers((4,)) == (4,)
-    assert three_layers((2, 4, 6)) == (2, 4, 6)
+    assert all(three_layers(few) == few for few in ((1, 2), (4,), (2, 4, 6)))
     assert chosen_topics(dict.fromkeys(TOPICS, 60)) == TOPICS[2:]
     assert chosen_topics({"A": 3, "B": 9, "C": 9, "D": 1}) == ("B", "C", "A")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,31 +16,20 @@ from minimoe.study.trace import RoutingTrace, TraceDocument, TraceWriter
 from tests.small import refuses, same_trace
 
 ARRAYS = ("token", "document", "position", "expert", "weight")
-DOCUMENTS = (
-    TraceDocument("law", "a", "tax"),
-    TraceDocument("drama", "b", None),
-    TraceDocument("law", "c", "land"),
-)
+LAW, DRAMA = TraceDocument("law", "a", "tax"), TraceDocument("drama", "b", None)
+DOCUMENTS = (LAW, DRAMA, TraceDocument("law", "c", "land"))
+# of the first layer, and of the second; a column is a token, the last of which is padding
+FIRST = [[0, 1], [1, 0], [3, 2], [0, 2], [2, 1], [-1, -1]]
+SECOND = [[2, 3], [3, 2], [0, 2], [1, 0], [1, 3], [-1, -1]]
 
 
 def small_trace() -> RoutingTrace:
     """Three documents of 3, 1 and 2 tokens; layers 1 and 3; 2 of 4 experts; the last token is padding."""
-    expert = np.array(
-        [
-            [[0, 1], [2, 3]],
-            [[1, 0], [3, 2]],
-            [[3, 2], [0, 2]],
-            [[0, 2], [1, 0]],
-            [[2, 1], [1, 3]],
-            [[-1, -1], [-1, -1]],
-        ],
-        dtype=np.int16,
-    )
     return RoutingTrace(
         token=np.array([7, 8, 7, 9, 7, -1], dtype=np.int32),
         document=np.array([0, 0, 0, 1, 2, 2], dtype=np.int32),
         position=np.array([0, 1, 2, 0, 0, 1], dtype=np.int32),
-        expert=expert,
+        expert=np.stack([FIRST, SECOND], axis=1).astype(np.int16),
         weight=np.linspace(0, 1, 24, dtype=np.float32).reshape(6, 2, 2),
         documents=DOCUMENTS,
         num_experts=4,
@@ -47,10 +38,15 @@ def small_trace() -> RoutingTrace:
     )
 
 
+def every(*experts: int) -> dict[str, np.ndarray]:
+    """These experts for every token in every layer."""
+    weight = np.ones((6, 2, len(experts)))
+    return {"expert": np.tile(np.array(experts), (6, 2, 1)), "weight": weight}
+
+
 def test_properties() -> None:
     trace = small_trace()
-    assert len(trace) == 6
-    assert trace.experts_per_token == 2
+    assert len(trace) == 6 and trace.experts_per_token == 2
     assert trace.domains == ("law", "drama")
     assert trace.domain.tolist() == [0, 0, 0, 1, 0, 0]
     assert trace.layer(3)[0].tolist() == [2, 3]
@@ -59,26 +55,20 @@ def test_properties() -> None:
 
 def test_select_renumbers_documents() -> None:
     law = small_trace().select(domains=["law"])
-    assert law.documents == (DOCUMENTS[0], DOCUMENTS[2])
+    assert law.documents == DOCUMENTS[::2]
     assert law.document.tolist() == [0, 0, 0, 1, 1]
     assert law.token.tolist() == [7, 8, 7, 7, -1]
-    assert small_trace().select(
-        domains=["law"], documents=np.array([True, True, False])
-    ).documents == (DOCUMENTS[0],)
+    both = small_trace().select(domains=["law"], documents=np.array([True, True, False]))
+    assert both.documents == (LAW,)
     assert len(small_trace().select(documents=np.zeros(3, dtype=bool))) == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"domains": ["law", "cookery"]}, "unknown domain cookery; the trace has: law, drama"),
-        ({"documents": [0, 1, 2]}, "boolean mask of 3 documents"),
-        ({"documents": [True, False]}, "boolean mask of 3 documents"),
-    ],
-)
-def test_select_refuses(arguments: dict, message: str) -> None:
-    with pytest.raises(TraceError, match=message):
-        small_trace().select(**arguments)
+def test_select_refuses() -> None:
+    select: Any = small_trace().select
+    unknown = "unknown domain cookery; the trace has: law, drama"
+    refuses(TraceError, unknown, select, domains=["law", "cookery"])
+    for documents in ([0, 1, 2], [True, False]):
+        refuses(TraceError, "boolean mask of 3 documents", select, documents=documents)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +80,7 @@ def test_select_refuses(arguments: dict, message: str) -> None:
         ({"expert": np.zeros((6, 3, 1), np.int16)}, "expert has shape"),
         ({"weight": np.zeros((6, 2, 1), np.float32)}, "weight has shape"),
         ({"weight": np.zeros((6, 2, 2), np.int32)}, "weight is int32, expected floating point"),
-        (
-            {"weight": np.full((6, 2, 2), np.nan, np.float32)},
-            "weight holds values that are not finite",
-        ),
+        ({"weight": np.full((6, 2, 2), np.nan, np.float32)}, "weight holds values that are not"),
         ({"token": np.zeros(6)}, "token is float64, expected integers"),
         ({"token": np.full(6, 2**31)}, "token runs from"),
         ({"document": np.full(6, 3, np.int32)}, "document runs from 3 to 3, expected 0 to 2"),
@@ -103,30 +90,18 @@ def test_select_refuses(arguments: dict, message: str) -> None:
         ({"num_experts": 0}, "num_experts is 0"),
         ({"layers": (3, 1)}, "layers are"),
         ({"layers": (0, 1)}, "layers are"),
-        ({"expert": np.ones((6, 2, 2), np.int16)}, "chose one expert twice"),
-        ({"documents": (DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[0])}, "share a domain and an id"),
+        *((every(*x), "chose one expert twice") for x in ((1, 1), (0, 0, 2), (0, 2, 2), (0, 2, 0))),
+        ({"documents": (LAW, DRAMA, LAW)}, "share a domain and an id"),
     ],
 )
 def test_refuses_what_does_not_fit(change: dict, message: str) -> None:
     refuses(TraceError, message, replace, small_trace(), **change)
 
 
-@pytest.mark.parametrize("choices", [[0, 0, 2], [0, 2, 2], [0, 2, 0]])
-def test_refuses_one_expert_twice_in_whatever_places(choices: list[int]) -> None:
-    three = {
-        "expert": np.tile(np.array(choices, np.int16), (6, 2, 1)),
-        "weight": np.ones((6, 2, 3), np.float32),
-    }
-    refuses(TraceError, "chose one expert twice", replace, small_trace(), **three)
-
-
 def test_converts_integers_that_fit() -> None:
-    trace = replace(
-        small_trace(),
-        token=np.array([7, 8, 7, 9, 7, -1]),
-        expert=small_trace().expert.astype(np.int64),
-    )
-    assert same_trace(trace, small_trace())
+    trace = small_trace()
+    wide = {name: getattr(trace, name).astype(np.int64) for name in ("token", "expert")}
+    assert same_trace(replace(trace, **wide), trace)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -163,12 +138,9 @@ def test_load_refuses_and_names_the_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "foreign.npz", weights=np.ones(3))
     np.save(tmp_path / "bare.npy", np.ones(3))
     arrays = {name: getattr(small_trace(), name) for name in ARRAYS}
-    headers = {
-        "other": b'{"format": "x", "version": 1}',
-        "version": b'{"format": "minimoe-routing-trace", "version": 99}',
-        "list": b"[]",
-        "text": b"nonsense",
-    }
+    newer = b'{"format": "minimoe-routing-trace", "version": 99}'
+    headers = {"other": b'{"format": "x", "version": 1}', "version": newer}
+    headers |= {"list": b"[]", "text": b"nonsense"}
     for name, header in headers.items():
         np.savez(tmp_path / f"{name}.npz", header=np.frombuffer(header, np.uint8), **arrays)
     np.savez(tmp_path / "objects.npz", header=np.array([{"a": 1}], dtype=object), **arrays)
@@ -186,25 +158,21 @@ def test_load_refuses_and_names_the_file(tmp_path: Path) -> None:
         *(tmp_path / f"{name}.npz" for name in headers),
     ]
     for path in bad:
-        with pytest.raises(TraceError) as error:
-            RoutingTrace.load(path)
-        assert str(path) in str(error.value), path
+        refuses(TraceError, re.escape(str(path)), RoutingTrace.load, path)
 
 
 def test_damage_is_found_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     small_trace().save(path)
     good = path.read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
+    rng, refused = np.random.default_rng(0), 0
     for place in rng.choice(len(good), size=200, replace=False):
         damaged = bytearray(good)
         damaged[place] ^= int(rng.integers(1, 256))
         path.write_bytes(bytes(damaged))
         try:
-            assert same_trace(
-                RoutingTrace.load(path), small_trace()
-            )  # a date or a comment of the zip
+            # a date or a comment of the zip
+            assert same_trace(RoutingTrace.load(path), small_trace())
         except TraceError:
             refused += 1
     assert refused > 100
@@ -218,17 +186,14 @@ def test_load_never_unpickles(tmp_path: Path) -> None:
     (tmp_path / "bomb.npz").write_bytes(pickle.dumps(Bomb()))
     np.savez(tmp_path / "inside.npz", header=np.array([Bomb()], dtype=object))
     for name in ("bomb.npz", "inside.npz"):
-        with pytest.raises(TraceError):
-            RoutingTrace.load(tmp_path / name)
+        refuses(TraceError, name, RoutingTrace.load, tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_concat_joins_documents_cut_in_two() -> None:
     trace = small_trace()
-    rows = [
-        replace(trace, **{name: getattr(trace, name)[part] for name in ARRAYS})
-        for part in (slice(0, 2), slice(2, 6))
-    ]
+    parts = [{name: getattr(trace, name)[at] for name in ARRAYS} for at in (np.s_[:2], np.s_[2:])]
+    rows = [replace(trace, **part) for part in parts]
     assert same_trace(RoutingTrace.concat(rows), trace)
     # the second half may know its documents in another order
     other = rows[1].select(documents=np.array([True, True, True]))
