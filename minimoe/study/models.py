@@ -70,9 +70,7 @@ def _find_transformers(
         if not local:  # read off the cache into which the configuration has just come
             hub: Any = importlib.import_module("huggingface_hub")
             cached = hub.try_to_load_from_cache(source, "config.json", revision=revision or "main")
-            if not isinstance(
-                cached, str
-            ):  # a recording could not be told from one of other weights
+            if not isinstance(cached, str):  # without it, recordings of other weights look the same
                 raise CheckpointError(
                     f"the commit of {source} cannot be read off the hub's cache; download the model and give its folder"
                 )

@@ -9,7 +9,6 @@ import dataclasses
 import html
 import importlib
 import json
-import platform
 import re
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from minimoe.study.engines.server import Server
 from minimoe.study.models import FoundModel, Stages, find_minimoe, kind_of
 from minimoe.study.record import record_documents, spans
 from minimoe.study.trace import RoutingTrace
-from minimoe.train.environment import processor_name, today
+from minimoe.train.environment import provenance, today
 
 
 def run_study(
@@ -216,9 +215,8 @@ def material(trace: RoutingTrace, asked: bool, titles: Mapping[str, str]) -> lis
 
 def surroundings() -> dict[str, str]:
     """The machine and the libraries."""
-    versions = {"minimoe": __version__, "torch": torch.__version__, "numpy": np.__version__}
-    machine = {"hardware": processor_name(), "threads": str(torch.get_num_threads())}
-    return machine | versions | {"python": platform.python_version()}
+    here = {k: str(v) for k, v in provenance(torch.device("cpu")).items() if k != "device"}
+    return here | {"minimoe": __version__, "numpy": np.__version__}
 
 
 def trimmed(m: ms.Measurements) -> dict[str, Any]:
