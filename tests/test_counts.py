@@ -78,10 +78,8 @@ def test_a_table_and_the_trace_it_was_counted_from_say_the_same():
     table = CountTable.of(trace)
     assert table.layers == (3, 4) and table.domains == ("a", "b") and table.num_tokens.sum() == 4000
     for layer in table.layers:
-        expert = trace.layer(layer)
-        assert table.load(layer).value == pytest.approx(
-            np.bincount(expert.ravel()).max() / np.bincount(expert.ravel()).min()
-        )
+        held = np.bincount(trace.layer(layer).ravel())
+        assert table.load(layer).value == pytest.approx(held.max() / held.min())
         told, by_token = table.information(layer), table.at(layer).sum(axis=0)
         assert mutual_information(by_token) > 0.02  # what counting alone would say of chance
         assert abs(told["token"]) < 0.01 and abs(told["domain"]) < 0.001
@@ -189,17 +187,13 @@ def test_a_trace_whose_documents_are_known_gets_intervals(tmp_path, capsys):
             assert ("token" in row) == ids and ("I(token) –" in said) != ids
 
 
-# Random routers beside the model's own
-
-
 def test_random_routers_read_the_states_that_the_routers_read():
     model: Any = tiny_model().eval()
     ids = random_ids(2, 9)
     states: dict[int, torch.Tensor] = {}
     for n in (1, 2):
-        model.layers[n - 1].mlp.register_forward_pre_hook(
-            lambda _, args, n=n: states.update({n: args[0]})
-        )
+        keep = lambda _, args, n=n: states.update({n: args[0]})  # noqa: E731
+        model.layers[n - 1].mlp.register_forward_pre_hook(keep)
     with torch.no_grad(), RoutingRecorder(tiny_model().eval()) as plain:
         without_control: Any = plain.model
         without_control(ids)
@@ -213,8 +207,7 @@ def test_random_routers_read_the_states_that_the_routers_read():
     assert (got.control[:, 0] == routers._chosen[1].numpy()).all()
     assert (got.control != got.expert).any()
     # the rows keep their norms
-    norms = routers._drawn[1].norm(dim=1)
-    torch.testing.assert_close(norms, gate.norm(dim=1))
+    torch.testing.assert_close(routers._drawn[1].norm(dim=1), gate.norm(dim=1))
 
 
 def test_the_control_is_stored_and_selected_with_the_trace(tmp_path):

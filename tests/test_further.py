@@ -100,11 +100,9 @@ def test_ranks_and_evenness() -> None:
 
 
 def test_usual_experts_are_read_elsewhere_and_unseen_ids_keep_their_own() -> None:
-    token = torch.tensor([4, 4, 4, 7])
-    expert = torch.tensor([[0, 2], [2, 1], [2, 0], [3, 4]])
-    usual = fu.usual_experts(
-        token, expert, torch.tensor([4, 7, 9]), torch.tensor([[1, 1], [1, 2], [4, 3]]), 5
-    )
+    read = torch.tensor([4, 4, 4, 7]), torch.tensor([[0, 2], [2, 1], [2, 0], [3, 4]])
+    asked = torch.tensor([4, 7, 9]), torch.tensor([[1, 1], [1, 2], [4, 3]])
+    usual = fu.usual_experts(*read, *asked, 5)
     assert [set(row) for row in usual.tolist()] == [{0, 2}, {3, 4}, {3, 4}]
 
 
@@ -116,11 +114,9 @@ def test_every_change_is_priced_by_works() -> None:
     by = {(r.change, r.layer): r.loss for r in rows}
     everywhere = by["every expert's tokens to the next expert", None]
     texts = ids.flatten(0, 1)
-    moved = (
-        losses(model, texts, {1: fu.renumbered, 2: fu.renumbered})
-        - fu.token_losses(model, texts)[0]
-    )
-    assert everywhere.value == pytest.approx(float(moved.mean()), abs=1e-6)
+    renumbered = losses(model, texts, {1: fu.renumbered, 2: fu.renumbered})
+    moved = float((renumbered - fu.token_losses(model, texts)[0]).mean())
+    assert everywhere.value == pytest.approx(moved, abs=1e-6)
     assert everywhere.low < everywhere.value < everywhere.high
     # a work of several texts is one unit, and few works give no interval
     few = fu.counterfactuals(model, ids, work // 2, random_ids(8, 10), layers=(1,))
@@ -132,8 +128,8 @@ def test_every_change_is_priced_by_works() -> None:
 
 def test_saturation_is_one_at_the_end_and_chance_where_routing_starts_anew() -> None:
     rng = np.random.default_rng(0)
-    final = np.argsort(rng.random((4000, 2, E)) * np.r_[3.0, np.ones(E - 1)], axis=2)[..., -3:]
-    anew = np.argsort(rng.random((4000, 2, E)) * np.r_[3.0, np.ones(E - 1)], axis=2)[..., -3:]
+    scores = rng.random((2, 4000, 2, E)) * np.r_[3.0, np.ones(E - 1)]
+    final, anew = np.argsort(scores, axis=3)[..., -3:]
     half = np.where(np.arange(4000)[:, None, None] % 2, final, anew)
     seen = fu.saturation(np.array([0, 5, 10]), np.stack([anew, half, final[..., ::-1]]), 10, E)
     assert seen.overlap[-1].tolist() == [1, 1]  # the order of a set does not matter
@@ -146,23 +142,17 @@ def test_saturation_is_one_at_the_end_and_chance_where_routing_starts_anew() -> 
         fu.saturation(np.arange(2), every, 3, E)
 
 
-def topical(seed: int, effect: float = 0.0, concentration: float = 40.0):
-    trace = simulate(
-        seed, works=60, words=20, effect=effect, word_effect=1.0, concentration=concentration
-    )
+def topical(seed: int, **changes: float):
+    trace = simulate(seed, works=60, words=20, **{"word_effect": 1.0, **changes})  # pyright: ignore
     documents = tuple(TraceDocument("wiki", d.id, d.domain) for d in trace.documents)
     return dataclasses.replace(trace, documents=documents)
 
 
-def test_a_token_takes_other_experts_where_topics_move_them_and_not_where_documents_only_differ() -> (
-    None
-):
+def test_a_token_takes_other_experts_where_topics_move_them_not_where_documents_differ() -> None:
     assert fu.meaning(topical(1, effect=1.5), 1).difference.p <= 0.01
     # documents with loads of their own, alike in every topic
-    alarms = [
-        fu.meaning(topical(s, concentration=15), 1, draws=39).difference.p <= 0.05
-        for s in range(60)
-    ]
+    alike = (topical(seed, concentration=15) for seed in range(60))
+    alarms = [fu.meaning(trace, 1, draws=39).difference.p <= 0.05 for trace in alike]
     assert np.mean(alarms) <= 0.05 + 3.3 * np.sqrt(0.05 * 0.95 / 60)
 
 
@@ -171,9 +161,8 @@ def test_overlap_is_that_of_all_pairs_of_documents(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fu, "HOLDERS", 5)
     found = fu.meaning(trace, 1, draws=5)
     chosen: dict[tuple[int, int], list[np.ndarray]] = {}
-    for token, document, expert in zip(
-        trace.token, trace.document, trace.expert[:, 0], strict=True
-    ):
+    rows = zip(trace.token, trace.document, trace.expert[:, 0], strict=True)
+    for token, document, expert in rows:
         chosen.setdefault((token, document), []).append(np.isin(np.arange(E), expert))
     same, other, holders = [], [], []
     for token in range(20):
@@ -188,14 +177,13 @@ def test_overlap_is_that_of_all_pairs_of_documents(monkeypatch: pytest.MonkeyPat
     assert found.tokens == 20
     assert found.same == pytest.approx(np.average(same, weights=holders))
     assert found.other == pytest.approx(np.average(other, weights=holders))
-    with pytest.raises(TraceError, match="no token stands in 500 documents"):
-        monkeypatch.setattr(fu, "HOLDERS", 500)
-        fu.meaning(trace, 1)
+    monkeypatch.setattr(fu, "HOLDERS", 500)
+    refuses(TraceError, "no token stands in 500 documents", fu.meaning, trace, 1)
     refuses(TraceError, "no document of the trace has a topic", fu.meaning, simulate(0, works=8), 1)
-    one = [d._replace(topic="one") for d in trace.documents]
-    with pytest.raises(TraceError, match="no token stands in documents of one topic and of two"):
-        monkeypatch.setattr(fu, "HOLDERS", 5)
-        fu.meaning(dataclasses.replace(trace, documents=tuple(one)), 1)
+    monkeypatch.setattr(fu, "HOLDERS", 5)
+    one = tuple(d._replace(topic="one") for d in trace.documents)
+    alone = "no token stands in documents of one topic and of two"
+    refuses(TraceError, alone, fu.meaning, dataclasses.replace(trace, documents=one), 1)
 
 
 def test_three_keys_of_one_text() -> None:

@@ -18,21 +18,8 @@ from minimoe.errors import MinimoeError
 from minimoe.experts import Experts
 from minimoe.kernels.function import triton
 from minimoe.routing import Routing, limit_capacity
-from tests.triton_cases import (
-    CASES,
-    ROUTERS,
-    TOLERANCE,
-    compare,
-    compare_case,
-    compare_dropped,
-    compare_router,
-    compare_strides,
-    gradients,
-    make_case,
-    make_experts,
-    poison,
-    random_choice,
-)
+from tests import triton_cases as cases
+from tests.triton_cases import compare, gradients, make_case, make_experts, poison, random_choice
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,9 +31,9 @@ Case = tuple[Tensor, Routing, Experts]
 
 
 @types
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases.CASES)
 def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
-    compare_case(case, 64, 96, dtype, "cuda")
+    cases.compare_case(case, 64, 96, dtype, "cuda")
 
 
 @types
@@ -66,19 +53,19 @@ def test_trap_17_tiles_of_every_height(mean: int, skew: float, dtype: torch.dtyp
 
 @types
 def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
-    compare_strides(50, 64, 48, dtype, "cuda")
+    cases.compare_strides(50, 64, 48, dtype, "cuda")
 
 
 @types
 def test_trap_14_what_is_dropped_gives_zero_and_no_gradient(dtype: torch.dtype) -> None:
     case = make_case(random_choice(200, 8, 2), 8, 64, 96, dtype, "cuda")
     for capacity in (0, 20):
-        compare_dropped(*case, capacity)
+        cases.compare_dropped(*case, capacity)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", cases.ROUTERS)
 def test_the_router_gets_the_same_gradient_as_from_loop(name: str) -> None:
-    compare_router(name, 90, 64, 8, 96, "cuda")
+    cases.compare_router(name, 90, 64, 8, 96, "cuda")
 
 
 def test_ten_thousand_random_routings() -> None:
@@ -108,7 +95,7 @@ def test_ten_thousand_random_routings() -> None:
         with torch.no_grad():
             y, expected = triton(x, routing, experts).float(), loop(x.float(), routing, exact[key])
         scale = max(1e-3, float(expected.square().mean().sqrt()))
-        tolerance = TOLERANCE[HALF]
+        tolerance = cases.TOLERANCE[HALF]
         close: Any = {"atol": tolerance, "rtol": tolerance, "msg": lambda m, i=i: f"{i}: {m}"}
         torch.testing.assert_close(y / scale, expected / scale, **close)
 

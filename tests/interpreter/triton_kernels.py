@@ -4,6 +4,7 @@ Run by tests/test_triton_interpreter.py, or with TRITON_INTERPRET=1 set.
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,20 +15,10 @@ from torch import Tensor
 from minimoe.dispatch import plan
 from minimoe.errors import ConfigError
 from minimoe.kernels import plan as plan_module
-from minimoe.kernels import tiles
+from minimoe.kernels import products, tiles
 from minimoe.kernels.combine import combine, combine_spec
 from minimoe.kernels.decode import decode, decode_spec
 from minimoe.kernels.plan import TilePlan, plan_tiles, plan_tiles_spec, tile_bound
-from minimoe.kernels.products import (
-    hidden_gradient,
-    hidden_gradient_spec,
-    rows_times_weight,
-    rows_times_weight_spec,
-    up,
-    up_spec,
-    weight_gradient,
-    weight_gradient_spec,
-)
 from minimoe.routing import Routing, limit_capacity
 from tests.small import refuses
 from tests.triton_cases import TOLERANCE, make_case, poison, random_choice
@@ -107,20 +98,16 @@ def test_plan_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=40), st.sampled_from([16, 32, 64, 128]))
-def test_the_bound_on_tiles_is_never_too_low(counts: list[int], rows: int) -> None:
+def test_the_bound_on_tiles_is_never_too_low_and_is_reached(counts: list[int], rows: int) -> None:
     needed = sum(-(-c // rows) for c in counts)
     assert needed <= tile_bound(sum(counts), len(counts), rows)
-
-
-def test_the_bound_on_tiles_is_reached() -> None:
     assert tile_bound(3, 8, 16) == 3  # one row each
     assert tile_bound(4 + 3 * 16, 4, 16) == 4 + 3  # one row in a tile of its own for each expert
 
 
 def test_rows_of_a_tile_follow_the_mean_rows_of_an_expert() -> None:
-    assert [tiles.block_m(n, 8) for n in (1, 128, 129, 256, 257, 1023, 1024, 10**6)] == [
-        16, 16, 32, 32, 64, 64, 128, 128,
-    ]  # fmt: skip
+    for rows, counts in ((16, (1, 128)), (32, (129, 256)), (64, (257, 1023)), (128, (1024, 10**6))):
+        assert [tiles.block_m(n, 8) for n in counts] == [rows, rows]
 
 
 def near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -131,11 +118,8 @@ def near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     )
 
 
-CASES = {
-    "narrow": (9, 4, 2, 16, 48, 16),
-    "wide": (5, 3, 1, 80, 64, 16),
-    "tall": (40, 2, 1, 32, 16, 64),
-}
+NARROW, WIDE, TALL = (9, 4, 2, 16, 48, 16), (5, 3, 1, 80, 64, 16), (40, 2, 1, 32, 16, 64)
+CASES = {"narrow": NARROW, "wide": WIDE, "tall": TALL}
 
 
 @pytest.fixture(params=CASES)
@@ -172,13 +156,17 @@ def on_rows(made: Made, width: int) -> Tensor:
     return rows.to(x.dtype)
 
 
+def both(name: str, *given: Any) -> tuple[Any, Any]:
+    """What a kernel gives, and its definition."""
+    return getattr(products, name)(*given), getattr(products, f"{name}_spec")(*given)
+
+
 def test_up(made: Made, dtype: torch.dtype) -> None:
     x, gate_up, _, _, plan, used = made
-    (a, h), (a_spec, h_spec) = up(x, gate_up, plan, True), up_spec(x, gate_up, plan, True)
-    assert h is not None and h_spec is not None
+    (a, h), (a_spec, h_spec) = both("up", x, gate_up, plan, True)
     near(a[:used], a_spec[:used], dtype)
     near(h[:used], h_spec[:used], dtype)
-    alone, nothing = up(x, gate_up, plan, False)
+    alone, nothing = products.up(x, gate_up, plan, False)
     assert nothing is None and torch.equal(alone[:used], a[:used])
 
 
@@ -186,15 +174,14 @@ def test_rows_times_weight(made: Made, dtype: torch.dtype) -> None:
     _, gate_up, down, _, plan, used = made
     for weight, transpose in ((down, True), (gate_up, False)):
         rows = on_rows(made, weight.shape[2 if transpose else 1])
-        got = rows_times_weight(rows, weight, plan, transpose)
-        near(got[:used], rows_times_weight_spec(rows, weight, plan, transpose)[:used], dtype)
+        got, expected = both("rows_times_weight", rows, weight, plan, transpose)
+        near(got[:used], expected[:used], dtype)
 
 
 def test_hidden_gradient(made: Made, dtype: torch.dtype) -> None:
     x, gate_up, down, routing, plan, used = made
     h = on_rows(made, gate_up.shape[1])
-    got = hidden_gradient(x, down, h, routing.weight, plan)
-    expected = hidden_gradient_spec(x, down, h, routing.weight, plan)
+    got, expected = both("hidden_gradient", x, down, h, routing.weight, plan)
     near(got[0][:used], expected[0][:used], dtype)
     near(got[1][:used], expected[1][:used], dtype)
     near(got[2], expected[2], dtype)
@@ -215,8 +202,7 @@ def test_weight_gradient(made: Made, dtype: torch.dtype, transpose: bool) -> Non
     x, gate_up, _, _, plan, _ = made
     rows = on_rows(made, gate_up.shape[1])
     poison()
-    got = weight_gradient(rows, x, plan, transpose)
-    near(got, weight_gradient_spec(rows, x, plan, transpose), dtype)
+    near(*both("weight_gradient", rows, x, plan, transpose), dtype)
 
 
 @pytest.mark.parametrize(("weighted", "listed"), [(True, False), (False, True)])

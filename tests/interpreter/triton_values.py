@@ -16,20 +16,9 @@ from minimoe.errors import MinimoeError
 from minimoe.kernels import tiles
 from minimoe.kernels.function import triton
 from minimoe.routing import Routing
-from tests.triton_cases import (
-    CASES,
-    ROUTERS,
-    compare,
-    compare_case,
-    compare_dropped,
-    compare_router,
-    compare_strides,
-    gradients,
-    make_case,
-    make_experts,
-    poison,
-    random_choice,
-)
+from tests import triton_cases as cases
+from tests.small import topk_routing
+from tests.triton_cases import compare, gradients, make_case, make_experts, poison, random_choice
 
 D, F = 16, 32
 TYPES = (torch.float32, torch.float16)
@@ -37,15 +26,17 @@ types = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
 
 # each shape in one of the types: each kernel by itself is tried in both, and on a GPU everything is
-@pytest.mark.parametrize(("case", "dtype"), [*zip(CASES, TYPES * 6, strict=False)], ids=str)
+@pytest.mark.parametrize(("case", "dtype"), [*zip(cases.CASES, TYPES * 6, strict=False)], ids=str)
 def test_trap_17_cases(case: str, dtype: torch.dtype) -> None:
-    compare_case(case, D, F, dtype)
+    cases.compare_case(case, D, F, dtype)
 
 
-@pytest.mark.parametrize(
-    ("d", "f", "dtype"),
-    [(48, 64, torch.float16), (80, 16, torch.float32), (64, 112, torch.float16)],
-)
+HALF, SINGLE = torch.float16, torch.float32
+WIDTHS = (48, 64, HALF), (80, 16, SINGLE), (64, 112, HALF)
+HEIGHTS = (32, 36, 2, HALF), (64, 40, 1, SINGLE), (128, 130, 1, HALF)
+
+
+@pytest.mark.parametrize(("d", "f", "dtype"), WIDTHS)
 def test_trap_17_widths_with_few_factors_of_two(d: int, f: int, dtype: torch.dtype) -> None:
     compare(*make_case(random_choice(3, 2, 1), 2, d, f, dtype))
 
@@ -58,10 +49,7 @@ def test_float16_without_the_copy_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     compare(x, routing, experts)
 
 
-@pytest.mark.parametrize(
-    ("rows", "t", "e", "dtype"),
-    [(32, 36, 2, torch.float16), (64, 40, 1, torch.float32), (128, 130, 1, torch.float16)],
-)
+@pytest.mark.parametrize(("rows", "t", "e", "dtype"), HEIGHTS)
 def test_trap_17_tiles_of_every_height(rows: int, t: int, e: int, dtype: torch.dtype) -> None:
     assert tiles.block_m(t, e) == rows
     compare(*make_case(random_choice(t, e, 1, skew=0.3), e, 16, 16, dtype))
@@ -69,7 +57,7 @@ def test_trap_17_tiles_of_every_height(rows: int, t: int, e: int, dtype: torch.d
 
 @types
 def test_trap_17_strides_of_every_kind(dtype: torch.dtype) -> None:
-    compare_strides(5, D, F, dtype)
+    cases.compare_strides(5, D, F, dtype)
 
 
 def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
@@ -78,9 +66,8 @@ def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
     flat = torch.zeros(1 + experts.down_proj.numel(), dtype=torch.float16)
     flat[1:] = experts.down_proj.detach().flatten()
     experts.down_proj.data = flat[1:].view(3, D, F)
-    experts.gate_up_proj.data = (
-        experts.gate_up_proj.data.transpose(1, 2).contiguous().transpose(1, 2)
-    )
+    transposed = experts.gate_up_proj.data.transpose(1, 2).contiguous()
+    experts.gate_up_proj.data = transposed.transpose(1, 2)
     assert experts.down_proj.data_ptr() % 16 and not experts.gate_up_proj.is_contiguous()
     assert torch.equal(triton(x, routing, experts), expected)
 
@@ -88,7 +75,7 @@ def test_trap_17_weights_need_be_neither_contiguous_nor_aligned() -> None:
 def test_trap_14_what_is_dropped_gives_zero_and_no_gradient() -> None:
     x, routing, experts = make_case(random_choice(12, 4, 2), 4, D, F, torch.float16)
     for capacity in (0, 3):
-        limited = compare_dropped(x, routing, experts, capacity)
+        limited = cases.compare_dropped(x, routing, experts, capacity)
     assert limited.kept is not None
     lost = ~limited.kept.view(-1, 2).any(1)
     nan = x.clone()
@@ -125,10 +112,7 @@ def test_trap_17_any_routing(dtype: torch.dtype, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@given(
-    st.integers(1, 90), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9),
-    st.integers(0, 2**20),
-)  # fmt: skip
+@given(*(st.integers(1, most) for most in (90, 12, 12, 9, 9)), st.integers(0, 2**20))
 @settings(max_examples=100, deadline=None)
 @types
 def test_trap_17_a_hundred_layers(dtype, t, e, k, d, f, seed) -> None:
@@ -136,9 +120,9 @@ def test_trap_17_a_hundred_layers(dtype, t, e, k, d, f, seed) -> None:
     compare(*make_case(choice, e, 16 * d, 16 * f, dtype, seed=seed))
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", cases.ROUTERS)
 def test_the_router_gets_the_same_gradient_as_from_loop(name: str) -> None:
-    compare_router(name, 5, D, 3, 16)
+    cases.compare_router(name, 5, D, 3, 16)
 
 
 def test_gradients_only_where_they_are_wanted() -> None:
@@ -189,13 +173,10 @@ def test_trap_16_a_row_alone_equals_the_row_in_its_batch() -> None:
     with torch.no_grad():
         together = triton(x, routing, experts)
         for t in (0, 7, 19):
-            one = Routing(
-                torch.zeros(2, dtype=torch.int64), routing.expert.view(-1, 2)[t],
-                routing.weight.view(-1, 2)[t], (1, 4), k=2,
-            )  # fmt: skip
-            torch.testing.assert_close(
-                triton(x[t : t + 1], one, experts)[0], together[t], atol=1e-5, rtol=1e-5
-            )
+            own, row = slice(2 * t, 2 * t + 2), slice(t, t + 1)
+            one = topk_routing(routing.expert[own][None], routing.weight[own], 4)
+            alone = triton(x[row], one, experts)
+            torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=1e-5)
 
 
 def test_trap_19_combine_accumulates_in_float32() -> None:
