@@ -33,9 +33,8 @@ def test_a_step_trains() -> None:
 def test_the_result_is_json_and_the_table_says_the_same(capsys, monkeypatch) -> None:
     # the clock is ours: a dense round takes 1 s, a sparse one 2, 1 and 4 s
     rounds = {"dense": [1.0, 1.0, 1.0], "sparse": [2.0, 1.0, 4.0]}
-    monkeypatch.setattr(
-        bench.timing, "in_turn", lambda *given, warm_up: rounds if warm_up == 5 else {}
-    )
+    in_turn = lambda *given, warm_up: rounds if warm_up == 5 else {}  # noqa: E731
+    monkeypatch.setattr(bench.timing, "in_turn", in_turn)
     result = bench.train_suite(Options(rounds=3, threads=1, tiny=True))
     assert json.loads(json.dumps(result)) == result
     quartiles = {"q1": 0.375, "q3": 0.75}

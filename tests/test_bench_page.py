@@ -42,22 +42,18 @@ def case(work: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def result() -> Any:
-    rows = [
-        row("transformers eager", 4.0, saved=5_000_000),
-        row("grouped", 2.4, saved=2_000_000),
-        row("dense", 2.0, saved=3_000_000),
-    ]
-    both = "forward+backward"
+    field = (
+        ("transformers eager", 4.0, 5_000_000),
+        ("grouped", 2.4, 2_000_000),
+        ("dense", 2.0, 3_000_000),
+    )
+    rows, both = [row(name, s, saved=held) for name, s, held in field], "forward+backward"
+    cases = [case("forward", *rows), case(both, *rows), case(both, *rows, load="skewed")]
+    goals = [make_goal("a", 1.15, 1.2, note="worst")]
     yield {
         "device": "cpu", "hardware": "a CPU", "torch": "2", "date": "today", "load_average": [1.5, 1, 1],
-        "load_average_after": [2.0, 1, 1], "thread_counts": [1],
-        "cases": [
-            case("forward", *rows),
-            case(both, *rows),
-            case(both, *rows, load="skewed"),
-            case("forward", *rows, tokens=1),
-        ],
-        "goals": [make_goal("a", 1.15, 1.2, note="worst"), make_goal("b", 520, at_most=False, unit="TFLOP/s")],
+        "load_average_after": [2.0, 1, 1], "thread_counts": [1], "cases": [*cases, case("forward", *rows, tokens=1)],
+        "goals": [*goals, make_goal("b", 520, at_most=False, unit="TFLOP/s")],
     }  # fmt: skip
     plt.close("all")
 
@@ -76,9 +72,8 @@ def test_ratios_are_drawn_as_stored_the_dense_layer_first(result: Any) -> None:
     figure = figures.ratios_to_dense(result, 1)
     forward, both = figure.axes
     assert points(forward) == points(both) == [1.0, 1.2, 2.0]
-    assert [t.get_text() for t in forward.get_yticklabels()] == [
-        "dense", "grouped", "transformers eager"
-    ]  # fmt: skip
+    labels = [t.get_text() for t in forward.get_yticklabels()]
+    assert labels == ["dense", "grouped", "transformers eager"]
     lines: list[Any] = [*forward.lines, *both.lines]
     goals = [line.get_xdata()[0] for line in lines if line.get_linestyle() == "--"]
     assert goals == [1.15, 1.25]
@@ -93,10 +88,8 @@ def test_memory_is_drawn_in_megabytes(result: Any) -> None:
 
 def test_choices_are_drawn_and_listed_beside_what_was_taken() -> None:
     def record(size: str, other: float) -> dict[str, Any]:
-        rows = [
-            {"way": "mine", "to_taken": spread(1.0)},
-            {"way": "other", "to_taken": spread(other)},
-        ]
+        ways = {"mine": 1.0, "other": other}
+        rows = [{"way": way, "to_taken": spread(ratio)} for way, ratio in ways.items()]
         return {"question": "how", "size": size, "taken": "mine", "rows": rows}
 
     result = {"choices": [record("small", 2.0), record("large", 3.0)]}
@@ -114,10 +107,8 @@ def test_choices_are_drawn_and_listed_beside_what_was_taken() -> None:
 
 
 def test_rates_of_a_gpu_are_drawn_over_tokens_with_floor_and_goal() -> None:
-    cases = [
-        case("forward", row("triton", 2.0), row("dense", 1.0), name="Qwen3", tokens=t)
-        for t in (8192, 64)
-    ]
+    rows = (row("triton", 2.0), row("dense", 1.0))
+    cases = [case("forward", *rows, name="Qwen3", tokens=t) for t in (8192, 64)]
     (axis,) = figures.gpu_rates({"cases": cases}, "forward").axes
     drawn: dict[Any, Any] = {line.get_label(): line for line in axis.lines}
     assert list(drawn["triton"].get_xdata()) == [64, 8192]
@@ -136,13 +127,11 @@ def test_tables_by_hand(result: Any) -> None:
     assert lines[3] == "| b | ≥\N{NO-BREAK SPACE}520 TFLOP/s | not measured | | |"
     lines = cells(tables.case_table(result["cases"][0]))
     assert lines[2] == "| dense | 2 s | 1.8 s–2.2 s | 2.00 | 1.000 | 0.5 | 3.0 MB | 3.0 MB |"
-    assert [line.split(" |")[0] for line in lines[2:]] == [
-        "| dense", "| grouped", "| transformers eager"
-    ]  # fmt: skip
-    assert measured.ran_on(result) == (
-        "a CPU, torch 2, today. The load average was 1.5 before and 2 after the run."
-    )
-    assert measured.ran_on(result | {"device": "cuda"}) == "a CPU, torch 2, today."
+    named = [line.split(" |")[0] for line in lines[2:]]
+    assert named == ["| dense", "| grouped", "| transformers eager"]
+    ran, load = "a CPU, torch 2, today.", "The load average was 1.5 before and 2 after the run."
+    assert measured.ran_on(result) == f"{ran} {load}"
+    assert measured.ran_on(result | {"device": "cuda"}) == ran
     decoded = {"rows": [{"implementation": "loop", "tokens_per_second": spread(1234.5),
                          "seconds_per_token": {"median": 0.0008}, "to_dense": {"median": 2.0}}]}  # fmt: skip
     assert cells(tables.decode_table(decoded))[2] == "| loop | 1,234 (1,111–1,358) | 0.80 | 2.00 |"
@@ -175,18 +164,14 @@ def test_the_page_is_made_of_the_stored_results(drawn: Path) -> None:
 def test_no_number_stands_in_the_page_itself() -> None:
     """Sizes that are chosen may; what is measured has a point or a unit, and comes from a file."""
     page = (benchmarks.ROOT / "book" / "benchmarks.md").read_text()
-    assert not re.findall(
-        r"\d+[.,]\d+ ?(?:ms|×|%|times)|\d+ (?:ms|%|TFLOP|GFLOP|tokens a second)", page
-    )
+    units = r"\d+[.,]\d+ ?(?:ms|×|%|times)|\d+ (?:ms|%|TFLOP|GFLOP|tokens a second)"
+    assert not re.findall(units, page)
 
 
 def test_the_verdict_by_hand() -> None:
-    goals = [
-        make_goal("a", 1.0, 1.1),
-        make_goal("b", 2.0, 1.9, at_most=False),
-        make_goal("c", 1.0, 0.5),
-        make_goal("d", 1.0, None),
-    ]
+    measured = {"a": 1.1, "c": 0.5, "d": None}
+    goals = [make_goal(name, 1.0, value) for name, value in measured.items()]
+    goals.insert(1, make_goal("b", 2.0, 1.9, at_most=False))
     said = benchmarks.verdict({"goals": goals})
     assert said == "Of 3 goals that apply here, 1 are met. Missed by 10 %: a. Missed by 5 %: b."
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from minimoe.bench import timing
 from minimoe.bench.layer import ZIPF, LayerCase, make_experts, make_routings
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Script:
@@ -59,11 +60,9 @@ def test_rounds_stop_when_the_time_is_over_but_not_before_the_third(monkeypatch)
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:
     samples = [timing.Sample(3.0, 2.0), timing.Sample(4.0, None)]
     assert timing.steady(samples, 1) == [2.0, 4.0]
-    assert timing.steady(samples, 2) == [3.0, 4.0]
-    assert timing.steady(samples, None) == [3.0, 4.0]
-    assert timing.clock_name(CPU, 1) == "cpu"
-    assert timing.clock_name(CPU, 2) == "wall"
-    assert timing.clock_name(torch.device("cuda"), 1) == "events"
+    assert timing.steady(samples, 2) == timing.steady(samples, None) == [3.0, 4.0]
+    given = (CPU, 1), (CPU, 2), (CUDA, 1)
+    assert [timing.clock_name(*one) for one in given] == ["cpu", "wall", "events"]
 
 
 def test_the_cpu_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,39 +76,28 @@ def test_the_cuda_clock_flushes_first_and_reads_events(monkeypatch: pytest.Monke
     """On a device that is not there: the order of what it does to it."""
     events: list[str] = []
 
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+    def event(enable_timing: bool) -> Any:
+        assert enable_timing
+        record = lambda: events.append("record")  # noqa: E731
+        return SimpleNamespace(record=record, elapsed_time=lambda other: 2.0)  # milliseconds
 
-        def record(self) -> None:
-            events.append("record")
-
-        def elapsed_time(self, other: object) -> float:
-            return 2.0  # milliseconds
-
-    class Properties:
-        L2_cache_size = 512
-
-    class Flush(torch.Tensor):
-        def zero_(self) -> Any:
-            events.append("flush")
-            return self
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    chip = SimpleNamespace(L2_cache_size=512)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
+    monkeypatch.setattr(torch.cuda, "Event", event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
     clock: Any = timing.CudaClock(CPU)
     assert clock._other.nbytes == 1024
-    clock._other = clock._other.as_subclass(Flush)
+    clock._other = SimpleNamespace(zero_=lambda: events.append("flush"))
     assert clock(lambda: events.append("work")) == timing.Sample(0.002, None)
     assert events == ["flush", "record", "work", "record", "wait"]
 
 
 def test_spread_and_paired_ratios_by_hand() -> None:
-    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
-        "median": 3.0, "q1": 2.0, "q3": 4.0, "low": 1.0, "high": 5.0
-    }  # fmt: skip
-    assert timing.spread([2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "low": 2.0, "high": 2.0}
+    names = ("median", "q1", "q3", "low", "high")
+    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == dict(
+        zip(names, (3, 2, 4, 1, 5), strict=True)
+    )
+    assert timing.spread([2.0]) == dict.fromkeys(names, 2.0)
     # round by round: 2, 1/2, 1; the ratio of medians would be 2/2 as well, that of means 7/6
     assert timing.paired([2.0, 1.0, 4.0], [1.0, 2.0, 4.0])["median"] == 1.0
 
@@ -183,12 +171,10 @@ def test_peak_bytes_on_a_cpu() -> None:
 
 
 def test_peak_bytes_on_a_gpu_are_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (
-        ("synchronize", None), ("reset_peak_memory_stats", None), ("memory_allocated", 70),
-        ("max_memory_allocated", 100),
-    ):  # fmt: skip
+    told = {"memory_allocated": 70, "max_memory_allocated": 100}
+    for name, value in ({"synchronize": None, "reset_peak_memory_stats": None} | told).items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert timing.peak_bytes(lambda: None, torch.device("cuda")) == 30
+    assert timing.peak_bytes(lambda: None, CUDA) == 30
 
 
 def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(monkeypatch) -> None:
@@ -202,10 +188,9 @@ def test_held_bytes_on_a_gpu_are_what_the_forward_pass_leaves(monkeypatch) -> No
 def test_the_environment_is_json_and_names_what_it_ran_on() -> None:
     values = timing.environment(CPU, 3)
     assert json.loads(json.dumps(values)) == values
-    for key in ("date", "hardware", "torch", "cpu_products", "versions", "load_average"):
+    for key in ("date", "hardware", "cpu_products", "versions", "load_average"):
         assert values[key], key
-    assert values["threads"] == 3
-    assert values["torch"] == torch.__version__
+    assert (values["threads"], values["torch"]) == (3, torch.__version__)
 
 
 def test_the_measured_device_is_the_best_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,14 +206,13 @@ def test_the_measured_device_is_the_best_call(monkeypatch: pytest.MonkeyPatch) -
 def test_floors_of_an_h200_are_those_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = timing.Device("x", 1.0, 1.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert timing.reachable(torch.device("cuda"), measured).flops_per_second == 790e12
+    assert timing.reachable(CUDA, measured).flops_per_second == 790e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    assert timing.reachable(torch.device("cuda"), measured) is measured
-    assert timing.processor_name(torch.device("cuda")) == "NVIDIA H100 80GB HBM3"
+    assert timing.reachable(CUDA, measured) is measured
+    assert timing.processor_name(CUDA) == "NVIDIA H100 80GB HBM3"
 
 
 def test_both_backends_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "onednn_available", lambda: False)
-    assert set(timing.backend_rates(1, tiny=True)) == {"mkl"}
-    monkeypatch.setattr(timing, "onednn_available", lambda: True)
-    assert set(timing.backend_rates(1, tiny=True)) == {"mkl", "onednn"}
+    for there, timed in ((False, {"mkl"}), (True, {"mkl", "onednn"})):
+        monkeypatch.setattr(timing, "onednn_available", lambda there=there: there)
+        assert set(timing.backend_rates(1, tiny=True)) == timed

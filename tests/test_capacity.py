@@ -10,24 +10,20 @@ from hypothesis import strategies as st
 
 from minimoe.dispatch import capacity
 from minimoe.errors import ConfigError
-from minimoe.model import MixtralModel
 from minimoe.routing import Routing, expert_capacity, limit_capacity
 from minimoe.widgets.capacity_drops import DropStats
-from tests.small import TINY, refuses, routings, topk_routing
+from tests.small import TINY, refuses, routings, tiny_model, topk_routing
 from tests.zoo import D, E, big_experts
 
 
-@pytest.mark.parametrize(
-    ("tokens", "experts", "k", "factor", "expected"),
-    [
+def test_trap_13_capacity_is_rounded_up() -> None:
+    for tokens, experts, k, factor, expected in (
         (1, 8, 1, 1.0, 1),  # int() would give 0, and drop the only token
         (0, 8, 2, 1.0, 1),
         (100, 1, 1, 1.1, 110),  # 1.1 · 100 is 110.00000000000001 in binary
-    ],
-)
-def test_trap_13_capacity_is_rounded_up(tokens, experts, k, factor, expected) -> None:
-    assert expert_capacity(tokens, experts, k, factor) == expected
-    assert int(expert_capacity(torch.tensor(tokens), experts, k, factor)) == expected
+    ):
+        assert expert_capacity(tokens, experts, k, factor) == expected
+        assert int(expert_capacity(torch.tensor(tokens), experts, k, factor)) == expected
 
 
 @settings(deadline=None)
@@ -77,10 +73,8 @@ def test_drop_statistics_count_drops(routing: Routing, c: int) -> None:
     asked = set(routing.token[routing.counted()].tolist())
     served = set(routing.token[routing.kept].tolist())
     assert stats.tokens_lost == len(asked - served)
-
-
-def test_drop_statistics_of_a_dropless_routing() -> None:
-    assert DropStats.of(topk_routing([[0, 1], [0, 2]])) == DropStats(4, 0, 0.0, 0, (0, 0, 0, 0))
+    dropless = topk_routing([[0, 1], [0, 2]])
+    assert DropStats.of(dropless) == DropStats(4, 0, 0.0, 0, (0, 0, 0, 0))
 
 
 def test_capacity_dispatcher_runs_kept_rows_only() -> None:
@@ -111,11 +105,8 @@ def test_a_capacity_above_the_tokens_or_of_one_place_trains(
     router_type, k, implementation, factor, tokens
 ) -> None:
     """2.4 places a token and expert are more than a batch of one or three tokens can fill."""
-    config = TINY.replace(
-        router_type=router_type, num_experts_per_tok=k, capacity_factor=factor, experts_implementation=implementation
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = MixtralModel(config).train()
+    options = {"num_experts_per_tok": k, "experts_implementation": implementation}
+    model = tiny_model(router_type=router_type, capacity_factor=factor, **options).train()
     ids = torch.arange(tokens)[None]
     out = model(ids, labels=ids)
     out.loss.backward()

@@ -1,6 +1,7 @@
 """The hand-written form of `grouped` against the definition, at sizes where rows are filled up to blocks."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,11 +49,9 @@ def test_forward_and_every_gradient_equal_the_loop_in_float64(t, e, k, block, id
 @pytest.mark.parametrize(("t", "e", "k", "block"), CASES)
 def test_every_stretch_is_whole_blocks_and_every_row_is_its_tokens(t, e, k, block) -> None:
     _, _, routing, _ = make(t, e, k)
-    rows = in_blocks(routing, block)
+    rows, load = in_blocks(routing, block), routing.load().tolist()
     assert all(size % block == 0 for size in rows.sizes)
-    assert all(
-        0 <= size - n < block for size, n in zip(rows.sizes, routing.load().tolist(), strict=True)
-    )
+    assert all(0 <= size - n < block for size, n in zip(rows.sizes, load, strict=True))
     assert torch.equal(rows.token[rows.row], routing.token)
     ends = torch.tensor(rows.sizes).cumsum(0)
     assert torch.equal(torch.searchsorted(ends, rows.row, right=True), routing.expert)
@@ -67,24 +66,22 @@ def test_filling_rows_add_nothing_whatever_token_they_read() -> None:
     y = fused_grouped(x, routing.weight, routing, experts.gate_up_proj, experts.down_proj)
     dy = torch.ones_like(y)
     dy[0] = 0  # and from which no gradient comes
-    d_up = torch.autograd.grad(y, experts.gate_up_proj, dy)[0]
+    (d_up,) = torch.autograd.grad(y, experts.gate_up_proj, dy)
     without = topk_routing(random_choice(600, 4, 2)[rest], weight.detach()[rest], 4)
     y_rest = loop(x.detach()[rest], without, experts)
-    expected = torch.autograd.grad(y_rest.sum(), experts.gate_up_proj)[0]
+    (expected,) = torch.autograd.grad(y_rest.sum(), experts.gate_up_proj)
     torch.testing.assert_close(d_up, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_each_product_goes_through_the_backend_of_its_path(backend, monkeypatch) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[Tensor] = []
 
-    class Counted:
-        @staticmethod
-        def default(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
-            del rest
-            calls.append((x.shape[0], weight.shape[0]))
-            return x @ weight.t()
+    def default(x: Tensor, weight: Tensor, *_: object) -> Tensor:
+        calls.append(x)
+        return x @ weight.t()
 
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Counted)
+    counted = SimpleNamespace(default=default)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
     x, weight, routing, experts = make(70, 4, 2)
     grouped(x, routing, experts).sum().backward()
     # of each of the four experts: two products forward, four backward
@@ -125,11 +122,8 @@ def test_few_assignments_are_not_sorted_and_give_the_same(t, k, monkeypatch) -> 
     expected_dropped = loop(x, dropped, experts)
     torch.testing.assert_close(grouped(x, routing, experts), expected)
 
-    def never(*arguments: object) -> None:
-        raise AssertionError("sorted")
-
-    monkeypatch.setattr("minimoe.dispatch.plan", never)
-    monkeypatch.setattr("minimoe.cpu.in_blocks", never)
+    for sorting in ("dispatch.plan", "cpu.in_blocks"):
+        monkeypatch.setattr(f"minimoe.{sorting}", lambda *_: pytest.fail("sorted"))
     with torch.no_grad():
         torch.testing.assert_close(grouped(x, routing, experts), expected)
         torch.testing.assert_close(grouped(x, dropped, experts), expected_dropped)

@@ -38,13 +38,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_experts(
-    e: int, d: int, f: int, dtype: torch.dtype, device: str = "cpu", seed: int = 1
-) -> Experts:
+def make_experts(e: int, d: int, f: int, dtype: torch.dtype, device: str = "cpu") -> Experts:
     """Experts whose outputs are of the size of their inputs."""
     experts = Experts(e, d, f)
     for weight, width in ((experts.gate_up_proj, d), (experts.down_proj, f)):
-        weight.data = torch.randn(weight.shape, generator=generator(seed)) * 1.5 * width**-0.5
+        weight.data = torch.randn(weight.shape, generator=generator(1)) * 1.5 * width**-0.5
     return experts.to(device, dtype)
 
 
@@ -70,12 +68,12 @@ def poison(device: str = "cpu") -> None:
         torch.full((size,), float("nan"), device=device)
 
 
+Dispatch = Callable[[Tensor, Routing, Experts], Tensor]
+Upstream = Callable[[Tensor], Tensor]
+
+
 def gradients(
-    dispatch: Callable[[Tensor, Routing, Experts], Tensor],
-    x: Tensor,
-    routing: Routing,
-    experts: Experts,
-    upstream: Callable[[Tensor], Tensor],
+    dispatch: Dispatch, x: Tensor, routing: Routing, experts: Experts, upstream: Upstream
 ) -> dict[str, Tensor]:
     """The output and every gradient: of x, of the combine weights and of both expert weights."""
     leaf, weight = x.detach().requires_grad_(), routing.weight.detach().requires_grad_()
@@ -83,9 +81,8 @@ def gradients(
     assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
     poison(x.device.type)
     inputs = {"x": leaf, "weight": weight, **dict(experts.named_parameters())}
-    grads = torch.autograd.grad(
-        upstream(y), list(inputs.values()), allow_unused=True, materialize_grads=True
-    )
+    options: Any = {"allow_unused": True, "materialize_grads": True}
+    grads = torch.autograd.grad(upstream(y), list(inputs.values()), **options)
     return {"y": y.detach(), **dict(zip(inputs, grads, strict=True))}
 
 
@@ -93,9 +90,9 @@ def compare(
     x: Tensor,
     routing: Routing,
     experts: Experts,
-    upstream: Callable[[Tensor], Tensor] | None = None,
+    upstream: Upstream | None = None,
     tolerance: float | None = None,
-    dispatch: Callable[[Tensor, Routing, Experts], Tensor] = triton,
+    dispatch: Dispatch = triton,
 ) -> dict[str, Tensor]:
     """A dispatcher against `loop` in float64, forward (with and without gradient) and every gradient; what it gave."""
     mixing = torch.randn(x.shape, generator=generator(7)).to(x)
