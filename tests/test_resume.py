@@ -28,7 +28,7 @@ from minimoe.train.card import write_card
 from minimoe.train.environment import unbroken
 from minimoe.train.loop import Run
 from minimoe.train.state import STATE, export
-from tests.small import log_of, small_disk, text_corpus, tiny_run, weights_digest
+from tests.small import log_of, refuses, small_disk, text_corpus, tiny_run, weights_digest
 
 
 @pytest.fixture(autouse=True)
@@ -269,10 +269,8 @@ def test_other_text_and_other_threads_are_named(
 def test_a_run_is_not_started_over_another_nor_resumed_from_nothing(
     corpus: Corpus, whole: Run, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="holds a run already: add --resume"):
-        tiny_run(whole.out, corpus)
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        tiny_run(tmp_path / "new", corpus, resume=True)
+    refuses(ConfigError, "holds a run already: add --resume", tiny_run, whole.out, corpus)
+    refuses(CheckpointError, "nothing to resume", tiny_run, tmp_path / "new", corpus, resume=True)
 
 
 def test_a_truncated_state_is_refused(corpus: Corpus, stopped: Path) -> None:
@@ -360,8 +358,7 @@ def test_a_damaged_log_is_refused_by_its_line_and_left_as_it_is(
     log.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
     before = log.read_bytes()
     for read in (lambda: tiny_run(stopped, corpus, resume=True), lambda: write_card(stopped)):
-        with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged: line 2 is no record"):
-            read()
+        refuses(CheckpointError, r"log\.jsonl is damaged: line 2 is no record", read)
     assert log.read_bytes() == before
 
 

@@ -20,7 +20,7 @@ from minimoe.train.card import write_card
 from minimoe.train.environment import fast_cpu, processor_name, resolve_device
 from minimoe.train.settings import TRAIN_PRESETS, TrainConfig, dense_twin
 from minimoe.train.step import evaluate, learning_rate, make_optimizer, probe
-from tests.small import TRAIN, log_of, small_disk, tiny_model, tiny_run, weights_digest
+from tests.small import TRAIN, log_of, refuses, small_disk, tiny_model, tiny_run, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,7 @@ def test_evaluation_of_text_shorter_than_a_window(corpus: Corpus) -> None:
 def test_a_domain_without_held_out_text_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     heldout = encode(corpus.tokenizer, [Document("rain", "a", "rain " * 40)])
     bare = dataclasses.replace(corpus, heldout=heldout)
-    with pytest.raises(ConfigError, match="domain snow has 0 held-out tokens"):
-        tiny_run(tmp_path, bare)
+    refuses(ConfigError, "domain snow has 0 held-out tokens", tiny_run, tmp_path, bare)
     with pytest.raises(ConfigError, match="domain snow has 0 held-out tokens"):
         evaluate(tiny_model(vocab_size=300), heldout, corpus.domains, seq_len=16)
 
@@ -293,8 +292,7 @@ def test_impossible_options_are_refused_by_name(
 
 def test_a_folder_that_cannot_be_written_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match="cannot write to"):
-        tiny_run(tmp_path / "file" / "run", corpus)
+    refuses(ConfigError, "cannot write to", tiny_run, tmp_path / "file" / "run", corpus)
     with small_disk(100), pytest.raises(ConfigError, match="cannot write to"):
         tiny_run(tmp_path / "run", corpus)
 
@@ -306,14 +304,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="finds 0 CUDA GPUs, from 0; use --device cpu"):
-        resolve_device("cuda")
+    refuses(ConfigError, "finds 0 CUDA GPUs, from 0; use --device cpu", resolve_device, "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1").index == 1
-    with pytest.raises(ConfigError, match="finds 2 CUDA GPUs, from 0"):
-        resolve_device("cuda:2")
+    refuses(ConfigError, "finds 2 CUDA GPUs, from 0", resolve_device, "cuda:2")
 
 
 def test_fast_cpu_restores_denormals() -> None:
@@ -359,10 +355,8 @@ def test_the_card_of_a_dense_model_names_no_experts(
 
 
 def test_a_card_needs_a_run(tmp_path: Path, finished: Path) -> None:
-    with pytest.raises(CheckpointError, match="no complete training run"):
-        write_card(tmp_path)
+    refuses(CheckpointError, "no complete training run", write_card, tmp_path)
     for name in ("recipe.json", "log.jsonl"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     (tmp_path / "log.jsonl").write_text('{"step": 1, "lm_loss": 3.0}\n')
-    with pytest.raises(CheckpointError, match="holds no validation"):
-        write_card(tmp_path)
+    refuses(CheckpointError, "holds no validation", write_card, tmp_path)
