@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from minimoe.model import MixtralModel
+from tests.small import random_ids
+
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}
 SPARSE = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 DENSE = ("mistral", "llama", "qwen2", "qwen3")
 
@@ -60,6 +64,13 @@ def saved(folder: Path, kind: str, *, layout: dict[str, Any] | None = None, **op
     model = reference(kind, **options)
     model.save_pretrained(folder, **(layout or {}))
     return model
+
+
+def same_logits(ours: Any, theirs: Any, length: int = 12) -> None:
+    """That a model, or the one in a folder, computes what theirs does; other kernels add in another order."""
+    ours = MixtralModel.from_pretrained(ours) if isinstance(ours, Path) else ours
+    ids = random_ids(2, length)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, **CLOSE)
 
 
 def published(name: str) -> dict[str, Any]:
