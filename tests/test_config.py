@@ -91,11 +91,10 @@ def test_impossible_configurations_are_refused_by_name(changes: dict[str, Any], 
 
 
 def test_unknown_fields_and_presets_suggest_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean num_experts_per_tok"):
-        ModelConfig.from_dict({"num_expert_per_token": 2})
+    wrong = {"num_expert_per_token": 2}
+    refuses(ConfigError, "did you mean num_experts_per_tok", ModelConfig.from_dict, wrong)
     refuses(ConfigError, "did you mean mini", ModelConfig.preset, "minni")
-    with pytest.raises(ConfigError, match="known are nano, mini, small, mixtral-8x7b"):
-        ModelConfig.preset("gigantic")
+    refuses(ConfigError, "known are nano, mini, small, mixtral-8x7b", ModelConfig.preset, "large")
 
 
 @pytest.mark.parametrize(
@@ -112,15 +111,12 @@ def test_unknown_fields_and_presets_suggest_the_nearest() -> None:
 def test_a_bad_config_file_names_itself(tmp_path: Any, text: str, named: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(CheckpointError) as caught:
-        read_config(path)
-    assert named in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert str(path) in refuses(CheckpointError, re.escape(named), read_config, path)
 
 
 def test_what_is_counted_but_not_built_is_named() -> None:
     assert ModelConfig().unsupported() == []
     config = ModelConfig(attention_type="mla", kv_lora_rank=8, sliding_window=16)
-    lacking = ["sliding_window = 16", "kv_lora_rank = 8", "attention_type = 'mla'"]
-    assert config.unsupported() == lacking
+    lacking = "sliding_window = 16, kv_lora_rank = 8, attention_type = 'mla'"
+    assert config.unsupported() == lacking.split(", ")
     refuses(ConfigError, "sliding_window = 16, kv_lora_rank = 8", MixtralModel, config)
