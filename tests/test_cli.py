@@ -2,11 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from minimoe.__main__ import main, parse
 from minimoe.config import ModelConfig
 from minimoe.io import atomic_write
 from minimoe.model import MixtralModel
+from minimoe.study.models import find_model
 from minimoe.train import loop
 from tests.small import bytes_tokenizer, tiny_model
 
-NANO = ["train", "--preset", "nano", "--domains", "help", "--threads", "1", "--device", "cpu", "--quiet"]  # fmt: skip
+NANO = "train --preset nano --domains help --threads 1 --device cpu --quiet"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,67 +39,49 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     """A run of eight steps through the command line."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    assert main([*NANO, "--out", str(out), "--steps", "8", "--eval-every", "4"]) == 0
+    assert main([*NANO.split(), "--out", str(out), "--steps", "8", "--eval-every", "4"]) == 0
     return out
-
-
-Refused = Callable[..., str]
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (
-            ["train", "--preset", "huge"],
-            "unknown training preset 'huge'; known are nano, mini, small",
-        ),
-        ([*NANO, "--domains", "lawn"], "unknown domain 'lawn'; did you mean law?"),
-        ([*NANO, "--domains", ","], "no domain was given"),
-        ([*NANO, "--device", "gpu"], "unknown device 'gpu'"),
-        ([*NANO, "--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
-        ([*NANO, "--resume", "--out", "nowhere"], "nothing to resume"),
-        (["corpus", "--domains", "pets"], "unknown domain 'pets'"),
-        (["generate", "Hello", "--checkpoint", "nowhere"], "'nowhere' is neither a shipped model"),
-        (
-            ["train", "--preset", "mixtral-8x7b"],
-            "unknown training preset 'mixtral-8x7b'; known are nano, mini, small",
-        ),
-        (["generate", "a \ud800 b"], "is not text"),
-        (["generate", "zero \0 byte"], "is not text"),
-        (["cost", "x" * 5000], "File name too long"),
-        (["cost", "mixtrl-8x7b"], "did you mean mixtral-8x7b?"),
-        (["cost", "nano", "--device", "h20"], "did you mean h200?"),
-        (
-            ["cost", "nano", "--context", "129"],
-            "context is 129, but the model has positions for 128",
-        ),
-        (["cost", "nano", "--context", "0"], "context is 0"),
-        (["cost", "nano", "--batch", "0"], "batch is 0"),
-        (["cost", "nano", "--bits", "0"], "bits is 0"),
-        (["cost", "nano", "--peak", "-1"], "--peak is -1.0; it must be above 0"),
-        (["cost", "nano", "--tokens", "0"], "--tokens is 0.0; it must be above 0"),
-        (["cost", "nano", "--tokens", "1", "--utilisation", "40"], "utilisation is 40"),
-        (["cost", "nano", "--tokens", "1", "--gpus", "0"], "--gpus is 0; it must be"),
+        ("train --preset huge", "unknown training preset 'huge'; known are nano, mini, small"),
+        (f"{NANO} --domains lawn", "unknown domain 'lawn'; did you mean law?"),
+        (f"{NANO} --domains ,", "no domain was given"),
+        (f"{NANO} --device gpu", "unknown device 'gpu'"),
+        (f"{NANO} --tokenizer nowhere.json", "no tokenizer at nowhere.json"),
+        (f"{NANO} --resume --out nowhere", "nothing to resume"),
+        ("corpus --domains pets", "unknown domain 'pets'"),
+        ("generate Hello --checkpoint nowhere", "'nowhere' is neither a shipped model"),
+        ("train --preset mixtral-8x7b", "'mixtral-8x7b'; known are nano, mini, small"),
+        ("generate 'a \ud800 b'", "is not text"),
+        ("generate 'zero \0 byte'", "is not text"),
+        ("cost " + "x" * 300, "File name too long"),
+        ("cost mixtrl-8x7b", "did you mean mixtral-8x7b?"),
+        ("cost nano --device h20", "did you mean h200?"),
+        ("cost nano --context 129", "context is 129, but the model has positions for 128"),
+        ("cost nano --context 0", "context is 0"),
+        ("cost nano --batch 0", "batch is 0"),
+        ("cost nano --bits 0", "bits is 0"),
+        ("cost nano --peak -1", "--peak is -1.0; it must be above 0"),
+        ("cost nano --tokens 0", "--tokens is 0.0; it must be above 0"),
+        ("cost nano --tokens 1 --utilisation 40", "utilisation is 40"),
+        ("cost nano --tokens 1 --gpus 0", "--gpus is 0; it must be"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    refused: Refused,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: list[str],
-    named: str,
-) -> None:
+def test_bad_input_is_one_line(refused, monkeypatch, tmp_path, arguments, named) -> None:
     monkeypatch.chdir(tmp_path)
-    assert named in refused(*arguments)
+    assert named in refused(*shlex.split(arguments))
     # nothing is left behind by a run that could not begin
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_run_is_not_overwritten_and_names_what_differs(refused: Refused, trained: Path) -> None:
+def test_a_run_is_not_overwritten_and_names_what_differs(refused: Any, trained: Path) -> None:
     before = (trained / "state.safetensors").read_bytes()
-    assert "add --resume" in refused(*NANO, "--out", trained, "--steps", "8")
-    line = refused(*NANO, "--out", trained, "--resume", "--steps", "9")
-    assert "training.steps was 8, is 9" in line
+    again = [*NANO.split(), "--out", trained, "--steps"]
+    assert "add --resume" in refused(*again, "8")
+    assert "training.steps was 8, is 9" in refused(*again, "9", "--resume")
     assert (trained / "state.safetensors").read_bytes() == before
 
 
@@ -116,29 +99,26 @@ def test_generate_continues_the_prompt_and_repeats_with_a_seed(capsys, trained) 
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        (["--tokens", "200"], "the model has positions for 128"),
-        (["--tokens", "-1"], "--tokens is -1; it must be at least 0"),
-        (["--temperature", "-1"], "temperature is -1.0"),
-        (["--top-p", "0"], "--top-p is 0.0; it must be above 0 and at most 1"),
-        (["--seed", str(2**70)], f"at most {2**64 - 1}"),
+        ("--tokens=200", "the model has positions for 128"),
+        ("--tokens=-1", "--tokens is -1; it must be at least 0"),
+        ("--temperature=-1", "temperature is -1.0"),
+        ("--top-p=0", "--top-p is 0.0; it must be above 0 and at most 1"),
+        (f"--seed={2**70}", f"at most {2**64 - 1}"),
     ],
 )
 def test_generate_refuses_what_cannot_work(refused, trained, option, named) -> None:
-    assert named in refused("generate", "a", "--checkpoint", trained, *option)
+    assert named in refused("generate", "a", "--checkpoint", trained, option)
 
 
 def test_train_leaves_a_model_with_a_card(capsys, trained) -> None:
     assert MixtralModel.from_pretrained(trained).config == ModelConfig.preset("nano")
-    card = (trained / "README.md").read_text(encoding="utf-8")
-    assert "PSF-2.0" in card
+    assert "PSF-2.0" in (trained / "README.md").read_text(encoding="utf-8")
     capsys.readouterr()
     # a complete run resumes into its own result
-    assert (
-        main([*NANO, "--out", str(trained), "--resume", "--steps", "8", "--eval-every", "4"]) == 0
-    )
+    again = f"{NANO} --resume --steps 8 --eval-every 4 --out".split()
+    assert main([*again, str(trained)]) == 0
     captured = capsys.readouterr()
-    assert "nats/byte on" in captured.out
-    assert "from step 8" in captured.err
+    assert "nats/byte on" in captured.out and "from step 8" in captured.err
 
 
 def test_ctrl_c_is_exit_code_130_and_one_line(capsys, monkeypatch, tmp_path) -> None:
@@ -151,7 +131,7 @@ def test_ctrl_c_is_exit_code_130_and_one_line(capsys, monkeypatch, tmp_path) -> 
 
     monkeypatch.setattr(loop.Run, "_one_step", interrupted)
     out = tmp_path / "run"
-    assert main([*NANO, "--out", str(out), "--steps", "6"]) == 130
+    assert main([*NANO.split(), "--out", str(out), "--steps", "6"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("minimoe: interrupted")
     monkeypatch.undo()
     assert (out / "state.safetensors").exists()
@@ -184,20 +164,12 @@ def test_study_train_ends_where_its_training_ends(no_study, monkeypatch, tmp_pat
 def test_corpus_lists_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpus", "--domains", "help"]) == 0
     out = capsys.readouterr().out
-    assert "help" in out
-    assert "PSF-2.0" in out
+    assert "help" in out and "PSF-2.0" in out
 
 
-def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, code in (
-        (["--version"], 0),
-        ([], 2),
-        (["fly"], 2),
-        (["train", "--steps", "x"], 2),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == code
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
     assert __version__ in capsys.readouterr().out
 
 
@@ -223,8 +195,7 @@ def test_help_and_wrong_arguments_answer_without_torch() -> None:
         "  assert code == wanted and 'torch' not in sys.modules, (line, code)"
     )
     command = [sys.executable, "-c", code, ANSWERED_AT_ONCE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 WRONG_NUMBERS = ("inf", "-inf", "nan", "-1", "1" + "0" * 30)
@@ -244,9 +215,10 @@ NUMBERS = {
     ("command", "option"), [(c, o) for c, options in NUMBERS.items() for o in options]
 )
 def test_a_number_that_is_none_or_out_of_range_is_refused(capsys, command, option, value) -> None:
-    if command == "generate a" and (option, value) in (
-        ("--seed", "-1"), ("--temperature", WRONG_NUMBERS[-1])
-    ):  # fmt: skip
+    if (command, option, value[:2]) in (
+        ("generate a", "--seed", "-1"),
+        ("generate a", "--temperature", "10"),
+    ):
         return  # both are numbers that it can use
     arguments = [*command.split(), f"{option}={value}"]
     try:
@@ -257,68 +229,49 @@ def test_a_number_that_is_none_or_out_of_range_is_refused(capsys, command, optio
     assert option in capsys.readouterr().err.splitlines()[-1]
 
 
-def as_process(
-    arguments: list[str | bytes], **environment: str
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "minimoe", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, check=False,
-    )  # fmt: skip
+def as_process(*arguments: str | bytes, out: Any = subprocess.PIPE, **environment: str) -> Any:
+    """The code, the standard output where it is not given, and the error output of a command."""
+    call = [sys.executable, "-m", "minimoe", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(call, env=environment, stdout=out, stderr=subprocess.PIPE, check=False)
+    return done.returncode, done.stdout, done.stderr.decode()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_characters_that_the_terminal_lacks_are_spelt_out(encoding: str) -> None:
-    done = as_process(["cost", "mini"], PYTHONIOENCODING=encoding)
-    assert done.returncode == 0 and done.stderr == b""
-    assert "×".encode(encoding, "backslashreplace") in done.stdout
+    code, out, said = as_process("cost", "mini", PYTHONIOENCODING=encoding)
+    assert (code, said) == (0, "")
+    assert "×".encode(encoding, "backslashreplace") in out
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["generate", b"bad \xff byte"],
-        ["corpus", "--domains", b"\x80"],
-    ],
-)
+@pytest.mark.parametrize("arguments", [("generate", b"bad \xff"), ("corpus", "--domains", b"\x80")])
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere arguments are text")
-def test_arguments_that_are_not_utf8_are_refused_in_one_line(arguments: list[str | bytes]) -> None:
-    done = as_process(arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith("minimoe: the argument ") and "is not text" in line
+def test_arguments_that_are_not_utf8_are_refused_in_one_line(arguments: Any) -> None:
+    code, _, said = as_process(*arguments)
+    (line,) = said.splitlines()
+    assert code == 2 and line.startswith("minimoe: the argument ") and "is not text" in line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["cost", "mini"], ["--help"]])
 def test_a_full_disk_behind_standard_output_is_no_traceback(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "minimoe", *arguments],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode in (0, 2)
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+        code, _, said = as_process(*arguments, out=full)
+    assert code in (0, 2) and "Traceback" not in said and "Exception ignored" not in said
     if arguments[0] == "cost":
-        assert done.stderr == "minimoe: No space left on device\n" and done.returncode == 2
+        assert (code, said) == (2, "minimoe: No space left on device\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX systems")
 def test_a_reader_who_leaves_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "minimoe", "cost", "mini"],
-        stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+    assert as_process("cost", "mini", out=writing) == (0, None, "")
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_does_not_fit_into_memory_is_one_line(refused, monkeypatch) -> None:
-    def too_large(args: Any) -> None:
-        torch.empty(2**60)
-
-    monkeypatch.setattr(cli, "run_cost", too_large)
+    monkeypatch.setattr(cli, "run_cost", lambda args: torch.empty(2**60))
     assert "memory is not enough" in refused("cost", "mini")
 
 
@@ -352,16 +305,9 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys, monkeypatch, tmp_path) ->
 
 @pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>"])
 @pytest.mark.parametrize("layout", ["huggingface", "minimoe"])
-def test_generate_and_both_studies_begin_with_the_same_one_token(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    template: str | None,
-    layout: str,
-) -> None:
+def test_generate_and_study_begin_alike(monkeypatch, tmp_path, template, layout) -> None:
     """In a folder of transformers it is what transformers gives the model."""
-    model = tiny_model(vocab_size=300)
-    model.save_pretrained(tmp_path, layout=layout)
+    tiny_model(vocab_size=300).save_pretrained(tmp_path, layout=layout)
     bytes_tokenizer(template).save(str(tmp_path / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
@@ -381,7 +327,4 @@ def test_generate_and_both_studies_begin_with_the_same_one_token(
         ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
         begin = ids[: ids.index(typed[0])]
     assert seen == [[*begin, *typed]]
-    from minimoe.study.models import find_model
-
-    found = find_model(tmp_path, device="cpu")
-    assert [found.begin] == (begin or [None])
+    assert [find_model(tmp_path, device="cpu").begin] == (begin or [None])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,26 +17,14 @@ NUMBERS = [
 TEXTS = ["", " ", "a", "ab</s>", "$x$ $", "<b>&", "\\", "a\0b", "\ud800", "\udcff", "→ 漢字 \U0001f600", "%s{}", "--",
          "-x", "é" * 300, "x" * 5000, "[" * 2000, "nowhere", "~nobody/x", "/dev/null/x", "a/b/c", "1,2"]  # fmt: skip
 JUNK = [
-    b"",
-    b"{",
-    b"[]",
-    b"7",
-    b"null",
-    b"[" * 100_000,
-    b'{"a":' * 50_000,
-    b"\xff\xfe\0",
-    b'{"model_type": "mixtral"}',
-    b'{"num_experts": NaN}',
-    b'{"vocab_size": 1' + b"0" * 400 + b"}",
+    *(b"", b"{", b"[]", b"7", b"null", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe\0"),
+    *(b'{"model_type": "mixtral"}', b'{"num_experts": NaN}', b'{"vocab_size": 1%b}' % (b"0" * 400)),
     b'{"subject": "law", "text": "\\ud800"}\n',
     b'{"subject": "$a$", "text": "What?"}\n',
     b'{"subject": 1, "text": []}',
 ]
 NAMES = [
-    "config.json",
-    "tokenizer.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
+    *("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"),
     "generation_config.json",
 ]
 
@@ -71,34 +60,23 @@ def arguments(draw: random.Random, good: Path, scratch: Path) -> list[str]:
         names = draw.sample(sorted(values), draw.randrange(len(values) + 1))
         return [f"--{name.replace('_', '-')}={values[name]()}" for name in names]
 
-    def number() -> str:
-        return draw.choice(NUMBERS)
-
-    def text() -> str:
-        return draw.choice(TEXTS)
-
-    def model() -> str:
-        return folder(draw, good, scratch / "model")
+    number, text = partial(draw.choice, NUMBERS), partial(draw.choice, TEXTS)
+    model = partial(folder, draw, good, scratch / "model")
 
     def questions() -> str:
         path = scratch / "questions.jsonl"
         path.write_bytes(draw.choice(JUNK))
         return str(path)
 
-    wrong = [
-        ["--threads", "0"],
-        ["--device", text()],
-        ["--rounds", "nan"],
-        ["--suite", text()],
-        [f"--peer={text()}"],
-    ]
+    wrong = ["--threads=0", "--rounds=nan"]
+    wrong += [f"--{name}={text()}" for name in ("device", "suite", "peer")]
     kinds: dict[str, Callable[[], list[str]]] = {
         "generate": lambda: [text(), f"--checkpoint={model()}", "--tokens=2",
                              *some(tokens=number, temperature=number, top_p=number, seed=number)],
         "cost": lambda: [model(), *some(batch=number, context=number, bits=number, tokens=number, gpus=number,
                                         peak=number, bandwidth=number, utilisation=number, device=text)],
         "corpus": lambda: ["list", f"--domains={text()}"],
-        "bench": lambda: [*draw.choice(wrong), "--suite", "nothing"],
+        "bench": lambda: [draw.choice(wrong), "--suite", "nothing"],
         "study": lambda: [f"--model={model()}", f"--out={scratch / 'out'}", f"--questions={questions()}",
                           *some(layers=text, dtype=text, device=text, seed=number, max_tokens=number,
                                 batch_tokens=number, chunk_tokens=number)],
@@ -122,18 +100,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def check_in_process(good: Path, tmp_path: Path, seeds: range) -> None:
-    for seed in seeds:
-        made = arguments(random.Random(seed), good, tmp_path / str(seed))
-        try:
-            code = main(made)
-        except SystemExit as end:
-            code = end.code
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {str(made)[:600]}") from error
-        assert code in (0, 2), (seed, made)
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths that are made by chance lead into a folder of the test's own."""
@@ -143,10 +109,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
 
 
-def test_no_traceback_in_a_few_random_calls(good: Path, tmp_path: Path) -> None:
-    check_in_process(good, tmp_path, range(20))
-
-
-@pytest.mark.slow
-def test_no_traceback_in_a_thousand_random_calls(good: Path, tmp_path: Path) -> None:
-    check_in_process(good, tmp_path, range(1000))
+@pytest.mark.parametrize("calls", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_traceback_in_random_calls(good: Path, tmp_path: Path, calls: int) -> None:
+    for seed in range(calls):
+        made = arguments(random.Random(seed), good, tmp_path / str(seed))
+        try:
+            code = main(made)
+        except SystemExit as end:
+            code = end.code
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {str(made)[:600]}") from error
+        assert code in (0, 2), (seed, made)
