@@ -39,7 +39,7 @@ from minimoe.train.parallel.save import read_pretrained
 from minimoe.train.settings import TrainConfig
 from minimoe.train.state import digest
 from minimoe.train.step import Balancing, accumulate_gradients, make_optimizer, require_finite
-from tests.small import TINY, random_ids
+from tests.small import TINY, random_ids, refuses
 
 CONFIG = TINY.replace(num_experts=4, router_aux_loss_coef=0.02)
 LAYOUTS = [(1, 2), (2, 1)]
@@ -130,12 +130,9 @@ def uneven(dp: int, experts: int, sizes: list[int], dtype: torch.dtype) -> float
 
 
 @LAYOUT
-def test_gradients_of_uneven_ranks_are_those_of_one_process(
-    tmp_path: Path, dp: int, experts: int
-) -> None:
-    sizes = (
-        [0, 30, 10, 7][: dp * experts] if dp * experts > 1 else [30]
-    )  # a rank without tokens takes part in every exchange
+def test_gradients_of_uneven_ranks_are_those_of_one_process(tmp_path, dp, experts) -> None:
+    # a rank without tokens takes part in every exchange
+    sizes = [0, 30, 10, 7][: dp * experts] if dp * experts > 1 else [30]
     for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         found = on_ranks(dp * experts, tmp_path, uneven, dp, experts, sizes, dtype)
         assert max(found) < near
@@ -163,13 +160,10 @@ def exchanges() -> list[float]:
         mine = everything[rank].clone().requires_grad_()
         y = several(mine)[0]
         y.square().sum().backward()
-        wanted = xs[rank].grad
-        assert wanted is not None and mine.grad is not None
-        found += [float((y - ys[rank]).abs().max()), float((mine.grad - wanted).abs().max())]
-        expected = gradients(one)
-        for name, gradient in gradients(several).items():
-            if name.startswith("experts"):
-                found.append(float((gradient - expected[name]).abs().max()))
+        pairs: list[Any] = [(y, ys[rank]), (mine.grad, xs[rank].grad)]
+        expected, grads = gradients(one), gradients(several)
+        pairs += [(grads[name], expected[name]) for name in grads if name.startswith("experts")]
+        found += [float((a - b).abs().max()) for a, b in pairs]
     return found
 
 
@@ -264,10 +258,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def all_recipes(dp: int, experts: int, several: int) -> dict[str, Any]:
-    return {
-        name: steps(dp, experts, changes, 1 + (name == "top_k"), several)
-        for name, changes in RECIPES.items()
-    }
+    parts = {name: 1 + (name == "top_k") for name in RECIPES}
+    return {n: steps(dp, experts, RECIPES[n], parts[n], several) for n in RECIPES}
 
 
 @pytest.mark.parametrize(
@@ -275,9 +267,7 @@ def all_recipes(dp: int, experts: int, several: int) -> dict[str, Any]:
     # the warm-up of two steps, a bias that has moved, moments that divide by those of several steps
     [(1, 2, 5), *(pytest.param(*layout, 20, marks=pytest.mark.slow) for layout in LAYOUTS + FOUR)],
 )
-def test_steps_are_those_of_one_process(
-    tmp_path: Path, dp: int, experts: int, several: int
-) -> None:
+def test_steps_are_those_of_one_process(tmp_path, dp, experts, several) -> None:
     for found in on_ranks(dp * experts, tmp_path, all_recipes, dp, experts, several):
         for name, expected in all_recipes(dp, experts, several).items():
             for ours, theirs in zip(found[name], expected, strict=True):
@@ -285,9 +275,7 @@ def test_steps_are_those_of_one_process(
 
 
 @pytest.mark.slow
-def test_only_an_epsilon_of_adam_parts_two_layers_in_float32_from_one_process(
-    tmp_path: Path,
-) -> None:
+def test_only_adams_epsilon_parts_two_layers_in_float32_from_one_process(tmp_path: Path) -> None:
     # where a first gradient is as small as ε, the step lr · g / (|g| + ε) enlarges its rounding error by up to lr / ε
     changes = RECIPES["top_k"] | {"num_hidden_layers": 2}
     for epsilon, near in ((1e-8, 1e-4), (1e-4, 1e-6)):
@@ -330,9 +318,8 @@ def made_in_shards(dp: int, experts: int, changes: dict[str, Any], folder: Path)
         torch.manual_seed(0)
         one = MixtralModel.from_pretrained(folder) if read else MixtralModel(config)
         state = model.state_dict()
-        unlike += [
-            name for name, v in one.state_dict().items() if not torch.equal(v, whole(state[name]))
-        ]
+        theirs = one.state_dict()
+        unlike += [name for name, v in theirs.items() if not torch.equal(v, whole(state[name]))]
         assert digest(model) == digest(one)
     return unlike, most
 
@@ -344,19 +331,13 @@ def made_in_shards(dp: int, experts: int, changes: dict[str, Any], folder: Path)
         (2, 1, {"router_type": "hash", "tie_word_embeddings": True, "num_hidden_layers": 6}),
     ],
 )
-def test_a_rank_makes_its_shards_and_never_the_whole_model(
-    tmp_path: Path, dp: int, experts: int, changes: dict[str, Any]
-) -> None:
-    model = new_model(torch.float32, **changes)
-    model.save_pretrained(
-        tmp_path / "model", layout="minimoe" if changes.get("router_type") else "huggingface"
-    )
+def test_a_rank_makes_its_shards_and_never_the_whole_model(tmp_path, dp, experts, changes) -> None:
+    model, folder = new_model(torch.float32, **changes), tmp_path / "model"
+    model.save_pretrained(folder, layout="minimoe" if "router_type" in changes else "huggingface")
     everything = sum(value.nbytes for value in model.parameters())
     ends = sum(p.nbytes for p in {model.embed_tokens.weight, model.lm_head.weight})
     block = sum(value.nbytes for value in model.layers[0].parameters())
-    for unlike, most in on_ranks(
-        2, tmp_path, made_in_shards, dp, experts, changes, tmp_path / "model"
-    ):
+    for unlike, most in on_ranks(2, tmp_path, made_in_shards, dp, experts, changes, folder):
         assert unlike == []
         # its half, a block and the vocabulary whole, and tables of a few kilobytes
         assert max(most) < everything / 2 + block + ends + 20_000 < everything
@@ -388,16 +369,12 @@ def test_a_compiled_model_has_the_same_gradients(tmp_path: Path) -> None:
         ({"router_aux_loss_type": "importance"}, (1, 2), "router_aux_loss_type 'importance'"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(
-    changes: dict[str, Any], layout: tuple[int, int], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check_layout(CONFIG.replace(**changes), *layout)
+def test_what_cannot_be_sharded_is_refused(changes, layout, words) -> None:
+    refuses(ConfigError, words, check_layout, CONFIG.replace(**changes), *layout)
 
 
 @pytest.mark.parametrize("kind", ["base", "sinkhorn", "uniform", "round_robin"])
 def test_a_router_that_needs_all_tokens_is_refused(kind: str) -> None:
     k = 1 if kind == "base" else 2
-    layer = MoELayer(CONFIG.replace(router_type=kind, num_experts_per_tok=k))
-    with pytest.raises(ConfigError, match=f"router_type '{kind}' chooses by all tokens"):
-        check_router(layer.gate, kind)  # pyright: ignore
+    gate: Any = MoELayer(CONFIG.replace(router_type=kind, num_experts_per_tok=k)).gate
+    refuses(ConfigError, f"router_type '{kind}' chooses by all tokens", check_router, gate, kind)

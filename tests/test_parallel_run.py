@@ -58,9 +58,7 @@ def keep_store(port: Any) -> None:
     signal.pause()
 
 
-def started(
-    folder: Path, world: int, arguments: list[str], fault: Callable[[int], Any] | None = None
-) -> list[Ended]:
+def started(folder: Path, world: int, arguments: list[str], fault: Any = None) -> list[Ended]:
     """Run a command on forked ranks with the variables and the store that torchrun would give them.
 
     The store is a process of its own. Here its thread would look up the names of ranks that connect, and a rank that
@@ -108,38 +106,36 @@ def started(
     return [Ended(rank.exitcode or 0, said[i].read_text()) for i, rank in enumerate(ranks)]
 
 
-def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Callable[[int], None]:
+Fault = Callable[[int], None]
+
+
+def before(owner: Any, name: str, what: Callable[..., Any], on: int = 1, when: Any = None) -> Fault:
+    """A fault: rank `on` does something before it calls a function of this name, if `when` holds of the arguments."""
+
+    def fault(rank: int) -> None:
+        call = getattr(owner, name)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            if when is None or when(*arguments):
+                what(*arguments)
+            return call(*arguments, **options)
+
+        if rank == on:
+            setattr(owner, name, called)
+
+    return fault
+
+
+def at_step(step: int, what: Callable[[], Any], on: int = 1) -> Fault:
     """A fault: rank `on` does something when it is about to compute a step (from 0)."""
-
-    def fault(rank: int) -> None:
-        before = ParallelRun._one_step
-
-        def one_step(self: ParallelRun) -> dict[str, Any]:
-            if self.step == step:
-                what()
-            return before(self)
-
-        if rank == on:
-            ParallelRun._one_step = one_step
-
-    return fault
+    return before(ParallelRun, "_one_step", lambda _: what(), on, lambda run: run.step == step)
 
 
-def at_write(name: str, what: Callable[[], Any], on: int = 1) -> Callable[[int], None]:
-    """A fault: rank `on` does something before it writes its part of the state of this name."""
-
-    def fault(rank: int) -> None:
-        before = StateWriter.write_data
-
-        def write(self: StateWriter, plan: Any, planner: Any) -> Any:
-            if self.final.name == name:
-                what()
-            return before(self, plan, planner)
-
-        if rank == on:
-            StateWriter.write_data = write
-
-    return fault
+def at_write(name: str, what: Callable[[], Any]) -> Fault:
+    """A fault: rank 1 does something before it writes its part of the state of this name."""
+    return before(
+        StateWriter, "write_data", lambda *_: what(), when=lambda w, *_: w.final.name == name
+    )
 
 
 def only_shards(_: int) -> None:
@@ -164,16 +160,11 @@ def killed() -> None:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     path = tmp_path_factory.mktemp("text") / "rain.jsonl"
     rows = [" ".join(f"w{(i * 31 + j * j) % 97}" for j in range(60)) for i in range(20)]
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def command(text: Path) -> list[str]:
-    return ["train", "--preset", "nano", "--text", str(text), "--quiet", *NUMBERS.split()]
+    return ["train", "--preset", "nano", "--text", str(path), "--quiet", *NUMBERS.split()]
 
 
 @pytest.fixture(scope="module")
@@ -210,33 +201,36 @@ def numbers(out: Path) -> list[float]:
 
 
 def one_sentence(ended: Ended, names: str) -> None:
-    assert ended.code == 2
-    assert "Traceback" not in ended.said
-    lines = [line for line in ended.said.splitlines() if line.startswith("minimoe: ")]
-    assert len(lines) == 1
-    assert names in lines[0]
+    (line,) = [line for line in ended.said.splitlines() if line.startswith("minimoe: ")]
+    assert ended.code == 2 and "Traceback" not in ended.said and names in line
 
 
-def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
-    whole: Path, broken: tuple[Path, list[Ended]], stopped: Path, command: list[str], tmp_path: Path
+def all_well(ranks: list[Ended]) -> None:
+    for ended in ranks:
+        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+
+
+def states(out: Path, hidden: bool = True) -> set[str]:
+    """Of a run: what there is of written states, and of those that are being written."""
+    return {path.name for path in out.glob("*state*" if hidden else "state*")}
+
+
+def test_a_killed_rank_is_named_and_its_run_goes_on(
+    whole, broken, stopped, command, tmp_path
 ) -> None:
     out, (first, second) = broken
     assert second.code == -signal.SIGKILL
     one_sentence(first, "rank 1 has ended; the same command goes on")
     assert "DeviceMesh((dp=1, ep=2), 'cpu'" in first.said
-    assert {path.name for path in out.glob("*state*")} == {"state-000002", ".state-000004.tmp"}
-    assert not [
-        p
-        for p in out.rglob("*")
-        if p.is_file() and p.suffix not in (".json", ".jsonl", ".safetensors")
-    ]
+    assert states(out) == {"state-000002", ".state-000004.tmp"}
+    suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors"}
 
     alone = Path(shutil.copytree(out, tmp_path / "alone"))
     assert main([*command, "--out", str(alone), "--resume"]) == 0
     again = [*command, "--out", str(stopped), "--dp", "2"]
-    for ended in started(tmp_path, 2, again, only_shards):
-        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
-    assert [path.name for path in stopped.glob("*state*")] == ["state-000006"]
+    all_well(started(tmp_path, 2, again, only_shards))
+    assert states(stopped) == {"state-000006"}
     for other in (alone, stopped):
         assert numbers(other) == pytest.approx(numbers(whole), rel=1e-5)
     assert (alone / "model.safetensors").exists()
@@ -244,9 +238,8 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_in_any_layout(
 
     exported = tmp_path / "exported"
     for run in (whole, alone, stopped):
-        assert (
-            main(["export", str(run), "--out", str(exported / run.name), "--dtype", "float32"]) == 0
-        )
+        out = str(exported / run.name)
+        assert main(["export", str(run), "--out", out, "--dtype", "float32"]) == 0
     model = MixtralModel.from_pretrained(exported / "run")
     assert model.generation_config == {"eos_token_id": 0}
     for name, value in MixtralModel.from_pretrained(exported / "alone").state_dict().items():
@@ -264,15 +257,11 @@ def differing(path: Path, again: Path, expected: Tensors, dp: int, experts: int)
     held = model.to_empty(device="cpu").state_dict()
     read = {f"model.{name}": held[name] for name in expected}
     save_ranks(again, read_shards(path, read), {}, {"step": "0"})
-    return [
-        name for name, value in expected.items() if not torch.equal(whole_of(held[name]), value)
-    ]
+    return [name for name, v in expected.items() if not torch.equal(whole_of(held[name]), v)]
 
 
 @LAYOUT
-def test_a_state_is_the_same_bit_for_bit_in_one_process_and_on_ranks(
-    dp: int, experts: int, stopped: Path, tmp_path: Path
-) -> None:
+def test_a_state_is_the_same_bit_for_bit_on_any_ranks(dp, experts, stopped, tmp_path) -> None:
     export(stopped, tmp_path / "one", torch.float32)
     expected = MixtralModel.from_pretrained(tmp_path / "one").state_dict()
     del expected["lm_head.weight"]  # that of the embedding
@@ -291,80 +280,51 @@ def test_training_goes_on_while_a_state_is_written(command: list[str], tmp_path:
         at_step(3, later.set)(rank)
         at_write("state-000002", lambda: later.wait(100) or blocked.touch())(rank)
 
-    for ended in started(tmp_path, 2, [*command, "--out", str(out), "--ep", "2"], slow):
-        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    all_well(started(tmp_path, 2, [*command, "--out", str(out), "--ep", "2"], slow))
     assert not blocked.exists()
-    assert [path.name for path in out.glob("*state*")] == ["state-000006"]
+    assert states(out) == {"state-000006"}
 
 
-def test_a_state_that_lost_a_file_or_is_of_another_model_is_refused(
-    stopped: Path, command: list[str], refused: Callable[..., str]
-) -> None:
+def test_a_state_without_a_file_or_of_another_model_is_refused(stopped, command, refused) -> None:
     resume = [*command, "--out", str(stopped), "--resume"]
     assert "model.num_experts was 4, is 2" in refused(*resume, "--experts", "2")
     shard = sorted((stopped / "state-000002").glob("*.safetensors"))[1]
-    data = shard.read_bytes()
-    shard.write_bytes(data[:-100])
+    os.truncate(shard, shard.stat().st_size - 100)
     assert "is damaged" in refused(*resume)
     shard.unlink()
     assert "holds 1 of 2 files" in refused(*resume)
 
 
-def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(
-    command: list[str], tmp_path: Path
-) -> None:
+def test_a_full_disk_of_one_rank_is_named_and_leaves_the_state_before(command, tmp_path) -> None:
     out, disk = tmp_path / "run", contextlib.ExitStack()
     fault = at_write("state-000004", lambda: disk.enter_context(small_disk(20_000)))
     for ended in started(tmp_path, 2, [*command, "--out", str(out), "--dp", "2"], fault):
         one_sentence(ended, "rank 1 could not write")
-    assert [path.name for path in out.glob("state*")] == ["state-000002"]
+    assert states(out, hidden=False) == {"state-000002"}
 
 
 @pytest.mark.parametrize("how", ["sleeps", pytest.param("is stopped", marks=pytest.mark.slow)])
-def test_a_rank_that_does_not_answer_is_named_and_ended(
-    how: str, command: list[str], tmp_path: Path
-) -> None:
+def test_a_rank_that_does_not_answer_is_named_and_ended(how, command, tmp_path) -> None:
     arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "3"]
     first, second = started(tmp_path, 2, arguments, at_step(1, SILENT[how]))
     one_sentence(first, "rank 1 has not answered for 3 s")
     assert second.code == -signal.SIGKILL
 
 
-def before(owner: Any, name: str, what: Callable[..., Any], on: int = 1) -> Callable[[int], None]:
-    """A fault: rank `on` does something before it calls a function of this name."""
-
-    def fault(rank: int) -> None:
-        call = getattr(owner, name)
-
-        def called(*arguments: Any, **options: Any) -> Any:
-            what(*arguments)
-            return call(*arguments, **options)
-
-        if rank == on:
-            setattr(owner, name, called)
-
-    return fault
+GROUP = (torch.distributed, "init_process_group")
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        (Ranks, "in_turn"),
-        pytest.param((torch.distributed, "init_process_group"), marks=pytest.mark.slow),
-    ],
-)
-def test_a_rank_that_is_stopped_before_it_has_come_is_named_and_ended(
-    where: tuple[Any, str], command: list[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("where", [(Ranks, "in_turn"), pytest.param(GROUP, marks=pytest.mark.slow)])
+def test_a_rank_that_is_stopped_before_it_has_come_is_ended(where, command, tmp_path) -> None:
     arguments = [*command, "--out", str(tmp_path / "run"), "--ep", "2", "--patience", "5"]
-    first, second = started(tmp_path, 2, arguments, before(*where, SILENT["is stopped"]))
+    first, second = started(
+        tmp_path, 2, arguments, before(where[0], where[1], SILENT["is stopped"])
+    )
     one_sentence(first, "rank 1 has not answered for 5 s")
     assert second.code == -signal.SIGKILL
 
 
-def test_a_rank_that_is_killed_before_it_has_come_is_named(
-    command: list[str], tmp_path: Path
-) -> None:
+def test_a_rank_that_is_killed_before_it_has_come_is_named(command, tmp_path) -> None:
     def as_torchrun(ranks: Ranks, *_: str) -> None:
         while not ranks._gone([1], 0):
             time.sleep(0.05)
@@ -381,29 +341,23 @@ def test_a_rank_that_is_killed_before_it_has_come_is_named(
 
 
 @pytest.mark.slow
-def test_ranks_begin_from_a_model_as_one_process_does(
-    whole: Path, command: list[str], tmp_path: Path
-) -> None:
+def test_ranks_begin_from_a_model_as_one_process_does(whole, command, tmp_path) -> None:
     begin = [*command, "--from", str(whole), "--out"]
     assert main([*begin, str(tmp_path / "one")]) == 0
-    for ended in started(tmp_path, 2, [*begin, str(tmp_path / "two"), "--ep", "2"]):
-        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    all_well(started(tmp_path, 2, [*begin, str(tmp_path / "two"), "--ep", "2"]))
     assert numbers(tmp_path / "two") == pytest.approx(numbers(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_four_ranks_go_on_from_two_from_a_stopped_rank_and_in_another_layout(
-    whole: Path, stopped: Path, command: list[str], tmp_path: Path
-) -> None:
+def test_four_ranks_go_on_from_two_and_in_another_layout(whole, stopped, command, tmp_path) -> None:
     again = [*command, "--out", str(stopped), "--patience", "5"]
     fault = at_step(5, lambda: os.kill(os.getpid(), signal.SIGSTOP), on=2)
     ranks = started(tmp_path, 4, [*again, "--dp", "2", "--ep", "2"], fault)
     assert ranks.pop(2).code == -signal.SIGKILL
     for ended in ranks:
         one_sentence(ended, "rank 2 has not answered for 5 s")
-    assert [path.name for path in stopped.glob("state*")] == ["state-000004"]
-    for ended in started(tmp_path, 4, [*again, "--ep", "4", "--grad-checkpoint"]):
-        assert (ended.code, "minimoe: " in ended.said) == (0, False), ended.said
+    assert states(stopped, hidden=False) == {"state-000004"}
+    all_well(started(tmp_path, 4, [*again, "--ep", "4", "--grad-checkpoint"]))
     assert numbers(stopped) == pytest.approx(numbers(whole), rel=1e-5)
 
 
@@ -423,16 +377,13 @@ def test_a_signal_to_one_rank_saves_and_ends_all(command: list[str], tmp_path: P
     first, second = started(tmp_path, 2, arguments, asked)
     assert [first.code, second.code] == [143, 143]
     assert ["minimoe: terminated" in ended.said for ended in (first, second)] == [True, False]
-    assert [path.name for path in out.glob("state*")] == ["state-000003"]
+    assert states(out, hidden=False) == {"state-000003"}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            "--dp 1 --ep 2",
-            "are 2 processes for torchrun to start, and it did not",
-        ),
+        ("--dp 1 --ep 2", "are 2 processes for torchrun to start, and it did not"),
         ("--compare plan.toml --ep 2", "--compare trains in one process"),
         ("--freeze embed_tokens --ep 2", "--freeze is of one process"),
         ("--tp 2", "--tp is tensor parallelism"),
@@ -441,9 +392,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(command: list[str], tmp_path: P
         ("--hsdp 2", "--hsdp is a mesh of replicated shards"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(
-    options: str, words: str, command: list[str], refused: Callable[..., str]
-) -> None:
+def test_what_is_not_there_is_refused_by_name(options, words, command, refused) -> None:
     assert words in refused(*command, *options.split())
 
 
@@ -457,15 +406,12 @@ def test_what_is_not_there_is_refused_by_name(
         (4, (None, 2), {"accumulate": 4}, "4 ranks cannot share 2 sequences"),
     ],
 )
-def test_ranks_that_cannot_share_the_work_are_refused(
-    world: int, layout: Any, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_that_cannot_share_are_refused(world, layout, changes, words, monkeypatch) -> None:
     for name, value in {"WORLD_SIZE": world, "RANK": 0, "LOCAL_RANK": 0}.items():
         monkeypatch.setenv(name, str(value))
+    training = dataclasses.replace(TRAIN_PRESETS["nano"], **changes)
     with pytest.raises(ConfigError, match=words):
-        Ranks(*layout, patience=1).check(
-            PRESETS["nano"], dataclasses.replace(TRAIN_PRESETS["nano"], **changes)
-        )
+        Ranks(*layout, patience=1).check(PRESETS["nano"], training)
 
 
 def children(pid: int) -> list[int]:
@@ -498,9 +444,7 @@ def wait_until(true: Callable[[], Any], process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_torchrun_ends_or_starts_again_what_was_killed_and_cleans_up_what_was_interrupted(
-    restarts: int, command: list[str], tmp_path: Path
-) -> None:
+def test_torchrun_ends_or_starts_again_and_cleans_up(restarts, command, tmp_path) -> None:
     out = tmp_path / "run"
     call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     call += ["--max-restarts", str(restarts), "-m", "minimoe", *command, "--steps", "1000"]
