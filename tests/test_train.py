@@ -339,6 +339,7 @@ def test_the_card_quotes_the_run(
     assert corpus.sha256 in text
     assert "from rain, snow, wind" in text
     assert "480 tokens" in text
+    assert "\nTrained from Python: seed 0, 10 steps" in text
     assert "all of it" in text
 
 
