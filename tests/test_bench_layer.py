@@ -96,9 +96,7 @@ def test_the_dense_layer_has_the_flops_of_the_active_experts(experts: Experts) -
     assert not dense.exact
 
 
-def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
-    monkeypatch, experts
-) -> None:
+def test_dense_through_plain_torch_where_minimoe_chooses_otherwise(monkeypatch, experts) -> None:
     monkeypatch.setattr(peers, "onednn_available", lambda: False)
     names = [i.name for i in participants(CPU)[0]]
     assert names[:4] == ["dense", "loop", "capacity", "grouped"]
@@ -109,10 +107,8 @@ def test_dense_through_plain_torch_only_where_minimoe_chooses_otherwise(
 
 
 def test_absent_peers_have_a_reason_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, wanted = (
-        importlib.util.find_spec,
-        ("transformers", "liger_kernel", "sonicmoe", "scattermoe"),
-    )
+    real = importlib.util.find_spec
+    wanted = ("transformers", "liger_kernel", "sonicmoe", "scattermoe")
     found = lambda name: None if name in wanted else real(name)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", found)
     there, absent = participants(CPU)
@@ -400,9 +396,8 @@ def test_a_series_goes_through_all_experts_of_all_copies(experts: Experts) -> No
 
     every = (Implementation("noting", prepare), *named("dense"))
     case = CASE.replace(tokens=1, replay=True)
-    result = layer.measure_case(
-        case, every, experts, Counting(), 2, DEVICE, threads=1, cache=3 * half
-    )
+    given = (case, every, experts, Counting(), 2, DEVICE)
+    result = layer.measure_case(*given, threads=1, cache=3 * half)
     # 6 halves must be touched: 3 copies of the experts, 6 of the dense layer; a series of 3 copies x 2 routings
     copies = {r["implementation"]: r["weight_copies"] for r in result["rows"]}
     assert copies == {"noting": 3, "dense": 6}

@@ -281,10 +281,8 @@ def test_published_runs_and_budgets_are_judged_again() -> None:
 
 def test_our_own_comparison_is_judged_by_pairs_of_seeds() -> None:
     base = {0: 1.50, 1: 1.60, 2: 1.55}
-    shifted = {
-        arm: {seed: loss + by + 0.001 * seed for seed, loss in base.items()}
-        for arm, by in (("held", -0.02), ("work", 0.03), ("time", 0.0), ("hash-1", -0.1))
-    }
+    moves = {"held": -0.02, "work": 0.03, "time": 0.0, "hash-1": -0.1}
+    shifted = {arm: {s: x + by + 0.001 * s for s, x in base.items()} for arm, by in moves.items()}
     found = yardsticks.finding({"moe": base} | shifted)
     held, work, *_ = found.parts
     assert found.verdict == held.verdict == work.verdict == say.AGREES

@@ -44,7 +44,8 @@ MLA: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 4}
 LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 # In every run: those with a layout, a router or a mask of their own. By name of `config.model_type`.
 FAST: dict[str, dict[str, Any]] = {
-    "afmoe": {},
+    "afmoe": {}, "dots1": {}, "ernie4_5_moe": {}, "flex_olmo": {}, "glm4_moe": {}, "gpt_oss": {}, "granitemoe": {},
+    "minimax": {}, "nemotron_h": {}, "olmoe": {}, "phimoe": {},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 500.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": E, "moe_top_k": K},
@@ -52,55 +53,27 @@ FAST: dict[str, dict[str, Any]] = {
     "deepseek_v2": MLA,
     "deepseek_v3": MLA | {"n_group": 3, "topk_group": 2},
     "deepseek_v4": {"mlp_layer_types": ["hash_moe", "moe", "moe"]},
-    "dots1": {},
-    "ernie4_5_moe": {},
-    "flex_olmo": {},
     "gemma4_text": {"enable_moe_block": True},
-    "glm4_moe": {},
-    "gpt_oss": {},
-    "granitemoe": {},
     "jamba": {"num_hidden_layers": 4, "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_period": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "longcat_flash": MLA,
-    "minimax": {},
     "mixtral": {"sliding_window": None},
-    "nemotron_h": {},
-    "olmoe": {},
-    "phimoe": {},
     "qwen2_moe": {"mlp_only_layers": [1]},
     "qwen3_5_moe_text": LINEAR,
     "qwen3_moe": {"mlp_only_layers": [0]},
     "qwen3_next": LINEAR,
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
+PLAIN = """aria_text cohere2_moe exaone_moe flint granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4
+inkling2_text inkling_text kolibri1 laguna mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text solar_open"""
+LATENT = "axk1 axk2 deepseek_v32 glm4_moe_lite glm_moe_dsa"
 SLOW: dict[str, dict[str, Any]] = {
-    "aria_text": {},
-    "axk1": MLA,
-    "axk2": MLA,
+    **{name: {} for name in PLAIN.split()},
+    **{name: MLA for name in LATENT.split()},
     "bailing_hybrid": MLA | LINEAR,
     "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
-    "cohere2_moe": {},
-    "deepseek_v32": MLA,
-    "exaone_moe": {},
-    "flint": {},
-    "glm4_moe_lite": MLA,
-    "glm_moe_dsa": MLA,
-    "granitemoe_swa": {},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
-    "granitemoeshared": {},
-    "hunyuan_v1_moe": {},
-    "hy_v3": {},
-    "hy_v4": {},
-    "inkling2_text": {},
-    "inkling_text": {},
-    "kolibri1": {},
-    "laguna": {},
-    "mellum": {},
-    "mimo_v2_flash": {},
-    "minimax_m2": {},
-    "minimax_m3_vl_text": {},
     "qwen4_exp_text": LINEAR,
-    "solar_open": {},
 }
 CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 OWN = FAST | SLOW

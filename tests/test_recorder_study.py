@@ -89,9 +89,8 @@ def _wrapped(tokenizer: Any, begin: bool) -> Any:
     # settings that would spoil a study if they were taken over
     copy.enable_truncation(5)
     copy.enable_padding(length=9)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=copy, bos_token="<|eot|>", eos_token="<|eot|>"
-    )
+    marks = dict.fromkeys(("bos_token", "eos_token"), "<|eot|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=copy, **marks)
 
 
 def command(folder: str | Path, quiz: Path, out: Path, *more: str) -> list[str]:
@@ -189,9 +188,7 @@ def test_the_trace_holds_every_token_with_the_choices_of_the_model(studied, fold
             assert (trace.expert[rows] == recorder.pop().expert[begins:]).all()
 
 
-def test_the_command_goes_on_after_an_interruption(
-    folders, studied, quiz, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_stopped_study_goes_on(folders, studied, quiz, tmp_path, monkeypatch, capsys) -> None:
     options = ("--layers", "1,3", "--chunk-tokens", "500", "--batch-tokens", "400")
     line = command(folders["tiny-mixtral"], quiz, tmp_path, *options)
     append, calls = TraceWriter.append, itertools.count(1)
@@ -225,9 +222,7 @@ def test_the_command_goes_on_after_an_interruption(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_study_in_the_same_folder_is_refused(
-    folders, studied, quiz, refused, monkeypatch
-) -> None:
+def test_another_study_there_is_refused(folders, studied, quiz, refused, monkeypatch) -> None:
     out = studied["tiny-mixtral"]
     before = {p.name: p.read_bytes() for p in (out / "trace").iterdir()}
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
@@ -454,10 +449,8 @@ DEV = [Document("mmlu", f"law/{i}", f"Question: {i}?", "law") for i in range(4)]
 
 
 def test_mmlu_is_all_of_it_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
-        {"question": "1 + 1?", "subject": s, "choices": ["1", "2", "3", "4"], "answer": 1}
-        for s in ("abstract_algebra", "law", "law")
-    ]
+    sum_of_two = {"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1}
+    rows = [sum_of_two | {"subject": s} for s in ("abstract_algebra", "law", "law")]
     asked: list[Any] = []
 
     def load_dataset(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:

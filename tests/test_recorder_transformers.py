@@ -350,10 +350,8 @@ class ParitySource:
         return []
 
     def recording(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Recording:
-        ids, expert = args[0].flatten().numpy(), output.view(-1, 1, 1).numpy().astype(np.int16)
-        return Recording(
-            ids, np.ones(len(ids), np.bool_), expert, np.ones(expert.shape, np.float32)
-        )
+        ids, expert = args[0].flatten().numpy(), output.view(-1, 1, 1).numpy()
+        return Recording(ids, ids >= 0, expert.astype(np.int16), np.ones(expert.shape, np.float32))
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         self.model(input_ids)

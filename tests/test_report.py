@@ -47,12 +47,8 @@ def documents(domain: str, count: int, seed: int, topics: tuple[str, ...] = ()) 
     return made
 
 
-TEXTS = [
-    *documents("law", 55, 1),
-    *documents("drama", 20, 2),
-    *documents("wiki_en", 60, 3, TOPICS),
-    *documents("questions", 55, 4, TOPICS),
-]
+TEXTS = documents("law", 55, 1) + documents("drama", 20, 2)
+TEXTS.extend(documents("wiki_en", 60, 3, TOPICS) + documents("questions", 55, 4, TOPICS))
 REAL = documents("mmlu", 57, 5, ("abstract_algebra", "professional_law", "world_religions"))
 
 
@@ -298,11 +294,8 @@ def draw(m):
     return drawing.figure("in-use", canvas, "in-use", ["all"])
 
 def judge(m):
-    parts = [
-        claims.Part(claims.where(m, x), f"{x.experts} experts", claims.AGREES)
-        for x in m.own["in-use"]
-    ]
-    return claims.finding("C99", parts, "every expert is used")
+    part = lambda x: claims.Part(claims.where(m, x), f"{x.experts} experts", claims.AGREES)
+    return claims.finding("C99", [part(x) for x in m.own["in-use"]], "every expert is used")
 
 chance.STATISTICS["in-use"] = chance.Statistic(in_use, "experts in use", draw, judge)
 """
@@ -353,9 +346,7 @@ def test_without_mmlu_the_page_says_why_and_a_statistic_is_one_file_and_its_word
     assert len(summary["control"]["in-use"]) == 2
 
 
-def test_bad_input_and_a_folder_that_cannot_be_written_are_found_first(
-    checkpoint, tmp_path, monkeypatch
-):
+def test_bad_input_and_a_blocked_folder_are_found_first(checkpoint, tmp_path, monkeypatch):
     worked = lambda *_, **__: pytest.fail("worked before looking at the folder")  # noqa: E731
     monkeypatch.setattr(sets, "load_corpus", worked)
     blocked = tmp_path / "file"
