@@ -208,32 +208,25 @@ def test_decoding_with_a_cache_is_recorded_token_by_token(family: str, padding: 
     assert (joined("expert")[valid] == whole[valid]).all()
 
 
-THREE: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
-
-
 @torch.no_grad()
-def test_generation_is_recorded_step_by_step() -> None:
+def test_generation_is_recorded_step_by_step_by_rows_of_beams_and_not_with_a_static_cache() -> None:
+    """A static cache makes masks of four dimensions, which do not say which tokens are padding."""
     model = build("mixtral")
     ids, mask = ids_and_mask(2, 5, "left")
+    three: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     with RoutingRecorder(model) as recorder:
-        out = model.generate(ids, attention_mask=mask, **THREE)
+        out = model.generate(ids, attention_mask=mask, **three)
     parts = [recorder.pop() for _ in range(3)]
     assert [len(p.input_ids) for p in parts] == [10, 2, 2]
     assert [p.input_ids.tolist() for p in parts[1:]] == [out[:, 5].tolist(), out[:, 6].tolist()]
     assert all(p.valid.all() for p in parts[1:])
-
-
-@torch.no_grad()
-def test_a_static_cache_is_refused_and_beams_are_recorded_row_by_row() -> None:
-    """A static cache makes masks of four dimensions, which do not say which tokens are padding."""
-    model = build("mixtral")
     ids, _ = ids_and_mask(1, 9, "none")
-    with RoutingRecorder(model), pytest.raises(TraceError, match="attention_mask is"):
-        model.generate(ids, cache_implementation="static", **THREE)
-    assert not any(hooks(model))
     with RoutingRecorder(model) as recorder:
-        model.generate(ids, num_beams=2, **THREE)
+        model.generate(ids, num_beams=2, **three)
     assert [len(recorder.pop().input_ids) for _ in range(3)] == [18, 2, 2]
+    with RoutingRecorder(model), pytest.raises(TraceError, match="attention_mask is"):
+        model.generate(ids, cache_implementation="static", **three)
+    assert not any(hooks(model))
 
 
 @torch.no_grad()
