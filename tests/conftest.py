@@ -41,9 +41,8 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def corpus() -> Any:
     """Made-up text of three domains; no test changes it."""
-    from tests.small import (
-        text_corpus,  # imports torch, which most of this project's own tests do not need
-    )
+    # it imports torch, which most of this project's own tests do not need
+    from tests.small import text_corpus
 
     return text_corpus()
 

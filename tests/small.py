@@ -149,9 +149,7 @@ def routings(draw: st.DrawFn) -> Routing:
     )
 
 
-def text_corpus(
-    domains: tuple[str, ...] = ("rain", "snow", "wind"), vocab_size: int = 300
-) -> Corpus:
+def text_corpus(domains: tuple[str, ...] = ("rain", "snow", "wind"), size: int = 300) -> Corpus:
     """Made-up text of a few domains, each with its own words."""
     train: list[Document] = []
     heldout: list[Document] = []
@@ -160,7 +158,7 @@ def text_corpus(
             words = [f"{name[:2]}{(i * 7 + j * j) % 53}" for j in range(60)]
             side = heldout if i < 2 else train
             side.append(Document(name, f"{name}{i}", " ".join(words)))
-    tokenizer = train_tokenizer((d.text for d in train), vocab_size)
+    tokenizer = train_tokenizer((d.text for d in train), size)
     splits = encode(tokenizer, train), encode(tokenizer, heldout)
     return Corpus(domains, tokenizer, *splits, {})
 
@@ -174,9 +172,8 @@ def bytes_tokenizer(template: str | None = None) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     if template is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
+        names = [("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=names)
     return tokenizer
 
 
@@ -190,9 +187,8 @@ def tiny_run(
 ) -> Run:
     """A run of TRAIN on a tiny model whose router draws noise, so that the noise must be resumed too."""
     config = TINY.replace(**{"vocab_size": 300, "router_jitter_noise": 0.1} | (model or {}))
-    own: Any = {
-        k: options.pop(k) for k in ("start", "frozen", "whole", "recompute") if k in options
-    }
+    names = ("start", "frozen", "whole", "recompute")
+    own: Any = {name: options.pop(name) for name in names if name in options}
     training = dataclasses.replace(TRAIN, **options)
     return Run(out, config, training, corpus, resume=resume, name="tiny", **own)
 
@@ -252,15 +248,7 @@ def same_trace(a: RoutingTrace, b: RoutingTrace) -> bool:
     return rest and all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in pairs)
 
 
-def even_trace(
-    token: Any,
-    document: Any,
-    position: Any,
-    expert: Any,
-    documents: Any,
-    num_experts: int,
-    first: int = 1,
-) -> RoutingTrace:
+def even_trace(token, document, position, expert, documents, num_experts, first=1) -> RoutingTrace:
     """A trace of experts [N, L, K] in the layers from `first` on, each of a token's choices with the same weight."""
     weight = np.full(np.shape(expert), 1 / np.shape(expert)[2], np.float32)
     layers = tuple(range(first, first + np.shape(expert)[1]))

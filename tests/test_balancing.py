@@ -15,18 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe.balance import (
-    BiasController,
-    Load,
-    importance_loss,
-    l1_loss,
-    load_loss,
-    selection_probability,
-    sequence_loss,
-    sum_over_ranks,
-    switch_loss,
-    z_loss,
-)
+from minimoe import balance
+from minimoe.balance import BiasController, importance_loss, load_loss, sequence_loss, switch_loss
 from minimoe.cost.replicas import plan_replicas
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.routers import NoisyRouting, NoisyTopKRouter, SigmoidRouter, TopKRouter
@@ -59,7 +49,7 @@ def rank_counts(rank: int, folder: str) -> None:
     try:
         controller = BiasController(SigmoidRouter(D, 4, 1).train(), rate=0.5)
         routing = topk_routing([[0], [0], [rank + 1]], num_experts=4)
-        counts = sum_over_ranks(routing.load())
+        counts = balance.sum_over_ranks(routing.load())
         controller.observe(routing)
         controller.step()
         saved = {"counts": counts, "bias": controller.router.e_score_correction_bias}
@@ -104,7 +94,7 @@ def test_sequence_loss_sees_what_the_batch_hides() -> None:
     assert float(sequence_loss(routing)) == pytest.approx(2)
 
 
-LOSSES = [switch_loss, sequence_loss, importance_loss, load_loss, l1_loss, z_loss]
+LOSSES = [switch_loss, sequence_loss, importance_loss, load_loss, balance.l1_loss, balance.z_loss]
 
 
 @pytest.mark.parametrize("wild", [30.0, math.inf, math.nan])
@@ -129,7 +119,7 @@ def test_trap_5_padding_changes_no_loss(loss: Any, wild: float) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_of_nothing_are_zero(loss: Any) -> None:
-    router = build("relu") if loss is l1_loss else NoisyTopKRouter(D, E, K).train()
+    router = build("relu") if loss is balance.l1_loss else NoisyTopKRouter(D, E, K).train()
     for t in (0, 3):
         value = loss(router(batch(t), valid=torch.zeros(t, dtype=torch.bool)))
         value.backward()
@@ -147,7 +137,7 @@ def test_trap_22_importance_is_cv2_with_population_variance() -> None:
     assert bool((grad != 0).any())
     one = topk_routing([[2]] * 5, num_experts=4)
     assert float(importance_loss(one)) == pytest.approx(3)  # E - 1
-    assert float(importance_loss(one)) == pytest.approx(Load.of(one).cv2)
+    assert float(importance_loss(one)) == pytest.approx(balance.Load.of(one).cv2)
 
 
 def test_load_loss_counts_the_probability_of_being_chosen() -> None:
@@ -165,7 +155,7 @@ def test_load_loss_counts_the_probability_of_being_chosen() -> None:
             h = routing.logits.expand(draws, 4, E).clone()
             h[:, :, e] = routing.clean[:, e] + torch.randn(draws, 4) * routing.noise_std[:, e]
             probability[:, e] = (h.topk(K, dim=-1).indices == e).any(-1).float().mean(0)
-    found = selection_probability(routing).detach()
+    found = balance.selection_probability(routing).detach()
     torch.testing.assert_close(found, probability, atol=0.04, rtol=0)  # five standard deviations
     load, loss = probability.sum(0), load_loss(routing)
     expected = load.var(correction=0) / load.mean() ** 2
@@ -183,7 +173,8 @@ def test_load_loss_needs_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "missing"), [(switch_loss, "probs"), (sequence_loss, "probs"), (z_loss, "logits")]
+    ("loss", "missing"),
+    [(switch_loss, "probs"), (sequence_loss, "probs"), (balance.z_loss, "logits")],
 )
 def test_losses_name_what_is_missing(loss: Any, missing: str) -> None:
     refuses(MinimoeError, f"{missing}=None", loss, build("uniform round robin")(batch(3)))
@@ -230,12 +221,12 @@ def test_bias_balances_a_skewed_router() -> None:
     torch.manual_seed(0)
     router = SigmoidRouter(D, E, K, initializer_range=SPREAD).train()
     controller, x = BiasController(router, rate=0.005), batch(400, 2)
-    before = Load.of(router(x)).max_vio
+    before = balance.Load.of(router(x)).max_vio
     for _ in range(200):
         controller.observe(router(x))
         controller.step()
     assert before > 0.5
-    assert Load.of(router(x)).max_vio < 0.1
+    assert balance.Load.of(router(x)).max_vio < 0.1
 
 
 def test_bias_controller_refuses_what_it_cannot_do() -> None:
@@ -251,7 +242,7 @@ def test_l1_loss_costs_busy_experts_more() -> None:
     gate = (x @ router.weight.T).relu()
     share = (gate > 0).sum(0) / (gate > 0).sum()
     expected = (E * share * gate.mean(0)).sum()
-    torch.testing.assert_close(l1_loss(router(x)), expected)
+    torch.testing.assert_close(balance.l1_loss(router(x)), expected)
 
 
 def test_sparsity_controller_presses_until_its_target_is_met() -> None:
@@ -266,7 +257,7 @@ def test_sparsity_controller_presses_until_its_target_is_met() -> None:
     active: list[float] = []
     for _ in range(150):
         routing = router(x)
-        loss = controller.step(routing) * l1_loss(routing)
+        loss = controller.step(routing) * balance.l1_loss(routing)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -11,16 +11,8 @@ from minimoe.checkpoint import SHIPPED, WEIGHTS, pretrained_path, read_tensors, 
 from minimoe.config import ROUTER_TYPES
 from minimoe.errors import CheckpointError, MinimoeError
 from minimoe.model import MixtralModel
-from tests.small import (
-    TINY,
-    chosen,
-    edit_json,
-    edited,
-    random_ids,
-    refuses,
-    tiny_model,
-    weights_digest,
-)
+from minimoe.train.state import digest
+from tests.small import TINY, chosen, edit_json, edited, random_ids, refuses, tiny_model
 
 read = MixtralModel.from_pretrained
 
@@ -90,7 +82,7 @@ def test_trap_20_bf16_rounds_once_and_then_keeps_every_bit(tmp_path: Path) -> No
 def test_a_tied_file_may_hold_the_matrix_twice_but_not_two_matrices(saved: Path) -> None:
     with edited(saved) as tensors:
         tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
-    assert weights_digest(read(saved)) == weights_digest(tiny_model())
+    assert digest(read(saved)) == digest(tiny_model())
     with edited(saved) as tensors:
         tensors["lm_head.weight"] += 1
     refuses(CheckpointError, r"lm_head\.weight of its own", read, saved)
@@ -176,9 +168,9 @@ def test_tensors_of_any_stride_are_written_as_their_values(tmp_path: Path) -> No
 
 def test_loading_into_a_tiny_configuration_leaves_no_file_open(saved: Path) -> None:
     model = read(saved)
-    digest = weights_digest(model)
+    before = digest(model)
     # overwriting the file must not reach into a model that was loaded from it
     tiny_model(seed=9).save_pretrained(saved)
     (saved / "model.safetensors").write_bytes(b"gone")
-    assert weights_digest(model) == digest
+    assert digest(model) == before
     assert model.config == TINY

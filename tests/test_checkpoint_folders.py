@@ -20,17 +20,9 @@ from minimoe.hf.lazy import quantize_experts
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
 from minimoe.study.models import find_model
+from minimoe.train.state import digest
 from tests.huggingface import library
-from tests.small import (
-    TINY,
-    edit_json,
-    edited,
-    random_ids,
-    refuses,
-    small_disk,
-    tiny_model,
-    weights_digest,
-)
+from tests.small import TINY, edit_json, edited, random_ids, refuses, small_disk, tiny_model
 
 INDEX = "model.safetensors.index.json"
 read = MixtralModel.from_pretrained
@@ -74,7 +66,7 @@ def test_trap_20_shards_hold_each_tensor_once_and_to_the_limit(tmp_path: Path, l
     assert shards(tmp_path / "many")[0] == f"model-00001-of-{count:05}.safetensors"
     for folder in ("one", "many"):
         again = read(tmp_path / folder)
-        assert weights_digest(again) == weights_digest(model)
+        assert digest(again) == digest(model)
 
 
 def test_a_limit_counts_the_bytes_that_are_written(tmp_path: Path) -> None:
@@ -91,7 +83,7 @@ def test_older_weights_in_the_folder_are_not_left_to_be_read(tmp_path: Path) -> 
     for seed, size in enumerate((None, 8000, 20000, None)):
         model = tiny_model(seed)
         model.save_pretrained(tmp_path, layout="huggingface", max_shard_size=size)
-        assert weights_digest(read(tmp_path)) == weights_digest(model)
+        assert digest(read(tmp_path)) == digest(model)
         named = {"model.safetensors"}
         if size is not None:
             named = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
@@ -157,7 +149,7 @@ def test_trap_safetensors_98_shared_weights_are_written_for_each_use(tmp_path: P
     for model, layout, size in ways:
         model.save_pretrained(tmp_path, layout=layout, max_shard_size=size)
         again = read(tmp_path)
-        assert weights_digest(again) == weights_digest(model)
+        assert digest(again) == digest(model)
         assert torch.equal(again(ids).logits, model(ids).logits)
         assert not list(tmp_path.glob(".*"))
 
@@ -179,7 +171,7 @@ def new_head(model: MixtralModel, rows: int, *, tied: bool) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
-def test_nothing_replaces_a_good_folder_that_could_not_be_read_back(
+def test_nothing_that_cannot_be_read_replaces_a_folder(
     tmp_path: Path, layout: str, change: Any, dtype: torch.dtype | None, named: str
 ) -> None:
     tiny_model(5).save_pretrained(tmp_path, layout=layout, max_shard_size=8000)
@@ -253,7 +245,7 @@ def test_one_layer_is_read_without_the_rest(tmp_path: Path, layout: str) -> None
         assert 0 < len(needed) < len(set(places.values())) / 2
         block = load_layer(folder, layer)
         assert not block.training
-        assert weights_digest(block) == weights_digest(model.layers[layer])
+        assert digest(block) == digest(model.layers[layer])
         refuses(CheckpointError, r"not in the folder: fetch them too", read, folder)
         refuses(CheckpointError, r"which is not in the folder: fetch it too", load_layer, folder, 0)
 
@@ -418,10 +410,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_model_of_the_hub_is_read_from_its_cache_after_folders(hub, monkeypatch) -> None:
     """A folder of that name, and where `somebody/` is a folder a name in it that is not there: nobody is asked."""
-    assert weights_digest(read(HUB)) == weights_digest(tiny_model())
+    assert digest(read(HUB)) == digest(tiny_model())
     monkeypatch.chdir(hub)
     tiny_model(seed=1).save_pretrained(HUB)
-    assert weights_digest(read(HUB)) == weights_digest(tiny_model(seed=1))
+    assert digest(read(HUB)) == digest(tiny_model(seed=1))
     refuses(CheckpointError, "neither a shipped model", read, "somebody/small")
 
 
@@ -439,7 +431,7 @@ import json, re, sys
 from pathlib import Path
 from minimoe import MixtralModel
 from minimoe.checkpoint import TensorFiles
-from tests.small import weights_digest
+from minimoe.train.state import digest
 
 def anonymous_bytes():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -453,7 +445,7 @@ MixtralModel.from_pretrained(sys.argv[1])  # a small one brings what is imported
 TensorFiles.read = watched
 before = anonymous_bytes()
 model = MixtralModel.from_pretrained(sys.argv[2])
-print(json.dumps([weights_digest(model), seen[0] - before, max(seen) - before]))
+print(json.dumps([digest(model), seen[0] - before, max(seen) - before]))
 """
 
 
@@ -470,8 +462,8 @@ def test_reading_holds_nothing_twice(tmp_path: Path) -> None:
     assert size > 5e7
     command = [sys.executable, "-c", READING, str(tmp_path / "tiny"), str(tmp_path / "wide")]
     done = subprocess.check_output(command, cwd=Path(__file__).parent.parent, text=True)
-    digest, at_first, at_most = json.loads(done)
-    assert digest == weights_digest(model)
+    found, at_first, at_most = json.loads(done)
+    assert found == digest(model)
     # nothing is there when reading begins: no random weights, no copy of the files
     assert at_first < 0.1 * size
     assert 0.5 * size < at_most < 1.15 * size
@@ -516,9 +508,7 @@ def test_pickles_are_told_apart_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", [None, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
-def test_trap_8_the_selection_bias_keeps_every_bit_on_disk_and_back(
-    written: torch.dtype | None, dtype: torch.dtype | None, tmp_path: Path
-) -> None:
+def test_trap_8_the_selection_bias_keeps_every_bit_on_disk(written, dtype, tmp_path) -> None:
     model = tiny_model(router_type="sigmoid")
     bias = torch.tensor([0.5003, 0.5001, -0.3333, 0.001, 0])
     model.get_buffer("layers.1.mlp.gate.e_score_correction_bias").copy_(bias)

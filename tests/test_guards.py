@@ -86,9 +86,7 @@ def test_trap_27_tritons_interpreter_is_not_given_bfloat16(monkeypatch: pytest.M
 
 def test_routers_name_both_sides_of_a_mismatch() -> None:
     router, x = TopKRouter(D, E, 2), torch.randn(5, 8)
-    refuses(
-        MinimoeError, "x has hidden size 7 and is on cpu, but .* weight has 8", router, x[:, :7]
-    )
+    refuses(MinimoeError, "hidden size 7 and is on cpu, but .* weight has 8", router, x[:, :7])
     refuses(MinimoeError, r"x has shape \(1, 5, 8\); a router takes tokens", router, x[None])
     refuses(MinimoeError, "but the router's weight has 8 and is on meta", router.to("meta"), x)
 

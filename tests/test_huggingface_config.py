@@ -140,9 +140,7 @@ def test_what_the_model_cannot_have_is_refused_by_name(tmp_path, kind, changes, 
         ("llama", {"mlp_bias": True}, "mlp_bias = True"),
     ],
 )
-def test_what_is_counted_but_not_built_is_refused_with_its_folder(
-    tmp_path: Path, kind: str, changes: dict[str, Any], named: str
-) -> None:
+def test_what_is_counted_but_not_built_is_refused(tmp_path, kind, changes, named) -> None:
     saved(tmp_path, kind, **changes)
     assert read_config(tmp_path)[0].unsupported() == [named]
     assert str(tmp_path) in refuses(CheckpointError, named, MixtralModel.from_pretrained, tmp_path)

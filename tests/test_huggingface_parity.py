@@ -83,9 +83,7 @@ def test_logits_routing_and_loss_are_the_same(folders, kind) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("value", [True, False, None])
 @pytest.mark.parametrize("kind", ["olmoe", "qwen2_moe", "qwen3_moe"])
-def test_weights_are_renormalised_where_the_configuration_or_its_default_says_so(
-    tmp_path: Path, kind: str, value: bool | None
-) -> None:
+def test_weights_are_renormalised_where_config_or_default_says_so(tmp_path, kind, value) -> None:
     """None: config.json does not say it, and the family's default holds."""
     saved(tmp_path, kind, norm_topk_prob=bool(value))
     path = tmp_path / "config.json"

@@ -103,10 +103,10 @@ def test_shared_experts_are_added_for_every_token() -> None:
     # n shared experts of width 8 each, one by one: the joint MLP is their sum
     w, down = layer.shared_experts.mlp.gate_up_proj, layer.shared_experts.mlp.down_proj
     assert w.shape == (2 * 16, 16)
-    one, other = (
-        glu(x, torch.cat([w[i : i + 8], w[16 + i : 24 + i]]), down[:, i : i + 8]) for i in (0, 8)
-    )
-    torch.testing.assert_close(y, layer.dispatch(x, routing, layer.experts) + one + other)
+    expected = layer.dispatch(x, routing, layer.experts)
+    for i in (slice(0, 8), slice(8, 16)):
+        expected = expected + glu(x, torch.cat([w[:16][i], w[16:][i]]), down[:, i])
+    torch.testing.assert_close(y, expected)
 
 
 def test_a_gate_scales_the_shared_experts() -> None:
@@ -184,9 +184,7 @@ RECOMPUTED = ("top_k", "noisy_top_k", "uniform", "sinkhorn", "expert_choice", "s
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("router_type", RECOMPUTED)
-def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
-    router_type: str, reentrant: bool
-) -> None:
+def test_recomputed_activations_give_the_same_gradients(router_type: str, reentrant: bool) -> None:
     torch.manual_seed(1)
     jitter = 0.3 if router_type == "top_k" else 0.0
     layer = MoELayer(config_of(router_type, router_jitter_noise=jitter)).train()

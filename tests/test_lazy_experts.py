@@ -20,19 +20,8 @@ from minimoe.checkpoint import TensorFiles, load_layer
 from minimoe.dispatch import DISPATCHERS
 from minimoe.errors import CheckpointError, ConfigError, MinimoeError
 from minimoe.experts import Experts
-from minimoe.hf.lazy import (
-    CacheStats,
-    ExpertFiles,
-    Int8Experts,
-    LazyExperts,
-    OffloadedExperts,
-    cache_stats,
-    dequantize,
-    held_bytes,
-    offload_experts,
-    quantize,
-    quantize_experts,
-)
+from minimoe.hf import lazy
+from minimoe.hf.lazy import Int8Experts, cache_stats, offload_experts, quantize_experts
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel
 from tests.huggingface import SPARSE, saved
@@ -45,44 +34,43 @@ ROUNDING = 2**-16  # 127 · 2⁻²⁴ of the division, as much of the product
 def test_rounding_by_hand() -> None:
     """Scale 1, so that halves are exact: each goes to its even neighbour."""
     row = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.25, 126.7, -126.4]])
-    q, scale = quantize(row)
+    q, scale = lazy.quantize(row)
     assert scale.tolist() == [1.0]
     assert q.tolist() == [[127, 0, 2, 2, 0, -2, -2, 0, 127, -126]]
     # each output channel, a row, has its own scale; the sign of the largest does not matter
-    q, scale = quantize(torch.tensor([[-254.0, 2.0], [12.7, 0.1]]))
+    q, scale = lazy.quantize(torch.tensor([[-254.0, 2.0], [12.7, 0.1]]))
     assert q.tolist() == [[-127, 1], [127, 1]]
     torch.testing.assert_close(scale, torch.tensor([2.0, 0.1]))
 
 
-rows = st.lists(
-    st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=3, max_size=3
-)
+weights = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+rows = st.lists(weights, min_size=3, max_size=3)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(rows, min_size=1, max_size=4))
 def test_the_error_is_at_most_half_a_step(values: list[list[float]]) -> None:
     w = torch.tensor(values)
-    q, scale = quantize(w)
+    q, scale = lazy.quantize(w)
     assert q.dtype == torch.int8 and scale.dtype == torch.float32
-    restored = dequantize(q, scale)
+    restored = lazy.dequantize(q, scale)
     error = (restored.double() - w.double()).abs()
     assert bool((error <= scale.double()[:, None] * (0.5 + ROUNDING)).all())
     assert int(q.int().abs().max()) <= 127
     used = w.abs().amax(1) > torch.finfo(torch.float32).tiny * 127
     assert bool((q.int().abs().amax(1)[used] == 127).all()), "the whole range is used"
-    again, _ = quantize(restored)
+    again, _ = lazy.quantize(restored)
     assert torch.equal(again, q), "what is rounded stays as it is"
 
 
 def test_channels_without_a_scale() -> None:
-    q, scale = quantize(torch.tensor([[0.0, 0.0], [1e-41, -1e-41]]))
+    q, scale = lazy.quantize(torch.tensor([[0.0, 0.0], [1e-41, -1e-41]]))
     assert q.tolist() == [[0, 0], [0, 0]]
     assert bool((scale > 0).all())
-    assert torch.equal(dequantize(q, scale), torch.zeros(2, 2))
-    assert quantize(torch.zeros(2, 0, 3))[1].shape == (2, 0)
+    assert torch.equal(lazy.dequantize(q, scale), torch.zeros(2, 2))
+    assert lazy.quantize(torch.zeros(2, 0, 3))[1].shape == (2, 0)
     for bad in (float("nan"), float("inf")):
-        refuses(MinimoeError, "cannot be quantised", quantize, torch.tensor([[1.0, bad]]))
+        refuses(MinimoeError, "cannot be quantised", lazy.quantize, torch.tensor([[1.0, bad]]))
 
 
 def rounded(experts: Experts) -> tuple[Int8Experts, Experts]:
@@ -152,7 +140,7 @@ def test_a_model_is_copied_and_its_experts_alone_are_rounded() -> None:
     assert small.num_parameters(active=True) == model.num_parameters(active=True)
     e, d, f = TINY.num_experts, TINY.hidden_size, TINY.expert_size
     saved = TINY.num_hidden_layers * e * ((4 - 1) * 3 * d * f - 4 * (2 * f + d))
-    assert held_bytes(model) - held_bytes(small) == saved
+    assert lazy.held_bytes(model) - lazy.held_bytes(small) == saved
     for wrong in (small, tiny_model(mlp_only_layers=(0, 1))):
         refuses(ConfigError, "holds no Experts", quantize_experts, wrong)
 
@@ -213,7 +201,7 @@ def test_a_model_in_int8_is_saved_with_its_scales_beside(tmp_path: Path, size: i
     assert {*again.state_dict()} == {*small.state_dict()}
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in small.state_dict().items())
     assert torch.equal(again(ids).logits, small(ids).logits)
-    assert held_bytes(again) == held_bytes(small)
+    assert lazy.held_bytes(again) == lazy.held_bytes(small)
     block = load_layer(tmp_path, 1)
     assert isinstance(block.mlp, MoELayer) and isinstance(block.mlp.experts, Int8Experts)
     small.save_pretrained(tmp_path / "short", dtype=torch.bfloat16)
@@ -258,16 +246,16 @@ def test_what_is_not_whole_int8_is_refused(tmp_path: Path) -> None:
         MixtralModel.from_pretrained(tmp_path)
 
 
-def write(folder: Path, dtype: torch.dtype = torch.float32) -> ExpertFiles:
+def write(folder: Path, dtype: torch.dtype = torch.float32) -> lazy.ExpertFiles:
     """A file of one layer's experts, stacked."""
     state = big_experts().to(dtype).state_dict()
     save_file({f"experts.{k}": v for k, v in state.items()}, folder / "model.safetensors")
     with TensorFiles(folder) as files:
-        return ExpertFiles(files, [("experts.gate_up_proj", ())], [("experts.down_proj", ())])
+        return lazy.ExpertFiles(files, [("experts.gate_up_proj", ())], [("experts.down_proj", ())])
 
 
-def bank(folder: Path, cache: int) -> OffloadedExperts:
-    return OffloadedExperts(big_experts(), write(folder), cache)
+def bank(folder: Path, cache: int) -> lazy.OffloadedExperts:
+    return lazy.OffloadedExperts(big_experts(), write(folder), cache)
 
 
 @torch.no_grad()
@@ -286,7 +274,7 @@ def test_each_dispatcher_gives_the_same_bits(name, cache, tokens, tmp_path) -> N
         assert len(offloaded._cache) <= cache
 
 
-class Resident(LazyExperts):
+class Resident(lazy.LazyExperts):
     """Experts in memory that run through the lines that offloaded ones run through: fetched one by one."""
 
     def __init__(self, experts: Experts) -> None:
@@ -309,7 +297,7 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
             return experts.weights(expert)
 
     source: Any = Counted()
-    offloaded = OffloadedExperts(experts, source, size)
+    offloaded = lazy.OffloadedExperts(experts, source, size)
     held: list[int] = []  # the one used last is last
     misses = 0
     for e in asked:
@@ -321,7 +309,7 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
         assert all(map(torch.equal, offloaded.weights(e), experts.weights(e)))
         assert list(offloaded._cache) == held
     assert sum(read) == misses
-    expected = CacheStats(len(asked) - misses, misses, misses * 4 * 3 * D * FF)
+    expected = lazy.CacheStats(len(asked) - misses, misses, misses * 4 * 3 * D * FF)
     assert offloaded.stats == expected
     assert expected.hit_rate == ((len(asked) - misses) / len(asked) if asked else 0)
 
@@ -330,7 +318,7 @@ def test_the_cache_is_least_recently_used(asked: list[int], size: int) -> None:
 def test_types_and_what_is_kept(tmp_path: Path) -> None:
     """bfloat16 on disk, float32 in memory: widened exactly; a cast changes what is fetched from then on."""
     short = big_experts().bfloat16()
-    offloaded = OffloadedExperts(big_experts(), write(tmp_path, torch.bfloat16), 2)
+    offloaded = lazy.OffloadedExperts(big_experts(), write(tmp_path, torch.bfloat16), 2)
     gate_up, _ = offloaded.weights(1)
     assert gate_up.dtype == torch.float32 and torch.equal(gate_up, short.gate_up_proj[1].float())
     assert offloaded.stats.bytes_read == 3 * D * FF * 2
@@ -380,7 +368,7 @@ def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_pa
     model.save_pretrained(tmp_path)
     offloaded = offload_experts(model, tmp_path, cache_experts=cache)
     assert offloaded is not model and not offloaded.training
-    assert cache_stats(offloaded) == CacheStats()
+    assert cache_stats(offloaded) == lazy.CacheStats()
     ids = random_ids(2, 5)
     with torch.no_grad():
         torch.testing.assert_close(offloaded(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
@@ -420,12 +408,12 @@ def test_experts_stay_in_either_layout(layout: str, shard: int | None, tmp_path:
     assert len(list(tmp_path.glob("*.safetensors"))) > (1 if shard else 0)
     whole = MixtralModel.from_pretrained(tmp_path)
     lean = MixtralModel.from_pretrained(tmp_path, cache_experts=2)
-    assert not lean.training and cache_stats(lean) == CacheStats()
+    assert not lean.training and cache_stats(lean) == lazy.CacheStats()
     ids = random_ids(2, 7)
     torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
     for a, b in zip(lean.layers, whole.layers, strict=True):
         assert isinstance(a.mlp, MoELayer) and isinstance(b.mlp, MoELayer)
-        assert isinstance(mine := a.mlp.experts, OffloadedExperts)
+        assert isinstance(mine := a.mlp.experts, lazy.OffloadedExperts)
         for e in range(TINY.num_experts):
             assert all(map(torch.equal, mine.weights(e), b.mlp.experts.weights(e)))
     size = 3 * TINY.hidden_size * TINY.expert_size

@@ -10,16 +10,8 @@ from torch import Tensor
 from minimoe.attention import KVCache
 from minimoe.errors import MinimoeError
 from minimoe.model import MixtralModel, next_token_loss
-from tests.small import (
-    ATTENTIONS,
-    TINY,
-    every_routing,
-    in_every_model,
-    pad,
-    random_ids,
-    refuses,
-    tiny_model,
-)
+from tests import small
+from tests.small import ATTENTIONS, every_routing, in_every_model, random_ids, refuses, tiny_model
 
 
 @torch.no_grad()
@@ -56,7 +48,7 @@ def test_trap_5_padding_on_either_side_changes_nothing(kind: str) -> None:
     rows = [random_ids(1, n, seed=n)[0] for n in (9, 5)]
     alone = [model(row[None], labels=row[None]) for row in rows]
     for side in ("left", "right"):
-        ids, mask = pad(rows, side, fill=7)
+        ids, mask = small.pad(rows, side, fill=7)
         out = model(ids, labels=ids, attention_mask=mask)
         for b, row in enumerate(rows):
             mine, its = out.logits[b][mask[b]], alone[b].logits[0]
@@ -70,7 +62,7 @@ def test_trap_5_padding_on_either_side_changes_nothing(kind: str) -> None:
         expected = sum(a.lm_loss * (len(row) - 1) for a, row in zip(alone, rows, strict=True)) / 12
         torch.testing.assert_close(out.lm_loss, expected)
     # a batch of one, so that every loss must be the same
-    wide, mask = pad([rows[1], rows[0]], "right")
+    wide, mask = small.pad([rows[1], rows[0]], "right")
     out = model(wide[:1], labels=wide[:1], attention_mask=mask[:1])
     for key in ("loss", "lm_loss", "aux_loss", "z_loss"):
         torch.testing.assert_close(getattr(out, key), getattr(alone[1], key))
@@ -78,10 +70,10 @@ def test_trap_5_padding_on_either_side_changes_nothing(kind: str) -> None:
 
 def test_initial_residual_projections_are_smaller_with_depth() -> None:
     torch.manual_seed(0)
-    model = MixtralModel(TINY.replace(hidden_size=64, num_hidden_layers=8, initializer_range=0.02))
-    std = {
-        name: float(weight.detach().std()) for name, weight in model.layers[0].named_parameters()
-    }
+    model = MixtralModel(
+        small.TINY.replace(hidden_size=64, num_hidden_layers=8, initializer_range=0.02)
+    )
+    std = {name: float(p.detach().std()) for name, p in model.layers[0].named_parameters()}
     assert std["self_attn.q_proj.weight"] == pytest.approx(0.02, rel=0.1)
     for name in ("self_attn.o_proj.weight", "mlp.experts.down_proj"):
         assert std[name] == pytest.approx(0.02 / 4, rel=0.1)
@@ -116,7 +108,7 @@ def test_int32_ids_and_labels_work() -> None:
 def test_logits_to_keep_leaves_out_positions_and_nothing_else() -> None:
     model, ids = tiny_model(), random_ids(2, 9)
     whole, last = model(ids), model(ids, logits_to_keep=2)
-    assert last.logits.shape == (2, 2, TINY.vocab_size)
+    assert last.logits.shape == (2, 2, small.TINY.vocab_size)
     torch.testing.assert_close(last.logits, whole.logits[:, -2:])
     for a, b in zip(whole.routings, last.routings, strict=True):
         assert torch.equal(a.expert, b.expert)

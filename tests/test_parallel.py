@@ -27,14 +27,9 @@ from minimoe.errors import ConfigError
 from minimoe.layers import MoELayer
 from minimoe.model import MixtralModel, next_token_loss
 from minimoe.routing import Routing
+from minimoe.train.parallel import mesh as meshes
 from minimoe.train.parallel.exchange import ShardedExperts, SharedNoise, ep
-from minimoe.train.parallel.mesh import (
-    check_layout,
-    check_router,
-    clip_gradients,
-    make_mesh,
-    parallelise,
-)
+from minimoe.train.parallel.mesh import clip_gradients, make_mesh, parallelise
 from minimoe.train.parallel.save import read_pretrained
 from minimoe.train.settings import TrainConfig
 from minimoe.train.state import digest
@@ -92,10 +87,8 @@ def whole(value: Tensor) -> Tensor:
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(whole(p)) if p.grad is None else whole(p.grad)
-        for name, p in model.named_parameters()
-    }
+    pairs = [(name, p, p.grad) for name, p in model.named_parameters()]
+    return {n: torch.zeros_like(whole(p)) if g is None else whole(g) for n, p, g in pairs}
 
 
 def new_model(dtype: torch.dtype = torch.float64, **changes: Any) -> MixtralModel:
@@ -370,11 +363,13 @@ def test_a_compiled_model_has_the_same_gradients(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_sharded_is_refused(changes, layout, words) -> None:
-    refuses(ConfigError, words, check_layout, CONFIG.replace(**changes), *layout)
+    refuses(ConfigError, words, meshes.check_layout, CONFIG.replace(**changes), *layout)
 
 
 @pytest.mark.parametrize("kind", ["base", "sinkhorn", "uniform", "round_robin"])
 def test_a_router_that_needs_all_tokens_is_refused(kind: str) -> None:
     k = 1 if kind == "base" else 2
     gate: Any = MoELayer(CONFIG.replace(router_type=kind, num_experts_per_tok=k)).gate
-    refuses(ConfigError, f"router_type '{kind}' chooses by all tokens", check_router, gate, kind)
+    refuses(
+        ConfigError, f"router_type '{kind}' chooses by all tokens", meshes.check_router, gate, kind
+    )

@@ -215,9 +215,7 @@ def states(out: Path, hidden: bool = True) -> set[str]:
     return {path.name for path in out.glob("*state*" if hidden else "state*")}
 
 
-def test_a_killed_rank_is_named_and_its_run_goes_on(
-    whole, broken, stopped, command, tmp_path
-) -> None:
+def test_after_a_killed_rank_the_run_goes_on(whole, broken, stopped, command, tmp_path) -> None:
     out, (first, second) = broken
     assert second.code == -signal.SIGKILL
     one_sentence(first, "rank 1 has ended; the same command goes on")

@@ -12,20 +12,14 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from minimoe import routers
 from minimoe.attention import KVCache
 from minimoe.balance import Load
 from minimoe.config import ROUTER_TYPES
 from minimoe.dispatch import loop
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.model import MixtralModel
-from minimoe.routers import (
-    NoisyRouting,
-    NoisyTopKRouter,
-    SigmoidRouter,
-    SwitchRouter,
-    TopKRouter,
-    make_router,
-)
+from minimoe.routers import NoisyRouting, SigmoidRouter, SwitchRouter, TopKRouter, make_router
 from minimoe.routing import expert_capacity, limit_capacity
 from minimoe.widgets.capacity_drops import DropStats
 from minimoe.zoo.balanced import BaseRouter, SinkhornRouter, balanced_assignment, sinkhorn
@@ -417,7 +411,7 @@ def test_soft_moe_passes_over_padding_and_nothing() -> None:
         (lambda: UniformRouter(2, 1, order=cast(Any, "both")), "unknown order 'both'"),
         (lambda: MeanBinningRouter(2, scale=0), "scale is 0"),
         (lambda: HashRouter(4, 2, table=cast(Any, "best")), "table is 'best'"),
-        (lambda: NoisyTopKRouter(D, 2, 0), "num_experts_per_tok is 0"),
+        (lambda: routers.NoisyTopKRouter(D, 2, 0), "num_experts_per_tok is 0"),
         (lambda: TopKRouter(D, 6, 7), "expected 1 to 6"),
         (lambda: ExpertChoiceRouter(D, 2, capacity_factor=3), "capacity_factor is 3"),
         (lambda: SinkhornRouter(D, 2, temperature=0), "temperature is 0"),

@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimoe import MixtralModel
+from minimoe import MixtralModel, routers
 from minimoe.config import ROUTER_TYPES
 from minimoe.cost import count_parameters
 from minimoe.errors import CheckpointError, ConfigError
-from minimoe.routers import (
-    ROUTERS,
-    Context,
-    Router,
-    SwitchRouter,
-    TopKRouter,
-    make_router,
-    router_type,
-    scores,
-)
+from minimoe.routers import Router, SwitchRouter, TopKRouter, make_router, router_type
 from minimoe.routing import Routing
 from tests.small import TINY, chosen
 
@@ -101,7 +92,7 @@ def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch, tmp_path
     monkeypatch.setattr("minimoe.config.OWN_ROUTERS", modules := {})
     for room in ("minimoe.routers", "minimoe.cost"):
         monkeypatch.setattr(f"{room}.OWN_ROUTERS", modules)
-    monkeypatch.setattr("minimoe.routers.ROUTERS", dict(ROUTERS))
+    monkeypatch.setattr("minimoe.routers.ROUTERS", dict(routers.ROUTERS))
     monkeypatch.setattr("minimoe.config.ROUTER_TYPES", types := dict(ROUTER_TYPES))
     monkeypatch.setattr("minimoe.routers.ROUTER_TYPES", types)
     with pytest.raises(ConfigError, match=r"router_type is .mine.; known are top_k, .* is import"):
@@ -114,8 +105,8 @@ def test_a_router_of_one_s_own_is_named_by_a_configuration(monkeypatch, tmp_path
             # weights that no list of ours knows
             self.turn = torch.nn.Linear(hidden_size, hidden_size)
 
-        def route(self, x: Tensor, context: Context) -> Routing:
-            logits = scores(self.turn(x), self.weight)
+        def route(self, x: Tensor, context: routers.Context) -> Routing:
+            logits = routers.scores(self.turn(x), self.weight)
             weight, expert = logits.softmax(-1).min(-1, keepdim=True)  # the least likely
             return self.token_choice(expert, weight, logits=logits)
 
