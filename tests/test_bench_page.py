@@ -162,7 +162,6 @@ def test_the_page_is_made_of_the_stored_results(drawn: Path) -> None:
 
 
 def test_no_number_stands_in_the_page_itself() -> None:
-    """Sizes that are chosen may; what is measured has a point or a unit, and comes from a file."""
     page = (benchmarks.ROOT / "book" / "benchmarks.md").read_text()
     units = r"\d+[.,]\d+ ?(?:ms|×|%|times)|\d+ (?:ms|%|TFLOP|GFLOP|tokens a second)"
     assert not re.findall(units, page)

@@ -108,6 +108,13 @@ SMALL = ModelConfig(
     num_key_value_heads=2, head_dim=4, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=7,
     max_position_embeddings=32, experts_implementation="loop",
 )  # fmt: skip
+GROUPED: Any = {"experts_implementation": "grouped"}
+SWITCHHEAD: Any = {"attention_type": "switchhead", "attention_num_experts": 3}
+MOA: Any = {"attention_type": "moa", "attention_num_experts": 4, "attention_num_experts_per_tok": 3}
+SHARED: Any = {"n_shared_experts": 2, "shared_expert_gate": True}
+SOFT: Any = {"router_type": "soft", "slots_per_expert": 3}
+UNTIED: Any = {"tie_word_embeddings": False}
+MODELS = ({}, UNTIED | {"mlp_only_layers": (1,)}, SHARED, SOFT, SWITCHHEAD | GROUPED, MOA | GROUPED)
 
 
 @st.composite
@@ -159,10 +166,8 @@ def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
 
 
 def test_parameters_by_component_are_those_of_the_modules() -> None:
-    config = SMALL.replace(
-        tie_word_embeddings=False, mlp_only_layers=(1,), qk_norm="head", n_shared_experts=2,
-        shared_expert_gate=True, attention_type="switchhead",
-    )  # fmt: skip
+    parts = UNTIED | SHARED | {"attention_type": "switchhead", "qk_norm": "head"}
+    config = SMALL.replace(mlp_only_layers=(1,), **parts)
     with torch.device("meta"):
         model = MixtralModel(config)
     places = {
@@ -263,21 +268,7 @@ def counted(model: MixtralModel, *args: Any, **kwargs: Any) -> float:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"tie_word_embeddings": False, "mlp_only_layers": (1,)},
-        {"n_shared_experts": 2, "shared_expert_gate": True},
-        {"router_type": "soft", "slots_per_expert": 3},
-        {"attention_type": "switchhead", "attention_num_experts": 3, "experts_implementation": "grouped"},
-        {
-            "attention_type": "moa", "attention_num_experts": 4, "attention_num_experts_per_tok": 3,
-            "experts_implementation": "grouped",
-        },
-        {"router_type": "hash"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("changes", [*MODELS, {"router_type": "hash"}])
 def test_forward_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
     config, s = SMALL.replace(**changes), 16
     # in float64, which no backend hides from the counter
@@ -290,14 +281,7 @@ def test_forward_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> N
     assert counted(model, ids) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"attention_type": "switchhead", "num_attention_heads": 2},
-        {"attention_type": "moa", "attention_num_experts": 4, "attention_num_experts_per_tok": 3},
-    ],
-)
+@pytest.mark.parametrize("changes", [{}, SWITCHHEAD | {"num_attention_heads": 2}, MOA])
 def test_matrices_and_cache_are_those_that_a_model_makes_and_keeps(changes, monkeypatch) -> None:
     config, s, shapes = SMALL.replace(**changes), 9, list[tuple[int, ...]]()
     plain = torch.nn.functional.scaled_dot_product_attention
@@ -316,7 +300,7 @@ def test_matrices_and_cache_are_those_that_a_model_makes_and_keeps(changes, monk
     assert 2 * kept == co.kv_cache_bytes(config, s)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "router_type": "sigmoid"}])
+@pytest.mark.parametrize("changes", [{}, UNTIED | {"router_type": "sigmoid"}])
 def test_decode_flops_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
     config, s = SMALL.replace(**changes), 9
     model = MixtralModel(config).double().eval()

@@ -104,7 +104,6 @@ def test_trap_prime_rl_778_parameters_of_a_foreign_family_are_those_of_its_modul
 
 @pytest.mark.parametrize("kind", sorted(COUNTED))
 def test_every_field_that_changes_the_count_is_counted_or_refused_by_name(kind: str) -> None:
-    """Each field of their configuration class in turn has another value."""
     changed = refused = 0
     plain = theirs(kind)
     before = parameters(plain)
@@ -220,7 +219,6 @@ def test_what_cannot_be_counted_is_refused_by_name(tmp_path, kind, changes, name
 
 
 def test_any_value_in_any_field_is_counted_or_refused() -> None:
-    """No other error than ours, whatever stands in the place of a number or a list."""
     for kind in COUNTED:
         values = json.loads(json.dumps(theirs(kind).to_dict(), default=str))
         for name in values:

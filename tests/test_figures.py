@@ -146,7 +146,6 @@ def test_few_documents_and_labels_an_idle_expert_and_many_experts_are_drawn():
 
 
 def test_equal_band_covers_equal_loads():
-    """Under equal loads and independent tokens about 95 % of the shares lie in the band."""
     like = make_trace(documents=100, tokens=40, experts=8)
     inside = []
     for seed in range(12):

@@ -61,7 +61,6 @@ def test_layout_is_that_of_mmlu_the_lettered_choice_right_and_letters_even(artic
 
 
 def test_both_sides_of_the_split_keep_to_themselves(articles: list[Document]) -> None:
-    """No question of one side names or describes an article of the other side, or of another topic."""
     side = {a.description: (a.topic, is_held_out("wiki_en", a.id)) for a in articles}
     seen: set[bool] = set()
     for question in generated_questions(articles):

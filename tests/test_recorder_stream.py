@@ -22,13 +22,7 @@ TOKENS = [random_ids(1, n, seed=i)[0].numpy() for i, n in enumerate(LENGTHS)]
 IDENTITY: dict[str, Any] = {"model": "tiny", "dtype": "float32", "layers": (1, 2)}
 
 
-def stream(
-    folder: Path,
-    load: Any = tiny_model,
-    sizes: tuple[int, int] = (8192, 50),
-    begin: int = 0,
-    **changes: Any,
-) -> TraceWriter:
+def stream(folder, load: Any = tiny_model, sizes=(8192, 50), begin=0, **changes) -> TraceWriter:
     """Record questions, some of them changed, as the study does; `sizes` are tokens of a batch and of a chunk."""
     found = FoundModel("tiny", None, begin, (1, 2), 2, 5, 64, 0, {}, {}, load)  # pyright: ignore
     given: dict[str, Any] = {"documents": DOCUMENTS, "tokens": TOKENS, "layers": (1, 2)}

@@ -2,8 +2,8 @@
 
 import re
 import sys
-import types
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from minimoe.dispatch import auto, grouped
 from minimoe.errors import ConfigError, MinimoeError
 from minimoe.kernels.function import triton, unsupported
+from tests.small import refuses
 from tests.triton_cases import make_case, random_choice
 
 pytest.importorskip("triton", reason="Triton is there on Linux only: pip install 'minimoe[gpu]'")
@@ -43,9 +44,8 @@ def check(reports: list[KernelReport], rows: tuple[int, ...]) -> None:
         assert (r.counts["mma"] > 0) == (matrix and half and not group), f"{where}: {r.counts}"
         assert (r.counts["tma"] > 0) == (matrix and half and hopper), f"{where}: {r.counts}"
         # loads run ahead of the products: tokens by pointers, and before Hopper everything
-        if r.kernel.startswith("decode") or (
-            matrix and not (half and hopper and "rows" in r.kernel)
-        ):
+        copied = half and hopper and "rows" in r.kernel
+        if r.kernel.startswith("decode") or (matrix and not copied):
             assert r.counts["async"] > 0, f"{where}: {r.counts}"
 
 
@@ -98,10 +98,10 @@ def on_cuda(x: Tensor) -> Tensor:
 
 def test_without_a_gpu_or_on_two_devices_it_says_what_to_do() -> None:
     x, routing, experts = make_case(random_choice(4, 3, 2), 3, 16, 16, torch.float32)
-    with pytest.raises(ConfigError, match="x is on the CPU: move the model to cuda, or take"):
-        triton(x, routing, experts)
-    with pytest.raises(MinimoeError, match=r"x is on meta, but .* on cpu: move one with .to\(\)"):
-        triton(x.to("meta"), routing, experts)
+    take = "x is on the CPU: move the model to cuda, or take"
+    move = r"x is on meta, but .* on cpu: move one with .to\(\)"
+    refuses(ConfigError, take, triton, x, routing, experts)
+    refuses(MinimoeError, move, triton, x.to("meta"), routing, experts)
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,9 @@ def test_without_a_gpu_or_on_two_devices_it_says_what_to_do() -> None:
         ("activation", r"runs Experts with hidden_act 'silu', not Experts with 'relu'"),
     ],
 )
-def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
-    change, message, monkeypatch
-) -> None:
-    d = 40 if change == "width" else 16
+def test_every_reason_is_said_once_and_auto_takes_grouped(change, message, monkeypatch) -> None:
     dtype = torch.float64 if change == "type" else torch.float32
-    f = 24 if change == "inner width" else 16
+    d, f = {"width": (40, 16), "inner width": (16, 24)}.get(change, (16, 16))
     x, routing, experts = make_case(random_choice(4, 3, 2), 3, d, f, dtype)
     capability = (7, 0) if change == "old gpu" else (9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
@@ -130,9 +127,7 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
     if change == "missing":
         monkeypatch.setitem(sys.modules, "triton", None)
     if change == "old":
-        old = types.ModuleType("triton")
-        old.__version__ = "3.5.1"  # pyright: ignore[reportAttributeAccessIssue]
-        monkeypatch.setitem(sys.modules, "triton", old)
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))
     if change == "rocm":
         monkeypatch.setattr(torch.version, "hip", "7.1")
     if change == "activation":
@@ -146,8 +141,7 @@ def test_every_reason_is_said_once_and_auto_goes_on_with_grouped(
     with pytest.warns(RuntimeWarning, match=message) as caught:
         assert auto(on_cuda(x), routing, experts) is expected
         assert auto(on_cuda(x), routing, experts) is expected
-    assert len(caught) == 1
-    assert "grouped" in str(caught[0].message)
+    assert len(caught) == 1 and "grouped" in str(caught[0].message)
 
 
 def test_auto_is_silent_on_a_cpu() -> None:
