@@ -127,22 +127,16 @@ def test_traces_of_others_are_read(tmp_path):
     assert CountTable.of(read_trace(arrays)).token is None
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
+def test_what_is_no_trace_is_refused_and_pickles_are_never_read(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    for text, named in (
         ("", "no document"),
         ('{"input_ids": [1]}', "line 1: expected input_ids"),
         ('{"input_ids": [1, 2], "exp_ids": [[[0, 1]]]}', r"\(1, 1, 2\) for 2 input_ids"),
         ('{"input_ids": [1], "exp_ids": [[[1, 1]]]}', "chose one expert twice"),
-    ],
-)
-def test_what_is_no_trace_is_refused(tmp_path, text, named):
-    path = tmp_path / "trace.jsonl"
-    path.write_text(text)
-    refuses(TraceError, named, read_trace, path)
-
-
-def test_pickles_are_never_read(tmp_path):
+    ):
+        path.write_text(text)
+        refuses(TraceError, named, read_trace, path)
     np.savez(tmp_path / "bad.npz", expert=np.array([{}], object), length=np.array([1]))
     refuses(TraceError, "expected JSON lines", read_trace, tmp_path / "bad.npz")
 

@@ -164,11 +164,9 @@ def test_shows_itself_in_a_notebook_with_its_words(drawn):
 
 
 def test_words_and_tokens_that_show_their_spaces():
-    assert vocabulary.shown(" the") == "␣the"
-    assert vocabulary.shown("\n") == "↵"
-    assert vocabulary.shown("international", longest=8) == "interna…"
+    tokens = {" the": "␣the", "\n": "↵", "internat": "internat", "international": "interna…"}
+    assert {token: vocabulary.shown(token, longest=8) for token in tokens} == tokens
     assert vocabulary.shown("$x$") == r"\$x\$"
-
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a"]) == "a"
     assert times(float("inf")) == "∞" and times(float("nan")) == "–" and times(13.12) == "13.1"
     assert bracket(float("nan"), 2.0) == "" and bracket(1.0, 2.0) == " [1.00–2.00]"

@@ -368,9 +368,9 @@ def test_the_same_folder_is_the_same_experiment_unless_questions_or_domains_say_
         assert named in line, (model, more)
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
+def test_a_file_that_holds_no_questions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    for text, named in (
         ("", "holds no text"),
         ("\n \n", "holds no text"),
         ('{"subject": "a"}', "line 1: expected an object"),
@@ -382,14 +382,11 @@ def test_the_same_folder_is_the_same_experiment_unless_questions_or_domains_say_
         ('{"domain": "a", "topic": 1, "text": "b"}', "line 1: expected an object"),
         ('{"domain": "a", "text": "\\ud800"}', "line 1: the text of document '1'"),
         ('{"subject": "a", "text": "b", "id": "1"}\n' * 2, "the id '1' stands for several"),
-    ],
-)
-def test_a_file_that_holds_no_questions_is_refused(tmp_path: Path, text: str, named: str) -> None:
-    path = tmp_path / "q.jsonl"
-    path.write_text(text)
-    with pytest.raises(CorpusError, match=re.escape(named)) as caught:
-        question_set(path)
-    assert str(path) in str(caught.value)
+    ):
+        path.write_text(text)
+        with pytest.raises(CorpusError, match=re.escape(named)) as caught:
+            question_set(path)
+        assert str(path) in str(caught.value)
     refuses(CorpusError, "cannot be read", question_set, tmp_path)
 
 

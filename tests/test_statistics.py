@@ -357,13 +357,9 @@ def test_repeats_by_hand() -> None:
     # orders of (0, 0, 1): repeats 1 0 1 → mean 2/3 of 2 pairs; of (2, 2): always 1
     assert found.first.shuffled == pytest.approx((2 / 3 + 1) / 3)
     assert not found.first.rate.known
-
-
-def test_chance_of_mixtral() -> None:
-    documents = [("a", one_layer([1, 1], [[0, 1], [2, 3]]))]
-    found = repeats(trace_of(*documents, num_experts=8), 1)
-    assert found.first.chance_equal == 0.125
-    assert found.overlap.chance_equal == pytest.approx(0.464, abs=5e-4)
+    mixtral = repeats(replace(trace, num_experts=8), 1)
+    assert mixtral.first.chance_equal == 0.125
+    assert mixtral.overlap.chance_equal == pytest.approx(0.464, abs=5e-4)
 
 
 def test_repeats_null_has_the_moments_of_all_permutations() -> None:

@@ -190,7 +190,7 @@ def test_load_never_unpickles(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_concat_joins_documents_cut_in_two() -> None:
+def test_concat_joins_documents_cut_in_two_and_what_meta_agrees_on_of_one_model() -> None:
     trace = small_trace()
     parts = [{name: getattr(trace, name)[at] for name in ARRAYS} for at in (np.s_[:2], np.s_[2:])]
     rows = [replace(trace, **part) for part in parts]
@@ -200,10 +200,6 @@ def test_concat_joins_documents_cut_in_two() -> None:
     swapped = replace(other, document=2 - other.document, documents=other.documents[::-1])
     joined = RoutingTrace.concat([rows[0].select(domains=["law"]), swapped])
     assert [joined.documents[d].id for d in joined.document] == ["a", "a", "a", "b", "c", "c"]
-
-
-def test_concat_keeps_what_meta_agrees_on_and_refuses_other_models() -> None:
-    trace = small_trace()
     other = replace(trace.select(domains=["drama"]), meta={"model": "mini", "seed": "1"})
     mixed = RoutingTrace.concat([trace.select(domains=["law"]), other])
     assert mixed.meta == {"model": "mini"}
