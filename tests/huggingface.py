@@ -66,6 +66,14 @@ def saved(folder: Path, kind: str, *, layout: dict[str, Any] | None = None, **op
     return model
 
 
+def read_by_them(folder: Path) -> Any:
+    """The model in a folder, as transformers reads it, with nothing amiss."""
+    kind = library().AutoModelForCausalLM
+    model, report = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
 def same_logits(ours: Any, theirs: Any, length: int = 12) -> None:
     """That a model, or the one in a folder, computes what theirs does; other kernels add in another order."""
     ours = MixtralModel.from_pretrained(ours) if isinstance(ours, Path) else ours

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe.checkpoint import SHIPPED, WEIGHTS, pretrained_path, read_tensors, write_tensors
+from minimoe.checkpoint import read_tensors, write_tensors
 from minimoe.config import ROUTER_TYPES
 from minimoe.errors import CheckpointError, MinimoeError
 from minimoe.model import MixtralModel
@@ -138,16 +138,6 @@ def test_what_is_not_a_checkpoint_is_refused_by_name(tmp_path: Path, saved: Path
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_tensors(tmp_path / "none.safetensors")
     assert issubclass(CheckpointError, MinimoeError)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_models_load_and_read(name: str) -> None:
-    if not (WEIGHTS / name / "model.safetensors").is_file():
-        pytest.skip(f"the weights of {name} are not in this checkout")
-    assert pretrained_path(name) == WEIGHTS / name
-    model = read(name)
-    ids = random_ids(1, 8)
-    assert bool(torch.isfinite(model(ids).logits).all())
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

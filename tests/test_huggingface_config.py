@@ -17,7 +17,8 @@ from minimoe.errors import CheckpointError, ConfigError
 from minimoe.hf.translate import FAMILIES, from_huggingface, to_huggingface
 from minimoe.model import MixtralModel
 from minimoe.presets import PRESETS
-from tests.huggingface import COMMON, OWN, library, published, reference, same_logits, saved
+from tests import huggingface
+from tests.huggingface import COMMON, OWN, library, read_by_them, reference, same_logits, saved
 from tests.small import edit_json, refuses, tiny_model
 
 BUILT = ("mixtral-8x7b", "mixtral-8x22b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b")
@@ -31,10 +32,12 @@ def example(kind: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", BUILT)
 def test_published_configurations_are_the_presets(name: str) -> None:
     # transformers has no z-loss, so its coefficient is not in the file
-    assert from_huggingface(published(name)) == PRESETS[name].replace(router_z_loss_coef=0.0)
+    assert from_huggingface(huggingface.published(name)) == PRESETS[name].replace(
+        router_z_loss_coef=0.0
+    )
     again = from_huggingface(to_huggingface(PRESETS[name]))
     assert again == PRESETS[name].replace(router_z_loss_coef=0.0)
-    assert to_huggingface(PRESETS[name])["model_type"] == published(name)["model_type"]
+    assert to_huggingface(PRESETS[name])["model_type"] == huggingface.published(name)["model_type"]
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -180,7 +183,7 @@ def test_trap_mlx_serve_20_what_says_nothing_of_the_function_is_read_past(tmp_pa
 
 
 def test_qwen3_coder_as_published() -> None:
-    values = published("qwen3-30b-a3b") | {
+    values = huggingface.published("qwen3-30b-a3b") | {
         "intermediate_size": 5472, "max_position_embeddings": 262_144, "max_window_layers": 28, "qkv_bias": False,
         "rope_theta": 10_000_000, "router_aux_loss_coef": 0.0, "shared_expert_intermediate_size": 0,
         "use_qk_norm": True,
@@ -262,7 +265,8 @@ QWEN2: dict[str, Any] = {"attention_bias": True, "shared_expert_gate": True, "n_
     ("changes", "kind"),
     [
         ({}, "mixtral"),
-        ({"moe_intermediate_size": 12, "head_dim": 6}, "mixtral"),
+        ({"moe_intermediate_size": 12, "head_dim": 6, "tie_word_embeddings": False}, "mixtral"),
+        ({"rope_theta": 700.0, "hidden_act": "gelu_tanh"}, "mixtral"),
         # training alone, or without effect here
         ({"capacity_factor": 1.0, "router_aux_loss_type": "sequence", "n_group": 3, "slots_per_expert": 4}, "mixtral"),
         ({"qk_norm": "full", "norm_topk_prob": False}, "olmoe"),
@@ -281,7 +285,7 @@ def test_the_family_that_computes_the_same_is_found(tmp_path, changes, kind) -> 
         if parameter.ndim == 1:
             parameter.add_(torch.rand_like(parameter) - 0.5)
     model.save_pretrained(tmp_path, layout="huggingface")
-    theirs = library().AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = read_by_them(tmp_path)
     assert theirs.config.model_type == kind
     same_logits(model, theirs)
 
@@ -312,7 +316,7 @@ def test_what_is_only_counted_has_no_family(name: str) -> None:
 
 
 def test_costs_of_a_folder_of_transformers(tmp_path, capsys) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(published("mixtral-8x7b")))
+    (tmp_path / "config.json").write_text(json.dumps(huggingface.published("mixtral-8x7b")))
     found: list[dict[str, Any]] = []
     for name in (str(tmp_path), "mixtral-8x7b"):
         assert main(["cost", name, "--json"]) == 0
