@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,18 +43,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error) -> None:
 
 def test_the_data_reach_the_disk_before_the_rename(tmp_path, monkeypatch) -> None:
     done: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    for owner, name, call in ((os, "fsync", os.fsync), (Path, "replace", Path.replace)):
 
-    def sync(handle: int) -> None:
-        done.append("fsync")
-        fsync(handle)
+        def noted(*given: Any, name: str = name, call: Any = call) -> Any:
+            done.append(name)
+            return call(*given)
 
-    def rename(self: Path, target: Path) -> Path:
-        done.append("replace")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "replace", rename)
+        monkeypatch.setattr(owner, name, noted)
     write_text(tmp_path / "x", "text")
     assert done == ["fsync", "replace"]
 
@@ -68,14 +64,10 @@ def test_the_file_is_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
 
 
-def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    refuses(OSError, "file", write_text, tmp_path / "file" / "x", "text")
-
-
 def test_a_full_disk_leaves_the_old_file_and_is_an_error_of_minimoe(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_text(path, "old")
+    refuses(OSError, "x", write_text, path / "in a file", "text")
     with small_disk(10_000), pytest.raises(WriteError) as caught:
         write_text(path, "new" * 10_000)
     assert str(caught.value).startswith(f"{path} could not be written (File too large)")
@@ -86,9 +78,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_an_error_of_minimoe(tmp_path: Pa
 
 def test_a_lone_surrogate_is_written_as_json_writes_it(tmp_path: Path) -> None:
     write_text(tmp_path / "x", json.dumps({"a": "half \ud800 →"}, ensure_ascii=False))
-    text = (tmp_path / "x").read_text(encoding="utf-8")
-    assert text == r'{"a": "half \ud800 →"}'
-    assert json.loads(text) == {"a": "half \ud800 →"}
+    assert (tmp_path / "x").read_text(encoding="utf-8") == r'{"a": "half \ud800 →"}'
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "1" * 5000])

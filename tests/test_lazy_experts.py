@@ -28,6 +28,7 @@ from tests.huggingface import SPARSE, saved
 from tests.small import TINY, edited, random_ids, refuses, tiny_model
 from tests.zoo import FF, NAMES, D, E, big_experts, build
 
+read = MixtralModel.from_pretrained
 ROUNDING = 2**-16  # 127 · 2⁻²⁴ of the division, as much of the product
 
 
@@ -168,7 +169,7 @@ def test_the_shipped_model_hardly_changes() -> None:
     stream of all layers, and so the logits, wrong by sqrt(Σ 2 r_gate_up² + r_down²) at most: experts write only a part
     of it. Where a token changes its expert the error is not small; hence the median, and the shares.
     """
-    model = MixtralModel.from_pretrained("mini")
+    model = read("mini")
     small = quantize_experts(model)
     squares = 0.0
     for full, rough in zip(model.modules(), small.modules(), strict=True):
@@ -197,7 +198,7 @@ def test_a_model_in_int8_is_saved_with_its_scales_beside(tmp_path: Path, size: i
     with TensorFiles(tmp_path) as stored:
         kinds = {name.rpartition(".")[2]: stored.header(name)[1] for name in stored.shards}
     assert kinds["gate_up_scale"] == torch.float32 and kinds["down_scale"] == torch.float32
-    again = MixtralModel.from_pretrained(tmp_path)
+    again = read(tmp_path)
     assert {*again.state_dict()} == {*small.state_dict()}
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in small.state_dict().items())
     assert torch.equal(again(ids).logits, small(ids).logits)
@@ -205,12 +206,11 @@ def test_a_model_in_int8_is_saved_with_its_scales_beside(tmp_path: Path, size: i
     block = load_layer(tmp_path, 1)
     assert isinstance(block.mlp, MoELayer) and isinstance(block.mlp.experts, Int8Experts)
     small.save_pretrained(tmp_path / "short", dtype=torch.bfloat16)
-    short = MixtralModel.from_pretrained(tmp_path / "short", dtype=None).state_dict()
+    short = read(tmp_path / "short", dtype=None).state_dict()
     for key, value in small.state_dict().items():
         exact = ".mlp.experts." in key
         assert torch.equal(short[key], value if exact else value.bfloat16()), key
-    with pytest.raises(ConfigError, match="in int8, which stay in memory"):
-        MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    refuses(ConfigError, "in int8, which stay in memory", read, tmp_path, cache_experts=2)
 
 
 def test_the_card_bounds_the_error_of_int8(tmp_path: Path) -> None:
@@ -242,8 +242,7 @@ def test_what_is_not_whole_int8_is_refused(tmp_path: Path) -> None:
     small.save_pretrained(tmp_path)
     with edited(tmp_path) as tensors:
         del tensors["layers.1.mlp.experts.gate_up_scale"]
-    with pytest.raises(CheckpointError, match=r"missing: layers\.1\.mlp\.experts\.gate_up_scale"):
-        MixtralModel.from_pretrained(tmp_path)
+    refuses(CheckpointError, r"missing: layers\.1\.mlp\.experts\.gate_up_scale", read, tmp_path)
 
 
 def write(folder: Path, dtype: torch.dtype = torch.float32) -> lazy.ExpertFiles:
@@ -381,15 +380,10 @@ def test_a_model_generates_the_same_text(implementation: str, cache: int, tmp_pa
         asked = later.hits + later.misses - stats.hits - stats.misses
         # both layers, and 1 to 4 experts for the two tokens of each of the last 7 steps, more for the prompt
         assert 2 * 8 <= asked <= 2 * (TINY.num_experts + 7 * 4)
-    assert offloaded.num_parameters() == model.num_parameters()
-    assert offloaded.num_parameters(active=True) == model.num_parameters(active=True)
-    experts = sum(m.experts.num_parameters for m in model.modules() if isinstance(m, MoELayer))
-    held = sum(p.numel() for p in offloaded.parameters())
-    assert held == model.num_parameters() - experts
 
 
 def test_the_shipped_model_from_its_own_file() -> None:
-    model = MixtralModel.from_pretrained("mini")
+    model = read("mini")
     offloaded = offload_experts(model, "mini", cache_experts=4)
     ids = random_ids(1, 12, vocab=4096)
     texts = [m.generate(ids, 6, temperature=0) for m in (offloaded, model)]
@@ -406,8 +400,8 @@ def test_experts_stay_in_either_layout(layout: str, shard: int | None, tmp_path:
     model = tiny_model(n_shared_experts=0, tie_word_embeddings=False)
     model.save_pretrained(tmp_path, layout=layout, max_shard_size=shard)
     assert len(list(tmp_path.glob("*.safetensors"))) > (1 if shard else 0)
-    whole = MixtralModel.from_pretrained(tmp_path)
-    lean = MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    whole = read(tmp_path)
+    lean = read(tmp_path, cache_experts=2)
     assert not lean.training and cache_stats(lean) == lazy.CacheStats()
     ids = random_ids(2, 7)
     torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
@@ -418,9 +412,10 @@ def test_experts_stay_in_either_layout(layout: str, shard: int | None, tmp_path:
             assert all(map(torch.equal, mine.weights(e), b.mlp.experts.weights(e)))
     size = 3 * TINY.hidden_size * TINY.expert_size
     assert lean.num_parameters() == whole.num_parameters()
+    assert lean.num_parameters(active=True) == whole.num_parameters(active=True)
     held = sum(p.numel() for p in lean.parameters())
     assert held == whole.num_parameters() - 2 * TINY.num_experts * size
-    short = MixtralModel.from_pretrained(tmp_path, dtype=torch.bfloat16, cache_experts=1)
+    short = read(tmp_path, dtype=torch.bfloat16, cache_experts=1)
     assert short(ids).logits.dtype == torch.bfloat16
 
 
@@ -429,8 +424,8 @@ def test_experts_stay_in_either_layout(layout: str, shard: int | None, tmp_path:
 @pytest.mark.parametrize("kind", SPARSE)
 def test_experts_stay_in_a_folder_of_transformers(kind: str, fused: bool, tmp_path: Path) -> None:
     saved(tmp_path, kind, layout={"save_original_format": not fused, "max_shard_size": "20KB"})
-    whole = MixtralModel.from_pretrained(tmp_path)
-    lean = MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    whole = read(tmp_path)
+    lean = read(tmp_path, cache_experts=2)
     ids = random_ids(2, 7)
     torch.testing.assert_close(lean(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
     assert cache_stats(lean).misses > 0
@@ -442,8 +437,7 @@ def test_a_folder_that_cannot_serve_is_refused_when_it_is_opened(tmp_path: Path)
     tiny_model().save_pretrained(tmp_path, max_shard_size=20_000)
     last = sorted(tmp_path.glob("*.safetensors"))[-1]
     os.truncate(last, last.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
-        MixtralModel.from_pretrained(tmp_path, cache_experts=2)
+    refuses(CheckpointError, "not a complete safetensors file", read, tmp_path, cache_experts=2)
 
 
 def test_what_cannot_be_offloaded_or_saved_is_refused(tmp_path: Path) -> None:
