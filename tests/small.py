@@ -91,6 +91,14 @@ def random_ids(batch: int, length: int, seed: int = 0, vocab: int = TINY.vocab_s
     return torch.randint(vocab, (batch, length), generator=generator)
 
 
+@torch.no_grad()
+def continued(model: Any, ids: Tensor, n: int) -> Tensor:
+    """ids and n more: each is the most likely one after a forward pass of all that is before it."""
+    for _ in range(n):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
 def pad(rows: list[Tensor], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
     """ids and mask [B, S] of rows of different length."""
     width = max(len(row) for row in rows)

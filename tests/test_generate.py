@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from minimoe.errors import MinimoeError
 from minimoe.generate import sample
 from minimoe.routing import Routing
-from tests.small import random_ids, refuses, tiny_model
-
-
-@torch.no_grad()
-def continued(model: Any, ids: torch.Tensor, n: int) -> torch.Tensor:
-    """ids and n more: each is the most likely one after a forward pass of all that is before it."""
-    for _ in range(n):
-        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-    return ids
+from tests.small import continued, random_ids, refuses, tiny_model
 
 
 def test_temperature_0_takes_the_most_likely_token_of_the_full_forward() -> None:
