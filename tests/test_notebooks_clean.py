@@ -25,6 +25,7 @@ from pybtex.database import parse_string
 
 from book import first_cell, lessons, plain
 from tests import lessons_plugin
+from tests.small import refuses
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,12 +43,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     """The code cells that are not empty."""
-    return [
-        c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()
-    ]
-
-
-# --- what a stored lesson must be ----------------------------------------------------------------
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    return [c for c in cells if "".join(c["source"]).strip()]
 
 
 def unfinished(notebook: dict[str, Any]) -> list[str]:
@@ -114,9 +111,7 @@ def undescribed(notebook: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.name)
-def test_lesson_is_stored_as_it_ran_in_normal_form_and_its_figures_are_described(
-    path: Path,
-) -> None:
+def test_lesson_is_stored_as_it_ran_in_normal_form_with_figures_described(path: Path) -> None:
     assert unfinished(read(path)) + undescribed(read(path)) == []
     assert lessons.is_normal(path), "run `make notebooks`"
 
@@ -129,22 +124,14 @@ def test_source_that_a_lesson_shows_is_the_library_s(path: Path) -> None:
         return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
     package = bare("\n".join(p.read_text("utf-8") for p in (ROOT / "minimoe").rglob("*.py")))
-    shown = [
-        "".join(output["data"].get("text/markdown", ""))
-        for cell in code_cells(read(path))
-        for output in cell["outputs"]
-        if "source(" in "".join(cell["source"]) and "data" in output
-    ]
-    parts = [
-        part
-        for text in shown
-        for block in re.findall(r"(?s)```python\n(.*?)```", text)
-        for part in re.split(r"(?m)^(?=@|class |def )", block)
-    ]
+    cells = [c for c in code_cells(read(path)) if "source(" in "".join(c["source"])]
+    outputs = [output.get("data", {}) for cell in cells for output in cell["outputs"]]
+    shown = "\n".join("".join(data.get("text/markdown", "")) for data in outputs)
+    blocks = re.findall(r"(?s)```python\n(.*?)```", shown)
+    parts = [part for block in blocks for part in re.split(r"(?m)^(?=@|class |def )", block)]
     stale = [part for part in parts if bare(part) not in package]
-    assert not stale, (
-        f"run `make notebooks LESSONS={path.name[:2]}`: the library has changed\n{stale[0]}"
-    )
+    run = f"run `make notebooks LESSONS={path.name[:2]}`"
+    assert not stale, f"{run}: the library has changed\n{stale[0]}"
 
 
 def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
@@ -156,13 +143,9 @@ def test_the_first_notebook_leads_to_every_lesson_and_exercise() -> None:
 
 
 def test_exercises_come_without_outputs() -> None:
-    kept = [
-        f"{path.name}: {cell['id']}"
-        for path in EXERCISES
-        for cell in code_cells(read(path))
-        if cell["outputs"] or cell["execution_count"]
-    ]
-    assert kept == []
+    cells = [(path.name, cell) for path in EXERCISES for cell in code_cells(read(path))]
+    run = [(name, c["id"]) for name, c in cells if c["outputs"] or c["execution_count"]]
+    assert run == []
 
 
 @pytest.mark.parametrize(
@@ -172,8 +155,7 @@ def test_every_notebook_begins_with_the_first_cell_and_the_book_leaves_it_out(pa
     cell = nbformat.read(path, as_version=4).cells[0]
     source = first_cell.source(first_cell.repository())
     assert cell.source == source, "run: python book/lessons.py setup"
-    assert "remove-cell" in cell.metadata.tags
-    assert cell.outputs == []
+    assert "remove-cell" in cell.metadata.tags and cell.outputs == []
 
 
 def test_the_contents_name_pages_that_exist_and_every_lesson() -> None:
@@ -203,8 +185,6 @@ def test_the_list_of_references_is_that_of_the_bibliography() -> None:
     assert plain.listed(page) == page, "run: python book/plain.py"
     assert page.count("<a id=") > 30
 
-
-# --- plain Markdown: what JupyterLab, GitHub and Colab show as it is meant ------------------------
 
 NOT_PLAIN = {
     "a role": re.compile(r"\{[\w:.-]+\}`"),
@@ -255,9 +235,7 @@ def uncaptioned(notebook: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_the_markdown_of_a_notebook_is_plain(path: Path) -> None:
-    notebook = read(path)
-    assert not_plain(notebook) == []
-    assert uncaptioned(notebook) == []
+    assert not_plain(read(path)) + uncaptioned(read(path)) == []
 
 
 def test_figures_of_a_lesson_are_counted() -> None:
@@ -265,7 +243,7 @@ def test_figures_of_a_lesson_are_counted() -> None:
     counted: dict[str, list[int]] = {}
     for path in LESSONS:
         texts = "\n\n".join(markdown(read(path)))
-        for lesson, number in re.findall(r"^\*\*Figure (\d\d)\.(\d+)\.\*\*", texts, re.MULTILINE):
+        for lesson, number in re.findall(r"(?m)^\*\*Figure (\d\d)\.(\d+)\.\*\*", texts):
             assert path.name.startswith(lesson)
             counted.setdefault(lesson, []).append(int(number))
     assert len(counted) >= 8
@@ -289,11 +267,11 @@ def test_figures_of_a_lesson_are_counted() -> None:
     ],
 )
 def test_markdown_that_is_not_plain_is_found(text: str) -> None:
-    assert not_plain(notebook_of(nbformat.v4.new_markdown_cell(text))) != []
+    assert not_plain(notebook_of(words(text))) != []
 
 
 def test_a_caption_belongs_to_a_figure() -> None:
-    caption = nbformat.v4.new_markdown_cell("**Figure 03.1.** A load.")
+    caption = words("**Figure 03.1.** A load.")
     hidden = code("plot()", mystnb={"figure": {"caption": "A load."}})
     cases = [(picture("Bars."), caption), (picture("Bars."),), (code("1"), caption), (hidden,)]
     assert [len(uncaptioned(notebook_of(*cells))) for cells in cases] == [0, 1, 1, 1]
@@ -331,9 +309,6 @@ def test_an_entry_that_nobody_can_find_is_seen(field: str) -> None:
     assert unfindable(f"@misc{{x,\n  title = {{A}},\n  {field}\n}}") == ["x"]
 
 
-# --- that the checks above see what they should --------------------------------------------------
-
-
 def notebook_of(*cells: Any) -> Any:
     """A notebook with the metadata that a lesson has."""
     notebook: Any = nbformat.v4.new_notebook(cells=list(cells))
@@ -343,16 +318,23 @@ def notebook_of(*cells: Any) -> Any:
 
 def code(source: str, *outputs: Any, count: int | None = 1, **metadata: Any) -> Any:
     """A code cell with stored outputs."""
-    return nbformat.v4.new_code_cell(
-        source, execution_count=count, outputs=list(outputs), metadata=metadata
-    )
+    more: Any = {"execution_count": count, "outputs": list(outputs), "metadata": metadata}
+    return nbformat.v4.new_code_cell(source, **more)
+
+
+words = nbformat.v4.new_markdown_cell
+
+
+def png(image: Image.Image, **how: Any) -> str:
+    """An image as a notebook stores it."""
+    made = io.BytesIO()
+    image.save(made, "PNG", **how)
+    return base64.b64encode(made.getvalue()).decode()
 
 
 def picture(alt: str = "") -> Any:
     """A cell that has drawn a figure."""
-    dot = io.BytesIO()
-    Image.new("P", (1, 1)).save(dot, "PNG")
-    data = {"image/png": base64.b64encode(dot.getvalue()).decode()}
+    data = {"image/png": png(Image.new("P", (1, 1)))}
     output = nbformat.v4.new_output("display_data", data=data)
     return code("plot()", output, mystnb={"image": {"alt": alt}})
 
@@ -380,8 +362,8 @@ def test_an_unfinished_lesson_is_found(cell: Any, message: str) -> None:
     [
         picture(),
         picture("figure"),
-        nbformat.v4.new_markdown_cell("![](load.png)"),
-        nbformat.v4.new_markdown_cell('<img src="load.png">'),
+        words("![](load.png)"),
+        words('<img src="load.png">'),
         code("f()", nbformat.v4.new_output("display_data", data={"text/html": "<svg></svg>"})),
     ],
 )
@@ -389,27 +371,29 @@ def test_a_figure_without_words_is_found(cell: Any) -> None:
     assert len(undescribed(notebook_of(cell))) == 1
 
 
+def stored(folder: Path, *cells: Any) -> tuple[Path, Any]:
+    """A notebook as somebody left it, and where."""
+    notebook = nbformat.v4.new_notebook(cells=list(cells))
+    nbformat.write(notebook, folder / "lesson.ipynb")
+    return folder / "lesson.ipynb", notebook
+
+
 def test_normal_form_is_one_form(tmp_path: Path) -> None:
     pieces = [stream("a"), stream("b\n")]
     cell = code("print('ab')", *pieces, count=7, execution={"at": "noon"})
-    notebook: Any = nbformat.v4.new_notebook(cells=[cell])
-    path = tmp_path / "lesson.ipynb"
-    nbformat.write(notebook, path)
+    path, notebook = stored(tmp_path, cell)
     assert not lessons.is_normal(path)
     lessons.normalise(notebook)
     lessons.write(notebook, path)
     assert lessons.is_normal(path)
     cell = read(path)["cells"][0]
-    assert cell["execution_count"] == 1
+    assert (cell["execution_count"], cell["metadata"]) == (1, {})
     assert "".join(cell["outputs"][0]["text"]) == "ab\n"
-    assert cell["metadata"] == {}
 
 
 def test_a_figure_is_stored_in_few_colours_and_no_pixel_is_far_off() -> None:
     ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
-    stored = io.BytesIO()
-    Image.fromarray(ramp).save(stored, "PNG", dpi=(220, 220))
-    few = lessons.in_few_colours(base64.b64encode(stored.getvalue()).decode())
+    few = lessons.in_few_colours(png(Image.fromarray(ramp), dpi=(220, 220)))
     shown = Image.open(io.BytesIO(base64.b64decode(few)))
     assert shown.mode == "P" and round(shown.info["dpi"][0]) == 220
     assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - ramp).max() <= 2
@@ -419,8 +403,7 @@ def test_a_figure_is_stored_in_few_colours_and_no_pixel_is_far_off() -> None:
 def test_a_lesson_that_fails_is_left_as_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "lesson.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[code("1/0", count=None)]), path)
+    path, _ = stored(tmp_path, code("1/0", count=None))
     before = path.read_bytes()
     assert lessons.main(["run", str(path)]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -428,13 +411,10 @@ def test_a_lesson_that_fails_is_left_as_it_was(
     assert [entry.name for entry in tmp_path.iterdir()] == ["lesson.ipynb"]
 
 
-def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_figures_have_twice_the_dots_that_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    cells = ["from minimoe.course import style\nimport matplotlib.pyplot as plt\nstyle.use()",
-             "plt.plot([1, 2])\nplt.show()"]  # fmt: skip
-    notebook: Any = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    begin = "from minimoe.course import style\nimport matplotlib.pyplot as plt\nstyle.use()"
+    notebook = notebook_of(code(begin), code("plt.plot([1, 2])\nplt.show()"))
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     (output,) = notebook.cells[1].outputs
     with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as drawn:
@@ -442,17 +422,13 @@ def test_figures_of_lessons_have_twice_the_dots_that_they_are_shown_with(
         assert drawn.info["dpi"][0] == pytest.approx(220, abs=1)
 
 
-# --- the first cell: silent here, and on Colab it fetches what is missing -------------------------
-
-
 class Colab:
     """A machine on which the cell is run: commands are noted, and cloning makes the folder."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.course = folder / "course"
+        self.course, self.has_library = folder / "course", False
         self.commands: list[list[str]] = []
         self.moved: list[str] = []
-        self.has_library = False
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.setattr(subprocess, "run", self.do)
@@ -463,8 +439,11 @@ class Colab:
         assert check, "a command that fails must stop the notebook"
         self.commands.append(command)
         if command[0] == "git":
-            self.course.mkdir()
-            (self.course / "pyproject.toml").touch()
+            self.clone()
+
+    def clone(self) -> None:
+        self.course.mkdir()
+        (self.course / "pyproject.toml").touch()
 
     def find(self, name: str) -> ModuleSpec | None:
         assert name == "minimoe"
@@ -484,10 +463,11 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Colab:
 
 def test_on_colab_it_clones_installs_and_goes_to_the_lessons(colab: Colab) -> None:
     colab.run("someone/some.course")
-    assert colab.commands == [
-        ["git", "clone", "--quiet", "--depth", "1", "https://github.com/someone/some.course", str(colab.course)],
-        [sys.executable, "-m", "pip", "install", "--quiet", "--editable", str(colab.course), "anywidget>=0.9,<1"],
-    ]  # fmt: skip
+    course, address = str(colab.course), "https://github.com/someone/some.course"
+    clone, install = colab.commands
+    assert clone == ["git", "clone", "--quiet", "--depth", "1", address, course]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    assert install == [*pip, course, "anywidget>=0.9,<1"]
     assert sys.path[0] == str(colab.course)
     assert colab.moved == [str(colab.course / "notebooks")]
 
@@ -499,11 +479,8 @@ def test_what_is_installed_beside_the_library_is_what_the_course_needs() -> None
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_on_colab_a_second_run_goes_to_the_lessons_and_installs_what_was_interrupted(
-    colab: Colab, installed: bool
-) -> None:
-    colab.course.mkdir()
-    (colab.course / "pyproject.toml").touch()
+def test_a_second_run_installs_what_was_interrupted(colab: Colab, installed: bool) -> None:
+    colab.clone()
     colab.has_library = installed
     colab.run("someone/course")
     install = [sys.executable, "-m", "pip", "install"]
@@ -543,15 +520,8 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-def test_the_address_comes_from_the_setting_and_is_put_in_once(
-    setting: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "lesson.ipynb"
-    cells = [
-        nbformat.v4.new_markdown_cell("# A"),
-        nbformat.v4.new_code_cell("1", execution_count=1),
-    ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+def test_the_address_is_that_of_the_setting_and_put_in_once(setting: Any, tmp_path: Path) -> None:
+    path, _ = stored(tmp_path, words("# A"), code("1"))
     for name in ("", "some.one/course"):
         setting(name)
         lessons.set_up(path)
@@ -564,8 +534,7 @@ def test_the_address_comes_from_the_setting_and_is_put_in_once(
 
 def test_a_setting_that_is_no_repository_is_refused(setting: Any) -> None:
     setting("https://github.com/a/b")
-    with pytest.raises(ValueError, match="expected 'owner/name'"):
-        first_cell.repository()
+    refuses(ValueError, "expected 'owner/name'", first_cell.repository)
 
 
 def test_a_kernel_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,8 +547,7 @@ def test_a_kernel_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.Mo
         return "kernel"
 
     monkeypatch.setattr(lessons_plugin, "START", start)
-    with pytest.raises(RuntimeError, match="died"):
-        lessons_plugin.started("python")
+    refuses(RuntimeError, "died", lessons_plugin.started, "python")
     assert lessons_plugin.started("python") == "kernel" and lived == ["python"] * 4
 
 
