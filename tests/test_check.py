@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from minimoe.check.likeness import Compared, part
 from minimoe.check.task import TASKS, Task, checks
 from minimoe.errors import ConfigError
 from tests.left_out import left_out
+from tests.small import refuses
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,6 @@ def task() -> Iterator[Task]:
     made = Task("00.1", "double", "Double a number.", 1, 5, ("00 §1",), hints)
     yield made
     TASKS.pop(made.id, None)
-
-
-# --- comparing ------------------------------------------------------------------------------------
 
 
 def double(x: Tensor) -> Tensor:
@@ -66,13 +64,27 @@ CASES = [case(x=torch.tensor([[0.0, 2.0]])), case(x=torch.tensor([[1.0, 3.0]]))]
 LARGE = extreme(x=torch.tensor([[1e35, 1.0]]))
 
 
+VIEW = forms.like("x", "the result")
+
+
 def judged(answer: Any, cases: Any = CASES, row: Any = "pair") -> str:
     """What `judge` says of an answer: what was tried, or the failure as text."""
-    view = forms.like("x", "the result")
     try:
-        return judge(answer, double, WrongDouble, cases, view, "00 §9", row=row)
+        return judge(answer, double, WrongDouble, cases, VIEW, "00 §9", row=row)
     except CheckFailed as failed:
         return " ".join(str(failed).split())
+
+
+def failure(call: Callable[..., Any], *given: Any) -> CheckFailed:
+    """How a check fails that is called like this."""
+    with pytest.raises(CheckFailed) as failed:
+        call(*given)
+    return failed.value
+
+
+def drawn(*shape: int) -> Tensor:
+    """Normal numbers, the same ones for the same number of rows."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0]))
 
 
 def test_a_right_answer_passes_with_what_was_tried() -> None:
@@ -91,10 +103,9 @@ def test_rows_may_have_names_of_their_own() -> None:
     assert "expected row 0 of 1: 2 6 came row 0 of 1: 1 9" in said
     a, b = torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])
     assert difference(a, b, ("first", "second").__getitem__) == ("second: 0", "second: 1")
-    with pytest.raises(CheckFailed) as failed:
-        check.bias_step(WrongBiasStep.not_moved.variant)
-    assert failed.value.tried.startswith("s [8, 4]")  # eight tokens: none of them is number 8
-    assert failed.value.expected == "step of the bias, in units of the rate: 1 -1 1 1"
+    failed = failure(check.bias_step, WrongBiasStep.not_moved.variant)
+    assert failed.tried.startswith("s [8, 4]")  # eight tokens: none of them is number 8
+    assert failed.expected == "step of the bias, in units of the rate: 1 -1 1 1"
 
 
 def test_lists_of_numbers_are_shown_and_long_ones_are_named() -> None:
@@ -108,8 +119,7 @@ def test_an_unknown_mistake_says_so_and_sends_to_the_lesson() -> None:
     assert "None of the common mistakes" in said and "every case differs." in said
     assert "lesson 00, section 9" in said
     assert "not finite" in judged(lambda x: 2 * x / (x - x))
-    first_alone = judged(lambda x: torch.where(x == 0, 5.0, 2 * x))
-    assert "1 of 2 cases differs." in first_alone
+    assert "1 of 2 cases differs." in judged(lambda x: torch.where(x == 0, 5.0, 2 * x))
     assert "2 of 3 cases differ." in judged(lambda x: 2 * x + (x == 3), [*CASES, CASES[1]])
 
 
@@ -117,10 +127,8 @@ def twice(x: Tensor, k: int, flag: bool) -> Tensor:
     return 2 * k * x + flag * x[:1]
 
 
-LIKE = [
-    case(x=torch.randn(n, 4, generator=torch.Generator().manual_seed(n)), k=k, flag=flag)
-    for n, k, flag in ((2, 3, True), (3, 1, False), (4, 5, True), (5, 4, False))
-]
+SIZES = ((2, 3, True), (3, 1, False), (4, 5, True), (5, 4, False))
+LIKE = [case(x=drawn(n, 4), k=k, flag=flag) for n, k, flag in SIZES]
 
 
 # what an answer makes of the right one, and what it is told
@@ -147,30 +155,20 @@ FACTS = {
 
 
 @pytest.mark.parametrize(("answer", "fact"), FACTS.items())
-def test_an_unknown_mistake_is_told_what_it_has_in_common_with_the_right_answer(
-    answer: str, fact: str
-) -> None:
+def test_an_unknown_mistake_is_told_how_it_is_like_the_right_answer(answer: str, fact: str) -> None:
     def given(x: Tensor, k: int, flag: bool) -> Any:
         known = {"x": x, "k": k, "flag": flag, "twice": twice, "right": twice(x, k, flag)}
         return eval(answer, known)
 
-    with pytest.raises(CheckFailed) as failed:
-        judge(given, twice, Suspects, LIKE, forms.like("x", "the result"), "00 §9")
-    assert failed.value.cause.startswith(fact)
+    failed = failure(judge, given, twice, Suspects, LIKE, VIEW, "00 §9")
+    assert failed.cause.startswith(fact)
 
 
 def test_an_answer_that_changes_where_the_right_one_does_not_is_told_so() -> None:
-    cases = [case(z=torch.randn(n, 3, generator=torch.Generator().manual_seed(n))) for n in (3, 4)]
-    with pytest.raises(CheckFailed) as failed:
-        judge(
-            lambda z: z.sigmoid(),
-            lambda z: z.softmax(-1),
-            Suspects,
-            cases,
-            forms.like("z"),
-            "00 §9",
-        )
-    assert failed.value.cause == "With z + 1 for z the right numbers stay, and yours change."
+    cases = [case(z=drawn(n, 3)) for n in (3, 4)]
+    answers = (lambda z: z.sigmoid(), lambda z: z.softmax(-1))
+    failed = failure(judge, *answers, Suspects, cases, forms.like("z"), "00 §9")
+    assert failed.cause == "With z + 1 for z the right numbers stay, and yours change."
 
 
 def test_the_part_of_a_result_that_is_wrong_is_named_with_what_it_has_in_common() -> None:
@@ -178,22 +176,17 @@ def test_the_part_of_a_result_that_is_wrong_is_named_with_what_it_has_in_common(
     view = forms.of_numbers("the square", "the root")
 
     def said(answer: Any) -> str:
-        with pytest.raises(CheckFailed) as failed:
-            judge(answer, lambda n: (n**2, n**0.5), Suspects, cases, view, "00 §9")
-        return failed.value.cause
+        given = (answer, lambda n: (n**2, n**0.5), Suspects, cases, view, "00 §9")
+        return failure(judge, *given).cause
 
     there = "All that is wrong is in the square; the rest is right. There your numbers are 2 times the right ones, in"
     assert said(lambda n: (2 * n**2, n**0.5)).startswith(there)
     assert said(lambda n: (n**2, n**0.4)) == "All that is wrong is in the root; the rest is right."
 
 
-def test_few_numbers_and_what_a_learner_prints_tell_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # any number is a multiple of one other
-    assert "None of" in judged(
-        lambda x: x**3 + 3, [case(x=torch.tensor([[n]])) for n in (1.0, 2.0)]
-    )
+def test_few_numbers_and_what_is_printed_tell_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    few = [case(x=torch.tensor([[n]])) for n in (1.0, 2.0)]
+    assert "None of" in judged(lambda x: x**3 + 3, few)  # any number is a multiple of one other
     assert "None of" in judged(lambda x: print("called") or x**3)
     assert capsys.readouterr().out == "called\n" * len(CASES)
 
@@ -221,15 +214,18 @@ def true_facts(cause: str, x: Compared) -> Iterator[str]:
     keep = [i for i, r in enumerate(x.right) if r.numel()]
     came, right = ([side[i].double() for i in keep] for side in (x.came, x.right))
     x = part(replace(x, cases=[x.cases[i] for i in keep], came=came, right=right))[1]
-    right = [x.view(c.call(x.reference), c).double() for c in x.cases]
+
+    def reference(c: Any) -> Tensor:
+        return x.view(c.call(x.reference), c).double()
+
+    right = [reference(c) for c in x.cases]
     bad = replace(x, right=right).wrong()
     for pattern, kind in SAID.items():
         if not (found := re.search(pattern, cause)):
             continue
         if kind == "cases":
-            assert [bool(eval(found[1], dict(c.arguments))) for c in x.cases] == [
-                bool(b.any()) for b in bad
-            ]
+            these = [bool(eval(found[1], dict(c.arguments))) for c in x.cases]
+            assert these == [bool(b.any()) for b in bad]
         for c, a, r, b in zip(x.cases, x.came, right, bad, strict=True):
             scope = {**c.arguments, "right": r, "torch": torch}
             if kind == "of right":
@@ -238,9 +234,7 @@ def true_facts(cause: str, x: Compared) -> Iterator[str]:
                 assert not bool((b & ~eval(found[1], scope)).any())
             elif kind == "right" and "[" not in found[1]:
                 other = replace(c, arguments={**c.arguments, found[1]: eval(found[2], scope)})
-                assert torch.allclose(
-                    a.double(), x.view(other.call(x.reference), other).double(), 1e-3, 1e-3
-                )
+                assert torch.allclose(a.double(), reference(other), 1e-3, 1e-3)
             elif kind == "free" and isinstance(v := c.arguments.get(found[1]), int):
                 other = replace(c, arguments={**c.arguments, found[1]: v + 3})
                 free = x.tried(x.answer, other)  # None: it stops, as with more choices than experts
@@ -265,26 +259,21 @@ def test_an_error_of_the_learner_comes_through_with_its_arguments() -> None:
 
 
 def test_what_stops_a_later_case_is_told_only_if_the_earlier_ones_are_right() -> None:
-    empty = case(x=torch.zeros(0, 2))
+    cases = [*CASES, case(x=torch.zeros(0, 2))]
 
     def fails_without_tokens(x: Tensor, factor: float) -> Tensor:
         return factor * x.view(len(x), -1)  # PyTorch cannot tell what -1 is where there is nothing
 
-    assert "1.5 times the right" in judged(lambda x: fails_without_tokens(x, 3), [*CASES, empty])
+    assert "1.5 times the right" in judged(lambda x: fails_without_tokens(x, 3), cases)
     with pytest.raises(RuntimeError, match="cannot reshape") as caught:
-        judged(lambda x: fails_without_tokens(x, 2), [*CASES, empty])
+        judged(lambda x: fails_without_tokens(x, 2), cases)
     assert any("an empty batch" in note for note in caught.value.__notes__)
-    assert "shape of the result" in judged(lambda x: 2 * x if len(x) else x.T, [*CASES, empty])
-    assert "1.5 times" in judged(lambda x: 3 * x if len(x) else x.T, [*CASES, empty])
+    assert "shape of the result" in judged(lambda x: 2 * x if len(x) else x.T, cases)
+    assert "1.5 times" in judged(lambda x: 3 * x if len(x) else x.T, cases)
 
 
-def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def wrong(x: Tensor, weight: Tensor, k: int) -> Tensor:
-        return x @ weight
-
-    answers: list[tuple[Any, int]] = [(wrong, 2), (lambda x: x, 1)]
+def test_an_error_is_shown_without_the_lines_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [(lambda x, weight, k: x @ weight, 2), (lambda x: x, 1)]
     for answer, lines in answers:
         with pytest.raises((RuntimeError, TypeError)) as caught:
             check.top_k_router(answer)
@@ -300,8 +289,7 @@ def test_an_error_of_the_learner_is_shown_without_the_lines_of_the_check(
 
 
 def test_a_suspect_without_words_is_refused() -> None:
-    with pytest.raises(ValueError, match="no docstring"):
-        suspect("00 §1")(lambda x: x)
+    refuses(ValueError, "no docstring", suspect("00 §1"), lambda x: x)
 
 
 def test_the_place_of_the_largest_difference_is_shown() -> None:
@@ -349,14 +337,9 @@ WEIGHTS, EXPERTS = torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]])
     ],
 )
 def test_an_answer_of_another_form_is_named(look: Any, value: Any, message: str) -> None:
-    rest = {
-        forms.expect_tensor: ("w", (3, 2)),
-        forms.expect_number: ("n",),
-        forms.expect_tuple: (("a", "b"),),
-        forms.expect_routing: (2, 1, 3),
-    }
-    with pytest.raises(CheckFailed, match=message):
-        look(value, *rest[look])
+    rest = {forms.expect_tensor: ("w", (3, 2)), forms.expect_number: ("n",)}
+    rest |= {forms.expect_tuple: (("a", "b"),), forms.expect_routing: (2, 1, 3)}
+    refuses(CheckFailed, message, look, value, *rest[look])
 
 
 def test_any_precision_and_numpys_numbers_will_do() -> None:
@@ -375,9 +358,8 @@ def test_words_for_numbers_shapes_and_places() -> None:
     assert numbers(torch.arange(12)) == "0 1 2 3 4 5 6 7 … (12 in all)"
     assert shape(torch.zeros(2, 3)) == "float32 [2, 3]"
     assert (shape(None), shape((1, 2)), shape([])) == ("None", "a tuple of 2", "a list")
-    assert place("03 §2") == "lesson 03, section 2"
-    assert place("03 What could go wrong") == "lesson 03, 'What could go wrong'"
-    assert place("03") == "lesson 03"
+    places = ("lesson 03, section 2", "lesson 03, 'What could go wrong'", "lesson 03")
+    assert (place("03 §2"), place("03 What could go wrong"), place("03")) == places
 
 
 def test_a_check_prints_one_line_and_keeps_the_progress(
@@ -389,29 +371,24 @@ def test_a_check_prints_one_line_and_keeps_the_progress(
             raise CheckFailed(expected="2", came=str(value), cause="Double it.", reread="00 §1")
         return "one number"
 
-    with pytest.raises(CheckFailed) as failed:
-        doubled(3)
-    assert str(failed.value).startswith("00.1 is not right yet.")
-    assert 'check.hint("00.1")' in str(failed.value)
-    assert failed.value._render_traceback_() == str(failed.value).split("\n")
+    failed = failure(doubled, 3)
+    assert str(failed).startswith("00.1 is not right yet.")
+    assert 'check.hint("00.1")' in str(failed)
+    assert failed._render_traceback_() == str(failed).split("\n")
     assert not apart.exists() and capsys.readouterr().out == ""
     doubled(2)
     assert capsys.readouterr().out == "00.1 passed: one number.\n"
     assert [f.name for f in apart.iterdir()] == ["00.1"]
 
-    with pytest.raises(ConfigError, match="two checks"):
-        checks(task)(lambda value: "")
+    refuses(ConfigError, "two checks", checks(task), lambda value: "")
 
 
 def test_a_check_leaves_the_random_numbers_alone(task: Task) -> None:
-    @checks(task)
-    def drawn(value: int) -> str:
-        return str(torch.rand(3).tolist())
-
+    checked = checks(task)(lambda value: str(torch.rand(3).tolist()))
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    drawn(0)
+    checked(0)
     assert torch.equal(torch.rand(2), expected)
     assert torch.equal(forms.draw(3, 4), forms.draw(3, 4))
     assert not torch.equal(forms.draw(3, 4), forms.draw(4, 4))
@@ -420,21 +397,16 @@ def test_a_check_leaves_the_random_numbers_alone(task: Task) -> None:
 def test_hints_come_one_at_a_time(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
     checks(task)(lambda value: "")
 
-    def said() -> str:
+    def said(*which: int) -> str:
+        check.hint("00.1", *which)
         return capsys.readouterr().out.strip()
 
-    told: list[str] = []
-    for _ in range(4):
-        check.hint("00.1")
-        told.append(said())
+    told = [said() for _ in range(4)]
     given = [f"Hint {i} of 3 for 00.1: {hint}" for i, hint in enumerate(task.hints, start=1)]
     assert told == [*given, given[-1]]
-    check.hint("00.1", 1)
-    assert said() == told[0]
-    with pytest.raises(ConfigError, match="hints 1 to 3"):
-        check.hint("00.1", 4)
-    with pytest.raises(ConfigError, match=r"no task '77.7'; the tasks are 00.1, "):
-        check.hint("77.7")
+    assert said(1) == told[0]
+    refuses(ConfigError, "hints 1 to 3", check.hint, "00.1", 4)
+    refuses(ConfigError, r"no task '77.7'; the tasks are 00.1, ", check.hint, "77.7")
 
 
 def test_progress_is_kept_from_one_kernel_to_the_next(task: Task, apart: Path) -> None:
@@ -463,9 +435,7 @@ def test_what_this_kernel_passed_is_shown_where_nothing_can_be_kept(
         assert check.progress("00").rows[0][-1] == "now"
 
 
-def test_progress_is_in_the_cache_unless_told_otherwise(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_in_the_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINIMOE_PROGRESS")
     assert record.folder() == own_cache / "progress"
     record.record("00.1")
@@ -474,10 +444,8 @@ def test_progress_is_in_the_cache_unless_told_otherwise(
 
 def test_jupyter_shows_the_message_without_a_traceback() -> None:
     """In an IPython of its own: the learner's line, then the message, and nothing of the machinery."""
-    code = (
-        "from minimoe import check\n"
-        "check.top_k_router(lambda x, weight, k: (x.float() @ weight.float().T).softmax(-1).topk(k))"
-    )
+    answer = "lambda x, weight, k: (x.float() @ weight.float().T).softmax(-1).topk(k)"
+    code = f"from minimoe import check\ncheck.top_k_router({answer})"
     options = ["--colors=NoColor", "--no-banner", "--quick", "-c", code]
     command = [sys.executable, "-m", "IPython", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
