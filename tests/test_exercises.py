@@ -25,12 +25,11 @@ pytest.importorskip("nbgrader", reason="needs nbgrader: pip install 'minimoe[tea
 import nbformat
 
 from book import exercises, teaching, vetting
+from tests.small import refuses
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
-REGION = re.compile(
-    r"^[ \t]*### BEGIN (SOLUTION|HIDDEN TESTS)\n(.*?)^[ \t]*### END \1$", re.M | re.S
-)
+REGION = re.compile(r"(?ms)^[ \t]*### BEGIN (SOLUTION|HIDDEN TESTS)\n(.*?)^[ \t]*### END \1$")
 of_each_exercise = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
 of_each_task = pytest.mark.parametrize("task", sorted(TASKS))
 
@@ -43,9 +42,6 @@ def cells(path: Path, kind: str = "code") -> list[Any]:
 def task_of(cell: Any) -> str:
     """The task that a cell belongs to, such as '03.1'; '' for none."""
     return cell.metadata.get("minimoe", {}).get("task", "")
-
-
-# --- what a learner gets --------------------------------------------------------------------------
 
 
 def test_exercises_are_what_the_generator_makes_and_there_are_no_others() -> None:
@@ -100,8 +96,7 @@ def test_every_task_has_an_answer_a_check_and_a_heading(path: Path) -> None:
 
 def run(path: Path) -> dict[str, BaseException]:
     """Run the code cells of a notebook one after the other in one namespace; what the check cells raised, by task."""
-    space: dict[str, Any] = {}
-    raised: dict[str, BaseException] = {}
+    space, raised = dict[str, Any](), dict[str, BaseException]()
     for cell in cells(path):
         try:
             exec(compile(cell.source, path.name, "exec"), space)
@@ -122,24 +117,18 @@ def test_an_untouched_exercise_says_which_task_it_is(path: Path) -> None:
     raised = run(ROOT / "exercises" / path.name)
     assert set(raised) == {i for i in TASKS if i.startswith(path.stem[:2])}
     for task, error in raised.items():
-        assert isinstance(error, NotImplementedError)
-        assert str(error) == f"task {task}: {TASKS[task].task.title}"
+        assert repr(error) == f"NotImplementedError({f'task {task}: {TASKS[task].task.title}'!r})"
 
-
-# --- right and wrong answers ----------------------------------------------------------------------
 
 STORED = {task: mine for path in SOLUTIONS for task, mine in vetting.stored(path.stem[:2]).items()}
 
-RIGHT = {
-    task: next(answer for name, answer in mine.items() if name.startswith("right_"))
-    for task, mine in STORED.items()
-}
+NAMES = [(task, name) for task, mine in STORED.items() for name in mine]
+RIGHT = {task: STORED[task][name] for task, name in NAMES[::-1] if name.startswith("right_")}
 
 
 def answers(kind: str) -> Any:
     """The stored answers to all tasks that are 'right' or 'wrong'."""
-    found = [(task, name) for task in STORED for name in STORED[task] if name.startswith(kind)]
-    return pytest.mark.parametrize(("task", "name"), found)
+    return pytest.mark.parametrize(("task", "name"), [x for x in NAMES if x[1].startswith(kind)])
 
 
 @functools.cache
@@ -264,8 +253,7 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
         given = right(*[v.clone() if isinstance(v, torch.Tensor) else v for v in values])
         for value in values:
             if isinstance(value, torch.Tensor):
-                add = value.logical_not_ if value.dtype == torch.bool else lambda v=value: v.add_(1)
-                changed.add(id(add()))
+                changed.add(id(value.copy_(~value if value.dtype == torch.bool else value + 1)))
         return given
 
     assert said(lambda *_: None).startswith("Nothing is returned")
@@ -283,8 +271,6 @@ def test_what_every_answer_can_get_wrong_is_said(task: str) -> None:
 
         assert f"nothing can be learnt through {name}" in said(cut_off)
 
-
-# --- a secret: checks judge as without it, and neither a table of answers nor their order passes ---
 
 SECRETS = (3, 2**61 + 5)
 
@@ -307,23 +293,22 @@ def test_a_secret_changes_numbers_sizes_and_order_and_the_same_one_does_not() ->
 
 def key(values: tuple[Any, ...]) -> str:
     """Arguments as a key; functions are not told apart."""
-    return str(
-        [v.tolist() if isinstance(v, torch.Tensor) else v for v in values if not callable(v)]
-    )
+    told = [v for v in values if not callable(v)]
+    return str([v.tolist() if isinstance(v, torch.Tensor) else v for v in told])
 
 
 class Recorded:
-    """What an answer gave, call by call."""
+    """What the right answer to a task, which passes, gave call by call."""
 
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        self.answer = answer
+    def __init__(self, task: str) -> None:
         self.calls: list[tuple[str, Any]] = []
 
-    def __call__(self, *values: Any) -> Any:
-        told = key(values)
-        given = self.answer(*values)
-        self.calls.append((told, given))
-        return given
+        def answer(*values: Any) -> Any:
+            told = key(values)
+            self.calls.append((told, RIGHT[task](*values)))
+            return self.calls[-1][1]
+
+        assert vetting.passes(task, answer)
 
     def table(self) -> Callable[..., Any]:
         """Answers by their arguments; the first for those that are not in it."""
@@ -339,8 +324,7 @@ class Recorded:
 @pytest.mark.usefixtures("verdicts_alone")
 @of_each_task
 def test_no_table_and_no_order_of_calls_passes(task: str) -> None:
-    recorded = Recorded(RIGHT[task])
-    assert vetting.passes(task, recorded)
+    recorded = Recorded(task)
     for cheat in (recorded.table, recorded.order):
         for secret in SECRETS:
             with varied(secret):
@@ -351,8 +335,7 @@ def test_no_table_and_no_order_of_calls_passes(task: str) -> None:
 def test_what_the_test_above_rejects_passes_without_a_secret() -> None:
     """Where nothing is learnt through the answer, so that numbers without a graph will do."""
     for task in ("01.2", "02.4", "03.1", "05.4", "06.2"):
-        recorded = Recorded(RIGHT[task])
-        assert vetting.passes(task, recorded)
+        recorded = Recorded(task)
         assert vetting.passes(task, recorded.order())
         assert task == "05.4" or vetting.passes(task, recorded.table())
 
@@ -363,12 +346,9 @@ def test_every_answer_is_judged_as_it_should_be_with_a_secret(path: Path) -> Non
     assert vetting.misjudged(path.stem[:2], nbformat.read(path, as_version=4), SECRETS[0]) == ""
 
 
-def test_a_secret_that_misjudges_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = iter(["03.1, wrong_one", ""])
+def test_a_misjudging_secret_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, drawn = iter(["03.1, wrong_one", ""]), iter([11, 12])
     monkeypatch.setattr(vetting, "misjudged", lambda *_: next(found))
-    drawn = iter([11, 12])
     monkeypatch.setattr("secrets.randbits", lambda _: next(drawn))
     assert vetting.draw("03", None) == 12
     vetting.keep(tmp_path, "03_routing", 12)
@@ -378,8 +358,8 @@ def test_a_secret_that_misjudges_is_not_taken(
     assert json.loads((tmp_path / "secrets.json").read_text())
     monkeypatch.setattr(vetting, "misjudged", lambda *_: "03.1, wrong_one")
     monkeypatch.setattr("secrets.randbits", lambda _: 1)
-    with pytest.raises(ValueError, match="no secret for exercise 03 judges as it should"):
-        vetting.draw("03", None)
+    said = "no secret for exercise 03 judges as it should"
+    refuses(ValueError, said, vetting.draw, "03", None)
 
 
 # The lesson that builds each module of the library. What is not named here is of lesson 00: everybody has it.
@@ -442,12 +422,10 @@ def test_the_sections_to_reread_exist() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in checks)
     cited = set(re.findall(r'"(\d\db? (?:§\d+|[A-Z][^".]*))"', text))
     cited |= {section for entry in TASKS.values() for section in entry.task.sections}
-    headings = {
-        path.stem.split("_")[0]: re.findall(
-            r"^#+ (.+)$", "\n".join(c.source for c in cells(path, "markdown")), re.M
-        )
-        for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
-    }
+    headings: dict[str, list[str]] = {}
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        page = "\n".join(c.source for c in cells(path, "markdown"))
+        headings[path.stem.split("_")[0]] = re.findall(r"^#+ (.+)$", page, re.M)
     for lesson, _, part in (section.partition(" ") for section in cited):
         if lesson in headings:
             wanted = f"{part[1:]}. " if part.startswith("§") else part
