@@ -207,10 +207,7 @@ class ServedModel(ForeignSource):
                     return reply.json()
             except ValueError:
                 fault = "a reply that is no JSON"
-            except (
-                self._httpx.TransportError,
-                RuntimeError,
-            ) as error:  # RuntimeError: closed by `ask`
+            except (self._httpx.TransportError, RuntimeError) as error:  # or `ask` has closed it
                 fault = f"{type(error).__name__}: {error}"
             else:
                 if reply.status_code == 404 and absent is not None:
