@@ -64,7 +64,7 @@ BUDGETS: dict[str, int] = {
     "hf": 918,
     "kernels": 1097,
     "roof": 451,
-    "study": 5788,
+    "study": 5785,
     "text": 1437,
     "train": 1748,
     "widgets": 1602,
