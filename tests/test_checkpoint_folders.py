@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,21 @@ def new_head(model: MixtralModel, rows: int, *, tied: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "dtype", "named"),
     [
-        (lambda m: new_head(m, 64, tied=False), None, r"has an lm_head\.weight of its own, but tie_word_.* is true"),
-        (lambda m: new_head(m, 70, tied=True), None, r"wrong shape: \S*embed_.* is \(70, 16\), expected \(64, 16\)"),
+        (
+            partial(new_head, rows=64, tied=False),
+            None,
+            r"has an lm_head\.weight of its own, but tie_",
+        ),
+        (
+            partial(new_head, rows=70, tied=True),
+            None,
+            r"embed_\S+ is \(70, 16\), expected \(64, 16\)",
+        ),
         (lambda m: m.layers[0].to("meta"), None, "have no values yet"),
         (id, torch.int8, r"wrong type: .* is torch\.int8"),
         (id, torch.float8_e4m3fn, "has the type F8_E4M3; known are"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("layout", ["minimoe", "huggingface"])
 def test_nothing_that_cannot_be_read_replaces_a_folder(
     tmp_path: Path, layout: str, change: Any, dtype: torch.dtype | None, named: str
