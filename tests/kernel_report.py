@@ -5,8 +5,6 @@ nothing. So the report is of what a GPU would be given: registers, spills, share
 `python -m tests.kernel_report` prints the table.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

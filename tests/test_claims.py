@@ -1,7 +1,5 @@
 """The rules of claims.toml: each can say yes, no and that it cannot be told, and none says yes to a uniform router."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Every MoE family of transformers: what is recorded is what its layers are seen to do, or the family is refused."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

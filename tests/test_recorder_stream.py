@@ -1,7 +1,5 @@
 """A trace that is streamed to disk: interrupted anywhere and gone on with, it is what one run would have written."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The article's experiment on a model of one's own: from the command line to the report, interrupted, and refused."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import itertools

@@ -4,12 +4,10 @@ Three families stand for all: one that sorts its choices itself, one with a bias
 with a bias of the router. Every family is in test_recorder_families.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -41,7 +39,7 @@ class RouterLogits:
         blocks = [b.mlp for b in model.model.layers if hasattr(b.mlp, "experts")]
         self.gates = [b.gate if hasattr(b, "gate") else b.router for b in blocks]
 
-    def __enter__(self) -> RouterLogits:
+    def __enter__(self) -> Self:
         self.inputs: dict[nn.Module, Tensor] = {}
         self.handles = [gate.register_forward_hook(self.keep) for gate in self.gates]
         return self

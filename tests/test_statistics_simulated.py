@@ -8,8 +8,6 @@ errors of two hundred; a thousand runs (`slow`) hold the bounds as they are stat
 page 'How far to trust these numbers'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A trace keeps what it is given, refuses what cannot be one, and survives a crash while it is written."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from dataclasses import replace
