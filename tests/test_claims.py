@@ -32,18 +32,15 @@ def study(trace: RoutingTrace) -> Any:
     """Of a trace whose domains play the topics, the measurements that the rules read."""
     layers = trace.layers
     domains = tuple(domain_load(trace, x, **FEW) for x in layers)
+    nothing = ("domains", "information_halved", "information_topics", "tokens", "shares")
     return SimpleNamespace(
+        **dict.fromkeys(nothing, ()),
         layers=layers,
         num_layers=layers[-1],
         load={ch.TEXT: tuple(expert_load(trace, x, **FEW) for x in layers)},
-        domains=(),
         topics=domains,
         information=information(trace, **FEW),
-        information_halved=(),
-        information_topics=(),
         own={"preferred": tuple(words.preferred_experts(trace, x) for x in layers)},
-        tokens=(),
-        shares=(),
         frequent=tuple(words.frequent_tokens(trace, x, top=5) for x in layers),
         paths=(paths(trace, permutations=3), paths(trace, kind="set", permutations=3)),
         dependence=layer_dependence(trace),
