@@ -69,6 +69,16 @@ def noisy(z, k, sigma, training):
     return chosen(z + sigma * training * torch.randn_like(z), k)
 
 
+def moved(says, change):
+    """An answer that chooses by what `change` makes of the logits and of the spread of the noise."""
+
+    def answer(x, weight, k, sigma, training):
+        return chosen(change(logits(x, weight), sigma * training), k)
+
+    answer.__doc__ = f"says: {says}"
+    return answer
+
+
 class NoisyRouter(Any):
     task = "03.4"
 
@@ -78,31 +88,23 @@ class NoisyRouter(Any):
             z = torch.distributions.Normal(z, sigma).sample()
         return chosen(z, k)
 
-    def wrong_always(x, weight, k, sigma, training):
-        """says: noise when the model is used"""
-        return noisy(logits(x, weight), k, sigma, True)
+    wrong_one_noise = moved("for the whole batch", lambda z, s: z + s * torch.randn(z.shape[1]))
+    wrong_variance = moved("root of sigma", lambda z, s: z + s**0.5 * torch.randn_like(z))
+    wrong_uniform = moved("uniform", lambda z, s: z + s * torch.rand_like(z))
+    wrong_factor = moved("not that of equation (6)", lambda z, s: z * (1 + s * torch.randn_like(z)))
 
     def wrong_never(x, weight, k, sigma, training):
         """says: no noise in training; or all experts of a token have the same"""
-        return noisy(logits(x, weight), k, sigma, False)
+        return chosen(logits(x, weight), k)
 
-    def wrong_one_noise_for_all_tokens(x, weight, k, sigma, training):
-        """says: for the whole batch"""
-        return chosen(logits(x, weight) + sigma * training * torch.randn(len(weight)), k)
+    def wrong_always(x, weight, k, sigma, training):
+        """says: noise when the model is used"""
+        return noisy(logits(x, weight), k, sigma, True)
 
     def wrong_after_the_choice(x, weight, k, sigma, training):
         """says: The choice never changes"""
         w, expert = chosen(logits(x, weight), k)
         return w + sigma * training * torch.randn_like(w), expert
-
-    def wrong_variance(x, weight, k, sigma, training):
-        """says: root of sigma"""
-        return noisy(logits(x, weight), k, sigma**0.5, training)
-
-    def wrong_uniform(x, weight, k, sigma, training):
-        """says: uniform"""
-        z = logits(x, weight)
-        return chosen(z + sigma * training * torch.rand_like(z), k)
 
     def wrong_on_probabilities(x, weight, k, sigma, training):
         """says: added to the probabilities"""
@@ -138,11 +140,6 @@ class NoisyRouter(Any):
         """says: as jitter is"""
         noise = torch.empty(x.shape).uniform_(1 - sigma, 1 + sigma) if training else 1
         return chosen(logits(x.float() * noise, weight), k)
-
-    def wrong_logits_multiplied(x, weight, k, sigma, training):
-        """says: not that of equation (6)"""
-        z = logits(x, weight)
-        return chosen(z * (1 + sigma * training * torch.randn_like(z)), k)
 
 
 class BatchIndependentWeights(Any):

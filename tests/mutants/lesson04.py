@@ -50,9 +50,8 @@ class KeptTokens(Any):
     def right_before_me(expert, num_experts, factor):
         same = expert[:, None] == expert[None, :]
         before = torch.tril(same, diagonal=-1).sum(1)
-        return (
-            before < torch.tensor(factor * (len(expert) / num_experts), dtype=torch.float64).ceil()
-        )
+        share = torch.tensor(len(expert) / num_experts, dtype=torch.float64)
+        return before < (factor * share).ceil()
 
     def wrong_numbers(expert, num_experts, factor):
         """says: one True or False for each token"""
