@@ -183,7 +183,9 @@ def held_out_gain(
         sides = [(half[i][at], predictor(half[1 - i], at)) for i, at in enumerate(places)]
         for _ in range(2):
             losses = [-sum((b * p(*chosen, s)).sum() for b, p in sides) for s in _STRENGTHS]
-            chosen = (*chosen, _STRENGTHS[int(np.argmin(losses))])
+            # of equal ones the weakest: sums in another order must not choose
+            equal = np.isclose(losses, min(losses), rtol=1e-9)
+            chosen = (*chosen, _STRENGTHS[int(equal.argmax())])
         strengths.append(chosen)
 
     halves, without = (folds[:2].sum(axis=0), folds[2:].sum(axis=0)), list[float]()
