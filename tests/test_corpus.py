@@ -275,14 +275,14 @@ def test_without_pip_or_a_place_to_write_the_error_says_so(
     refuses(CorpusError, "set MINIMOE_CACHE", store.fetch, ["law"], log=quiet)
 
 
-@pytest.mark.parametrize(
-    ("platform", "variable", "below"),
-    [
-        ("linux", "XDG_CACHE_HOME", ""),
-        ("win32", "LOCALAPPDATA", ""),
-        ("darwin", "HOME", "Library/Caches"),
-    ],
-)
+PLACES = [
+    ("linux", "XDG_CACHE_HOME", ""),
+    ("win32", "LOCALAPPDATA", ""),
+    ("darwin", "HOME", "Library/Caches"),
+]
+
+
+@pytest.mark.parametrize(("platform", "variable", "below"), PLACES)
 def test_cache_dir_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, variable: str, below: str
 ) -> None:
@@ -461,10 +461,8 @@ def test_corpus_of_synthetic_wheels(index: Index) -> None:
     assert f"{law.stop - law.start:,}" in rows[0] and "CC BY 4.0" in rows[0]
     assert total.startswith("all ") and f"{len(corpus.train):,}" in total
     for name in SYNTHETIC:  # a work is on one side only
-        train, heldout = (
-            {d.work for d in split.documents if d.domain == name}
-            for split in (corpus.train, corpus.heldout)
-        )
+        sides = corpus.train.documents, corpus.heldout.documents
+        train, heldout = ({d.work for d in side if d.domain == name} for side in sides)
         assert train and not train & heldout
     scenes = [d for d in corpus.heldout.documents if d.domain == "drama"]
     assert scenes and len(scenes) == 3 * len({d.work for d in scenes})
@@ -507,10 +505,7 @@ def test_a_damaged_cached_corpus_is_made_again(index: Index, own_cache: Path) ->
 
 
 def test_a_packed_corpus_is_taken_instead_and_only_as_it_is(
-    index: Index,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     first, packed = load(), tmp_path / "packed.npz"
     main(["corpus", "pack", "--domains", ",".join(SYNTHETIC), "--out", str(packed)])
@@ -593,9 +588,8 @@ def test_what_is_installed_needs_no_network(
     left_out = ("test", "encodings", "pydoc_data", "site-packages")
     assert not [n for n in code if "/test" in n or n.startswith(left_out)]
     monkeypatch.setattr(store, "read_domain", found.__getitem__)
-    corpus = load_corpus(
-        INSTALLED, vocab_size=300, max_train_bytes=60_000, max_heldout_bytes=20_000, log=quiet
-    )
+    most: Any = {"max_train_bytes": 60_000, "max_heldout_bytes": 20_000}
+    corpus = load_corpus(INSTALLED, vocab_size=300, log=quiet, **most)
     assert corpus.domains == INSTALLED and len(corpus.train) > 10_000
     assert not (own_cache / "packages").exists()
 

@@ -31,11 +31,8 @@ NO_Z: dict[str, Any] = {"router_z_loss_coef": 0.0}
 
 
 def biases(run: Run) -> list[Tensor]:
-    return [
-        m.e_score_correction_bias.clone()
-        for m in run.model.modules()
-        if isinstance(m, SigmoidRouter)
-    ]
+    sigmoid = (m for m in run.model.modules() if isinstance(m, SigmoidRouter))
+    return [router.e_score_correction_bias.clone() for router in sigmoid]
 
 
 @pytest.mark.parametrize("router_type", ROUTER_TYPES)
@@ -187,9 +184,8 @@ def test_what_is_counted_beforehand_is_what_is_routed() -> None:
     for a, b in zip(counted, step.counts, strict=True):
         assert torch.equal(a, b)
     torch.manual_seed(6)
-    assert not all(
-        torch.equal(a, b) for a, b in zip(count_experts(model, parts), counted, strict=True)
-    )
+    again = count_experts(model, parts)
+    assert not all(torch.equal(a, b) for a, b in zip(again, counted, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -293,10 +289,8 @@ def test_router_logits_that_are_not_finite_stop_a_run_before_the_weights(
     ("model", "value"),
     [
         ({"mlp_only_layers": (0,)}, float("nan")),  # dense layers are counted too
-        (
-            SIGMOID | NO_Z,
-            3e38,
-        ),  # σ of ±inf is 0 or 1: the weights are finite although the logits are not
+        # σ of ±inf is 0 or 1: the weights are finite although the logits are not
+        (SIGMOID | NO_Z, 3e38),
         ({"router_type": "base", "num_experts_per_tok": 1}, float("nan")),  # no balanced assignment
     ],
     ids=["dense layers", "sigmoid", "base"],
@@ -338,10 +332,7 @@ def test_a_layer_that_uses_no_expert_is_logged_as_having_no_load(
 
 
 def test_the_command_line_takes_a_router_and_parts(
-    corpus: Corpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Any,
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
 ) -> None:
     monkeypatch.setattr("minimoe.text.corpus.load_corpus", lambda *a, **k: corpus)
     monkeypatch.setattr("minimoe.train.card.attributions", lambda names: "# Title\n\nmade up")
@@ -349,9 +340,8 @@ def test_the_command_line_takes_a_router_and_parts(
     relu = ["--router", "relu", "--accumulate", "2", "--balance-scope", "step"]
     assert main([*short, *relu, "--out", str(tmp_path / "run")]) == 0
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert (
-        recipe["model"]["router_type"] == "relu" and recipe["model"]["router_aux_loss_type"] == "l1"
-    )
+    made = recipe["model"]
+    assert made["router_type"] == "relu" and made["router_aux_loss_type"] == "l1"
     assert (recipe["training"]["accumulate"], recipe["training"]["balance_scope"]) == (2, "step")
     card = (tmp_path / "run" / "README.md").read_text().replace("\n", " ")
     assert "--preset=nano --quiet --steps=2 --batch-size=4 --seq-len=16 --router relu" in card
