@@ -130,7 +130,8 @@ slides: $(STAMP) ## make a lesson's slides, which need no network (LESSON=03)
 	$(PY) book/slides.py $(LESSON)
 
 book: $(STAMP) ## build the book from the stored outputs; warnings are errors
-	@rm -rf _build/html/_modules  # sources of modules that are gone would stay
+	@# sources of modules that are gone would stay; they are written again where a page is
+	@rm -rf _build/html/_modules _build/.doctrees/book/intro.doctree
 	$(VENV)/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml -W --keep-going
 	$(PY) book/check_pages.py _build/html
 

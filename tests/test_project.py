@@ -438,6 +438,14 @@ def planned(*arguments: str, environment: Path) -> str:
     return done("make", "-n", f"VENV={environment}", *arguments, check=True).stdout
 
 
+def test_a_book_that_is_built_again_writes_the_sources_that_it_removed(tmp_path: Path) -> None:
+    """Sphinx writes them with a page only, so one has to be read again."""
+    removed = re.search(r"rm -rf .*", planned("book", environment=tmp_path / "env"))
+    assert removed and {"_build/html/_modules", "_build/.doctrees/book/intro.doctree"} <= {
+        *removed[0].split()
+    }
+
+
 def stamp(plan: str) -> None:
     """Leave what says that the environment is made."""
     (path,) = re.findall(r"touch (\S+)", plan)
