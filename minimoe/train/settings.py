@@ -128,9 +128,8 @@ def with_options(config: ModelConfig, given: dict[str, Any]) -> ModelConfig:
     changes = {field: given[name] for name, field in MODEL_OPTIONS.items() if name in given}
     if "dense" in given:
         return dense_twin(config.replace(**changes), "work")
-    made = config.replace(**changes)
-    if "router" in given:
-        made = with_router(config, given["router"], **changes)
+    made = with_router(config, given["router"], **changes) if "router" in given else config
+    made = made.replace(**changes)
     if "balance_coef" in given and made.router_aux_loss_type == "none":
         fault = (
             f"--balance-coef is {given['balance_coef']}, but there is no balancing loss to weigh"

@@ -185,7 +185,8 @@ def restore_state(
         different = ""
         with contextlib.suppress(MinimoeError):
             old = read_object(path.with_name("recipe.json"))
-            different = ", ".join(differences(old, recipe))
+            words = {"command": None}  # which may differ
+            different = ", ".join(differences(old | words, recipe | words))
         fault = f"{path} belongs to another run; different: {different or 'unknown'}"
         hint = "Resume with the same options and text, or start anew in another folder"
         raise CheckpointError(f"{fault}. {hint}")
